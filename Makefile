@@ -1,0 +1,37 @@
+# Every target makes the environment it needs from a bare python3, and is quick when nothing changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+
+.PHONY: demo test check statistical lock clean
+
+demo: $(VENV)/.ready
+	@$(BIN)/streetvision demo
+
+test: $(VENV)/.ready
+	@OMP_NUM_THREADS=1 $(BIN)/pytest
+
+statistical: $(VENV)/.ready
+	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/statistical
+
+check: $(VENV)/.ready
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+lock: $(VENV)/.ready
+	@$(BIN)/uv pip compile --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url \
+		--no-annotate --no-header pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) outputs
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@echo "environment   installing into $(VENV) from requirements.lock"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet uv==$(UV_VERSION)
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@

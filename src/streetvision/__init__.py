@@ -1,0 +1,25 @@
+"""streetvision: from a folder of street images to a classifier whose probabilities can be trusted."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from streetvision.bundle.predictor import Predictor, load_bundle
+    from streetvision.eval.thresholds import select_threshold_max_mcc
+
+__version__ = "0.1.0"
+__all__ = ["Predictor", "load_bundle", "select_threshold_max_mcc"]
+
+_HOMES = {
+    "Predictor": "streetvision.bundle.predictor",
+    "load_bundle": "streetvision.bundle.predictor",
+    "select_threshold_max_mcc": "streetvision.eval.thresholds",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name at its first use, so that importing the package stays light."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'streetvision' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,1 @@
+"""What ships: one folder with everything that a prediction needs."""

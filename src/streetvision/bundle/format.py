@@ -1,0 +1,98 @@
+"""Writing and reading the bundle folder: sealed files beside one table of contents."""
+
+import gzip
+import shutil
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from streetvision.contracts.errors import ArtifactError
+from streetvision.contracts.policies import BundleManifest, ScrcPolicy, ThresholdPolicy
+from streetvision.io.atomic import open_atomic, write_json_atomic
+from streetvision.io.manifests import seal, versions
+from streetvision.io.validators import BundleValidator
+
+BUNDLE_JSON = "bundle.json"
+MODEL_CHECKPOINT = "model.pth"
+MODEL_DESCRIPTION = "model_config.json"
+BUNDLE_NAMES = (
+    BUNDLE_JSON,
+    MODEL_CHECKPOINT,
+    MODEL_DESCRIPTION,
+    "scrc_params.json",
+    "scrc_params.pkl",
+    "thresholds.json",
+)
+"""Every name that a bundle may use, its table of contents first."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose seals have been checked."""
+
+    folder: Path
+    manifest: BundleManifest
+
+
+def write_bundle(
+    folder: Path,
+    files: Mapping[str, Path],
+    *,
+    policy: ThresholdPolicy | ScrcPolicy,
+    class_names: tuple[str, str],
+    data_fingerprint: str,
+) -> Bundle:
+    """Copy `files` (name in the bundle -> source) into `folder`, seal them, and write bundle.json last.
+
+    What an earlier bundle left in `folder` goes first, its bundle.json before all else.
+    Raises ArtifactError when the policy does not belong to the model among the files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in BUNDLE_NAMES:
+        (folder / name).unlink(missing_ok=True)
+    for name, source in files.items():
+        with source.open("rb") as original, open_atomic(folder / name) as copy:
+            shutil.copyfileobj(original, copy)
+    try:
+        manifest = BundleManifest(
+            policy_type=policy.policy_type,
+            policy=policy,
+            class_names=class_names,
+            model_checkpoint=MODEL_CHECKPOINT,
+            model_description=MODEL_DESCRIPTION,
+            files={name: seal(folder / name) for name in sorted(files)},
+            data_fingerprint=data_fingerprint,
+            made_with=versions(),
+        )
+    except ValueError as error:
+        raise ArtifactError(f"the chain does not close: {error}", "run the phases again together") from error
+    write_json_atomic(folder / BUNDLE_JSON, manifest.model_dump(mode="json"))
+    return Bundle(folder, manifest)
+
+
+def read_bundle(path: Path) -> Bundle:
+    """The bundle at `path`, a folder or its bundle.json; raises ArtifactError that names what is wrong."""
+    folder = path.parent if path.name == BUNDLE_JSON else path
+    if not (folder / BUNDLE_JSON).is_file():
+        raise ArtifactError(
+            f"there is no bundle at {str(path)!r} (expected a folder with {BUNDLE_JSON})",
+            "make one with: streetvision train data.root=...",
+        )
+    return Bundle(folder, BundleValidator().validate(folder))
+
+
+def write_archive(bundle: Bundle, path: Path) -> None:
+    """The bundle as a tar.gz that is the same bytes for the same bundle: sorted, no times, no owners."""
+    names = sorted([BUNDLE_JSON, *bundle.manifest.files])
+    with (
+        open_atomic(path) as raw,
+        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for name in names:
+            source = bundle.folder / name
+            info = tarfile.TarInfo(f"export/{name}")
+            info.size, info.mode = source.stat().st_size, 0o644
+            with source.open("rb") as handle:
+                archive.addfile(info, handle)

@@ -1,0 +1,130 @@
+"""Images in, probabilities and decisions out: the whole public API of a shipped model."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from streetvision.bundle.format import Bundle, read_bundle
+from streetvision.calibration.calibrators import restore_calibrator
+from streetvision.contracts.errors import DataError
+from streetvision.contracts.policies import ScrcPolicy
+from streetvision.data.augmentation import get_val_transforms
+from streetvision.data.decode import DEFAULT_LIMITS, DecodeLimits, decode_image, read_image
+from streetvision.eval.metrics import positive_probability
+from streetvision.eval.thresholds import decide
+from streetvision.io.tensors import load_into, load_state
+from streetvision.io.validators import validate_json
+from streetvision.models.module import ClassifierDescription, build_classifier
+from streetvision.training.hardware import pick_device
+
+ImageInput: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one image."""
+
+    label: str
+    """Name of the class that was decided."""
+    decision: int
+    """0 or 1, the position of `label` among the class names."""
+    probability: float
+    """Calibrated probability of class 1."""
+
+
+class Predictor:
+    """A shipped model: decodes, scores, calibrates and decides as the bundle says, offline, on the best device here."""
+
+    def __init__(self, bundle: Bundle, *, limits: DecodeLimits = DEFAULT_LIMITS) -> None:
+        manifest, folder = bundle.manifest, bundle.folder
+        description = validate_json(folder / manifest.model_description, ClassifierDescription)
+        checkpoint = folder / manifest.model_checkpoint
+        self.manifest, self.limits = manifest, limits
+        self.device = pick_device()
+        self.classifier = build_classifier(description)
+        load_into(self.classifier, load_state(checkpoint), source=str(checkpoint))
+        self.classifier.to(self.device).eval()
+        self._transform = get_val_transforms(image_size=description.image_size)
+
+    @property
+    def threshold(self) -> float:
+        """An image is class 1 when its probability is at least this."""
+        policy = self.manifest.policy
+        return policy.scrc_params.threshold if isinstance(policy, ScrcPolicy) else policy.threshold
+
+    def predict(self, images: ImageInput | Iterable[ImageInput], *, batch_size: int = 64) -> list[Prediction]:
+        """One answer for each image: paths, encoded bytes, PIL images, uint8 arrays (H, W, 3) or tensors (3, H, W).
+
+        Raises UndecodableImage (a DataError) for what holds no image, DataError for arrays of another shape or type.
+        """
+        several = [images] if isinstance(images, ImageInput) else images  # type: ignore[arg-type, misc]
+        return [answer for batch in self.stream(several, batch_size=batch_size) for answer in batch]
+
+    def stream(self, images: Iterable[ImageInput], *, batch_size: int = 64) -> Iterator[list[Prediction]]:
+        """The same in batches, with at most two of them in memory; decoding runs in threads beside the model."""
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            remaining = iter(images)
+            pending = [pool.submit(self.prepare, image) for image in islice(remaining, batch_size)]
+            while pending:
+                upcoming = [pool.submit(self.prepare, image) for image in islice(remaining, batch_size)]
+                yield self.predict_prepared([future.result() for future in pending])
+                pending = upcoming
+
+    def prepare(self, image: ImageInput) -> Tensor:
+        """One image as the classifier takes it: uint8 (3, S, S)."""
+        return self._transform(as_pixels(image, self.limits))
+
+    def predict_prepared(self, images: Sequence[Tensor]) -> list[Prediction]:
+        """Answers for images that `prepare` made, in one forward pass."""
+        names = self.manifest.class_names
+        probabilities = self.probabilities(self.logits(torch.stack(list(images))))
+        decisions = decide(probabilities, self.threshold).astype(int).tolist()
+        return [Prediction(names[d], d, p) for d, p in zip(decisions, probabilities.tolist(), strict=True)]
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) -> logits (B, 2) float32 on the CPU, before calibration."""
+        logits: Tensor = self.classifier(images.to(self.device))
+        return logits.float().cpu()
+
+    def probabilities(self, logits: Tensor) -> NDArray[np.float64]:
+        """Logits (B, 2) -> calibrated probabilities of class 1 (B,)."""
+        policy = self.manifest.policy
+        if isinstance(policy, ScrcPolicy):
+            return restore_calibrator(policy.scrc_params.calibrator).probabilities(logits.numpy())
+        return positive_probability(logits.numpy())
+
+
+def load_bundle(path: str | Path) -> Predictor:
+    """The model in a bundle: a folder or its bundle.json. Every seal is checked; nothing is downloaded or unpickled.
+
+    Raises ArtifactError that names the file and field that is wrong.
+    """
+    return Predictor(read_bundle(Path(path)))
+
+
+def as_pixels(image: ImageInput, limits: DecodeLimits) -> Tensor:
+    """Any accepted image as uint8 (3, H, W); raises DataError for what is none."""
+    if isinstance(image, str | Path):
+        return read_image(Path(image), limits=limits)
+    if isinstance(image, bytes):
+        return decode_image(image, limits=limits)
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    tensor = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 0) if isinstance(image, np.ndarray) else image
+    if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
+        raise DataError(
+            f"expected a uint8 image of three channels, came {tensor.dtype} {tuple(tensor.shape)}",
+            "give arrays as (H, W, 3) and tensors as (3, H, W), with values from 0 to 255",
+        )
+    return tensor

@@ -1,0 +1,1 @@
+"""From logits to probabilities that can be believed."""

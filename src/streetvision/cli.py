@@ -1,0 +1,164 @@
+"""The command line: verbs in one table, heavy imports inside each verb."""
+
+import errno
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+
+import typer
+
+from streetvision.contracts.errors import StreetVisionError
+
+if TYPE_CHECKING:
+    from streetvision.contracts.artifact_schema import ArtifactSchema
+    from streetvision.pipeline.console import Console
+
+USER_ERROR = 2
+INTERRUPTED = 130
+CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings: training.epochs=5")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")]
+BundlePath = Annotated[Path, typer.Option("--bundle", help="A bundle's folder or its bundle.json.")]
+
+
+def demo(overrides: Overrides = None) -> None:
+    """Run every phase on procedural scenes, then judge the bundle and write the report."""
+    console = _console()
+    _evaluate(_train(["run_dir=outputs/demo", *(overrides or [])], None, console), [], console)
+
+
+def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Turn images into a bundle: data.root=FOLDER model=NAME training=frozen|full run_dir=DIR."""
+    console = _console()
+    schema = _train(overrides or [], config, console)
+    if schema.bundle.is_file():
+        console.line("next", f"streetvision evaluate --bundle {schema.export}")
+
+
+def evaluate(bundle: BundlePath, overrides: Overrides = None) -> None:
+    """Judge a bundle on the images that its run set aside."""
+    from streetvision.pipeline.launch import launch_evaluation
+
+    console = _console()
+    schema = launch_evaluation(bundle, overrides or [], console=console)
+    _show_evaluation(schema, console)
+
+
+def predict(
+    bundle: BundlePath,
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    form: Annotated[Literal["jsonl", "csv"], typer.Option("--format", help="How to print the answers.")] = "jsonl",
+) -> None:
+    """Answer for each image: label, decision, calibrated probability of class 1."""
+    from streetvision.pipeline.prediction import print_predictions
+
+    if print_predictions(bundle, images, form=form):
+        raise typer.Exit(USER_ERROR)
+
+
+data = typer.Typer(help="Look at a data set, or draw one.", no_args_is_help=True)
+
+
+@data.command("check")
+def data_check(root: str, overrides: Overrides = None) -> None:
+    """Read every image of a data set and say what is wrong with it."""
+    from streetvision.pipeline.inspection import check_data
+
+    check_data(root, overrides or [], console=_console())
+
+
+@data.command("scenes")
+def data_scenes(folder: Path, overrides: Overrides = None) -> None:
+    """Draw procedural street scenes with a CSV index: scenes.count=1600 scenes.first_seed=0."""
+    from streetvision.data.scenes import write_scenes
+    from streetvision.pipeline.compose import compose_config
+
+    console = _console()
+    config = compose_config(overrides or []).scenes
+    console.line("data", f"{config.count} scenes: {write_scenes(folder, config, console)}")
+
+
+def doctor() -> None:
+    """Say what this machine has and what is missing."""
+    from streetvision.pipeline.inspection import examine_machine
+
+    examine_machine(_console())
+
+
+VERBS = {"demo": demo, "train": train, "evaluate": evaluate, "predict": predict, "doctor": doctor}
+
+
+def build_app() -> typer.Typer:
+    """The command line as a Typer application."""
+    app = typer.Typer(
+        help="From a folder of street images to a classifier whose probabilities can be trusted.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for name, verb in VERBS.items():
+        app.command(name)(verb)
+    app.add_typer(data, name="data")
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; what a user can mend ends in one line and exit code 2, its traceback under --debug."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    try:
+        build_app()(args=[a for a in given if a != "--debug"])
+    except StreetVisionError as error:
+        if debug:
+            raise
+        _fail(error.what, error.remedy)
+    except OSError as error:
+        if debug or error.errno not in CANNOT_WRITE:
+            raise
+        _fail(
+            f"cannot write {error.filename or 'a file'}: {error.strerror}", "free some space, or choose another folder"
+        )
+    except KeyboardInterrupt:
+        typer.echo("interrupted; run the same line again and it goes on with the phase it was in", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _fail(what: str, remedy: str | None) -> NoReturn:
+    typer.echo(f"error: {what}", err=True)
+    if remedy:
+        typer.echo(f"       {remedy}", err=True)
+    sys.exit(USER_ERROR)
+
+
+def _console() -> "Console":
+    from streetvision.pipeline.console import Console
+
+    return Console()
+
+
+def _train(overrides: list[str], config: Path | None, console: "Console") -> "ArtifactSchema":
+    from streetvision.pipeline.compose import compose_config
+
+    composed = compose_config(overrides, file=config)  # before the import below, so that a typo is told at once
+    from streetvision.pipeline.launch import launch_training
+
+    return launch_training(composed, overrides, console=console)
+
+
+def _evaluate(schema: "ArtifactSchema", overrides: list[str], console: "Console") -> None:
+    from streetvision.pipeline.launch import launch_evaluation
+
+    launch_evaluation(schema.export, overrides, console=console)
+    _show_evaluation(schema, console)
+
+
+def _show_evaluation(schema: "ArtifactSchema", console: "Console") -> None:
+    from streetvision.pipeline.launch import report_lines
+
+    console.text()
+    for line in report_lines(schema):
+        console.text(line)
+    console.text()
+    console.line("report", str(schema.report_html))
+    console.line("next", f"streetvision predict --bundle {schema.export} your.jpg")

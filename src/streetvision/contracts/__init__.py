@@ -1,0 +1,1 @@
+"""The nouns every floor shares: no torch, no Hydra, no disk."""

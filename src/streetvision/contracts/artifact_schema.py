@@ -1,0 +1,185 @@
+"""Every path of a run, from one root."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from streetvision.contracts.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ArtifactSchema:
+    """The layout of a run folder. It touches no disk until `ensure_dirs`."""
+
+    root: Path
+
+    @property
+    def splits(self) -> Path:
+        """Rows, roles, fractions and the fingerprint of the data."""
+        return self.root / "splits.json"
+
+    @property
+    def data_report(self) -> Path:
+        """What was left out of the index, and why."""
+        return self.root / "data_report.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one process that writes to this run."""
+        return self.root / ".lock"
+
+    @property
+    def scenes(self) -> Path:
+        """Procedural scenes, when no data.root was given."""
+        return self.root / "scenes"
+
+    @property
+    def imported(self) -> Path:
+        """Images taken out of a Hugging Face dataset."""
+        return self.root / "imported"
+
+    @property
+    def features(self) -> Path:
+        """Cached backbone features; safe to delete."""
+        return self.root / "cache" / "features"
+
+    @property
+    def phase1(self) -> Path:
+        """The classifier and its scores."""
+        return self.root / "phase1"
+
+    @property
+    def model_best(self) -> Path:
+        """The checkpoint that VAL_SELECT chose: what is calibrated and shipped."""
+        return self.phase1 / "model_best.pth"
+
+    @property
+    def model_last(self) -> Path:
+        """The checkpoint of the last epoch."""
+        return self.phase1 / "model_last.pth"
+
+    @property
+    def model_config(self) -> Path:
+        """How to build the classifier that the checkpoints hold."""
+        return self.phase1 / "config.json"
+
+    @property
+    def train_metrics(self) -> Path:
+        """One row an epoch."""
+        return self.phase1 / "metrics.csv"
+
+    @property
+    def val_calib_logits(self) -> Path:
+        """(N, 2) float32 logits of VAL_CALIB from `model_best`."""
+        return self.phase1 / "val_calib_logits.pt"
+
+    @property
+    def val_calib_labels(self) -> Path:
+        """(N,) int64 labels of VAL_CALIB."""
+        return self.phase1 / "val_calib_labels.pt"
+
+    @property
+    def val_calib_scores(self) -> Path:
+        """Which model, rows and tensors make up the scores of VAL_CALIB."""
+        return self.phase1 / "val_calib_scores.json"
+
+    @property
+    def phase2(self) -> Path:
+        """The threshold of phase 1's scores."""
+        return self.root / "phase2"
+
+    @property
+    def thresholds(self) -> Path:
+        """The threshold policy."""
+        return self.phase2 / "thresholds.json"
+
+    @property
+    def threshold_sweep(self) -> Path:
+        """The grid that was asked for, one row a threshold."""
+        return self.phase2 / "threshold_sweep.csv"
+
+    @property
+    def mcc_curve(self) -> Path:
+        """MCC over the threshold."""
+        return self.phase2 / "mcc_curve.png"
+
+    @property
+    def phase5(self) -> Path:
+        """Calibration and the operating point."""
+        return self.root / "phase5_scrc"
+
+    @property
+    def scrc_params(self) -> Path:
+        """The scrc policy: calibrator state, operating point, figures."""
+        return self.phase5 / "scrc_params.json"
+
+    @property
+    def scrc_params_pickle(self) -> Path:
+        """The same content for tools that expect a pickle; never read here."""
+        return self.phase5 / "scrc_params.pkl"
+
+    @property
+    def reliability(self) -> Path:
+        """Reliability before and after calibration, cross-fitted."""
+        return self.phase5 / "reliability.png"
+
+    @property
+    def export(self) -> Path:
+        """The bundle: one folder that runs anywhere."""
+        return self.root / "export"
+
+    @property
+    def bundle(self) -> Path:
+        """The bundle's table of contents."""
+        return self.export / "bundle.json"
+
+    @property
+    def bundle_archive(self) -> Path:
+        """The bundle as one reproducible file, when phase6.compression asks for it."""
+        return self.root / "export.tar.gz"
+
+    @property
+    def evaluation(self) -> Path:
+        """Figures and pictures of VAL_TEST."""
+        return self.root / "evaluation"
+
+    @property
+    def evaluation_report(self) -> Path:
+        """Every figure of the evaluation, with its interval."""
+        return self.evaluation / "evaluation_report.json"
+
+    @property
+    def report_html(self) -> Path:
+        """The same for a person, in one page."""
+        return self.evaluation / "report.html"
+
+    def path(self, artifact: str) -> Path:
+        """The path of an artifact by the name of its property, for example model_best."""
+        found = getattr(self, artifact)
+        assert isinstance(found, Path), f"{artifact} is not an artifact"
+        return found
+
+    def folder(self, phase: str) -> Path:
+        """The folder that `phase` writes to; its manifest.json lies there."""
+        folders = {
+            "data": self.root,
+            "phase1": self.phase1,
+            "phase2": self.phase2,
+            "phase5": self.phase5,
+            "phase6": self.export,
+            "evaluate": self.evaluation,
+        }
+        return folders[phase]
+
+    def manifest(self, phase: str) -> Path:
+        """The record of what `phase` read and wrote, written last."""
+        return self.folder(phase) / "manifest.json"
+
+    def ensure_dirs(self) -> None:
+        """Create the run folder, or say why it cannot be."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir {str(self.root)!r} cannot be created: {error.strerror}",
+                "give a folder you may write to: run_dir=...",
+            ) from error

@@ -1,0 +1,44 @@
+"""The one family of errors that a user can cause and mend."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class StreetVisionError(Exception):
+    """A failure the person at the keyboard can act on: what is wrong, and what to do about it.
+
+    The command line prints `what` after `error:` and `remedy` below it, and exits with code 2.
+    """
+
+    def __init__(self, what: str, remedy: str | None = None) -> None:
+        super().__init__(what if remedy is None else f"{what}\n{remedy}")
+        self.what = what
+        self.remedy = remedy
+
+
+class ConfigError(StreetVisionError):
+    """A setting that does not exist, or whose value is not allowed."""
+
+
+class DataError(StreetVisionError):
+    """Images, labels or an index that cannot be used as they are."""
+
+
+class ArtifactError(StreetVisionError):
+    """A file of a run or a bundle that is missing, damaged or belongs to another chain."""
+
+
+class LeakageError(StreetVisionError):
+    """A phase asked for a split that it must not see, or a group stands in two splits."""
+
+
+class NotFittedError(StreetVisionError):
+    """A calibrator or fusion was used before it was fitted."""
+
+
+def unknown_name(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
+    """The error for a name that is not in a table: it suggests the nearest one and lists them all."""
+    known = sorted(choices)
+    near = get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ConfigError(f"there is no {kind} {name!r}{hint}", f"choose one of: {', '.join(known)}")

@@ -1,0 +1,115 @@
+"""What thresholds.json, scrc_params.json and bundle.json hold.
+
+Every model refuses unknown fields and numbers that are not finite. A policy carries the digest of the scores that
+it was fitted on and of the model that made them, so a chain that does not close can be refused.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Sealed(BaseModel):
+    """Base of everything that is written to disk and read back."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ScoresRef(Sealed):
+    """Which scores a policy belongs to."""
+
+    sha256: Digest
+    """Digest of the scores: logits, labels and rows."""
+    model_sha256: Digest
+    """Digest of the checkpoint that made them."""
+    split: str
+    """The split that was scored."""
+    n: int = Field(gt=0)
+    """Rows."""
+    positives: int = Field(ge=0)
+    """Rows of class 1."""
+
+
+class ThresholdPolicy(Sealed):
+    """thresholds.json: cut the softmax probability of class 1 here."""
+
+    policy_type: Literal["threshold"] = "threshold"
+    schema_version: Literal[1] = 1
+    threshold: Probability
+    """An image is class 1 when its probability is at least this."""
+    metrics: dict[str, float | int | None]
+    """Figures at the threshold, on the scores it was fitted on. None where the scores leave a figure undefined."""
+    scores: ScoresRef
+
+
+class CalibratorState(Sealed):
+    """A fitted calibrator as JSON."""
+
+    name: str
+    """Its name in CALIBRATORS."""
+    state: dict[str, JsonValue]
+    """What its `state()` returned."""
+
+
+class ScrcParams(Sealed):
+    """The calibrator and the operating point on its probabilities."""
+
+    calibrator: CalibratorState
+    threshold: Probability
+    """An image is class 1 when its calibrated probability is at least this."""
+
+
+class ScrcPolicy(Sealed):
+    """scrc_params.json: calibrate first, then cut."""
+
+    policy_type: Literal["scrc"] = "scrc"
+    schema_version: Literal[1] = 1
+    scrc_params: ScrcParams
+    metrics: dict[str, float | int | None]
+    """Cross-fitted figures before and after calibration. None where the scores leave a figure undefined."""
+    scores: ScoresRef
+
+
+Policy = Annotated[ThresholdPolicy | ScrcPolicy, Field(discriminator="policy_type")]
+
+
+class FileSeal(Sealed):
+    """Digest and size of one file."""
+
+    sha256: Digest
+    bytes: int = Field(ge=0)
+
+
+class BundleManifest(Sealed):
+    """bundle.json: the one policy that ships and a seal for every file beside it."""
+
+    schema_version: Literal[1] = 1
+    policy_type: Literal["threshold", "scrc"]
+    policy: Policy
+    class_names: tuple[str, str]
+    """Names of class 0 and class 1."""
+    model_checkpoint: str
+    """File name of the classifier's state dict."""
+    model_description: str
+    """File name of the classifier's architecture and preprocessing."""
+    files: dict[str, FileSeal]
+    """Every file of the bundle but this one, by name inside the folder."""
+    data_fingerprint: Digest
+    """Fingerprint of the data set whose splits made this bundle."""
+    made_with: dict[str, str]
+    """Versions of what made it."""
+
+    @model_validator(mode="after")
+    def _closes(self) -> "BundleManifest":
+        if self.policy.policy_type != self.policy_type:
+            raise ValueError(f"policy_type is {self.policy_type!r} but the policy is {self.policy.policy_type!r}")
+        for field in ("model_checkpoint", "model_description"):
+            if getattr(self, field) not in self.files:
+                raise ValueError(f"{field} names {getattr(self, field)!r}, which is not in files")
+        sealed = self.files[self.model_checkpoint].sha256
+        if sealed != self.policy.scores.model_sha256:
+            raise ValueError(f"the policy belongs to model {self.policy.scores.model_sha256[:12]}, not {sealed[:12]}")
+        return self

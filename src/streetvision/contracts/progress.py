@@ -1,0 +1,29 @@
+"""How a long computation tells whoever watches where it is, without knowing the terminal."""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Progress(Protocol):
+    """Shows the advance of a loop and prints the few warnings that name an action."""
+
+    def track(self, items: Iterable[Item], *, total: int, label: str) -> Iterator[Item]:
+        """Yield `items`, showing how many of `total` are done."""
+        ...
+
+    def warn(self, message: str) -> None:
+        """Print one line that names what to do."""
+        ...
+
+
+class Silent:
+    """A Progress that shows nothing."""
+
+    def track(self, items: Iterable[Item], *, total: int, label: str) -> Iterator[Item]:  # noqa: ARG002
+        """Yield `items` as they are."""
+        yield from items
+
+    def warn(self, message: str) -> None:
+        """Drop the message."""

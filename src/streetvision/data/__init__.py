@@ -1,0 +1,1 @@
+"""Images in: index, partition, decoding, procedural scenes, transforms, loaders."""

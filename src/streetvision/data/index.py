@@ -1,0 +1,129 @@
+"""From `data.root` to the list of its images: which kind of data set it is, and what it names."""
+
+import os
+import re
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from streetvision.contracts.errors import DataError
+from streetvision.contracts.split_contracts import Split
+from streetvision.data.hub import is_local_dataset, list_dataset
+from streetvision.data.listing import BadFile, Listed, Listing, check_classes
+from streetvision.data.partition import Fractions
+from streetvision.data.tables import Columns, list_csv, list_labels_json
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+UNMENTIONED = frozenset({"thumbs.db", "desktop.ini"})
+"""Files that systems leave in folders of images; like hidden ones they are passed over in silence."""
+
+TABLES = {".csv": list_csv, ".json": list_labels_json}
+"""Suffix of a file that lists images -> what reads it."""
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""owner/name of a dataset on the Hugging Face hub."""
+
+
+class DataConfig(BaseModel):
+    """Which images there are, and how they are dealt to the four splits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    root: str | None = None
+    """Folder, CSV, labels.json or Hugging Face dataset; None draws procedural scenes."""
+    class_names: tuple[str, str] = ("None", "Roadwork")
+    """Names of class 0 and class 1, in that order."""
+    fractions: Fractions = {Split.TRAIN: 0.60, Split.VAL_SELECT: 0.15, Split.VAL_CALIB: 0.15, Split.VAL_TEST: 0.10}
+    """Share of the rows for every split, each above 0; they sum to 1."""
+    seed: int = Field(default=0, ge=0)
+    """Which of the possible partitions is taken; any whole number."""
+    max_bad_share: float = Field(default=0.05, ge=0, le=1)
+    """Share of the listed images that may be unusable before the run stops."""
+    max_megapixels: float = Field(default=100.0, gt=0, le=178)
+    """Millions of pixels above which an image is refused; Pillow itself refuses some formats beyond 178."""
+    hf_split: str = "train"
+    """Split of a Hugging Face dataset to read; it is dealt to our four splits anew."""
+    group_column: str | None = None
+    """Column or feature that names the group; None takes `group` where there is one."""
+    source_column: str | None = None
+    """Column or feature that names the source; None takes `source` where there is one."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len({name.strip().casefold() for name in self.class_names} - {""}) < 2:
+            raise ValueError(f"class_names are two different names, not {list(self.class_names)}")
+        return self
+
+
+def list_images(
+    root: str,
+    *,
+    class_names: tuple[str, str],
+    import_to: Path,
+    hf_split: str = "train",
+    group_column: str | None = None,
+    source_column: str | None = None,
+) -> Listing:
+    """Every image that `root` names, before any is read.
+
+    `import_to` takes the images of a Hugging Face dataset; nothing else is written. Where a folder is of several kinds,
+    the first in the chain below counts: an index.csv, which may know groups, wins over the class folders beside it.
+    Raises DataError when `root` is of no known kind, names no images of a class, or has a line that makes no sense.
+    """
+    path = Path(root).expanduser()
+    columns = Columns(group_column, source_column)
+    for file in (path, path / "index.csv", path / "labels.json"):
+        if (read := TABLES.get(file.suffix.lower())) and file.is_file():
+            return read(file, class_names=class_names, columns=columns)
+    if is_local_dataset(path) or (HUB_NAME.fullmatch(root) and not path.exists()):
+        return list_dataset(root, split=hf_split, class_names=class_names, columns=columns, import_to=import_to)
+    if path.is_dir():
+        columns.resolve((), f"data.root {root!r} is class folders and")
+        return list_folders(path, class_names=class_names)
+    raise DataError(
+        f"data.root {root!r} is {'a file, and neither .csv nor .json' if path.exists() else 'not there'}",
+        "give a folder with one sub-folder a class, a CSV, or owner/name of a dataset on the Hugging Face hub",
+    )
+
+
+def list_folders(root: Path, *, class_names: tuple[str, str]) -> Listing:
+    """The images under one folder a class, at any depth; class folders match in any case.
+
+    No group is guessed from deeper folders: an index.csv can name it. Files that do not look like images, and folders
+    of no class, are in `left_out`.
+    """
+    labels = {name.casefold(): label for label, name in enumerate(class_names)}
+    images: list[Listed] = []
+    left_out: list[BadFile] = []
+    found: dict[str, int] = {}
+    for child in sorted(entry for entry in root.iterdir() if _is_mentioned(entry.name)):
+        if not child.is_dir():
+            left_out.append(BadFile(child.name, "lies in no class folder"))
+            continue
+        pictures, others = _files_under(child, root)
+        found[child.name] = len(pictures)
+        if (label := labels.get(child.name.casefold())) is None:
+            left_out.append(BadFile(child.name, f"is a folder of no class (images in it: {len(pictures):,})"))
+            continue
+        images += [Listed(path, label) for path in pictures]
+        left_out += [BadFile(path, "is not an image by its name") for path in others]
+    remedy = f"each class is a folder under data.root; names are set by data.class_names=[{','.join(class_names)}]"
+    check_classes(root, found, class_names=class_names, remedy=remedy)
+    return Listing(root, tuple(images), tuple(left_out))
+
+
+def _files_under(folder: Path, root: Path) -> tuple[list[str], list[str]]:
+    """Posix paths relative to `root` of the images and of the other files in `folder`, sorted."""
+    pictures: list[str] = []
+    others: list[str] = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = filter(_is_mentioned, folders)
+        for name in filter(_is_mentioned, names):
+            path = Path(place, name)
+            (pictures if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path.relative_to(root).as_posix())
+    return sorted(pictures), sorted(others)
+
+
+def _is_mentioned(name: str) -> bool:
+    return not name.startswith(".") and name.casefold() not in UNMENTIONED

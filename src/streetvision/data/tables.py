@@ -1,0 +1,161 @@
+"""Images listed by a file: a CSV, or `images/` with a labels.json."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from streetvision.contracts.errors import DataError
+from streetvision.data.listing import Listed, Listing, check_classes, count_classes, label_of, naming_remedy
+
+CSV_REMEDY = "the first line names the columns: path,label and, where known, group,source"
+JSON_REMEDY = 'labels.json is a list: [{"filename": "a.jpg", "label": 0}, ...] and, where known, "group", "source"'
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which optional columns to read. None takes the usual name where it is there; a name given must be there."""
+
+    group: str | None = None
+    source: str | None = None
+
+    def resolve(self, present: Iterable[str], where: str) -> dict[str, str]:
+        """'group' and 'source' -> the column to read, in any case, for those there are.
+
+        Raises DataError for a column that was asked for and is not there.
+        """
+        columns = {}
+        by_name = {name.casefold(): name for name in present}
+        for usual, asked in (("group", self.group), ("source", self.source)):
+            column = by_name.get((asked or usual).casefold())
+            if column is None and asked is not None:
+                found = ", ".join(by_name.values()) or "none"
+                raise DataError(
+                    f"{where} has no column {asked!r}, which data.{usual}_column asks for (columns: {found})",
+                    f"name one of its columns or leave data.{usual}_column out",
+                )
+            if column is not None:
+                columns[usual] = column
+        return columns
+
+
+@dataclass(frozen=True)
+class Record:
+    """One entry of a table as text, not yet checked."""
+
+    where: str
+    """File and line, for messages."""
+    fields: Mapping[str, str]
+    """Lower-case column -> text."""
+
+
+def list_csv(path: Path, *, class_names: tuple[str, str], columns: Columns) -> Listing:
+    """The images of a CSV with the columns `path,label` and optionally group and source.
+
+    Paths are relative to the CSV's folder, or absolute. Raises DataError, which names line and field.
+    """
+    records = list(_csv_records(path))
+    listed = _list_records(records, name_field="path", class_names=class_names, columns=columns)
+    return _checked(path, Listing(path.parent, listed), class_names)
+
+
+def list_labels_json(path: Path, *, class_names: tuple[str, str], columns: Columns) -> Listing:
+    """The images of a labels.json, a list of {filename, label} and optionally group and source.
+
+    File names are relative to `images/` beside it, or to its own folder where there is no `images/`.
+    Raises DataError, which names entry and field.
+    """
+    records = list(_json_records(path))
+    folder = "images" if (path.parent / "images").is_dir() else ""
+    listed = _list_records(records, name_field="filename", class_names=class_names, columns=columns, folder=folder)
+    return _checked(path, Listing(path.parent, listed), class_names)
+
+
+def _csv_records(path: Path) -> Iterator[Record]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            reader = csv.reader(handle, strict=True)
+            header = [name.strip().casefold() for name in next(reader, [])]
+            _check_header(path, header)
+            for values in reader:
+                where = f"{path.name} line {reader.line_num}"
+                if values and len(values) != len(header):
+                    raise DataError(f"{where}: {len(values)} fields, and the header has {len(header)}", CSV_REMEDY)
+                if values:
+                    yield Record(where, dict(zip(header, values, strict=True)))
+    except csv.Error as error:
+        raise DataError(f"{path.name} line {reader.line_num}: {error}", CSV_REMEDY) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{str(path)!r} cannot be read as UTF-8 text: {error}") from error
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    found = ", ".join(header) or "nothing"
+    for name in ("path", "label"):
+        if name not in header:
+            raise DataError(f"{path.name} line 1: there is no column {name!r} (found: {found})", CSV_REMEDY)
+    if len(set(header)) < len(header):
+        raise DataError(f"{path.name} line 1: a column stands there twice (found: {found})", CSV_REMEDY)
+
+
+def _json_records(path: Path) -> Iterator[Record]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{str(path)!r} cannot be read as JSON: {error}", JSON_REMEDY) from error
+    if not isinstance(entries, list):
+        raise DataError(f"{path.name} holds one {type(entries).__name__}, not a list", JSON_REMEDY)
+    for number, entry in enumerate(entries, start=1):
+        where = f"{path.name} entry {number}"
+        if not isinstance(entry, dict):
+            raise DataError(f"{where}: {entry!r} is not an object", JSON_REMEDY)
+        yield Record(where, {name.casefold(): _text(value, f"{where}: {name!r}") for name, value in entry.items()})
+
+
+def _text(value: object, where: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise DataError(f"{where} is {value!r}, neither text nor a whole number", JSON_REMEDY)
+    return str(value)
+
+
+def _list_records(
+    records: list[Record], *, name_field: str, class_names: tuple[str, str], columns: Columns, folder: str = ""
+) -> tuple[Listed, ...]:
+    """Records to images; raises DataError for an empty or repeated path and for a label that is no class."""
+    present = dict.fromkeys(name for record in records for name in record.fields)
+    optional = columns.resolve(present, records[0].where.split()[0]) if records else {}
+    listed, seen = [], dict[str, str]()
+    for record in records:
+        name = record.fields.get(name_field, "").strip()
+        if not name:
+            raise DataError(f"{record.where}: {name_field!r} is empty")
+        path = PurePosixPath(folder, name).as_posix()
+        if path in seen:
+            raise DataError(f"{record.where}: {name!r} is listed already in {seen[path]}", "list every image once")
+        seen[path] = record.where
+        extras = {usual: record.fields.get(column, "").strip() or None for usual, column in optional.items()}
+        listed.append(Listed(path, _label(record, records, class_names), **extras))
+    return tuple(listed)
+
+
+def _label(record: Record, records: list[Record], class_names: tuple[str, str]) -> int:
+    text = record.fields.get("label", "")
+    label = label_of(text, class_names)
+    if label is None:
+        met = ", ".join(sorted({other.fields.get("label", "") for other in records})[:8])
+        raise DataError(
+            f"{record.where}: label {text!r} is not 0, 1, {class_names[0]!r} or {class_names[1]!r}",
+            f"{naming_remedy(class_names)}; labels in this file: {met}",
+        )
+    return label
+
+
+def _checked(path: Path, listing: Listing, class_names: tuple[str, str]) -> Listing:
+    found = count_classes(listing.images, class_names)
+    check_classes(
+        path, found, class_names=class_names, remedy=f"give rows of both classes; {naming_remedy(class_names)}"
+    )
+    return listing

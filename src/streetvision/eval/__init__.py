@@ -1,0 +1,1 @@
+"""Statistics on numpy arrays: metrics, thresholds, intervals, pictures, the report."""

@@ -1,0 +1,177 @@
+"""Confidence intervals for every metric at once, and paired differences between two models, from the same resamples.
+
+Rows that belong together (frames of one track, photos of one place) are drawn together: of 30 near-identical frames
+a plain bootstrap believes it has seen 30 things.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from streetvision.contracts.errors import DataError
+from streetvision.eval import intervals
+from streetvision.eval.counts import Counts, FloatArray, all_cuts, confusion_counts
+from streetvision.eval.metrics import METRICS, Basis, all_metrics
+from streetvision.eval.resampling import Judged, Ranked, Units, replicates, units_of
+
+FEW_UNITS = 20
+"""Below this many independent units no bootstrap interval is to be trusted far."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval: low <= estimate <= high, or all nan where it is not defined."""
+
+    estimate: float
+    low: float
+    high: float
+    method: str
+    """bca, logit_normal, widened_normal, normal; `unseen` where resampling shows no spread; `undefined`."""
+    units: int
+    """Independent units that were drawn: groups, or rows where there are no groups."""
+
+    @property
+    def few_units(self) -> bool:
+        """True where the interval rests on fewer than 20 units: say so beside it."""
+        return self.units < FEW_UNITS
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """The metric of a minus the metric of b, with its interval."""
+
+    p_value: float
+    """Two-sided, for "there is no difference"."""
+
+
+def bootstrap_intervals(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    *,
+    threshold: float,
+    groups: Sequence[Hashable] | None = None,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """An interval for every metric of the table, for labels (N,), probabilities (N,) and the decisions at `threshold`.
+
+    Count metrics, Brier score and NLL: BCa, with the jackknife over units. The Brier score and NLL are means of
+    skewed terms, which is what the acceleration corrects. Areas: normal on the logit scale, since percentiles fail
+    near 1. ECE: normal, widened downwards by its own bias. Where resampling shows no spread, a bound on what the data
+    could not show (`intervals`). `groups` (N,), None for a row that stands alone, are drawn whole.
+
+    Raises:
+        DataError: unusable arrays, not one group a row, fewer than two resamples, a level outside (0, 1).
+    """
+    _check_options(n_resamples, level)
+    ranked = Ranked(labels, Judged(probabilities, threshold))
+    units = units_of(groups, ranked.truth.size)
+    sample = _Sample(ranked, units)
+    (drawn,) = replicates([ranked], units, n_resamples, seed)
+    return {name: sample.interval(name, values, level) for name, values in drawn.items()}
+
+
+def paired_difference(
+    labels: ArrayLike,
+    a: Judged,
+    b: Judged,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """For every metric: that of `a` minus that of `b` on the same rows, its interval and p-value.
+
+    Both are judged on the same resamples, so what they share cancels. Interval and p-value come from one normal
+    approximation and never contradict each other. Where no resample shows a spread, the interval is what a share of
+    rows, unseen in the rarer class, could change, and the p-value that of a sign test over the units.
+
+    Raises:
+        DataError: as `bootstrap_intervals` does.
+    """
+    _check_options(n_resamples, level)
+    ranked = [Ranked(labels, a), Ranked(labels, b)]
+    units = units_of(groups, ranked[0].truth.size)
+    of_a, of_b = (all_metrics(one.truth, one.probabilities, one.decisions) for one in ranked)
+    drawn_a, drawn_b = replicates(ranked, units, n_resamples, seed)
+    rarer = min(_class_units(units, ranked[0]))
+    return {
+        name: _difference(name, of_a[name] - of_b[name], drawn_a[name] - drawn_b[name], (units.count, rarer), level)
+        for name in METRICS
+    }
+
+
+class _Sample:
+    """The rows as they are: what the formulas need beside the replicates."""
+
+    def __init__(self, ranked: Ranked, units: Units) -> None:
+        self.ranked, self.units = ranked, units
+        self.estimates = all_metrics(ranked.truth, ranked.probabilities, ranked.decisions)
+
+    def interval(self, name: str, values: FloatArray, level: float) -> Interval:
+        """The interval of one metric from its replicates."""
+        estimate = self.estimates[name]
+        if np.isnan(estimate):
+            return Interval(estimate, estimate, estimate, "undefined", self.units.count)
+        usable = intervals.usable(values)
+        method, ends = ("unseen", self._unseen(name, level)) if usable is None else self._spread(name, usable, level)
+        return Interval(estimate, min(ends[0], estimate), max(ends[1], estimate), method, self.units.count)
+
+    def _spread(self, name: str, values: FloatArray, level: float) -> tuple[str, intervals.Ends]:
+        """The method that suits the metric, and its interval, where resampling shows a spread."""
+        estimate = self.estimates[name]
+        if METRICS[name].basis is Basis.CUTS:
+            return "logit_normal", intervals.logit_normal(estimate, values, level)
+        if name == "ece":
+            return "widened_normal", intervals.widened_normal(estimate, values, level)
+        return "bca", intervals.bca(estimate, values, self._jackknife(name), level)
+
+    def _unseen(self, name: str, level: float) -> intervals.Ends:
+        """What the data could not show, where resampling shows no spread."""
+        metric, of_class = METRICS[name], _class_units(self.units, self.ranked)
+        if metric.basis is Basis.COUNTS:
+            counts = confusion_counts(self.ranked.truth, self.ranked.decisions)
+            return intervals.unseen_counts(metric, counts, of_class, level)
+        if metric.basis is Basis.CUTS:
+            cuts = all_cuts(self.ranked.truth, self.ranked.probabilities)
+            return intervals.unseen_order(metric, cuts, of_class, level)
+        return intervals.unseen_terms(metric, self.estimates[name], self.units.count, level)
+
+    def _jackknife(self, name: str) -> FloatArray:
+        """The metric (U,) without each unit in turn, in closed form."""
+        metric, truth, decided = METRICS[name], self.ranked.truth, self.ranked.decisions
+        if metric.basis is Basis.TERMS:
+            (terms,) = self.ranked.terms[name].T
+            rest: FloatArray = terms.sum() - self.units.sums(terms)
+            return rest / (truth.size - self.units.sums(np.ones(truth.size)))
+        cells = (truth & decided, ~truth & ~decided, ~truth & decided, truth & ~decided)
+        return np.asarray(metric.function(Counts(*(cell.sum() - self.units.sums(cell) for cell in cells))))
+
+
+def _difference(name: str, estimate: float, values: FloatArray, units: tuple[int, int], level: float) -> Difference:
+    """One paired difference from its replicates; `units` are those of all rows and of the rarer class."""
+    if np.isnan(estimate):
+        return Difference(estimate, estimate, estimate, "undefined", units[0], estimate)
+    usable = intervals.usable(values)
+    if usable is None:
+        ends = intervals.unseen_difference(METRICS[name], estimate, units[1], level)
+        p_value = 1.0 if abs(estimate) < intervals.NO_SPREAD else min(1.0, 2 * 0.5 ** units[0])
+        return Difference(estimate, *ends, "unseen", units[0], p_value)
+    p_value = intervals.two_sided_p(estimate, usable.std(ddof=1))
+    return Difference(estimate, *intervals.normal(estimate, usable, level), "normal", units[0], p_value)
+
+
+def _class_units(units: Units, ranked: Ranked) -> tuple[int, int]:
+    """How many units hold positives, and how many hold negatives."""
+    return units.holding(ranked.truth), units.holding(~ranked.truth)
+
+
+def _check_options(n_resamples: int, level: float) -> None:
+    if n_resamples < 2:
+        raise DataError(f"n_resamples must be at least 2; got {n_resamples}", "1000 is usual")
+    if not 0 < level < 1:
+        raise DataError(f"level must lie between 0 and 1; got {level}", "0.95 stands for 95 % intervals")

@@ -1,0 +1,113 @@
+"""Files that are either whole or not there: own temp name, fsync, rename; and the digests that name them."""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from streetvision.contracts.errors import ArtifactError
+
+TEMP_SUFFIX = ".tmp"
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open `path` for binary writing; it appears under its name only when the block ends without an error.
+
+    Raises ArtifactError when the folder cannot be written or the disk is full.
+    """
+    temp = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMP_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temp.open("xb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        temp.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            temp.unlink()
+
+
+def cannot_write(path: Path, error: OSError) -> ArtifactError:
+    """The error for a path that could not be written."""
+    return ArtifactError(
+        f"cannot write {str(path)!r}: {error.strerror or error}",
+        "free some space or give a folder you may write to: run_dir=...",
+    )
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write `data` whole or not at all."""
+    with open_atomic(path) as handle:
+        handle.write(data)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write UTF-8 `text` whole or not at all."""
+    write_bytes_atomic(path, text.encode())
+
+
+def write_json_atomic(path: Path, value: object) -> None:
+    """Write `value` as indented JSON with sorted keys; NaN and infinity raise ValueError."""
+    write_text_atomic(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of `path`; raises ArtifactError when it is missing or cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+def read_json(path: Path) -> object:
+    """The JSON value in `path`; raises ArtifactError when it is missing, not UTF-8, not JSON or holds NaN."""
+    try:
+        return json.loads(read_bytes(path), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{str(path)!r} is not valid JSON: {error}") from error
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex sha256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes; raises ArtifactError when it cannot be read."""
+    try:
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+def sha256_json(value: object) -> str:
+    """Hex sha256 of `value` as canonical JSON; NaN and infinity raise ValueError."""
+    return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+
+
+def remove_stray_temps(root: Path) -> None:
+    """Delete temp files that a killed process left under `root`."""
+    for path in root.rglob(f".*{TEMP_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not allowed")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

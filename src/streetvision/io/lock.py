@@ -1,0 +1,36 @@
+"""One run folder, one writer."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from streetvision.contracts.errors import ArtifactError
+from streetvision.io.atomic import cannot_write
+
+
+@contextmanager
+def run_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path`; the kernel lets go of it when the process ends, however it ends.
+
+    Raises ArtifactError that names the process when another one holds it.
+    """
+    try:
+        handle = path.open("a+")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            raise ArtifactError(
+                f"run folder {str(path.parent)!r} is in use by {holder}",
+                "wait for it to end, or give this run a folder of its own: run_dir=...",
+            ) from error
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()}")
+        handle.flush()
+        yield

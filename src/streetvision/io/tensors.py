@@ -1,0 +1,83 @@
+"""Tensors and state dicts to and from disk: no pickle is executed, no key is dropped in silence."""
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from streetvision.contracts.errors import ArtifactError
+from streetvision.io.atomic import open_atomic
+
+SHOWN_KEYS = 5
+CHECK_PAIR = "check that model and weights belong together"
+
+
+def save_tensors(path: Path, value: Tensor | Mapping[str, Tensor]) -> None:
+    """Write a tensor or a state dict, atomically; equal tensors give equal bytes whatever the file's name."""
+    content = value if isinstance(value, Tensor) else dict(value)
+    with open_atomic(path) as handle:
+        torch.save(content, handle)
+
+
+def load_tensor(path: Path) -> Tensor:
+    """The one tensor in `path`, on the CPU; raises ArtifactError when it holds anything else."""
+    value = _load(path)
+    if not isinstance(value, Tensor):
+        raise ArtifactError(f"{str(path)!r} should hold one tensor and holds a {type(value).__name__}")
+    return value
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in `path` (.safetensors or a torch file), on the CPU; raises ArtifactError otherwise."""
+    value = _load(path)
+    if not isinstance(value, dict) or not all(isinstance(v, Tensor) for v in value.values()):
+        raise ArtifactError(f"{str(path)!r} should hold a state dict: a mapping from names to tensors")
+    return {str(name): tensor for name, tensor in value.items()}
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Fill `module` from `state`; raises ArtifactError that names keys that are missing, unexpected or misshapen."""
+    expected = module.state_dict()
+    check_keys(expected, state, source=source)
+    wrong = [k for k, v in expected.items() if v.shape != state[k].shape]
+    if wrong:
+        shapes = (f"{k} {tuple(state[k].shape)}, expected {tuple(expected[k].shape)}" for k in wrong)
+        raise ArtifactError(
+            f"{source} does not fit: {_some(list(shapes))}", "check that model and weights belong together"
+        )
+    module.load_state_dict(dict(state), strict=True)
+
+
+def check_keys(expected: Iterable[str], found: Iterable[str], *, source: str) -> None:
+    """Raise ArtifactError that names the missing and unexpected keys unless both sets are the same."""
+    wanted, given = set(expected), set(found)
+    parts = []
+    if missing := sorted(wanted - given):
+        parts.append(f"missing {_some(missing)}")
+    if unexpected := sorted(given - wanted):
+        parts.append(f"unexpected {_some(unexpected)}")
+    if parts:
+        raise ArtifactError(
+            f"{source} does not fit: {'; '.join(parts)}", "check that model and weights belong together"
+        )
+
+
+def _load(path: Path) -> object:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ArtifactError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except (RuntimeError, ValueError, EOFError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise ArtifactError(f"{str(path)!r} is damaged or not a tensor file: {reason}") from error
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN_KEYS} more" if len(names) > SHOWN_KEYS else ""
+    return ", ".join(names[:SHOWN_KEYS]) + more

@@ -1,0 +1,111 @@
+"""Checks at the border between disk and code: each names the file and the field that is wrong."""
+
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import torch
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from torch import Tensor
+
+from streetvision.contracts.errors import ArtifactError
+from streetvision.contracts.policies import BundleManifest, Policy, ScrcPolicy, ThresholdPolicy
+from streetvision.io.atomic import read_json, sha256_file
+from streetvision.io.tensors import load_tensor
+
+Model = TypeVar("Model", bound=BaseModel)
+
+MAX_BUNDLE_FILES = 64
+MAX_BUNDLE_BYTES = 16 * 2**30
+
+
+def validate_json(path: Path, kind: type[Model]) -> Model:
+    """The JSON in `path` as a `kind`; raises ArtifactError that names the first wrong field."""
+    return _validate(path, TypeAdapter(kind))
+
+
+def _validate(path: Path, adapter: TypeAdapter[Model]) -> Model:
+    try:
+        return adapter.validate_python(read_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise ArtifactError(f"{str(path)!r}: {field}: {first['msg']}") from error
+
+
+class PolicyValidator:
+    """Reads thresholds.json or scrc_params.json."""
+
+    _adapter: TypeAdapter[ThresholdPolicy | ScrcPolicy] = TypeAdapter(Policy)
+
+    def validate(self, path: Path) -> ThresholdPolicy | ScrcPolicy:
+        """The policy in `path`; raises ArtifactError that names file and field."""
+        return _validate(path, self._adapter)
+
+
+class BundleValidator:
+    """Reads a bundle folder: its table of contents, then every seal in it."""
+
+    def validate(self, folder: Path) -> BundleManifest:
+        """The manifest of the bundle in `folder`; raises ArtifactError that names what is wrong."""
+        manifest = validate_json(folder / "bundle.json", BundleManifest)
+        if len(manifest.files) > MAX_BUNDLE_FILES:
+            raise ArtifactError(
+                f"{str(folder)!r} lists {len(manifest.files)} files; at most {MAX_BUNDLE_FILES} are read"
+            )
+        if sum(entry.bytes for entry in manifest.files.values()) > MAX_BUNDLE_BYTES:
+            raise ArtifactError(f"{str(folder)!r} lists more than {MAX_BUNDLE_BYTES} bytes")
+        self._check_seals(folder, manifest)
+        self._check_strangers(folder, manifest)
+        return manifest
+
+    def _check_seals(self, folder: Path, manifest: BundleManifest) -> None:
+        for name, entry in manifest.files.items():
+            path = folder / _plain_name(name, folder)
+            if path.is_symlink() or not path.is_file():
+                raise ArtifactError(f"bundle {str(folder)!r} names {name!r}, and there is no such file in it")
+            if path.stat().st_size != entry.bytes or sha256_file(path) != entry.sha256:
+                raise ArtifactError(
+                    f"{name!r} in bundle {str(folder)!r} is not the file that was sealed (sha256 differs)",
+                    "export the bundle again, or copy it again from where it came",
+                )
+
+    def _check_strangers(self, folder: Path, manifest: BundleManifest) -> None:
+        known = {*manifest.files, "bundle.json", "manifest.json"}
+        strangers = sorted(path.name for path in folder.iterdir() if path.name not in known)
+        if strangers:
+            raise ArtifactError(f"bundle {str(folder)!r} holds files it does not name: {', '.join(strangers[:5])}")
+
+
+def validate_logits(path: Path) -> Tensor:
+    """The (N, 2) finite float32 logits in `path`; raises ArtifactError otherwise."""
+    logits = load_tensor(path)
+    if logits.ndim != 2 or logits.shape[1] != 2 or len(logits) == 0 or logits.dtype != torch.float32:
+        raise ArtifactError(f"{str(path)!r}: expected float32 logits (N, 2), came {logits.dtype} {tuple(logits.shape)}")
+    if not torch.isfinite(logits).all():
+        raise ArtifactError(f"{str(path)!r}: logits hold values that are not finite")
+    return logits
+
+
+def validate_labels(path: Path, *, n: int) -> Tensor:
+    """The (n,) int64 labels of 0 and 1 in `path`; raises ArtifactError otherwise."""
+    labels = load_tensor(path)
+    if labels.shape != (n,) or labels.dtype != torch.int64:
+        raise ArtifactError(f"{str(path)!r}: expected int64 labels ({n},), came {labels.dtype} {tuple(labels.shape)}")
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ArtifactError(f"{str(path)!r}: labels must be 0 or 1")
+    return labels
+
+
+def require_files(paths: Iterable[Path]) -> None:
+    """Raise ArtifactError unless every path is a file."""
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise ArtifactError(f"missing: {', '.join(missing)}")
+
+
+def _plain_name(name: str, folder: Path) -> str:
+    pure = PurePosixPath(name)
+    if len(pure.parts) != 1 or name in {"", ".", ".."} or "\\" in name or "\0" in name:
+        raise ArtifactError(f"bundle {str(folder)!r} names {name!r}; only plain file names are allowed")
+    return name

@@ -1,0 +1,1 @@
+"""Networks: backbones and the classifier on top."""

@@ -1,0 +1,210 @@
+"""Backbones: from a configuration with weights, or from a bundle's description without them."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+from streetvision.contracts.errors import ConfigError, unknown_name
+from streetvision.models.backbone_spec import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MAX_PARAMETERS,
+    Backbone,
+    BackboneSpec,
+    read_description,
+)
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "BackboneConfig",
+    "BackboneSpec",
+    "Source",
+    "build_backbone",
+    "load_backbone",
+    "local_files",
+    "state_digest",
+]
+
+RANDOM_IMAGE_SIZE = 224
+
+
+class BackboneConfig(BaseModel):
+    """Which backbone, and where its weights come from. A field that the source does not read is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    """A key of BACKBONES."""
+    name: str | None = None
+    """transformers: hub name or local folder; timm: model name; embedded: name of the asset."""
+    weights: Path | None = None
+    """timm: a weight file, safetensors or a torch file that holds tensors only."""
+    pretrained: bool = False
+    """timm: fetch the weights from the hub; without this and `weights` they are random."""
+    image_size: int | None = Field(default=None, gt=0)
+    """Pixels along one side; none means the size the backbone was made for (random: 224)."""
+    width: int = Field(default=128, gt=0)
+    """random: width of a token."""
+    depth: int = Field(default=6, gt=0)
+    """random: number of transformer blocks."""
+    heads: int = Field(default=4, gt=0)
+    """random: number of attention heads."""
+    patch_size: int = Field(default=16, gt=0)
+    """random: pixels along one side of a patch."""
+    registers: int = Field(default=4, ge=0)
+    """random: number of register tokens."""
+    seed: int = Field(default=0, ge=0)
+    """random, and timm without weights: seed of the weights."""
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if self.source not in BACKBONES:
+            raise unknown_name("backbone source", self.source, BACKBONES)
+        reads = BACKBONES[self.source].reads
+        if self.pretrained or self.weights:
+            reads = reads - {"seed"}
+        changed = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        if ignored := sorted(set(changed) - reads - {"source"}):
+            raise ConfigError(
+                f"a backbone from {self.source} does not read {', '.join(ignored)}",
+                f"it reads: {', '.join(sorted(reads))}",
+            )
+        if "name" in reads and not self.name:
+            raise ConfigError(f"a backbone from {self.source} needs a name")
+        if self.pretrained and self.weights:
+            raise ConfigError("pretrained and weights exclude each other", "leave out one of the two")
+        return self
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where backbones come from."""
+
+    build: Callable[[BackboneConfig], Backbone]
+    reads: frozenset[str]
+    """The fields of BackboneConfig that `build` reads."""
+
+
+def load_backbone(config: BackboneConfig) -> Backbone:
+    """The backbone that `config` names, with its weights, on the CPU in float32 and in eval mode.
+
+    Only a hub name (transformers) or `pretrained` (timm) goes to the network. Raises ConfigError for a name, size or
+    download that fails, ArtifactError for weights that do not fit.
+    """
+    return BACKBONES[config.source].build(config).eval()
+
+
+def build_backbone(architecture: Mapping[str, object], *, max_parameters: int = MAX_PARAMETERS) -> Backbone:
+    """The backbone that `spec.architecture` describes, in eval mode: weights to be loaded by the caller, no network.
+
+    The description may come from a stranger's file: only known model types and timm names, bounded numbers, and the
+    parameters are counted before memory is taken. Raises ArtifactError or ConfigError for any other.
+    """
+    from streetvision.models.timm_backbone import TimmArchitecture, build_timm
+    from streetvision.models.transformers_backbone import TransformersArchitecture, build_transformers
+
+    source, here = architecture.get("source"), "the description of the backbone"
+    if source == "transformers":
+        described = read_description(TransformersArchitecture, architecture, source=here)
+        return build_transformers(described, max_parameters=max_parameters).eval()
+    if source == "timm":
+        named = read_description(TimmArchitecture, architecture, source=here)
+        return build_timm(named, max_parameters=max_parameters).eval()
+    raise unknown_name("backbone architecture", str(source), ("timm", "transformers"))
+
+
+def state_digest(module: nn.Module) -> str:
+    """sha256 of the state dict: names, dtypes, shapes and bytes, in the order of the names, wherever it lies."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def local_files(config: BackboneConfig) -> list[Path]:
+    """The files on this machine that `load_backbone` reads: none for a hub name or random weights."""
+    if config.weights is not None:
+        return [config.weights]
+    folder = _asset(str(config.name)) if config.source == "embedded" else Path(str(config.name))
+    if config.source not in {"embedded", "transformers"} or not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix in {".json", ".safetensors", ".bin"})
+
+
+def _from_transformers(config: BackboneConfig) -> Backbone:
+    from streetvision.models.transformers_backbone import load_transformers
+
+    return load_transformers(str(config.name), config.image_size)
+
+
+def _from_timm(config: BackboneConfig) -> Backbone:
+    from streetvision.models.timm_backbone import load_timm
+
+    return load_timm(
+        str(config.name),
+        weights=config.weights,
+        pretrained=config.pretrained,
+        image_size=config.image_size,
+        seed=config.seed,
+    )
+
+
+def _from_random(config: BackboneConfig) -> Backbone:
+    from streetvision.models.transformers_backbone import TransformersArchitecture, build_transformers
+
+    # RoPE turns pairs of channels for each of the two axes.
+    if config.width % (4 * config.heads):
+        raise ConfigError(
+            f"a width of {config.width} does not give {config.heads} heads a multiple of 4 channels each",
+            f"choose a width that {4 * config.heads} divides",
+        )
+    image_size = config.image_size or RANDOM_IMAGE_SIZE
+    fields: dict[str, object] = {
+        "model_type": "dinov3_vit",
+        "hidden_size": config.width,
+        "intermediate_size": 4 * config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "num_register_tokens": config.registers,
+        "patch_size": config.patch_size,
+        "image_size": image_size,
+    }
+    described = TransformersArchitecture(config=fields, image_size=image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return build_transformers(described, max_parameters=MAX_PARAMETERS, seed=config.seed)
+
+
+def _from_embedded(config: BackboneConfig) -> Backbone:
+    from streetvision.models.transformers_backbone import load_transformers
+
+    return load_transformers(str(_asset(str(config.name))), config.image_size)
+
+
+def _asset(name: str) -> Path:
+    """The folder of an asset in the package; raises ConfigError that lists those that exist."""
+    root = Path(str(resources.files("streetvision"))) / "assets"
+    found = {path.parent.name: path.parent for path in root.glob("*/config.json")}
+    if not found:
+        raise ConfigError(f"there is no embedded backbone {name!r}: none ships with this package", "use source=random")
+    if name not in found:
+        raise unknown_name("embedded backbone", name, found)
+    return found[name]
+
+
+BACKBONES: Mapping[str, Source] = {
+    "transformers": Source(_from_transformers, frozenset({"name", "image_size"})),
+    "timm": Source(_from_timm, frozenset({"name", "weights", "pretrained", "image_size", "seed"})),
+    "random": Source(
+        _from_random, frozenset({"width", "depth", "heads", "patch_size", "registers", "image_size", "seed"})
+    ),
+    "embedded": Source(_from_embedded, frozenset({"name", "image_size"})),
+}
+"""Source -> how to build from it."""

@@ -1,0 +1,1 @@
+"""The phases of a run, their order, and the command that starts them."""

@@ -1,0 +1,48 @@
+"""What a person sees while a run goes on: a line a phase, a bar for what takes longer, warnings with an action."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
+
+BAR_AFTER_SECONDS = 1.0
+LABEL_WIDTH = 14
+
+
+class Console:
+    """Prints to standard output; bars are drawn on a terminal only, so a redirected log holds whole lines."""
+
+    def __init__(self) -> None:
+        self._rich = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True)
+
+    def line(self, label: str, text: str, *, seconds: float | None = None) -> None:
+        """One fact: a label, what was done, and how long it took."""
+        took = "" if seconds is None else f"  [dim]{seconds:.0f} s[/dim]"
+        self._rich.print(f"[bold]{label:<{LABEL_WIDTH}}[/bold]{escape(text)}{took}")
+
+    def text(self, text: str = "") -> None:
+        """A line as it is."""
+        self._rich.print(escape(text))
+
+    def warn(self, message: str) -> None:
+        """One line that names what to do."""
+        self._rich.print(f"[yellow]{'warning':<{LABEL_WIDTH}}[/yellow]{escape(message)}")
+
+    def track(self, items: Iterable[Item], *, total: int, label: str) -> Iterator[Item]:
+        """Yield `items`; a bar appears when they take longer than a second."""
+        if not self._rich.is_terminal:
+            yield from items
+            return
+        columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        started = time.perf_counter()
+        with Progress(*columns, console=self._rich, transient=True) as bars:
+            task = bars.add_task(label, total=total, visible=False)
+            for item in items:
+                yield item
+                bars.update(task, advance=1, visible=time.perf_counter() - started > BAR_AFTER_SECONDS)

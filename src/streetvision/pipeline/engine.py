@@ -1,0 +1,135 @@
+"""Runs phases in the order of the data, skips what is unchanged, and notices by digest what is not."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, JsonValue
+
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.errors import ArtifactError, unknown_name
+from streetvision.contracts.phase import Context, Phase
+from streetvision.contracts.split_contracts import Partition
+from streetvision.data.partition import partition_from_json
+from streetvision.io.atomic import read_json, remove_stray_temps, sha256_json, write_json_atomic
+from streetvision.io.lock import run_lock
+from streetvision.io.manifests import StepManifest, code_sha256, create_step_manifest, read_manifest, relative, seal
+from streetvision.pipeline.console import Console
+
+
+def ordered(requested: Iterable[str], phases: Mapping[str, Phase]) -> list[Phase]:
+    """The requested phases so that each comes after those that make what it needs; unknown names are an error.
+
+    The data phase joins whenever one of them reads splits.json.
+    """
+    wanted = dict.fromkeys(requested)
+    for name in wanted:
+        if name not in phases:
+            raise unknown_name("phase", name, phases)
+    if any("splits" in phases[name].needs for name in wanted):
+        wanted["data"] = None
+    waiting = [phase for name, phase in phases.items() if name in wanted]
+    done: list[Phase] = []
+    while waiting:
+        ahead = {artifact for phase in waiting for artifact in phase.makes}
+        ready = next(phase for phase in waiting if not ahead & set(phase.needs))
+        waiting.remove(ready)
+        done.append(ready)
+    return done
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Runs phases in one run folder."""
+
+    schema: ArtifactSchema
+    phases: Mapping[str, Phase]
+    """Every phase there is: it tells who makes a missing artifact."""
+    configs: Mapping[type[BaseModel], BaseModel]
+    console: Console
+
+    def run(self, plan: Sequence[Phase]) -> None:
+        """Run the phases of `plan` in turn, alone in the run folder."""
+        self.schema.ensure_dirs()
+        with run_lock(self.schema.lock):
+            remove_stray_temps(self.schema.root)
+            for phase in plan:
+                self._run_one(phase)
+
+    def _run_one(self, phase: Phase) -> None:
+        context = self._context(phase)
+        needs = phase.needs + (phase.also_needs(context) if phase.also_needs else ())
+        inputs = [self._checked_input(phase, name) for name in needs]
+        external = phase.external(context) if phase.external else None
+        path = self.schema.manifest(phase.id)
+        if (fresh := self._fresh(phase, inputs, external)) is not None:
+            self.console.line(phase.id, f"{fresh.summary}  (unchanged)")
+            return
+        path.unlink(missing_ok=True)
+        started = time.perf_counter()
+        outcome = phase.run(context)
+        seconds = time.perf_counter() - started
+        manifest = create_step_manifest(
+            phase.id,
+            root=self.schema.root,
+            config=self._settings(phase),
+            files=(inputs, [*map(self.schema.path, phase.makes), *outcome.also_makes]),
+            outcome=(outcome.summary, outcome.metrics),
+            external_sha256=external,
+            duration_seconds=seconds,
+        )
+        write_json_atomic(path, manifest.model_dump(mode="json"))
+        self.console.line(phase.id, f"{phase.title:<8}{outcome.summary}", seconds=seconds)
+
+    def _context(self, phase: Phase) -> Context:
+        return Context(
+            phase=phase.id,
+            schema=self.schema,
+            progress=self.console,
+            configs={kind: self.configs[kind] for kind in phase.config},
+            load_partition=self._load_partition,
+        )
+
+    def _load_partition(self) -> Partition:
+        return partition_from_json(read_json(self.schema.splits), self.schema.splits)
+
+    def _settings(self, phase: Phase) -> dict[str, JsonValue]:
+        return {kind.__name__: self.configs[kind].model_dump(mode="json") for kind in phase.config}
+
+    def _checked_input(self, phase: Phase, name: str) -> Path:
+        """The path of a needed artifact, which its maker's manifest vouches for."""
+        path = self.schema.path(name)
+        maker = next(other for other in self.phases.values() if name in other.makes)
+        again = f"pipeline.phases=[{maker.id},{phase.id}]"
+        if not self.schema.manifest(maker.id).exists():
+            raise ArtifactError(
+                f"{phase.id} needs {relative(path, self.schema.root)} of {maker.id}, and this run has none",
+                f"run them together: {again}, or give run_dir= of a run that has it",
+            )
+        sealed = read_manifest(self.schema.manifest(maker.id)).outputs.get(relative(path, self.schema.root))
+        if sealed is None or not path.is_file() or seal(path) != sealed:
+            raise ArtifactError(
+                f"{str(path)!r} is not what {maker.id} wrote: it was changed, damaged or removed since",
+                f"make it again: {again}",
+            )
+        return path
+
+    def _fresh(self, phase: Phase, inputs: Sequence[Path], external: str | None) -> StepManifest | None:
+        """The manifest of the last run of `phase`, if running it again would give the same."""
+        try:
+            manifest = read_manifest(self.schema.manifest(phase.id))
+        except ArtifactError:
+            return None
+        root = self.schema.root
+        outputs = [root / name for name in manifest.outputs]
+        same = (
+            manifest.code_sha256 == code_sha256()
+            and manifest.config_sha256 == sha256_json(self._settings(phase))
+            and manifest.external_sha256 == external
+            and all(path.is_file() for path in outputs)
+            and manifest.inputs == {relative(path, root): seal(path) for path in inputs}
+            and manifest.outputs == {relative(path, root): seal(path) for path in outputs}
+            and set(manifest.outputs) >= {relative(self.schema.path(name), root) for name in phase.makes}
+        )
+        return manifest if same else None

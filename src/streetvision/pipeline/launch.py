@@ -1,0 +1,88 @@
+"""From a command line to a finished run: compose the settings, find the data, hand the plan to the engine."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.errors import ArtifactError, ConfigError
+from streetvision.data.scenes import write_scenes
+from streetvision.io.atomic import read_json
+from streetvision.io.manifests import read_manifest
+from streetvision.pipeline.compose import RunConfig, as_overrides, compose_config
+from streetvision.pipeline.console import Console
+from streetvision.pipeline.engine import Engine, ordered
+from streetvision.pipeline.phases import PHASES
+
+
+def launch_training(config: RunConfig, overrides: Sequence[str], *, console: Console) -> ArtifactSchema:
+    """Run the phases that `config`, which `overrides` led to, asks for; returns the paths of the run."""
+    config = settle(config, overrides, console)
+    schema = ArtifactSchema(config.root)
+    plan = ordered(config.pipeline.phases, PHASES)
+    Engine(schema, PHASES, config.sections(), console).run(plan)
+    return schema
+
+
+def launch_evaluation(bundle: Path, overrides: Sequence[str], *, console: Console) -> ArtifactSchema:
+    """Judge a bundle on VAL_TEST of the run that it came from; returns the paths of that run.
+
+    The run is the folder above the bundle's, unless run_dir= names it because the bundle was moved.
+    """
+    folder = bundle.parent if bundle.suffix == ".json" else bundle
+    beside = {"evaluation": {"bundle": str(folder.absolute())}, "run_dir": str(folder.absolute().parent)}
+    config = compose_config([*as_overrides(beside), *overrides])  # of two run_dir the later counts
+    schema = ArtifactSchema(config.root)
+    if not (folder / "bundle.json").is_file():
+        raise ArtifactError(
+            f"there is no bundle at {str(bundle)!r} (expected a folder with bundle.json)",
+            "make one with: streetvision train data.root=...",
+        )
+    if not schema.splits.is_file():
+        raise ArtifactError(
+            f"{str(schema.root)!r} is not the run that made this bundle: it has no splits.json",
+            "name the run whose VAL_TEST it should be judged on: run_dir=...",
+        )
+    Engine(schema, PHASES, config.sections(), console).run(ordered(["evaluate"], PHASES))
+    return schema
+
+
+def settle(config: RunConfig, overrides: Sequence[str], console: Console) -> RunConfig:
+    """The configuration with its data in place.
+
+    A run folder is about one data set. When it has one and the command names none, that one stands; when the command
+    names another, ConfigError. Without data at all, procedural scenes are drawn into the run folder.
+    """
+    schema = ArtifactSchema(config.root)
+    recorded = _recorded_data(schema)
+    own_scenes = recorded is not None and recorded["root"] == str(schema.scenes)
+    named = any(change.startswith(("data.", "scenes.")) for change in overrides)
+    if recorded is not None and not own_scenes and not named:
+        return compose_config([*as_overrides({"data": recorded, "run_dir": str(config.root)}), *overrides])
+    root = config.data.root
+    if recorded is not None and recorded["root"] != (str(schema.scenes) if root is None else root):
+        raise ConfigError(
+            f"run folder {str(schema.root)!r} is about {recorded['root']!r}, and this command asks for {root!r}",
+            f"give data.root={recorded['root']}, or a folder of its own for this run: run_dir=...",
+        )
+    if root is None and any("splits" in PHASES[name].needs for name in config.pipeline.phases if name in PHASES):
+        schema.ensure_dirs()
+        write_scenes(schema.scenes, config.scenes, console)
+        data = config.data.model_copy(update={"root": str(schema.scenes)})
+        return config.model_copy(update={"data": data})
+    return config
+
+
+def _recorded_data(schema: ArtifactSchema) -> dict[str, object] | None:
+    """The data section that the run folder's splits.json was made with, if it has one."""
+    if not schema.manifest("data").is_file():
+        return None
+    recorded = read_manifest(schema.manifest("data")).config["DataConfig"]
+    assert isinstance(recorded, dict)
+    return dict(recorded)
+
+
+def report_lines(schema: ArtifactSchema) -> list[str]:
+    """What the evaluation found, for a terminal."""
+    report = read_json(schema.evaluation_report)
+    assert isinstance(report, dict)
+    return [str(line) for line in report["summary"]]

@@ -1,0 +1,61 @@
+"""Settings of the pipeline itself and of the phases that are no larger than a few values."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A part of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PipelineConfig(Section):
+    """What runs."""
+
+    phases: tuple[str, ...]
+    """Ids from PHASES, in any order; they run in the order of the data."""
+    seed: int = Field(ge=0)
+    """Every other seed follows it unless it is set on its own."""
+
+
+class Phase2Config(Section):
+    """The threshold of phase 1's scores."""
+
+    n_thresholds: int = Field(default=5000, ge=2)
+    """Points of the grid in threshold_sweep.csv; the optimum is exact whatever the grid."""
+
+
+class Phase5Config(Section):
+    """Calibration and the operating point."""
+
+    method: str = "temperature"
+    """Name in CALIBRATORS."""
+    folds: int = Field(default=5, ge=2)
+    """Parts of VAL_CALIB for the cross-fitted figures; whole groups stay together."""
+    seed: int = Field(default=0, ge=0)
+    """Of the folds."""
+
+
+class Phase6Config(Section):
+    """What ships."""
+
+    policy: Literal["scrc", "threshold"] = "scrc"
+    """scrc: phase 5's calibrated operating point; threshold: phase 2's cut on the plain softmax."""
+    compression: bool = False
+    """Also write export.tar.gz, the same bytes for the same bundle."""
+
+
+class EvaluationConfig(Section):
+    """Figures of VAL_TEST."""
+
+    bundle: Path | None = None
+    """The bundle's folder; None takes the run's own."""
+    n_resamples: int = Field(default=1000, ge=100)
+    """Bootstrap resamples for each interval."""
+    level: float = Field(default=0.95, gt=0.5, lt=1)
+    """Share of data sets whose truth the interval should hold."""
+    seed: int = Field(default=0, ge=0)
+    """Of the resamples."""

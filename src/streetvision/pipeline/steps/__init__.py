@@ -1,0 +1,1 @@
+"""One module a phase: read artifacts, call one floor down, write artifacts."""

@@ -1,0 +1,54 @@
+"""phase6: one folder that holds everything a prediction needs, and nothing that does not belong to it."""
+
+from streetvision.bundle.format import MODEL_CHECKPOINT, MODEL_DESCRIPTION, write_archive, write_bundle
+from streetvision.contracts.phase import Context, Outcome, Phase
+from streetvision.io.validators import PolicyValidator
+from streetvision.pipeline.settings import Phase6Config
+
+POLICY_ARTIFACTS = {
+    "scrc": ("scrc_params", "scrc_params_pickle"),
+    "threshold": ("thresholds",),
+}
+
+
+def run(context: Context) -> Outcome:
+    """Copy model and policy, seal them; the manifest of a bundle refuses a policy of another model."""
+    schema, config = context.schema, context.settings(Phase6Config)
+    artifacts = [schema.path(name) for name in POLICY_ARTIFACTS[config.policy]]
+    bundle = write_bundle(
+        schema.export,
+        {
+            MODEL_CHECKPOINT: schema.model_best,
+            MODEL_DESCRIPTION: schema.model_config,
+            **{path.name: path for path in artifacts},
+        },
+        policy=PolicyValidator().validate(artifacts[0]),
+        class_names=context.class_names,
+        data_fingerprint=context.fingerprint,
+    )
+    sealed = tuple(schema.export / name for name in bundle.manifest.files)
+    schema.bundle_archive.unlink(missing_ok=True)
+    if config.compression:
+        write_archive(bundle, schema.bundle_archive)
+        sealed += (schema.bundle_archive,)
+    size = sum(entry.bytes for entry in bundle.manifest.files.values())
+    return Outcome(
+        f"{schema.export}  ({size / 1e6:.1f} MB, {len(bundle.manifest.files)} files, every one sealed)",
+        {"bytes": size},
+        also_makes=sealed,
+    )
+
+
+def _policy_artifacts(context: Context) -> tuple[str, ...]:
+    return POLICY_ARTIFACTS[context.settings(Phase6Config).policy]
+
+
+PHASE = Phase(
+    id="phase6",
+    title="ship",
+    config=(Phase6Config,),
+    needs=("splits", "model_best", "model_config"),
+    makes=("bundle",),
+    run=run,
+    also_needs=_policy_artifacts,
+)

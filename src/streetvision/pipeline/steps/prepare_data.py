@@ -1,0 +1,96 @@
+"""data: list, read and check every image once, and give each its role."""
+
+from dataclasses import astuple
+from pathlib import Path
+
+from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.phase import Context, Outcome, Phase
+from streetvision.contracts.split_contracts import Partition, Split
+from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.hub import is_local_dataset
+from streetvision.data.index import DataConfig, list_images
+from streetvision.data.listing import Listing
+from streetvision.data.partition import make_partition, partition_to_json
+from streetvision.data.scan import Scan, check_bad_share, scan_images
+from streetvision.io.atomic import sha256_json, write_json_atomic
+
+
+def run(context: Context) -> Outcome:
+    """Index what can be used, name what cannot, and write the partition."""
+    config, schema = context.settings(DataConfig), context.schema
+    scan = scan_images(
+        _list(context),
+        class_names=config.class_names,
+        limits=context.settings(LoaderConfig).limits,
+        progress=context.progress,
+    )
+    write_json_atomic(schema.data_report, scan.report())
+    check_bad_share(scan, max_bad_share=config.max_bad_share, report=schema.data_report)
+    if scan.bad or scan.left_out:
+        files = f"{len(scan.bad)} unusable images and {len(scan.left_out)} other files"
+        context.progress.warn(f"{files} are left out; each is named in {schema.data_report}")
+    partition = make_partition(scan.index, fractions=config.fractions, seed=config.seed)
+    write_json_atomic(schema.splits, partition_to_json(partition))
+    return _outcome(scan, partition)
+
+
+def _list(context: Context) -> Listing:
+    config = context.settings(DataConfig)
+    return list_images(
+        _root(config),
+        class_names=config.class_names,
+        import_to=context.schema.imported,
+        hf_split=config.hf_split,
+        group_column=config.group_column,
+        source_column=config.source_column,
+    )
+
+
+def _root(config: DataConfig) -> str:
+    if config.root is None:
+        raise ConfigError("there is no data.root", "give a folder: data.root=...")
+    return config.root
+
+
+def _outcome(scan: Scan, partition: Partition) -> Outcome:
+    rows = partition.index.rows
+    counts = {split: len(partition.rows(split)) for split in Split}
+    groups = {row.group for row in rows if row.group is not None}
+    by = f"by {len(groups)} groups" if groups else "row by row"
+    positives = sum(row.label for row in rows)
+    return Outcome(
+        f"{len(rows)} images, {positives} {partition.index.class_names[1]}; "
+        f"split {by} into {'/'.join(str(n) for n in counts.values())}, {scan.duplicates} copies kept together",
+        {"images": len(rows), "positives": positives, "bad": len(scan.bad), **{s.value: n for s, n in counts.items()}},
+    )
+
+
+def _outside(context: Context) -> str:
+    """Digest of the data set as it lies there: what is listed, with sizes and times; a hub name stands for itself."""
+    root = Path(_root(context.settings(DataConfig))).expanduser()
+    if not root.exists():
+        return sha256_json(str(root))
+    if is_local_dataset(root):
+        return sha256_json([_stamp(path) for path in sorted(root.rglob("*"))])
+    listing = _list(context)
+    return sha256_json([[*astuple(image), *_stamp(listing.root / image.path)] for image in listing.images])
+
+
+def _stamp(path: Path) -> list[str | int]:
+    """What changes when a file does; a file that is not there is for the scan to name."""
+    try:
+        found = path.stat()
+    except OSError:
+        return [str(path)]
+    return [path.name, found.st_size, found.st_mtime_ns]
+
+
+PHASE = Phase(
+    id="data",
+    title="split",
+    config=(DataConfig, LoaderConfig),
+    needs=(),
+    makes=("splits", "data_report"),
+    run=run,
+    external=_outside,
+)

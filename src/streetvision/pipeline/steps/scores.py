@@ -1,0 +1,18 @@
+"""How a step opens the scores of a split: through the gate that its phase was granted."""
+
+from streetvision.contracts.errors import ArtifactError
+from streetvision.contracts.phase import Context
+from streetvision.contracts.split_contracts import Split, check_may_open
+from streetvision.io.scores import Scores, load_scores
+
+SCORES = ("val_calib_logits", "val_calib_labels", "val_calib_scores")
+
+
+def open_scores(context: Context, split: Split) -> Scores:
+    """Phase 1's scores, known to be of `split`; raises LeakageError when the phase may not open it."""
+    check_may_open(context.phase, split)
+    schema = context.schema
+    scores = load_scores(logits=schema.val_calib_logits, labels=schema.val_calib_labels, record=schema.val_calib_scores)
+    if scores.split is not split:
+        raise ArtifactError(f"{str(schema.val_calib_scores)!r} holds scores of {scores.split}, not of {split}")
+    return scores

@@ -1,0 +1,1 @@
+"""Fitting networks and scoring splits with them."""

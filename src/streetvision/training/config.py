@@ -1,0 +1,30 @@
+"""Settings of a training run; apart from the code that reads them, because that code loads Lightning."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PrecisionName = Literal["auto", "bf16", "fp32"]
+
+
+class TrainingConfig(BaseModel):
+    """How phase 1 fits the classifier."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["frozen", "full"] = "frozen"
+    """frozen: a head on cached features of a backbone that stays as it is; full: everything trains."""
+    epochs: int = Field(default=20, ge=1)
+    """Passes over TRAIN."""
+    batch_size: int = Field(default=64, ge=1)
+    """Rows an optimizer step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak rate of AdamW."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of weight matrices; norms and biases do not decay."""
+    warmup_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of all optimizer steps in which the rate rises linearly."""
+    precision: PrecisionName = "auto"
+    """Of the full mode: auto takes bf16 where the device has it, else fp32. Heads and scores are always fp32."""
+    seed: int = Field(default=0, ge=0)
+    """Of initial weights, order of rows and augmentation."""

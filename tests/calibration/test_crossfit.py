@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streetvision.calibration.calibrators import make_calibrator
+from streetvision.calibration.crossfit import assign_folds, crossfit_probabilities
+from streetvision.contracts.errors import DataError
+
+
+@given(
+    groups=st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f", None]), min_size=30, max_size=80),
+    folds=st.integers(2, 4),
+    seed=st.integers(0, 9),
+)
+def test_groups_stay_together_and_every_fold_has_rows(groups, folds, seed):
+    if len({g for g in groups if g}) + groups.count(None) < folds:
+        return
+    fold_of = assign_folds(groups, folds=folds, seed=seed)
+    assert set(fold_of) == set(range(folds))
+    for name in {g for g in groups if g is not None}:
+        assert len({f for f, g in zip(fold_of, groups, strict=True) if g == name}) == 1
+    assert np.array_equal(fold_of, assign_folds(groups, folds=folds, seed=seed))
+
+
+def test_rows_without_groups_are_dealt_evenly():
+    assert sorted(np.bincount(assign_folds([None] * 22, folds=5, seed=0))) == [4, 4, 4, 5, 5]
+
+
+def test_no_row_is_judged_by_a_calibrator_that_saw_it():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(60, 2)).astype(np.float32)
+    labels = rng.integers(0, 2, 60)
+    groups = [f"g{i // 3}" for i in range(60)]
+    found = crossfit_probabilities("temperature", logits, labels, groups=groups, folds=4, seed=1)
+    fold_of = assign_folds(groups, folds=4, seed=1)
+    for fold in range(4):
+        out = fold_of == fold
+        expected = make_calibrator("temperature").fit(logits[~out], labels[~out]).probabilities(logits[out])
+        assert np.array_equal(found[out], expected)
+
+
+def test_fewer_groups_than_folds_is_named():
+    with pytest.raises(DataError, match="2 groups, and 5 folds"):
+        assign_folds(["a", "b"] * 5, folds=5, seed=0)

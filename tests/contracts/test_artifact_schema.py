@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.split_contracts import MAY_OPEN
+
+
+def test_nothing_is_created_until_it_is_asked_for(tmp_path):
+    schema = ArtifactSchema(tmp_path / "run")
+    assert schema.model_best == tmp_path / "run" / "phase1" / "model_best.pth"
+    assert not schema.root.exists()
+    schema.ensure_dirs()
+    assert schema.root.is_dir()
+
+
+def test_every_artifact_lies_under_the_root():
+    schema = ArtifactSchema(Path("run"))
+    properties = [name for name, value in vars(ArtifactSchema).items() if isinstance(value, property)]
+    assert len(properties) > 20
+    for name in properties:
+        assert schema.path(name).is_relative_to("run")
+
+
+def test_every_phase_has_a_folder_of_its_own_for_its_manifest():
+    schema = ArtifactSchema(Path("run"))
+    manifests = {schema.manifest(phase) for phase in MAY_OPEN}
+    assert len(manifests) == len(MAY_OPEN)
+
+
+def test_a_root_that_cannot_be_made_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be created"):
+        ArtifactSchema(tmp_path / "file" / "run").ensure_dirs()

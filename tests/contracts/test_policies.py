@@ -1,0 +1,44 @@
+import pytest
+from pydantic import ValidationError
+
+from streetvision.contracts.policies import BundleManifest, ScoresRef, ThresholdPolicy
+
+MODEL, OTHER = "a" * 64, "b" * 64
+SCORES = ScoresRef(sha256=OTHER, model_sha256=MODEL, split="val_calib", n=10, positives=4)
+POLICY = ThresholdPolicy(threshold=0.4, metrics={"mcc": 0.9}, scores=SCORES)
+BUNDLE = {
+    "policy_type": "threshold",
+    "policy": POLICY.model_dump(),
+    "class_names": ("None", "Roadwork"),
+    "model_checkpoint": "model.pth",
+    "model_description": "model_config.json",
+    "files": {"model.pth": {"sha256": MODEL, "bytes": 1}, "model_config.json": {"sha256": OTHER, "bytes": 1}},
+    "data_fingerprint": OTHER,
+    "made_with": {},
+}
+
+
+def test_a_bundle_that_closes_is_accepted():
+    assert BundleManifest.model_validate(BUNDLE).policy == POLICY
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policy_type": "scrc"}, "policy_type is 'scrc'"),
+        ({"model_checkpoint": "other.pth"}, "which is not in files"),
+        ({"files": BUNDLE["files"] | {"model.pth": {"sha256": OTHER, "bytes": 1}}}, "belongs to model aaaaaaaaaaaa"),
+        ({"schema_version": 2}, "schema_version"),
+        ({"surprise": 1}, "surprise"),
+        ({"data_fingerprint": "short"}, "data_fingerprint"),
+    ],
+)
+def test_a_chain_that_does_not_close_is_refused(change, message):
+    with pytest.raises(ValidationError, match=message):
+        BundleManifest.model_validate(BUNDLE | change)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_threshold_is_a_probability(threshold):
+    with pytest.raises(ValidationError):
+        ThresholdPolicy(threshold=threshold, metrics={}, scores=SCORES)

@@ -1,0 +1,44 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from streetvision.contracts.errors import LeakageError
+from streetvision.contracts.split_contracts import MAY_OPEN, Index, Partition, Row, Split, check_may_open
+
+ROW = Row(path="a.jpg", label=1, sha256="0" * 64, width=4, height=3, group="g")
+
+
+def test_exactly_one_phase_may_open_val_test():
+    assert [phase for phase, splits in MAY_OPEN.items() if Split.VAL_TEST in splits] == ["evaluate"]
+
+
+def test_only_phase1_opens_train():
+    assert [phase for phase, splits in MAY_OPEN.items() if Split.TRAIN in splits] == ["phase1"]
+
+
+@pytest.mark.parametrize("phase", [*MAY_OPEN, "no such phase"])
+@pytest.mark.parametrize("split", Split)
+def test_the_gate_lets_through_what_the_table_says_and_nothing_else(phase, split):
+    if split in MAY_OPEN.get(phase, frozenset()):
+        check_may_open(phase, split)
+    else:
+        with pytest.raises(LeakageError, match=f"{phase} asked for {split.value}"):
+            check_may_open(phase, split)
+
+
+def test_the_fingerprint_moves_with_the_data_and_not_with_the_folder_or_the_order():
+    index = Index(Path("/a"), ("None", "Roadwork"), (ROW, replace(ROW, path="b.jpg", sha256="1" * 64)))
+    assert replace(index, root=Path("/b"), rows=index.rows[::-1]).fingerprint == index.fingerprint
+    for change in ({"label": 0}, {"group": "h"}, {"sha256": "2" * 64}, {"source": "s"}, {"path": "c.jpg"}):
+        changed = replace(index, rows=(replace(ROW, **change), index.rows[1]))
+        assert changed.fingerprint != index.fingerprint
+    assert replace(index, class_names=("None", "Pothole")).fingerprint != index.fingerprint
+
+
+def test_rows_of_a_split_keep_the_order_of_the_index():
+    rows = tuple(replace(ROW, path=f"{i}.jpg") for i in range(4))
+    roles = (Split.TRAIN, Split.VAL_TEST, Split.TRAIN, Split.VAL_CALIB)
+    partition = Partition(Index(Path(), ("a", "b"), rows), roles, fractions={}, seed=0)
+    assert [row.path for row in partition.rows(Split.TRAIN)] == ["0.jpg", "2.jpg"]
+    assert partition.rows(Split.VAL_SELECT) == ()

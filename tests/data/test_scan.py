@@ -1,0 +1,196 @@
+import io
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from streetvision.contracts.errors import DataError
+from streetvision.contracts.split_contracts import Row
+from streetvision.data import scan as scan_module
+from streetvision.data.decode import DecodeLimits
+from streetvision.data.index import list_images
+from streetvision.data.listing import BadFile, Listed, Listing
+from streetvision.data.scan import check_bad_share, scan_images
+
+NAMES = ("None", "Roadwork")
+REAL_DATA = os.environ.get("STREETVISION_REAL_DATA")
+
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+
+
+def picture(shade: int, *, kind: str = "PNG", size: tuple[int, int] = (8, 6), **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", size, shade).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def scan_of(folder: Path, images: list[tuple[Listed, bytes | None]], **options):
+    for listed, data in images:
+        if data is not None:
+            (folder / listed.path).write_bytes(data)
+    listing = Listing(folder, tuple(listed for listed, _ in images))
+    return scan_images(listing, class_names=NAMES, **options)
+
+
+def test_rows_hold_digest_size_and_what_was_listed(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = picture(9, kind="JPEG", exif=exif)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "b.png").write_bytes(picture(1))
+    absolute = str(elsewhere / "b.png")
+    scan = scan_of(tmp_path, [(Listed("a.jpg", 1, "ride", "bus"), turned), (Listed(absolute, 0), None)])
+    assert scan.index.rows == (
+        Row("a.jpg", 1, sha256(turned).hexdigest(), width=6, height=8, group="ride", source="bus"),
+        Row(absolute, 0, sha256(picture(1)).hexdigest(), width=8, height=6),
+    )
+    assert scan.index.root == tmp_path
+    assert scan.index.class_names == NAMES
+    assert (scan.bad, scan.duplicates) == ((), 0)
+
+
+def test_rows_keep_the_order_of_the_listing(tmp_path):
+    images = [(Listed(f"{number}.png", number % 2), picture(number)) for number in (5, 3, 9, 0, 7)]
+    rows = scan_of(tmp_path, images).index.rows
+    assert [row.path for row in rows] == ["5.png", "3.png", "9.png", "0.png", "7.png"]
+
+
+def test_bad_files_are_named_with_their_reason(tmp_path):
+    images = [
+        (Listed("good.png", 0), picture(1)),
+        (Listed("cut.jpg", 0), picture(2, kind="JPEG")[:-9]),
+        (Listed("gone.png", 1), None),
+        (Listed("large.png", 1), picture(3, size=(100, 100))),
+    ]
+    scan = scan_of(tmp_path, images, limits=DecodeLimits(max_megapixels=0.005))
+    assert [row.path for row in scan.index.rows] == ["good.png"]
+    assert scan.bad == (
+        BadFile("cut.jpg", "is truncated"),
+        BadFile("gone.png", "is not there"),
+        BadFile("large.png", "is 0.01 megapixels; the limit is 0.005"),
+    )
+    assert scan.bad_share == 0.75
+
+
+class TestCopies:
+    def groups(self, tmp_path, *images: tuple[str, int, str | None]) -> dict[str, str | None]:
+        """Scan images given as (name, shade, group) and return the groups they came out with."""
+        listed = [(Listed(name, 0, group), picture(shade)) for name, shade, group in images]
+        return {row.path: row.group for row in scan_of(tmp_path, listed).index.rows}
+
+    def test_copies_without_a_group_get_one(self, tmp_path):
+        groups = self.groups(tmp_path, ("a", 1, None), ("b", 1, None), ("c", 2, None))
+        assert groups["a"] == groups["b"] == f"copies of {sha256(picture(1)).hexdigest()[:12]}"
+        assert groups["c"] is None
+
+    def test_a_copy_joins_the_group_of_the_other(self, tmp_path):
+        groups = self.groups(tmp_path, ("a", 1, None), ("b", 1, "ride"), ("c", 2, "ride"))
+        assert groups == {"a": "ride", "b": "ride", "c": "ride"}
+
+    def test_groups_joined_in_a_chain_become_one(self, tmp_path):
+        groups = self.groups(
+            tmp_path, ("a", 1, "z"), ("b", 1, "y"), ("c", 2, "y"), ("d", 2, "x"), ("e", 3, "z"), ("f", 4, "w")
+        )
+        assert groups == {"a": "x", "b": "x", "c": "x", "d": "x", "e": "x", "f": "w"}
+
+    def test_the_order_of_the_listing_does_not_matter(self, tmp_path):
+        images = [("a", 1, "z"), ("b", 1, "y"), ("c", 2, "y"), ("d", 2, "x"), ("e", 3, "z"), ("f", 3, None)]
+        assert self.groups(tmp_path, *images) == self.groups(tmp_path, *reversed(images))
+
+    def test_a_path_listed_twice_stands_there_once(self, tmp_path):
+        assert self.groups(tmp_path, ("a", 1, "y"), ("a", 1, "x"), ("b", 2, "y")) == {"a": "x", "b": "x"}
+
+    def test_duplicates_are_counted(self, tmp_path):
+        images = [(Listed(name, 0), picture(shade)) for name, shade in [("a", 1), ("b", 1), ("c", 1), ("d", 2)]]
+        assert scan_of(tmp_path, images).duplicates == 2
+
+    def test_both_labels_on_one_content_leave_all_of_it_out(self, tmp_path):
+        images = [(Listed(name, label), picture(1)) for name, label in [("a", 0), ("b", 1), ("c", 1)]]
+        scan = scan_of(tmp_path, [*images, (Listed("d", 1), picture(2))])
+        assert [row.path for row in scan.index.rows] == ["d"]
+        assert scan.bad == (
+            BadFile("a", "is the same image as b, which has the other label"),
+            BadFile("b", "is the same image as a, which has the other label"),
+            BadFile("c", "is the same image as a, which has the other label"),
+        )
+
+
+def test_too_many_bad_files_stop_and_name_the_report(tmp_path):
+    images = [(Listed(f"bad{number}.png", 0), b"no image") for number in range(5)]
+    scan = scan_of(tmp_path, [*images, (Listed("good.png", 0), picture(1))])
+    with pytest.raises(DataError) as caught:
+        check_bad_share(scan, max_bad_share=0.05, report=Path("run/data_report.json"))
+    reason = "is not a JPEG, PNG, WebP, BMP, GIF or TIFF image"
+    assert caught.value.what == (
+        f"5 of 6 images of data.root {str(tmp_path)!r} cannot be used (83.3%; the limit is 5.0%): "
+        f"bad0.png {reason}; bad1.png {reason}; bad2.png {reason}; and 2 more"
+    )
+    assert caught.value.remedy.startswith("all are named in run/data_report.json")
+
+
+def test_the_limit_of_bad_files_is_inclusive(tmp_path):
+    scan = scan_of(tmp_path, [(Listed("bad.png", 0), b""), (Listed("good.png", 0), picture(1))])
+    check_bad_share(scan, max_bad_share=0.5, report=Path("unused"))
+    with pytest.raises(DataError):
+        check_bad_share(scan, max_bad_share=0.49, report=Path("unused"))
+
+
+def test_the_report_is_json_that_names_every_file(tmp_path):
+    (tmp_path / "good.png").write_bytes(picture(1))
+    listing = Listing(
+        tmp_path, (Listed("good.png", 0), Listed("gone.png", 1)), (BadFile("notes.txt", "is not an image by its name"),)
+    )
+    report = json.loads(json.dumps(scan_images(listing, class_names=NAMES).report()))
+    assert report["bad"] == [{"path": "gone.png", "reason": "is not there"}]
+    assert report["left_out"] == [{"path": "notes.txt", "reason": "is not an image by its name"}]
+    assert (report["rows"], report["duplicates"], report["bad_share"]) == (1, 0, 0.5)
+
+
+def test_progress_sees_every_image(tmp_path):
+    class Counting:
+        def track(self, items, *, total, label):
+            self.total, self.seen = total, 0
+            for item in items:
+                self.seen += 1
+                yield item
+
+    progress = Counting()
+    scan_of(tmp_path, [(Listed(f"{shade}.png", 0), picture(shade)) for shade in range(7)], progress=progress)
+    assert (progress.total, progress.seen) == (7, 7)
+
+
+def test_an_interrupt_does_not_wait_for_what_is_queued(tmp_path, monkeypatch):
+    started = []
+
+    def slow(listed, *, root, limits):
+        started.append(listed.path)
+        time.sleep(0.01)
+        return BadFile(listed.path, "is slow")
+
+    class Interrupting:
+        def track(self, items, *, total, label):
+            yield next(iter(items))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(scan_module, "_scan_one", slow)
+    monkeypatch.setattr(scan_module, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(2))
+    with pytest.raises(KeyboardInterrupt):
+        scan_of(tmp_path, [(Listed(f"{number}.png", 0), None) for number in range(300)], progress=Interrupting())
+    assert len(started) < 30
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="STREETVISION_REAL_DATA is not set: no real photographs on this machine")
+def test_real_traffic_signs_all_decode():
+    root = Path(REAL_DATA or "") / "gtsrb_roadwork"
+    listing = list_images(str(root), class_names=("no_roadwork", "roadwork"), import_to=Path("unused"))
+    scan = scan_images(listing, class_names=("no_roadwork", "roadwork"))
+    assert len(scan.index.rows) == 1980
+    assert scan.bad == ()
+    first = scan.index.rows[0]
+    assert Image.open(root / first.path).size == (first.width, first.height)

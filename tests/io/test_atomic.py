@@ -1,0 +1,92 @@
+import errno
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from streetvision.contracts.errors import ArtifactError
+from streetvision.io.atomic import (
+    open_atomic,
+    read_json,
+    remove_stray_temps,
+    sha256_bytes,
+    sha256_file,
+    sha256_json,
+    write_json_atomic,
+    write_text_atomic,
+)
+
+
+def test_json_comes_back_as_it_went(tmp_path):
+    value = {"b": [1, 2.5, None, "ü"], "a": {"nested": True}}
+    write_json_atomic(tmp_path / "deep" / "x.json", value)
+    assert read_json(tmp_path / "deep" / "x.json") == value
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_json_lacks_are_refused_and_leave_the_old_file(tmp_path, number):
+    path = tmp_path / "x.json"
+    write_json_atomic(path, {"old": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json_atomic(path, {"new": number})
+    assert read_json(path) == {"old": 1}
+
+
+@pytest.mark.parametrize("text", ["{", "NaN", '{"a": Infinity}', "[" * 100_000])
+def test_what_is_not_json_is_named(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"x\.json"):
+        read_json(tmp_path / "x.json")
+
+
+def test_an_error_in_the_middle_leaves_neither_file_nor_temp(tmp_path):
+    with pytest.raises(RuntimeError, match="boom"), open_atomic(tmp_path / "x.bin") as handle:
+        handle.write(b"half")
+        raise RuntimeError("boom")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("cause", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_refuses_is_one_clear_error_and_the_old_file_stays(tmp_path, monkeypatch, cause):
+    path = tmp_path / "x.txt"
+    write_text_atomic(path, "old")
+
+    def refuse(_):
+        raise OSError(cause, os.strerror(cause))
+
+    monkeypatch.setattr("streetvision.io.atomic.os.fsync", refuse)
+    with pytest.raises(ArtifactError, match=os.strerror(cause)):
+        write_text_atomic(path, "new")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_folder_that_is_a_file_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="cannot write"):
+        write_text_atomic(tmp_path / "file" / "x.txt", "content")
+
+
+def test_writers_of_one_path_do_not_meet(tmp_path):
+    path = tmp_path / "x.txt"
+    texts = [str(i) * 10_000 for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: write_text_atomic(path, text), texts * 4))
+    assert path.read_text() in texts
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_stray_temps_go_and_other_files_stay(tmp_path):
+    (tmp_path / "phase1").mkdir()
+    (tmp_path / "phase1" / ".model.pth.12-ab.tmp").write_text("half")
+    (tmp_path / ".lock").write_text("")
+    remove_stray_temps(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [".lock", "phase1"]
+
+
+def test_digests(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_file(tmp_path / "x") == sha256_bytes(b"abc") == known
+    assert sha256_json({"a": 1, "b": 2}) == sha256_json({"b": 2, "a": 1}) != sha256_json({"a": 1, "b": 3})
+    with pytest.raises(ArtifactError, match="cannot read"):
+        sha256_file(tmp_path / "missing")

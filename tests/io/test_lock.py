@@ -1,0 +1,48 @@
+import subprocess
+import sys
+
+import pytest
+
+from streetvision.contracts.errors import ArtifactError
+from streetvision.io.lock import run_lock
+
+HOLD = """
+import sys
+from pathlib import Path
+from streetvision.io.lock import run_lock
+with run_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / ".lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_the_second_is_told_who_holds_it(tmp_path, holder):
+    with pytest.raises(ArtifactError, match=f"in use by process {holder.pid}"), run_lock(tmp_path / ".lock"):
+        pass
+
+
+def test_a_killed_process_holds_nothing(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    with run_lock(tmp_path / ".lock"):
+        pass
+
+
+def test_it_can_be_taken_again_after_it_was_given_back(tmp_path):
+    for _ in range(2):
+        with run_lock(tmp_path / ".lock"):
+            pass

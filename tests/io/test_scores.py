@@ -1,0 +1,66 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from streetvision.contracts.errors import ArtifactError
+from streetvision.contracts.split_contracts import Split
+from streetvision.io.scores import Scores, load_scores, save_scores
+from streetvision.io.tensors import save_tensors
+
+SCORES = Scores(
+    logits=torch.tensor([[0.5, -0.5], [1.0, 2.0], [0.0, 3.0]]),
+    labels=torch.tensor([0, 1, 1]),
+    split=Split.VAL_CALIB,
+    model_sha256="a" * 64,
+    rows_sha256="b" * 64,
+)
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return {"logits": tmp_path / "l.pt", "labels": tmp_path / "y.pt", "record": tmp_path / "r.json"}
+
+
+def test_scores_come_back_with_their_reference(paths):
+    save_scores(SCORES, **paths)
+    loaded = load_scores(**paths)
+    assert loaded.reference == SCORES.reference
+    assert (loaded.reference.n, loaded.reference.positives) == (3, 2)
+
+
+@pytest.mark.parametrize("name", ["model_sha256", "rows_sha256"])
+def test_the_reference_moves_with_model_and_rows(name):
+    assert replace(SCORES, **{name: "c" * 64}).reference.sha256 != SCORES.reference.sha256
+
+
+def test_the_reference_moves_with_one_logit():
+    logits = SCORES.logits.clone()
+    logits[0, 0] = torch.nextafter(logits[0, 0], torch.tensor(1.0))
+    assert replace(SCORES, logits=logits).reference.sha256 != SCORES.reference.sha256
+
+
+def test_tensors_of_another_run_are_refused(paths):
+    save_scores(SCORES, **paths)
+    save_tensors(paths["logits"], SCORES.logits + 1)
+    with pytest.raises(ArtifactError, match="are not the scores"):
+        load_scores(**paths)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("logits", torch.ones(3), "logits"),
+        ("logits", torch.ones(3, 2, dtype=torch.float64), "float64"),
+        ("logits", torch.tensor([[0.0, float("nan")]] * 3), "not finite"),
+        ("logits", torch.ones(0, 2), "logits"),
+        ("labels", torch.tensor([0, 1]), "labels"),
+        ("labels", torch.tensor([0, 1, 2]), "0 or 1"),
+        ("labels", torch.tensor([0.0, 1.0, 1.0]), "int64"),
+    ],
+)
+def test_tensors_of_another_kind_are_named(paths, name, value, message):
+    save_scores(SCORES, **paths)
+    save_tensors(paths[name], value)
+    with pytest.raises(ArtifactError, match=message):
+        load_scores(**paths)

@@ -1,0 +1,66 @@
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from streetvision.contracts.errors import ArtifactError
+from streetvision.io.tensors import check_keys, load_into, load_state, load_tensor, save_tensors
+
+
+def test_equal_tensors_give_equal_bytes_whatever_the_name(tmp_path):
+    state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1])}
+    save_tensors(tmp_path / "x.pth", state)
+    save_tensors(tmp_path / "other.pth", {k: v.clone() for k, v in state.items()})
+    assert (tmp_path / "x.pth").read_bytes() == (tmp_path / "other.pth").read_bytes()
+    loaded = load_state(tmp_path / "x.pth")
+    assert all(torch.equal(loaded[k], v) for k, v in state.items())
+
+
+def test_safetensors_are_read_too(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "x.safetensors")
+    assert torch.equal(load_state(tmp_path / "x.safetensors")["a"], torch.ones(2))
+
+
+class Bomb:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_a_pickle_is_never_executed(tmp_path, capsys):
+    torch.save({"a": Bomb()}, tmp_path / "x.pth")
+    (tmp_path / "y.pth").write_bytes(pickle.dumps(Bomb()))
+    for name in ("x.pth", "y.pth"):
+        with pytest.raises(ArtifactError, match="damaged or not a tensor file"):
+            load_state(tmp_path / name)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 not a zip", bytes(1000)])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_damaged_files_are_named(tmp_path, content, suffix):
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"x\{suffix}"):
+        load_state(path)
+
+
+def test_a_tensor_is_not_a_state_and_a_state_is_not_a_tensor(tmp_path):
+    save_tensors(tmp_path / "t.pt", torch.ones(2))
+    save_tensors(tmp_path / "s.pt", {"a": torch.ones(2)})
+    with pytest.raises(ArtifactError, match="state dict"):
+        load_state(tmp_path / "t.pt")
+    with pytest.raises(ArtifactError, match="one tensor"):
+        load_tensor(tmp_path / "s.pt")
+
+
+def test_keys_that_do_not_match_are_named():
+    with pytest.raises(ArtifactError, match=r"w\.pth does not fit: missing a; unexpected c, d"):
+        check_keys(["a", "b"], ["b", "c", "d"], source="w.pth")
+
+
+def test_shapes_that_do_not_match_are_named():
+    module = torch.nn.Linear(2, 3)
+    state = module.state_dict() | {"weight": torch.ones(3, 4)}
+    with pytest.raises(ArtifactError, match=r"weight \(3, 4\), expected \(3, 2\)"):
+        load_into(module, state, source="w.pth")

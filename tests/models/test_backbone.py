@@ -1,0 +1,423 @@
+"""Every backbone: tokens, spec, round trip through its description, and the errors of a user."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from streetvision.contracts.errors import ArtifactError, ConfigError
+from streetvision.models import backbone as backbone_module
+from streetvision.models.backbone import (
+    BACKBONES,
+    Backbone,
+    BackboneConfig,
+    build_backbone,
+    load_backbone,
+    state_digest,
+)
+from streetvision.models.transformers_backbone import FAMILIES
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+TINY = {
+    "dinov3_vit": {**SMALL, "intermediate_size": 32, "num_register_tokens": 2, "patch_size": 8, "image_size": 32},
+    "dinov3_convnext": {"hidden_sizes": [8, 8, 8, 16], "depths": [1, 1, 1, 1], "image_size": 64},
+    "dinov2": {**SMALL, "mlp_ratio": 2, "patch_size": 8, "image_size": 32},
+    "dinov2_with_registers": {**SMALL, "mlp_ratio": 2, "num_register_tokens": 3, "patch_size": 8, "image_size": 32},
+    "vit": {**SMALL, "intermediate_size": 32, "patch_size": 8, "image_size": 32},
+}
+TIMM = ("test_vit", "test_vit3", "test_convnext", "test_efficientnet", "test_resnet")
+
+
+def library_model(model_type: str) -> nn.Module:
+    family = FAMILIES[model_type]
+    config = getattr(transformers, family.config)(**TINY[model_type])
+    torch.manual_seed(1)
+    return getattr(transformers, family.model)(config).eval()
+
+
+def folder_of(tmp_path: Path, model_type: str) -> Path:
+    library_model(model_type).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def images(backbone: Backbone, count: int = 2) -> torch.Tensor:
+    size = backbone.spec.image_size
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def check_contract(backbone: Backbone) -> None:
+    spec = backbone.spec
+    pixels = images(backbone)
+    tokens = backbone(pixels)
+    patches = (spec.image_size // spec.patch_size) ** 2
+    assert tokens.shape == (2, spec.prefix_tokens + patches, spec.embed_dim)
+    assert tokens.isfinite().all()
+    assert torch.equal(tokens, backbone(pixels))
+    modules = dict(backbone.named_modules())
+    assert all(isinstance(modules[name], nn.Linear) for name in spec.lora_targets)
+    tokens.square().mean().backward()
+    assert [n for n, p in backbone.named_parameters() if p.requires_grad and p.grad is None] == []
+
+    description = json.loads(json.dumps(spec.architecture))
+    again = build_backbone(description)
+    assert again.spec == spec
+    again.load_state_dict(backbone.state_dict(), strict=True)
+    assert torch.equal(again(pixels), tokens)
+    assert state_digest(again) == state_digest(backbone)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_transformers_families_keep_the_contract(tmp_path: Path, model_type: str) -> None:
+    folder = folder_of(tmp_path, model_type)
+    backbone = load_backbone(BackboneConfig(source="transformers", name=str(folder)))
+    check_contract(backbone)
+    original = library_model(model_type)
+    options = {"interpolate_pos_encoding": False} if model_type == "vit" else {}
+    pixels = images(backbone)
+    assert torch.equal(backbone(pixels), original(pixels, **options).last_hidden_state)
+    expected = {"dinov3_vit": 3, "dinov2_with_registers": 4}.get(model_type, 1)
+    assert backbone.spec.prefix_tokens == expected
+    assert backbone.spec.mean[0] == (0.5 if model_type == "vit" else 0.485)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_transformers_families_work_at_another_size(tmp_path: Path, model_type: str) -> None:
+    folder = folder_of(tmp_path, model_type)
+    backbone = load_backbone(BackboneConfig(source="transformers", name=str(folder), image_size=96))
+    check_contract(backbone)
+    assert backbone.spec.image_size == 96
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timm_keeps_the_contract(name: str) -> None:
+    check_contract(load_backbone(BackboneConfig(source="timm", name=name)))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "swin_tiny_patch4_window7_224"])
+def test_timm_works_at_another_size(name: str) -> None:
+    backbone = load_backbone(BackboneConfig(source="timm", name=name, image_size=96))
+    check_contract(backbone)
+    assert backbone.spec.image_size == 96
+
+
+def test_a_swin_map_is_read_in_its_own_order_of_axes() -> None:
+    backbone = load_backbone(BackboneConfig(source="timm", name="swin_tiny_patch4_window7_224", image_size=64))
+    pixels = images(backbone)
+    feature_map = backbone.network.forward_features(pixels)  # (B, 2, 2, D)
+    assert torch.equal(backbone(pixels)[:, 1], feature_map[:, 0, 1])
+
+
+def test_a_convolutional_map_is_read_row_by_row() -> None:
+    backbone = load_backbone(BackboneConfig(source="timm", name="test_convnext", image_size=64))
+    pixels = images(backbone)
+    feature_map = backbone.network.forward_features(pixels)  # (B, D, H', W')
+    assert torch.equal(backbone(pixels)[:, 1], feature_map[:, :, 0, 1])
+    assert backbone.spec.prefix_tokens == 0
+
+
+def test_registers_alone_are_no_class_token() -> None:
+    spec = load_backbone(BackboneConfig(source="timm", name="test_vit3")).spec
+    assert (spec.prefix_tokens, spec.class_token) == (1, False)
+
+
+def test_lora_targets_are_all_linears_of_a_dinov3_block(tmp_path: Path) -> None:
+    backbone = load_backbone(BackboneConfig(source="transformers", name=str(folder_of(tmp_path, "dinov3_vit"))))
+    names = [name for name in backbone.spec.lora_targets if ".layer.1." in name]
+    ends = (
+        "attention.k_proj",
+        "attention.v_proj",
+        "attention.q_proj",
+        "attention.o_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    )
+    assert set(names) == {f"network.model.layer.1.{end}" for end in ends}
+
+
+def test_linears_whose_forward_is_bypassed_are_no_lora_targets() -> None:
+    targets = load_backbone(BackboneConfig(source="timm", name="test_vit3")).spec.lora_targets
+    assert targets
+    bypassing = build_backbone(
+        {"source": "timm", "name": "eva02_tiny_patch14_224", "image_size": 28, "mean": [0.5] * 3, "std": [0.5] * 3}
+    )
+    assert not any(name.endswith("attn.qkv") for name in bypassing.spec.lora_targets)
+    assert any(name.endswith("attn.proj") for name in bypassing.spec.lora_targets)
+
+
+def test_random_is_deterministic_and_leaves_the_global_generator_alone() -> None:
+    config = BackboneConfig(source="random", width=16, depth=1, heads=2, registers=1, image_size=32, seed=3)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = load_backbone(config)
+    assert torch.equal(torch.rand(3), expected)
+    check_contract(first)
+    assert not first.training
+    assert state_digest(load_backbone(config)) == state_digest(first)
+    assert state_digest(load_backbone(config.model_copy(update={"seed": 4}))) != state_digest(first)
+
+
+def test_a_backbone_without_registers_keeps_the_contract() -> None:
+    check_contract(
+        load_backbone(BackboneConfig(source="random", width=16, depth=1, heads=2, registers=0, image_size=32))
+    )
+
+
+def test_digest_is_stable_across_processes_and_reads_names_types_shapes_and_bytes() -> None:
+    code = (
+        "import torch; from streetvision.models.backbone import state_digest;"
+        "m = torch.nn.Linear(2, 3); torch.nn.init.ones_(m.weight); torch.nn.init.zeros_(m.bias); print(state_digest(m))"
+    )
+    module = nn.Linear(2, 3)
+    nn.init.ones_(module.weight)
+    nn.init.zeros_(module.bias)
+    digest = state_digest(module)
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert there.stdout.strip() == digest
+    by_hand = hashlib.sha256()
+    for name, shape in (("bias", (3,)), ("weight", (3, 2))):
+        by_hand.update(repr((name, "torch.float32", shape)).encode())
+        by_hand.update(module.state_dict()[name].numpy().tobytes())
+    assert by_hand.hexdigest() == digest
+    assert state_digest(module.to(torch.bfloat16)) != digest
+
+
+def test_normalisation_comes_from_the_preprocessor_beside_the_weights(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "vit")
+    values = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))
+    spec = load_backbone(BackboneConfig(source="transformers", name=str(folder))).spec
+    assert (spec.mean, spec.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    (folder / "preprocessor_config.json").write_text(json.dumps({**values, "do_normalize": False}))
+    spec = load_backbone(BackboneConfig(source="transformers", name=str(folder))).spec
+    assert (spec.mean, spec.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def test_a_preprocessor_that_is_not_valid_is_named(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "vit")
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2]}))
+    with pytest.raises(ArtifactError, match=r"is not valid: mean"):
+        load_backbone(BackboneConfig(source="transformers", name=str(folder)))
+
+
+def test_a_classifier_checkpoint_gives_its_backbone(tmp_path: Path) -> None:
+    config = transformers.ViTConfig(**TINY["vit"])
+    model = transformers.ViTForImageClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    backbone = load_backbone(BackboneConfig(source="transformers", name=str(tmp_path)))
+    pixels = images(backbone)
+    assert torch.equal(backbone(pixels), model.vit(pixels).last_hidden_state)
+
+
+def test_transformers_weights_that_do_not_fit_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    weights = folder_of(tmp_path, "dinov3_vit") / "model.safetensors"
+    state = load_file(weights)
+    kept = state.pop("norm.weight")
+    save_file({**state, "bogus.weight": kept}, weights, metadata={"format": "pt"})
+    config = BackboneConfig(source="transformers", name=str(tmp_path))
+    capfd.readouterr()
+    with pytest.raises(ArtifactError, match=r"missing norm\.weight; unexpected bogus\.weight"):
+        load_backbone(config)
+    save_file({**state, "norm.weight": torch.zeros(3)}, weights, metadata={"format": "pt"})
+    with pytest.raises(ArtifactError, match=r"norm\.weight \(3,\), expected \(16,\)"):
+        load_backbone(config)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_half_precision_checkpoint_is_read_in_float32(tmp_path: Path) -> None:
+    library_model("dinov3_vit").to(torch.bfloat16).save_pretrained(tmp_path)
+    backbone = load_backbone(BackboneConfig(source="transformers", name=str(tmp_path)))
+    assert {p.dtype for p in backbone.parameters()} == {torch.float32}
+
+
+def test_a_folder_that_asks_for_code_gets_none(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "dinov3_vit")
+    values = json.loads((folder / "config.json").read_text())
+    values |= {"auto_map": {"AutoModel": "evil.Model"}, "_attn_implementation": "someone/kernel"}
+    (folder / "config.json").write_text(json.dumps(values))
+    backbone = load_backbone(BackboneConfig(source="transformers", name=str(folder)))
+    assert "auto_map" not in backbone.spec.architecture["config"]
+    assert backbone.network.config._attn_implementation == "sdpa"
+
+
+def test_other_model_types_are_refused_with_the_list(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ConfigError, match="dinov2, dinov2_with_registers, dinov3_convnext, dinov3_vit, vit"):
+        load_backbone(BackboneConfig(source="transformers", name=str(tmp_path)))
+
+
+def test_a_folder_that_is_missing_or_incomplete_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no backbone folder"):
+        load_backbone(BackboneConfig(source="transformers", name=str(tmp_path / "absent")))
+    with pytest.raises(ConfigError, match=r"needs config\.json and model\.safetensors"):
+        load_backbone(BackboneConfig(source="transformers", name=str(tmp_path)))
+    (folder_of(tmp_path, "vit") / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="holds no complete backbone"):
+        load_backbone(BackboneConfig(source="transformers", name=str(tmp_path)))
+
+
+def test_a_hub_that_cannot_be_reached_offers_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no connection")
+
+    monkeypatch.setattr(transformers.PreTrainedConfig, "get_config_dict", fail)
+    with pytest.raises(ConfigError, match=r"no connection\n.*give its folder"):
+        load_backbone(BackboneConfig(source="transformers", name="facebook/dinov3-vits16-pretrain-lvd1689m"))
+
+
+def test_timm_weight_files_fit_with_the_whole_classifier_or_none(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", num_classes=7).eval()
+    state = model.state_dict()
+    body = {key: value for key, value in state.items() if not key.startswith("head.")}
+    file = tmp_path / "w.safetensors"
+    config = BackboneConfig(source="timm", name="test_vit", weights=file)
+    for fitting in (state, body):
+        save_file(fitting, file)
+        backbone = load_backbone(config)
+        pixels = images(backbone)
+        assert torch.equal(backbone(pixels), model.forward_features(pixels))
+    save_file({key: value for key, value in state.items() if key != "head.bias"}, file)
+    with pytest.raises(ArtifactError, match=r"missing head\.bias"):
+        load_backbone(config)
+    save_file({("odd" if key == "norm.bias" else key): value for key, value in body.items()}, file)
+    with pytest.raises(ArtifactError, match=r"missing norm\.bias; unexpected odd"):
+        load_backbone(config)
+
+
+def test_timm_names_that_do_not_exist_are_refused() -> None:
+    for name in ("deit_tiny_patch16_225", "hf-hub:someone/vit", "local-dir:/tmp"):
+        with pytest.raises(ConfigError, match="timm has no model"):
+            load_backbone(BackboneConfig(source="timm", name=name))
+    with pytest.raises(ConfigError, match=r"deit_tiny_patch16_224\.fb_in1k"):
+        load_backbone(BackboneConfig(source="timm", name="deit_tiny_patch16_224.nonsense"))
+
+
+def test_sizes_that_the_patch_does_not_divide_are_refused(tmp_path: Path) -> None:
+    folder = str(folder_of(tmp_path, "dinov2"))
+    with pytest.raises(ConfigError, match="nearest sizes that are: 32 and 40"):
+        load_backbone(BackboneConfig(source="transformers", name=folder, image_size=37))
+    with pytest.raises(ConfigError, match="nearest sizes that are: 96 and 112"):
+        load_backbone(BackboneConfig(source="timm", name="test_vit", image_size=100))
+    backbone = load_backbone(BackboneConfig(source="transformers", name=folder))
+    with pytest.raises(ConfigError, match="nearest sizes that are: 32 and 40"):
+        backbone(torch.zeros(1, 3, 32, 39))
+
+
+def test_a_configuration_refuses_what_its_source_does_not_read() -> None:
+    with pytest.raises(ConfigError, match="does not read depth, seed"):
+        BackboneConfig(source="transformers", name="x", depth=2, seed=1)
+    with pytest.raises(ConfigError, match=r"did you mean 'random'.*\n.*embedded, random, timm, transformers"):
+        BackboneConfig(source="randon")
+    with pytest.raises(ConfigError, match="needs a name"):
+        BackboneConfig(source="timm")
+    with pytest.raises(ConfigError, match="exclude each other"):
+        BackboneConfig(source="timm", name="test_vit", pretrained=True, weights=Path("w"))
+    with pytest.raises(ConfigError, match="does not read seed"):
+        BackboneConfig(source="timm", name="test_vit", pretrained=True, seed=1)
+    with pytest.raises(ConfigError, match="a width that 8 divides"):
+        load_backbone(BackboneConfig(source="random", width=12, heads=2))
+    assert all(source.reads <= set(BackboneConfig.model_fields) for source in BACKBONES.values())
+
+
+def test_embedded_backbones_load_like_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbone_module.resources, "files", lambda _: tmp_path)
+    with pytest.raises(ConfigError, match="none ships with this package"):
+        load_backbone(BackboneConfig(source="embedded", name="street"))
+    folder_of(tmp_path / "assets" / "street", "dinov3_vit")
+    check_contract(load_backbone(BackboneConfig(source="embedded", name="street")))
+    with pytest.raises(ConfigError, match=r"did you mean 'street'.*\n.*choose one of: street"):
+        load_backbone(BackboneConfig(source="embedded", name="stret"))
+
+
+GOOD = {
+    "source": "transformers",
+    "config": {"model_type": "dinov3_vit", **TINY["dinov3_vit"]},
+    "image_size": 32,
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": 10**9}, "out of bounds"),
+        ({"num_hidden_layers": 10_000}, "at most 512 layers"),
+        ({"hidden_size": 32_768, "intermediate_size": 65_536, "num_hidden_layers": 8}, "parameters"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"hidden_size": -16}, "cannot be built"),
+        ({"num_attention_heads": 0}, "cannot be built"),
+        ({"num_attention_heads": 3}, "cannot run"),
+        ({"hidden_act": "nonsense"}, "cannot be built"),
+        ({"layer_norm_eps": float("nan")}, "out of bounds"),
+        ({"num_channels": 1}, "cannot run"),
+        ({"patch_size": [8, 8]}, "one positive number"),
+        ({"patch_size": 0}, "one positive number"),
+        ({"_attn_implementation": "someone/kernel"}, "has no field _attn_implementation"),
+        ({"model_type": "bert"}, "no transformers model_type 'bert'"),
+    ],
+)
+def test_hostile_transformers_descriptions_are_refused(fields: dict[str, object], message: str) -> None:
+    description = {**GOOD, "config": {**GOOD["config"], **fields}}
+    with pytest.raises((ArtifactError, ConfigError), match=message):
+        build_backbone(description)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": "pickle"}, "no backbone architecture 'pickle'"),
+        ({"extra": 1}, "extra"),
+        ({"std": [0.0, 1.0, 1.0]}, "std"),
+        ({"mean": [float("nan"), 1.0, 1.0]}, "mean"),
+        ({"image_size": 10**6 * 8}, "more than 65536 tokens"),
+        ({"image_size": 0}, "nearest sizes that are: 8"),
+        ({"config": None}, "config"),
+    ],
+)
+def test_hostile_descriptions_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises((ArtifactError, ConfigError), match=message):
+        build_backbone({**GOOD, **change})
+
+
+def test_hostile_timm_descriptions_are_refused() -> None:
+    good = {"source": "timm", "name": "test_vit", "image_size": 160, "mean": [0.5] * 3, "std": [0.5] * 3}
+    for change in ({"image_size": 0}, {"image_size": 1_600_000}, {"name": "hf-hub:someone/vit"}):
+        with pytest.raises(ConfigError, match=r"nearest sizes|65536 tokens|timm has no model"):
+            build_backbone({**good, **change})
+
+
+def test_a_timm_network_that_cannot_take_a_size_says_which_it_can() -> None:
+    with pytest.raises(ConfigError, match=r"does not run at 64 pixels.*\n.*its own size is 224"):
+        load_backbone(BackboneConfig(source="timm", name="visformer_tiny", image_size=64))
+
+
+def test_the_number_of_parameters_is_capped_for_both_libraries() -> None:
+    by_name = {"source": "timm", "name": "test_vit", "image_size": 160, "mean": [0.5] * 3, "std": [0.5] * 3}
+    for description in (GOOD, by_name):
+        build_backbone(description)
+        with pytest.raises(ConfigError, match="100 are allowed here"):
+            build_backbone(description, max_parameters=100)
+
+
+def test_real_deit_weights_load_and_separate_images() -> None:
+    root = os.environ.get("STREETVISION_REAL_DATA")
+    file = Path(root or "absent") / "deit_tiny_patch16_224" / "model.safetensors"
+    if not file.is_file():
+        pytest.skip("set STREETVISION_REAL_DATA to the folder that holds deit_tiny_patch16_224/model.safetensors")
+    backbone = load_backbone(BackboneConfig(source="timm", name="deit_tiny_patch16_224", weights=file))
+    check_contract(backbone)
+    reference = timm.create_model("deit_tiny_patch16_224", pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+    pixels = images(backbone, 1)
+    assert torch.equal(backbone(pixels), reference.eval().forward_features(pixels))
+    resized = load_backbone(BackboneConfig(source="timm", name="deit_tiny_patch16_224", weights=file, image_size=160))
+    check_contract(resized)
