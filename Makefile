@@ -22,7 +22,7 @@ check: $(VENV)/.ready
 	@$(BIN)/lint-imports
 
 lock: $(VENV)/.ready
-	@$(BIN)/uv pip compile --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url \
+	@$(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url \
 		--no-annotate --no-header pyproject.toml -o requirements.lock
 
 clean:

@@ -3,6 +3,7 @@
 import errno
 import sys
 from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
@@ -57,7 +58,7 @@ def predict(
         raise typer.Exit(USER_ERROR)
 
 
-data = typer.Typer(help="Look at a data set, or draw one.", no_args_is_help=True)
+data = typer.Typer(help="Look at a data set, or draw one.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @data.command("check")
@@ -86,7 +87,17 @@ def doctor() -> None:
     examine_machine(_console())
 
 
-VERBS = {"demo": demo, "train": train, "evaluate": evaluate, "predict": predict, "doctor": doctor}
+def bench(section: Annotated[str, typer.Argument(help="startup or training")]) -> None:
+    """Measure this installation against a floor or a peer, in the same run."""
+    from streetvision.research.benchmark import run_benchmarks
+
+    console = _console()
+    for figure in run_benchmarks(section, console):
+        console.line(section, f"{figure.name}: {figure.seconds:.3f} s")
+        console.line("", f"{figure.beside}: {figure.beside_seconds:.3f} s; ratio {figure.ratio:.3f}")
+
+
+VERBS: dict[str, Callable[..., None]] = {"demo": demo, "train": train, "evaluate": evaluate, "predict": predict, "doctor": doctor, "bench": bench}
 
 
 def build_app() -> typer.Typer:
@@ -96,6 +107,7 @@ def build_app() -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # plain help: loading rich would take longer than all the rest
     )
     for name, verb in VERBS.items():
         app.command(name)(verb)

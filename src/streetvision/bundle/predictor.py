@@ -67,7 +67,7 @@ class Predictor:
 
         Raises UndecodableImage (a DataError) for what holds no image, DataError for arrays of another shape or type.
         """
-        several = [images] if isinstance(images, ImageInput) else images  # type: ignore[arg-type, misc]
+        several = [images] if isinstance(images, ImageInput) else images
         return [answer for batch in self.stream(several, batch_size=batch_size) for answer in batch]
 
     def stream(self, images: Iterable[ImageInput], *, batch_size: int = 64) -> Iterator[list[Prediction]]:

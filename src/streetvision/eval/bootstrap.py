@@ -106,7 +106,10 @@ def paired_difference(
 
 
 class _Sample:
-    """The rows as they are: what the formulas need beside the replicates."""
+    """The rows as they are: what the formulas need beside the replicates.
+
+    An area that is exactly 0 or 1 counts as showing no spread: only resamples of one class would differ from it.
+    """
 
     def __init__(self, ranked: Ranked, units: Units) -> None:
         self.ranked, self.units = ranked, units
@@ -118,7 +121,10 @@ class _Sample:
         if np.isnan(estimate):
             return Interval(estimate, estimate, estimate, "undefined", self.units.count)
         usable = intervals.usable(values)
-        method, ends = ("unseen", self._unseen(name, level)) if usable is None else self._spread(name, usable, level)
+        if usable is None or (METRICS[name].basis is Basis.CUTS and estimate in (0.0, 1.0)):
+            method, ends = "unseen", self._unseen(name, level)
+        else:
+            method, ends = self._spread(name, usable, level)
         return Interval(estimate, min(ends[0], estimate), max(ends[1], estimate), method, self.units.count)
 
     def _spread(self, name: str, values: FloatArray, level: float) -> tuple[str, intervals.Ends]:

@@ -87,7 +87,8 @@ def unseen_order(metric: Metric, cuts: Cuts, units: tuple[int, int], level: floa
     worse = [(_moved(tp, positives, to_top=False), _moved(fp, 0.0)), (_moved(tp, 0.0), _moved(fp, negatives))]
     better = [(_moved(tp, positives), _moved(fp, 0.0)), (_moved(tp, 0.0), _moved(fp, negatives, to_top=False))]
     low = min(float(metric.function(Cuts(cuts.scores, *world))) for world in worse)
-    return low, max(float(metric.function(Cuts(cuts.scores, *world))) for world in better)
+    high = max(float(metric.function(Cuts(cuts.scores, *world))) for world in better)
+    return low, min(high, 1.0)  # sums of shares may round to a hair above 1
 
 
 def unseen_terms(metric: Metric, estimate: float, units: int, level: float) -> Ends:

@@ -18,7 +18,7 @@ from streetvision.eval.counts import BoolArray, Counts, Cuts, FloatArray, checke
 from streetvision.eval.metrics import METRICS, Basis
 from streetvision.eval.thresholds import decide
 
-WEIGHTS_AT_ONCE = 1 << 17
+WEIGHTS_AT_ONCE = 1 << 16
 """Weights held at a time: enough to hide the cost of calling numpy, few enough to stay in the cache."""
 
 IntArray = NDArray[np.int64]
@@ -74,25 +74,6 @@ def units_of(groups: Sequence[Hashable] | None, n_rows: int) -> Units:
     return Units(of_row, len(number))
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """What every metric is made of, for C resamples."""
-
-    counts: Counts
-    """(C,) at the threshold."""
-    areas: dict[str, FloatArray]
-    """(C,) each: the metrics over all cuts."""
-    term_sums: dict[str, FloatArray]
-    """(C, T) each: the weighted sums of the terms of a metric."""
-
-    def metrics(self) -> dict[str, FloatArray]:
-        """Every metric of the table, (C,) each."""
-        values = {name: METRICS[name].function(self.counts) for name in _named(Basis.COUNTS)} | self.areas
-        for name, sums in self.term_sums.items():
-            values[name] = np.abs(sums / self.counts.total[:, None]).sum(axis=1)
-        return {name: values[name] for name in METRICS}
-
-
 class Ranked:
     """A `Judged` whose rows are sorted once, so that every metric can be had for any weights of the rows."""
 
@@ -108,13 +89,27 @@ class Ranked:
         self._scores = scores[telling[:-1]]
         self._edges = np.append(telling, np.searchsorted(scores, judged.threshold, side="left"))
 
-    def statistics(self, weights: IntArray) -> Statistics:
-        """What every metric is made of, under whole-number weights (C, N)."""
+    def statistics(self, weights: IntArray) -> FloatArray:
+        """What every metric is made of, under whole-number weights (C, N).
+
+        Columns: tp, tn, fp and fn at the threshold, the metrics over all cuts, the weighted sums of all terms.
+        """
         counts, cuts = self._count(weights)
-        areas = {name: np.asarray(METRICS[name].function(cuts)) for name in _named(Basis.CUTS)}
-        ends = np.cumsum([columns.shape[1] for columns in self.terms.values()])[:-1]
-        sums = np.split(weights.astype(np.float64) @ self._all_terms, ends, axis=1)
-        return Statistics(counts, areas, dict(zip(self.terms, sums, strict=True)))
+        areas = [METRICS[name].function(cuts) for name in _named(Basis.CUTS)]
+        sums = weights.astype(np.float64) @ self._all_terms
+        return np.column_stack([counts.tp, counts.tn, counts.fp, counts.fn, *areas, sums])
+
+    def metrics(self, statistics: FloatArray) -> dict[str, FloatArray]:
+        """Every metric of the table (C,) from the `statistics` of C resamples."""
+        areas = _named(Basis.CUTS)
+        widths = [4, len(areas), *(columns.shape[1] for columns in self.terms.values())]
+        cells, of_cuts, *sums = np.split(statistics, np.cumsum(widths)[:-1], axis=1)
+        counts = Counts(*cells.T)
+        values = {name: METRICS[name].function(counts) for name in _named(Basis.COUNTS)}
+        values |= zip(areas, of_cuts.T, strict=True)
+        for name, columns in zip(self.terms, sums, strict=True):
+            values[name] = np.abs(columns / counts.total[:, None]).sum(axis=1)
+        return {name: values[name] for name in METRICS}
 
     def _count(self, weights: IntArray) -> tuple[Counts, Cuts]:
         """The counts (C,) at the threshold, and the cuts (C, K + 1) that tell something."""
@@ -142,11 +137,11 @@ def draw_weights(units: Units, n_resamples: int, seed: int) -> Iterator[IntArray
 
 def replicates(ranked: Sequence[Ranked], units: Units, n_resamples: int, seed: int) -> list[dict[str, FloatArray]]:
     """Every metric of the table (n_resamples,) for each of `ranked`, all on the same resamples of the same rows."""
-    parts: list[list[Statistics]] = [[] for _ in ranked]
+    parts: list[list[FloatArray]] = [[] for _ in ranked]
     for weights in draw_weights(units, n_resamples, seed):
         for one, collected in zip(ranked, parts, strict=True):
             collected.append(one.statistics(weights))
-    return [_joined(collected).metrics() for collected in parts]
+    return [one.metrics(np.concatenate(collected)) for one, collected in zip(ranked, parts, strict=True)]
 
 
 def _telling_edges(ranked: FloatArray, ranked_truth: IntArray) -> IntArray:
@@ -167,16 +162,6 @@ def _sums_before(weights: IntArray) -> IntArray:
     sums[:, 0] = 0
     np.cumsum(weights, axis=1, out=sums[:, 1:])
     return sums
-
-
-def _joined(parts: Sequence[Statistics]) -> Statistics:
-    """The statistics of all chunks in one."""
-    cells = ([getattr(part.counts, cell) for part in parts] for cell in ("tp", "tn", "fp", "fn"))
-    return Statistics(
-        Counts(*map(np.concatenate, cells)),
-        {name: np.concatenate([part.areas[name] for part in parts]) for name in _named(Basis.CUTS)},
-        {name: np.concatenate([part.term_sums[name] for part in parts]) for name in _named(Basis.TERMS)},
-    )
 
 
 def _named(basis: Basis) -> list[str]:

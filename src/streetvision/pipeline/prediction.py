@@ -3,27 +3,24 @@
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from torch import Tensor
 
 from streetvision.bundle.predictor import Prediction, Predictor, load_bundle
 from streetvision.contracts.errors import DataError
 from streetvision.data.decode import UndecodableImage
-from streetvision.data.listing import IMAGE_SUFFIXES
+from streetvision.data.index import IMAGE_SUFFIXES
 
 BATCH = 64
 FIELDS = ("image", "label", "decision", "probability", "error")
 
 
-class Writer(Protocol):
-    """Prints one answer."""
-
-    def __call__(self, answer: dict[str, object]) -> None:
-        """Print `answer`, which has the keys of FIELDS that apply."""
-        ...
+Answer = dict[str, object]
+Writer = Callable[[Answer], object]
+"""Prints one answer, which has the keys of FIELDS that apply."""
 
 
 def print_predictions(bundle: Path, images: Iterable[Path], *, form: Literal["jsonl", "csv"]) -> int:
@@ -50,7 +47,7 @@ def expand(images: Iterable[Path]) -> Iterator[Path]:
             yield path
 
 
-def _answers(predictor: Predictor, files: list[Path]) -> Iterator[dict[str, object]]:
+def _answers(predictor: Predictor, files: list[Path]) -> Iterator[Answer]:
     prepared: dict[Path, Tensor] = {}
     errors: dict[Path, str] = {}
     for path in files:
@@ -69,7 +66,7 @@ def _answers(predictor: Predictor, files: list[Path]) -> Iterator[dict[str, obje
 
 
 def _json_lines() -> Writer:
-    def write(answer: dict[str, object]) -> None:
+    def write(answer: Answer) -> None:
         sys.stdout.write(json.dumps(answer) + "\n")
 
     return write

@@ -35,7 +35,7 @@ def run(context: Context) -> Outcome:
         config.method, logits, labels, groups=_groups(context, scores), folds=config.folds, seed=config.seed
     )
     threshold = threshold_for_prevalence(labels, probabilities)
-    figures = {
+    figures: dict[str, float | int | None] = {
         **_before_and_after(labels, before, after),
         "mcc_at_threshold": float(mcc(confusion_counts(labels, decide(probabilities, threshold)))),
     }

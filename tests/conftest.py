@@ -1,0 +1,68 @@
+"""What several rooms of the tests share: a command line to call, a tiny data set, and the real data if it is there."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from streetvision.cli import main
+
+TINY_MODEL = [
+    "model=random_small",
+    "model.backbone.width=32",
+    "model.backbone.depth=1",
+    "model.backbone.heads=2",
+    "model.backbone.image_size=64",
+    "training.epochs=4",
+    "phase5.folds=2",
+]
+
+
+@pytest.fixture
+def command(capsys):
+    """Run the command line in this process; returns (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """A folder of 160 small procedural scenes with an index."""
+    from streetvision.contracts.progress import Silent
+    from streetvision.data.scenes import SceneConfig, write_scenes
+
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, SceneConfig(count=160, width=96, height=72), Silent())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(scenes, tmp_path_factory):
+    """The run folder of every phase and the evaluation on `scenes`; tests that change it work on a copy."""
+    root = tmp_path_factory.mktemp("runs") / "finished"
+    for arguments in (
+        ["train", f"data.root={scenes}", f"run_dir={root}", *TINY_MODEL],
+        ["evaluate", "--bundle", str(root / "export"), "evaluation.n_resamples=100"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert not stop.value.code
+    return root
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real weights and images, or a skip that says so."""
+    folder = os.environ.get("STREETVISION_REAL_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("STREETVISION_REAL_DATA names no folder: the tests on real weights and images are left out")
+    return Path(folder)

@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+import scipy.stats
+
+from streetvision.eval.metrics import ece
+from streetvision.eval.reliability import ece_band, reliability_bins, wilson_interval
+
+
+def test_bins_of_a_worked_example():
+    bins = reliability_bins([0, 1, 1, 1], [0.1, 0.15, 0.95, 1.0], n_bins=5)
+    assert bins.count.tolist() == [2, 2]
+    assert bins.probability.tolist() == pytest.approx([0.125, 0.975])
+    assert bins.frequency.tolist() == [0.5, 1.0]
+    exact = scipy.stats.binomtest(1, 2).proportion_ci(method="wilson")
+    assert (bins.low[0], bins.high[0]) == pytest.approx((exact.low, exact.high))
+
+
+def test_bins_add_up_to_the_calibration_error():
+    rng = np.random.default_rng(0)
+    labels, p = rng.integers(0, 2, 500), rng.random(500)
+    bins = reliability_bins(labels, p)
+    assert bins.count.sum() == 500
+    assert np.sum(bins.count * np.abs(bins.frequency - bins.probability)) / 500 == pytest.approx(ece(labels, p))
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 10), (10, 10), (3, 10), (1, 1), (500, 1000)])
+def test_wilson_equals_the_peer(hits, n):
+    exact = scipy.stats.binomtest(hits, n).proportion_ci(0.9, method="wilson")
+    low, high = wilson_interval(hits, n, level=0.9)
+    assert (float(low), float(high)) == pytest.approx((exact.low, exact.high), abs=1e-12)
+
+
+def test_wilson_without_trials_knows_nothing():
+    assert [float(end) for end in wilson_interval(0, 0)] == [0.0, 1.0]
+
+
+def test_the_band_holds_the_error_of_true_probabilities_and_not_of_false_ones():
+    rng = np.random.default_rng(0)
+    p = rng.random(800)
+    low, high = ece_band(p)
+    errors = [ece(rng.random(800) < p, p) for _ in range(400)]
+    assert np.mean([low <= error <= high for error in errors]) == pytest.approx(0.95, abs=0.035)
+    assert ece(rng.random(800) < p**2, p) > high
+
+
+def test_the_band_shrinks_with_more_rows_and_keeps_its_seed():
+    p = np.random.default_rng(0).random(400)
+    assert ece_band(np.tile(p, 16))[1] < ece_band(p)[1] / 3
+    assert ece_band(p, seed=1) == ece_band(p, seed=1) != ece_band(p, seed=2)
+    assert ece_band(p, level=0.5)[1] < ece_band(p)[1]

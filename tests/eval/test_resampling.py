@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from streetvision.contracts.errors import DataError
+from streetvision.eval import resampling
+from streetvision.eval.metrics import METRICS, all_metrics
+from streetvision.eval.resampling import Judged, Ranked, draw_weights, replicates, units_of
+
+
+def rows(n=120, levels=15, seed=0):
+    """Labels, and probabilities with ties that include 0 and 1."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(n) < 0.4).astype(int)
+    return labels, np.clip(np.round(rng.normal(0.3 + 0.4 * labels, 0.3) * levels) / levels, 0, 1)
+
+
+@pytest.mark.parametrize("levels", [1, 3, 15, 10**6])
+def test_every_metric_under_weights_is_that_of_the_repeated_rows(levels):
+    labels, p = rows(levels=levels)
+    ranked = Ranked(labels, Judged(p, 0.5))
+    weights = np.concatenate(list(draw_weights(units_of(None, labels.size), 7, seed=1)))
+    together = ranked.metrics(ranked.statistics(weights))
+    assert list(together) == list(METRICS)
+    for resample, row in enumerate(weights):
+        drawn, drawn_p = np.repeat(labels, row), np.repeat(p, row)
+        apart = all_metrics(drawn, drawn_p, drawn_p >= 0.5)
+        for name, value in apart.items():
+            assert together[name][resample] == pytest.approx(value, abs=1e-12, nan_ok=True), name
+
+
+def test_resamples_draw_as_many_rows_as_there_are():
+    weights = np.concatenate(list(draw_weights(units_of(None, 50), 4000, seed=0)))
+    assert weights.shape == (4000, 50)
+    assert set(weights.sum(axis=1)) == {50}
+    assert weights.mean(axis=0) == pytest.approx(1.0, abs=0.08)
+    assert weights.var(axis=0) == pytest.approx(1 - 1 / 50, abs=0.15)
+
+
+def test_groups_are_drawn_whole_and_rows_without_a_group_stand_alone():
+    units = units_of(["a", "b", "a", None, None, "b"], 6)
+    assert (units.count, units.grouped) == (4, True)
+    weights = np.concatenate(list(draw_weights(units, 200, seed=0)))
+    assert np.array_equal(weights[:, 0], weights[:, 2])
+    assert np.array_equal(weights[:, 1], weights[:, 5])
+    assert not np.array_equal(weights[:, 3], weights[:, 4])
+    assert set(weights[:, [0, 1, 3, 4]].sum(axis=1)) == {4}
+    assert units.holding(np.array([True, False, True, False, True, False])) == 2
+    assert units.sums(np.arange(6.0)).tolist() == [2, 6, 3, 4]
+
+
+def test_resamples_depend_on_the_seed_and_not_on_the_memory_they_get(monkeypatch):
+    labels, p = rows()
+    units, ranked = units_of(None, labels.size), [Ranked(labels, Judged(p, 0.5))]
+    (roomy,) = replicates(ranked, units, 50, seed=3)
+    monkeypatch.setattr(resampling, "WEIGHTS_AT_ONCE", 1)
+    (tight,) = replicates(ranked, units, 50, seed=3)
+    (other,) = replicates(ranked, units, 50, seed=4)
+    assert all(tight[name] == pytest.approx(roomy[name], abs=1e-12) for name in METRICS)
+    assert not np.array_equal(tight["mcc"], other["mcc"])
+
+
+def test_two_models_are_judged_on_the_same_resamples():
+    labels, p = rows()
+    models = [Ranked(labels, Judged(p, 0.5)), Ranked(labels, Judged(1 - p, 0.5 + 1e-9))]
+    one, other = replicates(models, units_of(None, labels.size), 40, seed=0)
+    assert one["roc_auc"] == pytest.approx(1 - other["roc_auc"], abs=1e-12)
+    assert one["accuracy"] == pytest.approx(1 - other["accuracy"], abs=1e-12)
+
+
+def test_groups_of_another_length_are_an_error():
+    with pytest.raises(DataError, match="got 2 groups for 3 rows"):
+        units_of(["a", "b"], 3)

@@ -1,0 +1,156 @@
+"""From images to an evaluated bundle, on tiny data, through the command line."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from streetvision import load_bundle
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.split_contracts import MAY_OPEN
+from streetvision.io.atomic import read_json
+from tests.conftest import TINY_MODEL
+
+
+def probabilities(bundle, images):
+    return [answer.probability for answer in load_bundle(bundle).predict(images)]
+
+
+@pytest.fixture
+def images(scenes):
+    return sorted(scenes.rglob("*.jpg"))[:12]
+
+
+@pytest.fixture
+def run_copy(finished_run, tmp_path):
+    return ArtifactSchema(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def test_every_phase_leaves_what_the_design_names(finished_run):
+    schema = ArtifactSchema(finished_run)
+    names = (
+        "splits data_report model_best model_last model_config train_metrics val_calib_logits val_calib_labels "
+        "val_calib_scores thresholds threshold_sweep mcc_curve scrc_params scrc_params_pickle reliability bundle "
+        "evaluation_report report_html"
+    )
+    for name in names.split():
+        assert schema.path(name).stat().st_size > 0, name
+    assert all(schema.manifest(phase).is_file() for phase in MAY_OPEN)
+
+
+def test_the_moved_bundle_predicts_the_same_numbers(run_copy, images, tmp_path):
+    before = probabilities(run_copy.export, images)
+    moved = tmp_path / "elsewhere" / "bundle"
+    moved.parent.mkdir()
+    run_copy.export.rename(moved)
+    shutil.rmtree(run_copy.root)
+    assert probabilities(moved, images) == before
+    assert len(set(before)) > 1
+
+
+def test_what_was_calibrated_is_what_ships(finished_run):
+    """The saved logits of VAL_CALIB are what the exported model says of those images."""
+    schema = ArtifactSchema(finished_run)
+    splits = read_json(schema.splits)
+    rows = [row for row in splits["rows"] if row["split"] == "val_calib"]
+    predictor = load_bundle(schema.export)
+    from pathlib import Path
+
+    prepared = [predictor.prepare(Path(splits["root"]) / row["path"]) for row in rows]
+    saved = torch.load(schema.val_calib_logits, weights_only=True)
+    torch.testing.assert_close(predictor.logits(torch.stack(prepared)), saved, rtol=1e-5, atol=1e-5)
+    labels = torch.load(schema.val_calib_labels, weights_only=True)
+    assert labels.tolist() == [row["label"] for row in rows]
+
+
+def test_the_evaluation_counts_what_the_bundle_answers(finished_run):
+    schema = ArtifactSchema(finished_run)
+    report = read_json(schema.evaluation_report)
+    splits = read_json(schema.splits)
+    rows = [row for row in splits["rows"] if row["split"] == "val_test"]
+    from pathlib import Path
+
+    answers = load_bundle(schema.export).predict([Path(splits["root"]) / row["path"] for row in rows])
+    right = np.mean([answer.decision == row["label"] for answer, row in zip(answers, rows, strict=True)])
+    assert report["metrics"]["accuracy"]["estimate"] == pytest.approx(right, abs=1e-12)
+
+
+def test_a_second_run_finds_nothing_to_do(run_copy, scenes, command):
+    code, out, _ = command("train", f"data.root={scenes}", f"run_dir={run_copy.root}", *TINY_MODEL)
+    assert code == 0
+    assert out.count("(unchanged)") == 5
+
+
+def test_the_same_seed_gives_the_same_bundle(finished_run, scenes, tmp_path, command):
+    code, _, _ = command("train", f"data.root={scenes}", f"run_dir={tmp_path / 'again'}", *TINY_MODEL)
+    assert code == 0
+    first, again = (ArtifactSchema(root).bundle.read_bytes() for root in (finished_run, tmp_path / "again"))
+    assert first == again
+
+
+def test_one_phase_runs_alone_in_a_run_that_has_the_rest(run_copy, command):
+    before = run_copy.model_best.read_bytes()
+    code, out, _ = command("train", f"run_dir={run_copy.root}", "pipeline.phases=[phase2]", "phase2.n_thresholds=100")
+    assert code == 0
+    assert "grid of 100" in out
+    assert len(run_copy.threshold_sweep.read_text().splitlines()) == 101
+    assert run_copy.model_best.read_bytes() == before
+
+
+def test_a_threshold_can_ship_without_calibration(run_copy, command, images):
+    code, _, _ = command("train", f"run_dir={run_copy.root}", "pipeline.phases=[phase6]", "phase6.policy=threshold")
+    assert code == 0
+    predictor = load_bundle(run_copy.export)
+    assert predictor.manifest.policy_type == "threshold"
+    assert not (run_copy.export / "scrc_params.json").exists()
+    threshold = read_json(run_copy.thresholds)["threshold"]
+    for answer in predictor.predict(images):
+        assert answer.decision == (answer.probability >= threshold)
+
+
+def test_the_archive_is_the_same_bytes_twice(run_copy, command):
+    archives = []
+    for _ in range(2):
+        run_copy.manifest("phase6").unlink()
+        assert command("train", f"run_dir={run_copy.root}", "pipeline.phases=[phase6]", "phase6.compression=true")[0] == 0
+        archives.append(run_copy.bundle_archive.read_bytes())
+    assert archives[0] == archives[1]
+
+
+def test_the_full_mode_trains_everything(scenes, tmp_path, command):
+    schema = ArtifactSchema(tmp_path / "full")
+    sizes = ["training=full", "training.epochs=1", "pipeline.phases=[phase1]"]
+    code, out, err = command("train", f"data.root={scenes}", f"run_dir={schema.root}", *TINY_MODEL, *sizes)
+    assert code == 0, err
+    assert "full, epoch 1 of 1" in out
+    fresh = ArtifactSchema(tmp_path / "fresh")
+    frozen = [*TINY_MODEL, "training.epochs=1", "pipeline.phases=[phase1]"]
+    assert command("train", f"data.root={scenes}", f"run_dir={fresh.root}", *frozen)[0] == 0
+    trained, kept = (torch.load(s.model_best, weights_only=True) for s in (schema, fresh))
+    moved = [name for name in trained if name.startswith("backbone") and not torch.equal(trained[name], kept[name])]
+    assert any("q_proj" in name for name in moved)
+
+
+def test_policies_carry_the_digest_of_the_scores_they_were_fitted_on(finished_run):
+    schema = ArtifactSchema(finished_run)
+    reference = read_json(schema.val_calib_scores)["reference"]
+    assert read_json(schema.thresholds)["scores"] == reference
+    assert read_json(schema.scrc_params)["scores"] == reference
+    assert read_json(schema.bundle)["files"]["model.pth"]["sha256"] == reference["model_sha256"]
+
+
+def test_export_refuses_a_policy_of_another_model(run_copy, command):
+    """A policy edited to look whole still belongs to the scores of another model."""
+    policy = read_json(run_copy.scrc_params)
+    policy["scores"]["model_sha256"] = "0" * 64
+    run_copy.scrc_params.write_text(json.dumps(policy))
+    manifest = read_json(run_copy.manifest("phase5"))
+    from streetvision.io.manifests import seal
+
+    manifest["outputs"]["phase5_scrc/scrc_params.json"] = seal(run_copy.scrc_params).model_dump()
+    run_copy.manifest("phase5").write_text(json.dumps(manifest))
+    code, _, err = command("train", f"run_dir={run_copy.root}", "pipeline.phases=[phase6]")
+    assert code == 2
+    assert "the chain does not close" in err
