@@ -2,8 +2,8 @@
 
 import errno
 import sys
-from pathlib import Path
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
@@ -97,7 +97,14 @@ def bench(section: Annotated[str, typer.Argument(help="startup or training")]) -
         console.line("", f"{figure.beside}: {figure.beside_seconds:.3f} s; ratio {figure.ratio:.3f}")
 
 
-VERBS: dict[str, Callable[..., None]] = {"demo": demo, "train": train, "evaluate": evaluate, "predict": predict, "doctor": doctor, "bench": bench}
+VERBS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "doctor": doctor,
+    "bench": bench,
+}
 
 
 def build_app() -> typer.Typer:

@@ -223,6 +223,19 @@ def test_a_bomb_is_refused_by_its_header():
     assert reason_of(bomb) == "is 900 megapixels; the limit is 100"
 
 
+def tiled_tiff(tile: int) -> bytes:
+    """A grey image of 16 x 16 pixels in one compressed tile of `tile` x `tile`."""
+    body = zlib.compress(bytes(range(256)) * (tile * tile // 256))
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 134, 325: len(body)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\x00" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + body
+
+
+def test_a_tile_larger_than_the_limit_is_refused_whatever_the_image_claims():
+    assert decode_image(tiled_tiff(16))[0].flatten().tolist() == list(range(256))
+    assert reason_of(tiled_tiff(1024), max_megapixels=1) == "is 1.049 megapixels; the limit is 1"
+
+
 def test_the_pixel_limit_is_inclusive():
     data = encoded(Image.new("L", (100, 10)), "PNG")
     assert decode_image(data, limits=DecodeLimits(max_megapixels=0.001)).shape == (3, 10, 100)
@@ -248,7 +261,7 @@ def test_a_jpeg_of_many_scans_is_refused():
 
 def test_scan_markers_that_are_not_scans_do_not_count():
     in_comment = encoded(photo(), "JPEG", comment=b"\xff\xda" * 500)
-    behind_the_end = encoded(photo(), "JPEG") + b"\xff\xda" * 500
+    behind_the_end = encoded(photo(), "JPEG") + b"\x00\x02" + b"\xff\xda\x00\x02" * 500
     for data in (in_comment, behind_the_end):
         assert decode_image(data).shape == (3, 32, 48)
 

@@ -60,7 +60,7 @@ class TestConfig:
             ({"fractions": {"train": 0.8, "val_select": 0.2, "val_calib": 0, "val_test": 0}}, "a share above 0"),
             ({"class_names": ("Roadwork", "roadwork ")}, "two different names"),
             ({"class_names": ("", "roadwork")}, "two different names"),
-            ({"max_megapixels": 200}, "178"),
+            ({"max_bad_share": 1.5}, "less than or equal to 1"),
             ({"max_bad": 0.1}, "Extra inputs"),
         ],
     )
@@ -82,6 +82,7 @@ class TestFolders:
     def test_what_is_left_out_is_named_and_system_files_are_not(self, tmp_path):
         touch(tmp_path, "none/a.png", "none/notes.txt", "roadwork/b.png", "unsure/c.png", "loose.jpg")
         touch(tmp_path, "none/.DS_Store", "none/Thumbs.db", "none/.cache/d.png", ".git/e.png", "desktop.ini")
+        assert [image.path for image in listing_of(tmp_path).images] == ["none/a.png", "roadwork/b.png"]
         assert set(listing_of(tmp_path).left_out) == {
             BadFile("loose.jpg", "lies in no class folder"),
             BadFile("none/notes.txt", "is not an image by its name"),
@@ -154,7 +155,7 @@ class TestCsv:
             ("path,label\na.png,0\n ,1\n", "index.csv line 3: 'path' is empty"),
             ("path,label\na.png,0\nb.png,2\n", "index.csv line 3: label '2' is not 0, 1, 'None' or 'Roadwork'"),
             ("path,label\na.png,0\nb.png,\n", "index.csv line 3: label '' is not 0, 1, 'None' or 'Roadwork'"),
-            ("path,label\na.png,0\n./a.png,1\n", "index.csv line 3: './a.png' is listed already in index.csv line 2"),
+            ("path,label\na.png,0\n./a.png,1\n", "index.csv line 3: './a.png' is listed already, further up"),
             ('path,label\n"a.png,0\n', "index.csv line 2: unexpected end of data"),
         ],
     )

@@ -61,6 +61,13 @@ def test_rows_keep_the_order_of_the_listing(tmp_path):
     assert [row.path for row in rows] == ["5.png", "3.png", "9.png", "0.png", "7.png"]
 
 
+def test_the_root_is_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    index = scan_of(Path(), [(Listed("a.png", 0), picture(1))]).index
+    assert index.root == tmp_path
+    assert len(index.rows) == 1
+
+
 def test_bad_files_are_named_with_their_reason(tmp_path):
     images = [
         (Listed("good.png", 0), picture(1)),
@@ -98,6 +105,10 @@ class TestCopies:
             tmp_path, ("a", 1, "z"), ("b", 1, "y"), ("c", 2, "y"), ("d", 2, "x"), ("e", 3, "z"), ("f", 4, "w")
         )
         assert groups == {"a": "x", "b": "x", "c": "x", "d": "x", "e": "x", "f": "w"}
+
+    def test_a_joined_group_keeps_the_name_that_sorts_first(self, tmp_path):
+        groups = self.groups(tmp_path, ("a", 1, "x"), ("b", 1, "z"), ("c", 2, "y"), ("d", 2, "z"))
+        assert set(groups.values()) == {"x"}
 
     def test_the_order_of_the_listing_does_not_matter(self, tmp_path):
         images = [("a", 1, "z"), ("b", 1, "y"), ("c", 2, "y"), ("d", 2, "x"), ("e", 3, "z"), ("f", 3, None)]

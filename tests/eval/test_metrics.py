@@ -29,17 +29,26 @@ def hurried_peer():
         yield
 
 
-@settings(max_examples=1000, deadline=None)
-@given(rows_with_ties())
-def test_areas_equal_the_peers_on_ties(rows):
-    labels, p = rows
-    if 0 < labels.sum() < labels.size:
+def test_areas_equal_the_peers_on_a_thousand_draws_with_ties():
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        n, levels = rng.integers(2, 80), rng.integers(1, 25)
+        labels, p = rng.integers(0, 2, n), rng.integers(0, levels + 1, n) / levels
+        labels[:2] = [0, 1]
         assert metrics.roc_auc(labels, p) == pytest.approx(peer.roc_auc_score(labels, p), abs=1e-12)
-    else:
-        assert math.isnan(metrics.roc_auc(labels, p))
-    if labels.any():
         assert metrics.pr_auc(labels, p) == pytest.approx(peer.average_precision_score(labels, p), abs=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows_with_ties())
+def test_area_is_the_share_of_pairs_in_the_right_order(rows):
+    labels, p = rows
+    ahead = p[labels == 1][:, None] - p[labels == 0]
+    if ahead.size == 0:
+        assert math.isnan(metrics.roc_auc(labels, p))
     else:
+        assert metrics.roc_auc(labels, p) == pytest.approx(np.mean((np.sign(ahead) + 1) / 2), abs=1e-12)
+    if not labels.any():
         assert metrics.pr_auc(labels, p) == 0
 
 

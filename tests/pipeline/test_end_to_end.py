@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from streetvision import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.split_contracts import MAY_OPEN
 from streetvision.io.atomic import read_json
+from streetvision.io.manifests import seal
 from tests.conftest import TINY_MODEL
 
 
@@ -56,8 +58,6 @@ def test_what_was_calibrated_is_what_ships(finished_run):
     splits = read_json(schema.splits)
     rows = [row for row in splits["rows"] if row["split"] == "val_calib"]
     predictor = load_bundle(schema.export)
-    from pathlib import Path
-
     prepared = [predictor.prepare(Path(splits["root"]) / row["path"]) for row in rows]
     saved = torch.load(schema.val_calib_logits, weights_only=True)
     torch.testing.assert_close(predictor.logits(torch.stack(prepared)), saved, rtol=1e-5, atol=1e-5)
@@ -70,8 +70,6 @@ def test_the_evaluation_counts_what_the_bundle_answers(finished_run):
     report = read_json(schema.evaluation_report)
     splits = read_json(schema.splits)
     rows = [row for row in splits["rows"] if row["split"] == "val_test"]
-    from pathlib import Path
-
     answers = load_bundle(schema.export).predict([Path(splits["root"]) / row["path"] for row in rows])
     right = np.mean([answer.decision == row["label"] for answer, row in zip(answers, rows, strict=True)])
     assert report["metrics"]["accuracy"]["estimate"] == pytest.approx(right, abs=1e-12)
@@ -114,7 +112,8 @@ def test_the_archive_is_the_same_bytes_twice(run_copy, command):
     archives = []
     for _ in range(2):
         run_copy.manifest("phase6").unlink()
-        assert command("train", f"run_dir={run_copy.root}", "pipeline.phases=[phase6]", "phase6.compression=true")[0] == 0
+        settings = ["pipeline.phases=[phase6]", "phase6.compression=true"]
+        assert command("train", f"run_dir={run_copy.root}", *settings)[0] == 0
         archives.append(run_copy.bundle_archive.read_bytes())
     assert archives[0] == archives[1]
 
@@ -147,8 +146,6 @@ def test_export_refuses_a_policy_of_another_model(run_copy, command):
     policy["scores"]["model_sha256"] = "0" * 64
     run_copy.scrc_params.write_text(json.dumps(policy))
     manifest = read_json(run_copy.manifest("phase5"))
-    from streetvision.io.manifests import seal
-
     manifest["outputs"]["phase5_scrc/scrc_params.json"] = seal(run_copy.scrc_params).model_dump()
     run_copy.manifest("phase5").write_text(json.dumps(manifest))
     code, _, err = command("train", f"run_dir={run_copy.root}", "pipeline.phases=[phase6]")

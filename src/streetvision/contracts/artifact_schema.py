@@ -148,6 +148,31 @@ class ArtifactSchema:
         return self.evaluation / "evaluation_report.json"
 
     @property
+    def looks(self) -> Path:
+        """Every look at VAL_TEST: when, and through which bundle."""
+        return self.evaluation / "looks.json"
+
+    @property
+    def roc_curve(self) -> Path:
+        """Misses against false alarms."""
+        return self.evaluation / "roc_curve.png"
+
+    @property
+    def pr_curve(self) -> Path:
+        """Trust in an alarm against what is found."""
+        return self.evaluation / "pr_curve.png"
+
+    @property
+    def confusion_matrix(self) -> Path:
+        """What was called what."""
+        return self.evaluation / "confusion_matrix.png"
+
+    @property
+    def reliability_diagram(self) -> Path:
+        """Whether the probabilities come true on VAL_TEST."""
+        return self.evaluation / "reliability_diagram.png"
+
+    @property
     def report_html(self) -> Path:
         """The same for a person, in one page."""
         return self.evaluation / "report.html"

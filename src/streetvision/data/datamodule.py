@@ -25,8 +25,8 @@ class LoaderConfig(BaseModel):
     """Images a forward pass when nothing is trained."""
     workers: int | None = Field(default=None, ge=0)
     """Processes that decode; None takes one a core beyond the second, none on one or two cores."""
-    max_megapixels: float = Field(default=100.0, gt=0)
-    """Millions of pixels; a larger image is left out of the index, or refused when it is predicted."""
+    max_megapixels: float = Field(default=100.0, gt=0, le=178)
+    """Millions of pixels above which an image is refused; Pillow itself refuses some formats beyond 178."""
 
     @property
     def limits(self) -> DecodeLimits:

@@ -70,6 +70,8 @@ END_OF_IMAGE = b"\xff\xd9"
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """Any JPEG marker but the restarts, which stand inside a scan; 0xff00 is an escaped byte of the scan."""
 
+TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
+
 
 class UndecodableImage(DataError):  # noqa: N818 (it names the image, as the sentence it prints does)
     """An image that is refused or cannot be decoded; `reason` completes the sentence "the image ..."."""
@@ -132,12 +134,20 @@ def _open(data: bytes, limits: DecodeLimits) -> ImageFile.ImageFile:
         raise UndecodableImage("is not a JPEG, PNG, WebP, BMP, GIF or TIFF image")
     # The reader is called by itself because Image.open warns by a limit that is global to the process.
     image = reader(io.BytesIO(data))
-    megapixels = image.width * image.height / 1e6
+    megapixels = max(image.width * image.height, _tile_area(image)) / 1e6
     if megapixels > limits.max_megapixels:
         raise UndecodableImage(f"is {megapixels:,.4g} megapixels; the limit is {limits.max_megapixels:g}")
     if reader is JpegImageFile and (scans := _count_scans(data, limits.max_scans)) > limits.max_scans:
         raise UndecodableImage(f"has {scans:,} scans; the limit is {limits.max_scans}")
     return image
+
+
+def _tile_area(image: ImageFile.ImageFile) -> int:
+    """Pixels of one tile of a TIFF, which may claim to be larger than the image and is unpacked whole; else 0."""
+    if not isinstance(image, TiffImageFile):
+        return 0
+    area: int = image.tag_v2.get(TIFF_TILE_WIDTH, 0) * image.tag_v2.get(TIFF_TILE_LENGTH, 0)
+    return area
 
 
 def _check_length(length: int, limits: DecodeLimits) -> None:

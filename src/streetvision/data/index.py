@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.hub import is_local_dataset, list_dataset
-from streetvision.data.listing import BadFile, Listed, Listing, check_classes
+from streetvision.data.listing import BadFile, Listed, Listing, check_classes, naming_remedy
 from streetvision.data.partition import Fractions
 from streetvision.data.tables import Columns, list_csv, list_labels_json
 
@@ -40,8 +40,6 @@ class DataConfig(BaseModel):
     """Which of the possible partitions is taken; any whole number."""
     max_bad_share: float = Field(default=0.05, ge=0, le=1)
     """Share of the listed images that may be unusable before the run stops."""
-    max_megapixels: float = Field(default=100.0, gt=0, le=178)
-    """Millions of pixels above which an image is refused; Pillow itself refuses some formats beyond 178."""
     hf_split: str = "train"
     """Split of a Hugging Face dataset to read; it is dealt to our four splits anew."""
     group_column: str | None = None
@@ -108,7 +106,7 @@ def list_folders(root: Path, *, class_names: tuple[str, str]) -> Listing:
             continue
         images += [Listed(path, label) for path in pictures]
         left_out += [BadFile(path, "is not an image by its name") for path in others]
-    remedy = f"each class is a folder under data.root; names are set by data.class_names=[{','.join(class_names)}]"
+    remedy = f"each class is a folder under data.root; {naming_remedy(class_names)}"
     check_classes(root, found, class_names=class_names, remedy=remedy)
     return Listing(root, tuple(images), tuple(left_out))
 

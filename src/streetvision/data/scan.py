@@ -75,7 +75,9 @@ def scan_images(
     kept, contradicted = _leave_out_contradictions(rows)
     joined = _join_copies(kept)
     duplicates = len(joined) - len({row.sha256 for row in joined})
-    return Scan(Index(listing.root, class_names, joined), (*bad, *contradicted), listing.left_out, duplicates)
+    # Absolute, so that a run goes on from any working directory.
+    index = Index(listing.root.absolute(), class_names, joined)
+    return Scan(index, (*bad, *contradicted), listing.left_out, duplicates)
 
 
 def check_bad_share(scan: Scan, *, max_bad_share: float, report: Path) -> None:

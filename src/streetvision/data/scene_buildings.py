@@ -16,12 +16,12 @@ _WALLS: tuple[Colour, ...] = (
     (140, 112, 92),
 )
 _AWNINGS: tuple[Colour, ...] = (
-    (228, 112, 28),
-    (204, 42, 36),
-    (236, 178, 40),
+    (238, 104, 20),
+    (244, 130, 26),
+    (204, 32, 36),
+    (240, 170, 34),
     (44, 108, 72),
     (40, 74, 130),
-    (150, 40, 52),
 )
 _WHITE: Colour = (236, 234, 228)
 
@@ -53,7 +53,7 @@ class Building:
                 self._bay(z, step)
         for low, high in ((self.top - 0.35, self.top + 0.1), (self.storey - 0.15, self.storey + 0.1)):
             self._panel(self.near, self.far, low, high, self.trim)
-        if self.near < 40.0 and self.dice.chance(0.45):
+        if self.near < 40.0 and self.dice.chance(0.55):
             self._awning()
 
     def _in_sight(self, near: float, far: float) -> bool:

@@ -160,7 +160,7 @@ def planter(dice: Dice, x: float, z: float) -> Prop:
 
 def parasol(dice: Dice, x: float, z: float) -> Prop:
     """A café's parasol in panels of two colours."""
-    cloth, other = dice.near(dice.pick(WARM), 12), dice.pick((WHITE, WHITE, (60, 90, 70)))
+    cloth, other = paint(dice, 0.85), dice.pick((WHITE, WHITE, (60, 90, 70)))
     wide, plain = dice.between(1.0, 1.6), dice.chance(0.5)
 
     def draw(canvas: Canvas) -> None:
@@ -193,7 +193,7 @@ def banded_posts(dice: Dice, x: float, z: float) -> Prop:
 def billboard(dice: Dice, x: float, z: float) -> Prop:
     """An advertisement on two legs, in a few flat colours."""
     wide, high = dice.between(1.0, 2.2), dice.between(1.0, 1.7)
-    ground, ink = paint(dice, 0.6), dice.pick((WHITE, BLACK, *WARM))
+    ground, ink = paint(dice, 0.7), dice.pick((WHITE, BLACK, *WARM))
     lines = [(dice.between(-0.8, 0.0), dice.between(0.1, 0.8), dice.between(0.1, 0.9)) for _ in range(4)]
 
     def draw(canvas: Canvas) -> None:
@@ -202,9 +202,27 @@ def billboard(dice: Dice, x: float, z: float) -> Prop:
             frame.bar((a, 0.0), (a, 1.0), 0.1, (80, 82, 86))
         frame.flat([(-wide, 0.9), (wide, 0.9), (wide, 0.9 + high), (-wide, 0.9 + high)], (90, 92, 96))
         inner = wide - 0.08
-        frame.flat([(-inner, 0.98), (inner, 0.98), (inner, 0.82 + high), (-inner, 0.82 + high)], ground)
+        frame.flat([(-inner, 0.98), (inner, 0.98), (inner, 0.82 + high), (-inner, 0.82 + high)], ground, reflect=0.5)
         for left, right, b in lines:
             frame.bar((left * wide, 1.0 + b * (high - 0.3)), (right * wide, 1.0 + b * (high - 0.3)), 0.1 * high, ink)
+
+    return Prop(z, draw)
+
+
+def kiosk(dice: Dice, x: float, z: float) -> Prop:
+    """A stall with a counter and a striped roof that reaches out in front."""
+    wide, cloth, wall = dice.between(0.9, 1.5), paint(dice, 0.85), paint(dice, 0.5)
+
+    def draw(canvas: Canvas) -> None:
+        frame = Frame(canvas, x, z + 1.0)
+        frame.shadow((-wide, wide), (-1.0, 1.0))
+        frame.box((-wide, wide), (0.0, 2.3), (-0.6, 1.0), wall)
+        frame.strip((-0.61, 1.9), (-0.61, 1.0), (-wide + 0.1, wide - 0.1), (58, 50, 44))
+        for index in range(8):
+            span = (-wide + wide * index / 4, -wide + wide * (index + 1) / 4)
+            colour = WHITE if index % 2 else cloth
+            frame.strip((-0.6, 2.5), (-1.0, 2.0), span, colour, reflect=0.3)
+            frame.strip((-1.0, 2.0), (-1.0, 1.75), span, colour, reflect=0.3)
 
     return Prop(z, draw)
 
@@ -212,12 +230,18 @@ def billboard(dice: Dice, x: float, z: float) -> Prop:
 _KERBSIDE = (
     ordinary_sign,
     ordinary_sign,
+    ordinary_sign,
     bin_or_box,
     bin_or_box,
     planter,
     parasol,
+    parasol,
+    banded_posts,
     banded_posts,
     billboard,
+    billboard,
+    kiosk,
+    kiosk,
     traffic_light,
 )
 
@@ -231,7 +255,7 @@ def everyday_props(street: Street, dice: Dice) -> list[Prop]:
         props.append(
             person(dice, street.kerb(side) + side * dice.between(0.3, street.pavement), dice.log_between(4.5, 45.0))
         )
-    for _ in range(dice.whole(2, 6)):
+    for _ in range(dice.whole(2, 7)):
         side = dice.side()
         x = street.kerb(side) + side * dice.between(0.4, 1.2)
         props.append(dice.pick(_KERBSIDE)(dice, x, dice.log_between(4.0, 40.0)))

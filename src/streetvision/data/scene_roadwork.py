@@ -40,7 +40,7 @@ class Item:
 
 def draw_livery(dice: Dice) -> Livery:
     """The colours of a site: new or faded, orange or red boards."""
-    fade = dice.between(0.0, 0.35)
+    fade = dice.between(0.0, 0.3)
 
     def faded(colour: Colour) -> Colour:
         return mix(dice.near(colour, 10), (156, 146, 134), fade)

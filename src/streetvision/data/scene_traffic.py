@@ -8,13 +8,13 @@ from streetvision.data.scene_canvas import Canvas, Flat, Frame
 from streetvision.data.scene_dice import Colour, Dice, mix, scaled
 
 WARM: tuple[Colour, ...] = (
-    (236, 110, 22),
-    (240, 134, 30),
-    (222, 84, 26),
-    (244, 176, 32),
-    (238, 196, 44),
-    (206, 38, 34),
-    (190, 46, 40),
+    (238, 104, 20),
+    (244, 130, 26),
+    (226, 82, 24),
+    (240, 150, 26),
+    (246, 180, 30),
+    (240, 198, 46),
+    (204, 32, 36),
 )
 """Paints and cloths that roadwork has too."""
 _COOL: tuple[Colour, ...] = (
@@ -45,8 +45,9 @@ class Prop:
 
 
 def paint(dice: Dice, warm_share: float) -> Colour:
-    """A colour for a vehicle, coat or bin: of those of roadwork with probability `warm_share`, else another."""
-    return dice.near(dice.pick(WARM if dice.chance(warm_share) else _COOL), 12)
+    """A new or faded colour: of those of roadwork with probability `warm_share`, else another."""
+    colour = dice.pick(WARM if dice.chance(warm_share) else _COOL)
+    return mix(dice.near(colour, 12), (156, 146, 134), dice.between(0.0, 0.3))
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,10 @@ _BODIES = (_CAR, _CAR, _CAR, _HATCH, _HATCH, _VAN, _VAN, _BUS)
 def vehicle(dice: Dice, x: float, z: float, *, yaw: float) -> Prop:
     """A car, van, box truck or bus; its rear is at z for yaw 0, its front faces the camera for yaw pi."""
     body = dice.pick(_BODIES)
-    colour = paint(dice, 0.42)
+    colour = paint(dice, 0.5)
     band = dice.near(dice.pick((*WARM, WHITE)), 10) if dice.chance(0.3) else None
     cargo = body is _VAN and dice.chance(0.4)
-    cargo_colour = paint(dice, 0.5)
+    cargo_colour = paint(dice, 0.6)
 
     def draw(canvas: Canvas) -> None:
         half = body.length / 2
@@ -235,7 +236,7 @@ _CIRCLE: tuple[Flat, ...] = (
 def person(dice: Dice, x: float, z: float) -> Prop:
     """Someone on foot; the coat is often orange, red or yellow, sometimes with reflecting bands."""
     tall = dice.between(1.5, 1.9)
-    coat, trousers = paint(dice, 0.45), dice.near(dice.pick(((40, 44, 60), (70, 64, 58), (30, 30, 32))), 12)
+    coat, trousers = paint(dice, 0.5), dice.near(dice.pick(((40, 44, 60), (70, 64, 58), (30, 30, 32))), 12)
     if dice.chance(0.12):
         coat = dice.near((196, 214, 40), 14)
     banded, skin, step = dice.chance(0.35), dice.pick(_SKIN), dice.between(0.05, 0.28)
@@ -249,7 +250,7 @@ def person(dice: Dice, x: float, z: float) -> Prop:
             frame.flat([(foot - 0.07, 0.0), (foot + 0.08, 0.0), (0.13, hip), (-0.13, hip)], trousers)
         frame.bar((-0.2, neck - 0.06), (-0.3, hip - 0.02), 0.11, coat, shade=0.85)
         frame.bar((0.2, neck - 0.06), (0.29, hip - 0.04), 0.11, coat, shade=0.85)
-        frame.flat([(-0.19, hip - 0.08), (0.19, hip - 0.08), (0.24, neck), (-0.24, neck)], coat)
+        frame.flat([(-0.19, hip - 0.08), (0.19, hip - 0.08), (0.24, neck), (-0.24, neck)], coat, reflect=0.4)
         if banded:
             for b in (hip + 0.12, hip + 0.3):
                 frame.bar((-0.21, b), (0.21, b), 0.06, (214, 216, 206))

@@ -35,25 +35,25 @@ def _dusk(dice: Dice) -> Light:
 
 
 def _night(dice: Dice) -> Light:
-    level = dice.between(0.13, 0.27)
+    level = dice.between(0.2, 0.36)
     haze = dice.pick(((16.0, 18.0, 32.0), (34.0, 28.0, 28.0), (10.0, 12.0, 20.0)))
     ambient = (level * dice.between(0.95, 1.2), level * 0.95, level * dice.between(0.9, 1.25))
-    return Light(ambient, haze, dice.log_between(90.0, 300.0), 0.0, dice.between(0.45, 0.8), lamps_lit=True)
+    return Light(ambient, haze, dice.log_between(90.0, 300.0), 0.0, dice.between(0.5, 0.85), lamps_lit=True)
 
 
 def _rain(dice: Dice) -> Light:
-    level = dice.between(0.4, 0.75)
-    haze = scaled((198, 206, 214), level)
+    level = dice.between(0.48, 0.85)
+    haze = scaled((192, 200, 208), level)
     ambient = (level * 0.96, level, level * 1.05)
     return Light(
-        ambient, haze, dice.log_between(60.0, 180.0), 0.0, 0.12, lamps_lit=level < 0.55, wet=dice.between(0.25, 0.55)
+        ambient, haze, dice.log_between(60.0, 180.0), 0.0, 0.12, lamps_lit=level < 0.6, wet=dice.between(0.25, 0.55)
     )
 
 
 def _fog(dice: Dice) -> Light:
     level = dice.between(0.6, 0.95)
     haze = scaled(dice.near((206, 208, 210), 8), level)
-    return Light((level, level, level), haze, dice.log_between(28.0, 75.0), 0.0, 0.1, lamps_lit=level < 0.7)
+    return Light((level, level, level), haze, dice.log_between(34.0, 90.0), 0.0, 0.1, lamps_lit=level < 0.7)
 
 
 CONDITIONS: Mapping[str, tuple[float, Callable[[Dice], Light]]] = MappingProxyType(
@@ -80,10 +80,9 @@ def draw_condition(dice: Dice) -> tuple[str, Light]:
 
 def finish(canvas: Canvas, condition: str, *, reduction: int, dice: Dice) -> Image.Image:
     """The photograph: glare, wet road, scaling down by `reduction`, rain, blur, exposure, sensor noise."""
-    image = canvas.image.convert("RGB")
+    image = canvas.image.convert("RGB").reduce(reduction)
     if canvas.light.wet:
-        image = _mirror_road(image, canvas, dice)
-    image = image.reduce(reduction)
+        _mirror_road(image, int(canvas.camera.horizon / reduction), canvas.light.wet * dice.between(0.5, 0.8))
     if canvas.glows:
         image = ImageChops.add(image, _glare(canvas, image.size, reduction))
     if condition == "rain":
@@ -92,16 +91,14 @@ def finish(canvas: Canvas, condition: str, *, reduction: int, dice: Dice) -> Ima
     return Image.fromarray(_expose(np.asarray(image), condition, dice))
 
 
-def _mirror_road(image: Image.Image, canvas: Canvas, dice: Dice) -> Image.Image:
-    """Blend what stands above the horizon, upside down and smeared, into the ground."""
-    top = int(canvas.camera.horizon)
-    below = canvas.camera.height - top
-    size = (canvas.camera.width // 4, below // 16 + 1)
-    above = image.crop((0, 0, canvas.camera.width, top)).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    mirrored = above.resize(size, Image.Resampling.BOX).resize((canvas.camera.width, below), Image.Resampling.BILINEAR)
-    box = (0, top, canvas.camera.width, canvas.camera.height)
-    image.paste(Image.blend(image.crop(box), mirrored, canvas.light.wet * dice.between(0.5, 0.8)), box)
-    return image
+def _mirror_road(image: Image.Image, horizon: int, share: float) -> None:
+    """Blend what stands above the row `horizon`, upside down and smeared, into the ground below it."""
+    width, below = image.width, image.height - horizon
+    above = image.crop((0, 0, width, horizon)).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    smeared = above.resize((width // 4, below // 16 + 1), Image.Resampling.BOX)
+    ground = (0, horizon, width, image.height)
+    mirrored = smeared.resize((width, below), Image.Resampling.BILINEAR)
+    image.paste(Image.blend(image.crop(ground), mirrored, share), ground)
 
 
 def _glare(canvas: Canvas, size: tuple[int, int], reduction: int) -> Image.Image:
@@ -141,9 +138,9 @@ def _blur(image: Image.Image, dice: Dice) -> Image.Image:
     """Defocus in two scenes of five, shake in one of twelve, in proportion to the image's height."""
     unit = image.height / 240.0
     if dice.chance(0.4):
-        image = image.filter(ImageFilter.GaussianBlur(dice.between(0.3, 0.95) * unit))
+        image = image.filter(ImageFilter.BoxBlur(dice.between(0.35, 1.0) * unit))
     if dice.chance(0.08):
-        image = image.filter(ImageFilter.BoxBlur((dice.between(0.6, 1.8) * unit, 0)))
+        image = image.filter(ImageFilter.BoxBlur((dice.between(0.6, 1.4) * unit, 0)))
     return image
 
 

@@ -30,7 +30,7 @@ from streetvision.data.scene_traffic import Prop
 from streetvision.data.scene_weather import draw_condition, finish
 from streetvision.io.atomic import cannot_write, read_json, write_json_atomic, write_text_atomic
 
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 """Raised whenever the same seed and configuration would give another picture."""
 _SUPERSAMPLING = 2
 _ATTEMPTS = 6
@@ -57,7 +57,7 @@ class SceneConfig(BaseModel):
     """Pixels."""
     positive_share: float = Field(default=0.5, ge=0.0, le=1.0)
     """Probability that a scene has roadwork, 0 to 1."""
-    area_share: tuple[float, float] = (0.012, 0.16)
+    area_share: tuple[float, float] = (0.02, 0.2)
     """Least and most of the image's area that roadwork covers where there is any, 0 to 1; met in nearly all scenes."""
 
     @model_validator(mode="after")
@@ -78,8 +78,13 @@ class Scene:
     """1 with roadwork, 0 without."""
     source: str
     """Condition of light and weather: a key of scene_weather.CONDITIONS."""
-    roadwork_share: float
-    """Share of the image's area where roadwork is what one sees, 0 to 1."""
+    roadwork: NDArray[np.bool_]
+    """(H, W): where roadwork is what one sees."""
+
+    @property
+    def roadwork_share(self) -> float:
+        """Share of the image's area where roadwork is what one sees, 0 to 1."""
+        return float(self.roadwork.mean())
 
 
 def draw_scene(seed: int, config: SceneConfig) -> Scene:
@@ -91,9 +96,9 @@ def draw_scene(seed: int, config: SceneConfig) -> Scene:
 def draw_labelled(seed: int, label: int, config: SceneConfig) -> Scene:
     """The scene of one seed with roadwork (label 1) or without: the same street either way."""
     setting = _set_scene(seed, config)
-    canvas, share = _add_site(setting, seed, config) if label else (_populated(setting, []), 0.0)
+    canvas = _add_site(setting, seed, config) if label else _populated(setting, [])
     photograph = finish(canvas, setting.condition, reduction=_SUPERSAMPLING, dice=Dice(seed, _LENS))
-    return Scene(np.asarray(photograph), label, setting.condition, share)
+    return Scene(np.asarray(photograph), label, setting.condition, _marked(canvas))
 
 
 def write_scenes(folder: Path, config: SceneConfig, progress: Progress) -> Path:
@@ -145,8 +150,8 @@ def _populated(setting: _Setting, site: Sequence[Prop], *, in_front: bool = Fals
     return canvas
 
 
-def _add_site(setting: _Setting, seed: int, config: SceneConfig) -> tuple[Canvas, float]:
-    """The populated street with a site, and the share of the area that shows it.
+def _add_site(setting: _Setting, seed: int, config: SceneConfig) -> Canvas:
+    """The populated street with a site.
 
     Traffic may hide a site, so sites are drawn until one shows as much as was asked for; the last is taken as it is.
     """
@@ -156,10 +161,15 @@ def _add_site(setting: _Setting, seed: int, config: SceneConfig) -> tuple[Canvas
         target = dice.log_between(low, high)
         site = roadwork_props(setting.street, setting.canvas.camera, target, dice)
         canvas = _populated(setting, site, in_front=attempt == _ATTEMPTS - 1)
-        share = float((np.asarray(canvas.image)[..., 3] == MARK).mean())
-        if low <= share <= high:
+        if low <= _marked(canvas).mean() <= high:
             break
-    return canvas, share
+    return canvas
+
+
+def _marked(canvas: Canvas) -> NDArray[np.bool_]:
+    """(H, W) of the picture: the pixels of which roadwork covers at least half."""
+    covered = canvas.image.getchannel("A").reduce(_SUPERSAMPLING)
+    return np.asarray(covered) >= MARK // 2
 
 
 def _image_path(seed: int) -> str:

@@ -55,9 +55,7 @@ def list_csv(path: Path, *, class_names: tuple[str, str], columns: Columns) -> L
 
     Paths are relative to the CSV's folder, or absolute. Raises DataError, which names line and field.
     """
-    records = list(_csv_records(path))
-    listed = _list_records(records, name_field="path", class_names=class_names, columns=columns)
-    return _checked(path, Listing(path.parent, listed), class_names)
+    return _list(path, list(_csv_records(path)), name_field="path", class_names=class_names, columns=columns)
 
 
 def list_labels_json(path: Path, *, class_names: tuple[str, str], columns: Columns) -> Listing:
@@ -66,10 +64,7 @@ def list_labels_json(path: Path, *, class_names: tuple[str, str], columns: Colum
     File names are relative to `images/` beside it, or to its own folder where there is no `images/`.
     Raises DataError, which names entry and field.
     """
-    records = list(_json_records(path))
-    folder = "images" if (path.parent / "images").is_dir() else ""
-    listed = _list_records(records, name_field="filename", class_names=class_names, columns=columns, folder=folder)
-    return _checked(path, Listing(path.parent, listed), class_names)
+    return _list(path, list(_json_records(path)), name_field="filename", class_names=class_names, columns=columns)
 
 
 def _csv_records(path: Path) -> Iterator[Record]:
@@ -121,24 +116,26 @@ def _text(value: object, where: str) -> str:
     return str(value)
 
 
-def _list_records(
-    records: list[Record], *, name_field: str, class_names: tuple[str, str], columns: Columns, folder: str = ""
-) -> tuple[Listed, ...]:
-    """Records to images; raises DataError for an empty or repeated path and for a label that is no class."""
+def _list(
+    path: Path, records: list[Record], *, name_field: str, class_names: tuple[str, str], columns: Columns
+) -> Listing:
+    """Records to images; raises DataError for an empty or repeated name and for a label that is no class."""
+    folder = "images" if name_field == "filename" and (path.parent / "images").is_dir() else ""
     present = dict.fromkeys(name for record in records for name in record.fields)
-    optional = columns.resolve(present, records[0].where.split()[0]) if records else {}
-    listed, seen = [], dict[str, str]()
+    optional = columns.resolve(present, path.name) if records else {}
+    images: dict[str, Listed] = {}
     for record in records:
         name = record.fields.get(name_field, "").strip()
         if not name:
             raise DataError(f"{record.where}: {name_field!r} is empty")
-        path = PurePosixPath(folder, name).as_posix()
-        if path in seen:
-            raise DataError(f"{record.where}: {name!r} is listed already in {seen[path]}", "list every image once")
-        seen[path] = record.where
+        image = PurePosixPath(folder, name).as_posix()
+        if image in images:
+            raise DataError(f"{record.where}: {name!r} is listed already, further up", "list every image once")
         extras = {usual: record.fields.get(column, "").strip() or None for usual, column in optional.items()}
-        listed.append(Listed(path, _label(record, records, class_names), **extras))
-    return tuple(listed)
+        images[image] = Listed(image, _label(record, records, class_names), **extras)
+    found = count_classes(images.values(), class_names)
+    check_classes(path, found, class_names=class_names, remedy=f"list both classes; {naming_remedy(class_names)}")
+    return Listing(path.parent, tuple(images.values()))
 
 
 def _label(record: Record, records: list[Record], class_names: tuple[str, str]) -> int:
@@ -151,11 +148,3 @@ def _label(record: Record, records: list[Record], class_names: tuple[str, str]) 
             f"{naming_remedy(class_names)}; labels in this file: {met}",
         )
     return label
-
-
-def _checked(path: Path, listing: Listing, class_names: tuple[str, str]) -> Listing:
-    found = count_classes(listing.images, class_names)
-    check_classes(
-        path, found, class_names=class_names, remedy=f"give rows of both classes; {naming_remedy(class_names)}"
-    )
-    return listing

@@ -47,7 +47,8 @@ def run(context: Context) -> Outcome:
     )
     content = policy.model_dump(mode="json")
     schema = context.schema
-    write_bytes_atomic(schema.reliability, reliability_diagram(labels, after, before=before))
+    picture = reliability_diagram(labels, after, before=before, positive=context.class_names[1])
+    write_bytes_atomic(schema.reliability, picture)
     write_bytes_atomic(schema.scrc_params_pickle, pickle.dumps(content, protocol=4))
     write_json_atomic(schema.scrc_params, content)
     return Outcome(

@@ -15,10 +15,11 @@ def run(context: Context) -> Outcome:
     schema, scores = context.schema, open_scores(context, Split.VAL_CALIB)
     n = context.settings(Phase2Config).n_thresholds
     threshold, mcc, metrics = select_threshold_max_mcc(scores.logits, scores.labels, n, return_curve=True)
+    picture = plot_mcc_curve(metrics, threshold=threshold)
     curve = metrics.pop("curve")
     policy = ThresholdPolicy(threshold=threshold, metrics=metrics, scores=scores.reference)
     write_text_atomic(schema.threshold_sweep, sweep_csv(curve))
-    write_bytes_atomic(schema.mcc_curve, plot_mcc_curve(curve, threshold=threshold, mcc=mcc))
+    write_bytes_atomic(schema.mcc_curve, picture)
     write_json_atomic(schema.thresholds, policy.model_dump(mode="json"))
     return Outcome(
         f"{threshold:.3f} (exact; VAL_CALIB MCC {mcc:.3f}, grid of {n} {metrics['grid_mcc']:.3f})",
