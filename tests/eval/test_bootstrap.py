@@ -73,6 +73,23 @@ def test_a_perfect_model_does_not_get_a_point(name):
     assert found.high - found.low > 0.01
 
 
+def test_five_positives_that_were_all_found_do_not_give_a_point():
+    labels, p = np.repeat([0, 1], [995, 5]), np.concatenate([np.linspace(0, 0.6, 995), np.full(5, 0.9)])
+    found = bootstrap_intervals(labels, p, threshold=0.5)
+    assert found["recall"].low < 0.75
+    assert found["recall"].high == found["recall"].estimate == 1.0
+    assert found["fnr"].high > 0.25
+
+
+def test_resamples_without_a_class_do_not_count_as_failures():
+    tracks = np.arange(40)
+    labels, p = (tracks < 3).astype(int).repeat(10), np.tile(np.linspace(0.05, 0.95, 10), 40)
+    p[:30] = np.clip(p[:30] + np.repeat([0.25, 0.35, 0.45], 10), 0, 1)
+    found = bootstrap_intervals(labels, p, threshold=0.5, groups=tracks.repeat(10).tolist())
+    assert (found["recall"].estimate, found["recall"].method) == (0.9, "bca")
+    assert found["recall"].low >= 0.8
+
+
 def test_few_groups_are_flagged():
     labels, p = rows(190)
     groups = (np.arange(190) // 10).tolist()

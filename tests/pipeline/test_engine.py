@@ -38,6 +38,7 @@ class House:
             "phase5": self.phase("phase5", ("thresholds",), "scrc_params", Other),
         }
         self.phases["phase1"] = replace(self.phases["phase1"], external=lambda _: self.outside)
+        self.phases["data"] = Phase("data", "toy", (), (), (), lambda _: Outcome("nothing to split"))
 
     def phase(self, name, needs, makes, kind):
         def run(context):
@@ -149,7 +150,7 @@ def test_a_phase_that_does_not_write_what_it_makes_is_an_error(house):
 def test_an_unknown_phase_lists_those_that_exist(house):
     with pytest.raises(ConfigError, match="did you mean 'phase2'") as caught:
         house.run("phase22")
-    assert "phase1, phase2, phase5" in caught.value.remedy
+    assert "data, phase1, phase2, phase5" in caught.value.remedy
 
 
 def test_reading_a_section_without_declaring_it_is_a_bug(house):

@@ -28,6 +28,7 @@ from streetvision.models.module import ClassifierDescription, build_classifier
 from streetvision.training.hardware import pick_device
 
 ImageInput: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor
+ONE_IMAGE = (str, Path, bytes, Image.Image, np.ndarray, Tensor)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Predictor:
 
         Raises UndecodableImage (a DataError) for what holds no image, DataError for arrays of another shape or type.
         """
-        several = [images] if isinstance(images, ImageInput) else images
+        several = [images] if isinstance(images, ONE_IMAGE) else images
         return [answer for batch in self.stream(several, batch_size=batch_size) for answer in batch]
 
     def stream(self, images: Iterable[ImageInput], *, batch_size: int = 64) -> Iterator[list[Prediction]]:

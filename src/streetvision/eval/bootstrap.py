@@ -18,6 +18,12 @@ from streetvision.eval.resampling import Judged, Ranked, Units, replicates, unit
 
 FEW_UNITS = 20
 """Below this many independent units no bootstrap interval is to be trusted far."""
+EDGES = {
+    name: (-1.0, 1.0) if name == "mcc" else (0.0, 1.0)
+    for name, metric in METRICS.items()
+    if metric.basis is not Basis.TERMS
+}
+"""The ends of a metric's scale: a resample leaves them only where it lacks what the metric divides by."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def bootstrap_intervals(
     ranked = Ranked(labels, Judged(probabilities, threshold))
     units = units_of(groups, ranked.truth.size)
     sample = _Sample(ranked, units)
-    (drawn,) = replicates([ranked], units, n_resamples, seed)
+    (drawn,) = map(_of_both_classes, replicates([ranked], units, n_resamples, seed))
     return {name: sample.interval(name, values, level) for name, values in drawn.items()}
 
 
@@ -97,7 +103,7 @@ def paired_difference(
     ranked = [Ranked(labels, a), Ranked(labels, b)]
     units = units_of(groups, ranked[0].truth.size)
     of_a, of_b = (all_metrics(one.truth, one.probabilities, one.decisions) for one in ranked)
-    drawn_a, drawn_b = replicates(ranked, units, n_resamples, seed)
+    drawn_a, drawn_b = map(_of_both_classes, replicates(ranked, units, n_resamples, seed))
     rarer = min(_class_units(units, ranked[0]))
     return {
         name: _difference(name, of_a[name] - of_b[name], drawn_a[name] - drawn_b[name], (units.count, rarer), level)
@@ -106,10 +112,7 @@ def paired_difference(
 
 
 class _Sample:
-    """The rows as they are: what the formulas need beside the replicates.
-
-    An area that is exactly 0 or 1 counts as showing no spread: only resamples of one class would differ from it.
-    """
+    """The rows as they are: what the formulas need beside the replicates."""
 
     def __init__(self, ranked: Ranked, units: Units) -> None:
         self.ranked, self.units = ranked, units
@@ -121,7 +124,7 @@ class _Sample:
         if np.isnan(estimate):
             return Interval(estimate, estimate, estimate, "undefined", self.units.count)
         usable = intervals.usable(values)
-        if usable is None or (METRICS[name].basis is Basis.CUTS and estimate in (0.0, 1.0)):
+        if usable is None or estimate in EDGES.get(name, ()):
             method, ends = "unseen", self._unseen(name, level)
         else:
             method, ends = self._spread(name, usable, level)
@@ -169,6 +172,17 @@ def _difference(name: str, estimate: float, values: FloatArray, units: tuple[int
         return Difference(estimate, *ends, "unseen", units[0], p_value)
     p_value = intervals.two_sided_p(estimate, usable.std(ddof=1))
     return Difference(estimate, *intervals.normal(estimate, usable, level), "normal", units[0], p_value)
+
+
+def _of_both_classes(drawn: dict[str, FloatArray]) -> dict[str, FloatArray]:
+    """The replicates, with nan for count metrics and areas where a resample lost one of the two classes.
+
+    By convention they are 0 there, which says nothing of the model; ROC-AUC marks these resamples.
+    """
+    lost = np.isnan(drawn["roc_auc"])
+    if lost.all():
+        return drawn
+    return {name: np.where(lost & (name in EDGES), np.nan, values) for name, values in drawn.items()}
 
 
 def _class_units(units: Units, ranked: Ranked) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, JsonValue
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, unknown_name
 from streetvision.contracts.phase import Context, Phase
-from streetvision.contracts.split_contracts import Partition
+from streetvision.contracts.split_contracts import MAY_OPEN, Partition, Split
 from streetvision.data.partition import partition_from_json
 from streetvision.io.atomic import read_json, remove_stray_temps, sha256_json, write_json_atomic
 from streetvision.io.lock import run_lock
@@ -21,13 +21,13 @@ from streetvision.pipeline.console import Console
 def ordered(requested: Iterable[str], phases: Mapping[str, Phase]) -> list[Phase]:
     """The requested phases so that each comes after those that make what it needs; unknown names are an error.
 
-    The data phase joins whenever one of them reads splits.json.
+    The data phase joins whenever one of them trains: the others take splits.json as it was sealed.
     """
     wanted = dict.fromkeys(requested)
     for name in wanted:
         if name not in phases:
             raise unknown_name("phase", name, phases)
-    if any("splits" in phases[name].needs for name in wanted):
+    if trains(wanted):
         wanted["data"] = None
     waiting = [phase for name, phase in phases.items() if name in wanted]
     done: list[Phase] = []
@@ -37,6 +37,11 @@ def ordered(requested: Iterable[str], phases: Mapping[str, Phase]) -> list[Phase
         waiting.remove(ready)
         done.append(ready)
     return done
+
+
+def trains(requested: Iterable[str]) -> bool:
+    """Whether one of the requested phases opens TRAIN, and so needs the data set itself."""
+    return any(Split.TRAIN in MAY_OPEN.get(name, frozenset()) for name in requested)
 
 
 @dataclass(frozen=True)

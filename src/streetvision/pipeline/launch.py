@@ -10,7 +10,7 @@ from streetvision.io.atomic import read_json
 from streetvision.io.manifests import read_manifest
 from streetvision.pipeline.compose import RunConfig, as_overrides, compose_config
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.engine import Engine, ordered
+from streetvision.pipeline.engine import Engine, ordered, trains
 from streetvision.pipeline.phases import PHASES
 
 
@@ -64,7 +64,7 @@ def settle(config: RunConfig, overrides: Sequence[str], console: Console) -> Run
             f"run folder {str(schema.root)!r} is about {recorded['root']!r}, and this command asks for {root!r}",
             f"give data.root={recorded['root']}, or a folder of its own for this run: run_dir=...",
         )
-    if root is None and any("splits" in PHASES[name].needs for name in config.pipeline.phases if name in PHASES):
+    if root is None and (trains(config.pipeline.phases) or "data" in config.pipeline.phases):
         schema.ensure_dirs()
         write_scenes(schema.scenes, config.scenes, console)
         data = config.data.model_copy(update={"root": str(schema.scenes)})

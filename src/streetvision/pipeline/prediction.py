@@ -25,8 +25,8 @@ Writer = Callable[[Answer], object]
 
 def print_predictions(bundle: Path, images: Iterable[Path], *, form: Literal["jsonl", "csv"]) -> int:
     """Print one line an image in the order given; returns how many could not be answered."""
-    files = list(expand(images))
     predictor = load_bundle(bundle)
+    files = list(expand(images))
     write, failures = WRITERS[form](), 0
     for start in range(0, len(files), BATCH):
         for answer in _answers(predictor, files[start : start + BATCH]):
