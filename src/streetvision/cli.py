@@ -159,10 +159,10 @@ def _console() -> "Console":
 def _train(overrides: list[str], config: Path | None, console: "Console") -> "ArtifactSchema":
     from streetvision.pipeline.compose import compose_config
 
-    composed = compose_config(overrides, file=config)  # before the import below, so that a typo is told at once
+    compose_config(overrides, file=config)  # a typo is told before the import below, which takes seconds
     from streetvision.pipeline.launch import launch_training
 
-    return launch_training(composed, overrides, console=console)
+    return launch_training(overrides, file=config, console=console)
 
 
 def _evaluate(schema: "ArtifactSchema", overrides: list[str], console: "Console") -> None:

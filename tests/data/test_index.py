@@ -290,10 +290,15 @@ class TestDataset:
 
         monkeypatch.setattr(datasets, "load_dataset", offline)
         with pytest.raises(DataError) as caught:
-            list_images("some-owner/some-set", class_names=NAMES, import_to=Path("unused"))
+            list_images("hf://some-owner/some-set", class_names=NAMES, import_to=Path("unused"))
         assert caught.value.what == (
             "data.root 'some-owner/some-set' is no folder of images, and cannot be loaded as a dataset: no network"
         )
+
+    def test_a_mistyped_folder_never_goes_to_the_network(self, monkeypatch):
+        datasets = pytest.importorskip("datasets")
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the network"))
+        assert error_of("my/photoss").what == "data.root 'my/photoss' is not there"
 
 
 @pytest.mark.skipif(not REAL_DATA, reason="STREETVISION_REAL_DATA is not set: no real photographs on this machine")

@@ -151,3 +151,56 @@ def test_export_refuses_a_policy_of_another_model(run_copy, command):
     code, _, err = command("train", f"run_dir={run_copy.root}", "pipeline.phases=[phase6]")
     assert code == 2
     assert "the chain does not close" in err
+
+
+def test_a_file_of_settings_is_kept_when_the_run_already_has_its_data(run_copy, tmp_path, command):
+    file = tmp_path / "few.yaml"
+    file.write_text("phase2: {n_thresholds: 50}\npipeline: {phases: [phase2]}\n")
+    code, out, _ = command("train", "--config", file, f"run_dir={run_copy.root}")
+    assert code == 0
+    assert "grid of 50" in out
+
+
+def test_looks_at_val_test_are_counted_and_repeats_are_not_looks(run_copy, command):
+    again = ["evaluate", "--bundle", run_copy.export, "evaluation.n_resamples=100"]
+    assert "first look" in command(*again)[1]
+    assert len(read_json(run_copy.looks)) == 1
+    code, out, _ = command(*again, "evaluation.seed=1")
+    assert code == 0
+    assert "look number 2" in out
+    assert len(read_json(run_copy.looks)) == 2
+
+
+def test_a_bundle_that_was_moved_is_judged_on_the_run_that_made_it(run_copy, tmp_path, command):
+    moved = run_copy.export.rename(tmp_path / "moved")
+    code, _, err = command("evaluate", "--bundle", moved)
+    assert code == 2
+    assert "run_dir=" in err
+    code, _, err = command("evaluate", "--bundle", moved, f"run_dir={run_copy.root}", "evaluation.n_resamples=100")
+    assert code == 0, err
+
+
+def test_the_whole_chain_on_real_images(real_data, tmp_path, command):
+    """DeiT-tiny on a subset of the traffic signs, grouped by track: the documented command, on fewer rows."""
+    source = real_data / "gtsrb_roadwork"
+    lines = (source / "index.csv").read_text().splitlines()
+    tracks = sorted({line.split(",")[2] for line in lines[1:]})[::4]
+    kept = [line for line in lines[1:] if line.split(",")[2] in tracks][::3]
+    subset = tmp_path / "subset.csv"
+    subset.write_text("\n".join(["path,label,group", *(f"{source}/{line}" for line in kept)]))
+    settings = [
+        f"data.root={subset}",
+        "data.class_names=[no_roadwork,roadwork]",
+        "model=deit_tiny",
+        f"model.backbone.weights={real_data / 'deit_tiny_patch16_224' / 'model.safetensors'}",
+        f"run_dir={tmp_path / 'run'}",
+        "phase5.folds=2",
+    ]
+    code, out, err = command("train", *settings)
+    assert code == 0, err
+    assert "by 46 groups" in out
+    code, _, err = command("evaluate", "--bundle", tmp_path / "run" / "export", "evaluation.n_resamples=100")
+    assert code == 0, err
+    report = read_json(tmp_path / "run" / "evaluation" / "evaluation_report.json")
+    assert report["grouped"]
+    assert report["metrics"]["roc_auc"]["estimate"] > 0.5

@@ -122,7 +122,7 @@ def as_pixels(image: ImageInput, limits: DecodeLimits) -> Tensor:
         return decode_image(image, limits=limits)
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB"))
-    tensor = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 0) if isinstance(image, np.ndarray) else image
+    tensor = torch.from_numpy(image.copy()).movedim(-1, 0) if isinstance(image, np.ndarray) else image
     if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
         raise DataError(
             f"expected a uint8 image of three channels, came {tensor.dtype} {tuple(tensor.shape)}",

@@ -87,6 +87,7 @@ def image_loader(
         batch_size=batch_size,
         sampler=EpochSampler(len(dataset), shuffle=shuffle, seed=dataset.seed),
         num_workers=workers,
+        generator=torch.Generator().manual_seed(dataset.seed),  # else it would draw from the global one
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )

@@ -54,7 +54,7 @@ def _load(root: str, split: str) -> "Dataset":
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             f"data.root {root!r} is no folder of images, and cannot be loaded as a dataset: {first_line}",
-            f"give a folder, a CSV or owner/name of a hub dataset with a split {split!r} (data.hf_split)",
+            f"give a folder, a CSV or hf://owner/name of a hub dataset with a split {split!r} (data.hf_split)",
         ) from error
 
 

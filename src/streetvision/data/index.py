@@ -1,7 +1,6 @@
 """From `data.root` to the list of its images: which kind of data set it is, and what it names."""
 
 import os
-import re
 from pathlib import Path
 from typing import Self
 
@@ -21,8 +20,8 @@ UNMENTIONED = frozenset({"thumbs.db", "desktop.ini"})
 TABLES = {".csv": list_csv, ".json": list_labels_json}
 """Suffix of a file that lists images -> what reads it."""
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-"""owner/name of a dataset on the Hugging Face hub."""
+HUB_PREFIX = "hf://"
+"""Before owner/name of a dataset on the Hugging Face hub: a mistyped folder must never go to the network."""
 
 
 class DataConfig(BaseModel):
@@ -31,7 +30,7 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     root: str | None = None
-    """Folder, CSV, labels.json or Hugging Face dataset; None draws procedural scenes."""
+    """Folder, CSV, labels.json, or Hugging Face dataset (a folder, or hf://owner/name on the hub); None: scenes."""
     class_names: tuple[str, str] = ("None", "Roadwork")
     """Names of class 0 and class 1, in that order."""
     fractions: Fractions = {Split.TRAIN: 0.60, Split.VAL_SELECT: 0.15, Split.VAL_CALIB: 0.15, Split.VAL_TEST: 0.10}
@@ -74,14 +73,15 @@ def list_images(
     for file in (path, path / "index.csv", path / "labels.json"):
         if (read := TABLES.get(file.suffix.lower())) and file.is_file():
             return read(file, class_names=class_names, columns=columns)
-    if is_local_dataset(path) or (HUB_NAME.fullmatch(root) and not path.exists()):
-        return list_dataset(root, split=hf_split, class_names=class_names, columns=columns, import_to=import_to)
+    if root.startswith(HUB_PREFIX) or is_local_dataset(path):
+        dataset = root.removeprefix(HUB_PREFIX)
+        return list_dataset(dataset, split=hf_split, class_names=class_names, columns=columns, import_to=import_to)
     if path.is_dir():
         columns.resolve((), f"data.root {root!r} is class folders and")
         return list_folders(path, class_names=class_names)
     raise DataError(
         f"data.root {root!r} is {'a file, and neither .csv nor .json' if path.exists() else 'not there'}",
-        "give a folder with one sub-folder a class, a CSV, or owner/name of a dataset on the Hugging Face hub",
+        f"give a folder with one sub-folder a class, a CSV, or {HUB_PREFIX}owner/name of a dataset on the hub",
     )
 
 

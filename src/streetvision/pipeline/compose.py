@@ -1,6 +1,5 @@
 """YAML and overrides in, one typed configuration out: the only module that knows Hydra and OmegaConf."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
@@ -63,16 +62,25 @@ class RunConfig(BaseModel):
         return {type(value): value for value in values if isinstance(value, BaseModel)}
 
 
-def compose_config(overrides: Sequence[str], *, file: Path | None = None) -> RunConfig:
-    """The configuration of a run: packaged defaults, then the settings in `file`, then `overrides` (KEY=VALUE).
+def compose_config(
+    overrides: Sequence[str], *, file: Path | None = None, beneath: Mapping[str, object] | None = None
+) -> RunConfig:
+    """The configuration of a run, each over the one before: packaged defaults, `beneath`, `file`, `overrides`.
 
+    `beneath` holds nested settings by name, `file` the same as YAML, `overrides` are KEY=VALUE.
     Raises ConfigError for a key that is no setting, a value that is not allowed, or a file that is not YAML.
     """
-    changes = [_for_hydra(change) for change in (*(_file_overrides(file) if file else ()), *overrides)]
+    given = [*_flat(beneath or {}), *_flat(_read_yaml(file) if file else {}), *map(_parse, overrides)]
+    chosen, known = groups(), dict(settings())
+    for key, value in given:
+        _check(key, value, chosen, known)
     folder = Path(str(resources.files("streetvision"))) / "configs"
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
-            composed = compose(config_name="config", overrides=changes)
+            composed = compose(config_name="config", overrides=[f"{k}={v}" for k, v in given if k in chosen])
+        for key, value in given:
+            if key not in chosen:
+                OmegaConf.update(composed, key, _literal(value), force_add=True)
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no default", f"give it: {error.full_key}=...") from error
@@ -82,6 +90,11 @@ def compose_config(overrides: Sequence[str], *, file: Path | None = None) -> Run
         return RunConfig.model_validate(plain)
     except ValidationError as error:
         raise ConfigError(*_describe(error)) from error
+
+
+def given_keys(overrides: Sequence[str], *, file: Path | None = None) -> set[str]:
+    """The dotted keys that a command sets itself, in its file or its overrides."""
+    return {key for key, _ in (*_flat(_read_yaml(file) if file else {}), *map(_parse, overrides))}
 
 
 def groups() -> dict[str, list[str]]:
@@ -102,28 +115,35 @@ def settings(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[t
             yield from ((f"{prefix}{name}.{key}", object) for key in field.default)
 
 
-def as_overrides(values: Mapping[str, object], prefix: str = "") -> Iterator[str]:
-    """Nested settings as KEY=VALUE, in Hydra's own quoting."""
-    choices = groups()
+def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for name, value in values.items():
-        key = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            yield from as_overrides(value, f"{key}.")
-        elif key in choices:
-            yield f"{key}={value}"
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{key}={_quoted(value)}"
+            yield f"{prefix}{name}", value
 
 
-def _quoted(value: object) -> str:
-    if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(_quoted(item) for item in value) + "]"
-    return json.dumps(value)
+def _parse(override: str) -> tuple[str, object]:
+    """KEY=VALUE as key and value: text is taken as it stands where the setting is a text, as YAML elsewhere."""
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"{override!r} is not a setting", "write settings as KEY=VALUE: training.epochs=5")
+    kind = dict(settings()).get(key)
+    kinds = set(get_args(kind)) if isinstance(kind, UnionType) else {kind}
+    if key in groups() or (kinds & {str, Path} and text != "null"):
+        return key, text
+    try:
+        return key, OmegaConf.select(OmegaConf.from_dotlist([f"value={text}"]), "value")
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{key}={text!r} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def _file_overrides(file: Path) -> Iterator[str]:
+def _literal(value: object) -> object:
+    """A value in which `${` is only two signs: settings given from outside refer to nothing."""
+    return value.replace("${", "\\${") if isinstance(value, str) else value
+
+
+def _read_yaml(file: Path) -> dict[str, object]:
     try:
         content = safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -132,25 +152,15 @@ def _file_overrides(file: Path) -> Iterator[str]:
         raise ConfigError(f"{str(file)!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{str(file)!r} should hold settings by name, and holds {type(content).__name__}")
-    return as_overrides(content)
+    return {str(name): value for name, value in content.items()}
 
 
-def _for_hydra(change: str) -> str:
-    """A checked KEY=VALUE in Hydra's grammar; a path or name is quoted, so that any sign may stand in it."""
-    key, equals, value = change.partition("=")
-    if not equals:
-        raise ConfigError(f"{change!r} is not a setting", "write settings as KEY=VALUE, for example training.epochs=5")
-    choices, known = groups(), dict(settings())
+def _check(key: str, value: object, choices: Mapping[str, list[str]], known: Mapping[str, object]) -> None:
     if key in choices:
         if value not in choices[key]:
-            raise unknown_name(key, value, choices[key])
-        return change
-    if key not in known:
+            raise unknown_name(key, str(value), choices[key])
+    elif key not in known:
         raise _unknown_key(key, [*choices, *known])
-    kinds = get_args(known[key]) if isinstance(known[key], UnionType) else (known[key],)
-    if {str, Path} & set(kinds) and value not in {"", "null", "???"} and value[0] not in "'\"$":
-        value = _quoted(value)
-    return f"++{key}={value}"
 
 
 def _unknown_key(key: str, known: Sequence[str]) -> ConfigError:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Item = TypeVar("Item")
 
 BAR_AFTER_SECONDS = 1.0
+LINE_EVERY_SECONDS = 30.0
 LABEL_WIDTH = 14
 
 
@@ -35,10 +36,10 @@ class Console:
         self._rich.print(f"[yellow]{'warning':<{LABEL_WIDTH}}[/yellow]{escape(message)}")
 
     def track(self, items: Iterable[Item], *, total: int, label: str) -> Iterator[Item]:
-        """Yield `items`; a bar appears when they take longer than a second."""
-        if not self._rich.is_terminal:
-            yield from items
-            return
+        """Yield `items`; what takes long shows a bar on a terminal, and a line now and then in a log."""
+        return self._bar(items, total, label) if self._rich.is_terminal else self._log(items, total, label)
+
+    def _bar(self, items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
         columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         started = time.perf_counter()
         with Progress(*columns, console=self._rich, transient=True) as bars:
@@ -46,3 +47,12 @@ class Console:
             for item in items:
                 yield item
                 bars.update(task, advance=1, visible=time.perf_counter() - started > BAR_AFTER_SECONDS)
+
+    def _log(self, items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+        started = told = time.perf_counter()
+        for done, item in enumerate(items, start=1):
+            yield item
+            now = time.perf_counter()
+            if now - told > LINE_EVERY_SECONDS and done < total:
+                told, left = now, (now - started) / done * (total - done)
+                self.line("", f"{label} {done} of {total}, about {left:.0f} s left")

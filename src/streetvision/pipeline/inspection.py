@@ -15,7 +15,7 @@ from streetvision.data.listing import BadFile
 from streetvision.data.scan import Scan, scan_images
 from streetvision.eval.metrics import roc_auc
 from streetvision.io.manifests import versions
-from streetvision.pipeline.compose import as_overrides, compose_config
+from streetvision.pipeline.compose import compose_config
 from streetvision.pipeline.console import Console
 from streetvision.training.hardware import has_fast_bf16, pick_device
 
@@ -26,7 +26,7 @@ CONFOUNDED_AUC = 0.8
 
 def check_data(root: str, overrides: Sequence[str], *, console: Console) -> None:
     """Read every image of `root` and print what is unusable, doubled or given away by its size."""
-    config = compose_config([*as_overrides({"data": {"root": root}}), *overrides])
+    config = compose_config(overrides, beneath={"data": {"root": root}})
     data = config.data
     with tempfile.TemporaryDirectory() as imported:
         listing = list_images(

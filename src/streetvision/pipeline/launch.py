@@ -8,18 +8,17 @@ from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.data.scenes import write_scenes
 from streetvision.io.atomic import read_json
 from streetvision.io.manifests import read_manifest
-from streetvision.pipeline.compose import RunConfig, as_overrides, compose_config
+from streetvision.pipeline.compose import RunConfig, compose_config, given_keys
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine, ordered, trains
 from streetvision.pipeline.phases import PHASES
 
 
-def launch_training(config: RunConfig, overrides: Sequence[str], *, console: Console) -> ArtifactSchema:
-    """Run the phases that `config`, which `overrides` led to, asks for; returns the paths of the run."""
-    config = settle(config, overrides, console)
+def launch_training(overrides: Sequence[str], *, file: Path | None, console: Console) -> ArtifactSchema:
+    """Run the phases that the settings ask for; returns the paths of the run."""
+    config = settle(overrides, file=file, console=console)
     schema = ArtifactSchema(config.root)
-    plan = ordered(config.pipeline.phases, PHASES)
-    Engine(schema, PHASES, config.sections(), console).run(plan)
+    Engine(schema, PHASES, config.sections(), console).run(ordered(config.pipeline.phases, PHASES))
     return schema
 
 
@@ -30,7 +29,7 @@ def launch_evaluation(bundle: Path, overrides: Sequence[str], *, console: Consol
     """
     folder = bundle.parent if bundle.suffix == ".json" else bundle
     beside = {"evaluation": {"bundle": str(folder.absolute())}, "run_dir": str(folder.absolute().parent)}
-    config = compose_config([*as_overrides(beside), *overrides])  # of two run_dir the later counts
+    config = compose_config(overrides, beneath=beside)
     schema = ArtifactSchema(config.root)
     if not (folder / "bundle.json").is_file():
         raise ArtifactError(
@@ -46,18 +45,19 @@ def launch_evaluation(bundle: Path, overrides: Sequence[str], *, console: Consol
     return schema
 
 
-def settle(config: RunConfig, overrides: Sequence[str], console: Console) -> RunConfig:
+def settle(overrides: Sequence[str], *, file: Path | None, console: Console) -> RunConfig:
     """The configuration with its data in place.
 
     A run folder is about one data set. When it has one and the command names none, that one stands; when the command
     names another, ConfigError. Without data at all, procedural scenes are drawn into the run folder.
     """
+    config = compose_config(overrides, file=file)
     schema = ArtifactSchema(config.root)
     recorded = _recorded_data(schema)
     own_scenes = recorded is not None and recorded["root"] == str(schema.scenes)
-    named = any(change.startswith(("data.", "scenes.")) for change in overrides)
+    named = any(key.startswith(("data.", "scenes.")) for key in given_keys(overrides, file=file))
     if recorded is not None and not own_scenes and not named:
-        return compose_config([*as_overrides({"data": recorded, "run_dir": str(config.root)}), *overrides])
+        return compose_config(overrides, file=file, beneath={"data": recorded, "run_dir": str(config.root)})
     root = config.data.root
     if recorded is not None and recorded["root"] != (str(schema.scenes) if root is None else root):
         raise ConfigError(

@@ -51,8 +51,8 @@ class Phase6Config(Section):
 class EvaluationConfig(Section):
     """Figures of VAL_TEST."""
 
-    bundle: Path | None = None
-    """The bundle's folder; None takes the run's own."""
+    bundle: Path | None = Field(default=None, exclude=True)
+    """The bundle's folder; None takes the run's own. Manifests know it by its digest, wherever it lies."""
     n_resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples for each interval."""
     level: float = Field(default=0.95, gt=0.5, lt=1)

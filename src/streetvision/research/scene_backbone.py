@@ -18,8 +18,10 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from transformers import DINOv3ViTModel
@@ -38,7 +40,6 @@ from streetvision.training.optim import cosine_with_warmup, make_adamw
 TRAIN_SEEDS = 10_000_000
 """Seed of the first training scene; the demo and the tests stay far below."""
 HELD_OUT_SEEDS = 20_000_000
-HELD_OUT = 2_000
 CLEAR_SHARE, NO_SHARE = 0.12, 0.03
 """A patch is roadwork above the first share of its area, none below the second, and unjudged between."""
 
@@ -47,18 +48,19 @@ CLEAR_SHARE, NO_SHARE = 0.12, 0.03
 class Recipe:
     """Everything that decides what the training gives."""
 
-    scenes: int = 24_000
-    epochs: int = 12
-    batch_size: int = 64
+    scenes: int = 20_000
+    epochs: int = 10
+    batch_size: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup_steps: int = 300
-    patch_weight: float = 1.0
+    patch_weight: float = 2.0
     image_size: int = 160
     width: int = 128
     depth: int = 6
     heads: int = 4
     patch_size: int = 16
+    held_out: int = 2_000
     seed: int = 0
 
 
@@ -103,17 +105,21 @@ def draw(first_seed: int, count: int, recipe: Recipe, progress: Progress) -> Sce
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         drawn = pool.map(one, range(first_seed, first_seed + count), chunksize=64)
         images, shares, labels = zip(*progress.track(drawn, total=count, label="scenes"), strict=True)
-    return Scenes(torch.stack(images), torch.stack(shares), torch.tensor(labels))
+    return Scenes(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(shares)), torch.tensor(labels))
 
 
-def draw_one(seed: int, *, size: int, grid: int) -> tuple[Tensor, Tensor, int]:
-    """One scene: uint8 (3, S, S), share of roadwork a patch (G, G) in 255ths, label."""
+def draw_one(seed: int, *, size: int, grid: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
+    """One scene: uint8 (3, S, S), share of roadwork a patch (G, G) in 255ths, label.
+
+    As numpy arrays, since each tensor that crosses processes would keep a file open.
+    """
     scene = draw_scene(seed, SceneConfig())
     jpeg = io.BytesIO()
     Image.fromarray(scene.image).save(jpeg, "JPEG", quality=90)
     mask = torch.from_numpy(scene.roadwork)[None, None].float()
     share = F.interpolate(mask, size=(grid, grid), mode="area")[0, 0]
-    return resize_squash(decode_image(jpeg.getvalue()), size), (255 * share).round().byte(), scene.label
+    image = resize_squash(decode_image(jpeg.getvalue()), size).contiguous()
+    return image.numpy(), (255 * share).round().byte().numpy(), scene.label
 
 
 def train(scenes: Scenes, recipe: Recipe, progress: Progress) -> DenseClassifier:
@@ -209,7 +215,7 @@ def make_backbone(out: Path, recipe: Recipe, progress: Progress) -> str:
     started = time.perf_counter()
     model = train(draw(TRAIN_SEEDS, recipe.scenes, recipe, progress), recipe, progress)
     minutes = (time.perf_counter() - started) / 60
-    score, auc = judge(model, draw(HELD_OUT_SEEDS, HELD_OUT, recipe, progress))
+    score, auc = judge(model, draw(HELD_OUT_SEEDS, recipe.held_out, recipe, progress))
     network = model.backbone.network.cpu()
     assert isinstance(network, DINOv3ViTModel)
     network.save_pretrained(out)
@@ -218,7 +224,6 @@ def make_backbone(out: Path, recipe: Recipe, progress: Progress) -> str:
         **asdict(recipe),
         parameters=sum(p.numel() for p in network.parameters()),
         first_seed=TRAIN_SEEDS,
-        held_out=HELD_OUT,
         held_out_seed=HELD_OUT_SEEDS,
         precision="bf16 autocast" if has_fast_bf16(device) else "fp32",
         machine=f"{os.cpu_count()} CPU cores" if device.type == "cpu" else f"one {device.type} device",

@@ -69,7 +69,7 @@ def _outside(context: Context) -> str:
     """Digest of the data set as it lies there: what is listed, with sizes and times; a hub name stands for itself."""
     root = Path(_root(context.settings(DataConfig))).expanduser()
     if not root.exists():
-        return sha256_json(str(root))
+        return sha256_json(context.settings(DataConfig).root)
     if is_local_dataset(root):
         return sha256_json([_stamp(path) for path in sorted(root.rglob("*"))])
     listing = _list(context)

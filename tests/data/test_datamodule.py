@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from streetvision.contracts.split_contracts import Row
+from streetvision.data.augmentation import AugmentationConfig, get_train_transforms, get_val_transforms
+from streetvision.data.datamodule import FeatureBatches, ImageDataset, LoaderConfig, image_loader, shuffled
+from streetvision.data.decode import DEFAULT_LIMITS, UndecodableImage
+
+
+def rows_of(scenes):
+    lines = (scenes / "index.csv").read_text().splitlines()[1:17]
+    fields = (line.split(",") for line in lines)
+    return tuple(Row(path=f[0], label=int(f[1]), sha256="0" * 64, width=96, height=72) for f in fields)
+
+
+def loader(scenes, *, workers=0, seed=0, augment=True):
+    train = get_train_transforms(AugmentationConfig(), image_size=32)
+    transform = train if augment else get_val_transforms(image_size=32)
+    rows = rows_of(scenes)
+    dataset = ImageDataset(rows, root=scenes, transform=transform, limits=DEFAULT_LIMITS, seed=seed)
+    return image_loader(dataset, batch_size=5, workers=workers, shuffle=augment)
+
+
+def epochs(batches, n=2):
+    return [torch.cat([images for images, _ in batches]) for _ in range(n)]
+
+
+def test_judged_images_come_in_order_and_always_the_same(scenes):
+    batches = loader(scenes, augment=False)
+    assert [tuple(images.shape) for images, _ in batches] == [(5, 3, 32, 32)] * 3 + [(1, 3, 32, 32)]
+    first, second = epochs(batches)
+    assert first.dtype == torch.uint8
+    assert torch.equal(first, second)
+    labels = torch.cat([labels for _, labels in batches]).tolist()
+    assert labels == [row.label for row in rows_of(scenes)]
+
+
+def test_what_is_random_depends_on_seed_and_epoch_and_not_on_workers(scenes):
+    alone = epochs(loader(scenes))
+    assert not torch.equal(alone[0], alone[1])
+    shared = epochs(loader(scenes, workers=2))
+    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+    assert not torch.equal(alone[0], epochs(loader(scenes, seed=1))[0])
+
+
+def test_the_global_generator_is_left_as_it_was(scenes):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    list(loader(scenes, augment=False))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_an_image_that_is_gone_is_named(scenes):
+    row = Row(path="images/gone.jpg", label=0, sha256="0" * 64, width=1, height=1)
+    transform = get_val_transforms(image_size=8)
+    dataset = ImageDataset((row,), root=Path(scenes), transform=transform, limits=DEFAULT_LIMITS)
+    with pytest.raises(UndecodableImage, match=r"gone\.jpg"):
+        dataset[0, 0]
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(10, 3), (9, 3), (2, 5)])
+def test_feature_batches_give_every_row_once_an_epoch(n, batch_size):
+    features, labels = torch.arange(n)[:, None].float(), torch.arange(n)
+    batches = FeatureBatches(features, labels, batch_size=batch_size, seed=3)
+    first = list(batches)
+    assert len(first) == len(batches)
+    for x, y in first:
+        assert torch.equal(x[:, 0].long(), y)
+    assert sorted(torch.cat([y for _, y in first]).tolist()) == list(range(n))
+
+
+def test_orders_differ_by_epoch_and_seed():
+    assert torch.equal(shuffled(50, seed=0, epoch=0), shuffled(50, seed=0, epoch=0))
+    assert not torch.equal(shuffled(50, seed=0, epoch=0), shuffled(50, seed=0, epoch=1))
+    assert not torch.equal(shuffled(50, seed=0, epoch=0), shuffled(50, seed=1, epoch=0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"crop_scale": (0.3, 0.5)}, {"flip_probability": 1.0}, {"colour_jitter": 0.9}],
+    ids=lambda c: next(iter(c)),
+)
+def test_every_setting_of_the_augmentation_changes_the_picture(change):
+    still = AugmentationConfig(crop_scale=(1, 1), flip_probability=0, colour_jitter=0)
+    image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = get_train_transforms(still, image_size=32)(image)
+    assert torch.equal(plain, get_val_transforms(image_size=32)(image))
+    torch.manual_seed(1)
+    changed = get_train_transforms(still.model_copy(update=change), image_size=32)(image)
+    assert changed.shape == plain.shape
+    assert changed.dtype == torch.uint8
+    assert not torch.equal(changed, plain)
+
+
+def test_workers_follow_the_machine_unless_they_are_set(monkeypatch):
+    for cores, expected in ((1, 0), (2, 0), (8, 6)):
+        monkeypatch.setattr("streetvision.data.datamodule.os.cpu_count", lambda cores=cores: cores)
+        assert LoaderConfig().worker_count == expected
+    assert LoaderConfig(workers=3).worker_count == 3

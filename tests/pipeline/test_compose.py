@@ -1,0 +1,105 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streetvision.contracts.errors import ConfigError
+from streetvision.pipeline.compose import RunConfig, compose_config, groups, settings
+
+WEIGHTS = {"deit_tiny": ["model.backbone.weights=w.safetensors"]}
+"""What a packaged YAML leaves for its user to give."""
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in groups().items() for n in names])
+def test_every_packaged_yaml_composes(group, name):
+    config = compose_config([f"{group}={name}", *WEIGHTS.get(name, [])])
+    assert isinstance(config, RunConfig)
+
+
+@pytest.mark.parametrize("name", ["full", "frozen"])
+def test_a_group_reaches_its_section(name):
+    assert compose_config([f"training={name}"]).training.mode == name
+
+
+def test_every_seed_follows_the_pipelines_unless_it_is_set():
+    config = compose_config(["pipeline.seed=7", "phase5.seed=3"])
+    seeds = (config.data.seed, config.training.seed, config.evaluation.seed, config.phase5.seed)
+    assert seeds == (7, 7, 7, 3)
+
+
+def test_the_run_folder_is_named_after_the_data():
+    assert compose_config([]).root.as_posix() == "outputs/scenes"
+    assert compose_config(["data.root=some/photos/"]).root.as_posix() == "outputs/photos"
+    assert compose_config(["run_dir=here"]).root.as_posix() == "here"
+
+
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1))
+def test_any_path_can_be_given(name):
+    """Signs that mean something to the grammar of overrides are only signs in a path."""
+    if name in {"null", "???"}:
+        return
+    assert compose_config([f"data.root={name}"]).data.root == name
+
+
+def test_a_file_of_settings_lies_between_defaults_and_overrides(tmp_path):
+    file = tmp_path / "experiment.yaml"
+    file.write_text(
+        "training: full\nphase2: {n_thresholds: 50}\n"
+        "model: {backbone: {name: '${x}'}}\ndata: {class_names: [none, it's]}\n"
+    )
+    config = compose_config(["phase2.n_thresholds=60"], file=file)
+    assert config.training.mode == "full"
+    assert config.phase2.n_thresholds == 60
+    assert config.data.class_names == ("none", "it's")
+    assert config.model.backbone.name == "${x}"
+
+
+def test_recorded_settings_come_back():
+    config = compose_config(["data.root=a 'b' \\ c", "data.fractions.train=0.5", "data.fractions.val_test=0.2"])
+    again = compose_config([], beneath={"data": config.data.model_dump(mode="json")})
+    assert again.data == config.data
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epoch=1", "did you mean training.epochs"),
+        ("trainin.epochs=1", "did you mean training.epochs"),
+        ("training.epochs", "not a setting"),
+        ("training.epochs=0", "greater than or equal to 1"),
+        ("training.epochs=1.5", "training.epochs=1.5"),
+        ("+training.epochs=3", "is not a setting"),
+        ("~training", "is not a setting"),
+        ("model=resnet", "there is no model 'resnet'"),
+        ("model=deit_tiny", "model.backbone.weights has no default"),
+        ("data.fractions.train=0.9", "fractions sum to 1"),
+        ("data.class_names=[a,a]", "two different names"),
+        ("model.backbone.width=64", "does not read width"),
+        ("loader.max_megapixels=500", "less than or equal to 178"),
+    ],
+)
+def test_a_wrong_setting_says_what_is_wrong(override, message):
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        compose_config([override])
+
+
+def test_every_setting_has_a_description():
+    """The line under a field is what a reader has; pydantic must be able to find one for each."""
+    import ast
+    import inspect
+
+    def described(model):
+        body = ast.parse(inspect.getsource(model)).body[0].body
+        for statement, after in zip(body, [*body[1:], None], strict=True):
+            if isinstance(statement, ast.AnnAssign):
+                is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                yield statement.target.id, is_text
+
+    sections = [field.annotation for field in RunConfig.model_fields.values() if hasattr(field.annotation, "mro")]
+    bare = [(s.__name__, name) for s in sections for name, has in described(s) if not has]
+    assert bare in ([], [("ModelConfig", "backbone"), ("ModelConfig", "head")])
+
+
+def test_every_key_is_listed_once():
+    names = [name for name, _ in settings()]
+    assert len(names) == len(set(names))
+    assert {"run_dir", "training.epochs", "data.fractions.train", "model.backbone.name"} <= set(names)

@@ -1,0 +1,25 @@
+import pytest
+
+from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.progress import Silent
+from streetvision.research.benchmark import Figure, bench_startup, in_turn, run_benchmarks
+
+
+def test_both_are_called_in_turn_with_one_warm_up():
+    calls = []
+    in_turn(lambda: calls.append("ours"), lambda: calls.append("theirs"), repeats=2)
+    assert calls == ["ours", "theirs"] * 3
+
+
+def test_the_ratio_is_ours_over_theirs():
+    assert Figure("a", 2.0, "b", 4.0).ratio == 0.5
+
+
+def test_start_up_is_measured_against_a_bare_interpreter():
+    (figure,) = bench_startup(Silent())
+    assert figure.ratio > 1
+
+
+def test_an_unknown_section_lists_the_choices():
+    with pytest.raises(ConfigError, match="'speed'"):
+        run_benchmarks("speed", Silent())

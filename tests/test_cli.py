@@ -1,0 +1,85 @@
+"""The command line as a person meets it."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from streetvision.cli import VERBS
+
+
+def test_help_names_every_verb_and_imports_no_torch():
+    code = (
+        "import sys\nfrom streetvision.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'lightning', 'transformers', 'timm', 'hydra', 'numpy', 'pydantic', 'rich'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "heavy: []" in done.stdout
+    assert all(verb in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(command, verb):
+    code, out, _ = command(verb, "--help")
+    assert code == 0
+    assert "Usage:" in out
+
+
+def test_an_unknown_verb_or_option_is_a_users_mistake(command):
+    assert command("trian")[0] == 2
+    assert command("train", "--epochs", "3")[0] == 2
+
+
+def test_debug_shows_where_an_error_came_from():
+    from streetvision.cli import main
+    from streetvision.contracts.errors import ConfigError
+
+    with pytest.raises(ConfigError):
+        main(["--debug", "train", "training.epoch=3"])
+
+
+def test_doctor_names_the_device(command):
+    code, out, _ = command("doctor")
+    assert code == 0
+    assert "torch" in out
+    assert "device" in out
+
+
+def test_predict_answers_files_and_folders_as_json_lines_and_csv(command, finished_run, scenes):
+    export = finished_run / "export"
+    code, out, _ = command("predict", "--bundle", export, scenes / "images")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert len(answers) == 160
+    assert all(answer["label"] == ["None", "Roadwork"][answer["decision"]] for answer in answers)
+    code, out, _ = command("predict", "--bundle", export, "--format", "csv", scenes / "images")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [float(row["probability"]) for row in rows] == [answer["probability"] for answer in answers]
+
+
+def test_data_check_tells_what_is_there(command, scenes):
+    code, out, _ = command("data", "check", scenes)
+    assert code == 0
+    assert "160: " in out
+    assert "unusable      0" in out
+
+
+def test_data_scenes_draws_a_data_set(command, tmp_path):
+    settings = ["scenes.count=3", "scenes.width=64", "scenes.height=64"]
+    code, _, _ = command("data", "scenes", tmp_path / "drawn", *settings)
+    assert code == 0
+    assert len((tmp_path / "drawn" / "index.csv").read_text().splitlines()) == 4
+
+
+def test_a_log_holds_whole_lines_without_control_characters(finished_run, scenes, command):
+    from tests.conftest import TINY_MODEL
+
+    _, out, _ = command("train", f"data.root={scenes}", f"run_dir={finished_run}", *TINY_MODEL)
+    assert "\x1b" not in out
+    assert "\r" not in out
+    assert out.count("(unchanged)") == 5

@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from streetvision.contracts.progress import Silent
+from streetvision.contracts.split_contracts import Split
+from streetvision.data.augmentation import get_val_transforms
+from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.decode import read_image
+from streetvision.models.backbone import BackboneConfig
+from streetvision.models.module import ModelConfig, load_classifier
+from streetvision.training.features import FeatureCache
+from streetvision.training.predict import score_rows
+from tests.data.test_datamodule import rows_of
+
+
+def classifier(**changes):
+    torch.manual_seed(0)
+    backbone = BackboneConfig(source="random", **{"width": 16, "depth": 1, "heads": 2, "image_size": 32} | changes)
+    return load_classifier(ModelConfig(backbone=backbone)).eval()
+
+
+def cache(folder, model=None):
+    return FeatureCache(folder, model or classifier(), loader=LoaderConfig(batch_size=6), progress=Silent())
+
+
+@pytest.fixture
+def by_hand(scenes):
+    def compute(model):
+        transform = get_val_transforms(image_size=32)
+        images = torch.stack([transform(read_image(scenes / row.path)) for row in rows_of(scenes)])
+        with torch.inference_mode():
+            return model.embed(images), model(images)
+
+    return compute
+
+
+def test_features_are_what_the_classifier_says_of_the_images(scenes, tmp_path, by_hand):
+    model = classifier()
+    features, labels = cache(tmp_path, model).features(rows_of(scenes), root=scenes, name="train")
+    torch.testing.assert_close(features, by_hand(model)[0], rtol=1e-4, atol=1e-5)
+    assert labels.tolist() == [row.label for row in rows_of(scenes)]
+
+
+def test_they_are_computed_once(scenes, tmp_path, monkeypatch):
+    first, _ = cache(tmp_path).features(rows_of(scenes), root=scenes, name="train")
+    monkeypatch.setattr("streetvision.training.features.run_over", lambda *_, **__: pytest.fail("computed again"))
+    again, _ = cache(tmp_path).features(rows_of(scenes), root=scenes, name="train")
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"image_size": 48}])
+def test_another_backbone_or_size_is_another_file(scenes, tmp_path, change):
+    for model in (classifier(), classifier(**change)):
+        cache(tmp_path, model).features(rows_of(scenes), root=scenes, name="train")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_other_rows_are_another_file(scenes, tmp_path):
+    rows = rows_of(scenes)
+    for chosen in (rows, rows[:-1]):
+        cache(tmp_path).features(chosen, root=scenes, name="train")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_scores_carry_logits_labels_and_the_model_that_made_them(scenes, by_hand):
+    model, rows = classifier(), rows_of(scenes)
+    scores = score_rows(
+        model,
+        rows,
+        root=scenes,
+        split=Split.VAL_CALIB,
+        model_sha256="a" * 64,
+        loader=LoaderConfig(batch_size=6),
+        progress=Silent(),
+    )
+    torch.testing.assert_close(scores.logits, by_hand(model)[1], rtol=1e-4, atol=1e-5)
+    assert scores.labels.tolist() == [row.label for row in rows]
+    assert scores.reference.model_sha256 == "a" * 64
