@@ -43,6 +43,16 @@ def test_debug_shows_where_an_error_came_from():
         main(["--debug", "train", "training.epoch=3"])
 
 
+def test_an_interrupt_says_how_to_go_on(command, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("streetvision.pipeline.launch.launch_training", interrupted)
+    code, _, err = command("train")
+    assert code == 130
+    assert err.startswith("interrupted; run the same line again")
+
+
 def test_doctor_names_the_device(command):
     code, out, _ = command("doctor")
     assert code == 0

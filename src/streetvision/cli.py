@@ -3,6 +3,7 @@
 import errno
 import sys
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -117,7 +118,7 @@ def build_app() -> typer.Typer:
         rich_markup_mode=None,  # plain help: loading rich would take longer than all the rest
     )
     for name, verb in VERBS.items():
-        app.command(name)(verb)
+        app.command(name)(_interruptible(verb))
     app.add_typer(data, name="data")
     return app
 
@@ -138,9 +139,20 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(
             f"cannot write {error.filename or 'a file'}: {error.strerror}", "free some space, or choose another folder"
         )
-    except KeyboardInterrupt:
-        typer.echo("interrupted; run the same line again and it goes on with the phase it was in", err=True)
-        sys.exit(INTERRUPTED)
+
+
+def _interruptible(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb, ending with a sentence instead of "Aborted!" when it is interrupted."""
+
+    @wraps(verb)
+    def run(*arguments: object, **options: object) -> None:
+        try:
+            verb(*arguments, **options)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; run the same line again and it goes on with the phase it was in", err=True)
+            sys.exit(INTERRUPTED)
+
+    return run
 
 
 def _fail(what: str, remedy: str | None) -> NoReturn:

@@ -1,6 +1,5 @@
 """Checks at the border between disk and code: each names the file and the field that is wrong."""
 
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -49,12 +48,10 @@ class BundleValidator:
     def validate(self, folder: Path) -> BundleManifest:
         """The manifest of the bundle in `folder`; raises ArtifactError that names what is wrong."""
         manifest = validate_json(folder / "bundle.json", BundleManifest)
-        if len(manifest.files) > MAX_BUNDLE_FILES:
-            raise ArtifactError(
-                f"{str(folder)!r} lists {len(manifest.files)} files; at most {MAX_BUNDLE_FILES} are read"
-            )
-        if sum(entry.bytes for entry in manifest.files.values()) > MAX_BUNDLE_BYTES:
-            raise ArtifactError(f"{str(folder)!r} lists more than {MAX_BUNDLE_BYTES} bytes")
+        n, size = len(manifest.files), sum(entry.bytes for entry in manifest.files.values())
+        if n > MAX_BUNDLE_FILES or size > MAX_BUNDLE_BYTES:
+            limits = f"at most {MAX_BUNDLE_FILES} files of {MAX_BUNDLE_BYTES} bytes in all are read"
+            raise ArtifactError(f"bundle {str(folder)!r} lists {n} files of {size} bytes in all; {limits}")
         self._check_seals(folder, manifest)
         self._check_strangers(folder, manifest)
         return manifest
@@ -95,13 +92,6 @@ def validate_labels(path: Path, *, n: int) -> Tensor:
     if not ((labels == 0) | (labels == 1)).all():
         raise ArtifactError(f"{str(path)!r}: labels must be 0 or 1")
     return labels
-
-
-def require_files(paths: Iterable[Path]) -> None:
-    """Raise ArtifactError unless every path is a file."""
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        raise ArtifactError(f"missing: {', '.join(missing)}")
 
 
 def _plain_name(name: str, folder: Path) -> str:
