@@ -26,14 +26,22 @@ BundlePath = Annotated[Path, typer.Option("--bundle", help="A bundle's folder or
 
 def demo(overrides: Overrides = None) -> None:
     """Run every phase on procedural scenes, then judge the bundle and write the report."""
+    import platform
+
+    from streetvision.pipeline.inspection import describe_device
+
     console = _console()
-    _evaluate(_train(["run_dir=outputs/demo", *(overrides or [])], None, console), [], console)
+    console.line("environment", f"{sys.prefix}  (python {platform.python_version()}, {describe_device()})")
+    _evaluate(_train(["run_dir=outputs/demo", *(overrides or [])], None, console), console)
 
 
 def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Turn images into a bundle: data.root=FOLDER model=NAME training=frozen|full run_dir=DIR."""
     console = _console()
     schema = _train(overrides or [], config, console)
+    from streetvision.pipeline.launch import show_where
+
+    show_where(schema, console)
     if schema.bundle.is_file():
         console.line("next", f"streetvision evaluate --bundle {schema.export}")
 
@@ -177,19 +185,18 @@ def _train(overrides: list[str], config: Path | None, console: "Console") -> "Ar
     return launch_training(overrides, file=config, console=console)
 
 
-def _evaluate(schema: "ArtifactSchema", overrides: list[str], console: "Console") -> None:
+def _evaluate(schema: "ArtifactSchema", console: "Console") -> None:
     from streetvision.pipeline.launch import launch_evaluation
 
-    launch_evaluation(schema.export, overrides, console=console)
+    launch_evaluation(schema.export, [], console=console)
     _show_evaluation(schema, console)
 
 
 def _show_evaluation(schema: "ArtifactSchema", console: "Console") -> None:
-    from streetvision.pipeline.launch import report_lines
+    from streetvision.pipeline.launch import report_lines, show_where
 
     console.text()
     for line in report_lines(schema):
         console.text(line)
-    console.text()
-    console.line("report", str(schema.report_html))
+    show_where(schema, console)
     console.line("next", f"streetvision predict --bundle {schema.export} your.jpg")

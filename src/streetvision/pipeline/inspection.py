@@ -77,13 +77,18 @@ def _show_size(index: Index, console: Console) -> None:
 
 def examine_machine(console: Console) -> None:
     """Print what decides how fast and how exact a run is here."""
-    device, found = pick_device(), versions()
+    found = versions()
     console.line("python", f"{found.pop('python')} on {platform.system()} {platform.machine()}")
     for package, version in found.items():
         console.line(package, version)
-    bf16 = "with bf16" if has_fast_bf16(device) else "fp32 only"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
-    console.line("device", f"{device.type}: {name}, {bf16}")
+    console.line("device", describe_device())
     console.line("disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free here")
-    if device.type == "cpu":
+    if pick_device().type == "cpu":
         console.line("advice", "without a GPU, training=frozen is the mode to start with")
+
+
+def describe_device() -> str:
+    """The device that models run on, in a few words."""
+    device = pick_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
+    return f"{device.type}: {name}, {'with bf16' if has_fast_bf16(device) else 'fp32 only'}"

@@ -1,5 +1,6 @@
 """From a command line to a finished run: compose the settings, find the data, hand the plan to the engine."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,7 +67,10 @@ def settle(overrides: Sequence[str], *, file: Path | None, console: Console) -> 
         )
     if root is None and (trains(config.pipeline.phases) or "data" in config.pipeline.phases):
         schema.ensure_dirs()
+        started = time.perf_counter()
         write_scenes(schema.scenes, config.scenes, console)
+        seconds = time.perf_counter() - started
+        console.line("scenes", f"{config.scenes.count} drawn, since no data.root was given", seconds=seconds)
         data = config.data.model_copy(update={"root": str(schema.scenes)})
         return config.model_copy(update={"data": data})
     return config
@@ -86,3 +90,19 @@ def report_lines(schema: ArtifactSchema) -> list[str]:
     report = read_json(schema.evaluation_report)
     assert isinstance(report, dict)
     return [str(line) for line in report["summary"]]
+
+
+def show_where(schema: ArtifactSchema, console: Console) -> None:
+    """Print where everything is that a reader may want to open."""
+    console.text()
+    for label, path in (
+        ("run", schema.root),
+        ("model", schema.model_best),
+        ("threshold", schema.thresholds),
+        ("calibration", schema.scrc_params),
+        ("bundle", schema.export),
+        ("archive", schema.bundle_archive),
+        ("report", schema.report_html),
+    ):
+        if path.exists():
+            console.line(label, str(path))

@@ -31,12 +31,12 @@ def run(context: Context) -> Outcome:
     _save(fitted, classifier, context)
     _score_chosen(classifier, context)
     best = fitted.best_row
-    images = len(context.rows(Split.TRAIN))
-    rate = images * (training.epochs if training.mode == "full" else 1) / seconds
+    passes = training.epochs if training.mode == "full" else 1
+    images = passes * sum(len(context.rows(split)) for split in (Split.TRAIN, Split.VAL_SELECT))
     return Outcome(
         f"{training.mode}, epoch {fitted.best_epoch} of {training.epochs} chosen, "
-        f"VAL_SELECT MCC {best['val_select_mcc']:.3f}, {images} images at {rate:.0f} img/s",
-        {**best, "train_images_per_second": rate},
+        f"VAL_SELECT MCC {best['val_select_mcc']:.3f}, {images / seconds:.0f} img/s",
+        {**best, "images_per_second": images / seconds},
     )
 
 
