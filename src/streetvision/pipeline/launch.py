@@ -8,6 +8,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.data.scenes import write_scenes
 from streetvision.io.atomic import read_json
+from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest
 from streetvision.pipeline.compose import RunConfig, compose_config, given_keys
 from streetvision.pipeline.console import Console
@@ -55,25 +56,31 @@ def settle(overrides: Sequence[str], *, file: Path | None, console: Console) -> 
     config = compose_config(overrides, file=file)
     schema = ArtifactSchema(config.root)
     recorded = _recorded_data(schema)
-    own_scenes = recorded is not None and recorded["root"] == str(schema.scenes)
     named = any(key.startswith(("data.", "scenes.")) for key in given_keys(overrides, file=file))
-    if recorded is not None and not own_scenes and not named:
+    if recorded is not None and not named:
         return compose_config(overrides, file=file, beneath={"data": recorded, "run_dir": str(config.root)})
-    root = config.data.root
-    if recorded is not None and recorded["root"] != (str(schema.scenes) if root is None else root):
+    root = config.data.root or str(schema.scenes.absolute())
+    if recorded is not None and not _same_place(str(recorded["root"]), root):
         raise ConfigError(
             f"run folder {str(schema.root)!r} is about {recorded['root']!r}, and this command asks for {root!r}",
             f"give data.root={recorded['root']}, or a folder of its own for this run: run_dir=...",
         )
-    if root is None and (trains(config.pipeline.phases) or "data" in config.pipeline.phases):
-        schema.ensure_dirs()
-        started = time.perf_counter()
+    if config.data.root is None and (trains(config.pipeline.phases) or "data" in config.pipeline.phases):
+        _draw_scenes(schema, config, console)
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+
+
+def _draw_scenes(schema: ArtifactSchema, config: RunConfig, console: Console) -> None:
+    schema.ensure_dirs()
+    started = time.perf_counter()
+    with run_lock(schema.lock):
         write_scenes(schema.scenes, config.scenes, console)
-        seconds = time.perf_counter() - started
-        console.line("scenes", f"{config.scenes.count} drawn, since no data.root was given", seconds=seconds)
-        data = config.data.model_copy(update={"root": str(schema.scenes)})
-        return config.model_copy(update={"data": data})
-    return config
+    seconds = time.perf_counter() - started
+    console.line("scenes", f"{config.scenes.count} drawn, since no data.root was given", seconds=seconds)
+
+
+def _same_place(first: str, second: str) -> bool:
+    return first == second or Path(first).expanduser().absolute() == Path(second).expanduser().absolute()
 
 
 def _recorded_data(schema: ArtifactSchema) -> dict[str, object] | None:
