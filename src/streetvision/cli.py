@@ -179,7 +179,8 @@ def _console() -> "Console":
 def _train(overrides: list[str], config: Path | None, console: "Console") -> "ArtifactSchema":
     from streetvision.pipeline.compose import compose_config
 
-    compose_config(overrides, file=config)  # a typo is told before the import below, which takes seconds
+    composed = compose_config(overrides, file=config)
+    console.line("run", f"{composed.root}: {', '.join(composed.pipeline.phases)}")  # the next line takes seconds
     from streetvision.pipeline.launch import launch_training
 
     return launch_training(overrides, file=config, console=console)

@@ -1,11 +1,9 @@
-from pathlib import Path
-
 import pytest
 import torch
 
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.augmentation import AugmentationConfig, get_train_transforms, get_val_transforms
-from streetvision.data.datamodule import FeatureBatches, ImageDataset, LoaderConfig, image_loader, shuffled
+from streetvision.data.datamodule import FeatureBatches, ImageDataset, ImageLoader, LoaderConfig, shuffled
 from streetvision.data.decode import DEFAULT_LIMITS, UndecodableImage
 
 
@@ -20,7 +18,7 @@ def loader(scenes, *, workers=0, seed=0, augment=True):
     transform = train if augment else get_val_transforms(image_size=32)
     rows = rows_of(scenes)
     dataset = ImageDataset(rows, root=scenes, transform=transform, limits=DEFAULT_LIMITS, seed=seed)
-    return image_loader(dataset, batch_size=5, workers=workers, shuffle=augment)
+    return ImageLoader(dataset, batch_size=5, workers=workers, shuffle=augment)
 
 
 def epochs(batches, n=2):
@@ -53,12 +51,14 @@ def test_the_global_generator_is_left_as_it_was(scenes):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_an_image_that_is_gone_is_named(scenes):
-    row = Row(path="images/gone.jpg", label=0, sha256="0" * 64, width=1, height=1)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_gone_is_named(scenes, workers):
+    gone = Row(path="images/gone.jpg", label=0, sha256="0" * 64, width=1, height=1)
     transform = get_val_transforms(image_size=8)
-    dataset = ImageDataset((row,), root=Path(scenes), transform=transform, limits=DEFAULT_LIMITS)
-    with pytest.raises(UndecodableImage, match=r"gone\.jpg"):
-        dataset[0, 0]
+    dataset = ImageDataset((*rows_of(scenes), gone), root=scenes, transform=transform, limits=DEFAULT_LIMITS)
+    with pytest.raises(UndecodableImage) as caught:
+        list(ImageLoader(dataset, batch_size=4, workers=workers))
+    assert caught.value.what == f"{str(scenes / gone.path)!r} is not there"
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 3), (9, 3), (2, 5)])

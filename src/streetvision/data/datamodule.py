@@ -11,9 +11,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.augmentation import Transform
-from streetvision.data.decode import DecodeLimits, read_image
+from streetvision.data.decode import DecodeLimits, UndecodableImage, read_image
 
 Key = tuple[int, int]
+Sample = tuple[Tensor, int] | UndecodableImage
+Batch = tuple[Tensor, Tensor]
 
 
 class LoaderConfig(BaseModel):
@@ -39,10 +41,11 @@ class LoaderConfig(BaseModel):
         return max(0, (os.cpu_count() or 1) - 2) if self.workers is None else self.workers
 
 
-class ImageDataset(Dataset[tuple[Tensor, int]]):
+class ImageDataset(Dataset[Sample]):
     """Rows as (image uint8 (3, S, S), label); a key is (epoch, position).
 
     What is random in the transform depends on seed, epoch and position alone, never on the worker that draws it.
+    An image that cannot be read is returned as its error, since an error raised in a worker loses its words.
     """
 
     def __init__(
@@ -53,10 +56,13 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+    def __getitem__(self, key: Key) -> Sample:
         epoch, position = key
         row = self.rows[position]
-        image = read_image(self.root / row.path, limits=self.limits)
+        try:
+            image = read_image(self.root / row.path, limits=self.limits)
+        except UndecodableImage as error:
+            return error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self.seed, epoch, position)) % 2**63)
             return self.transform(image), row.label
@@ -78,19 +84,43 @@ class EpochSampler(Sampler[Key]):
         return iter([(epoch, position) for position in order.tolist()])
 
 
-def image_loader(
-    dataset: ImageDataset, *, batch_size: int, workers: int, shuffle: bool = False
-) -> DataLoader[tuple[Tensor, int]]:
-    """Batches of (images uint8 (B, 3, S, S), labels int64 (B,)); workers live as long as the loader."""
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=EpochSampler(len(dataset), shuffle=shuffle, seed=dataset.seed),
-        num_workers=workers,
-        generator=torch.Generator().manual_seed(dataset.seed),  # else it would draw from the global one
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
+class ImageLoader:
+    """Batches of (images uint8 (B, 3, S, S), labels int64 (B,)); worker processes live as long as the loader.
+
+    Raises UndecodableImage for an image that cannot be read by now.
+    """
+
+    def __init__(self, dataset: ImageDataset, *, batch_size: int, workers: int, shuffle: bool = False) -> None:
+        self._loader: DataLoader[Sample] = DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=EpochSampler(len(dataset), shuffle=shuffle, seed=dataset.seed),
+            num_workers=workers,
+            generator=torch.Generator().manual_seed(dataset.seed),  # else it would draw from the global one
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=_collate,
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One pass over the rows."""
+        for batch in self._loader:
+            if isinstance(batch, UndecodableImage):
+                raise batch
+            yield batch
+
+
+def _collate(samples: Sequence[Sample]) -> Batch | UndecodableImage:
+    images, labels = [], []
+    for sample in samples:
+        if isinstance(sample, UndecodableImage):
+            return sample
+        images.append(sample[0])
+        labels.append(sample[1])
+    return torch.stack(images), torch.tensor(labels)
 
 
 class FeatureBatches:
@@ -103,7 +133,7 @@ class FeatureBatches:
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         """One pass; in a new seeded order each time when a seed was given."""
         epoch, self.epoch = self.epoch, self.epoch + 1
         n = len(self.labels)

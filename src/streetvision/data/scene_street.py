@@ -163,8 +163,8 @@ def _draw_markings(canvas: Canvas, street: Street, dice: Dice) -> None:
     middle = dice.pick((paint, paint, (222, 178, 62)))
     for left, right in zip(street.lanes, street.lanes[1:], strict=False):
         x = (left + right) / 2
-        oncoming = right == street.lanes[street.own_lane] and left < right
-        if oncoming and dice.chance(0.6):
+        against_traffic = right == street.lanes[street.own_lane]
+        if against_traffic and dice.chance(0.6):
             _ribbon(canvas, x - 0.07, x + 0.07, middle)
             continue
         start = dice.between(0.0, 6.0)

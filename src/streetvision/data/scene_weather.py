@@ -75,6 +75,7 @@ def draw_condition(dice: Dice) -> tuple[str, Light]:
         left -= share
         if left < 0:
             return name, light(dice)
+    # The shares may sum to a hair less than 1.
     return name, light(dice)
 
 

@@ -52,13 +52,12 @@ def in_turn(ours: Callable[[], object], theirs: Callable[[], object], *, repeats
     return statistics.median(taken[0]), statistics.median(taken[1])
 
 
-def bench_startup(progress: Progress) -> list[Figure]:
+def bench_startup(_: Progress) -> list[Figure]:
     """The help text, against an interpreter that starts and ends."""
 
     def python(*arguments: str) -> Callable[[], object]:
         return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)  # noqa: S603
 
-    progress.warn("starting Python a dozen times")
     ours, floor = in_turn(python("-m", "streetvision", "--help"), python("-c", "pass"))
     return [Figure("streetvision --help", ours, "python -c pass", floor)]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.augmentation import get_val_transforms
-from streetvision.data.datamodule import ImageDataset, LoaderConfig, image_loader
+from streetvision.data.datamodule import Batch, ImageDataset, ImageLoader, LoaderConfig
 from streetvision.io.scores import Scores, rows_digest
 from streetvision.models.module import Classifier
 from streetvision.training.hardware import pick_device
@@ -33,16 +33,16 @@ def score_rows(
 
 def evaluation_loader(
     classifier: Classifier, rows: tuple[Row, ...], *, root: Path, loader: LoaderConfig
-) -> "torch.utils.data.DataLoader[tuple[Tensor, int]]":
+) -> ImageLoader:
     """Rows in order, each image as the classifier takes it."""
     transform = get_val_transforms(image_size=classifier.description.image_size)
     dataset = ImageDataset(rows, root=root, transform=transform, limits=loader.limits)
-    return image_loader(dataset, batch_size=loader.batch_size, workers=loader.worker_count)
+    return ImageLoader(dataset, batch_size=loader.batch_size, workers=loader.worker_count)
 
 
 def run_over(
     function: Callable[[Tensor], Tensor],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     *,
     total: int,
     label: str,

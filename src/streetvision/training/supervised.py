@@ -7,12 +7,11 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from streetvision.contracts.errors import StreetVisionError
+from streetvision.data.datamodule import Batch
 from streetvision.eval.counts import Counts
 from streetvision.eval.metrics import mcc
 from streetvision.training.config import TrainingConfig
 from streetvision.training.optim import cosine_with_warmup, make_adamw
-
-Batch = tuple[Tensor, Tensor]
 
 
 class SupervisedModule(LightningModule):

@@ -12,9 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch import Tensor, nn
 
 from streetvision.contracts.progress import Progress
+from streetvision.data.datamodule import Batch
 from streetvision.training.config import TrainingConfig
 from streetvision.training.hardware import lightning_precision, pick_device
-from streetvision.training.supervised import Batch, SupervisedModule
+from streetvision.training.supervised import SupervisedModule
 
 State = dict[str, Tensor]
 EpochRow = dict[str, float | int]

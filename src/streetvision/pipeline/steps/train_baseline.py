@@ -9,7 +9,7 @@ from torch import Tensor
 from streetvision.contracts.phase import Context, Outcome, Phase
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.augmentation import AugmentationConfig, get_train_transforms
-from streetvision.data.datamodule import FeatureBatches, ImageDataset, LoaderConfig, image_loader
+from streetvision.data.datamodule import FeatureBatches, ImageDataset, ImageLoader, LoaderConfig
 from streetvision.io.atomic import sha256_file, sha256_json, write_json_atomic, write_text_atomic
 from streetvision.io.scores import save_scores
 from streetvision.io.tensors import load_into, load_state, save_tensors
@@ -74,7 +74,7 @@ def _fit_everything(classifier: Classifier, context: Context) -> Fit:
         limits=loader.limits,
         seed=config.seed,
     )
-    batches = image_loader(dataset, batch_size=config.batch_size, workers=loader.worker_count, shuffle=True)
+    batches = ImageLoader(dataset, batch_size=config.batch_size, workers=loader.worker_count, shuffle=True)
     select = evaluation_loader(classifier, context.rows(Split.VAL_SELECT), root=context.data_root, loader=loader)
     return fit(classifier, batches, select, config=config, progress=context.progress)
 
