@@ -30,7 +30,7 @@ def launch_evaluation(bundle: Path, overrides: Sequence[str], *, console: Consol
     The run is the folder above the bundle's, unless run_dir= names it because the bundle was moved.
     """
     folder = bundle.parent if bundle.suffix == ".json" else bundle
-    beside = {"evaluation": {"bundle": str(folder.absolute())}, "run_dir": str(folder.absolute().parent)}
+    beside = {"evaluation": {"bundle": str(folder)}, "run_dir": str(folder.parent)}
     config = compose_config(overrides, beneath=beside)
     schema = ArtifactSchema(config.root)
     if not (folder / "bundle.json").is_file():
