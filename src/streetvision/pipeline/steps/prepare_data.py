@@ -56,7 +56,7 @@ def _outcome(scan: Scan, partition: Partition) -> Outcome:
     rows = partition.index.rows
     counts = {split: len(partition.rows(split)) for split in Split}
     groups = {row.group for row in rows if row.group is not None}
-    by = f"by {len(groups)} groups" if groups else "row by row"
+    by = f"by {len(groups)} groups" if 0 < len(groups) < len(rows) else "image by image"
     positives = sum(row.label for row in rows)
     return Outcome(
         f"{len(rows)} images, {positives} {partition.index.class_names[1]}; "
