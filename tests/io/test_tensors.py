@@ -1,4 +1,5 @@
 import pickle
+import resource
 
 import pytest
 import torch
@@ -15,6 +16,18 @@ def test_equal_tensors_give_equal_bytes_whatever_the_name(tmp_path):
     assert (tmp_path / "x.pth").read_bytes() == (tmp_path / "other.pth").read_bytes()
     loaded = load_state(tmp_path / "x.pth")
     assert all(torch.equal(loaded[k], v) for k, v in state.items())
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 30_000])
+def test_a_disk_that_ends_in_the_middle_is_one_clear_error(tmp_path, limit):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(ArtifactError, match=r"cannot write .*x\.pth"):
+            save_tensors(tmp_path / "x.pth", {"a": torch.ones(10_000), "b": torch.ones(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_safetensors_are_read_too(tmp_path):

@@ -20,7 +20,12 @@ def save_tensors(path: Path, value: Tensor | Mapping[str, Tensor]) -> None:
     """Write a tensor or a state dict, atomically; equal tensors give equal bytes whatever the file's name."""
     content = value if isinstance(value, Tensor) else dict(value)
     with open_atomic(path) as handle:
-        torch.save(content, handle)
+        try:
+            torch.save(content, handle)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides a full disk behind an error of its own
+                raise error.__context__ from error
+            raise
 
 
 def load_tensor(path: Path) -> Tensor:

@@ -59,8 +59,17 @@ class Engine:
         self.schema.ensure_dirs()
         with run_lock(self.schema.lock):
             remove_stray_temps(self.schema.root)
-            for phase in plan:
-                self._run_one(phase)
+            try:
+                for phase in plan:
+                    self._run_one(phase)
+            finally:
+                self._leave_no_empty_folder()
+
+    def _leave_no_empty_folder(self) -> None:
+        """A mistyped command must not leave a run folder in which nothing ever was."""
+        if list(self.schema.root.iterdir()) == [self.schema.lock]:
+            self.schema.lock.unlink()
+            self.schema.root.rmdir()
 
     def _run_one(self, phase: Phase) -> None:
         context = self._context(phase)
