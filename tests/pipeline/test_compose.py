@@ -74,12 +74,20 @@ def test_recorded_settings_come_back():
         ("data.fractions.train=0.9", "fractions sum to 1"),
         ("data.class_names=[a,a]", "two different names"),
         ("model.backbone.width=64", "does not read width"),
+        ("training.precision=bf16", "training.precision=bf16 is not read by training.mode=frozen"),
+        ("model.head.hidden=64", "a linear head does not read hidden"),
+        ("augmentation.flip_probability=0.1", "augmentation is not read by training.mode=frozen"),
         ("loader.max_megapixels=500", "less than or equal to 178"),
     ],
 )
 def test_a_wrong_setting_says_what_is_wrong(override, message):
     with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         compose_config([override])
+
+
+def test_scenes_are_not_drawn_where_there_is_data():
+    with pytest.raises(ConfigError, match="leave out one of the two"):
+        compose_config(["data.root=photos", "scenes.count=5"])
 
 
 def test_every_setting_has_a_description():

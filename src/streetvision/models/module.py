@@ -3,12 +3,13 @@
 Shapes: B images, S pixels a side, T tokens, D their width, P pooled width.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from torch import Tensor, nn
 
+from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.policies import Sealed
 from streetvision.models.backbone import Backbone, BackboneConfig, build_backbone, load_backbone
 from streetvision.models.pooling import get_pooling, pooled_dim
@@ -27,6 +28,12 @@ class HeadConfig(BaseModel):
     """Width of the hidden layer of mlp."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Chance that a feature is dropped in training."""
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if self.kind == "linear" and self.hidden != type(self).model_fields["hidden"].default:
+            raise ConfigError("a linear head does not read hidden", "leave it out, or take model.head.kind=mlp")
+        return self
 
 
 class ModelConfig(BaseModel):

@@ -5,13 +5,13 @@ from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from types import UnionType
-from typing import get_args
+from typing import Self, get_args
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from yaml import YAMLError, safe_load
 
 from streetvision.contracts.errors import ConfigError, unknown_name
@@ -48,6 +48,14 @@ class RunConfig(BaseModel):
     phase5: Phase5Config
     phase6: Phase6Config
     evaluation: EvaluationConfig
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if self.training.mode == "frozen" and self.augmentation != AugmentationConfig():
+            raise ConfigError("augmentation is not read by training.mode=frozen", "leave it out, or take training=full")
+        if self.data.root is not None and self.scenes != SceneConfig():
+            raise ConfigError("scenes are not drawn where data.root is given", "leave out one of the two")
+        return self
 
     @property
     def root(self) -> Path:

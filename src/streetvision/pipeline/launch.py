@@ -20,6 +20,9 @@ def launch_training(overrides: Sequence[str], *, file: Path | None, console: Con
     """Run the phases that the settings ask for; returns the paths of the run."""
     config = settle(overrides, file=file, console=console)
     schema = ArtifactSchema(config.root)
+    drawn = config.data.root is None or _same_place(config.data.root, str(schema.scenes))
+    if trains(config.pipeline.phases) and config.model.backbone.source == "embedded" and not drawn:
+        console.warn("the backbone that ships was taught on drawings; for photographs take model=dinov3_vits16 or kin")
     Engine(schema, PHASES, config.sections(), console).run(ordered(config.pipeline.phases, PHASES))
     return schema
 

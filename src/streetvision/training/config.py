@@ -1,8 +1,10 @@
 """Settings of a training run; apart from the code that reads them, because that code loads Lightning."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from streetvision.contracts.errors import ConfigError
 
 PrecisionName = Literal["auto", "bf16", "fp32"]
 
@@ -28,3 +30,12 @@ class TrainingConfig(BaseModel):
     """Of the full mode: auto takes bf16 where the device has it, else fp32. Heads and scores are always fp32."""
     seed: int = Field(default=0, ge=0)
     """Of initial weights, order of rows and augmentation."""
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if self.mode == "frozen" and self.precision == "bf16":
+            raise ConfigError(
+                "training.precision=bf16 is not read by training.mode=frozen, which computes in fp32",
+                "leave it out, or take training=full",
+            )
+        return self
