@@ -14,7 +14,7 @@ def made(tmp_path):
         "phase1",
         root=tmp_path,
         config={"Section": {"value": 1}},
-        files=([tmp_path / "phase1" / "in.txt"], [tmp_path / "phase1" / "out.txt"]),
+        files=({"phase1/in.txt": seal(tmp_path / "phase1" / "in.txt")}, [tmp_path / "phase1" / "out.txt"]),
         outcome=("done", {"mcc": 0.5, "note": None}),
         duration_seconds=1.23456,
     )
@@ -39,7 +39,7 @@ def test_it_says_which_code_and_versions_made_it(made):
 
 def test_an_output_that_is_missing_is_an_error_and_not_left_out(tmp_path):
     with pytest.raises(ArtifactError, match=r"gone\.txt"):
-        create_step_manifest("phase1", root=tmp_path, config={}, files=([], [tmp_path / "gone.txt"]), outcome=("", {}))
+        create_step_manifest("phase1", root=tmp_path, config={}, files=({}, [tmp_path / "gone.txt"]), outcome=("", {}))
 
 
 @pytest.mark.parametrize("content", [{}, [], {"phase": "phase1", "surprise": 1}])

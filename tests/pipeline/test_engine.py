@@ -175,6 +175,21 @@ def test_temps_of_a_killed_process_are_cleared(house):
     assert not stray.exists()
 
 
+def test_an_input_that_changes_while_a_phase_runs_is_recorded_as_it_was_read(house):
+    house.run("phase1")
+    before = house.schema.model_best.read_text()
+
+    def run(_):
+        write_text_atomic(house.schema.thresholds, "from the old input")
+        house.schema.model_best.write_text("new")
+        return Outcome("done")
+
+    house.phases["phase2"] = replace(house.phases["phase2"], run=run)
+    house.run("phase2")
+    manifest = json.loads(house.schema.manifest("phase2").read_text())
+    assert manifest["inputs"]["phase1/model_best.pth"]["bytes"] == len(before)
+
+
 def test_the_manifest_says_what_was_read_and_written(house):
     house.run("phase1", "phase2")
     manifest = json.loads(house.schema.manifest("phase2").read_text())

@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 import torch
 
@@ -73,6 +75,22 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     features[5] = float("nan")
     with pytest.raises(StreetVisionError, match=r"loss is nan at epoch 1, batch \d"):
         run(CONFIG, train=(features, labels))
+
+
+def test_an_interrupt_is_passed_on():
+    """Lightning would end the process without a word, and leave the signal deaf."""
+
+    class Impatient(Silent):
+        def track(self, items, *, total, label):
+            yield from [0]
+            raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(CONFIG, progress=Impatient())
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def test_the_bar_moves_once_for_every_step():

@@ -64,7 +64,8 @@ class ImageDataset(Dataset[Sample]):
         except UndecodableImage as error:
             return error
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self.seed, epoch, position)) % 2**63)
+            # torch.manual_seed would seed the accelerators anew for every image.
+            torch.default_generator.manual_seed(hash((self.seed, epoch, position)) % 2**63)
             return self.transform(image), row.label
 
 

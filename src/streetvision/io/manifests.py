@@ -49,13 +49,14 @@ def create_step_manifest(
     *,
     root: Path,
     config: Mapping[str, JsonValue],
-    files: tuple[Iterable[Path], Iterable[Path]],
+    files: tuple[Mapping[str, FileSeal], Iterable[Path]],
     outcome: tuple[str, Mapping[str, float | int | str | None]],
     external_sha256: str | None = None,
     duration_seconds: float = 0.0,
 ) -> StepManifest:
-    """Seal the `files` (inputs, outputs) of a phase under `root`, with its `outcome` (summary, metrics).
+    """Seal the outputs of a phase under `root`, beside the seals that its inputs had when it began.
 
+    `files` are (inputs by relative path, paths of outputs), `outcome` is (summary, metrics).
     Raises ArtifactError when one of the files does not exist: a manifest never drops an output in silence.
     """
     inputs, outputs = files
@@ -68,7 +69,7 @@ def create_step_manifest(
         config=dict(config),
         config_sha256=sha256_json(config),
         external_sha256=external_sha256,
-        inputs={relative(path, root): seal(path) for path in inputs},
+        inputs=dict(inputs),
         outputs={relative(path, root): seal(path) for path in outputs},
         summary=outcome[0],
         metrics=dict(outcome[1]),

@@ -3,13 +3,13 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import BaseModel, JsonValue
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, unknown_name
 from streetvision.contracts.phase import Context, Phase
+from streetvision.contracts.policies import FileSeal
 from streetvision.contracts.split_contracts import MAY_OPEN, Partition, Split
 from streetvision.data.partition import partition_from_json
 from streetvision.io.atomic import read_json, remove_stray_temps, sha256_json, write_json_atomic
@@ -74,7 +74,7 @@ class Engine:
     def _run_one(self, phase: Phase) -> None:
         context = self._context(phase)
         needs = phase.needs + (phase.also_needs(context) if phase.also_needs else ())
-        inputs = [self._checked_input(phase, name) for name in needs]
+        inputs = dict(self._checked_input(phase, name) for name in needs)
         external = phase.external(context) if phase.external else None
         path = self.schema.manifest(phase.id)
         if (fresh := self._fresh(phase, inputs, external)) is not None:
@@ -111,25 +111,26 @@ class Engine:
     def _settings(self, phase: Phase) -> dict[str, JsonValue]:
         return {kind.__name__: self.configs[kind].model_dump(mode="json") for kind in phase.config}
 
-    def _checked_input(self, phase: Phase, name: str) -> Path:
-        """The path of a needed artifact, which its maker's manifest vouches for."""
+    def _checked_input(self, phase: Phase, name: str) -> tuple[str, FileSeal]:
+        """The relative path and the seal of a needed artifact, which its maker's manifest vouches for."""
         path = self.schema.path(name)
+        short = relative(path, self.schema.root)
         maker = next(other for other in self.phases.values() if name in other.makes)
         again = f"pipeline.phases=[{maker.id},{phase.id}]"
         if not self.schema.manifest(maker.id).exists():
             raise ArtifactError(
-                f"{phase.id} needs {relative(path, self.schema.root)} of {maker.id}, and this run has none",
+                f"{phase.id} needs {short} of {maker.id}, and this run has none",
                 f"run them together: {again}, or give run_dir= of a run that has it",
             )
-        sealed = read_manifest(self.schema.manifest(maker.id)).outputs.get(relative(path, self.schema.root))
+        sealed = read_manifest(self.schema.manifest(maker.id)).outputs.get(short)
         if sealed is None or not path.is_file() or seal(path) != sealed:
             raise ArtifactError(
                 f"{str(path)!r} is not what {maker.id} wrote: it was changed, damaged or removed since",
                 f"make it again: {again}",
             )
-        return path
+        return short, sealed
 
-    def _fresh(self, phase: Phase, inputs: Sequence[Path], external: str | None) -> StepManifest | None:
+    def _fresh(self, phase: Phase, inputs: Mapping[str, FileSeal], external: str | None) -> StepManifest | None:
         """The manifest of the last run of `phase`, if running it again would give the same."""
         try:
             manifest = read_manifest(self.schema.manifest(phase.id))
@@ -142,7 +143,7 @@ class Engine:
             and manifest.config_sha256 == sha256_json(self._settings(phase))
             and manifest.external_sha256 == external
             and all(path.is_file() for path in outputs)
-            and manifest.inputs == {relative(path, root): seal(path) for path in inputs}
+            and manifest.inputs == inputs
             and manifest.outputs == {relative(path, root): seal(path) for path in outputs}
             and set(manifest.outputs) >= {relative(self.schema.path(name), root) for name in phase.makes}
         )

@@ -65,7 +65,12 @@ def fit(model: nn.Module, batches: Batches, validation: Batches, *, config: Trai
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
-        trainer.fit(module, train_dataloaders=batches, val_dataloaders=validation)
+        try:
+            trainer.fit(module, train_dataloaders=batches, val_dataloaders=validation)
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends the process where it is interrupted
+                raise KeyboardInterrupt from stop
+            raise
     return keeper.result(model)
 
 
