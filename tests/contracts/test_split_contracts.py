@@ -6,7 +6,7 @@ import pytest
 from streetvision.contracts.errors import LeakageError
 from streetvision.contracts.split_contracts import MAY_OPEN, Index, Partition, Row, Split, check_may_open
 
-ROW = Row(path="a.jpg", label=1, sha256="0" * 64, width=4, height=3, group="g")
+ROW = Row(path="a.jpg", label=1, sha256="0" * 64, width=4, height=3, brightness=0.5, group="g")
 
 
 def test_exactly_one_phase_may_open_val_test():

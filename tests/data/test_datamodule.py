@@ -10,7 +10,7 @@ from streetvision.data.decode import DEFAULT_LIMITS, UndecodableImage
 def rows_of(scenes):
     lines = (scenes / "index.csv").read_text().splitlines()[1:17]
     fields = (line.split(",") for line in lines)
-    return tuple(Row(path=f[0], label=int(f[1]), sha256="0" * 64, width=96, height=72) for f in fields)
+    return tuple(Row(path=f[0], label=int(f[1]), sha256="0" * 64, width=96, height=72, brightness=0.5) for f in fields)
 
 
 def loader(scenes, *, workers=0, seed=0, augment=True):
@@ -53,7 +53,7 @@ def test_the_global_generator_is_left_as_it_was(scenes):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_is_gone_is_named(scenes, workers):
-    gone = Row(path="images/gone.jpg", label=0, sha256="0" * 64, width=1, height=1)
+    gone = Row(path="images/gone.jpg", label=0, sha256="0" * 64, width=1, height=1, brightness=0.5)
     transform = get_val_transforms(image_size=8)
     dataset = ImageDataset((*rows_of(scenes), gone), root=scenes, transform=transform, limits=DEFAULT_LIMITS)
     with pytest.raises(UndecodableImage) as caught:

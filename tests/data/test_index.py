@@ -128,8 +128,9 @@ class TestCsv:
         assert listing_of(path).root == tmp_path
 
     def test_byte_order_mark_header_case_blank_lines_and_other_columns(self, tmp_path):
-        write_csv(tmp_path, "Label,PATH,weather\r\n0,a.png,rain\r\n\r\n1,b.png,\r\n", encoding="utf-8-sig")
-        assert listing_of(tmp_path).images == (Listed("a.png", 0), Listed("b.png", 1))
+        write_csv(tmp_path, "Label,PATH,Weather\r\n0,a.png, rain\r\n\r\n1,b.png,\r\n", encoding="utf-8-sig")
+        expected = (Listed("a.png", 0, columns={"weather": "rain"}), Listed("b.png", 1))
+        assert listing_of(tmp_path).images == expected
 
     def test_quoted_names(self, tmp_path):
         write_csv(tmp_path, 'path,label\n"a, b.png",0\nc.png,1\n')
@@ -142,7 +143,9 @@ class TestCsv:
 
     def test_a_group_column_of_another_name(self, tmp_path):
         write_csv(tmp_path, "path,label,Track,group\na.png,0,t1,g\nb.png,1,t2,g\n")
-        assert [image.group for image in listing_of(tmp_path, group_column="track").images] == ["t1", "t2"]
+        images = listing_of(tmp_path, group_column="track").images
+        assert [image.group for image in images] == ["t1", "t2"]
+        assert [image.columns for image in images] == [{"group": "g"}] * 2
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -200,6 +203,12 @@ class TestLabelsJson:
         self.write(tmp_path, [{"filename": "a.png", "label": 0}, {"filename": "b.png", "label": 1, "source": None}])
         assert [image.path for image in listing_of(tmp_path).images] == ["a.png", "b.png"]
 
+    def test_other_fields_are_kept_as_text_if_they_are_one_value(self, tmp_path):
+        extras = {"Speed": 31.5, "night": True, "note": None, "boxes": [1, 2], "gps": {"lat": 1}}
+        self.write(tmp_path, [{"filename": "a.png", "label": 0, **extras}, {"filename": "b.png", "label": 1}])
+        first, second = listing_of(tmp_path).images
+        assert (first.columns, second.columns) == ({"speed": "31.5", "night": "True"}, {})
+
     @pytest.mark.parametrize(
         ("entries", "message"),
         [
@@ -207,6 +216,7 @@ class TestLabelsJson:
             (["a.png"], "labels.json entry 1: 'a.png' is not an object"),
             ([{"label": 0}], "labels.json entry 1: 'filename' is empty"),
             ([{"filename": "a.png", "label": True}], "labels.json entry 1: 'label' is True, neither text nor"),
+            ([{"filename": ["a.png"], "label": 0}], "labels.json entry 1: 'filename' is ['a.png'], neither text nor"),
             ([{"filename": "a.png", "label": 5}], "labels.json entry 1: label '5' is not 0, 1"),
             ([], "has no images of class 'None' (found: nothing)"),
         ],
@@ -264,6 +274,11 @@ class TestDataset:
         dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1], names=["roadwork", "none"])
         dataset.save_to_disk(folder)
         assert [image.label for image in listing_of(folder).images] == [1, 0, 0]
+
+    def test_further_features_are_kept_as_text(self, tmp_path, pictures):
+        dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1], weather=["rain", None, "sun"])
+        dataset.save_to_disk(folder)
+        assert [image.columns for image in listing_of(folder).images] == [{"weather": "rain"}, {}, {"weather": "sun"}]
 
     def test_a_label_that_is_no_class(self, tmp_path, pictures):
         dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 2])

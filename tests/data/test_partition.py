@@ -22,7 +22,7 @@ REAL_DATA = os.environ.get("STREETVISION_REAL_DATA")
 
 
 def row(name: str, label: int, group: str | None = None) -> Row:
-    return Row(name, label, sha256(name.encode()).hexdigest(), 8, 6, group)
+    return Row(name, label, sha256(name.encode()).hexdigest(), 8, 6, 0.5, group, columns={"weather": "rain"})
 
 
 def index_of(rows: list[Row]) -> Index:
@@ -236,18 +236,18 @@ class TestJson:
         assert partition_from_json(json.loads(json.dumps(partition_to_json(partition))), SOURCE) == partition
 
     def test_what_it_says_for_the_reader(self, value):
-        assert value["schema_version"] == 1
+        assert value["schema_version"] == 2
         assert value["root"] == "photos"
         assert value["seed"] == 5
         assert value["fractions"] == {"train": 0.6, "val_select": 0.15, "val_calib": 0.15, "val_test": 0.1}
         assert value["counts"]["val_test"] == {"None": 8, "Roadwork": 6}
         assert value["fractions_got"]["val_test"] == 14 / 130
-        assert set(value["rows"][0]) == {"path", "label", "sha256", "width", "height", "group", "source", "split"}
+        assert set(value["rows"][0]) == {*vars(row("a", 0)), "split"}
 
     @pytest.mark.parametrize(
         ("path", "new", "message"),
         [
-            (["schema_version"], 2, "schema_version: Input should be 1"),
+            (["schema_version"], 1, "schema_version: Input should be 2"),
             (["seed"], "5", "seed: Input should be a valid integer"),
             (["fractions", "train"], 0.7, "fractions: Value error, fractions sum to 1, not 1.1"),
             (["fractions", "validation"], 0.0, "fractions.validation"),

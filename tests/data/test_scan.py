@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from streetvision.contracts.errors import DataError
@@ -15,7 +16,7 @@ from streetvision.data import scan as scan_module
 from streetvision.data.decode import DecodeLimits
 from streetvision.data.index import list_images
 from streetvision.data.listing import BadFile, Listed, Listing
-from streetvision.data.scan import check_bad_share, scan_images
+from streetvision.data.scan import check_bad_share, mean_luminance, scan_images
 
 NAMES = ("None", "Roadwork")
 REAL_DATA = os.environ.get("STREETVISION_REAL_DATA")
@@ -45,14 +46,22 @@ def test_rows_hold_digest_size_and_what_was_listed(tmp_path):
     elsewhere.mkdir()
     (elsewhere / "b.png").write_bytes(picture(1))
     absolute = str(elsewhere / "b.png")
-    scan = scan_of(tmp_path, [(Listed("a.jpg", 1, "ride", "bus"), turned), (Listed(absolute, 0), None)])
+    listed = Listed("a.jpg", 1, "ride", "bus", {"sky": "blue"})
+    scan = scan_of(tmp_path, [(listed, turned), (Listed(absolute, 0), None)])
     assert scan.index.rows == (
-        Row("a.jpg", 1, sha256(turned).hexdigest(), width=6, height=8, group="ride", source="bus"),
-        Row(absolute, 0, sha256(picture(1)).hexdigest(), width=8, height=6),
+        Row("a.jpg", 1, sha256(turned).hexdigest(), 6, 8, 0.0353, "ride", "bus", {"sky": "blue"}),
+        Row(absolute, 0, sha256(picture(1)).hexdigest(), width=8, height=6, brightness=0.0039),
     )
     assert scan.index.root == tmp_path
     assert scan.index.class_names == NAMES
     assert (scan.bad, scan.duplicates) == ((), 0)
+
+
+def test_brightness_is_the_mean_luminance():
+    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], dtype=torch.uint8)
+    assert [mean_luminance(colour.view(3, 1, 1)) for colour in colours] == [0.299, 0.587, 0.114, 1.0]
+    half = torch.tensor([0, 255], dtype=torch.uint8).expand(3, 4, 2)
+    assert mean_luminance(half) == 0.5
 
 
 def test_rows_keep_the_order_of_the_listing(tmp_path):

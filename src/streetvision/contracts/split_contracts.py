@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -61,10 +61,14 @@ class Row:
     """Pixels, after EXIF orientation."""
     height: int
     """Pixels, after EXIF orientation."""
+    brightness: float
+    """Mean luminance, from 0 (black) to 1 (white)."""
     group: str | None = None
     """Rows of one group (a track, a place, a ride) never stand in two splits."""
     source: str | None = None
     """Where the row came from; evaluation slices by it."""
+    columns: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Whatever else the index says of the row, by column: weather, camera, ...; evaluation slices by each."""
 
 
 @dataclass(frozen=True)

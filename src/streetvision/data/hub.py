@@ -1,5 +1,6 @@
 """Images of a Hugging Face dataset, from the hub or a local folder, written out as files."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +30,15 @@ def list_dataset(root: str, *, split: str, class_names: tuple[str, str], columns
     """
     dataset = _load(root, split)
     optional = _check_features(root, dataset, columns)
+    further = _further_features(dataset, taken={"image", "label", *optional.values()})
     listed = []
     for number, example in enumerate(_without_decoding(dataset)):
         where = f"data.root {root!r} row {number}"
         label = _label(example["label"], dataset.features["label"], where, class_names)
         path = _write_once(_image_bytes(example["image"], where), example["image"].get("path"), import_to)
         extras = {usual: _text_or_none(example[column]) for usual, column in optional.items()}
-        listed.append(Listed(path, label, **extras))
+        said = {name: tell(example[name]) for name, tell in further.items() if example[name] is not None}
+        listed.append(Listed(path, label, **extras, columns=said))
     found = count_classes(listed, class_names)
     check_classes(root, found, class_names=class_names, remedy=f"the split read is data.hf_split={split}")
     return Listing(import_to, tuple(listed))
@@ -65,6 +68,17 @@ def _check_features(root: str, dataset: "Dataset", columns: Columns) -> dict[str
             found = ", ".join(dataset.column_names)
             raise DataError(f"data.root {root!r} has no feature {name!r} (found: {found})", "rename the feature")
     return columns.resolve(dataset.column_names, f"data.root {root!r}")
+
+
+def _further_features(dataset: "Dataset", taken: set[str]) -> dict[str, Callable[[Any], str]]:
+    """Every other feature that is one value a row, and how it is told: a class label by its name."""
+    import datasets
+
+    return {
+        name: feature.int2str if isinstance(feature, datasets.ClassLabel) else str
+        for name, feature in dataset.features.items()
+        if name not in taken and isinstance(feature, datasets.ClassLabel | datasets.Value)
+    }
 
 
 def _without_decoding(dataset: "Dataset") -> "Dataset":

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from streetvision.contracts.errors import DataError
@@ -20,6 +20,8 @@ class Listed:
     """Images of one group never stand in two splits."""
     source: str | None = None
     """Where the image came from."""
+    columns: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Every further column or feature that says something of the image, as text."""
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,10 @@ class _RowRecord(BaseModel):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     width: Annotated[int, Field(strict=True, ge=1)]
     height: Annotated[int, Field(strict=True, ge=1)]
+    brightness: Annotated[float, Field(ge=0, le=1)]
     group: str | None
     source: str | None
+    columns: dict[str, str]
     split: Split
 
 
@@ -54,7 +56,7 @@ class _SplitsRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     root: str
     class_names: tuple[str, str]
     seed: Annotated[int, Field(strict=True)]
@@ -103,7 +105,7 @@ def partition_to_json(partition: Partition) -> dict[str, object]:
     """What splits.json holds: what was asked for, what came of it, and the rows with their splits."""
     rows = zip(partition.index.rows, partition.roles, strict=True)
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "root": str(partition.index.root),
         "class_names": list(partition.index.class_names),
         "seed": partition.seed,

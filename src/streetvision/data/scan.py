@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress, Silent
 from streetvision.contracts.split_contracts import Index, Row
@@ -97,10 +100,18 @@ def check_bad_share(scan: Scan, *, max_bad_share: float, report: Path) -> None:
 def _scan_one(listed: Listed, *, root: Path, limits: DecodeLimits) -> Row | BadFile:
     try:
         data = read_image_bytes(root / listed.path, limits=limits)
-        _, height, width = decode_image(data, limits=limits).shape
+        image = decode_image(data, limits=limits)
     except UndecodableImage as error:
         return BadFile(listed.path, error.reason)
-    return Row(listed.path, listed.label, sha256_bytes(data), width, height, listed.group, listed.source)
+    _, height, width = image.shape
+    return Row(sha256=sha256_bytes(data), width=width, height=height, brightness=mean_luminance(image), **vars(listed))
+
+
+def mean_luminance(image: Tensor) -> float:
+    """Brightness of uint8 (3, H, W), from 0 to 1 in steps of a ten-thousandth; luma weights of ITU-R BT.601."""
+    red, green, blue = image.flatten(1).sum(dim=1, dtype=torch.int64).tolist()
+    total: float = 0.299 * red + 0.587 * green + 0.114 * blue
+    return round(total / (255 * image[0].numel()), 4)
 
 
 def _leave_out_contradictions(rows: list[Row]) -> tuple[list[Row], list[BadFile]]:

@@ -10,6 +10,8 @@ from streetvision.contracts.errors import DataError
 from streetvision.data.listing import Listed, Listing, check_classes, count_classes, label_of, naming_remedy
 
 CSV_REMEDY = "the first line names the columns: path,label and, where known, group,source"
+STRICT = {"filename", "label", "group", "source"}
+"""Fields of a labels.json that must be text or whole numbers; of the others, lists and objects are passed over."""
 JSON_REMEDY = 'labels.json is a list: [{"filename": "a.jpg", "label": 0}, ...] and, where known, "group", "source"'
 
 
@@ -51,7 +53,7 @@ class Record:
 
 
 def list_csv(path: Path, *, class_names: tuple[str, str], columns: Columns) -> Listing:
-    """The images of a CSV with the columns `path,label` and optionally group and source.
+    """The images of a CSV with the columns `path,label` and optionally group and source; others are kept as they are.
 
     Paths are relative to the CSV's folder, or absolute. Raises DataError, which names line and field.
     """
@@ -59,7 +61,7 @@ def list_csv(path: Path, *, class_names: tuple[str, str], columns: Columns) -> L
 
 
 def list_labels_json(path: Path, *, class_names: tuple[str, str], columns: Columns) -> Listing:
-    """The images of a labels.json, a list of {filename, label} and optionally group and source.
+    """The images of a labels.json, a list of {filename, label} and optionally group and source; others are kept.
 
     File names are relative to `images/` beside it, or to its own folder where there is no `images/`.
     Raises DataError, which names entry and field.
@@ -105,15 +107,15 @@ def _json_records(path: Path) -> Iterator[Record]:
         where = f"{path.name} entry {number}"
         if not isinstance(entry, dict):
             raise DataError(f"{where}: {entry!r} is not an object", JSON_REMEDY)
-        yield Record(where, {name.casefold(): _text(value, f"{where}: {name!r}") for name, value in entry.items()})
+        yield Record(where, dict(_texts({name.casefold(): value for name, value in entry.items()}, where)))
 
 
-def _text(value: object, where: str) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise DataError(f"{where} is {value!r}, neither text nor a whole number", JSON_REMEDY)
-    return str(value)
+def _texts(fields: Mapping[str, object], where: str) -> Iterator[tuple[str, str]]:
+    for name, value in fields.items():
+        if name in STRICT and (isinstance(value, bool) or not isinstance(value, str | int | None)):
+            raise DataError(f"{where}: {name!r} is {value!r}, neither text nor a whole number", JSON_REMEDY)
+        if not isinstance(value, list | dict):
+            yield name, "" if value is None else str(value)
 
 
 def _list(
@@ -123,6 +125,7 @@ def _list(
     folder = "images" if name_field == "filename" and (path.parent / "images").is_dir() else ""
     present = dict.fromkeys(name for record in records for name in record.fields)
     optional = columns.resolve(present, path.name) if records else {}
+    taken = {name_field, "label", *optional.values()}
     images: dict[str, Listed] = {}
     for record in records:
         name = record.fields.get(name_field, "").strip()
@@ -132,7 +135,8 @@ def _list(
         if image in images:
             raise DataError(f"{record.where}: {name!r} is listed already, further up", "list every image once")
         extras = {usual: record.fields.get(column, "").strip() or None for usual, column in optional.items()}
-        images[image] = Listed(image, _label(record, records, class_names), **extras)
+        further = {name: text.strip() for name, text in record.fields.items() if name not in taken and text.strip()}
+        images[image] = Listed(image, _label(record, records, class_names), **extras, columns=further)
     found = count_classes(images.values(), class_names)
     check_classes(path, found, class_names=class_names, remedy=f"list both classes; {naming_remedy(class_names)}")
     return Listing(path.parent, tuple(images.values()))
