@@ -1,11 +1,12 @@
 import pytest
 from pydantic import ValidationError
 
-from streetvision.contracts.policies import BundleManifest, ScoresRef, ThresholdPolicy
+from streetvision.contracts.policies import BundleManifest, ScoresRef, ThresholdInterval, ThresholdPolicy
 
 MODEL, OTHER = "a" * 64, "b" * 64
 SCORES = ScoresRef(sha256=OTHER, model_sha256=MODEL, split="val_calib", n=10, positives=4)
-POLICY = ThresholdPolicy(threshold=0.4, metrics={"mcc": 0.9}, scores=SCORES)
+INTERVAL = ThresholdInterval(low=0.3, high=0.5, level=0.95, n_resamples=1000, units=10)
+POLICY = ThresholdPolicy(threshold=0.4, interval=INTERVAL, metrics={"mcc": 0.9}, operating_points={}, scores=SCORES)
 BUNDLE = {
     "policy_type": "threshold",
     "policy": POLICY.model_dump(),
@@ -41,4 +42,4 @@ def test_a_chain_that_does_not_close_is_refused(change, message):
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), float("inf")])
 def test_a_threshold_is_a_probability(threshold):
     with pytest.raises(ValidationError):
-        ThresholdPolicy(threshold=threshold, metrics={}, scores=SCORES)
+        ThresholdPolicy(threshold=threshold, interval=INTERVAL, metrics={}, operating_points={}, scores=SCORES)

@@ -44,7 +44,8 @@ def test_groups_are_drawn_whole_and_rows_without_a_group_stand_alone():
     assert np.array_equal(weights[:, 1], weights[:, 5])
     assert not np.array_equal(weights[:, 3], weights[:, 4])
     assert set(weights[:, [0, 1, 3, 4]].sum(axis=1)) == {4}
-    assert units.holding(np.array([True, False, True, False, True, False])) == 2
+    counts = units.counts(np.array([True, False, True, False, True, False]), np.array([True, True, False] * 2))
+    assert (counts.tp.tolist(), counts.fn.tolist(), counts.fp.tolist()) == ([1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 1, 0])
     assert units.sums(np.arange(6.0)).tolist() == [2, 6, 3, 4]
 
 

@@ -33,15 +33,39 @@ class ScoresRef(Sealed):
     """Rows of class 1."""
 
 
+class ThresholdInterval(Sealed):
+    """How far the threshold moves when it is chosen anew on resamples of the same rows."""
+
+    low: Probability
+    high: Probability
+    level: float = Field(gt=0, lt=1)
+    """Share of the resamples whose threshold lies between low and high."""
+    n_resamples: int = Field(ge=2)
+    units: int = Field(gt=0)
+    """Independent units that were drawn: groups, or rows where there are no groups."""
+
+
+class OperatingPoint(Sealed):
+    """A threshold for another purpose than the highest MCC at the data's own prevalence."""
+
+    threshold: Probability
+    metrics: dict[str, float]
+    """Figures of the counts at the threshold, on the scores it was fitted on."""
+
+
 class ThresholdPolicy(Sealed):
     """thresholds.json: cut the softmax probability of class 1 here."""
 
     policy_type: Literal["threshold"] = "threshold"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     threshold: Probability
     """An image is class 1 when its probability is at least this."""
+    interval: ThresholdInterval
     metrics: dict[str, float | int | None]
     """Figures at the threshold, on the scores it was fitted on. None where the scores leave a figure undefined."""
+    operating_points: dict[str, OperatingPoint | None]
+    """balanced: highest MCC as if half the images were positive; recall: the fewest false alarms at the wanted recall;
+    fpr: the fewest misses at the wanted false alarm rate, None where no threshold keeps it."""
     scores: ScoresRef
 
 

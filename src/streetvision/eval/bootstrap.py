@@ -12,18 +12,12 @@ from numpy.typing import ArrayLike
 
 from streetvision.contracts.errors import DataError
 from streetvision.eval import intervals
-from streetvision.eval.counts import Counts, FloatArray, all_cuts, confusion_counts
-from streetvision.eval.metrics import METRICS, Basis, all_metrics
+from streetvision.eval.counts import FloatArray, all_cuts, checked
+from streetvision.eval.metrics import METRICS, Basis, Metric, all_metrics
 from streetvision.eval.resampling import Judged, Ranked, Units, replicates, units_of
 
 FEW_UNITS = 20
 """Below this many independent units no bootstrap interval is to be trusted far."""
-EDGES = {
-    name: (-1.0, 1.0) if name == "mcc" else (0.0, 1.0)
-    for name, metric in METRICS.items()
-    if metric.basis is not Basis.TERMS
-}
-"""The ends of a metric's scale: a resample leaves them only where it lacks what the metric divides by."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +66,11 @@ def bootstrap_intervals(
     Raises:
         DataError: unusable arrays, not one group a row, fewer than two resamples, a level outside (0, 1).
     """
-    _check_options(n_resamples, level)
-    ranked = Ranked(labels, Judged(probabilities, threshold))
-    units = units_of(groups, ranked.truth.size)
+    check_options(n_resamples, level)
+    truth, p = checked(labels, probabilities)
+    order = np.argsort(p, kind="stable")  # rows that come sorted are ranked without a gather for each resample
+    ranked = Ranked(truth[order], Judged(p[order], threshold))
+    units = units_of(groups, truth.size).reordered(order)
     sample = _Sample(ranked, units)
     (drawn,) = map(_of_both_classes, replicates([ranked], units, n_resamples, seed))
     return {name: sample.interval(name, values, level) for name, values in drawn.items()}
@@ -99,12 +95,12 @@ def paired_difference(
     Raises:
         DataError: as `bootstrap_intervals` does.
     """
-    _check_options(n_resamples, level)
+    check_options(n_resamples, level)
     ranked = [Ranked(labels, a), Ranked(labels, b)]
     units = units_of(groups, ranked[0].truth.size)
     of_a, of_b = (all_metrics(one.truth, one.probabilities, one.decisions) for one in ranked)
     drawn_a, drawn_b = map(_of_both_classes, replicates(ranked, units, n_resamples, seed))
-    rarer = min(_class_units(units, ranked[0]))
+    rarer = min(intervals.units_of_classes(units.counts(ranked[0].truth, ranked[0].decisions)))
     return {
         name: _difference(name, of_a[name] - of_b[name], drawn_a[name] - drawn_b[name], (units.count, rarer), level)
         for name in METRICS
@@ -117,48 +113,37 @@ class _Sample:
     def __init__(self, ranked: Ranked, units: Units) -> None:
         self.ranked, self.units = ranked, units
         self.estimates = all_metrics(ranked.truth, ranked.probabilities, ranked.decisions)
+        self.of_units = units.counts(ranked.truth, ranked.decisions)
 
     def interval(self, name: str, values: FloatArray, level: float) -> Interval:
         """The interval of one metric from its replicates."""
         estimate = self.estimates[name]
         if np.isnan(estimate):
             return Interval(estimate, estimate, estimate, "undefined", self.units.count)
-        usable = intervals.usable(values)
-        if usable is None or estimate in EDGES.get(name, ()):
-            method, ends = "unseen", self._unseen(name, level)
-        else:
-            method, ends = self._spread(name, usable, level)
+        method, ends = self._ends(name, values, level)
         return Interval(estimate, min(ends[0], estimate), max(ends[1], estimate), method, self.units.count)
 
-    def _spread(self, name: str, values: FloatArray, level: float) -> tuple[str, intervals.Ends]:
-        """The method that suits the metric, and its interval, where resampling shows a spread."""
-        estimate = self.estimates[name]
-        if METRICS[name].basis is Basis.CUTS:
-            return "logit_normal", intervals.logit_normal(estimate, values, level)
-        if name == "ece":
-            return "widened_normal", intervals.widened_normal(estimate, values, level)
-        return "bca", intervals.bca(estimate, values, self._jackknife(name), level)
-
-    def _unseen(self, name: str, level: float) -> intervals.Ends:
-        """What the data could not show, where resampling shows no spread."""
-        metric, of_class = METRICS[name], _class_units(self.units, self.ranked)
+    def _ends(self, name: str, values: FloatArray, level: float) -> tuple[str, intervals.Ends]:
+        """The method that suits the metric, and its interval."""
+        metric, estimate, usable = METRICS[name], self.estimates[name], intervals.usable(values)
         if metric.basis is Basis.COUNTS:
-            counts = confusion_counts(self.ranked.truth, self.ranked.decisions)
-            return intervals.unseen_counts(metric, counts, of_class, level)
+            return intervals.of_counts(metric, self.of_units, values, level)
         if metric.basis is Basis.CUTS:
+            if usable is not None and 0 < estimate < 1:
+                return "logit_normal", intervals.logit_normal(estimate, usable, level)
             cuts = all_cuts(self.ranked.truth, self.ranked.probabilities)
-            return intervals.unseen_order(metric, cuts, of_class, level)
-        return intervals.unseen_terms(metric, self.estimates[name], self.units.count, level)
+            return "unseen", intervals.unseen_order(metric, cuts, intervals.units_of_classes(self.of_units), level)
+        if usable is None:
+            return "unseen", intervals.unseen_terms(metric, estimate, self.units.count, level)
+        if name == "ece":
+            return "widened_normal", intervals.widened_normal(estimate, usable, level)
+        return "bca", intervals.bca(estimate, usable, self._jackknife(metric), level)
 
-    def _jackknife(self, name: str) -> FloatArray:
-        """The metric (U,) without each unit in turn, in closed form."""
-        metric, truth, decided = METRICS[name], self.ranked.truth, self.ranked.decisions
-        if metric.basis is Basis.TERMS:
-            (terms,) = self.ranked.terms[name].T
-            rest: FloatArray = terms.sum() - self.units.sums(terms)
-            return rest / (truth.size - self.units.sums(np.ones(truth.size)))
-        cells = (truth & decided, ~truth & ~decided, ~truth & decided, truth & ~decided)
-        return np.asarray(metric.function(Counts(*(cell.sum() - self.units.sums(cell) for cell in cells))))
+    def _jackknife(self, metric: Metric) -> FloatArray:
+        """A mean of terms (U,) without each unit in turn."""
+        terms: FloatArray = metric.function(self.ranked.truth, self.ranked.probabilities).values
+        rest: FloatArray = terms.sum() - self.units.sums(terms)
+        return rest / (terms.size - self.units.sums(np.ones(terms.size)))
 
 
 def _difference(name: str, estimate: float, values: FloatArray, units: tuple[int, int], level: float) -> Difference:
@@ -182,15 +167,12 @@ def _of_both_classes(drawn: dict[str, FloatArray]) -> dict[str, FloatArray]:
     lost = np.isnan(drawn["roc_auc"])
     if lost.all():
         return drawn
-    return {name: np.where(lost & (name in EDGES), np.nan, values) for name, values in drawn.items()}
+    needs_both = {name for name, metric in METRICS.items() if metric.basis is not Basis.TERMS}
+    return {name: np.where(lost & (name in needs_both), np.nan, values) for name, values in drawn.items()}
 
 
-def _class_units(units: Units, ranked: Ranked) -> tuple[int, int]:
-    """How many units hold positives, and how many hold negatives."""
-    return units.holding(ranked.truth), units.holding(~ranked.truth)
-
-
-def _check_options(n_resamples: int, level: float) -> None:
+def check_options(n_resamples: int, level: float) -> None:
+    """Raise DataError for a number of resamples or a level that make no sense."""
     if n_resamples < 2:
         raise DataError(f"n_resamples must be at least 2; got {n_resamples}", "1000 is usual")
     if not 0 < level < 1:

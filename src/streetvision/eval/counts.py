@@ -104,11 +104,15 @@ def all_cuts(labels: ArrayLike, probabilities: ArrayLike) -> Cuts:
     keys <<= np.uint64(1)
     keys |= truth
     keys.sort()
-    positives = np.concatenate([[0], np.cumsum(keys & np.uint64(1), dtype=np.int64)])
+    positives_up_to = np.cumsum(keys.astype(np.uint8) & np.uint8(1), dtype=np.int64)
     keys >>= np.uint64(1)
-    starts = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1, [keys.size]])
-    tp = (positives[-1] - positives[starts]).astype(np.float64)
-    return Cuts(scores=keys.view(np.float64)[starts[:-1]], tp=tp, fp=keys.size - starts - tp)
+    ties = np.append(np.flatnonzero(keys[1:] != keys[:-1]), keys.size - 1)  # the last row of each
+    tp, fp = np.empty(ties.size + 1), np.empty(ties.size + 1)
+    tp[0] = positives_up_to[-1]
+    tp[1:] = positives_up_to[-1] - positives_up_to[ties]
+    fp[0] = keys.size - tp[0]
+    fp[1:] = keys.size - 1 - ties - tp[1:]
+    return Cuts(scores=keys[ties].view(np.float64), tp=tp, fp=fp)
 
 
 def checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[BoolArray, FloatArray]:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import expit, logit, ndtr, ndtri
 
 from streetvision.eval.counts import Counts, Cuts, FloatArray
-from streetvision.eval.metrics import Basis, Metric, sum_of_means
+from streetvision.eval.metrics import Basis, Metric, mean_of_terms
 
 Ends = tuple[float, float]
 JEFFREYS_DRAWS = 20_000
@@ -23,6 +23,25 @@ def usable(replicates: FloatArray) -> FloatArray | None:
     return defined if defined.size > 1 and np.ptp(defined) > NO_SPREAD else None
 
 
+def of_counts(metric: Metric, of_units: Counts, replicates: FloatArray, level: float) -> tuple[str, Ends]:
+    """The method and the interval of a metric of counts: `bca`, or `unseen` where resampling shows no spread.
+
+    `of_units` holds the counts (U,) of each unit, `replicates` (R,) the metric on resamples, nan where it has no value.
+    At the ends of a metric's scale a resample leaves them only where it lacks what the metric divides by: no spread.
+    """
+    whole = Counts(*(float(cell.sum()) for cell in vars(of_units).values()))
+    estimate, drawn = float(metric.function(whole)), usable(replicates)
+    if drawn is None or estimate in (metric.lowest, 1.0):
+        return "unseen", unseen_counts(metric, whole, units_of_classes(of_units), level)
+    rest = Counts(*(getattr(whole, name) - cell for name, cell in vars(of_units).items()))
+    return "bca", bca(estimate, drawn, np.asarray(metric.function(rest)), level)
+
+
+def units_of_classes(of_units: Counts) -> tuple[int, int]:
+    """How many units hold positives, and how many hold negatives."""
+    return int(np.count_nonzero(of_units.positives)), int(np.count_nonzero(of_units.negatives))
+
+
 def bca(estimate: float, replicates: FloatArray, jackknife: FloatArray, level: float) -> Ends:
     """Bias-corrected and accelerated percentiles of the replicates (R,).
 
@@ -32,8 +51,9 @@ def bca(estimate: float, replicates: FloatArray, jackknife: FloatArray, level: f
     edge = 0.5 / replicates.size
     bias = ndtri(np.clip(below, edge, 1 - edge))
     influence = jackknife.mean() - jackknife
-    spread = np.sum(influence**2) ** 1.5
-    acceleration = np.sum(influence**3) / (6 * spread) if spread > 0 else 0.0
+    squares = influence * influence
+    spread = squares.sum() ** 1.5
+    acceleration = np.vecdot(squares, influence) / (6 * spread) if spread > 0 else 0.0
     shifted = bias + ndtri([(1 - level) / 2, (1 + level) / 2])
     low, high = np.quantile(replicates, ndtr(bias + shifted / (1 - acceleration * shifted)))
     return float(low), float(high)
@@ -106,7 +126,7 @@ def unseen_difference(metric: Metric, estimate: float, units: int, level: float)
 
 def span(metric: Metric) -> float:
     """How far a metric can move: 1 for rates and areas, else the term of a row that is wrong with certainty."""
-    return float(sum_of_means(metric.function([1], [0.0]))) if metric.basis is Basis.TERMS else 1.0
+    return mean_of_terms(metric.function([1], [0.0])) if metric.basis is Basis.TERMS else 1.0
 
 
 def unseen_share(units: int, level: float) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -89,8 +89,7 @@ def area_under_roc(cuts: Cuts) -> Values:
 
     nan when one class is absent.
     """
-    steps = cuts.fp[..., :-1] - cuts.fp[..., 1:]
-    doubled = np.sum(steps * (cuts.tp[..., :-1] + cuts.tp[..., 1:]), axis=-1)
+    doubled = np.vecdot(cuts.fp[..., :-1] - cuts.fp[..., 1:], cuts.tp[..., :-1] + cuts.tp[..., 1:])
     pairs = cuts.positives * cuts.negatives
     return np.where(pairs == 0, np.nan, _ratio(doubled, 2 * pairs))[()]
 
@@ -102,37 +101,41 @@ def average_precision(cuts: Cuts) -> Values:
     """
     tp = cuts.tp[..., :-1]
     precisions = _ratio(tp, tp + cuts.fp[..., :-1])
-    return _ratio(np.sum((tp - cuts.tp[..., 1:]) * precisions, axis=-1), cuts.positives)
+    return _ratio(np.vecdot(tp - cuts.tp[..., 1:], precisions), cuts.positives)
 
 
-def ece_terms(labels: ArrayLike, probabilities: ArrayLike) -> FloatArray:
-    """Label minus probability of each row (N, 15), in the column of the row's bin."""
+class Terms(NamedTuple):
+    """What each row adds to a metric, which is the mean over all rows after |adding up within each bin|."""
+
+    values: FloatArray
+    """(N,)"""
+    bins: NDArray[np.intp] | None = None
+    """(N,) never falling with the probability; None where all rows share one bin."""
+
+
+def ece_terms(labels: ArrayLike, probabilities: ArrayLike) -> Terms:
+    """Label minus probability of each row, in one of 15 bins of equal width."""
     p = np.asarray(probabilities, dtype=np.float64)
-    gaps: FloatArray = np.asarray(labels) - p
-    return np.where(bin_index(p)[:, None] == np.arange(ECE_BINS), gaps[:, None], 0.0)
+    return Terms(np.asarray(labels) - p, bin_index(p))
 
 
-def brier_terms(labels: ArrayLike, probabilities: ArrayLike) -> FloatArray:
-    """Squared distance between probability and label (N, 1)."""
+def brier_terms(labels: ArrayLike, probabilities: ArrayLike) -> Terms:
+    """Squared distance between probability and label."""
     distances: FloatArray = np.asarray(labels) - np.asarray(probabilities, dtype=np.float64)
-    return distances[:, None] ** 2
+    return Terms(distances**2)
 
 
-def nll_terms(labels: ArrayLike, probabilities: ArrayLike) -> FloatArray:
-    """Negative log-likelihood in nats (N, 1); probabilities are kept 2.2e-16 away from 0 and 1, as in scikit-learn."""
+def nll_terms(labels: ArrayLike, probabilities: ArrayLike) -> Terms:
+    """Negative log-likelihood in nats; probabilities are kept 2.2e-16 away from 0 and 1, as in scikit-learn."""
     edge = np.finfo(np.float64).eps
     p = np.clip(np.asarray(probabilities, dtype=np.float64), edge, 1 - edge)
-    return -np.where(np.asarray(labels) == 1, np.log(p), np.log1p(-p))[:, None]
+    return Terms(-np.where(np.asarray(labels) == 1, np.log(p), np.log1p(-p)))
 
 
-def sum_of_means(terms: FloatArray, weights: FloatArray | None = None) -> Values:
-    """The metric that terms (N, T) stand for: the sum over T of the size of their weighted mean.
-
-    `weights` (..., N) says how often each row counts; the result has the shape (...,).
-    """
-    means = terms.mean(axis=0) if weights is None else weights @ terms / weights.sum(axis=-1)[..., None]
-    total: Values = np.abs(means).sum(axis=-1)
-    return total
+def mean_of_terms(terms: Terms) -> float:
+    """The metric that the terms stand for."""
+    sums = terms.values.sum() if terms.bins is None else np.bincount(terms.bins, weights=terms.values)
+    return float(np.abs(sums).sum() / terms.values.size)
 
 
 def roc_auc(labels: ArrayLike, probabilities: ArrayLike) -> float:
@@ -151,17 +154,17 @@ def ece(labels: ArrayLike, probabilities: ArrayLike) -> float:
     The mean over rows of |observed frequency - mean probability| of the row's bin. Naeini et al. 2015,
     https://doi.org/10.1609/aaai.v29i1.9602. It is above 0 even for perfect probabilities; `ece_band` says by how much.
     """
-    return float(sum_of_means(ece_terms(labels, probabilities)))
+    return mean_of_terms(ece_terms(labels, probabilities))
 
 
 def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """Mean squared distance between probability and label. Brier 1950."""
-    return float(sum_of_means(brier_terms(labels, probabilities)))
+    return mean_of_terms(brier_terms(labels, probabilities))
 
 
 def nll(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """Mean negative log-likelihood, in nats."""
-    return float(sum_of_means(nll_terms(labels, probabilities)))
+    return mean_of_terms(nll_terms(labels, probabilities))
 
 
 def bin_index(probabilities: FloatArray, n_bins: int = ECE_BINS) -> NDArray[np.intp]:
@@ -177,7 +180,7 @@ class Basis(Enum):
     CUTS = "cuts"
     """function(cuts) -> (...,): from the counts at every cut."""
     TERMS = "terms"
-    """function(labels, probabilities) -> (N, T): the metric is the `sum_of_means` of these terms."""
+    """function(labels, probabilities) -> Terms: the metric is the `mean_of_terms` of these."""
 
 
 @dataclass(frozen=True)
@@ -188,11 +191,13 @@ class Metric:
     basis: Basis
     function: Callable[..., Any]
     higher_is_better: bool = True
+    lowest: float = 0.0
+    """The lower end of its scale."""
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
-        "mcc": Metric("MCC", Basis.COUNTS, mcc),
+        "mcc": Metric("MCC", Basis.COUNTS, mcc, lowest=-1.0),
         "accuracy": Metric("Accuracy", Basis.COUNTS, accuracy),
         "precision": Metric("Precision", Basis.COUNTS, precision),
         "recall": Metric("Recall", Basis.COUNTS, recall),
@@ -225,7 +230,7 @@ def all_metrics(labels: ArrayLike, probabilities: ArrayLike, decisions: ArrayLik
     values: dict[Basis, Callable[[Metric], Values]] = {
         Basis.COUNTS: lambda metric: metric.function(counts),
         Basis.CUTS: lambda metric: metric.function(cuts),
-        Basis.TERMS: lambda metric: sum_of_means(metric.function(truth, p)),
+        Basis.TERMS: lambda metric: mean_of_terms(metric.function(truth, p)),
     }
     return {name: float(values[metric.basis](metric)) for name, metric in METRICS.items()}
 

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from streetvision.eval.counts import Counts, Cuts, all_cuts, checked, confusion_counts
 from streetvision.eval.metrics import area_under_roc, average_precision, ece, fpr, precision, recall
 from streetvision.eval.reliability import ReliabilityBins, ece_band, reliability_bins
+from streetvision.eval.stability import Band
 from streetvision.eval.thresholds import decide
 
 if TYPE_CHECKING:
@@ -163,11 +164,19 @@ def reliability_diagram(
     return png.getvalue()
 
 
-def plot_mcc_curve(metrics_or_curve: Mapping[str, Any], *, threshold: float | None = None) -> bytes:
+def plot_mcc_curve(
+    metrics_or_curve: Mapping[str, Any],
+    *,
+    threshold: float | None = None,
+    band: Band | None = None,
+    moves: tuple[float, float] | None = None,
+) -> bytes:
     """How much the choice of the threshold matters: MCC over the grid, as PNG bytes.
 
     Takes what `select_threshold_max_mcc(..., return_curve=True)` gives: its dict of figures, whose exact MCC then
     belongs to `threshold`, or only the `curve` in it. Without a threshold the best point of the grid is marked.
+    `band` adds the bootstrap interval of MCC at its thresholds, `moves` the range in which `threshold_interval` finds
+    the optimum.
     """
     curve: Mapping[str, NDArray[Any]] = metrics_or_curve.get("curve", metrics_or_curve)
     thresholds, values = curve["thresholds"], curve["mcc"]
@@ -178,11 +187,30 @@ def plot_mcc_curve(metrics_or_curve: Mapping[str, Any], *, threshold: float | No
         best = float(metrics_or_curve["mcc"] if "curve" in metrics_or_curve else values[thresholds <= threshold][-1])
     with _picture(f"MCC is highest, {best:.3f}, with a threshold of {at:.4g}") as (figure, png):
         axes = figure.add_subplot()
+        if moves is not None:
+            axes.axvspan(*moves, color=ORANGE, alpha=0.12, linewidth=0, label="where resamples put the optimum")
+        if band is not None:
+            _draw_band(axes, band)
         axes.plot(thresholds, values, color=BLUE, drawstyle="steps-pre", label=f"grid of {thresholds.size:,}")
         axes.axvline(at, color=ORANGE, linewidth=1.2)
         axes.plot(
             [at], [best], "o", color=ORANGE, markersize=8, label="the exact optimum" if exact else "best of the grid"
         )
+        axes.set(xlabel="threshold on the probability", ylabel="MCC", xlim=(-0.01, 1.01))
+        axes.legend(loc="lower center")
+    return png.getvalue()
+
+
+def threshold_curve(band: Band, *, threshold: float) -> bytes:
+    """What other thresholds would have given, in hindsight; `threshold`, which `band` holds, is the one in use."""
+    here, best = float(band.mcc[band.thresholds == threshold][0]), float(band.mcc.max())
+    title = f"The threshold {threshold:.4g} gives MCC {here:.3f}; in hindsight the best of all gives {best:.3f}"
+    with _picture(title) as (figure, png):
+        axes = figure.add_subplot()
+        _draw_band(axes, band)
+        axes.plot(band.thresholds, band.mcc, color=BLUE, label="MCC")
+        axes.axvline(threshold, color=ORANGE, linewidth=1.2)
+        _mark_threshold(axes, threshold, here, threshold)
         axes.set(xlabel="threshold on the probability", ylabel="MCC", xlim=(-0.01, 1.01))
         axes.legend(loc="lower center")
     return png.getvalue()
@@ -222,6 +250,10 @@ def _thinned(cuts: Cuts) -> NDArray[np.intp]:
 
 def _mark_threshold(axes: "Axes", x: float, y: float, threshold: float) -> None:
     axes.plot([x], [y], "o", color=ORANGE, markersize=8, zorder=3, label=f"threshold {threshold:.4g}")
+
+
+def _draw_band(axes: "Axes", band: Band) -> None:
+    axes.fill_between(band.thresholds, band.low, band.high, color=BLUE, alpha=0.18, linewidth=0, label="its interval")
 
 
 def _draw_bins(axes: "Axes", bins: ReliabilityBins, label: str) -> None:

@@ -46,9 +46,15 @@ class Units:
         """False where every row is a unit of its own."""
         return self.count < self.of_row.size
 
-    def holding(self, rows: BoolArray) -> int:
-        """How many units hold at least one of `rows` (N,), a mask."""
-        return int(np.unique(self.of_row[rows]).size)
+    def reordered(self, order: IntArray) -> "Units":
+        """The units of rows[order], numbered as they come; order (N,) is a permutation."""
+        _, first, of_row = np.unique(self.of_row[order], return_index=True, return_inverse=True)
+        return Units(np.argsort(np.argsort(first))[of_row], self.count)
+
+    def counts(self, truth: BoolArray, decided: BoolArray) -> Counts:
+        """The four outcomes (U,) within each unit."""
+        cells = (truth & decided, ~truth & ~decided, ~truth & decided, truth & ~decided)
+        return Counts(*(self.sums(cell) for cell in cells))
 
     def sums(self, values: FloatArray | BoolArray) -> FloatArray:
         """Values (N,) added up within each unit: (U,)."""
@@ -74,53 +80,73 @@ def units_of(groups: Sequence[Hashable] | None, n_rows: int) -> Units:
     return Units(of_row, len(number))
 
 
+class CountsAtEdges:
+    """Counts when the ranked rows from an edge on are called positive, for several edges and any weights of the rows.
+
+    Legend: E edges.
+    """
+
+    def __init__(self, ranked_truth: BoolArray, edges: IntArray) -> None:
+        self._edges, self._positives = edges, np.flatnonzero(ranked_truth)
+        self._positive_edges = np.searchsorted(self._positives, edges)
+        self._sum_rows, self._sum_positives = _SumsBefore(), _SumsBefore()
+
+    def __call__(self, ranked: IntArray) -> Counts:
+        """The counts (C, E) under whole-number weights (C, N) of the rows in rank order."""
+        rows, positives = self._sum_rows(ranked), self._sum_positives(ranked.take(self._positives, axis=1))
+        fn = positives.take(self._positive_edges, axis=1)
+        tn = (rows.take(self._edges, axis=1) - fn).astype(np.float64)
+        fn = fn.astype(np.float64)
+        tp = positives[:, -1:] - fn
+        return Counts(tp=tp, tn=tn, fp=(rows[:, -1:] - positives[:, -1:]) - tn, fn=fn)
+
+
 class Ranked:
     """A `Judged` whose rows are sorted once, so that every metric can be had for any weights of the rows."""
 
     def __init__(self, labels: ArrayLike, judged: Judged) -> None:
         self.truth, self.probabilities = checked(labels, judged.probabilities)
         self.decisions = decide(self.probabilities, judged.threshold)
-        self.terms = {name: METRICS[name].function(self.truth, self.probabilities) for name in _named(Basis.TERMS)}
-        self._all_terms = np.asfortranarray(np.hstack(list(self.terms.values())))
-        self._order = np.argsort(self.probabilities, kind="stable")
-        scores = self.probabilities[self._order]
-        self._ranked_truth = self.truth[self._order].astype(np.int64)
-        telling = _telling_edges(scores, self._ranked_truth)
+        order = np.argsort(self.probabilities, kind="stable")
+        scores, truth = self.probabilities[order], self.truth[order]
+        self._order = None if np.array_equal(order, np.arange(order.size)) else order
+        telling = _telling_edges(scores, truth)
         self._scores = scores[telling[:-1]]
-        self._edges = np.append(telling, np.searchsorted(scores, judged.threshold, side="left"))
+        self._count = CountsAtEdges(truth, np.append(telling, np.searchsorted(scores, judged.threshold, side="left")))
+        of_rows = {name: METRICS[name].function(truth, scores) for name in _named(Basis.TERMS)}
+        self._unbinned = {name: terms.values for name, terms in of_rows.items() if terms.bins is None}
+        self._binned = {
+            name: (terms.values, np.flatnonzero(np.diff(terms.bins, prepend=-1)))
+            for name, terms in of_rows.items()
+            if terms.bins is not None
+        }
+        self._columns = np.asfortranarray(np.column_stack(list(self._unbinned.values())))
 
     def statistics(self, weights: IntArray) -> FloatArray:
-        """What every metric is made of, under whole-number weights (C, N).
+        """What every metric is made of, under whole-number weights (C, N) of the rows.
 
-        Columns: tp, tn, fp and fn at the threshold, the metrics over all cuts, the weighted sums of all terms.
+        Columns: tp, tn, fp and fn at the threshold, the metrics over all cuts, the sums of the terms.
         """
-        counts, cuts = self._count(weights)
+        ranked = weights if self._order is None else weights.take(self._order, axis=1)
+        counts = self._count(ranked)
+        cuts = Cuts(self._scores, counts.tp[:, :-1], counts.fp[:, :-1])
         areas = [METRICS[name].function(cuts) for name in _named(Basis.CUTS)]
-        sums = weights.astype(np.float64) @ self._all_terms
-        return np.column_stack([counts.tp, counts.tn, counts.fp, counts.fn, *areas, sums])
+        weighing = ranked.astype(np.float64)
+        sums = np.abs(weighing @ self._columns)
+        binned = [
+            np.abs(np.add.reduceat(weighing * values, starts, axis=1)).sum(axis=1)
+            for values, starts in self._binned.values()
+        ]
+        cells = (counts.tp, counts.tn, counts.fp, counts.fn)
+        return np.column_stack([*(cell[:, -1] for cell in cells), *areas, *sums.T, *binned])
 
     def metrics(self, statistics: FloatArray) -> dict[str, FloatArray]:
         """Every metric of the table (C,) from the `statistics` of C resamples."""
-        areas = _named(Basis.CUTS)
-        widths = [4, len(areas), *(columns.shape[1] for columns in self.terms.values())]
-        cells, of_cuts, *sums = np.split(statistics, np.cumsum(widths)[:-1], axis=1)
-        counts = Counts(*cells.T)
+        counts, rest = Counts(*statistics.T[:4]), iter(statistics.T[4:])
         values = {name: METRICS[name].function(counts) for name in _named(Basis.COUNTS)}
-        values |= zip(areas, of_cuts.T, strict=True)
-        for name, columns in zip(self.terms, sums, strict=True):
-            values[name] = np.abs(columns / counts.total[:, None]).sum(axis=1)
+        values |= {name: next(rest) for name in _named(Basis.CUTS)}
+        values |= {name: next(rest) / counts.total for name in (*self._unbinned, *self._binned)}
         return {name: values[name] for name in METRICS}
-
-    def _count(self, weights: IntArray) -> tuple[Counts, Cuts]:
-        """The counts (C,) at the threshold, and the cuts (C, K + 1) that tell something."""
-        ranked = weights.take(self._order, axis=1)
-        rows_below = _sums_before(ranked).take(self._edges, axis=1).astype(np.float64)
-        fn = _sums_before(ranked * self._ranked_truth).take(self._edges, axis=1).astype(np.float64)
-        positives, rows = fn[:, -2], rows_below[:, -2]
-        tp = positives[:, None] - fn
-        fp = rows[:, None] - rows_below - tp
-        cuts = Cuts(self._scores, tp[:, :-1], fp[:, :-1])
-        return Counts(tp[:, -1], rows - positives - fp[:, -1], fp[:, -1], fn[:, -1]), cuts
 
 
 def draw_weights(units: Units, n_resamples: int, seed: int) -> Iterator[IntArray]:
@@ -144,24 +170,32 @@ def replicates(ranked: Sequence[Ranked], units: Units, n_resamples: int, seed: i
     return [one.metrics(np.concatenate(collected)) for one, collected in zip(ranked, parts, strict=True)]
 
 
-def _telling_edges(ranked: FloatArray, ranked_truth: IntArray) -> IntArray:
+def _telling_edges(ranked: FloatArray, ranked_truth: BoolArray) -> IntArray:
     """Positions in the ranked rows where a cut tells something: 0, N, and the edges of ties that hold a positive.
 
     Between two ties without positives neither the ROC curve turns nor the recall rises, so no area changes.
     """
     edges = np.concatenate([[0], np.flatnonzero(np.diff(ranked)) + 1, [ranked.size]])
-    holds = np.add.reduceat(ranked_truth, edges[:-1]) > 0
+    holds = np.logical_or.reduceat(ranked_truth, edges[:-1])
     kept = np.concatenate([[True], holds[1:] | holds[:-1], [True]])
     telling: IntArray = edges[kept]
     return telling
 
 
-def _sums_before(weights: IntArray) -> IntArray:
-    """Sums (C, N + 1) of the weights (C, N) before each position."""
-    sums = np.empty((weights.shape[0], weights.shape[1] + 1), dtype=np.int64)
-    sums[:, 0] = 0
-    np.cumsum(weights, axis=1, out=sums[:, 1:])
-    return sums
+class _SumsBefore:
+    """Sums of weights before each position, in memory that is kept: fresh memory would cost more than the sums."""
+
+    def __init__(self) -> None:
+        self._kept = np.zeros((0, 0), dtype=np.int64)
+
+    def __call__(self, weights: IntArray) -> IntArray:
+        """Weights (C, N) -> sums (C, N + 1), valid until the next call."""
+        resamples, rows = weights.shape
+        if self._kept.shape[0] < resamples or self._kept.shape[1] != rows + 1:
+            self._kept = np.zeros((resamples, rows + 1), dtype=np.int64)
+        sums = self._kept[:resamples]
+        np.cumsum(weights, axis=1, out=sums[:, 1:])
+        return sums
 
 
 def _named(basis: Basis) -> list[str]:

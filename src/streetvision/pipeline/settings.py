@@ -26,6 +26,14 @@ class Phase2Config(Section):
 
     n_thresholds: int = Field(default=5000, ge=2)
     """Points of the grid in threshold_sweep.csv; the optimum is exact whatever the grid."""
+    wanted_recall: float = Field(default=0.95, ge=0, le=1)
+    """Share of the positives that the operating point `recall` finds."""
+    wanted_fpr: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of the negatives that the operating point `fpr` calls positive."""
+    n_resamples: int = Field(default=1000, ge=100)
+    """Bootstrap resamples for the interval of the threshold and the band of the curve."""
+    seed: int = Field(default=0, ge=0)
+    """Of the resamples."""
 
 
 class Phase5Config(Section):

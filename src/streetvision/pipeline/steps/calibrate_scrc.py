@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from streetvision.calibration.calibrators import make_calibrator
 from streetvision.calibration.crossfit import crossfit_probabilities
-from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.phase import Context, Outcome, Phase
 from streetvision.contracts.policies import CalibratorState, ScrcParams, ScrcPolicy
 from streetvision.contracts.split_contracts import Split
@@ -16,9 +15,8 @@ from streetvision.eval.metrics import brier, ece, mcc, nll, positive_probability
 from streetvision.eval.plots import reliability_diagram
 from streetvision.eval.thresholds import decide, threshold_for_prevalence
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic
-from streetvision.io.scores import Scores, rows_digest
 from streetvision.pipeline.settings import Phase5Config
-from streetvision.pipeline.steps.scores import SCORES, open_scores
+from streetvision.pipeline.steps.scores import SCORES, groups_of, open_scores
 
 FloatArray = NDArray[np.float64]
 PROBABILITY_METRICS = {"nll": nll, "brier": brier, "ece": ece}
@@ -32,7 +30,7 @@ def run(context: Context) -> Outcome:
     probabilities = calibrator.probabilities(logits)
     before = positive_probability(logits)
     after = crossfit_probabilities(
-        config.method, logits, labels, groups=_groups(context, scores), folds=config.folds, seed=config.seed
+        config.method, logits, labels, groups=groups_of(context, scores), folds=config.folds, seed=config.seed
     )
     threshold = threshold_for_prevalence(labels, probabilities)
     figures: dict[str, float | int | None] = {
@@ -63,22 +61,11 @@ def _before_and_after(labels: NDArray[np.int64], before: FloatArray, after: Floa
     return {f"{n}_{m}": float(f(labels, p)) for n, f in PROBABILITY_METRICS.items() for m, p in moments.items()}
 
 
-def _groups(context: Context, scores: Scores) -> list[str | None]:
-    """The group of each row scored; raises ArtifactError when splits.json has other rows by now."""
-    rows = context.rows(Split.VAL_CALIB)
-    if rows_digest(rows) != scores.rows_sha256:
-        raise ArtifactError(
-            "the scores of phase1 belong to other rows than splits.json has for VAL_CALIB",
-            "run phase1 again: pipeline.phases=[phase1,phase5]",
-        )
-    return [row.group for row in rows]
-
-
 PHASE = Phase(
     id="phase5",
     title="trust",
     config=(Phase5Config,),
-    needs=("splits", *SCORES),
+    needs=SCORES,
     makes=("scrc_params", "scrc_params_pickle", "reliability"),
     run=run,
 )

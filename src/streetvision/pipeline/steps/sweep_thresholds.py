@@ -1,30 +1,93 @@
-"""phase2: the threshold that maximises MCC on phase 1's own scores of VAL_CALIB."""
+"""phase2: the threshold that maximises MCC on phase 1's own scores of VAL_CALIB, and how far it can be trusted."""
 
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streetvision.contracts.errors import DataError
 from streetvision.contracts.phase import Context, Outcome, Phase
-from streetvision.contracts.policies import ThresholdPolicy
+from streetvision.contracts.policies import OperatingPoint, ThresholdInterval, ThresholdPolicy
 from streetvision.contracts.split_contracts import Split
+from streetvision.eval.counts import FloatArray, confusion_counts
+from streetvision.eval.metrics import count_metrics, positive_probability
 from streetvision.eval.plots import plot_mcc_curve
-from streetvision.eval.thresholds import select_threshold_max_mcc, sweep_csv
+from streetvision.eval.resampling import units_of
+from streetvision.eval.stability import mcc_band, threshold_interval
+from streetvision.eval.thresholds import (
+    decide,
+    select_threshold_max_mcc,
+    sweep_csv,
+    threshold_for_fpr,
+    threshold_for_prevalence,
+    threshold_for_recall,
+)
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.pipeline.settings import Phase2Config
-from streetvision.pipeline.steps.scores import SCORES, open_scores
+from streetvision.pipeline.steps.scores import SCORES, groups_of, open_scores
+
+LEVEL = 0.95
+BAND_POINTS = 201
+"""Thresholds at which the picture shows the interval of MCC."""
 
 
 def run(context: Context) -> Outcome:
     """Sweep every cut, write the policy, the grid that was asked for, and its picture."""
-    schema, scores = context.schema, open_scores(context, Split.VAL_CALIB)
-    n = context.settings(Phase2Config).n_thresholds
-    threshold, mcc, metrics = select_threshold_max_mcc(scores.logits, scores.labels, n, return_curve=True)
-    picture = plot_mcc_curve(metrics, threshold=threshold)
+    schema, config, scores = context.schema, context.settings(Phase2Config), open_scores(context, Split.VAL_CALIB)
+    threshold, mcc, metrics = select_threshold_max_mcc(
+        scores.logits, scores.labels, config.n_thresholds, return_curve=True
+    )
+    labels, p = scores.labels.numpy(), positive_probability(scores.logits.numpy())
+    groups = groups_of(context, scores)
+    interval = _interval(labels, p, groups, config)
+    at = np.append(np.linspace(0, 1, BAND_POINTS), threshold)
+    at.sort()
+    band = mcc_band(labels, p, at, groups=groups, n_resamples=config.n_resamples, level=LEVEL, seed=config.seed)
+    picture = plot_mcc_curve(metrics, threshold=threshold, band=band, moves=(interval.low, interval.high))
     curve = metrics.pop("curve")
-    policy = ThresholdPolicy(threshold=threshold, metrics=metrics, scores=scores.reference)
+    policy = ThresholdPolicy(
+        threshold=threshold,
+        interval=interval,
+        metrics=metrics,
+        operating_points=_operating_points(labels, p, config),
+        scores=scores.reference,
+    )
     write_text_atomic(schema.threshold_sweep, sweep_csv(curve))
     write_bytes_atomic(schema.mcc_curve, picture)
     write_json_atomic(schema.thresholds, policy.model_dump(mode="json"))
     return Outcome(
-        f"{threshold:.3f} (exact; VAL_CALIB MCC {mcc:.3f}, grid of {n} {metrics['grid_mcc']:.3f})",
+        f"{threshold:.3f} [{interval.low:.3f}, {interval.high:.3f}] "
+        f"(exact; VAL_CALIB MCC {mcc:.3f}, grid of {config.n_thresholds} {metrics['grid_mcc']:.3f})",
         {"threshold": threshold, "val_calib_mcc": mcc},
     )
+
+
+def _interval(
+    labels: NDArray[np.int64], p: FloatArray, groups: Sequence[str | None], config: Phase2Config
+) -> ThresholdInterval:
+    low, high = threshold_interval(
+        labels, p, groups=groups, n_resamples=config.n_resamples, level=LEVEL, seed=config.seed
+    )
+    units = units_of(groups, labels.size).count
+    return ThresholdInterval(low=low, high=high, level=LEVEL, n_resamples=config.n_resamples, units=units)
+
+
+def _operating_points(
+    labels: NDArray[np.int64], p: FloatArray, config: Phase2Config
+) -> dict[str, OperatingPoint | None]:
+    def point(threshold: float) -> OperatingPoint:
+        counts = confusion_counts(labels, decide(p, threshold))
+        return OperatingPoint(threshold=threshold, metrics=count_metrics(counts))
+
+    try:
+        at_rate = point(threshold_for_fpr(labels, p, config.wanted_fpr))
+    except DataError:  # negatives of probability 1: a saturated model still has its other thresholds
+        at_rate = None
+    return {
+        "balanced": point(threshold_for_prevalence(labels, p, 0.5)),
+        "recall": point(threshold_for_recall(labels, p, config.wanted_recall)),
+        "fpr": at_rate,
+    }
 
 
 PHASE = Phase(
