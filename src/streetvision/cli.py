@@ -46,13 +46,22 @@ def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
         console.line("next", f"streetvision evaluate --bundle {schema.export}")
 
 
-def evaluate(bundle: BundlePath, overrides: Overrides = None) -> None:
-    """Judge a bundle on the images that its run set aside."""
+def evaluate(
+    bundle: BundlePath,
+    overrides: Overrides = None,
+    data: Annotated[str | None, typer.Option("--data", help="Another labelled set, as data.root= takes it.")] = None,
+    mode: Annotated[
+        Literal["quick", "comprehensive"] | None,
+        typer.Option(help="quick: the shipped policy's figures; comprehensive: other policies, slices, mistakes too."),
+    ] = None,
+) -> None:
+    """Judge a bundle on the images that its run set aside, or on another labelled set."""
     from streetvision.pipeline.launch import launch_evaluation
 
     console = _console()
-    schema = launch_evaluation(bundle, overrides or [], console=console)
-    _show_evaluation(schema, console)
+    settings = [*(overrides or []), *([f"evaluation.mode={mode}"] if mode else [])]
+    schema = launch_evaluation(bundle, settings, data=data, console=console)
+    _show_evaluation(schema, bundle, console)
 
 
 def predict(
@@ -190,14 +199,14 @@ def _evaluate(schema: "ArtifactSchema", console: "Console") -> None:
     from streetvision.pipeline.launch import launch_evaluation
 
     launch_evaluation(schema.export, [], console=console)
-    _show_evaluation(schema, console)
+    _show_evaluation(schema, schema.export, console)
 
 
-def _show_evaluation(schema: "ArtifactSchema", console: "Console") -> None:
+def _show_evaluation(schema: "ArtifactSchema", bundle: Path, console: "Console") -> None:
     from streetvision.pipeline.launch import report_lines, show_where
 
     console.text()
     for line in report_lines(schema):
         console.text(line)
     show_where(schema, console)
-    console.line("next", f"streetvision predict --bundle {schema.export} your.jpg")
+    console.line("next", f"streetvision predict --bundle {bundle} your.jpg")

@@ -1,136 +1,7 @@
-import io
-import json
-import re
-from html.parser import HTMLParser
-
 import pytest
-from PIL import Image
 
-from streetvision.contracts.errors import DataError
-from streetvision.eval.metrics import METRICS
-from streetvision.eval.report import MEANINGS, QUESTIONS, render_report, verdict
-
-EVIL = '<script>alert("1")</script>&\'.jpg'
-
-
-def picture(form="PNG"):
-    content = io.BytesIO()
-    Image.new("RGB", (8, 6), "#0072b2").save(content, form)
-    return content.getvalue()
-
-
-def sample(**changes):
-    report = {
-        "title": "outputs/demo",
-        "class_names": ["none", "roadwork"],
-        "threshold": 0.437,
-        "counts": {"tp": 75, "tn": 79, "fp": 3, "fn": 3},
-        "metrics": {name: {"estimate": 0.92, "low": 0.861, "high": 0.963} for name in METRICS},
-        "level": 0.95,
-        "ece_band": [0.012, 0.046],
-        "units": 160,
-        "grouped": False,
-        "few_units": False,
-        "look": 1,
-        "provenance": {"data": "ab" * 32, "git": "1234abcd"},
-    }
-    return report | changes
-
-
-class Outline(HTMLParser):
-    """Checks that tags close in order, and collects text, tags and addresses."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.open, self.tags, self.text, self.addresses = [], [], "", []
-        self.feed(page)
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.addresses += [value for name, value in attributes if name in ("src", "href")]
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def test_the_page_tells_everything_in_the_report():
-    text = Outline(render_report(sample(), dict.fromkeys(QUESTIONS, picture()))).text
-    assert "It finds 75 of 78 images with roadwork and raises a false alarm on 3 of 82 others." in text
-    for metric in METRICS.values():
-        assert metric.title in text
-    assert "0.861 to 0.963" in text
-    assert "perfect ones would show 0.012 to 0.046 here" in text
-    for question in QUESTIONS.values():
-        assert question in text
-    assert "ab" * 32 in text
-    assert "looked at once" in text
-
-
-def test_the_page_asks_nothing_of_the_world_and_is_small():
-    page = render_report(sample(), dict.fromkeys(QUESTIONS, picture()))
-    outline = Outline(page)
-    assert outline.tags.count("img") == len(QUESTIONS)
-    assert all(address.startswith("data:image/png;base64,") for address in outline.addresses)
-    assert not re.search(r"https?:|url\(|@import|<script|<link", page)
-    assert "default-src 'none'" in page
-    assert len(page) < 3_000_000
-
-
-@pytest.mark.parametrize("place", ["title", "class", "slice", "mistake", "provenance"])
-def test_names_from_elsewhere_are_escaped(place):
-    counts = {"tp": 1, "tn": 1, "fp": 0, "fn": 0}
-    figure = {"estimate": 1.0, "low": 0.5, "high": 1.0}
-    report = {
-        "title": sample(title=EVIL),
-        "class": sample(class_names=["none", EVIL]),
-        "slice": sample(slices=[{"name": EVIL, "counts": counts, "mcc": figure}]),
-        "mistake": sample(mistakes=[{"name": EVIL, "label": 1, "probability": 0.1, "thumbnail": "worst"}]),
-        "provenance": sample(provenance={EVIL: EVIL}),
-    }[place]
-    page = render_report(report, {"worst": picture("JPEG")})
-    assert "<script" not in page
-    outline = Outline(page)
-    assert EVIL in outline.text
-    assert "script" not in outline.tags
-
-
-def test_slices_and_mistakes_are_shown_when_given_and_left_out_otherwise():
-    counts = {"tp": 20, "tn": 30, "fp": 2, "fn": 1}
-    report = sample(
-        slices=[{"name": "ride-a", "counts": counts, "mcc": {"estimate": 0.8, "low": 0.7, "high": 0.9}}],
-        mistakes=[
-            {"name": "a.jpg", "label": 1, "probability": 0.02, "thumbnail": "m0"},
-            {"name": "b.jpg", "label": 0, "probability": 0.98},
-        ],
-    )
-    text = Outline(render_report(report, {"m0": picture("JPEG")})).text
-    assert "ride-a1 of 212 of 320.8000.700 to 0.900" in text
-    assert "Called none, is roadwork; probability of roadwork 0.020" in text
-    assert "Called roadwork, is none; probability of roadwork 0.980" in text
-    bare = Outline(render_report(sample(), {})).text
-    for heading in ("Is it as good everywhere?", "Where does it fail worst?"):
-        assert heading in text
-        assert heading not in bare
-
-
-def test_metrics_that_are_not_defined_are_said_to_be():
-    metrics = sample()["metrics"] | {"roc_auc": {"estimate": None, "low": None, "high": None}}
-    assert "ROC-AUCnot defined" in Outline(render_report(sample(metrics=metrics), {})).text
-
-
-def test_cautions_come_first_when_there_is_reason():
-    plain = render_report(sample(), {})
-    assert 'class="note"' not in plain
-    text = Outline(render_report(sample(look=3, few_units=True, grouped=True, units=7), {})).text
-    assert "rest on 7 groups" in text
-    assert "looked at 3 times" in text
-    assert text.index("looked at 3 times") < text.index("How good is it")
+from streetvision.eval.report import cautions, lead, looks, verdict
+from tests.eval.test_page import sample
 
 
 @pytest.mark.parametrize(("counts", "only"), [((0, 82, 0, 78), "none"), ((78, 0, 82, 0), "roadwork")])
@@ -139,15 +10,27 @@ def test_a_model_with_one_answer_is_named_in_the_verdict(counts, only):
     assert verdict(sample(counts=cells)) == f"It calls all 160 images {only}, and so tells nothing apart."
 
 
-def test_pictures_that_are_none_and_thumbnails_that_are_missing_are_errors():
-    with pytest.raises(DataError, match="neither PNG"):
-        render_report(sample(), {"roc_curve": b"GIF89a"})
-    with pytest.raises(DataError, match=r"'m0' of 'a\.jpg'"):
-        render_report(
-            sample(mistakes=[{"name": "a.jpg", "label": 1, "probability": 0.1, "thumbnail": "m0"}]), {"m1": picture()}
-        )
+def test_the_lead_says_what_was_judged():
+    assert lead(sample()).startswith("160 images that took no part in training, tuning or calibration. MCC 0.920, 95%")
+    assert lead(sample(data="holiday")).startswith("160 images of holiday. ")
 
 
-def test_every_metric_has_a_meaning_and_the_report_is_json():
-    assert set(MEANINGS) == set(METRICS)
-    assert render_report(json.loads(json.dumps(sample())), {}) == render_report(sample(), {})
+def test_the_first_look_needs_no_caution_and_later_ones_name_who_looked():
+    assert list(cautions(sample())) == []
+    assert looks(sample()) == "VAL_TEST has been looked at once, for this page."
+    earlier = [
+        {"bundle_sha256": "ab" * 32, "times": 2, "last": "2026-01-02"},
+        {"bundle_sha256": "cd" * 32, "times": 1, "last": "2026-01-01"},
+    ]
+    third = sample(look=4, earlier_looks=earlier)
+    assert "now been looked at 4 times" in next(cautions(third))
+    assert looks(third) == (
+        "VAL_TEST has been looked at 4 times, this page included. Before it: bundle abababababab twice, last on "
+        "2026-01-02; bundle cdcdcdcdcdcd once, last on 2026-01-01."
+    )
+
+
+def test_other_data_leaves_val_test_alone():
+    other = sample(data="holiday", look=None, notes=["Mind the gap."])
+    assert looks(other) == "VAL_TEST was not touched."
+    assert list(cautions(other)) == ["Mind the gap."]

@@ -73,12 +73,16 @@ class Predictor:
 
     def stream(self, images: Iterable[ImageInput], *, batch_size: int = 64) -> Iterator[list[Prediction]]:
         """The same in batches, with at most two of them in memory; decoding runs in threads beside the model."""
+        return map(self.answers, self.stream_logits(images, batch_size=batch_size))
+
+    def stream_logits(self, images: Iterable[ImageInput], *, batch_size: int = 64) -> Iterator[Tensor]:
+        """Logits (B, 2) of the images in batches: what `answers` takes."""
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             remaining = iter(images)
             pending = [pool.submit(self.prepare, image) for image in islice(remaining, batch_size)]
             while pending:
                 upcoming = [pool.submit(self.prepare, image) for image in islice(remaining, batch_size)]
-                yield self.predict_prepared([future.result() for future in pending])
+                yield self.logits(torch.stack([future.result() for future in pending]))
                 pending = upcoming
 
     def prepare(self, image: ImageInput) -> Tensor:
@@ -87,8 +91,11 @@ class Predictor:
 
     def predict_prepared(self, images: Sequence[Tensor]) -> list[Prediction]:
         """Answers for images that `prepare` made, in one forward pass."""
-        names = self.manifest.class_names
-        probabilities = self.probabilities(self.logits(torch.stack(list(images))))
+        return self.answers(self.logits(torch.stack(list(images))))
+
+    def answers(self, logits: Tensor) -> list[Prediction]:
+        """Logits (B, 2) -> the bundle's calibrated probability and decision for each row."""
+        names, probabilities = self.manifest.class_names, self.probabilities(logits)
         decisions = decide(probabilities, self.threshold).astype(int).tolist()
         return [Prediction(names[d], d, p) for d, p in zip(decisions, probabilities.tolist(), strict=True)]
 

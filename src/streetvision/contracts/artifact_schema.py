@@ -173,6 +173,11 @@ class ArtifactSchema:
         return self.evaluation / "reliability_diagram.png"
 
     @property
+    def threshold_curve(self) -> Path:
+        """What other thresholds would have given on VAL_TEST."""
+        return self.evaluation / "threshold_curve.png"
+
+    @property
     def report_html(self) -> Path:
         """The same for a person, in one page."""
         return self.evaluation / "report.html"
@@ -192,6 +197,7 @@ class ArtifactSchema:
             "phase5": self.phase5,
             "phase6": self.export,
             "evaluate": self.evaluation,
+            "evaluate_data": self.evaluation,
         }
         return folders[phase]
 

@@ -31,6 +31,7 @@ MAY_OPEN: Mapping[str, frozenset[Split]] = MappingProxyType(
         "phase5": frozenset({Split.VAL_CALIB}),
         "phase6": frozenset(),
         "evaluate": frozenset({Split.VAL_TEST}),
+        "evaluate_data": frozenset(),
     }
 )
 """Phase id -> the splits whose rows or scores it may read. The Context enforces it at run time."""

@@ -1,52 +1,87 @@
-"""From answers and labels to the figures, pictures and words of an evaluation."""
+"""From answers and labels to the figures of an evaluation and the words that a terminal shows."""
 
-import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from streetvision.contracts.split_contracts import Row
-from streetvision.data.decode import DecodeLimits, read_image
-from streetvision.eval.bootstrap import Interval, bootstrap_intervals
-from streetvision.eval.counts import Counts, confusion_counts
-from streetvision.eval.plots import confusion_matrix, pr_curve, reliability_diagram, roc_curve
+from streetvision.eval.bootstrap import FEW_UNITS, Difference, Interval, bootstrap_intervals, paired_difference
+from streetvision.eval.counts import Counts, FloatArray, confusion_counts
 from streetvision.eval.reliability import ece_band
-from streetvision.eval.report import Figure, Mistake, Report
+from streetvision.eval.report import (
+    CountsRow,
+    DifferenceFigure,
+    EarlierLooks,
+    Figure,
+    Mistake,
+    PolicyRow,
+    Report,
+    Slice,
+    of_val_test,
+)
+from streetvision.eval.resampling import Judged
+from streetvision.eval.slices import Part, parts_of_column, parts_of_quantity
 from streetvision.eval.thresholds import decide
 from streetvision.pipeline.settings import EvaluationConfig
 
 WORST = 10
-THUMBNAIL_PIXELS = 240
+FEW_OF_CLASS = 5
+"""Below this many independent units of a class a slice says nothing of it."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What was asked, what was answered, and what is known of who answered."""
+class Ruling:
+    """One way to decide on every row from the model's logits."""
 
-    rows: Sequence[Row]
-    probabilities: NDArray[np.float64]
+    name: str
+    """argmax, threshold or scrc."""
+    probabilities: FloatArray
     """(N,) of class 1, one a row."""
     threshold: float
+    inference: str = "single_view"
+    """How many looks at each image, and how they are fused."""
+
+    @property
+    def judged(self) -> Judged:
+        """What the bootstrap compares."""
+        return Judged(self.probabilities, self.threshold)
+
+    @property
+    def decisions(self) -> NDArray[np.bool_]:
+        """(N,) True where the answer is class 1."""
+        return decide(self.probabilities, self.threshold)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What was asked, what was answered in how many ways, and what is known of who answered."""
+
+    rows: Sequence[Row]
+    rulings: tuple[Ruling, ...]
+    """The shipped policy is the last; differences are against the first."""
     class_names: tuple[str, str]
     title: str
-    look: int
-    """The how-many-th time these rows are looked at."""
+    data: str
+    """VAL_TEST, or the data set that was given instead."""
     provenance: dict[str, str]
+    look: int | None = None
+    """The how-many-th time VAL_TEST is looked at; None where it is not."""
+    earlier_looks: list[EarlierLooks] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def shipped(self) -> Ruling:
+        """The policy in the bundle."""
+        return self.rulings[-1]
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """(N,) 0 or 1."""
         return np.array([row.label for row in self.rows])
-
-    @property
-    def counts(self) -> Counts:
-        """Decisions against labels."""
-        return confusion_counts(self.labels, decide(self.probabilities, self.threshold))
 
     @property
     def groups(self) -> list[str] | None:
@@ -55,63 +90,52 @@ class Judged:
         return names if len(set(names)) < len(names) else None
 
 
-def make_report(judged: Judged, config: EvaluationConfig) -> Report:
+class _Resampling(TypedDict):
+    groups: list[str] | None
+    n_resamples: int
+    level: float
+    seed: int
+
+
+def make_report(case: Case, config: EvaluationConfig) -> Report:
     """Every figure with its interval, by group where groups hold several rows."""
-    intervals = bootstrap_intervals(
-        judged.labels,
-        judged.probabilities,
-        threshold=judged.threshold,
-        groups=judged.groups,
-        n_resamples=config.n_resamples,
-        level=config.level,
-        seed=config.seed,
-    )
-    counts, some = judged.counts, next(iter(intervals.values()))
-    return Report(
-        title=judged.title,
-        class_names=judged.class_names,
-        threshold=judged.threshold,
-        counts={"tp": int(counts.tp), "tn": int(counts.tn), "fp": int(counts.fp), "fn": int(counts.fn)},
+    options, shipped = _options(case.groups, config), case.shipped
+    intervals = bootstrap_intervals(case.labels, shipped.probabilities, threshold=shipped.threshold, **options)
+    some = next(iter(intervals.values()))
+    report = Report(
+        title=case.title,
+        mode=config.mode,
+        data=case.data,
+        class_names=case.class_names,
+        threshold=shipped.threshold,
+        counts=_cells(confusion_counts(case.labels, shipped.decisions)),
         metrics={name: _figure(interval) for name, interval in intervals.items()},
         level=config.level,
-        ece_band=ece_band(judged.probabilities, seed=config.seed, level=config.level),
+        ece_band=ece_band(shipped.probabilities, seed=config.seed, level=config.level),
         units=some.units,
-        grouped=judged.groups is not None,
+        grouped=case.groups is not None,
         few_units=some.few_units,
-        look=judged.look,
-        provenance=judged.provenance,
-        mistakes=_mistakes(judged),
+        look=case.look,
+        earlier_looks=case.earlier_looks,
+        notes=case.notes,
+        provenance=case.provenance,
     )
-
-
-def draw_pictures(judged: Judged) -> dict[str, bytes]:
-    """The plots of an evaluation as PNG, by the names of their artifacts."""
-    labels, p, positive = judged.labels, judged.probabilities, judged.class_names[1]
-    return {
-        "roc_curve": roc_curve(labels, p, threshold=judged.threshold, positive=positive),
-        "pr_curve": pr_curve(labels, p, threshold=judged.threshold, positive=positive),
-        "confusion_matrix": confusion_matrix(judged.counts, class_names=judged.class_names),
-        "reliability_diagram": reliability_diagram(labels, p, positive=positive),
-    }
-
-
-def draw_thumbnails(report: Report, root: Path, limits: DecodeLimits) -> dict[str, bytes]:
-    """Small JPEGs of the report's mistakes, by the key that each names."""
-    return {
-        mistake["thumbnail"]: _thumbnail(root / mistake["name"], limits)
-        for mistake in report.get("mistakes", [])
-        if "thumbnail" in mistake
-    }
+    if config.mode == "comprehensive":
+        report["policies"] = [_policy_row(ruling, case, options) for ruling in case.rulings]
+        report["slices"] = [_slice(part, case, config) for part in _parts(case.rows)]
+        report["mistakes"] = _mistakes(case)
+    return report
 
 
 def tell(report: Report) -> list[str]:
     """The evaluation in three lines, for a terminal."""
     counts, metrics = report["counts"], report["metrics"]
     positives, negatives = counts["tp"] + counts["fn"], counts["tn"] + counts["fp"]
-    look = "first look" if report["look"] == 1 else f"look number {report['look']}"
+    look = {None: "", 1: ", first look"}.get(report["look"], f", look number {report['look']}")
+    asked = "VAL_TEST, {} images set aside" if of_val_test(report) else f"{report['data']}, {{}} images"
     chance = f"(perfect would show up to {report['ece_band'][1]:.3f})"
     return [
-        f"VAL_TEST, {positives + negatives} images set aside, {look}",
+        f"{asked.format(positives + negatives)}{look}",
         f"  MCC    {_spoken(metrics['mcc'])}   ROC-AUC {_spoken(metrics['roc_auc'])}   "
         f"ECE {_spoken(metrics['ece'])} {chance}",
         f"  recall {_spoken(metrics['recall'])}   misses {counts['fn']} of {positives}, "
@@ -119,37 +143,95 @@ def tell(report: Report) -> list[str]:
     ]
 
 
-def _figure(interval: Interval) -> Figure:
-    ends = (interval.estimate, interval.low, interval.high)
-    estimate, low, high = (None if math.isnan(end) else end for end in ends)
-    return {"estimate": estimate, "low": low, "high": high}
+def _options(groups: list[str] | None, config: EvaluationConfig) -> _Resampling:
+    return _Resampling(groups=groups, n_resamples=config.n_resamples, level=config.level, seed=config.seed)
 
 
-def _spoken(figure: Figure) -> str:
-    if figure["estimate"] is None:
-        return "undefined"
-    return f"{figure['estimate']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+def _policy_row(ruling: Ruling, case: Case, options: _Resampling) -> PolicyRow:
+    first, labels = case.rulings[0], case.labels
+    intervals = bootstrap_intervals(labels, ruling.probabilities, threshold=ruling.threshold, **options)
+    row = PolicyRow(
+        name=ruling.name,
+        inference=ruling.inference,
+        threshold=ruling.threshold,
+        shipped=ruling is case.shipped,
+        counts=_cells(confusion_counts(labels, ruling.decisions)),
+        metrics={name: _figure(interval) for name, interval in intervals.items()},
+    )
+    if ruling is not first:
+        differences = paired_difference(labels, ruling.judged, first.judged, **options)
+        row["differences"] = {name: _difference_figure(difference) for name, difference in differences.items()}
+    return row
 
 
-def _mistakes(judged: Judged) -> list[Mistake]:
+def _parts(rows: Sequence[Row]) -> list[Part]:
+    """Slices by source, size, brightness and every further column of the index."""
+    sizes = np.array([min(row.width, row.height) for row in rows], dtype=np.float64)
+    brightness = np.array([row.brightness for row in rows])
+    columns = dict.fromkeys(name for row in rows for name in row.columns)
+    return [
+        *parts_of_column("source", [row.source for row in rows]),
+        *parts_of_quantity("shorter side", sizes, unit=" px", names=("small", "medium", "large")),
+        *parts_of_quantity("brightness", brightness, names=("dark", "medium", "bright")),
+        *(part for name in columns for part in parts_of_column(name, [row.columns.get(name) for row in rows])),
+    ]
+
+
+def _slice(part: Part, case: Case, config: EvaluationConfig) -> Slice:
+    labels, shipped, groups = case.labels[part.rows], case.shipped, case.groups
+    units = [str(row) if groups is None else groups[row] for row in part.rows.tolist()]
+    of_class = [len({unit for unit, label in zip(units, labels, strict=True) if label == wanted}) for wanted in (0, 1)]
+    found = bootstrap_intervals(
+        labels, shipped.probabilities[part.rows], threshold=shipped.threshold, **_options(units, config)
+    )
+    figures = {name: _figure(found[name]) for name in ("mcc", "fnr", "fpr")}
+    if 0 in of_class:  # MCC is 0 by convention there, which says nothing of the model
+        figures["mcc"] = {"estimate": None, "low": None, "high": None}
+    return Slice(
+        column=part.column,
+        value=part.value,
+        counts=_cells(confusion_counts(labels, shipped.decisions[part.rows])),
+        metrics=figures,
+        units=len(set(units)),
+        few=len(set(units)) < FEW_UNITS or min(of_class) < FEW_OF_CLASS,
+    )
+
+
+def _mistakes(case: Case) -> list[Mistake]:
     """The wrong decisions whose probabilities lie farthest on the wrong side."""
-    wrong = np.flatnonzero(decide(judged.probabilities, judged.threshold) != judged.labels)
-    error = np.abs(judged.probabilities - judged.labels)
+    labels, shipped = case.labels, case.shipped
+    wrong = np.flatnonzero(shipped.decisions != labels)
+    error = np.abs(shipped.probabilities - labels)
     worst = wrong[np.argsort(-error[wrong], kind="stable")][:WORST]
     return [
         Mistake(
-            name=judged.rows[i].path,
-            label=judged.rows[i].label,
-            probability=float(judged.probabilities[i]),
+            name=case.rows[i].path,
+            label=case.rows[i].label,
+            probability=float(shipped.probabilities[i]),
             thumbnail=f"mistake_{rank}",
         )
         for rank, i in enumerate(worst.tolist())
     ]
 
 
-def _thumbnail(path: Path, limits: DecodeLimits) -> bytes:
-    image = Image.fromarray(read_image(path, limits=limits).movedim(0, -1).contiguous().numpy())
-    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    jpeg = io.BytesIO()
-    image.save(jpeg, "JPEG", quality=80)
-    return jpeg.getvalue()
+def _cells(counts: Counts) -> CountsRow:
+    return {"tp": int(counts.tp), "tn": int(counts.tn), "fp": int(counts.fp), "fn": int(counts.fn)}
+
+
+def _figure(interval: Interval) -> Figure:
+    estimate, low, high = map(_or_none, (interval.estimate, interval.low, interval.high))
+    return {"estimate": estimate, "low": low, "high": high}
+
+
+def _difference_figure(difference: Difference) -> DifferenceFigure:
+    return {**_figure(difference), "p_value": _or_none(difference.p_value)}
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _spoken(figure: Figure) -> str:
+    if figure["estimate"] is None:
+        return "undefined"
+    return f"{figure['estimate']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"

@@ -1,9 +1,10 @@
 """From a command line to a finished run: compose the settings, find the data, hand the plan to the engine."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from streetvision.bundle.format import Bundle, read_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.data.scenes import write_scenes
@@ -27,26 +28,47 @@ def launch_training(overrides: Sequence[str], *, file: Path | None, console: Con
     return schema
 
 
-def launch_evaluation(bundle: Path, overrides: Sequence[str], *, console: Console) -> ArtifactSchema:
-    """Judge a bundle on VAL_TEST of the run that it came from; returns the paths of that run.
+def launch_evaluation(
+    bundle: Path, overrides: Sequence[str], *, data: str | None = None, console: Console
+) -> ArtifactSchema:
+    """Judge a bundle on VAL_TEST of the run that it came from, or on `data`; returns the paths of the evaluation.
 
-    The run is the folder above the bundle's, unless run_dir= names it because the bundle was moved.
+    The run is the folder above the bundle's, unless run_dir= names it because the bundle was moved. The evaluation on
+    other data has a folder of its own in that run, unless run_dir= names another.
     """
     folder = bundle.parent if bundle.suffix == ".json" else bundle
-    beside = {"evaluation": {"bundle": str(folder)}, "run_dir": str(folder.parent)}
-    config = compose_config(overrides, beneath=beside)
+    judged = {"evaluation": {"bundle": str(folder)}, "run_dir": str(folder.parent)}
+    if data is not None:
+        return _evaluate_elsewhere(read_bundle(folder), overrides, judged=judged, data=data, console=console)
+    config = compose_config(overrides, beneath=judged)
     schema = ArtifactSchema(config.root)
-    if not (folder / "bundle.json").is_file():
-        raise ArtifactError(
-            f"there is no bundle at {str(bundle)!r} (expected a folder with bundle.json)",
-            "make one with: streetvision train data.root=...",
-        )
+    read_bundle(folder)  # that there is none is worse than that its run is missing
     if not schema.splits.is_file():
         raise ArtifactError(
             f"{str(schema.root)!r} is not the run that made this bundle: it has no splits.json",
-            "name the run whose VAL_TEST it should be judged on: run_dir=...",
+            "name the run whose VAL_TEST it should be judged on: run_dir=..., or other images: --data ...",
         )
     Engine(schema, PHASES, config.sections(), console).run(ordered(["evaluate"], PHASES))
+    return schema
+
+
+def _evaluate_elsewhere(
+    bundle: Bundle, overrides: Sequence[str], *, judged: Mapping[str, object], data: str, console: Console
+) -> ArtifactSchema:
+    name = Path(data).expanduser().resolve().stem
+    beneath = {
+        **judged,
+        "run_dir": str(bundle.folder.parent / f"on_{name}"),
+        "data": {"root": data, "class_names": list(bundle.manifest.class_names)},
+    }
+    config = compose_config(overrides, beneath=beneath)
+    schema = ArtifactSchema(config.root)
+    if schema.splits.is_file():
+        raise ConfigError(
+            f"{str(schema.root)!r} is a run of its own, and the evaluation on {data!r} would stand among its files",
+            "give another folder: run_dir=...",
+        )
+    Engine(schema, PHASES, config.sections(), console).run(ordered(["evaluate_data"], PHASES))
     return schema
 
 

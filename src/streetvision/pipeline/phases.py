@@ -13,7 +13,15 @@ from streetvision.pipeline.steps import (
 )
 
 PHASES: Mapping[str, Phase] = {
-    step.PHASE.id: step.PHASE
-    for step in (prepare_data, train_baseline, sweep_thresholds, calibrate_scrc, export_bundle, evaluate_model)
+    phase.id: phase
+    for phase in (
+        prepare_data.PHASE,
+        train_baseline.PHASE,
+        sweep_thresholds.PHASE,
+        calibrate_scrc.PHASE,
+        export_bundle.PHASE,
+        evaluate_model.PHASE,
+        evaluate_model.ELSEWHERE,
+    )
 }
 """Id -> phase, in the order of the data."""

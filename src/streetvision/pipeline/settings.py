@@ -61,6 +61,8 @@ class EvaluationConfig(Section):
 
     bundle: Path | None = Field(default=None, exclude=True)
     """The bundle's folder; None takes the run's own. Manifests know it by its digest, wherever it lies."""
+    mode: Literal["quick", "comprehensive"] = "comprehensive"
+    """quick: the figures of the shipped policy; comprehensive: other policies, slices, thresholds, mistakes as well."""
     n_resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples for each interval."""
     level: float = Field(default=0.95, gt=0.5, lt=1)

@@ -1,66 +1,170 @@
-"""evaluate: what the bundle answers on VAL_TEST, with an interval on every figure."""
+"""evaluate: what the bundle answers on VAL_TEST, or on another labelled data set, with an interval on every figure."""
 
 import math
-from datetime import UTC, datetime
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle
 from streetvision.bundle.predictor import Predictor
-from streetvision.contracts.errors import ArtifactError
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.errors import ArtifactError, LeakageError
 from streetvision.contracts.phase import Context, Outcome, Phase
-from streetvision.contracts.split_contracts import Row, Split
+from streetvision.contracts.policies import ThresholdPolicy
+from streetvision.contracts.split_contracts import Partition, Row, Split
 from streetvision.data.datamodule import LoaderConfig
-from streetvision.eval.report import render_report
-from streetvision.io.atomic import read_json, sha256_file, write_bytes_atomic, write_json_atomic, write_text_atomic
+from streetvision.data.index import DataConfig
+from streetvision.data.partition import partition_from_json
+from streetvision.eval.metrics import positive_probability
+from streetvision.eval.page import render_report
+from streetvision.io.atomic import read_json, sha256_file, sha256_json, write_bytes_atomic, write_json_atomic
+from streetvision.io.atomic import write_text_atomic as write_text
 from streetvision.io.manifests import git_sha
-from streetvision.pipeline.judgement import Judged, draw_pictures, draw_thumbnails, make_report, tell
+from streetvision.io.validators import PolicyValidator
+from streetvision.pipeline.illustration import draw_pictures, draw_thumbnails
+from streetvision.pipeline.judgement import Case, Ruling, make_report, tell
+from streetvision.pipeline.ledger import Looks, record_look
 from streetvision.pipeline.settings import EvaluationConfig
+from streetvision.pipeline.steps.prepare_data import digest_of_data, scan_data
+
+ABOVE_HALF = float(np.nextafter(0.5, 1))
+"""argmax takes class 0 when both logits are equal."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The images that a bundle is judged on."""
+
+    rows: tuple[Row, ...]
+    root: Path
+    """Folder that relative row paths start from."""
+    title: str
+    data: str
+    """VAL_TEST, or the data set that was given instead."""
+    fingerprint: str
+    looks: Looks | None
+    """None where VAL_TEST is not touched."""
+    notes: list[str] = field(default_factory=list)
 
 
 def run(context: Context) -> Outcome:
     """Ask the bundle about every row of VAL_TEST, and write figures, pictures and the page for people."""
-    schema, bundle = context.schema, _bundle(context)
+    bundle = _own_bundle(context)
     rows = context.rows(Split.VAL_TEST)
-    look = _record_look(context, bundle)
+    asked = Asked(
+        rows,
+        context.data_root,
+        title=context.schema.root.resolve().name,
+        data="VAL_TEST",
+        fingerprint=context.fingerprint,
+        looks=record_look(context.schema.looks, _digest(bundle)),
+    )
+    return _judge(bundle, asked, context, home=context.schema)
+
+
+def run_elsewhere(context: Context) -> Outcome:
+    """Ask the bundle about every image of data.root, none of which may have had a part in making it."""
+    bundle = _bundle(context)
+    home = ArtifactSchema(bundle.folder.parent)
+    index = scan_data(context).index
+    made_from = _partition(home, bundle)
+    looks, notes = None, []
+    if made_from is None:
+        notes.append("The images that made this bundle are not listed beside it: none could be looked for among these.")
+    elif _shared_with_val_test(index.rows, made_from):
+        looks = record_look(home.looks, _digest(bundle))
+    data = Path(str(context.settings(DataConfig).root)).expanduser().resolve().name
+    asked = Asked(
+        index.rows,
+        index.root,
+        title=f"{data}, judged by {bundle.folder.resolve().parent.name}",
+        data=data,
+        fingerprint=index.fingerprint,
+        looks=looks,
+        notes=notes,
+    )
+    return _judge(bundle, asked, context, home=home)
+
+
+def _judge(bundle: Bundle, asked: Asked, context: Context, *, home: ArtifactSchema) -> Outcome:
+    schema, config = context.schema, context.settings(EvaluationConfig)
     limits = context.settings(LoaderConfig).limits
     predictor = Predictor(bundle, limits=limits)
-    judged = Judged(
-        rows,
-        _ask(predictor, rows, context),
-        threshold=predictor.threshold,
+    threshold = _threshold_policy(home, bundle)
+    if threshold is None and predictor.manifest.policy_type != "threshold":
+        asked.notes.append("The table of policies leaves out phase 2's threshold: the run has none of this model.")
+    case = Case(
+        asked.rows,
+        _rulings(predictor, _ask(predictor, asked, context), threshold),
         class_names=bundle.manifest.class_names,
-        title=schema.root.resolve().name,
-        look=look,
-        provenance=_provenance(bundle),
+        title=asked.title,
+        data=asked.data,
+        provenance=_provenance(bundle, asked, config),
+        look=asked.looks.number if asked.looks else None,
+        earlier_looks=asked.looks.earlier if asked.looks else [],
+        notes=asked.notes,
     )
-    report, pictures = make_report(judged, context.settings(EvaluationConfig)), draw_pictures(judged)
+    report, pictures = make_report(case, config), draw_pictures(case, config)
+    schema.threshold_curve.unlink(missing_ok=True)
     for name, png in pictures.items():
         write_bytes_atomic(schema.path(name), png)
-    thumbnails = draw_thumbnails(report, context.data_root, limits)
+    thumbnails = draw_thumbnails(report, asked.root, limits)
     write_json_atomic(schema.evaluation_report, {**report, "summary": tell(report)})
-    write_text_atomic(schema.report_html, render_report(report, pictures | thumbnails))
+    write_text(schema.report_html, render_report(report, pictures | thumbnails))
+    look = f", look {case.look}" if case.look else ""
     return Outcome(
-        f"{len(rows)} images of VAL_TEST, look {look}", {"n": len(rows), "mcc": report["metrics"]["mcc"]["estimate"]}
+        f"{len(asked.rows)} images of {asked.data}{look}",
+        {"n": len(asked.rows), "mcc": report["metrics"]["mcc"]["estimate"]},
+        also_makes=tuple(schema.path(name) for name in pictures if name not in MAKES),
     )
 
 
-def _provenance(bundle: Bundle) -> dict[str, str]:
+def _ask(predictor: Predictor, asked: Asked, context: Context) -> Tensor:
+    """The bundle's logits (N, 2) for each row."""
+    batch = context.settings(LoaderConfig).batch_size
+    batches = predictor.stream_logits((asked.root / row.path for row in asked.rows), batch_size=batch)
+    total = math.ceil(len(asked.rows) / batch)
+    return torch.cat(list(context.progress.track(batches, total=total, label=asked.data.lower())))
+
+
+def _rulings(predictor: Predictor, logits: Tensor, threshold: ThresholdPolicy | None) -> tuple[Ruling, ...]:
+    """argmax, phase 2's threshold where the run has it, and last what the bundle does."""
+    plain = positive_probability(logits.numpy())
+    shipped = Ruling(predictor.manifest.policy_type, predictor.probabilities(logits), predictor.threshold)
+    between = [Ruling("threshold", plain, threshold.threshold)] if threshold and shipped.name != "threshold" else []
+    return (Ruling("argmax", plain, ABOVE_HALF), *between, shipped)
+
+
+def _threshold_policy(home: ArtifactSchema, bundle: Bundle) -> ThresholdPolicy | None:
+    """The threshold that phase 2 of the bundle's run chose for the bundle's model; None where there is none."""
+    if not home.thresholds.is_file():
+        return None
+    policy = PolicyValidator().validate(home.thresholds)
+    same = policy.scores.model_sha256 == bundle.manifest.policy.scores.model_sha256
+    return policy if same and isinstance(policy, ThresholdPolicy) else None
+
+
+def _provenance(bundle: Bundle, asked: Asked, config: EvaluationConfig) -> dict[str, str]:
     manifest = bundle.manifest
     return {
-        "bundle": sha256_file(bundle.folder / BUNDLE_JSON),
+        "bundle": _digest(bundle),
         "model": manifest.files[manifest.model_checkpoint].sha256,
-        "data": manifest.data_fingerprint,
+        "made from data": manifest.data_fingerprint,
+        "judged on data": asked.fingerprint,
         "policy": manifest.policy_type,
+        "intervals": f"{config.n_resamples} resamples, level {config.level:g}, seed {config.seed}",
         "code": git_sha() or "not a checkout",
         **manifest.made_with,
     }
 
 
-def _bundle(context: Context) -> Bundle:
+def _own_bundle(context: Context) -> Bundle:
     """The bundle to judge; raises ArtifactError when it was not made from this run's data."""
-    bundle = read_bundle(context.settings(EvaluationConfig).bundle or context.schema.export)
+    bundle = _bundle(context)
     if bundle.manifest.data_fingerprint != context.fingerprint:
         raise ArtifactError(
             f"bundle {str(bundle.folder)!r} was made from data with fingerprint "
@@ -70,25 +174,34 @@ def _bundle(context: Context) -> Bundle:
     return bundle
 
 
-def _record_look(context: Context, bundle: Bundle) -> int:
-    """Note in the ledger that VAL_TEST is opened, before it is; returns the how-many-th time this is."""
-    path = context.schema.looks
-    looks = read_json(path) if path.is_file() else []
-    if not isinstance(looks, list):
-        raise ArtifactError(f"{str(path)!r} should hold a list of looks at VAL_TEST", "restore it from a backup")
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    looks.append({"at": now, "bundle_sha256": sha256_file(bundle.folder / BUNDLE_JSON)})
-    write_json_atomic(path, looks)
-    return len(looks)
+def _partition(home: ArtifactSchema, bundle: Bundle) -> Partition | None:
+    """The splits that the bundle was made from, if its run is around it."""
+    if not home.splits.is_file():
+        return None
+    found = partition_from_json(read_json(home.splits), home.splits)
+    return found if found.index.fingerprint == bundle.manifest.data_fingerprint else None
 
 
-def _ask(predictor: Predictor, rows: tuple[Row, ...], context: Context) -> NDArray[np.float64]:
-    """The bundle's probability (N,) for each row."""
-    batch = context.settings(LoaderConfig).batch_size
-    batches = predictor.stream((context.data_root / row.path for row in rows), batch_size=batch)
-    total = math.ceil(len(rows) / batch)
-    answers = [a for part in context.progress.track(batches, total=total, label="val_test") for a in part]
-    return np.array([answer.probability for answer in answers])
+def _shared_with_val_test(rows: tuple[Row, ...], made_from: Partition) -> bool:
+    """Whether rows are images of VAL_TEST; raises LeakageError when some are images of the other splits."""
+    role_of = {row.sha256: role for row, role in zip(made_from.index.rows, made_from.roles, strict=True)}
+    met = Counter(role_of[row.sha256] for row in rows if row.sha256 in role_of)
+    seen = {role.value: count for role, count in met.items() if role is not Split.VAL_TEST}
+    if seen:
+        counts = ", ".join(f"{role} {count:,}" for role, count in sorted(seen.items()))
+        raise LeakageError(
+            f"{sum(seen.values()):,} of {len(rows):,} images had a part in making this bundle ({counts})",
+            "take them out of the data, or judge the bundle on its VAL_TEST: leave out --data",
+        )
+    return Split.VAL_TEST in met
+
+
+def _bundle(context: Context) -> Bundle:
+    return read_bundle(context.settings(EvaluationConfig).bundle or context.schema.export)
+
+
+def _digest(bundle: Bundle) -> str:
+    return sha256_file(bundle.folder / BUNDLE_JSON)
 
 
 def _judged_bundle(context: Context) -> str:
@@ -97,19 +210,43 @@ def _judged_bundle(context: Context) -> str:
     return sha256_file(folder / BUNDLE_JSON)
 
 
+def _judged_data(context: Context) -> str:
+    """Digest of the bundle, of what is read of the run around it, and of the data set."""
+    home = ArtifactSchema((context.settings(EvaluationConfig).bundle or context.schema.export).parent)
+    beside = [sha256_file(path) if path.is_file() else "" for path in (home.splits, home.thresholds)]
+    return sha256_json([_judged_bundle(context), *beside, digest_of_data(context)])
+
+
+def _run_s_thresholds(context: Context) -> tuple[str, ...]:
+    return ("thresholds",) if context.schema.manifest("phase2").exists() else ()
+
+
+MAKES = (
+    "evaluation_report",
+    "report_html",
+    "roc_curve",
+    "pr_curve",
+    "confusion_matrix",
+    "reliability_diagram",
+)
+
 PHASE = Phase(
     id="evaluate",
     title="judge",
     config=(EvaluationConfig, LoaderConfig),
     needs=("splits",),
-    makes=(
-        "evaluation_report",
-        "report_html",
-        "roc_curve",
-        "pr_curve",
-        "confusion_matrix",
-        "reliability_diagram",
-    ),
+    makes=MAKES,
     run=run,
+    also_needs=_run_s_thresholds,
     external=_judged_bundle,
+)
+
+ELSEWHERE = Phase(
+    id="evaluate_data",
+    title="judge",
+    config=(EvaluationConfig, DataConfig, LoaderConfig),
+    needs=(),
+    makes=("data_report", *MAKES),
+    run=run_elsewhere,
+    external=_judged_data,
 )

@@ -17,6 +17,14 @@ from streetvision.io.atomic import sha256_json, write_json_atomic
 
 def run(context: Context) -> Outcome:
     """Index what can be used, name what cannot, and write the partition."""
+    config, scan = context.settings(DataConfig), scan_data(context)
+    partition = make_partition(scan.index, fractions=config.fractions, seed=config.seed)
+    write_json_atomic(context.schema.splits, partition_to_json(partition))
+    return _outcome(scan, partition)
+
+
+def scan_data(context: Context) -> Scan:
+    """Read every image of data.root; what cannot be used is named in data_report.json."""
     config, schema = context.settings(DataConfig), context.schema
     scan = scan_images(
         _list(context),
@@ -29,9 +37,7 @@ def run(context: Context) -> Outcome:
     if scan.bad or scan.left_out:
         files = f"{len(scan.bad)} unusable images and {len(scan.left_out)} other files"
         context.progress.warn(f"{files} are left out; each is named in {schema.data_report}")
-    partition = make_partition(scan.index, fractions=config.fractions, seed=config.seed)
-    write_json_atomic(schema.splits, partition_to_json(partition))
-    return _outcome(scan, partition)
+    return scan
 
 
 def _list(context: Context) -> Listing:
@@ -65,7 +71,7 @@ def _outcome(scan: Scan, partition: Partition) -> Outcome:
     )
 
 
-def _outside(context: Context) -> str:
+def digest_of_data(context: Context) -> str:
     """Digest of the data set as it lies there: what is listed, with sizes and times; a hub name stands for itself."""
     root = Path(_root(context.settings(DataConfig))).expanduser()
     if not root.exists():
@@ -92,5 +98,5 @@ PHASE = Phase(
     needs=(),
     makes=("splits", "data_report"),
     run=run,
-    external=_outside,
+    external=digest_of_data,
 )

@@ -1,0 +1,66 @@
+"""The pictures of an evaluation: plots of the answers, and thumbnails of the mistakes."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from streetvision.data.decode import DecodeLimits, read_image
+from streetvision.eval.counts import confusion_counts
+from streetvision.eval.plots import confusion_matrix, pr_curve, reliability_diagram, roc_curve, threshold_curve
+from streetvision.eval.report import Report
+from streetvision.eval.stability import mcc_band
+from streetvision.pipeline.judgement import Case
+from streetvision.pipeline.settings import EvaluationConfig
+
+THUMBNAIL_PIXELS = 240
+CURVE_POINTS = 201
+
+
+def draw_pictures(case: Case, config: EvaluationConfig) -> dict[str, bytes]:
+    """The plots of an evaluation as PNG, by the names of their artifacts."""
+    labels, shipped, positive = case.labels, case.shipped, case.class_names[1]
+    p, threshold = shipped.probabilities, shipped.threshold
+    counts = confusion_counts(labels, shipped.decisions)
+    pictures = {
+        "roc_curve": roc_curve(labels, p, threshold=threshold, positive=positive),
+        "pr_curve": pr_curve(labels, p, threshold=threshold, positive=positive),
+        "confusion_matrix": confusion_matrix(counts, class_names=case.class_names),
+        "reliability_diagram": reliability_diagram(labels, p, positive=positive),
+    }
+    if config.mode == "comprehensive":
+        pictures["threshold_curve"] = _threshold_curve(case, config)
+    return pictures
+
+
+def _threshold_curve(case: Case, config: EvaluationConfig) -> bytes:
+    shipped = case.shipped
+    at = np.unique(np.append(np.linspace(0, 1, CURVE_POINTS), shipped.threshold))
+    band = mcc_band(
+        case.labels,
+        shipped.probabilities,
+        at,
+        groups=case.groups,
+        n_resamples=config.n_resamples,
+        level=config.level,
+        seed=config.seed,
+    )
+    return threshold_curve(band, threshold=shipped.threshold)
+
+
+def draw_thumbnails(report: Report, root: Path, limits: DecodeLimits) -> dict[str, bytes]:
+    """Small JPEGs of the report's mistakes, by the key that each names."""
+    return {
+        mistake["thumbnail"]: _thumbnail(root / mistake["name"], limits)
+        for mistake in report.get("mistakes", [])
+        if "thumbnail" in mistake
+    }
+
+
+def _thumbnail(path: Path, limits: DecodeLimits) -> bytes:
+    image = Image.fromarray(read_image(path, limits=limits).movedim(0, -1).contiguous().numpy())
+    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    jpeg = io.BytesIO()
+    image.save(jpeg, "JPEG", quality=80)
+    return jpeg.getvalue()

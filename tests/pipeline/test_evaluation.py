@@ -1,0 +1,153 @@
+"""evaluate, through the command line: on VAL_TEST, on other data, in both modes."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from streetvision import load_bundle
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.progress import Silent
+from streetvision.data.scenes import SceneConfig, write_scenes
+from streetvision.io.atomic import read_json
+
+FEW = "evaluation.n_resamples=100"
+
+
+@pytest.fixture
+def run_copy(finished_run, tmp_path):
+    return ArtifactSchema(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Scenes of other seeds than those of the run, with a column that the run's data lack."""
+    folder = tmp_path_factory.mktemp("others")
+    write_scenes(folder, SceneConfig(count=60, first_seed=5000, width=96, height=72), Silent())
+    index = folder / "index.csv"
+    rows = list(csv.DictReader(index.read_text().splitlines()))
+    lines = [",".join([*row.values(), "wet" if i % 2 else "dry"]) for i, row in enumerate(rows)]
+    index.write_text("\n".join([",".join([*rows[0], "road"]), *lines]))
+    return folder
+
+
+def taken_from_run(schema, splits, folder):
+    """A data set of the run's own images of some splits, under other names."""
+    content = read_json(schema.splits)
+    rows = [row for row in content["rows"] if row["split"] in splits]
+    lines = [f"{Path(content['root']) / row['path']},{row['label']}" for row in rows]
+    folder.mkdir()
+    (folder / "index.csv").write_text("\n".join(["path,label", *lines]))
+    return folder, len(rows)
+
+
+def test_the_policies_are_argmax_phase_2_and_the_bundle(finished_run):
+    schema = ArtifactSchema(finished_run)
+    policies = read_json(schema.evaluation_report)["policies"]
+    assert [row["name"] for row in policies] == ["argmax", "threshold", "scrc"]
+    assert [row["shipped"] for row in policies] == [False, False, True]
+    assert policies[1]["threshold"] == read_json(schema.thresholds)["threshold"]
+    assert policies[2]["threshold"] == load_bundle(schema.export).threshold
+    assert {row["inference"] for row in policies} == {"single_view"}
+
+
+def test_a_shipped_threshold_is_not_told_twice(run_copy, command):
+    train = ["train", f"run_dir={run_copy.root}", "pipeline.phases=[phase6]", "phase6.policy=threshold"]
+    assert command(*train)[0] == 0
+    code, _, err = command("evaluate", "--bundle", run_copy.export, FEW)
+    assert code == 0, err
+    policies = read_json(run_copy.evaluation_report)["policies"]
+    assert [(row["name"], row["shipped"]) for row in policies] == [("argmax", False), ("threshold", True)]
+
+
+def test_the_threshold_of_another_model_is_left_out_and_said_to_be(run_copy, command):
+    policy = read_json(run_copy.thresholds)
+    policy["scores"]["model_sha256"] = "f" * 64
+    run_copy.thresholds.write_text(json.dumps(policy))
+    run_copy.manifest("phase2").unlink()
+    code, _, err = command("evaluate", "--bundle", run_copy.export, FEW)
+    assert code == 0, err
+    report = read_json(run_copy.evaluation_report)
+    assert [row["name"] for row in report["policies"]] == ["argmax", "scrc"]
+    assert "leaves out phase 2's threshold" in report["notes"][0]
+
+
+def test_quick_leaves_no_picture_of_an_earlier_comprehensive_look(run_copy, command):
+    assert run_copy.threshold_curve.is_file()
+    code, out, err = command("evaluate", "--bundle", run_copy.export, "--mode", "quick", FEW)
+    assert code == 0, err
+    assert not run_copy.threshold_curve.exists()
+    assert "look number 2" in out
+    assert "slices" not in read_json(run_copy.evaluation_report)
+
+
+def test_looks_at_val_test_are_counted_and_repeats_are_not_looks(run_copy, command):
+    again = ["evaluate", "--bundle", run_copy.export, FEW]
+    assert "first look" in command(*again)[1]
+    assert len(read_json(run_copy.looks)) == 1
+    code, out, _ = command(*again, "evaluation.seed=1")
+    assert code == 0
+    assert "look number 2" in out
+    looks = read_json(run_copy.looks)
+    assert len(looks) == 2
+    earlier = read_json(run_copy.evaluation_report)["earlier_looks"]
+    assert earlier == [{"bundle_sha256": looks[0]["bundle_sha256"], "times": 1, "last": looks[0]["at"]}]
+
+
+def test_a_bundle_that_was_moved_is_judged_on_the_run_that_made_it(run_copy, tmp_path, command):
+    moved = run_copy.export.rename(tmp_path / "moved")
+    code, _, err = command("evaluate", "--bundle", moved)
+    assert code == 2
+    assert "run_dir=" in err
+    code, _, err = command("evaluate", "--bundle", moved, f"run_dir={run_copy.root}", FEW)
+    assert code == 0, err
+
+
+def test_other_data_are_judged_in_a_folder_of_their_own(run_copy, others, command):
+    code, out, err = command("evaluate", "--bundle", run_copy.export, "--data", others, FEW)
+    assert code == 0, err
+    assert "60 images" in out
+    assert f"streetvision predict --bundle {run_copy.export} " in out
+    there = ArtifactSchema(run_copy.root / f"on_{others.name}")
+    report = read_json(there.evaluation_report)
+    assert (report["look"], report["notes"], report["data"]) == (None, [], others.name)
+    assert [row["name"] for row in report["policies"]] == ["argmax", "threshold", "scrc"]
+    assert {part["value"] for part in report["slices"] if part["column"] == "road"} == {"wet", "dry"}
+    assert len(read_json(run_copy.looks)) == 1
+    assert "(unchanged)" in command("evaluate", "--bundle", run_copy.export, "--data", others, FEW)[1]
+
+
+def test_images_that_made_the_bundle_do_not_judge_it(run_copy, tmp_path, command):
+    data, n = taken_from_run(run_copy, {"train", "val_calib"}, tmp_path / "leak")
+    code, _, err = command("evaluate", "--bundle", run_copy.export, "--data", data, FEW)
+    assert code == 2
+    assert f"{n} of {n} images had a part in making this bundle (train " in err
+
+
+def test_val_test_under_another_name_is_a_look_at_val_test(run_copy, tmp_path, command):
+    data, _ = taken_from_run(run_copy, {"val_test"}, tmp_path / "again")
+    code, _, err = command("evaluate", "--bundle", run_copy.export, "--data", data, FEW)
+    assert code == 0, err
+    report = read_json(ArtifactSchema(run_copy.root / "on_again").evaluation_report)
+    assert report["look"] == 2
+    assert len(read_json(run_copy.looks)) == 2
+    assert report["metrics"]["accuracy"] == pytest.approx(read_json(run_copy.evaluation_report)["metrics"]["accuracy"])
+
+
+def test_without_its_run_a_bundle_is_judged_with_a_caution(run_copy, others, tmp_path, command):
+    alone = tmp_path / "alone" / "bundle"
+    alone.parent.mkdir()
+    run_copy.export.rename(alone)
+    code, _, err = command("evaluate", "--bundle", alone, "--data", others, f"run_dir={tmp_path / 'out'}", FEW)
+    assert code == 0, err
+    report = read_json(ArtifactSchema(tmp_path / "out").evaluation_report)
+    assert "not listed beside it" in report["notes"][0]
+    assert "caution" not in err
+
+
+def test_an_evaluation_does_not_move_into_a_run(run_copy, others, command):
+    code, _, err = command("evaluate", "--bundle", run_copy.export, "--data", others, f"run_dir={run_copy.root}")
+    assert code == 2
+    assert "is a run of its own" in err
