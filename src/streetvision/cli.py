@@ -105,14 +105,14 @@ def doctor() -> None:
     examine_machine(_console())
 
 
-def bench(section: Annotated[str, typer.Argument(help="startup or training")]) -> None:
+def bench(section: Annotated[str, typer.Argument(help="startup, statistics or training")]) -> None:
     """Measure this installation against a floor or a peer, in the same run."""
     from streetvision.research.benchmark import run_benchmarks
 
     console = _console()
     for figure in run_benchmarks(section, console):
-        console.line(section, f"{figure.name}: {figure.seconds:.3f} s")
-        console.line("", f"{figure.beside}: {figure.beside_seconds:.3f} s; ratio {figure.ratio:.3f}")
+        console.line(section, f"{figure.name}: {figure.value:.3f} {figure.unit}")
+        console.line("", f"{figure.beside}: {figure.beside_value:.3f} {figure.unit}; ratio {figure.ratio:.3f}")
 
 
 VERBS: dict[str, Callable[..., None]] = {

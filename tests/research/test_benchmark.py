@@ -2,7 +2,8 @@ import pytest
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Silent
-from streetvision.research.benchmark import Figure, bench_startup, in_turn, run_benchmarks
+from streetvision.research.benchmark import bench_startup, run_benchmarks
+from streetvision.research.figures import Figure, in_turn
 
 
 def test_both_are_called_in_turn_with_one_warm_up():

@@ -20,6 +20,7 @@ from streetvision.contracts.errors import DataError
 from streetvision.eval.counts import Counts, Cuts, FloatArray, Values, all_cuts, checked, confusion_counts
 
 ECE_BINS = 15
+TINY = np.finfo(np.float64).tiny
 
 
 def positive_probability(logits: ArrayLike) -> FloatArray:
@@ -236,7 +237,6 @@ def all_metrics(labels: ArrayLike, probabilities: ArrayLike, decisions: ArrayLik
 
 
 def _ratio(numerator: Any, denominator: Any) -> Values:
-    """The numerator over the denominator in float64; 0 where the denominator is 0, since the numerator is 0 there."""
-    below = np.asarray(denominator, dtype=np.float64)
-    quotient: Values = np.divide(numerator, below + (below == 0), dtype=np.float64)
+    """The numerator over the denominator (at least 0) in float64; 0 where both are 0."""
+    quotient: Values = np.divide(numerator, np.maximum(denominator, TINY, dtype=np.float64), dtype=np.float64)
     return quotient

@@ -48,6 +48,8 @@ class Units:
 
     def reordered(self, order: IntArray) -> "Units":
         """The units of rows[order], numbered as they come; order (N,) is a permutation."""
+        if not self.grouped:
+            return self
         _, first, of_row = np.unique(self.of_row[order], return_index=True, return_inverse=True)
         return Units(np.argsort(np.argsort(first))[of_row], self.count)
 

@@ -1,36 +1,14 @@
 """Benchmarks: each figure beside the peer or the floor that it is judged against, both measured in the same run."""
 
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from streetvision.contracts.errors import unknown_name
 from streetvision.contracts.progress import Progress, Silent
-
-REPEATS = 5
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured figure and what it is compared with."""
-
-    name: str
-    seconds: float
-    """Median over the repeats."""
-    beside: str
-    """What `beside_seconds` is the time of."""
-    beside_seconds: float
-    """Median over the same repeats, taken in turn."""
-
-    @property
-    def ratio(self) -> float:
-        """This figure over the one beside it."""
-        return self.seconds / self.beside_seconds
+from streetvision.research.figures import Figure, in_turn
 
 
 def run_benchmarks(section: str, progress: Progress) -> list[Figure]:
@@ -38,18 +16,6 @@ def run_benchmarks(section: str, progress: Progress) -> list[Figure]:
     if section not in SECTIONS:
         raise unknown_name("benchmark section", section, SECTIONS)
     return SECTIONS[section](progress)
-
-
-def in_turn(ours: Callable[[], object], theirs: Callable[[], object], *, repeats: int = REPEATS) -> tuple[float, float]:
-    """Median seconds of two functions that run in turn, so that a drifting machine slows both; one warm-up each."""
-    taken: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 1):
-        for function, times in zip((ours, theirs), taken, strict=True):
-            started = time.perf_counter()
-            function()
-            if repeat:
-                times.append(time.perf_counter() - started)
-    return statistics.median(taken[0]), statistics.median(taken[1])
 
 
 def bench_startup(_: Progress) -> list[Figure]:
@@ -103,8 +69,16 @@ def bench_training(progress: Progress) -> list[Figure]:
     return [Figure("ten epochs of the head, 512 images", ours, "features of the same images, once", beside)]
 
 
+def bench_statistics(progress: Progress) -> list[Figure]:
+    """Thresholds and intervals, against scikit-learn and SciPy."""
+    from streetvision.research import bench_statistics
+
+    return bench_statistics.bench_statistics(progress)
+
+
 SECTIONS: Mapping[str, Callable[[Progress], list[Figure]]] = {
     "startup": bench_startup,
+    "statistics": bench_statistics,
     "training": bench_training,
 }
 """Section -> what measures it."""
