@@ -37,6 +37,7 @@ def sample(**changes):
         "earlier_looks": [],
         "notes": [],
         "provenance": {"data": "ab" * 32, "git": "1234abcd"},
+        "settings": {"phase1": {"TrainingConfig": {"epochs": 40}}},
     }
     return report | changes
 
@@ -86,6 +87,8 @@ def test_the_page_tells_everything_in_the_report():
     for question in QUESTIONS.values():
         assert question in text
     assert "ab" * 32 in text
+    assert '"epochs": 40' in text
+    assert "not at hand, nor are its settings" in render_report(sample(settings={}), {})
     assert "looked at once" in text
 
 
@@ -99,7 +102,9 @@ def test_the_page_asks_nothing_of_the_world_and_is_small():
     assert len(page) < 3_000_000
 
 
-@pytest.mark.parametrize("place", ["title", "class", "slice", "value", "note", "data", "mistake", "provenance"])
+@pytest.mark.parametrize(
+    "place", ["title", "class", "slice", "value", "note", "data", "mistake", "provenance", "settings"]
+)
 def test_names_from_elsewhere_are_escaped(place):
     report = {
         "title": sample(title=EVIL),
@@ -110,11 +115,12 @@ def test_names_from_elsewhere_are_escaped(place):
         "data": sample(data=EVIL),
         "mistake": sample(mistakes=[{"name": EVIL, "label": 1, "probability": 0.1, "thumbnail": "worst"}]),
         "provenance": sample(provenance={EVIL: EVIL}),
+        "settings": sample(settings={"phase1": EVIL}),
     }[place]
     page = render_report(report, {"worst": picture("JPEG")})
     assert "<script" not in page
     outline = Outline(page)
-    assert EVIL in outline.text
+    assert EVIL in outline.text.replace('\\"', '"')
     assert "script" not in outline.tags
 
 

@@ -12,6 +12,7 @@ from scipy.special import expit
 from streetvision.contracts.errors import DataError
 from streetvision.eval import plots
 from streetvision.eval.counts import Counts, confusion_counts
+from streetvision.eval.stability import mcc_band
 from streetvision.eval.thresholds import decide, select_threshold_max_mcc
 
 RNG = np.random.default_rng(0)
@@ -21,6 +22,7 @@ P = expit(2 * MARGINS)
 LOGITS = np.stack([-MARGINS, MARGINS], axis=1)
 THRESHOLD, MCC, FIGURES = select_threshold_max_mcc(LOGITS, LABELS, n_thresholds=200, return_curve=True)
 
+BAND = mcc_band(LABELS, P, np.unique([*np.linspace(0, 1, 21), THRESHOLD]), n_resamples=100)
 PICTURES = {
     "roc": lambda: plots.roc_curve(LABELS, P, threshold=0.4, positive="roadwork"),
     "pr": lambda: plots.pr_curve(LABELS, P, threshold=0.4, positive="roadwork"),
@@ -30,6 +32,8 @@ PICTURES = {
     "reliability": lambda: plots.reliability_diagram(LABELS, P, positive="roadwork"),
     "before and after": lambda: plots.reliability_diagram(LABELS, P, before=P**2, positive="roadwork"),
     "mcc": lambda: plots.plot_mcc_curve(FIGURES, threshold=THRESHOLD),
+    "mcc with band": lambda: plots.plot_mcc_curve(FIGURES, threshold=THRESHOLD, band=BAND, moves=(0.3, 0.6)),
+    "threshold": lambda: plots.threshold_curve(BAND, threshold=THRESHOLD),
 }
 
 
@@ -86,6 +90,18 @@ def test_mcc_curve_takes_the_figures_or_the_curve(titles):
         titles[1] == f"MCC is highest, {FIGURES['grid_mcc']:.3f}, with a threshold of {FIGURES['grid_threshold']:.4g}"
     )
     assert plots.plot_mcc_curve(FIGURES["curve"], threshold=0.0).startswith(b"\x89PNG")
+
+
+def test_the_band_gives_the_optimum_its_interval(titles):
+    plots.plot_mcc_curve(FIGURES, threshold=THRESHOLD, band=BAND)
+    (here,) = np.flatnonzero(BAND.thresholds == THRESHOLD)
+    assert f"{MCC:.3f} [{BAND.low[here]:.3f}, {BAND.high[here]:.3f}]" in titles[0]
+
+
+def test_hindsight_is_named_as_such(titles):
+    plots.threshold_curve(BAND, threshold=THRESHOLD)
+    best = f"{BAND.mcc.max():.3f}"
+    assert titles[0] == f"The threshold {THRESHOLD:.4g} gives MCC {MCC:.3f}; in hindsight the best of all gives {best}"
 
 
 def test_long_titles_have_no_lonely_last_word():

@@ -32,7 +32,14 @@ def case(n=120, *, grouped=False, **changes):
         for i, label in enumerate(labels)
     )
     rulings = (Ruling("argmax", p**2, 0.5), Ruling("scrc", p, 0.5))
-    fields = {"class_names": ("None", "Roadwork"), "title": "run", "data": "VAL_TEST", "provenance": {}, "look": 1}
+    fields = {
+        "class_names": ("None", "Roadwork"),
+        "title": "run",
+        "data": "VAL_TEST",
+        "provenance": {},
+        "settings": {},
+        "look": 1,
+    }
     return Case(rows, rulings, **(fields | changes))
 
 

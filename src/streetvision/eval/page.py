@@ -4,6 +4,7 @@ Names of files and classes come from elsewhere and are not trusted: every text g
 forbids itself all but its own pictures and style.
 """
 
+import json
 from base64 import b64encode
 from collections.abc import Mapping
 from html import escape
@@ -214,8 +215,15 @@ def _provenance(report: Report) -> str:
     rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in report["provenance"].items())
     return (
         f'<section><h2>Where do these figures come from?</h2><div class="card"><dl>{rows}</dl></div>'
-        f'<p class="after">{escape(looks(report))}</p></section>'
+        f'<p class="after">{escape(looks(report))}</p>{_settings(report)}</section>'
     )
+
+
+def _settings(report: Report) -> str:
+    if not report["settings"]:
+        return '<p class="after">The run that made the bundle is not at hand, nor are its settings.</p>'
+    text = escape(json.dumps(report["settings"], indent=2, ensure_ascii=False))
+    return f"<details><summary>The settings of every phase</summary><pre>{text}</pre></details>"
 
 
 def html_page(title: str, body: str) -> str:

@@ -185,7 +185,7 @@ def plot_mcc_curve(
     if threshold is not None:
         at = threshold
         best = float(metrics_or_curve["mcc"] if "curve" in metrics_or_curve else values[thresholds <= threshold][-1])
-    with _picture(f"MCC is highest, {best:.3f}, with a threshold of {at:.4g}") as (figure, png):
+    with _picture(f"MCC is highest, {_with_interval(best, at, band)}, with a threshold of {at:.4g}") as (figure, png):
         axes = figure.add_subplot()
         if moves is not None:
             axes.axvspan(*moves, color=ORANGE, alpha=0.12, linewidth=0, label="where resamples put the optimum")
@@ -252,8 +252,16 @@ def _mark_threshold(axes: "Axes", x: float, y: float, threshold: float) -> None:
     axes.plot([x], [y], "o", color=ORANGE, markersize=8, zorder=3, label=f"threshold {threshold:.4g}")
 
 
+def _with_interval(value: float, at: float, band: Band | None) -> str:
+    """The value, with its interval where the band holds the threshold `at`."""
+    if band is None or not (here := band.thresholds == at).any():
+        return f"{value:.3f}"
+    return f"{value:.3f} [{band.low[here][0]:.3f}, {band.high[here][0]:.3f}]"
+
+
 def _draw_band(axes: "Axes", band: Band) -> None:
-    axes.fill_between(band.thresholds, band.low, band.high, color=BLUE, alpha=0.18, linewidth=0, label="its interval")
+    label = f"{band.level:.0%} interval of MCC"
+    axes.fill_between(band.thresholds, band.low, band.high, color=BLUE, alpha=0.18, linewidth=0, label=label)
 
 
 def _draw_bins(axes: "Axes", bins: ReliabilityBins, label: str) -> None:

@@ -1,7 +1,7 @@
 """What evaluation_report.json holds, and the sentences that follow from it; every value can be written as JSON."""
 
 from collections.abc import Iterator
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 
 class Figure(TypedDict):
@@ -113,6 +113,8 @@ class Report(TypedDict):
     """What else a reader must know before believing the figures."""
     provenance: dict[str, str]
     """Fingerprint of the data, git SHA, digest of the model, versions: label -> value."""
+    settings: dict[str, Any]
+    """Phase -> the settings it ran with; empty where the run that made the bundle is not at hand."""
     policies: NotRequired[list[PolicyRow]]
     """The ways to decide, side by side."""
     slices: NotRequired[list[Slice]]

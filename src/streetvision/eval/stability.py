@@ -25,6 +25,8 @@ class Band:
     mcc: FloatArray
     low: FloatArray
     high: FloatArray
+    level: float
+    """Of the intervals: 0.95."""
 
 
 def mcc_band(
@@ -57,7 +59,7 @@ def mcc_band(
     ends = [intervals.of_counts(METRICS["mcc"], one, r, level)[1] for one, r in zip(of_units, replicates, strict=True)]
     low, high = np.array(ends).T
     estimates = np.asarray(mcc(all_cuts(truth, p).at(at)))
-    return Band(at, estimates, np.minimum(low, estimates), np.maximum(high, estimates))
+    return Band(at, estimates, np.minimum(low, estimates), np.maximum(high, estimates), level)
 
 
 def threshold_interval(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,8 @@ class Case:
     data: str
     """VAL_TEST, or the data set that was given instead."""
     provenance: dict[str, str]
+    settings: dict[str, Any]
+    """Phase -> the settings it ran with, as far as the run that made the bundle is at hand."""
     look: int | None = None
     """The how-many-th time VAL_TEST is looked at; None where it is not."""
     earlier_looks: list[EarlierLooks] = field(default_factory=list)
@@ -119,6 +121,7 @@ def make_report(case: Case, config: EvaluationConfig) -> Report:
         earlier_looks=case.earlier_looks,
         notes=case.notes,
         provenance=case.provenance,
+        settings=case.settings,
     )
     if config.mode == "comprehensive":
         report["policies"] = [_policy_row(ruling, case, options) for ruling in case.rulings]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle
@@ -23,7 +24,7 @@ from streetvision.eval.metrics import positive_probability
 from streetvision.eval.page import render_report
 from streetvision.io.atomic import read_json, sha256_file, sha256_json, write_bytes_atomic, write_json_atomic
 from streetvision.io.atomic import write_text_atomic as write_text
-from streetvision.io.manifests import git_sha
+from streetvision.io.manifests import git_sha, read_manifest
 from streetvision.io.validators import PolicyValidator
 from streetvision.pipeline.illustration import draw_pictures, draw_thumbnails
 from streetvision.pipeline.judgement import Case, Ruling, make_report, tell
@@ -104,6 +105,7 @@ def _judge(bundle: Bundle, asked: Asked, context: Context, *, home: ArtifactSche
         title=asked.title,
         data=asked.data,
         provenance=_provenance(bundle, asked, config),
+        settings=_settings(home, bundle),
         look=asked.looks.number if asked.looks else None,
         earlier_looks=asked.looks.earlier if asked.looks else [],
         notes=asked.notes,
@@ -160,6 +162,15 @@ def _provenance(bundle: Bundle, asked: Asked, config: EvaluationConfig) -> dict[
         "code": git_sha() or "not a checkout",
         **manifest.made_with,
     }
+
+
+def _settings(home: ArtifactSchema, bundle: Bundle) -> dict[str, JsonValue]:
+    """Phase -> its settings, of the run that made the bundle; empty where `home` is another run or none."""
+    phases = ("data", "phase1", "phase2", "phase5", "phase6")
+    found = {phase: read_manifest(home.manifest(phase)) for phase in phases if home.manifest(phase).is_file()}
+    model = bundle.manifest.files[bundle.manifest.model_checkpoint]
+    made_it = "phase1" in found and model in found["phase1"].outputs.values()
+    return {phase: dict(manifest.config) for phase, manifest in found.items()} if made_it else {}
 
 
 def _own_bundle(context: Context) -> Bundle:
