@@ -126,9 +126,10 @@ def _policies(report: Report) -> str:
     rows = "".join(map(_policy_row, policies))
     return (
         "<section><h2>Would another way to decide be better?</h2>"
-        '<div class="card scroll"><table><thead><tr><th>Policy</th><th>Views</th><th class="number">Threshold</th>'
-        '<th class="number">MCC</th><th class="number">Missed</th><th class="number">False alarms</th>'
-        f'<th class="number">ECE</th><th class="number">MCC less {escape(policies[0]["name"])}</th></tr></thead>'
+        '<div class="card scroll"><table><thead><tr><th>Policy</th><th class="number">MCC</th>'
+        f'<th class="number">MCC less {escape(policies[0]["name"])}</th><th class="number">Missed</th>'
+        '<th class="number">False alarms</th><th class="number">ECE</th><th class="number">Threshold</th>'
+        "<th>Views</th></tr></thead>"
         f'<tbody>{rows}</tbody></table></div><p class="after">{escape(_policy_words(policies))} '
         f"Differences are paired, image by image, with {_level(report)} intervals.</p></section>"
     )
@@ -138,13 +139,13 @@ def _policy_row(row: PolicyRow) -> str:
     counts, metrics = row["counts"], row["metrics"]
     difference = row["differences"]["mcc"] if "differences" in row else None
     return (
-        f"<tr><th>{escape(row['name'])}{' (shipped)' if row['shipped'] else ''}</th><td>{escape(row['inference'])}</td>"
-        f'<td class="number">{row["threshold"]:.3f}</td>'
+        f"<tr><th>{escape(row['name'])}{' (shipped)' if row['shipped'] else ''}</th>"
         f'<td class="number">{_with_span(metrics["mcc"])}</td>'
+        f'<td class="number">{"" if difference is None else _difference(difference)}</td>'
         f'<td class="number">{of(counts["fn"], counts["tp"])}</td>'
         f'<td class="number">{of(counts["fp"], counts["tn"])}</td>'
         f'<td class="number">{number(metrics["ece"]["estimate"])}</td>'
-        f'<td class="number">{"" if difference is None else _difference(difference)}</td></tr>'
+        f'<td class="number">{row["threshold"]:.3f}</td><td>{escape(row["inference"])}</td></tr>'
     )
 
 

@@ -152,7 +152,7 @@ def cautions(report: Report) -> Iterator[str]:
         yield f"The intervals rest on {report['units']} {kind}; with so few they may be too narrow."
     if report["look"] is not None and report["look"] > 1:
         yield (
-            f"VAL_TEST has now been looked at {report['look']} times. Whatever was changed after an earlier look "
+            f"VAL_TEST has now been looked at {times(report['look'])}. Whatever was changed after an earlier look "
             "may have been fitted to it, and then these figures are too good."
         )
     yield from report["notes"]
