@@ -1,0 +1,104 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streetvision.models.multi_view import Box, ViewsConfig, content_share, make_views, over_views, plan_views
+
+CONFIGS = st.builds(
+    ViewsConfig,
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 5),
+    overlap=st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.5]),
+)
+SIDES = st.one_of(st.integers(1, 12), st.integers(1, 5000))
+
+
+@settings(max_examples=300)
+@given(SIDES, SIDES, CONFIGS)
+def test_the_tiles_cover_every_pixel_and_stay_inside(height, width, config):
+    whole, *tiles = plan_views(height, width, config)
+    assert whole == Box(0, 0, width, height)
+    assert len(tiles) == config.count - 1
+    assert all(0 <= box.left < box.right <= width and 0 <= box.top < box.bottom <= height for box in tiles)
+    assert len({(box.right - box.left, box.bottom - box.top) for box in tiles}) == 1
+    columns, rows = (
+        {(getattr(box, a), getattr(box, b)) for box in tiles} for a, b in (("left", "right"), ("top", "bottom"))
+    )
+    assert {x for left, right in columns for x in range(left, right)} == set(range(width))
+    assert {y for top, bottom in rows for y in range(top, bottom)} == set(range(height))
+
+
+@settings(max_examples=100)
+@given(st.integers(200, 5000), st.integers(200, 5000), CONFIGS)
+def test_neighbours_share_what_was_asked_for(height, width, config):
+    _, *tiles = plan_views(height, width, config)
+    for one, other in pairwise(tiles):
+        if one.top == other.top:
+            assert one.right - other.left >= config.overlap * (one.right - one.left) - 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), CONFIGS)
+def test_views_keep_the_aspect_ratio_and_pad_with_black(height, width, config):
+    image = torch.full((3, height, width), 200, dtype=torch.uint8)
+    views = make_views(image, config, image_size=32)
+    assert views.pixels.shape == (config.count, 3, 32, 32)
+    for pixels, content, seen, box in zip(*views, plan_views(height, width, config), strict=True):
+        left, top, right, bottom = content.tolist()
+        if not seen:
+            assert pixels.sum() == 0
+            assert content.tolist() == [0, 0, 0, 0]
+            continue
+        assert max(right - left, bottom - top) == 32
+        ratio = (box.right - box.left) / (box.bottom - box.top)
+        assert abs((right - left) - ratio * (bottom - top)) <= max(1, ratio)
+        assert (pixels[:, top:bottom, left:right] == 200).all()
+        assert pixels.sum() == 200 * 3 * (right - left) * (bottom - top)
+    assert views.mask[0]
+
+
+def test_a_tile_shows_what_the_global_view_loses():
+    image = torch.zeros(3, 640, 640, dtype=torch.uint8)
+    image[:, 400:402, 600:602] = 255
+    views = make_views(image, ViewsConfig(rows=4, columns=4, overlap=0), image_size=160)
+    assert views.pixels[0].max() < 100
+    assert views.pixels[1 + 4 * 2 + 3].max() == 255
+    assert views.pixels[1:12].max() == 0
+
+
+def test_tiles_that_repeat_an_earlier_view_are_masked():
+    image = torch.full((3, 1, 1), 9, dtype=torch.uint8)
+    assert make_views(image, ViewsConfig(rows=2, columns=2), image_size=8).mask.tolist() == [True] + [False] * 4
+    thin = torch.full((3, 1, 40), 9, dtype=torch.uint8)
+    assert make_views(thin, ViewsConfig(rows=2, columns=2, overlap=0), image_size=8).mask.tolist() == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_content_share_is_the_area_that_is_not_padding():
+    boxes = torch.tensor([[[0, 0, 8, 8], [0, 2, 8, 6], [0, 0, 0, 0]]])
+    assert content_share(boxes, 8).tolist() == [[1.0, 0.5, 0.0]]
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_all_views_go_through_in_chunks_and_masked_ones_do_not(at_once):
+    pixels = torch.arange(2 * 3, dtype=torch.float32).view(2, 3, 1, 1, 1).expand(2, 3, 3, 4, 4)
+    mask = torch.tensor([[True, False, True], [True, True, True]])
+    sizes = []
+
+    def function(images):
+        sizes.append(len(images))
+        return images.mean(dim=(2, 3)) + 1
+
+    found = over_views(function, pixels, mask, at_once=at_once)
+    assert found.shape == (2, 3, 3)
+    assert found[..., 0].tolist() == [[1.0, 0.0, 3.0], [4.0, 5.0, 6.0]]
+    assert sum(sizes) == 5
+    assert max(sizes) <= at_once
