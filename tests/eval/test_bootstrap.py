@@ -7,7 +7,11 @@ from scipy.special import expit
 from streetvision.contracts.errors import DataError
 from streetvision.eval.bootstrap import bootstrap_intervals, paired_difference
 from streetvision.eval.metrics import METRICS, all_metrics
-from streetvision.eval.resampling import Judged
+from streetvision.eval.resampling import Judged, Resampling
+
+
+def intervals_of(labels, p, *, threshold, **how):
+    return bootstrap_intervals(labels, Judged.cut(p, threshold), Resampling(**how))
 
 
 def rows(n=300, seed=0):
@@ -22,7 +26,7 @@ def perfect_rows():
 
 def test_every_metric_has_an_interval_around_its_value():
     labels, p = rows()
-    found = bootstrap_intervals(labels, p, threshold=0.5)
+    found = intervals_of(labels, p, threshold=0.5)
     values = all_metrics(labels, p, p >= 0.5)
     assert list(found) == list(METRICS)
     for name, interval in found.items():
@@ -37,15 +41,15 @@ def test_every_metric_has_an_interval_around_its_value():
 
 def test_the_same_seed_gives_the_same_intervals():
     labels, p = rows()
-    first, again, other = (bootstrap_intervals(labels, p, threshold=0.5, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (intervals_of(labels, p, threshold=0.5, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
 
 
 def test_a_higher_level_widens_and_more_rows_narrow():
     labels, p = rows()
-    usual = bootstrap_intervals(labels, p, threshold=0.5)
-    surer = bootstrap_intervals(labels, p, threshold=0.5, level=0.99)
-    more = bootstrap_intervals(np.tile(labels, 9), np.tile(p, 9), threshold=0.5)
+    usual = intervals_of(labels, p, threshold=0.5)
+    surer = intervals_of(labels, p, threshold=0.5, level=0.99)
+    more = intervals_of(np.tile(labels, 9), np.tile(p, 9), threshold=0.5)
     for name in METRICS:
         width = usual[name].high - usual[name].low
         assert surer[name].high - surer[name].low > width
@@ -55,9 +59,9 @@ def test_a_higher_level_widens_and_more_rows_narrow():
 def test_copies_in_groups_add_no_certainty():
     labels, p = rows(100)
     groups = np.arange(100).repeat(30).tolist()
-    once = bootstrap_intervals(labels, p, threshold=0.5)
-    copies = bootstrap_intervals(labels.repeat(30), p.repeat(30), threshold=0.5, groups=groups)
-    believed = bootstrap_intervals(labels.repeat(30), p.repeat(30), threshold=0.5)
+    once = intervals_of(labels, p, threshold=0.5)
+    copies = intervals_of(labels.repeat(30), p.repeat(30), threshold=0.5, groups=groups)
+    believed = intervals_of(labels.repeat(30), p.repeat(30), threshold=0.5)
     for name in METRICS:
         assert (copies[name].low, copies[name].high) == pytest.approx((once[name].low, once[name].high), abs=1e-9)
         assert believed[name].high - believed[name].low < (once[name].high - once[name].low) / 2
@@ -67,7 +71,7 @@ def test_copies_in_groups_add_no_certainty():
 @pytest.mark.parametrize("name", METRICS)
 def test_a_perfect_model_does_not_get_a_point(name):
     labels, p = perfect_rows()
-    found = bootstrap_intervals(labels, p, threshold=0.5)[name]
+    found = intervals_of(labels, p, threshold=0.5)[name]
     assert found.method == "unseen"
     assert found.low <= found.estimate <= found.high
     assert found.high - found.low > 0.01
@@ -75,7 +79,7 @@ def test_a_perfect_model_does_not_get_a_point(name):
 
 def test_five_positives_that_were_all_found_do_not_give_a_point():
     labels, p = np.repeat([0, 1], [995, 5]), np.concatenate([np.linspace(0, 0.6, 995), np.full(5, 0.9)])
-    found = bootstrap_intervals(labels, p, threshold=0.5)
+    found = intervals_of(labels, p, threshold=0.5)
     assert found["recall"].low < 0.75
     assert found["recall"].high == found["recall"].estimate == 1.0
     assert found["fnr"].high > 0.25
@@ -85,7 +89,7 @@ def test_resamples_without_a_class_do_not_count_as_failures():
     tracks = np.arange(40)
     labels, p = (tracks < 3).astype(int).repeat(10), np.tile(np.linspace(0.05, 0.95, 10), 40)
     p[:30] = np.clip(p[:30] + np.repeat([0.25, 0.35, 0.45], 10), 0, 1)
-    found = bootstrap_intervals(labels, p, threshold=0.5, groups=tracks.repeat(10).tolist())
+    found = intervals_of(labels, p, threshold=0.5, groups=tracks.repeat(10).tolist())
     assert (found["recall"].estimate, found["recall"].method) == (0.9, "bca")
     assert found["recall"].low >= 0.8
 
@@ -93,13 +97,13 @@ def test_resamples_without_a_class_do_not_count_as_failures():
 def test_few_groups_are_flagged():
     labels, p = rows(190)
     groups = (np.arange(190) // 10).tolist()
-    assert bootstrap_intervals(labels, p, threshold=0.5, groups=groups)["mcc"].few_units
-    assert not bootstrap_intervals(labels, p, threshold=0.5, groups=[*groups[:-1], "last"])["mcc"].few_units
+    assert intervals_of(labels, p, threshold=0.5, groups=groups)["mcc"].few_units
+    assert not intervals_of(labels, p, threshold=0.5, groups=[*groups[:-1], "last"])["mcc"].few_units
 
 
 def test_one_group_says_almost_nothing():
     labels, p = rows()
-    found = bootstrap_intervals(labels, p, threshold=0.5, groups=["ride"] * labels.size)
+    found = intervals_of(labels, p, threshold=0.5, groups=["ride"] * labels.size)
     for name in METRICS:
         assert found[name].method == "unseen"
         assert found[name].high - found[name].low > 0.3
@@ -107,13 +111,13 @@ def test_one_group_says_almost_nothing():
 
 def test_two_pure_groups_of_one_class_each_survive_resamples_of_one_class():
     labels, p = perfect_rows()
-    found = bootstrap_intervals(labels, p, threshold=0.5, groups=labels.tolist())
+    found = intervals_of(labels, p, threshold=0.5, groups=labels.tolist())
     assert found["roc_auc"].low <= 0.5
 
 
 def test_one_class_is_defined_or_said_to_be_undefined():
     labels, p = rows()
-    found = bootstrap_intervals(np.zeros_like(labels), p, threshold=0.5)
+    found = intervals_of(np.zeros_like(labels), p, threshold=0.5)
     assert found["roc_auc"].method == "undefined"
     assert math.isnan(found["roc_auc"].low)
     assert (found["pr_auc"].low, found["pr_auc"].high) == (0.0, 1.0)
@@ -123,7 +127,7 @@ def test_one_class_is_defined_or_said_to_be_undefined():
 def test_paired_difference_finds_the_better_model():
     labels, p = rows(600)
     worse = expit(np.log(p / (1 - p)) + np.random.default_rng(1).normal(0, 2, 600))
-    found = paired_difference(labels, Judged(p, 0.5), Judged(worse, 0.5))
+    found = paired_difference(labels, Judged.cut(p, 0.5), Judged.cut(worse, 0.5))
     for name, metric in METRICS.items():
         difference = found[name]
         assert difference.low <= difference.estimate <= difference.high
@@ -137,26 +141,26 @@ def test_paired_difference_finds_the_better_model():
 def test_pairing_is_surer_than_two_intervals():
     labels, p = rows(600)
     near = expit(np.log(p / (1 - p)) + np.random.default_rng(1).normal(0, 0.3, 600))
-    paired = paired_difference(labels, Judged(p, 0.5), Judged(near, 0.5))["roc_auc"]
-    alone = bootstrap_intervals(labels, p, threshold=0.5)["roc_auc"]
+    paired = paired_difference(labels, Judged.cut(p, 0.5), Judged.cut(near, 0.5))["roc_auc"]
+    alone = intervals_of(labels, p, threshold=0.5)["roc_auc"]
     assert paired.high - paired.low < (alone.high - alone.low) / 2
 
 
 def test_a_model_against_itself_differs_by_nothing_but_what_is_unseen():
     labels, p = rows()
-    for difference in paired_difference(labels, Judged(p, 0.5), Judged(p, 0.5)).values():
+    for difference in paired_difference(labels, Judged.cut(p, 0.5), Judged.cut(p, 0.5)).values():
         assert (difference.estimate, difference.p_value, difference.method) == (0.0, 1.0, "unseen")
         assert difference.low < 0 < difference.high
 
 
 def test_right_against_wrong_is_as_sure_as_a_sign_test():
     labels, p = np.array([0, 1, 0, 1]), np.array([0.0, 1.0, 0.0, 1.0])
-    found = paired_difference(labels, Judged(p, 0.5), Judged(1 - p, 0.5))["accuracy"]
+    found = paired_difference(labels, Judged.cut(p, 0.5), Judged.cut(1 - p, 0.5))["accuracy"]
     assert (found.estimate, found.p_value) == (1.0, 2 * 0.5**4)
 
 
 def test_paired_differences_without_both_classes_are_undefined():
-    found = paired_difference([1, 1, 1], Judged([0.1, 0.5, 0.9], 0.5), Judged([0.2, 0.6, 0.7], 0.5))
+    found = paired_difference([1, 1, 1], Judged.cut([0.1, 0.5, 0.9], 0.5), Judged.cut([0.2, 0.6, 0.7], 0.5))
     assert found["roc_auc"].method == "undefined"
 
 
@@ -167,6 +171,17 @@ def test_paired_differences_without_both_classes_are_undefined():
 def test_options_that_make_no_sense_are_errors(options, message):
     labels, p = rows(20)
     with pytest.raises(DataError, match=message):
-        bootstrap_intervals(labels, p, threshold=0.5, **options)
+        intervals_of(labels, p, threshold=0.5, **options)
     with pytest.raises(DataError, match=message):
-        paired_difference(labels, Judged(p, 0.5), Judged(p, 0.4), **options)
+        paired_difference(labels, Judged.cut(p, 0.5), Judged.cut(p, 0.4), Resampling(**options))
+
+
+def test_decisions_need_not_be_a_cut_of_the_probabilities():
+    labels, p = rows()
+    decisions = np.random.default_rng(5).random(300) < 0.2 + 0.6 * labels
+    found = bootstrap_intervals(labels, Judged(p, decisions))
+    values = all_metrics(labels, p, decisions)
+    assert {name: interval.estimate for name, interval in found.items()} == values
+    assert found["mcc"].low < values["mcc"] < found["mcc"].high
+    with pytest.raises(DataError, match="decisions must be one a label"):
+        bootstrap_intervals(labels, Judged(p, [0, 1]))

@@ -12,6 +12,7 @@ from scipy.special import expit
 from streetvision.contracts.errors import DataError
 from streetvision.eval import plots
 from streetvision.eval.counts import Counts, confusion_counts
+from streetvision.eval.resampling import Resampling
 from streetvision.eval.stability import mcc_band
 from streetvision.eval.thresholds import decide, select_threshold_max_mcc
 
@@ -22,7 +23,7 @@ P = expit(2 * MARGINS)
 LOGITS = np.stack([-MARGINS, MARGINS], axis=1)
 THRESHOLD, MCC, FIGURES = select_threshold_max_mcc(LOGITS, LABELS, n_thresholds=200, return_curve=True)
 
-BAND = mcc_band(LABELS, P, np.unique([*np.linspace(0, 1, 21), THRESHOLD]), n_resamples=100)
+BAND = mcc_band(LABELS, P, np.unique([*np.linspace(0, 1, 21), THRESHOLD]), Resampling(n_resamples=100))
 PICTURES = {
     "roc": lambda: plots.roc_curve(LABELS, P, threshold=0.4, positive="roadwork"),
     "pr": lambda: plots.pr_curve(LABELS, P, threshold=0.4, positive="roadwork"),

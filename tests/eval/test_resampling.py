@@ -4,7 +4,7 @@ import pytest
 from streetvision.contracts.errors import DataError
 from streetvision.eval import resampling
 from streetvision.eval.metrics import METRICS, all_metrics
-from streetvision.eval.resampling import Judged, Ranked, draw_weights, replicates, units_of
+from streetvision.eval.resampling import Judged, Ranked, Resampling, draw_weights, replicates, units_of
 
 
 def rows(n=120, levels=15, seed=0):
@@ -15,15 +15,16 @@ def rows(n=120, levels=15, seed=0):
 
 
 @pytest.mark.parametrize("levels", [1, 3, 15, 10**6])
-def test_every_metric_under_weights_is_that_of_the_repeated_rows(levels):
+@pytest.mark.parametrize("cut", [True, False])
+def test_every_metric_under_weights_is_that_of_the_repeated_rows(levels, cut):
     labels, p = rows(levels=levels)
-    ranked = Ranked(labels, Judged(p, 0.5))
+    decisions = p >= 0.5 if cut else np.random.default_rng(4).random(p.size) < 0.5
+    ranked = Ranked(labels, Judged(p, decisions))
     weights = np.concatenate(list(draw_weights(units_of(None, labels.size), 7, seed=1)))
     together = ranked.metrics(ranked.statistics(weights))
     assert list(together) == list(METRICS)
     for resample, row in enumerate(weights):
-        drawn, drawn_p = np.repeat(labels, row), np.repeat(p, row)
-        apart = all_metrics(drawn, drawn_p, drawn_p >= 0.5)
+        apart = all_metrics(*(np.repeat(values, row) for values in (labels, p, decisions)))
         for name, value in apart.items():
             assert together[name][resample] == pytest.approx(value, abs=1e-12, nan_ok=True), name
 
@@ -51,19 +52,19 @@ def test_groups_are_drawn_whole_and_rows_without_a_group_stand_alone():
 
 def test_resamples_depend_on_the_seed_and_not_on_the_memory_they_get(monkeypatch):
     labels, p = rows()
-    units, ranked = units_of(None, labels.size), [Ranked(labels, Judged(p, 0.5))]
-    (roomy,) = replicates(ranked, units, 50, seed=3)
+    units, ranked = units_of(None, labels.size), [Ranked(labels, Judged.cut(p, 0.5))]
+    (roomy,) = replicates(ranked, units, Resampling(n_resamples=50, seed=3))
     monkeypatch.setattr(resampling, "WEIGHTS_AT_ONCE", 1)
-    (tight,) = replicates(ranked, units, 50, seed=3)
-    (other,) = replicates(ranked, units, 50, seed=4)
+    (tight,) = replicates(ranked, units, Resampling(n_resamples=50, seed=3))
+    (other,) = replicates(ranked, units, Resampling(n_resamples=50, seed=4))
     assert all(tight[name] == pytest.approx(roomy[name], abs=1e-12) for name in METRICS)
     assert not np.array_equal(tight["mcc"], other["mcc"])
 
 
 def test_two_models_are_judged_on_the_same_resamples():
     labels, p = rows()
-    models = [Ranked(labels, Judged(p, 0.5)), Ranked(labels, Judged(1 - p, 0.5 + 1e-9))]
-    one, other = replicates(models, units_of(None, labels.size), 40, seed=0)
+    models = [Ranked(labels, Judged.cut(p, 0.5)), Ranked(labels, Judged.cut(1 - p, 0.5 + 1e-9))]
+    one, other = replicates(models, units_of(None, labels.size), Resampling(n_resamples=40))
     assert one["roc_auc"] == pytest.approx(1 - other["roc_auc"], abs=1e-12)
     assert one["accuracy"] == pytest.approx(1 - other["accuracy"], abs=1e-12)
 

@@ -6,7 +6,7 @@ from streetvision.contracts.errors import DataError
 from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc
-from streetvision.eval.resampling import draw_weights, units_of
+from streetvision.eval.resampling import Judged, Resampling, draw_weights, units_of
 from streetvision.eval.stability import mcc_band, threshold_interval
 from streetvision.eval.thresholds import threshold_for_prevalence
 
@@ -21,9 +21,9 @@ def test_the_band_is_the_interval_of_mcc_at_each_threshold():
     labels, p = rows()
     labels, p = labels[np.argsort(p)], np.sort(p)
     thresholds = [0.1, 0.5, 0.8]
-    band = mcc_band(labels, p, thresholds, seed=3)
+    band = mcc_band(labels, p, thresholds, Resampling(seed=3))
     for column, threshold in enumerate(thresholds):
-        alone = bootstrap_intervals(labels, p, threshold=threshold, seed=3)["mcc"]
+        alone = bootstrap_intervals(labels, Judged.cut(p, threshold), Resampling(seed=3))["mcc"]
         found = (band.mcc[column], band.low[column], band.high[column])
         assert found == pytest.approx((alone.estimate, alone.low, alone.high), abs=1e-12)
 
@@ -46,7 +46,7 @@ def test_copies_in_groups_do_not_narrow_the_band():
     labels, p = rows(100)
     groups = np.arange(100).repeat(30).tolist()
     once = mcc_band(labels, p, [0.5])
-    copies = mcc_band(labels.repeat(30), p.repeat(30), [0.5], groups=groups)
+    copies = mcc_band(labels.repeat(30), p.repeat(30), [0.5], Resampling(groups))
     believed = mcc_band(labels.repeat(30), p.repeat(30), [0.5])
     assert copies.high - copies.low == pytest.approx(once.high - once.low, abs=1e-9)
     assert (believed.high - believed.low < (once.high - once.low) / 2).all()
@@ -57,15 +57,15 @@ def test_threshold_interval_is_that_of_the_thresholds_chosen_anew():
     drawn = [row for weights in draw_weights(units_of(None, 60), 200, seed=1) for row in weights]
     chosen = [threshold_for_prevalence(np.repeat(labels, row), np.repeat(p, row)) for row in drawn]
     expected = np.quantile(chosen, [0.025, 0.975])
-    assert threshold_interval(labels, p, n_resamples=200, seed=1) == pytest.approx(tuple(expected))
+    assert threshold_interval(labels, p, Resampling(n_resamples=200, seed=1)) == pytest.approx(tuple(expected))
 
 
 def test_more_rows_hold_the_threshold_still_and_copies_do_not():
     labels, p = rows(100)
     low, high = threshold_interval(labels, p)
     groups = np.arange(100).repeat(20).tolist()
-    assert threshold_interval(labels.repeat(20), p.repeat(20), groups=groups) == pytest.approx((low, high))
-    more = threshold_interval(*rows(20_000), n_resamples=200)
+    assert threshold_interval(labels.repeat(20), p.repeat(20), Resampling(groups)) == pytest.approx((low, high))
+    more = threshold_interval(*rows(20_000), Resampling(n_resamples=200))
     assert more[1] - more[0] < (high - low) / 2
 
 
@@ -80,13 +80,14 @@ def test_a_threshold_of_one_class_is_an_error():
         threshold_interval([1, 1], [0.5, 0.6])
 
 
-@pytest.mark.parametrize(("options", "message"), [({"n_resamples": 1}, "n_resamples"), ({"level": 95}, "level")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"n_resamples": 1}, "n_resamples"), ({"level": 95}, "level"), ({"groups": ["a"]}, "one group")],
+)
 def test_options_that_make_no_sense_are_errors(options, message):
     labels, p = rows(20)
     with pytest.raises(DataError, match=message):
-        mcc_band(labels, p, [0.5], **options)
-    with pytest.raises(DataError, match=message):
-        threshold_interval(labels, p, **options)
+        mcc_band(labels, p, [0.5], Resampling(**options))
 
 
 def test_the_optimum_of_the_band_lies_within_its_interval():

@@ -6,7 +6,7 @@ import pytest
 from streetvision.contracts.split_contracts import Row
 from streetvision.eval.bootstrap import bootstrap_intervals, paired_difference
 from streetvision.eval.metrics import METRICS
-from streetvision.eval.resampling import Judged
+from streetvision.eval.resampling import Resampling
 from streetvision.pipeline.judgement import Case, Ruling, make_report, tell
 from streetvision.pipeline.settings import EvaluationConfig
 
@@ -31,7 +31,7 @@ def case(n=120, *, grouped=False, **changes):
         )
         for i, label in enumerate(labels)
     )
-    rulings = (Ruling("argmax", p**2, 0.5), Ruling("scrc", p, 0.5))
+    rulings = (Ruling.cut("argmax", p**2, 0.5), Ruling.cut("scrc", p, 0.5))
     fields = {
         "class_names": ("None", "Roadwork"),
         "title": "run",
@@ -46,7 +46,7 @@ def case(n=120, *, grouped=False, **changes):
 def test_the_figures_are_those_of_the_shipped_policy():
     one = case()
     report = make_report(one, CONFIG)
-    expected = bootstrap_intervals(one.labels, one.shipped.probabilities, threshold=0.5, n_resamples=100)
+    expected = bootstrap_intervals(one.labels, one.shipped.judged, Resampling(n_resamples=100))
     for name, interval in expected.items():
         figure = report["metrics"][name]
         assert (figure["estimate"], figure["low"], figure["high"]) == (interval.estimate, interval.low, interval.high)
@@ -58,8 +58,8 @@ def test_policies_differ_from_the_first_on_the_same_rows():
     first, shipped = make_report(one, CONFIG)["policies"]
     assert "differences" not in first
     assert [first["shipped"], shipped["shipped"]] == [False, True]
-    a, b = (Judged(ruling.probabilities, ruling.threshold) for ruling in one.rulings)
-    expected = paired_difference(one.labels, b, a, groups=one.groups, n_resamples=100)
+    a, b = (ruling.judged for ruling in one.rulings)
+    expected = paired_difference(one.labels, b, a, Resampling(one.groups, n_resamples=100))
     for name in METRICS:
         found = shipped["differences"][name]
         assert (found["estimate"], found["p_value"]) == (expected[name].estimate, expected[name].p_value)

@@ -95,9 +95,13 @@ class Predictor:
 
     def answers(self, logits: Tensor) -> list[Prediction]:
         """Logits (B, 2) -> the bundle's calibrated probability and decision for each row."""
-        names, probabilities = self.manifest.class_names, self.probabilities(logits)
-        decisions = decide(probabilities, self.threshold).astype(int).tolist()
-        return [Prediction(names[d], d, p) for d, p in zip(decisions, probabilities.tolist(), strict=True)]
+        names, probabilities = self.manifest.class_names, self.probabilities(logits).tolist()
+        decisions = self.decisions(logits).astype(int).tolist()
+        return [Prediction(names[d], d, p) for d, p in zip(decisions, probabilities, strict=True)]
+
+    def decisions(self, logits: Tensor) -> NDArray[np.bool_]:
+        """Whether each row of logits (B, 2) is class 1, (B,)."""
+        return decide(self.probabilities(logits), self.threshold)
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:

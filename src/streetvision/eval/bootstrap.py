@@ -4,18 +4,18 @@ Rows that belong together (frames of one track, photos of one place) are drawn t
 a plain bootstrap believes it has seen 30 things.
 """
 
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from streetvision.contracts.errors import DataError
 from streetvision.eval import intervals
-from streetvision.eval.counts import FloatArray, all_cuts, checked
+from streetvision.eval.counts import FloatArray, all_cuts
 from streetvision.eval.metrics import METRICS, Basis, Metric, all_metrics
-from streetvision.eval.resampling import Judged, Ranked, Units, replicates, units_of
+from streetvision.eval.resampling import Judged, Ranked, Resampling, Units, replicates
 
+USUAL = Resampling()
+"""A thousand resamples, 95 % intervals, rows that stand alone."""
 FEW_UNITS = 20
 """Below this many independent units no bootstrap interval is to be trusted far."""
 
@@ -46,46 +46,27 @@ class Difference(Interval):
     """Two-sided, for "there is no difference"."""
 
 
-def bootstrap_intervals(
-    labels: ArrayLike,
-    probabilities: ArrayLike,
-    *,
-    threshold: float,
-    groups: Sequence[Hashable] | None = None,
-    n_resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """An interval for every metric of the table, for labels (N,), probabilities (N,) and the decisions at `threshold`.
+def bootstrap_intervals(labels: ArrayLike, judged: Judged, how: Resampling = USUAL) -> dict[str, Interval]:
+    """An interval for every metric of the table, for labels (N,) and what was judged on the same rows.
 
     Count metrics, Brier score and NLL: BCa, with the jackknife over units. The Brier score and NLL are means of
     skewed terms, which is what the acceleration corrects. Areas: normal on the logit scale, since percentiles fail
     near 1. ECE: normal, widened downwards by its own bias. Where resampling shows no spread, a bound on what the data
-    could not show (`intervals`). `groups` (N,), None for a row that stands alone, are drawn whole.
+    could not show (`intervals`).
 
     Raises:
-        DataError: unusable arrays, not one group a row, fewer than two resamples, a level outside (0, 1).
+        DataError: unusable arrays, not one group a row.
     """
-    check_options(n_resamples, level)
-    truth, p = checked(labels, probabilities)
+    truth, p, decisions = judged.checked(labels)
     order = np.argsort(p, kind="stable")  # rows that come sorted are ranked without a gather for each resample
-    ranked = Ranked(truth[order], Judged(p[order], threshold))
-    units = units_of(groups, truth.size).reordered(order)
+    ranked = Ranked(truth[order], Judged(p[order], decisions[order]))
+    units = how.units(truth.size).reordered(order)
     sample = _Sample(ranked, units)
-    (drawn,) = map(_of_both_classes, replicates([ranked], units, n_resamples, seed))
-    return {name: sample.interval(name, values, level) for name, values in drawn.items()}
+    (drawn,) = map(_of_both_classes, replicates([ranked], units, how))
+    return {name: sample.interval(name, values, how.level) for name, values in drawn.items()}
 
 
-def paired_difference(
-    labels: ArrayLike,
-    a: Judged,
-    b: Judged,
-    *,
-    groups: Sequence[Hashable] | None = None,
-    n_resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Difference]:
+def paired_difference(labels: ArrayLike, a: Judged, b: Judged, how: Resampling = USUAL) -> dict[str, Difference]:
     """For every metric: that of `a` minus that of `b` on the same rows, its interval and p-value.
 
     Both are judged on the same resamples, so what they share cancels. Interval and p-value come from one normal
@@ -95,14 +76,13 @@ def paired_difference(
     Raises:
         DataError: as `bootstrap_intervals` does.
     """
-    check_options(n_resamples, level)
     ranked = [Ranked(labels, a), Ranked(labels, b)]
-    units = units_of(groups, ranked[0].truth.size)
+    units = how.units(ranked[0].truth.size)
     of_a, of_b = (all_metrics(one.truth, one.probabilities, one.decisions) for one in ranked)
-    drawn_a, drawn_b = map(_of_both_classes, replicates(ranked, units, n_resamples, seed))
+    drawn_a, drawn_b = map(_of_both_classes, replicates(ranked, units, how))
     rarer = min(intervals.units_of_classes(units.counts(ranked[0].truth, ranked[0].decisions)))
     return {
-        name: _difference(name, of_a[name] - of_b[name], drawn_a[name] - drawn_b[name], (units.count, rarer), level)
+        name: _difference(name, of_a[name] - of_b[name], drawn_a[name] - drawn_b[name], (units.count, rarer), how.level)
         for name in METRICS
     }
 
@@ -169,11 +149,3 @@ def _of_both_classes(drawn: dict[str, FloatArray]) -> dict[str, FloatArray]:
         return drawn
     needs_both = {name for name, metric in METRICS.items() if metric.basis is not Basis.TERMS}
     return {name: np.where(lost & (name in needs_both), np.nan, values) for name, values in drawn.items()}
-
-
-def check_options(n_resamples: int, level: float) -> None:
-    """Raise DataError for a number of resamples or a level that make no sense."""
-    if n_resamples < 2:
-        raise DataError(f"n_resamples must be at least 2; got {n_resamples}", "1000 is usual")
-    if not 0 < level < 1:
-        raise DataError(f"level must lie between 0 and 1; got {level}", "0.95 stands for 95 % intervals")

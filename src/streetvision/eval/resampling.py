@@ -25,11 +25,50 @@ IntArray = NDArray[np.int64]
 
 
 class Judged(NamedTuple):
-    """A model or a policy on the rows of a test set: its probabilities and where it cuts them."""
+    """A model or a policy on the rows of a test set: its probabilities and what it decides."""
 
     probabilities: ArrayLike
     """(N,) of class 1."""
-    threshold: float
+    decisions: ArrayLike
+    """(N,) 0 or 1."""
+
+    @classmethod
+    def cut(cls, probabilities: ArrayLike, threshold: float) -> "Judged":
+        """What calls a row class 1 where its probability is at least `threshold`."""
+        return cls(probabilities, decide(probabilities, threshold))
+
+    def checked(self, labels: ArrayLike) -> tuple[BoolArray, FloatArray, BoolArray]:
+        """Labels, probabilities and decisions (N,), known to be usable and of one length; DataError where not."""
+        truth, p = checked(labels, self.probabilities)
+        decided = np.asarray(self.decisions) == 1
+        if decided.shape != truth.shape:
+            raise DataError(
+                f"decisions must be one a label; expected shape {truth.shape}, got {decided.shape}",
+                "give 0 or 1 for the same rows as the labels",
+            )
+        return truth, p, decided
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How intervals are drawn. Raises DataError for a number of resamples or a level that make no sense."""
+
+    groups: Sequence[Hashable] | None = None
+    """(N,) rows of one group are drawn together; None for a row that stands alone, or for all of them."""
+    n_resamples: int = 1000
+    level: float = 0.95
+    """Share of data sets whose truth the interval should hold."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n_resamples < 2:
+            raise DataError(f"n_resamples must be at least 2; got {self.n_resamples}", "1000 is usual")
+        if not 0 < self.level < 1:
+            raise DataError(f"level must lie between 0 and 1; got {self.level}", "0.95 stands for 95 % intervals")
+
+    def units(self, n_rows: int) -> "Units":
+        """What is drawn from so many rows; raises DataError unless there is one group a row."""
+        return units_of(self.groups, n_rows)
 
 
 @dataclass(frozen=True)
@@ -107,14 +146,13 @@ class Ranked:
     """A `Judged` whose rows are sorted once, so that every metric can be had for any weights of the rows."""
 
     def __init__(self, labels: ArrayLike, judged: Judged) -> None:
-        self.truth, self.probabilities = checked(labels, judged.probabilities)
-        self.decisions = decide(self.probabilities, judged.threshold)
+        self.truth, self.probabilities, self.decisions = judged.checked(labels)
         order = np.argsort(self.probabilities, kind="stable")
         scores, truth = self.probabilities[order], self.truth[order]
         self._order = None if np.array_equal(order, np.arange(order.size)) else order
         telling = _telling_edges(scores, truth)
         self._scores = scores[telling[:-1]]
-        self._count = CountsAtEdges(truth, np.append(telling, np.searchsorted(scores, judged.threshold, side="left")))
+        self._count = CountsAtEdges(truth, telling)
         of_rows = {name: METRICS[name].function(truth, scores) for name in _named(Basis.TERMS)}
         self._unbinned = {name: terms.values for name, terms in of_rows.items() if terms.bins is None}
         self._binned = {
@@ -122,25 +160,26 @@ class Ranked:
             for name, terms in of_rows.items()
             if terms.bins is not None
         }
-        self._columns = np.asfortranarray(np.column_stack(list(self._unbinned.values())))
+        called = self.decisions[order]
+        self._columns = np.asfortranarray(np.column_stack([truth & called, called, *self._unbinned.values()]) * 1.0)
 
     def statistics(self, weights: IntArray) -> FloatArray:
         """What every metric is made of, under whole-number weights (C, N) of the rows.
 
-        Columns: tp, tn, fp and fn at the threshold, the metrics over all cuts, the sums of the terms.
+        Columns: tp, tn, fp and fn of the decisions, the metrics over all cuts, the sums of the terms.
         """
         ranked = weights if self._order is None else weights.take(self._order, axis=1)
-        counts = self._count(ranked)
-        cuts = Cuts(self._scores, counts.tp[:, :-1], counts.fp[:, :-1])
+        at_edges = self._count(ranked)
+        cuts = Cuts(self._scores, at_edges.tp, at_edges.fp)
         areas = [METRICS[name].function(cuts) for name in _named(Basis.CUTS)]
         weighing = ranked.astype(np.float64)
-        sums = np.abs(weighing @ self._columns)
+        tp, called, *sums = np.abs(weighing @ self._columns).T
         binned = [
             np.abs(np.add.reduceat(weighing * values, starts, axis=1)).sum(axis=1)
             for values, starts in self._binned.values()
         ]
-        cells = (counts.tp, counts.tn, counts.fp, counts.fn)
-        return np.column_stack([*(cell[:, -1] for cell in cells), *areas, *sums.T, *binned])
+        fp = called - tp
+        return np.column_stack([tp, cuts.negatives - fp, fp, cuts.positives - tp, *areas, *sums, *binned])
 
     def metrics(self, statistics: FloatArray) -> dict[str, FloatArray]:
         """Every metric of the table (C,) from the `statistics` of C resamples."""
@@ -163,10 +202,10 @@ def draw_weights(units: Units, n_resamples: int, seed: int) -> Iterator[IntArray
         yield weights.take(units.of_row, axis=1) if units.grouped else weights
 
 
-def replicates(ranked: Sequence[Ranked], units: Units, n_resamples: int, seed: int) -> list[dict[str, FloatArray]]:
+def replicates(ranked: Sequence[Ranked], units: Units, how: Resampling) -> list[dict[str, FloatArray]]:
     """Every metric of the table (n_resamples,) for each of `ranked`, all on the same resamples of the same rows."""
     parts: list[list[FloatArray]] = [[] for _ in ranked]
-    for weights in draw_weights(units, n_resamples, seed):
+    for weights in draw_weights(units, how.n_resamples, how.seed):
         for one, collected in zip(ranked, parts, strict=True):
             collected.append(one.statistics(weights))
     return [one.metrics(np.concatenate(collected)) for one, collected in zip(ranked, parts, strict=True)]

@@ -10,6 +10,7 @@ from streetvision.data.decode import DecodeLimits, read_image
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.plots import confusion_matrix, pr_curve, reliability_diagram, roc_curve, threshold_curve
 from streetvision.eval.report import Report
+from streetvision.eval.resampling import Resampling
 from streetvision.eval.stability import mcc_band
 from streetvision.pipeline.judgement import Case
 from streetvision.pipeline.settings import EvaluationConfig
@@ -37,15 +38,8 @@ def draw_pictures(case: Case, config: EvaluationConfig) -> dict[str, bytes]:
 def _threshold_curve(case: Case, config: EvaluationConfig) -> bytes:
     shipped = case.shipped
     at = np.unique(np.append(np.linspace(0, 1, CURVE_POINTS), shipped.threshold))
-    band = mcc_band(
-        case.labels,
-        shipped.probabilities,
-        at,
-        groups=case.groups,
-        n_resamples=config.n_resamples,
-        level=config.level,
-        seed=config.seed,
-    )
+    how = Resampling(case.groups, config.n_resamples, config.level, config.seed)
+    band = mcc_band(case.labels, shipped.probabilities, at, how)
     return threshold_curve(band, threshold=shipped.threshold)
 
 

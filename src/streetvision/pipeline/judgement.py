@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from streetvision.eval.report import (
     Slice,
     of_val_test,
 )
-from streetvision.eval.resampling import Judged
+from streetvision.eval.resampling import Judged, Resampling
 from streetvision.eval.slices import Part, parts_of_column, parts_of_quantity
 from streetvision.eval.thresholds import decide
 from streetvision.pipeline.settings import EvaluationConfig
@@ -42,18 +42,20 @@ class Ruling:
     probabilities: FloatArray
     """(N,) of class 1, one a row."""
     threshold: float
+    decisions: NDArray[np.bool_]
+    """(N,) True where the answer is class 1."""
     inference: str = "single_view"
     """How many looks at each image, and how they are fused."""
 
     @property
     def judged(self) -> Judged:
         """What the bootstrap compares."""
-        return Judged(self.probabilities, self.threshold)
+        return Judged(self.probabilities, self.decisions)
 
-    @property
-    def decisions(self) -> NDArray[np.bool_]:
-        """(N,) True where the answer is class 1."""
-        return decide(self.probabilities, self.threshold)
+    @classmethod
+    def cut(cls, name: str, probabilities: FloatArray, threshold: float) -> "Ruling":
+        """A policy that calls a row class 1 where its probability is at least `threshold`."""
+        return cls(name, probabilities, threshold, decide(probabilities, threshold))
 
 
 @dataclass(frozen=True)
@@ -92,17 +94,10 @@ class Case:
         return names if len(set(names)) < len(names) else None
 
 
-class _Resampling(TypedDict):
-    groups: list[str] | None
-    n_resamples: int
-    level: float
-    seed: int
-
-
 def make_report(case: Case, config: EvaluationConfig) -> Report:
     """Every figure with its interval, by group where groups hold several rows."""
-    options, shipped = _options(case.groups, config), case.shipped
-    intervals = bootstrap_intervals(case.labels, shipped.probabilities, threshold=shipped.threshold, **options)
+    how, shipped = _resampling(case.groups, config), case.shipped
+    intervals = bootstrap_intervals(case.labels, shipped.judged, how)
     some = next(iter(intervals.values()))
     report = Report(
         title=case.title,
@@ -124,7 +119,7 @@ def make_report(case: Case, config: EvaluationConfig) -> Report:
         settings=case.settings,
     )
     if config.mode == "comprehensive":
-        report["policies"] = [_policy_row(ruling, case, options) for ruling in case.rulings]
+        report["policies"] = [_policy_row(ruling, case, how) for ruling in case.rulings]
         report["slices"] = [_slice(part, case, config) for part in _parts(case.rows)]
         report["mistakes"] = _mistakes(case)
     return report
@@ -146,13 +141,13 @@ def tell(report: Report) -> list[str]:
     ]
 
 
-def _options(groups: list[str] | None, config: EvaluationConfig) -> _Resampling:
-    return _Resampling(groups=groups, n_resamples=config.n_resamples, level=config.level, seed=config.seed)
+def _resampling(groups: list[str] | None, config: EvaluationConfig) -> Resampling:
+    return Resampling(groups, config.n_resamples, config.level, config.seed)
 
 
-def _policy_row(ruling: Ruling, case: Case, options: _Resampling) -> PolicyRow:
+def _policy_row(ruling: Ruling, case: Case, how: Resampling) -> PolicyRow:
     first, labels = case.rulings[0], case.labels
-    intervals = bootstrap_intervals(labels, ruling.probabilities, threshold=ruling.threshold, **options)
+    intervals = bootstrap_intervals(labels, ruling.judged, how)
     row = PolicyRow(
         name=ruling.name,
         inference=ruling.inference,
@@ -162,7 +157,7 @@ def _policy_row(ruling: Ruling, case: Case, options: _Resampling) -> PolicyRow:
         metrics={name: _figure(interval) for name, interval in intervals.items()},
     )
     if ruling is not first:
-        differences = paired_difference(labels, ruling.judged, first.judged, **options)
+        differences = paired_difference(labels, ruling.judged, first.judged, how)
         row["differences"] = {name: _difference_figure(difference) for name, difference in differences.items()}
     return row
 
@@ -184,9 +179,8 @@ def _slice(part: Part, case: Case, config: EvaluationConfig) -> Slice:
     labels, shipped, groups = case.labels[part.rows], case.shipped, case.groups
     units = [str(row) if groups is None else groups[row] for row in part.rows.tolist()]
     of_class = [len({unit for unit, label in zip(units, labels, strict=True) if label == wanted}) for wanted in (0, 1)]
-    found = bootstrap_intervals(
-        labels, shipped.probabilities[part.rows], threshold=shipped.threshold, **_options(units, config)
-    )
+    judged = Judged(shipped.probabilities[part.rows], shipped.decisions[part.rows])
+    found = bootstrap_intervals(labels, judged, _resampling(units, config))
     figures = {name: _figure(found[name]) for name in ("mcc", "fnr", "fpr")}
     if 0 in of_class:  # MCC is 0 by convention there, which says nothing of the model
         figures["mcc"] = {"estimate": None, "low": None, "high": None}

@@ -14,7 +14,7 @@ from streetvision.contracts.progress import Progress
 from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.counts import FloatArray
 from streetvision.eval.metrics import ECE_BINS, METRICS, all_metrics
-from streetvision.eval.resampling import Judged, Ranked, draw_weights, replicates, units_of
+from streetvision.eval.resampling import Judged, Ranked, Resampling, draw_weights, replicates
 from streetvision.eval.thresholds import select_threshold_max_mcc
 from streetvision.research.figures import Figure, in_turn
 
@@ -56,7 +56,7 @@ def _bootstraps() -> list[Figure]:
     _check_equal(labels, p)
 
     def ours() -> object:
-        return bootstrap_intervals(labels, p, threshold=THRESHOLD, n_resamples=RESAMPLES)
+        return bootstrap_intervals(labels, Judged.cut(p, THRESHOLD), Resampling(n_resamples=RESAMPLES))
 
     def scipys() -> object:
         options: dict[str, Any] = {"paired": True, "vectorized": True, "method": "percentile", "batch": BATCH}
@@ -138,8 +138,9 @@ def _by_scikit_learn(labels: IntArray, p: FloatArray) -> list[float]:
 
 def _check_equal(labels: IntArray, p: FloatArray) -> None:
     """A benchmark of two things that give other numbers says nothing: raise unless all three agree."""
-    units, ranked = units_of(None, labels.size), Ranked(labels, Judged(p, THRESHOLD))
-    (ours,) = replicates([ranked], units, LOOPED, seed=0)
+    how, ranked = Resampling(n_resamples=LOOPED), Ranked(labels, Judged.cut(p, THRESHOLD))
+    units = how.units(labels.size)
+    (ours,) = replicates([ranked], units, how)
     weights = np.concatenate(list(draw_weights(units, LOOPED, seed=0)))
     drawn = [_drawn(labels, p, np.repeat(np.arange(labels.size), row)) for row in weights]
     together = every_metric(np.stack([one for one, _ in drawn]), np.stack([one for _, one in drawn]))

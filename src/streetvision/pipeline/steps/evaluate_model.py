@@ -136,9 +136,14 @@ def _ask(predictor: Predictor, asked: Asked, context: Context) -> Tensor:
 def _rulings(predictor: Predictor, logits: Tensor, threshold: ThresholdPolicy | None) -> tuple[Ruling, ...]:
     """argmax, phase 2's threshold where the run has it, and last what the bundle does."""
     plain = positive_probability(logits.numpy())
-    shipped = Ruling(predictor.manifest.policy_type, predictor.probabilities(logits), predictor.threshold)
-    between = [Ruling("threshold", plain, threshold.threshold)] if threshold and shipped.name != "threshold" else []
-    return (Ruling("argmax", plain, ABOVE_HALF), *between, shipped)
+    shipped = Ruling(
+        predictor.manifest.policy_type,
+        predictor.probabilities(logits),
+        predictor.threshold,
+        predictor.decisions(logits),
+    )
+    between = [Ruling.cut("threshold", plain, threshold.threshold)] if threshold and shipped.name != "threshold" else []
+    return (Ruling.cut("argmax", plain, ABOVE_HALF), *between, shipped)
 
 
 def _threshold_policy(home: ArtifactSchema, bundle: Bundle) -> ThresholdPolicy | None:

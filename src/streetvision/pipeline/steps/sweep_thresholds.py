@@ -1,7 +1,5 @@
 """phase2: the threshold that maximises MCC on phase 1's own scores of VAL_CALIB, and how far it can be trusted."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,7 +10,7 @@ from streetvision.contracts.split_contracts import Split
 from streetvision.eval.counts import FloatArray, confusion_counts
 from streetvision.eval.metrics import count_metrics, positive_probability
 from streetvision.eval.plots import plot_mcc_curve
-from streetvision.eval.resampling import units_of
+from streetvision.eval.resampling import Resampling
 from streetvision.eval.stability import mcc_band, threshold_interval
 from streetvision.eval.thresholds import (
     decide,
@@ -26,7 +24,6 @@ from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_
 from streetvision.pipeline.settings import Phase2Config
 from streetvision.pipeline.steps.scores import SCORES, groups_of, open_scores
 
-LEVEL = 0.95
 BAND_POINTS = 201
 """Thresholds at which the picture shows the interval of MCC."""
 
@@ -38,11 +35,11 @@ def run(context: Context) -> Outcome:
         scores.logits, scores.labels, config.n_thresholds, return_curve=True
     )
     labels, p = scores.labels.numpy(), positive_probability(scores.logits.numpy())
-    groups = groups_of(context, scores)
-    interval = _interval(labels, p, groups, config)
+    how = Resampling(groups_of(context, scores), config.n_resamples, seed=config.seed)
+    interval = _interval(labels, p, how)
     at = np.append(np.linspace(0, 1, BAND_POINTS), threshold)
     at.sort()
-    band = mcc_band(labels, p, at, groups=groups, n_resamples=config.n_resamples, level=LEVEL, seed=config.seed)
+    band = mcc_band(labels, p, at, how)
     picture = plot_mcc_curve(metrics, threshold=threshold, band=band, moves=(interval.low, interval.high))
     curve = metrics.pop("curve")
     policy = ThresholdPolicy(
@@ -62,14 +59,10 @@ def run(context: Context) -> Outcome:
     )
 
 
-def _interval(
-    labels: NDArray[np.int64], p: FloatArray, groups: Sequence[str | None], config: Phase2Config
-) -> ThresholdInterval:
-    low, high = threshold_interval(
-        labels, p, groups=groups, n_resamples=config.n_resamples, level=LEVEL, seed=config.seed
-    )
-    units = units_of(groups, labels.size).count
-    return ThresholdInterval(low=low, high=high, level=LEVEL, n_resamples=config.n_resamples, units=units)
+def _interval(labels: NDArray[np.int64], p: FloatArray, how: Resampling) -> ThresholdInterval:
+    low, high = threshold_interval(labels, p, how)
+    units = how.units(labels.size).count
+    return ThresholdInterval(low=low, high=high, level=how.level, n_resamples=how.n_resamples, units=units)
 
 
 def _operating_points(
