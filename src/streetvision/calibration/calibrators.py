@@ -1,113 +1,110 @@
 """Calibrators: from logits to probabilities that mean what they say. One table, one contract."""
 
-from typing import Protocol, Self
+import json
+from typing import Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from pydantic import JsonValue
-from scipy.optimize import minimize_scalar
-from scipy.special import log_expit
+from numpy.typing import ArrayLike
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from streetvision.contracts.errors import ArtifactError, DataError, NotFittedError, unknown_name
-from streetvision.contracts.policies import CalibratorState
-from streetvision.eval.counts import checked_labels
-from streetvision.eval.metrics import positive_probability
-
-FloatArray = NDArray[np.float64]
-
-LOG_TEMPERATURE_BOUNDS = (-5.0, 5.0)
-
-
-class Calibrator(Protocol):
-    """Fitted on logits (N, 2) and labels (N,); gives the probability of class 1, (N,), never falling with the logit.
-
-    Using it before `fit` raises NotFittedError.
-    """
-
-    def fit(self, logits: ArrayLike, labels: ArrayLike) -> Self:
-        """Learn from scores that the model was not trained on."""
-        ...
-
-    def probabilities(self, logits: ArrayLike) -> FloatArray:
-        """Calibrated probabilities of class 1 (N,)."""
-        ...
-
-    def state(self) -> dict[str, JsonValue]:
-        """Everything learned, as JSON."""
-        ...
-
-    @classmethod
-    def from_state(cls, state: dict[str, JsonValue]) -> Self:
-        """The calibrator that `state` came from."""
-        ...
-
-
-class TemperatureCalibrator:
-    """Logits over one temperature (Guo et al. 2017, arXiv 1706.04599, section 4.2), by NLL over log T, bounded.
-
-    The temperature stays within exp(-5) and exp(5), so separable data give a finite answer.
-    """
-
-    def __init__(self) -> None:
-        self.temperature: float | None = None
-
-    def fit(self, logits: ArrayLike, labels: ArrayLike) -> Self:
-        """Find the temperature with the lowest NLL; one class alone is allowed and ends at a bound."""
-        margin, truth = margins(logits), checked_labels(labels)
-        if margin.shape != truth.shape or not np.isfinite(margin).all():
-            raise DataError(f"expected {truth.size} rows of finite logits to calibrate, came {margin.shape}")
-        signed = np.where(truth, margin, -margin)
-
-        def nll(log_temperature: float) -> float:
-            return -float(log_expit(signed * np.exp(-log_temperature)).mean())
-
-        found = minimize_scalar(nll, bounds=LOG_TEMPERATURE_BOUNDS, method="bounded", options={"xatol": 1e-6})
-        self.temperature = float(np.exp(found.x))
-        return self
-
-    def probabilities(self, logits: ArrayLike) -> FloatArray:
-        """Sigmoid of the margin over the temperature (N,)."""
-        if self.temperature is None:
-            raise NotFittedError("the temperature calibrator is used before it was fitted", "call fit first")
-        return positive_probability(np.asarray(logits, dtype=np.float64) / self.temperature)
-
-    def state(self) -> dict[str, JsonValue]:
-        """The temperature."""
-        if self.temperature is None:
-            raise NotFittedError("the temperature calibrator has no state before it was fitted", "call fit first")
-        return {"temperature": self.temperature}
-
-    @classmethod
-    def from_state(cls, state: dict[str, JsonValue]) -> Self:
-        """Restore a temperature; raises ArtifactError unless it is a positive number."""
-        value = state.get("temperature")
-        if set(state) != {"temperature"} or not isinstance(value, float) or not 0.0 < value < np.inf:
-            raise ArtifactError(f"calibrator state: expected one positive number 'temperature', came {state}")
-        calibrator = cls()
-        calibrator.temperature = value
-        return calibrator
-
+from streetvision.calibration.contract import Calibrator, Fitted
+from streetvision.calibration.nonparametric import HistogramCalibrator, IsotonicCalibrator, SmoothIsotonicCalibrator
+from streetvision.calibration.parametric import (
+    BetaCalibrator,
+    PlattCalibrator,
+    SplineCalibrator,
+    TemperatureCalibrator,
+    Uncalibrated,
+)
+from streetvision.contracts.errors import ArtifactError, unknown_name
+from streetvision.contracts.policies import CalibratorState, Probability, Sealed
+from streetvision.eval.counts import FloatArray
 
 CALIBRATORS: dict[str, type[Calibrator]] = {
+    "none": Uncalibrated,
     "temperature": TemperatureCalibrator,
+    "platt": PlattCalibrator,
+    "beta": BetaCalibrator,
+    "isotonic": IsotonicCalibrator,
+    "smooth_isotonic": SmoothIsotonicCalibrator,
+    "histogram": HistogramCalibrator,
+    "spline": SplineCalibrator,
 }
+
+ENSEMBLE = "ensemble"
+SUMS_TO_ONE = 1e-9
+
+
+class Member(Sealed):
+    """One calibrator of an ensemble."""
+
+    calibrator: CalibratorState
+    weight: Probability
+
+
+class EnsembleState(Sealed):
+    """The members of an ensemble, whose weights sum to 1."""
+
+    members: tuple[Member, ...] = Field(min_length=1, max_length=64)
+
+    @model_validator(mode="after")
+    def _is_convex(self) -> Self:
+        total = sum(member.weight for member in self.members)
+        if abs(total - 1) > SUMS_TO_ONE:
+            raise ValueError(f"the weights must sum to 1, not {total}")
+        return self
+
+
+class Ensemble:
+    """A convex combination of the probabilities of fitted calibrators: monotone and in [0, 1], as they are."""
+
+    def __init__(self, members: dict[str, Fitted], weights: dict[str, float]) -> None:
+        self.members, self.weights = members, weights
+
+    def probabilities(self, logits: ArrayLike) -> FloatArray:
+        """The weighted mean of the members' probabilities of class 1 (N,) for logits (N, 2)."""
+        parts = [self.weights[name] * member.probabilities(logits) for name, member in self.members.items()]
+        return np.asarray(np.clip(np.sum(parts, axis=0), 0.0, 1.0))
+
+    def state(self) -> dict[str, JsonValue]:
+        """Every member's name, state and weight, as JSON."""
+        members = tuple(
+            Member(calibrator=CalibratorState(name=name, state=member.state()), weight=self.weights[name])
+            for name, member in self.members.items()
+        )
+        return EnsembleState(members=members).model_dump(mode="json")
+
+    @classmethod
+    def from_state(cls, state: dict[str, JsonValue]) -> Self:
+        """The ensemble that `state` came from; raises ArtifactError for anything else."""
+        try:
+            members = EnsembleState.model_validate_json(json.dumps(state), strict=True).members
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(map(str, (ENSEMBLE, *first["loc"])))
+            raise ArtifactError(f"calibrator state: {field}: {first['msg']}") from error
+        saved = {member.calibrator.name: member for member in members}
+        if len(saved) < len(members):
+            raise ArtifactError("calibrator state: ensemble.members: a calibrator is named twice")
+        fitted: dict[str, Fitted] = {
+            name: _class_of(name).from_state(member.calibrator.state) for name, member in saved.items()
+        }
+        return cls(fitted, {name: member.weight for name, member in saved.items()})
 
 
 def make_calibrator(name: str) -> Calibrator:
     """A new calibrator by its name in CALIBRATORS."""
+    return _class_of(name)()
+
+
+def restore_calibrator(saved: CalibratorState) -> Fitted:
+    """The fitted calibrator, or ensemble of them, that a policy carries."""
+    if saved.name == ENSEMBLE:
+        return Ensemble.from_state(saved.state)
+    return _class_of(saved.name).from_state(saved.state)
+
+
+def _class_of(name: str) -> type[Calibrator]:
     if name not in CALIBRATORS:
         raise unknown_name("calibrator", name, CALIBRATORS)
-    return CALIBRATORS[name]()
-
-
-def restore_calibrator(saved: CalibratorState) -> Calibrator:
-    """The fitted calibrator that a policy carries."""
-    if saved.name not in CALIBRATORS:
-        raise unknown_name("calibrator", saved.name, CALIBRATORS)
-    return CALIBRATORS[saved.name].from_state(saved.state)
-
-
-def margins(logits: ArrayLike) -> FloatArray:
-    """Logit of class 1 less logit of class 0: (N, 2) -> (N,) float64."""
-    array = np.asarray(logits, dtype=np.float64)
-    return array[:, 1] - array[:, 0]
+    return CALIBRATORS[name]
