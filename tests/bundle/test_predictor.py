@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,38 @@ def test_label_decision_and_threshold_agree(predictor, scenes):
     for answer in predictor.predict(sorted((scenes / "images").iterdir())[:30]):
         assert answer.decision == (answer.probability >= predictor.threshold)
         assert answer.label == predictor.manifest.class_names[answer.decision]
+
+
+@pytest.fixture(scope="module")
+def careful(predictor):
+    """The same model under a policy that certifies a risk: it answers outside of a narrow band of scores."""
+    policy = predictor.manifest.policy
+    control = policy.scrc_params.risk_control.model_copy(update={"certified": True, "lo": -0.125, "hi": 0.25})
+    params = policy.scrc_params.model_copy(update={"risk_control": control})
+    changed = copy.copy(predictor)
+    changed.manifest = predictor.manifest.model_copy(
+        update={"policy": policy.model_copy(update={"scrc_params": params})}
+    )
+    return changed
+
+
+def test_between_the_two_ends_a_person_decides(careful):
+    margin = torch.tensor([-0.25, -0.125, 0.0, 0.1875, 0.25, 0.5])
+    logits = torch.stack([torch.zeros(6), margin], dim=1)
+    assert careful.hands_over(logits).tolist() == [False, True, True, True, False, False]
+    decisions = careful.decisions(logits)
+    assert decisions[[0, 4, 5]].tolist() == [False, True, True]
+    guesses = careful.probabilities(logits) >= careful.threshold
+    assert np.array_equal(decisions[1:4], guesses[1:4])
+
+
+def test_what_is_handed_over_is_said_of_every_image(careful, predictor, scenes):
+    paths = sorted((scenes / "images").iterdir())[:30]
+    logits = careful.logits(torch.stack([careful.prepare(path) for path in paths]))
+    answers = careful.predict(paths)
+    assert [answer.abstained for answer in answers] == careful.hands_over(logits).tolist()
+    assert [answer.decision for answer in answers] == careful.decisions(logits).astype(int).tolist()
+    assert not any(answer.abstained for answer in predictor.predict(paths))
 
 
 def test_no_images_give_no_answers(predictor):

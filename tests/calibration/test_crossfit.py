@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streetvision.calibration.calibrators import make_calibrator
-from streetvision.calibration.crossfit import assign_folds, crossfit_probabilities
+from streetvision.calibration.crossfit import CalibrationSet, assign_folds, crossfit
 from streetvision.contracts.errors import DataError
 
 
@@ -32,7 +32,8 @@ def test_no_row_is_judged_by_a_calibrator_that_saw_it():
     logits = rng.normal(size=(60, 2)).astype(np.float32)
     labels = rng.integers(0, 2, 60)
     groups = [f"g{i // 3}" for i in range(60)]
-    found = crossfit_probabilities("temperature", logits, labels, groups=groups, folds=4, seed=1)
+    rows = CalibrationSet(logits, labels, groups)
+    found = crossfit(lambda r: make_calibrator("temperature").fit(r.logits, r.labels), rows, folds=4, seed=1)
     fold_of = assign_folds(groups, folds=4, seed=1)
     for fold in range(4):
         out = fold_of == fold

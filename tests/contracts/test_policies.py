@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from streetvision.contracts.policies import BundleManifest, ScoresRef, ThresholdInterval, ThresholdPolicy
+from streetvision.contracts.policies import BundleManifest, RiskControl, ScoresRef, ThresholdInterval, ThresholdPolicy
 
 MODEL, OTHER = "a" * 64, "b" * 64
 SCORES = ScoresRef(sha256=OTHER, model_sha256=MODEL, split="val_calib", n=10, positives=4)
@@ -43,3 +43,21 @@ def test_a_chain_that_does_not_close_is_refused(change, message):
 def test_a_threshold_is_a_probability(threshold):
     with pytest.raises(ValidationError):
         ThresholdPolicy(threshold=threshold, interval=INTERVAL, metrics={}, operating_points={}, scores=SCORES)
+
+
+RISK = {"kind": "fnr", "alpha": 0.05, "delta": 0.1, "why": "", "n": 60, "units": "rows"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"certified": True}, {"certified": False, "lo": 0.0, "hi": 1.0}, {"certified": True, "lo": 0.0}],
+)
+def test_a_risk_is_certified_with_two_ends_or_not_at_all(change):
+    with pytest.raises(ValidationError, match="lo and hi are given when"):
+        RiskControl.model_validate(RISK | change)
+
+
+def test_the_ends_of_a_risk_are_in_order():
+    assert RiskControl.model_validate(RISK | {"certified": True, "lo": -1.0, "hi": 1.0}).certified
+    with pytest.raises(ValidationError, match="above hi"):
+        RiskControl.model_validate(RISK | {"certified": True, "lo": 2.0, "hi": 1.0})

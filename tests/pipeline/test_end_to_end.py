@@ -34,7 +34,8 @@ def test_every_phase_leaves_what_the_design_names(finished_run):
     schema = ArtifactSchema(finished_run)
     names = (
         "splits data_report model_best model_last model_config train_metrics val_calib_logits val_calib_labels "
-        "val_calib_scores thresholds threshold_sweep mcc_curve scrc_params scrc_params_pickle reliability bundle "
+        "val_calib_scores thresholds threshold_sweep mcc_curve scrc_params scrc_params_pickle "
+        "reliability_before reliability risk_coverage bundle "
         "evaluation_report report_html"
     )
     for name in names.split():
@@ -131,6 +132,30 @@ def test_the_full_mode_trains_everything(scenes, tmp_path, command):
     trained, kept = (torch.load(s.model_best, weights_only=True) for s in (schema, fresh))
     moved = [name for name in trained if name.startswith("backbone") and not torch.equal(trained[name], kept[name])]
     assert any("q_proj" in name for name in moved)
+
+
+def test_several_aims_leave_their_front_and_one_aim_none(run_copy, command):
+    again = ["train", f"run_dir={run_copy.root}", "pipeline.phases=[phase5]", "phase5.folds=2"]
+    code, out, err = command(*again, "phase5.method=multi_objective")
+    assert code == 0, err
+    assert "cannot be certified with" in out
+    rows = run_copy.pareto_front.read_text().splitlines()
+    assert rows[0] == "weights,nll,ece,mcc_loss,fnr,on_front,chosen"
+    assert sum(row.endswith("true,true") for row in rows) == 1
+    assert run_copy.pareto_picture.is_file()
+    assert command(*again)[0] == 0
+    assert not run_copy.pareto_front.exists()
+
+
+def test_a_policy_of_an_older_version_is_refused_by_name(run_copy, command):
+    policy = read_json(run_copy.scrc_params) | {"schema_version": 1}
+    run_copy.scrc_params.write_text(json.dumps(policy))
+    manifest = read_json(run_copy.manifest("phase5"))
+    manifest["outputs"]["phase5_scrc/scrc_params.json"] = seal(run_copy.scrc_params).model_dump()
+    run_copy.manifest("phase5").write_text(json.dumps(manifest))
+    code, _, err = command("train", f"run_dir={run_copy.root}", "pipeline.phases=[phase6]")
+    assert code == 2
+    assert "scrc.schema_version: Input should be 2" in err
 
 
 def test_policies_carry_the_digest_of_the_scores_they_were_fitted_on(finished_run):

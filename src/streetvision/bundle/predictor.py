@@ -16,6 +16,8 @@ from torch import Tensor
 
 from streetvision.bundle.format import Bundle, read_bundle
 from streetvision.calibration.calibrators import restore_calibrator
+from streetvision.calibration.contract import margins
+from streetvision.calibration.risk_control import handed_over
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.policies import ScrcPolicy
 from streetvision.data.augmentation import get_val_transforms
@@ -41,6 +43,8 @@ class Prediction:
     """0 or 1, the position of `label` among the class names."""
     probability: float
     """Calibrated probability of class 1."""
+    abstained: bool
+    """The policy hands this image to a person; `decision` is then a guess at the always-answering operating point."""
 
 
 class Predictor:
@@ -94,20 +98,44 @@ class Predictor:
         return self.answers(self.logits(torch.stack(list(images))))
 
     def answers(self, logits: Tensor) -> list[Prediction]:
-        """Logits (B, 2) -> the bundle's calibrated probability and decision for each row."""
+        """Logits (B, 2) -> the bundle's calibrated probability and decision for each row, or that it hands it over."""
         names, probabilities = self.manifest.class_names, self.probabilities(logits).tolist()
-        decisions = self.decisions(logits).astype(int).tolist()
-        return [Prediction(names[d], d, p) for d, p in zip(decisions, probabilities, strict=True)]
-
-    def decisions(self, logits: Tensor) -> NDArray[np.bool_]:
-        """Whether each row of logits (B, 2) is class 1, (B,)."""
-        return decide(self.probabilities(logits), self.threshold)
+        decisions, handed = self.decisions(logits).astype(int).tolist(), self.hands_over(logits).tolist()
+        return [Prediction(names[d], d, p, h) for d, p, h in zip(decisions, probabilities, handed, strict=True)]
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) -> logits (B, 2) float32 on the CPU, before calibration."""
         logits: Tensor = self.classifier(images.to(self.device))
         return logits.float().cpu()
+
+    def hands_over(self, logits: Tensor) -> NDArray[np.bool_]:
+        """Which rows of logits (B, 2) are left to a person, (B,); none where no risk is certified."""
+        control = self._control
+        if control is None:
+            return np.zeros(len(logits), dtype=bool)
+        return handed_over(margins(logits.numpy()), *control)
+
+    def decisions(self, logits: Tensor) -> NDArray[np.bool_]:
+        """Whether each row of logits (B, 2) is class 1, (B,).
+
+        Where the policy certifies a risk, answers follow its two ends and only what is handed over follows `threshold`.
+        """
+        guesses = decide(self.probabilities(logits), self.threshold)
+        control = self._control
+        if control is None:
+            return guesses
+        margin = margins(logits.numpy())
+        return np.where(handed_over(margin, *control), guesses, margin >= control[1])
+
+    @property
+    def _control(self) -> tuple[float, float] | None:
+        """The margins below and from which answers are certified, or None."""
+        policy = self.manifest.policy
+        control = policy.scrc_params.risk_control if isinstance(policy, ScrcPolicy) else None
+        if control is None or control.lo is None or control.hi is None:
+            return None
+        return control.lo, control.hi
 
     def probabilities(self, logits: Tensor) -> NDArray[np.float64]:
         """Logits (B, 2) -> calibrated probabilities of class 1 (B,)."""

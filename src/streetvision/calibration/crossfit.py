@@ -1,35 +1,46 @@
-"""Figures of a calibrator on rows that it was not fitted on, within one split."""
+"""Probabilities from calibrators that did not see the row, within one split."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streetvision.calibration.calibrators import make_calibrator
+from streetvision.calibration.contract import Fitted
 from streetvision.contracts.errors import DataError
+from streetvision.eval.counts import BoolArray, FloatArray
 
-FloatArray = NDArray[np.float64]
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """The scores of VAL_CALIB."""
+
+    logits: NDArray[np.float32]
+    """(N, 2)"""
+    labels: NDArray[np.int64]
+    """(N,)"""
+    groups: Sequence[str | None]
+    """(N,) rows of one group share a fold; None stands alone."""
+
+    def only(self, rows: BoolArray) -> "CalibrationSet":
+        """The rows of a mask (N,)."""
+        groups = [group for group, kept in zip(self.groups, rows.tolist(), strict=True) if kept]
+        return CalibrationSet(self.logits[rows], self.labels[rows], groups)
 
 
-def crossfit_probabilities(
-    method: str,
-    logits: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    *,
-    groups: Sequence[str | None],
-    folds: int,
-    seed: int,
-) -> FloatArray:
-    """Probabilities (N,) of class 1, each from a calibrator fitted on the other folds' rows.
+Fitter = Callable[[CalibrationSet], Fitted]
 
-    Logits are (N, 2), labels (N,); rows of one group share a fold. Raises DataError with fewer groups than folds.
+
+def crossfit(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int) -> FloatArray:
+    """Probabilities (N,) of class 1, each from what `fit` made of the other folds' rows.
+
+    `fit` may be a calibrator or a whole procedure of choosing one. Raises DataError with fewer groups than folds.
     """
-    fold_of = assign_folds(groups, folds=folds, seed=seed)
-    probabilities = np.empty(len(labels))
+    fold_of = assign_folds(rows.groups, folds=folds, seed=seed)
+    probabilities = np.empty(len(rows.labels))
     for fold in range(folds):
         held_out = fold_of == fold
-        calibrator = make_calibrator(method).fit(logits[~held_out], labels[~held_out])
-        probabilities[held_out] = calibrator.probabilities(logits[held_out])
+        probabilities[held_out] = fit(rows.only(~held_out)).probabilities(rows.logits[held_out])
     return probabilities
 
 

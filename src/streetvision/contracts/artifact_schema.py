@@ -119,8 +119,28 @@ class ArtifactSchema:
 
     @property
     def reliability(self) -> Path:
-        """Reliability before and after calibration, cross-fitted."""
+        """Reliability after calibration, cross-fitted, with the uncalibrated shares behind."""
         return self.phase5 / "reliability.png"
+
+    @property
+    def reliability_before(self) -> Path:
+        """Reliability of the uncalibrated scores."""
+        return self.phase5 / "reliability_before.png"
+
+    @property
+    def risk_coverage(self) -> Path:
+        """The risk of an answer against the share that is answered."""
+        return self.phase5 / "risk_coverage.png"
+
+    @property
+    def pareto_front(self) -> Path:
+        """Every candidate of phase5.method=multi_objective, the front first."""
+        return self.phase5 / "pareto_front.csv"
+
+    @property
+    def pareto_picture(self) -> Path:
+        """The same as a picture."""
+        return self.phase5 / "pareto_front.png"
 
     @property
     def export(self) -> Path:

@@ -78,19 +78,104 @@ class CalibratorState(Sealed):
     """What its `state()` returned."""
 
 
-class ScrcParams(Sealed):
-    """The calibrator and the operating point on its probabilities."""
+class CandidateFigures(Sealed):
+    """One way to calibrate, judged by cross-fitted probabilities of VAL_CALIB."""
 
+    name: str
+    """In CALIBRATORS, or ensemble."""
+    nll: float
+    brier: float
+    brier_miscalibration: float
+    """Part of the Brier score that isotonic recalibration of these rows would gain."""
+    brier_discrimination: float
+    """Part of the Brier score that the scores gain over the base rate."""
+    ece: float
+    """Over 15 bins of equal width: the primary one."""
+    ece_equal_mass: float
+    ece_debiased: float
+    smooth_ece: float
+    mcc: float
+    """At the cut that is best for these probabilities."""
+    fnr: float
+    """Miss rate at that cut."""
+    rejected: str | None = None
+    """Why it may not be chosen."""
+
+
+class EstimateWithInterval(Sealed):
+    """A figure and its confidence interval; None where the scores leave it undefined."""
+
+    estimate: float | None
+    low: float | None
+    high: float | None
+
+
+class RiskControl(Sealed):
+    """Between which scores a person decides, so that the risk of an answer is kept."""
+
+    kind: Literal["fnr", "fpr", "error"]
+    """Misses among answered positives, false alarms among answered negatives, or errors among all that is answered."""
+    alpha: Probability
+    """The risk that is allowed."""
+    delta: Probability
+    """Chance over calibration sets that the risk is above alpha all the same."""
+    certified: bool
+    """False: nothing is promised, and nothing is handed over."""
+    why: str
+    """A sentence on what was certified, or on what is missing."""
+    n: int = Field(ge=0)
+    """Independent units that the test counted."""
+    units: Literal["rows", "groups"]
+    """What counts as one unit: a row, or one row of each group."""
+    lo: float | None = None
+    """Answered 0 below this margin: logit of class 1 less logit of class 0, before calibration."""
+    hi: float | None = None
+    """Answered 1 from this margin on."""
+    lo_probability: Probability | None = None
+    """The calibrated probability at `lo`, for people."""
+    hi_probability: Probability | None = None
+    """The calibrated probability at `hi`, for people."""
+    handed_over: Probability = 0.0
+    """Share of VAL_CALIB between the two."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "RiskControl":
+        ends = (self.lo, self.hi)
+        if self.certified != (None not in ends) or (None in ends and ends != (None, None)):
+            raise ValueError("lo and hi are given when, and only when, the risk is certified")
+        if self.lo is not None and self.hi is not None and self.lo > self.hi:
+            raise ValueError(f"lo is {self.lo}, above hi {self.hi}")
+        return self
+
+
+class ScrcParams(Sealed):
+    """The calibrator, the operating points on its probabilities and the control of risk."""
+
+    method: str
+    """phase5.method, which led to the calibrator."""
     calibrator: CalibratorState
+    ensemble_weights: dict[str, Probability]
+    """Of its members when the calibrator is an ensemble; else empty."""
     threshold: Probability
-    """An image is class 1 when its calibrated probability is at least this."""
+    """Operating point of the classifier that always answers, at the data's own prevalence."""
+    operating_points: dict[str, OperatingPoint]
+    """data: `threshold` again; balanced: the highest MCC as if half the images were positive."""
+    risk_control: RiskControl
+    candidates: tuple[CandidateFigures, ...]
+    """What the calibrator was chosen from, the uncalibrated scores first."""
+    before: dict[str, EstimateWithInterval]
+    """Figures of the uncalibrated scores."""
+    after: dict[str, EstimateWithInterval]
+    """Figures of the whole procedure, choice included, cross-fitted."""
+    ece_band: tuple[float, float]
+    """The ECE that the cross-fitted probabilities would show if they were exactly right: the central 95 %."""
 
 
 class ScrcPolicy(Sealed):
-    """scrc_params.json: calibrate first, then cut."""
+    """scrc_params.json: calibrate first, then cut, and hand over where the risk would not be kept."""
 
     policy_type: Literal["scrc"] = "scrc"
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     scrc_params: ScrcParams
     metrics: dict[str, float | int | None]
     """Cross-fitted figures before and after calibration. None where the scores leave a figure undefined."""

@@ -14,6 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from yaml import YAMLError, safe_load
 
+from streetvision.calibration.config import Phase5Config
 from streetvision.contracts.errors import ConfigError, unknown_name
 from streetvision.data.augmentation import AugmentationConfig
 from streetvision.data.datamodule import LoaderConfig
@@ -23,7 +24,6 @@ from streetvision.models.module import ModelConfig
 from streetvision.pipeline.settings import (
     EvaluationConfig,
     Phase2Config,
-    Phase5Config,
     Phase6Config,
     PipelineConfig,
 )

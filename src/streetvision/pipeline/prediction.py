@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from streetvision.data.decode import UndecodableImage
 from streetvision.data.index import IMAGE_SUFFIXES
 
 BATCH = 64
-FIELDS = ("image", "label", "decision", "probability", "error")
+FIELDS = ("image", "label", "decision", "probability", "abstained", "error")
 
 
 Answer = dict[str, object]
@@ -61,8 +62,7 @@ def _answers(predictor: Predictor, files: list[Path]) -> Iterator[Answer]:
         if path in errors:
             yield {"image": str(path), "error": errors[path]}
         else:
-            p = answered[path]
-            yield {"image": str(path), "label": p.label, "decision": p.decision, "probability": p.probability}
+            yield {"image": str(path), **asdict(answered[path])}
 
 
 def _json_lines() -> Writer:

@@ -36,17 +36,6 @@ class Phase2Config(Section):
     """Of the resamples."""
 
 
-class Phase5Config(Section):
-    """Calibration and the operating point."""
-
-    method: str = "temperature"
-    """Name in CALIBRATORS."""
-    folds: int = Field(default=5, ge=2)
-    """Parts of VAL_CALIB for the cross-fitted figures; whole groups stay together."""
-    seed: int = Field(default=0, ge=0)
-    """Of the folds."""
-
-
 class Phase6Config(Section):
     """What ships."""
 

@@ -1,71 +1,115 @@
-"""phase5: calibrate the scores that will be served, and choose the operating point on the calibrated probabilities."""
+"""phase5: calibrate the scores that will be served, choose the operating points, and certify when to answer."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from streetvision.calibration.calibrators import make_calibrator
-from streetvision.calibration.crossfit import crossfit_probabilities
+from streetvision.calibration.config import Phase5Config
+from streetvision.calibration.contract import margins
+from streetvision.calibration.crossfit import CalibrationSet
+from streetvision.calibration.pareto import OBJECTIVES, front_csv
+from streetvision.calibration.risk_control import handed_over
+from streetvision.calibration.scrc import Scrc, fit_scrc
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.phase import Context, Outcome, Phase
-from streetvision.contracts.policies import CalibratorState, ScrcParams, ScrcPolicy
+from streetvision.contracts.policies import RiskControl, ScrcParams, ScrcPolicy
 from streetvision.contracts.split_contracts import Split
-from streetvision.eval.counts import confusion_counts
-from streetvision.eval.metrics import brier, ece, mcc, nll, positive_probability
 from streetvision.eval.plots import reliability_diagram
-from streetvision.eval.thresholds import decide, threshold_for_prevalence
-from streetvision.io.atomic import write_bytes_atomic, write_json_atomic
-from streetvision.pipeline.settings import Phase5Config
-from streetvision.pipeline.steps.scores import SCORES, groups_of, open_scores
-
-FloatArray = NDArray[np.float64]
-PROBABILITY_METRICS = {"nll": nll, "brier": brier, "ece": ece}
+from streetvision.eval.risk_plots import front_picture, risk_coverage_curve
+from streetvision.eval.selective import risk_coverage, selective_figures
+from streetvision.eval.thresholds import threshold_for_prevalence
+from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
+from streetvision.io.scores import Scores, rows_digest
+from streetvision.pipeline.steps.scores import SCORES, open_scores
 
 
 def run(context: Context) -> Outcome:
     """Fit on all of VAL_CALIB what ships; report what cross-fitting says of it."""
     config, scores = context.settings(Phase5Config), open_scores(context, Split.VAL_CALIB)
-    logits, labels = scores.logits.numpy(), scores.labels.numpy()
-    calibrator = make_calibrator(config.method).fit(logits, labels)
-    probabilities = calibrator.probabilities(logits)
-    before = positive_probability(logits)
-    after = crossfit_probabilities(
-        config.method, logits, labels, groups=groups_of(context, scores), folds=config.folds, seed=config.seed
-    )
-    threshold = threshold_for_prevalence(labels, probabilities)
-    figures: dict[str, float | int | None] = {
-        **_before_and_after(labels, before, after),
-        "mcc_at_threshold": float(mcc(confusion_counts(labels, decide(probabilities, threshold)))),
-    }
-    state = CalibratorState(name=config.method, state=calibrator.state())
-    policy = ScrcPolicy(
-        scrc_params=ScrcParams(calibrator=state, threshold=threshold),
-        metrics=figures,
-        scores=scores.reference,
-    )
+    rows = CalibrationSet(scores.logits.numpy(), scores.labels.numpy(), _groups(context, scores))
+    fitted = fit_scrc(rows, config)
+    figures = _flat(fitted.params)
+    policy = ScrcPolicy(scrc_params=fitted.params, metrics=figures, scores=scores.reference)
     content = policy.model_dump(mode="json")
     schema = context.schema
-    picture = reliability_diagram(labels, after, before=before, positive=context.class_names[1])
-    write_bytes_atomic(schema.reliability, picture)
+    _draw(fitted, rows, schema, positive=context.class_names[1])
+    also_makes = _write_front(fitted, schema)
     write_bytes_atomic(schema.scrc_params_pickle, pickle.dumps(content, protocol=4))
     write_json_atomic(schema.scrc_params, content)
-    return Outcome(
-        f"{config.method}; cross-fitted NLL {figures['nll_before']:.3f} -> {figures['nll_after']:.3f}, "
-        f"ECE {figures['ece_before']:.3f} -> {figures['ece_after']:.3f}; cut {threshold:.3f}",
-        dict(figures),
+    return Outcome(_summary(fitted.params, figures), dict(figures), also_makes=also_makes)
+
+
+def _flat(params: ScrcParams) -> dict[str, float | int | None]:
+    moments = {"before": params.before, "after": params.after}
+    figures = {f"{name}_{moment}": f.estimate for moment, found in moments.items() for name, f in found.items()}
+    return {**figures, "mcc_at_threshold": params.operating_points["data"].metrics["mcc"]}
+
+
+def _summary(params: ScrcParams, figures: dict[str, float | int | None]) -> str:
+    name = params.calibrator.name
+    what = f"{name} of {len(params.ensemble_weights)}" if params.ensemble_weights else name
+    control = params.risk_control
+    kept = f"{control.why}, {control.handed_over:.0%} handed over" if control.certified else control.why
+    return (
+        f"{what}; cross-fitted NLL {figures['nll_before']:.3f} -> {figures['nll_after']:.3f}, "
+        f"ECE {figures['ece_before']:.3f} -> {figures['ece_after']:.3f} (perfect would show up to "
+        f"{params.ece_band[1]:.3f}); cut {params.threshold:.3f}; {kept}"
     )
 
 
-def _before_and_after(labels: NDArray[np.int64], before: FloatArray, after: FloatArray) -> dict[str, float]:
-    moments = {"before": before, "after": after}
-    return {f"{n}_{m}": float(f(labels, p)) for n, f in PROBABILITY_METRICS.items() for m, p in moments.items()}
+def _draw(fitted: Scrc, rows: CalibrationSet, schema: ArtifactSchema, *, positive: str) -> None:
+    labels, before, after = rows.labels, fitted.before, fitted.after
+    write_bytes_atomic(schema.reliability_before, reliability_diagram(labels, before, positive=positive))
+    write_bytes_atomic(schema.reliability, reliability_diagram(labels, after, before=before, positive=positive))
+    control = fitted.params.risk_control
+    curve = risk_coverage(labels, after, threshold=threshold_for_prevalence(labels, after), kind=control.kind)
+    picture = risk_coverage_curve(curve, kind=control.kind, alpha=control.alpha, certified=_at_rule(rows, control))
+    write_bytes_atomic(schema.risk_coverage, picture)
+
+
+def _at_rule(rows: CalibrationSet, control: RiskControl) -> tuple[float, float] | None:
+    """The share that the rule answers, and its risk there, on the rows it was certified on."""
+    if control.lo is None or control.hi is None:
+        return None
+    margin = margins(rows.logits)
+    found = selective_figures(rows.labels, margin >= control.hi, ~handed_over(margin, control.lo, control.hi))
+    return found["coverage"], found[control.kind]
+
+
+def _write_front(fitted: Scrc, schema: ArtifactSchema) -> tuple[Path, ...]:
+    """The Pareto front as a table and a picture, when the method has one; an older one goes."""
+    paths = (schema.pareto_front, schema.pareto_picture)
+    front = fitted.choice.front
+    if not front:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return ()
+    values = np.array([point.objectives for point in front])
+    chosen = next(i for i, point in enumerate(front) if point.chosen)
+    write_text_atomic(paths[0], front_csv(front))
+    picture = front_picture(values, [point.on_front for point in front], names=OBJECTIVES, chosen=chosen)
+    write_bytes_atomic(paths[1], picture)
+    return paths
+
+
+def _groups(context: Context, scores: Scores) -> list[str | None]:
+    """The group of each row scored; raises ArtifactError when splits.json has other rows by now."""
+    rows = context.rows(Split.VAL_CALIB)
+    if rows_digest(rows) != scores.rows_sha256:
+        raise ArtifactError(
+            "the scores of phase1 belong to other rows than splits.json has for VAL_CALIB",
+            "run phase1 again: pipeline.phases=[phase1,phase5]",
+        )
+    return [row.group for row in rows]
 
 
 PHASE = Phase(
     id="phase5",
     title="trust",
     config=(Phase5Config,),
-    needs=SCORES,
-    makes=("scrc_params", "scrc_params_pickle", "reliability"),
+    needs=("splits", *SCORES),
+    makes=("scrc_params", "scrc_params_pickle", "reliability_before", "reliability", "risk_coverage"),
     run=run,
 )

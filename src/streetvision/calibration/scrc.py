@@ -1,0 +1,121 @@
+"""All that phase 5 learns from the scores of VAL_CALIB, put together: calibrator, operating points, risk control."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streetvision.calibration.calibrators import ENSEMBLE
+from streetvision.calibration.config import Phase5Config
+from streetvision.calibration.contract import Fitted, margins
+from streetvision.calibration.crossfit import CalibrationSet, crossfit
+from streetvision.calibration.risk_control import Scored, certify, handed_over
+from streetvision.calibration.selection import Choice, choose
+from streetvision.contracts.policies import (
+    CalibratorState,
+    EstimateWithInterval,
+    OperatingPoint,
+    RiskControl,
+    ScrcParams,
+)
+from streetvision.eval.bootstrap import bootstrap_intervals
+from streetvision.eval.counts import FloatArray, confusion_counts
+from streetvision.eval.metrics import count_metrics, positive_probability
+from streetvision.eval.reliability import ece_band
+from streetvision.eval.thresholds import decide, threshold_for_prevalence
+
+FIGURES = ("nll", "brier", "ece", "mcc")
+"""What is told before and after calibration, MCC at the cut that is best for the probabilities."""
+BALANCED = 0.5
+
+
+@dataclass(frozen=True)
+class Scrc:
+    """What ships, and the cross-fitted probabilities that it is judged by."""
+
+    params: ScrcParams
+    choice: Choice
+    before: FloatArray
+    """(N,) uncalibrated."""
+    after: FloatArray
+    """(N,) from the whole procedure, choice included, fitted on the other folds."""
+
+
+def fit_scrc(rows: CalibrationSet, config: Phase5Config) -> Scrc:
+    """Fit on all rows what ships; cross-fit the same procedure for what is said of it.
+
+    Raises:
+        DataError: one class only, fewer groups than folds, logits that are not finite.
+    """
+    choice = choose(rows, config)
+    shipped = choice.calibrator.probabilities(rows.logits)
+    before = positive_probability(rows.logits)
+    after = crossfit(lambda part: choose(part, config).calibrator, rows, folds=config.folds, seed=config.seed)
+    points = {
+        "data": _operating_point(rows.labels, shipped, None),
+        "balanced": _operating_point(rows.labels, shipped, BALANCED),
+    }
+    params = ScrcParams(
+        method=config.method,
+        calibrator=CalibratorState(name=choice.name, state=choice.calibrator.state()),
+        ensemble_weights=dict(choice.weights) if choice.name == ENSEMBLE else {},
+        threshold=points["data"].threshold,
+        operating_points=points,
+        risk_control=_control(rows, choice.calibrator, config),
+        candidates=choice.table,
+        before=_figures(rows, before, config.seed),
+        after=_figures(rows, after, config.seed),
+        ece_band=ece_band(after, seed=config.seed),
+    )
+    return Scrc(params, choice, before, after)
+
+
+def _operating_point(labels: NDArray[np.int64], probabilities: FloatArray, prevalence: float | None) -> OperatingPoint:
+    threshold = threshold_for_prevalence(labels, probabilities, prevalence)
+    counts = confusion_counts(labels, decide(probabilities, threshold))
+    return OperatingPoint(threshold=threshold, metrics=count_metrics(counts))
+
+
+def _control(rows: CalibrationSet, calibrator: Fitted, config: Phase5Config) -> RiskControl:
+    margin, risk = margins(rows.logits), config.risk
+    found = certify(Scored(margin, rows.labels == 1, rows.groups), risk, seed=config.seed)
+    said = {"kind": risk.kind, "alpha": risk.alpha, "delta": risk.delta, "why": found.why, "n": found.n}
+    units = "groups" if any(group is not None for group in rows.groups) else "rows"
+    if found.lo is None or found.hi is None:
+        return RiskControl.model_validate({**said, "units": units, "certified": False})
+    ends = np.array([[0.0, found.lo], [0.0, found.hi]])
+    lo_probability, hi_probability = calibrator.probabilities(ends).tolist()
+    return RiskControl.model_validate(
+        {
+            **said,
+            "units": units,
+            "certified": True,
+            "lo": found.lo,
+            "hi": found.hi,
+            "lo_probability": lo_probability,
+            "hi_probability": hi_probability,
+            "handed_over": float(handed_over(margin, found.lo, found.hi).mean()),
+        }
+    )
+
+
+def _figures(rows: CalibrationSet, probabilities: FloatArray, seed: int) -> dict[str, EstimateWithInterval]:
+    grouped = any(group is not None for group in rows.groups)
+    intervals = bootstrap_intervals(
+        rows.labels,
+        probabilities,
+        threshold=threshold_for_prevalence(rows.labels, probabilities),
+        groups=rows.groups if grouped else None,
+        seed=seed,
+    )
+    return {
+        name: EstimateWithInterval(
+            **{end: _defined(getattr(intervals[name], end)) for end in ("estimate", "low", "high")}
+        )
+        for name in FIGURES
+    }
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from streetvision.calibration.calibrators import restore_calibrator
+from streetvision.calibration.config import Phase5Config
+from streetvision.calibration.crossfit import CalibrationSet
+from streetvision.calibration.scrc import fit_scrc
+from streetvision.contracts.errors import DataError
+from streetvision.contracts.policies import ScrcParams
+from streetvision.eval.counts import confusion_counts
+from streetvision.eval.metrics import ece, mcc, nll
+
+
+def draw(n=600, *, temperature=3.0, seed=0):
+    rng = np.random.default_rng(seed)
+    margin = rng.normal(0, 9, n)
+    labels = (rng.random(n) < expit(margin / temperature)).astype(np.int64)
+    return CalibrationSet(np.stack([0 * margin, margin], axis=1).astype(np.float32), labels, [None] * n)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return fit_scrc(draw(), Phase5Config(folds=3))
+
+
+def test_everything_passes_through_json(fitted):
+    assert ScrcParams.model_validate_json(fitted.params.model_dump_json()) == fitted.params
+
+
+def test_the_threshold_has_the_highest_mcc_of_the_shipped_probabilities(fitted):
+    rows, params = draw(), fitted.params
+    p = restore_calibrator(params.calibrator).probabilities(rows.logits)
+    at = [float(mcc(confusion_counts(rows.labels, p >= cut))) for cut in np.unique(p)]
+    assert params.operating_points["data"].metrics["mcc"] == pytest.approx(max(at))
+    assert params.threshold == params.operating_points["data"].threshold
+
+
+def test_figures_are_those_of_probabilities_that_did_not_see_the_row(fitted):
+    labels = draw().labels
+    assert fitted.params.after["nll"].estimate == pytest.approx(nll(labels, fitted.after))
+    assert fitted.params.before["ece"].estimate == pytest.approx(ece(labels, fitted.before))
+    for figures in (fitted.params.before, fitted.params.after):
+        assert all(f.low <= f.estimate <= f.high for f in figures.values())
+    in_sample = fitted.choice.calibrator.probabilities(draw().logits)
+    assert nll(labels, in_sample) < fitted.params.after["nll"].estimate
+
+
+def test_the_choice_itself_is_cross_fitted():
+    """Probabilities of one fold do not move when the labels of that fold do."""
+    from streetvision.calibration.crossfit import assign_folds
+
+    rows, config = draw(200), Phase5Config(folds=2)
+    held = assign_folds(rows.groups, folds=2, seed=0) == 1
+    turned = np.where(held, 1 - rows.labels, rows.labels)
+    before = fit_scrc(rows, config).after
+    after = fit_scrc(CalibrationSet(rows.logits, turned, rows.groups), config).after
+    assert np.array_equal(before[held], after[held])
+
+
+def test_both_ends_of_the_risk_control_are_told_as_probabilities(fitted):
+    control = fitted.params.risk_control
+    assert control.certified
+    calibrator = restore_calibrator(fitted.params.calibrator)
+    ends = calibrator.probabilities([[0.0, control.lo], [0.0, control.hi]])
+    assert (control.lo_probability, control.hi_probability) == pytest.approx(tuple(ends))
+    assert 0 < control.handed_over < 1
+
+
+def test_groups_are_units():
+    rows = draw(600)
+    params = fit_scrc(
+        CalibrationSet(rows.logits, rows.labels, [f"g{i // 6}" for i in range(600)]), Phase5Config(folds=2)
+    ).params
+    assert params.risk_control.units == "groups"
+    assert params.risk_control.n <= 100
+    assert not params.risk_control.certified or params.risk_control.lo <= params.risk_control.hi
+
+
+def test_one_class_alone_is_named():
+    rows = draw(50)
+    with pytest.raises(DataError, match="all 50 labels are 1"):
+        fit_scrc(CalibrationSet(rows.logits, np.ones(50, dtype=np.int64), rows.groups), Phase5Config(folds=2))
