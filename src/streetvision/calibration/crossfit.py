@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from streetvision.eval.counts import BoolArray, FloatArray
 class CalibrationSet:
     """The scores of VAL_CALIB."""
 
-    logits: NDArray[np.float32]
+    logits: NDArray[np.floating[Any]]
     """(N, 2)"""
     labels: NDArray[np.int64]
     """(N,)"""

@@ -76,7 +76,15 @@ def bench_statistics(progress: Progress) -> list[Figure]:
     return bench_statistics.bench_statistics(progress)
 
 
+def bench_calibration(progress: Progress) -> list[Figure]:
+    """Calibration and risk control, against scikit-learn, netcal and MAPIE."""
+    from streetvision.research import bench_calibration
+
+    return bench_calibration.bench_calibration(progress)
+
+
 SECTIONS: Mapping[str, Callable[[Progress], list[Figure]]] = {
+    "calibration": bench_calibration,
     "startup": bench_startup,
     "statistics": bench_statistics,
     "training": bench_training,

@@ -12,7 +12,6 @@ from streetvision.calibration.pareto import OBJECTIVES, front_csv
 from streetvision.calibration.risk_control import handed_over
 from streetvision.calibration.scrc import Scrc, fit_scrc
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.phase import Context, Outcome, Phase
 from streetvision.contracts.policies import RiskControl, ScrcParams, ScrcPolicy
 from streetvision.contracts.split_contracts import Split
@@ -21,14 +20,13 @@ from streetvision.eval.risk_plots import front_picture, risk_coverage_curve
 from streetvision.eval.selective import risk_coverage, selective_figures
 from streetvision.eval.thresholds import threshold_for_prevalence
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
-from streetvision.io.scores import Scores, rows_digest
-from streetvision.pipeline.steps.scores import SCORES, open_scores
+from streetvision.pipeline.steps.scores import SCORES, groups_of, open_scores
 
 
 def run(context: Context) -> Outcome:
     """Fit on all of VAL_CALIB what ships; report what cross-fitting says of it."""
     config, scores = context.settings(Phase5Config), open_scores(context, Split.VAL_CALIB)
-    rows = CalibrationSet(scores.logits.numpy(), scores.labels.numpy(), _groups(context, scores))
+    rows = CalibrationSet(scores.logits.numpy(), scores.labels.numpy(), groups_of(context, scores))
     fitted = fit_scrc(rows, config)
     figures = _flat(fitted.params)
     policy = ScrcPolicy(scrc_params=fitted.params, metrics=figures, scores=scores.reference)
@@ -94,22 +92,11 @@ def _write_front(fitted: Scrc, schema: ArtifactSchema) -> tuple[Path, ...]:
     return paths
 
 
-def _groups(context: Context, scores: Scores) -> list[str | None]:
-    """The group of each row scored; raises ArtifactError when splits.json has other rows by now."""
-    rows = context.rows(Split.VAL_CALIB)
-    if rows_digest(rows) != scores.rows_sha256:
-        raise ArtifactError(
-            "the scores of phase1 belong to other rows than splits.json has for VAL_CALIB",
-            "run phase1 again: pipeline.phases=[phase1,phase5]",
-        )
-    return [row.group for row in rows]
-
-
 PHASE = Phase(
     id="phase5",
     title="trust",
     config=(Phase5Config,),
-    needs=("splits", *SCORES),
+    needs=SCORES,
     makes=("scrc_params", "scrc_params_pickle", "reliability_before", "reliability", "risk_coverage"),
     run=run,
 )
