@@ -13,8 +13,8 @@ def test_exactly_one_phase_may_open_val_test():
     assert [phase for phase, splits in MAY_OPEN.items() if Split.VAL_TEST in splits] == ["evaluate"]
 
 
-def test_only_phase1_opens_train():
-    assert [phase for phase, splits in MAY_OPEN.items() if Split.TRAIN in splits] == ["phase1"]
+def test_only_phases_that_train_open_train():
+    assert [phase for phase, splits in MAY_OPEN.items() if Split.TRAIN in splits] == ["phase1", "phase5_mac_cal"]
 
 
 @pytest.mark.parametrize("phase", [*MAY_OPEN, "no such phase"])

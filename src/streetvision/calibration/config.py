@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from streetvision.calibration.calibrators import CALIBRATORS, ENSEMBLE
 from streetvision.contracts.errors import ConfigError, unknown_name
 
-AUTO, MULTI_OBJECTIVE = "auto", "multi_objective"
-METHODS = (AUTO, ENSEMBLE, MULTI_OBJECTIVE, *CALIBRATORS)
+AUTO, MULTI_OBJECTIVE, MAC_CAL = "auto", "multi_objective", "mac_cal"
+METHODS = (AUTO, ENSEMBLE, MULTI_OBJECTIVE, MAC_CAL, *CALIBRATORS)
 
 
 class PreferenceConfig(BaseModel):
@@ -45,7 +45,8 @@ class Phase5Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str = AUTO
-    """auto: chosen in tiers; ensemble, multi_objective or a name in CALIBRATORS: that, as it is."""
+    """auto: chosen in tiers; ensemble, multi_objective or a name in CALIBRATORS: that, as it is; mac_cal: the scores of
+    phase5_mac_cal as they are."""
     selection: Literal["nll", "ece"] = "nll"
     """Of auto: what the choice goes by, cross-fitted. ece is the specification's rule, and the worse one."""
     ece_limit: float = Field(default=0.0, ge=0, le=1)

@@ -11,7 +11,7 @@ from streetvision.calibration.config import Phase5Config
 from streetvision.calibration.contract import Fitted, margins
 from streetvision.calibration.crossfit import CalibrationSet, crossfit
 from streetvision.calibration.risk_control import Scored, certify, handed_over
-from streetvision.calibration.selection import Choice, choose
+from streetvision.calibration.selection import Choice, choose, take_retrained
 from streetvision.contracts.policies import (
     CalibratorState,
     EstimateWithInterval,
@@ -42,16 +42,21 @@ class Scrc:
     """(N,) from the whole procedure, choice included, fitted on the other folds."""
 
 
-def fit_scrc(rows: CalibrationSet, config: Phase5Config) -> Scrc:
+def fit_scrc(rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet | None = None) -> Scrc:
     """Fit on all rows what ships; cross-fit the same procedure for what is said of it.
+
+    `base` are the scores before the head was retrained, when `rows` come from mac_cal: there is nothing to cross-fit.
 
     Raises:
         DataError: one class only, fewer groups than folds, logits that are not finite.
     """
-    choice = choose(rows, config)
+    choice = choose(rows, config) if base is None else take_retrained(rows, base, config)
     shipped = choice.calibrator.probabilities(rows.logits)
-    before = positive_probability(rows.logits)
-    after = crossfit(lambda part: choose(part, config).calibrator, rows, folds=config.folds, seed=config.seed)
+    before = positive_probability((base or rows).logits)
+    if base is None:
+        after = crossfit(lambda part: choose(part, config).calibrator, rows, folds=config.folds, seed=config.seed)
+    else:
+        after = shipped
     points = {
         "data": _operating_point(rows.labels, shipped, None),
         "balanced": _operating_point(rows.labels, shipped, BALANCED),

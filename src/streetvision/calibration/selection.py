@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streetvision.calibration.calibrators import ENSEMBLE
-from streetvision.calibration.config import AUTO, MULTI_OBJECTIVE, Phase5Config
+from streetvision.calibration.config import AUTO, MAC_CAL, MULTI_OBJECTIVE, Phase5Config
 from streetvision.calibration.contract import Fitted
 from streetvision.calibration.crossfit import CalibrationSet
 from streetvision.calibration.ensemble import (
@@ -52,6 +52,17 @@ class Choice:
     """Every candidate, the uncalibrated scores first."""
     front: tuple[FrontPoint, ...] = ()
     """Every point that multi_objective weighed; empty for other methods."""
+
+
+def take_retrained(rows: CalibrationSet, base: CalibrationSet, config: Phase5Config) -> Choice:
+    """The scores of a head that was retrained for calibration, as they are, beside what the tiers make of the old ones.
+
+    `rows` are the new scores and `base` the old ones, of the same images. Nothing is fitted on either but the table.
+    """
+    table = choose_in_tiers(base, config).table
+    as_is = fit_named(UNCALIBRATED, rows, {})
+    retrained = judge(MAC_CAL, rows.labels, as_is.probabilities(rows.logits))
+    return Choice(UNCALIBRATED, as_is, {}, (*table, retrained))
 
 
 def choose(rows: CalibrationSet, config: Phase5Config) -> Choice:

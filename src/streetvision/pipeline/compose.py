@@ -27,7 +27,7 @@ from streetvision.pipeline.settings import (
     Phase6Config,
     PipelineConfig,
 )
-from streetvision.training.config import TrainingConfig
+from streetvision.training.config import MacCalConfig, TrainingConfig
 
 
 class RunConfig(BaseModel):
@@ -45,6 +45,7 @@ class RunConfig(BaseModel):
     augmentation: AugmentationConfig
     training: TrainingConfig
     phase2: Phase2Config
+    mac_cal: MacCalConfig
     phase5: Phase5Config
     phase6: Phase6Config
     evaluation: EvaluationConfig

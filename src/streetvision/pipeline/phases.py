@@ -10,6 +10,7 @@ from streetvision.pipeline.steps import (
     prepare_data,
     sweep_thresholds,
     train_baseline,
+    train_mac_cal,
 )
 
 PHASES: Mapping[str, Phase] = {
@@ -18,6 +19,7 @@ PHASES: Mapping[str, Phase] = {
         prepare_data.PHASE,
         train_baseline.PHASE,
         sweep_thresholds.PHASE,
+        train_mac_cal.PHASE,
         calibrate_scrc.PHASE,
         export_bundle.PHASE,
         evaluate_model.PHASE,

@@ -39,3 +39,26 @@ class TrainingConfig(BaseModel):
                 "leave it out, or take training=full",
             )
         return self
+
+
+class MacCalConfig(BaseModel):
+    """How phase5_mac_cal trains the head anew, on cached features."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=40, ge=1)
+    """Passes over TRAIN's features."""
+    batch_size: int = Field(default=256, ge=1)
+    """Rows an optimizer step, and a mask."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Rate of AdamW."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of weight matrices."""
+    retention: float = Field(default=0.9, gt=0, le=1)
+    """Share of weights that a mask keeps at first."""
+    adaptation: float = Field(default=0.5, ge=0)
+    """Share of weights given up for each unit of confidence above accuracy, after each epoch."""
+    least_retention: float = Field(default=0.1, gt=0, le=1)
+    """The share never falls below this."""
+    seed: int = Field(default=0, ge=0)
+    """Of the new weights, the masks and the order of rows."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streetvision.calibration.config import Phase5Config
+from streetvision.calibration.config import MAC_CAL, Phase5Config
 from streetvision.calibration.contract import margins
 from streetvision.calibration.crossfit import CalibrationSet
 from streetvision.calibration.pareto import OBJECTIVES, front_csv
@@ -20,14 +20,19 @@ from streetvision.eval.risk_plots import front_picture, risk_coverage_curve
 from streetvision.eval.selective import risk_coverage, selective_figures
 from streetvision.eval.thresholds import threshold_for_prevalence
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
-from streetvision.pipeline.steps.scores import SCORES, groups_of, open_scores
+from streetvision.io.scores import Scores
+from streetvision.pipeline.steps.scores import MAC_CAL_SCORES, SCORES, groups_of, open_scores
 
 
 def run(context: Context) -> Outcome:
     """Fit on all of VAL_CALIB what ships; report what cross-fitting says of it."""
-    config, scores = context.settings(Phase5Config), open_scores(context, Split.VAL_CALIB)
-    rows = CalibrationSet(scores.logits.numpy(), scores.labels.numpy(), groups_of(context, scores))
-    fitted = fit_scrc(rows, config)
+    config = context.settings(Phase5Config)
+    scores, base = open_scores(context, Split.VAL_CALIB), None
+    rows = _as_set(scores, context)
+    if config.method == MAC_CAL:
+        scores, base = open_scores(context, Split.VAL_CALIB, MAC_CAL_SCORES), rows
+        rows = _as_set(scores, context)
+    fitted = fit_scrc(rows, config, base=base)
     figures = _flat(fitted.params)
     policy = ScrcPolicy(scrc_params=fitted.params, metrics=figures, scores=scores.reference)
     content = policy.model_dump(mode="json")
@@ -39,6 +44,15 @@ def run(context: Context) -> Outcome:
     return Outcome(_summary(fitted.params, figures), dict(figures), also_makes=also_makes)
 
 
+def _as_set(scores: Scores, context: Context) -> CalibrationSet:
+    return CalibrationSet(scores.logits.numpy(), scores.labels.numpy(), groups_of(context, scores))
+
+
+def _retrained(context: Context) -> tuple[str, ...]:
+    """The scores of the head that was trained anew, where the method is about them."""
+    return MAC_CAL_SCORES if context.settings(Phase5Config).method == MAC_CAL else ()
+
+
 def _flat(params: ScrcParams) -> dict[str, float | int | None]:
     moments = {"before": params.before, "after": params.after}
     figures = {f"{name}_{moment}": f.estimate for moment, found in moments.items() for name, f in found.items()}
@@ -46,7 +60,7 @@ def _flat(params: ScrcParams) -> dict[str, float | int | None]:
 
 
 def _summary(params: ScrcParams, figures: dict[str, float | int | None]) -> str:
-    name = params.calibrator.name
+    name = MAC_CAL if params.method == MAC_CAL else params.calibrator.name
     what = f"{name} of {len(params.ensemble_weights)}" if params.ensemble_weights else name
     control = params.risk_control
     kept = f"{control.why}, {control.handed_over:.0%} handed over" if control.certified else control.why
@@ -99,4 +113,5 @@ PHASE = Phase(
     needs=SCORES,
     makes=("scrc_params", "scrc_params_pickle", "reliability_before", "reliability", "risk_coverage"),
     run=run,
+    also_needs=_retrained,
 )

@@ -1,7 +1,12 @@
 """phase6: one folder that holds everything a prediction needs, and nothing that does not belong to it."""
 
+from pathlib import Path
+
 from streetvision.bundle.format import MODEL_CHECKPOINT, MODEL_DESCRIPTION, write_archive, write_bundle
+from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.phase import Context, Outcome, Phase
+from streetvision.contracts.policies import ScrcPolicy, ThresholdPolicy
+from streetvision.io.atomic import sha256_file
 from streetvision.io.validators import PolicyValidator
 from streetvision.pipeline.settings import Phase6Config
 
@@ -15,14 +20,15 @@ def run(context: Context) -> Outcome:
     """Copy model and policy, seal them; the manifest of a bundle refuses a policy of another model."""
     schema, config = context.schema, context.settings(Phase6Config)
     artifacts = [schema.path(name) for name in POLICY_ARTIFACTS[config.policy]]
+    policy = PolicyValidator().validate(artifacts[0])
     bundle = write_bundle(
         schema.export,
         {
-            MODEL_CHECKPOINT: schema.model_best,
+            MODEL_CHECKPOINT: _model_of(policy, schema),
             MODEL_DESCRIPTION: schema.model_config,
             **{path.name: path for path in artifacts},
         },
-        policy=PolicyValidator().validate(artifacts[0]),
+        policy=policy,
         class_names=context.class_names,
         data_fingerprint=context.fingerprint,
     )
@@ -37,6 +43,13 @@ def run(context: Context) -> Outcome:
         {"bytes": size},
         also_makes=sealed,
     )
+
+
+def _model_of(policy: ThresholdPolicy | ScrcPolicy, schema: ArtifactSchema) -> Path:
+    """The model with the retrained head when the policy was fitted on its scores, else phase 1's."""
+    retrained = schema.mac_cal_model
+    is_its = retrained.is_file() and sha256_file(retrained) == policy.scores.model_sha256
+    return retrained if is_its else schema.model_best
 
 
 def _policy_artifacts(context: Context) -> tuple[str, ...]:

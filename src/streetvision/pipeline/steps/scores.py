@@ -6,15 +6,16 @@ from streetvision.contracts.split_contracts import Split, check_may_open
 from streetvision.io.scores import Scores, load_scores, rows_digest
 
 SCORES = ("val_calib_logits", "val_calib_labels", "val_calib_scores", "splits")
+MAC_CAL_SCORES = ("mac_cal_logits", "mac_cal_labels", "mac_cal_scores", "splits")
 
 
-def open_scores(context: Context, split: Split) -> Scores:
-    """Phase 1's scores, known to be of `split`; raises LeakageError when the phase may not open it."""
+def open_scores(context: Context, split: Split, artifacts: tuple[str, ...] = SCORES) -> Scores:
+    """Scores, phase 1's or others, known to be of `split`; raises LeakageError when the phase may not open it."""
     check_may_open(context.phase, split)
-    schema = context.schema
-    scores = load_scores(logits=schema.val_calib_logits, labels=schema.val_calib_labels, record=schema.val_calib_scores)
+    logits, labels, record = (context.schema.path(name) for name in artifacts[:3])
+    scores = load_scores(logits=logits, labels=labels, record=record)
     if scores.split is not split:
-        raise ArtifactError(f"{str(schema.val_calib_scores)!r} holds scores of {scores.split}, not of {split}")
+        raise ArtifactError(f"{str(record)!r} holds scores of {scores.split}, not of {split}")
     return scores
 
 

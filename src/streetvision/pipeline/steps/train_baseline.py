@@ -89,7 +89,7 @@ def _save(fitted: Fit, classifier: Classifier, context: Context) -> None:
     save_tensors(schema.model_best, fitted.best)
     save_tensors(schema.model_last, fitted.last)
     write_json_atomic(schema.model_config, classifier.description.model_dump(mode="json"))
-    write_text_atomic(schema.train_metrics, _as_csv(fitted.history))
+    write_text_atomic(schema.train_metrics, as_csv(fitted.history))
 
 
 def _score_chosen(classifier: Classifier, context: Context) -> None:
@@ -109,7 +109,8 @@ def _score_chosen(classifier: Classifier, context: Context) -> None:
     save_scores(scores, logits=schema.val_calib_logits, labels=schema.val_calib_labels, record=schema.val_calib_scores)
 
 
-def _as_csv(history: tuple[EpochRow, ...]) -> str:
+def as_csv(history: tuple[EpochRow, ...]) -> str:
+    """One row an epoch, under a header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
     writer.writeheader()

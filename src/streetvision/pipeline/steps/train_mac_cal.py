@@ -1,0 +1,78 @@
+"""phase5_mac_cal: train phase 1's head anew on fixed features by MaC-Cal, and score VAL_CALIB with what comes out.
+
+The new model is another model: it has a checkpoint and scores of its own, and phase5.method=mac_cal reads those.
+"""
+
+import torch
+
+from streetvision.contracts.phase import Context, Outcome, Phase
+from streetvision.contracts.split_contracts import Split
+from streetvision.data.datamodule import LoaderConfig
+from streetvision.io.atomic import sha256_file, write_text_atomic
+from streetvision.io.scores import save_scores
+from streetvision.io.tensors import load_into, load_state, save_tensors
+from streetvision.io.validators import validate_json
+from streetvision.models.module import Classifier, ClassifierDescription, build_classifier, make_head
+from streetvision.models.pooling import pooled_dim
+from streetvision.pipeline.steps.train_baseline import as_csv
+from streetvision.training.config import MacCalConfig
+from streetvision.training.features import FeatureCache
+from streetvision.training.mac_cal import MacCalFit, fit_mac_cal
+from streetvision.training.predict import score_rows
+from streetvision.training.trainer import cpu_state
+
+
+def run(context: Context) -> Outcome:
+    """Fit on TRAIN, choose an epoch on VAL_SELECT, save, and score VAL_CALIB with the checkpoint as it lies on disk."""
+    schema, description = context.schema, validate_json(context.schema.model_config, ClassifierDescription)
+    classifier = build_classifier(description)
+    load_into(classifier, load_state(schema.model_best), source=str(schema.model_best))
+    fitted = _fit(classifier, context)
+    head = {f"head.{name}": value for name, value in fitted.best.items()}
+    save_tensors(schema.mac_cal_model, {**cpu_state(classifier), **head})
+    write_text_atomic(schema.mac_cal_metrics, as_csv(fitted.history))
+    _score(description, context)
+    best = fitted.best_row
+    return Outcome(
+        f"epoch {fitted.best_epoch} of {len(fitted.history)} chosen, {best['retention']:.0%} of weights kept, "
+        f"VAL_SELECT NLL {best['val_select_nll']:.3f}",
+        dict(best),
+    )
+
+
+def _fit(classifier: Classifier, context: Context) -> MacCalFit:
+    config, schema = context.settings(MacCalConfig), context.schema
+    cache = FeatureCache(schema.features, classifier, loader=context.settings(LoaderConfig), progress=context.progress)
+    train, select = (
+        cache.features(context.rows(split), root=context.data_root, name=split.value)
+        for split in (Split.TRAIN, Split.VAL_SELECT)
+    )
+    torch.manual_seed(config.seed)
+    head = make_head(classifier.description.head, pooled_dim(classifier.description.pooling, classifier.backbone.spec))
+    return fit_mac_cal(head, train, select, config=config, progress=context.progress)
+
+
+def _score(description: ClassifierDescription, context: Context) -> None:
+    schema = context.schema
+    chosen = build_classifier(description)
+    load_into(chosen, load_state(schema.mac_cal_model), source=str(schema.mac_cal_model))
+    scores = score_rows(
+        chosen,
+        context.rows(Split.VAL_CALIB),
+        root=context.data_root,
+        split=Split.VAL_CALIB,
+        model_sha256=sha256_file(schema.mac_cal_model),
+        loader=context.settings(LoaderConfig),
+        progress=context.progress,
+    )
+    save_scores(scores, logits=schema.mac_cal_logits, labels=schema.mac_cal_labels, record=schema.mac_cal_scores)
+
+
+PHASE = Phase(
+    id="phase5_mac_cal",
+    title="retrain",
+    config=(MacCalConfig, LoaderConfig),
+    needs=("splits", "model_best", "model_config"),
+    makes=("mac_cal_model", "mac_cal_metrics", "mac_cal_logits", "mac_cal_labels", "mac_cal_scores"),
+    run=run,
+)

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch import nn
+
+from streetvision.contracts.errors import StreetVisionError
+from streetvision.contracts.progress import Silent
+from streetvision.models.module import HeadConfig, make_head
+from streetvision.training.config import MacCalConfig
+from streetvision.training.mac_cal import fit_mac_cal, judge_head, masked
+
+
+def noisy(n, *, seed, width=32):
+    """Features of which four tell a label that is wrong one time in five: a head can only be too sure."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 2, (n,), generator=generator)
+    features = torch.randn(n, width, generator=generator)
+    features[:, :4] += 2.0 * labels[:, None]
+    wrong = torch.rand(n, generator=generator) < 0.2
+    return features, torch.where(wrong, 1 - labels, labels)
+
+
+def fit(train=None, select=None, *, seed=0, **changes):
+    torch.manual_seed(seed)
+    head = make_head(HeadConfig(), 32)
+    config = MacCalConfig(**{"epochs": 15, "batch_size": 32, "learning_rate": 0.02, "seed": seed} | changes)
+    pair = train or noisy(120, seed=1), select or noisy(400, seed=2)
+    return head, fit_mac_cal(head, *pair, config=config, progress=Silent())
+
+
+def test_masks_keep_their_share_and_the_logits_on_average():
+    head = nn.Linear(50, 2, bias=False)
+    features, generator = torch.ones(1, 50), torch.Generator().manual_seed(0)
+    drawn = torch.cat([masked(head, features, 0.6, generator) for _ in range(4000)])
+    with torch.no_grad():
+        torch.testing.assert_close(drawn.mean(0), head(features)[0], atol=0.03, rtol=0)
+        expected = (head.weight**2).sum(1) * (1 - 0.6) / 0.6
+        torch.testing.assert_close(drawn.var(0), expected, rtol=0.15, atol=0)
+        assert torch.equal(masked(head, features, 1.0, generator), head(features))
+
+
+def test_every_linear_layer_is_masked_and_gradients_reach_its_weights():
+    head = make_head(HeadConfig(kind="mlp", hidden=8), 16)
+    masked(head, torch.randn(4, 16), 0.5, torch.Generator().manual_seed(0)).sum().backward()
+    for layer in (m for m in head.modules() if isinstance(m, nn.Linear)):
+        assert torch.isfinite(layer.weight.grad).all()
+        assert (layer.weight.grad == 0).any(), "a weight that was masked got a gradient"
+
+
+def test_masks_grow_sparser_while_the_head_is_too_sure():
+    _, found = fit(adaptation=1.0)
+    for now, after in zip(found.history, found.history[1:], strict=False):
+        gap = now["val_select_confidence"] - now["val_select_accuracy"]
+        assert after["retention"] == pytest.approx(min(1.0, max(0.1, now["retention"] - gap)))
+    assert found.history[-1]["retention"] < found.history[0]["retention"]
+
+
+def test_the_epoch_with_the_lowest_nll_of_val_select_is_kept():
+    head, found = fit()
+    assert found.best_row["val_select_nll"] == min(row["val_select_nll"] for row in found.history)
+    head.load_state_dict(found.best)
+    assert judge_head(head, *noisy(400, seed=2))["val_select_nll"] == found.best_row["val_select_nll"]
+
+
+def test_masks_make_the_last_epoch_less_sure_than_none_do():
+    with_masks, without = (
+        fit(adaptation=a, retention=r)[1].history[-1]["val_select_confidence"] for a, r in ((1.0, 0.5), (0.0, 1.0))
+    )
+    assert with_masks < without
+
+
+def test_a_seed_gives_the_same_head():
+    first, again, other = (fit(seed=seed)[1].best for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_loss_that_is_not_finite_stops():
+    features, labels = noisy(64, seed=1)
+    features[3] = torch.inf
+    with pytest.raises(StreetVisionError, match="the loss is nan at epoch 1"):
+        fit((features, labels))
