@@ -23,6 +23,7 @@ from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.counts import FloatArray, confusion_counts
 from streetvision.eval.metrics import count_metrics, positive_probability
 from streetvision.eval.reliability import ece_band
+from streetvision.eval.resampling import Judged, Resampling
 from streetvision.eval.thresholds import decide, threshold_for_prevalence
 
 FIGURES = ("nll", "brier", "ece", "mcc")
@@ -86,7 +87,8 @@ def _control(rows: CalibrationSet, calibrator: Fitted, config: Phase5Config) -> 
     margin, risk = margins(rows.logits), config.risk
     found = certify(Scored(margin, rows.labels == 1, rows.groups), risk, seed=config.seed)
     said = {"kind": risk.kind, "alpha": risk.alpha, "delta": risk.delta, "why": found.why, "n": found.n}
-    units = "groups" if any(group is not None for group in rows.groups) else "rows"
+    named = [group for group in rows.groups if group is not None]
+    units = "groups" if len(set(named)) < len(named) else "rows"
     if found.lo is None or found.hi is None:
         return RiskControl.model_validate({**said, "units": units, "certified": False})
     ends = np.array([[0.0, found.lo], [0.0, found.hi]])
@@ -106,18 +108,11 @@ def _control(rows: CalibrationSet, calibrator: Fitted, config: Phase5Config) -> 
 
 
 def _figures(rows: CalibrationSet, probabilities: FloatArray, seed: int) -> dict[str, EstimateWithInterval]:
-    grouped = any(group is not None for group in rows.groups)
-    intervals = bootstrap_intervals(
-        rows.labels,
-        probabilities,
-        threshold=threshold_for_prevalence(rows.labels, probabilities),
-        groups=rows.groups if grouped else None,
-        seed=seed,
-    )
+    judged = Judged.cut(probabilities, threshold_for_prevalence(rows.labels, probabilities))
+    intervals = bootstrap_intervals(rows.labels, judged, Resampling(rows.groups, seed=seed))
+    ends = ("estimate", "low", "high")
     return {
-        name: EstimateWithInterval(
-            **{end: _defined(getattr(intervals[name], end)) for end in ("estimate", "low", "high")}
-        )
+        name: EstimateWithInterval.model_validate({end: _defined(getattr(intervals[name], end)) for end in ends})
         for name in FIGURES
     }
 
