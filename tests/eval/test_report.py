@@ -1,6 +1,6 @@
 import pytest
 
-from streetvision.eval.report import cautions, lead, looks, verdict
+from streetvision.eval.report import cautions, lead, looks, selective_sentence, verdict
 from tests.eval.test_page import sample
 
 
@@ -34,3 +34,20 @@ def test_other_data_leaves_val_test_alone():
     other = sample(data="holiday", look=None, notes=["Mind the gap."])
     assert looks(other) == "VAL_TEST was not touched."
     assert list(cautions(other)) == ["Mind the gap."]
+
+
+def test_the_promise_is_told_with_what_came_of_it():
+    counts, found = {"tp": 60, "tn": 70, "fp": 1, "fn": 2}, {"estimate": 0.032, "low": 0.0, "high": 0.09}
+    kept = {
+        "risk": "fnr",
+        "promise": "FNR <= 0.05",
+        "certified": True,
+        "answered": 133,
+        "counts": counts,
+        "found": found,
+    }
+    assert selective_sentence(kept, 160) == (
+        "Promised: FNR <= 0.05. On these images 27 of 160 are handed to a person, and among the 133 answered the miss "
+        "rate is 0.032 (0.000 to 0.090)."
+    )
+    assert selective_sentence(kept | {"certified": False}, 160) == "No risk is certified: FNR <= 0.05."

@@ -3,11 +3,12 @@ import json
 import numpy as np
 import pytest
 
+from streetvision.contracts.policies import RiskControl
 from streetvision.contracts.split_contracts import Row
 from streetvision.eval.bootstrap import bootstrap_intervals, paired_difference
 from streetvision.eval.metrics import METRICS
 from streetvision.eval.resampling import Resampling
-from streetvision.pipeline.judgement import Case, Ruling, make_report, tell
+from streetvision.pipeline.judgement import Case, Promise, Ruling, make_report, tell
 from streetvision.pipeline.settings import EvaluationConfig
 
 CONFIG = EvaluationConfig(n_resamples=100)
@@ -31,7 +32,7 @@ def case(n=120, *, grouped=False, **changes):
         )
         for i, label in enumerate(labels)
     )
-    rulings = (Ruling.cut("argmax", p**2, 0.5), Ruling.cut("scrc", p, 0.5))
+    rulings = (Ruling("argmax", p**2, 0.5), Ruling("scrc", p, 0.5))
     fields = {
         "class_names": ("None", "Roadwork"),
         "title": "run",
@@ -99,6 +100,33 @@ def test_mistakes_come_worst_first():
     assert error == sorted(error, reverse=True)
     wrong = one.shipped.decisions != one.labels
     assert error[0] == np.abs(one.shipped.probabilities - one.labels)[wrong].max()
+
+
+CONTROL = {"kind": "fnr", "alpha": 0.05, "delta": 0.1, "why": "FNR <= 0.05", "n": 60, "units": "rows"}
+
+
+def test_what_is_answered_only_when_certified_is_judged_on_what_is_answered():
+    control = RiskControl(**CONTROL, certified=True, lo=-1.0, hi=1.0, lo_probability=0.3, hi_probability=0.7)
+    one = case()
+    p = one.shipped.probabilities
+    answers = np.where((p >= 0.3) & (p < 0.7), -1, p >= 0.7)
+    found = make_report(case(promise=Promise(control, answers)), CONFIG)["selective"]
+    kept = answers >= 0
+    missed = (answers[kept] == 0) & (one.labels[kept] == 1)
+    assert found["answered"] == kept.sum() == sum(found["counts"].values())
+    assert found["found"]["estimate"] == pytest.approx(missed.sum() / (one.labels[kept] == 1).sum())
+    assert found["found"]["low"] <= found["found"]["estimate"] <= found["found"]["high"]
+    wrong = control.model_copy(update={"kind": "error"})
+    error = make_report(case(promise=Promise(wrong, answers)), CONFIG)["selective"]["found"]
+    assert error["estimate"] == pytest.approx(np.mean((answers[kept] == 1) != one.labels[kept]))
+    assert error["low"] <= error["estimate"] <= error["high"]
+
+
+def test_a_promise_that_could_not_be_made_answers_nothing():
+    control = RiskControl(**CONTROL, certified=False)
+    found = make_report(case(promise=Promise(control, np.full(120, -1))), CONFIG)["selective"]
+    assert (found["answered"], found["found"]["estimate"], found["certified"]) == (0, None, False)
+    assert "selective" not in make_report(case(), CONFIG)
 
 
 def test_the_quick_mode_leaves_out_what_takes_time():

@@ -19,7 +19,7 @@ from streetvision.calibration.calibrators import restore_calibrator
 from streetvision.calibration.contract import margins
 from streetvision.calibration.risk_control import handed_over
 from streetvision.contracts.errors import DataError
-from streetvision.contracts.policies import ScrcPolicy
+from streetvision.contracts.policies import RiskControl, ScrcPolicy
 from streetvision.data.augmentation import get_val_transforms
 from streetvision.data.decode import DEFAULT_LIMITS, DecodeLimits, decode_image, read_image
 from streetvision.eval.metrics import positive_probability
@@ -30,6 +30,8 @@ from streetvision.models.module import ClassifierDescription, build_classifier
 from streetvision.training.hardware import pick_device
 
 ImageInput: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor
+HANDED_OVER = -1
+"""Among certified answers: a person decides."""
 ONE_IMAGE = (str, Path, bytes, Image.Image, np.ndarray, Tensor)
 
 
@@ -43,8 +45,8 @@ class Prediction:
     """0 or 1, the position of `label` among the class names."""
     probability: float
     """Calibrated probability of class 1."""
-    abstained: bool
-    """The policy hands this image to a person; `decision` is then a guess at the always-answering operating point."""
+    certified: int | None
+    """The answer whose risk is certified, 0 or 1; None where a person decides, or where nothing is certified."""
 
 
 class Predictor:
@@ -98,10 +100,12 @@ class Predictor:
         return self.answers(self.logits(torch.stack(list(images))))
 
     def answers(self, logits: Tensor) -> list[Prediction]:
-        """Logits (B, 2) -> the bundle's calibrated probability and decision for each row, or that it hands it over."""
-        names, probabilities = self.manifest.class_names, self.probabilities(logits).tolist()
-        decisions, handed = self.decisions(logits).astype(int).tolist(), self.hands_over(logits).tolist()
-        return [Prediction(names[d], d, p, h) for d, p, h in zip(decisions, probabilities, handed, strict=True)]
+        """Logits (B, 2) -> the bundle's calibrated probability, decision and certified answer for each row."""
+        names, probabilities = self.manifest.class_names, self.probabilities(logits)
+        decisions = decide(probabilities, self.threshold).astype(int).tolist()
+        certified = [None if answer == HANDED_OVER else answer for answer in self.certified(logits).tolist()]
+        rows = zip(decisions, probabilities.tolist(), certified, strict=True)
+        return [Prediction(names[decision], decision, p, answer) for decision, p, answer in rows]
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
@@ -109,33 +113,23 @@ class Predictor:
         logits: Tensor = self.classifier(images.to(self.device))
         return logits.float().cpu()
 
-    def hands_over(self, logits: Tensor) -> NDArray[np.bool_]:
-        """Which rows of logits (B, 2) are left to a person, (B,); none where no risk is certified."""
-        control = self._control
-        if control is None:
-            return np.zeros(len(logits), dtype=bool)
-        return handed_over(margins(logits.numpy()), *control)
-
-    def decisions(self, logits: Tensor) -> NDArray[np.bool_]:
-        """Whether each row of logits (B, 2) is class 1, (B,).
-
-        Where the policy certifies a risk, answers follow its two ends and only what is handed over follows `threshold`.
-        """
-        guesses = decide(self.probabilities(logits), self.threshold)
-        control = self._control
-        if control is None:
-            return guesses
-        margin = margins(logits.numpy())
-        return np.where(handed_over(margin, *control), guesses, margin >= control[1])
-
     @property
-    def _control(self) -> tuple[float, float] | None:
-        """The margins below and from which answers are certified, or None."""
+    def risk_control(self) -> RiskControl | None:
+        """What the policy promises of its certified answers; None where its kind promises nothing."""
         policy = self.manifest.policy
-        control = policy.scrc_params.risk_control if isinstance(policy, ScrcPolicy) else None
+        return policy.scrc_params.risk_control if isinstance(policy, ScrcPolicy) else None
+
+    def certified(self, logits: Tensor) -> NDArray[np.int64]:
+        """The answers (B,) to logits (B, 2) whose risk is certified: 0, 1, or HANDED_OVER to a person.
+
+        They follow two ends of their own and not `threshold`: an image between the three may get one answer here and
+        another from the classifier that always answers.
+        """
+        control = self.risk_control
         if control is None or control.lo is None or control.hi is None:
-            return None
-        return control.lo, control.hi
+            return np.full(len(logits), HANDED_OVER)
+        margin = margins(logits.numpy())
+        return np.where(handed_over(margin, control.lo, control.hi), HANDED_OVER, margin >= control.hi)
 
     def probabilities(self, logits: Tensor) -> NDArray[np.float64]:
         """Logits (B, 2) -> calibrated probabilities of class 1 (B,)."""

@@ -20,10 +20,12 @@ from streetvision.eval.report import (
     Report,
     Slice,
     cautions,
+    images,
     lead,
     looks,
     number,
     of,
+    selective_sentence,
     span,
     verdict,
 )
@@ -72,6 +74,7 @@ def render_report(report: Report, pictures: Mapping[str, bytes]) -> str:
         _opening(report),
         _metrics(report),
         _policies(report),
+        _selective(report),
         _plots(pictures),
         _slices(report),
         _mistakes(report, pictures),
@@ -133,6 +136,13 @@ def _policies(report: Report) -> str:
         f'<tbody>{rows}</tbody></table></div><p class="after">{escape(_policy_words(policies))} '
         f"Differences are paired, image by image, with {_level(report)} intervals.</p></section>"
     )
+
+
+def _selective(report: Report) -> str:
+    if "selective" not in report:
+        return ""
+    sentence = selective_sentence(report["selective"], images(report["counts"]))
+    return f"<section><h2>When should a person decide?</h2><p>{escape(sentence)}</p></section>"
 
 
 def _policy_row(row: PolicyRow) -> str:

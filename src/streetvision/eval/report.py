@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, Literal, NotRequired, TypedDict
 
+RISK_NAMES = {"fnr": "miss rate", "fpr": "false alarm rate", "error": "error rate"}
+
 
 class Figure(TypedDict):
     """A metric with its confidence interval; None where it is not defined."""
@@ -43,6 +45,22 @@ class PolicyRow(TypedDict):
     metrics: dict[str, Figure]
     differences: NotRequired[dict[str, DifferenceFigure]]
     """Against the first policy of the table, which has none."""
+
+
+class Selective(TypedDict):
+    """What is answered only where its risk is certified, and handed to a person elsewhere."""
+
+    risk: Literal["fnr", "fpr", "error"]
+    """Misses among answered positives, false alarms among answered negatives, or errors among all that is answered."""
+    promise: str
+    """What was certified on VAL_CALIB, or why nothing was."""
+    certified: bool
+    answered: int
+    """Images that got an answer."""
+    counts: CountsRow
+    """Of those."""
+    found: Figure
+    """The risk among those."""
 
 
 class Slice(TypedDict):
@@ -117,6 +135,8 @@ class Report(TypedDict):
     """Phase -> the settings it ran with; empty where the run that made the bundle is not at hand."""
     policies: NotRequired[list[PolicyRow]]
     """The ways to decide, side by side."""
+    selective: NotRequired[Selective]
+    """Absent where the policy promises nothing by its kind."""
     slices: NotRequired[list[Slice]]
     mistakes: NotRequired[list[Mistake]]
     """The worst first."""
@@ -169,6 +189,18 @@ def looks(report: Report) -> str:
         for earlier in report["earlier_looks"]
     )
     return f"VAL_TEST has been looked at {report['look']} times, this page included. Before it: {bundles}."
+
+
+def selective_sentence(selective: Selective, total: int) -> str:
+    """What answering only where it is certified comes to, in a sentence."""
+    if not selective["certified"]:
+        return f"No risk is certified: {selective['promise']}."
+    handed = total - selective["answered"]
+    return (
+        f"Promised: {selective['promise']}. On these images {handed:,} of {total:,} are handed to a person, and "
+        f"among the {selective['answered']:,} answered the {RISK_NAMES[selective['risk']]} is "
+        f"{number(selective['found']['estimate'])} ({span(selective['found'])})."
+    )
 
 
 def of_val_test(report: Report) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streetvision.contracts.policies import RiskControl
 from streetvision.contracts.split_contracts import Row
 from streetvision.eval.bootstrap import FEW_UNITS, Difference, Interval, bootstrap_intervals, paired_difference
 from streetvision.eval.counts import Counts, FloatArray, confusion_counts
@@ -20,6 +21,7 @@ from streetvision.eval.report import (
     Mistake,
     PolicyRow,
     Report,
+    Selective,
     Slice,
     of_val_test,
 )
@@ -42,8 +44,6 @@ class Ruling:
     probabilities: FloatArray
     """(N,) of class 1, one a row."""
     threshold: float
-    decisions: NDArray[np.bool_]
-    """(N,) True where the answer is class 1."""
     inference: str = "single_view"
     """How many looks at each image, and how they are fused."""
 
@@ -52,10 +52,19 @@ class Ruling:
         """What the bootstrap compares."""
         return Judged(self.probabilities, self.decisions)
 
-    @classmethod
-    def cut(cls, name: str, probabilities: FloatArray, threshold: float) -> "Ruling":
-        """A policy that calls a row class 1 where its probability is at least `threshold`."""
-        return cls(name, probabilities, threshold, decide(probabilities, threshold))
+    @property
+    def decisions(self) -> NDArray[np.bool_]:
+        """(N,) True where the answer is class 1."""
+        return decide(self.probabilities, self.threshold)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a policy promises of the answers that it gives only where their risk is certified."""
+
+    control: RiskControl
+    answers: NDArray[np.int64]
+    """(N,) 0, 1, or -1 where a person decides."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,8 @@ class Case:
     provenance: dict[str, str]
     settings: dict[str, Any]
     """Phase -> the settings it ran with, as far as the run that made the bundle is at hand."""
+    promise: Promise | None = None
+    """None where the policy promises nothing by its kind."""
     look: int | None = None
     """The how-many-th time VAL_TEST is looked at; None where it is not."""
     earlier_looks: list[EarlierLooks] = field(default_factory=list)
@@ -120,6 +131,8 @@ def make_report(case: Case, config: EvaluationConfig) -> Report:
     )
     if config.mode == "comprehensive":
         report["policies"] = [_policy_row(ruling, case, how) for ruling in case.rulings]
+        if case.promise is not None:
+            report["selective"] = _selective(case.promise, case, config)
         report["slices"] = [_slice(part, case, config) for part in _parts(case.rows)]
         report["mistakes"] = _mistakes(case)
     return report
@@ -160,6 +173,35 @@ def _policy_row(ruling: Ruling, case: Case, how: Resampling) -> PolicyRow:
         differences = paired_difference(labels, ruling.judged, first.judged, how)
         row["differences"] = {name: _difference_figure(difference) for name, difference in differences.items()}
     return row
+
+
+def _selective(promise: Promise, case: Case, config: EvaluationConfig) -> Selective:
+    answered = np.flatnonzero(promise.answers >= 0)
+    labels, decisions, kind = case.labels[answered], promise.answers[answered] == 1, promise.control.kind
+    found: Figure = {"estimate": None, "low": None, "high": None}
+    if answered.size:
+        groups = None if case.groups is None else [case.groups[row] for row in answered.tolist()]
+        judged = Judged(case.shipped.probabilities[answered], decisions)
+        intervals = bootstrap_intervals(labels, judged, _resampling(groups, config))
+        found = _figure(intervals["accuracy" if kind == "error" else kind])
+        if kind == "error":
+            found = _one_less(found)
+    return Selective(
+        risk=kind,
+        promise=promise.control.why,
+        certified=promise.control.certified,
+        answered=answered.size,
+        counts=_cells(confusion_counts(labels, decisions)),
+        found=found,
+    )
+
+
+def _one_less(accuracy: Figure) -> Figure:
+    """The error that an accuracy leaves."""
+    estimate, low, high = (
+        None if end is None else 1 - end for end in (accuracy["estimate"], accuracy["high"], accuracy["low"])
+    )
+    return {"estimate": estimate, "low": low, "high": high}
 
 
 def _parts(rows: Sequence[Row]) -> list[Part]:

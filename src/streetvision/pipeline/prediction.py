@@ -16,7 +16,7 @@ from streetvision.data.decode import UndecodableImage
 from streetvision.data.index import IMAGE_SUFFIXES
 
 BATCH = 64
-FIELDS = ("image", "label", "decision", "probability", "abstained", "error")
+FIELDS = ("image", "label", "decision", "probability", "certified", "error")
 
 
 Answer = dict[str, object]

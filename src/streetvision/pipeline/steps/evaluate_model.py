@@ -27,7 +27,7 @@ from streetvision.io.atomic import write_text_atomic as write_text
 from streetvision.io.manifests import git_sha, read_manifest
 from streetvision.io.validators import PolicyValidator
 from streetvision.pipeline.illustration import draw_pictures, draw_thumbnails
-from streetvision.pipeline.judgement import Case, Ruling, make_report, tell
+from streetvision.pipeline.judgement import Case, Promise, Ruling, make_report, tell
 from streetvision.pipeline.ledger import Looks, record_look
 from streetvision.pipeline.settings import EvaluationConfig
 from streetvision.pipeline.steps.prepare_data import digest_of_data, scan_data
@@ -98,9 +98,11 @@ def _judge(bundle: Bundle, asked: Asked, context: Context, *, home: ArtifactSche
     threshold = _threshold_policy(home, bundle)
     if threshold is None and predictor.manifest.policy_type != "threshold":
         asked.notes.append("The table of policies leaves out phase 2's threshold: the run has none of this model.")
+    logits, control = _ask(predictor, asked, context), predictor.risk_control
     case = Case(
         asked.rows,
-        _rulings(predictor, _ask(predictor, asked, context), threshold),
+        _rulings(predictor, logits, threshold),
+        promise=Promise(control, predictor.certified(logits)) if control is not None else None,
         class_names=bundle.manifest.class_names,
         title=asked.title,
         data=asked.data,
@@ -136,14 +138,9 @@ def _ask(predictor: Predictor, asked: Asked, context: Context) -> Tensor:
 def _rulings(predictor: Predictor, logits: Tensor, threshold: ThresholdPolicy | None) -> tuple[Ruling, ...]:
     """argmax, phase 2's threshold where the run has it, and last what the bundle does."""
     plain = positive_probability(logits.numpy())
-    shipped = Ruling(
-        predictor.manifest.policy_type,
-        predictor.probabilities(logits),
-        predictor.threshold,
-        predictor.decisions(logits),
-    )
-    between = [Ruling.cut("threshold", plain, threshold.threshold)] if threshold and shipped.name != "threshold" else []
-    return (Ruling.cut("argmax", plain, ABOVE_HALF), *between, shipped)
+    shipped = Ruling(predictor.manifest.policy_type, predictor.probabilities(logits), predictor.threshold)
+    between = [Ruling("threshold", plain, threshold.threshold)] if threshold and shipped.name != "threshold" else []
+    return (Ruling("argmax", plain, ABOVE_HALF), *between, shipped)
 
 
 def _threshold_policy(home: ArtifactSchema, bundle: Bundle) -> ThresholdPolicy | None:
