@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from streetvision.pipeline.console import Console
 
 USER_ERROR = 2
+COLLAPSED = 3
 INTERRUPTED = 130
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -39,9 +40,12 @@ def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Turn images into a bundle: data.root=FOLDER model=NAME training=frozen|full run_dir=DIR."""
     console = _console()
     schema = _train(overrides or [], config, console)
-    from streetvision.pipeline.launch import show_where
+    from streetvision.pipeline.launch import answers_one_class_only, show_where
 
     show_where(schema, console)
+    if answers_one_class_only(schema):
+        console.warn("the model answers one class only: look at labels and training.learning_rate, or train longer")
+        raise typer.Exit(COLLAPSED)
     if schema.bundle.is_file():
         console.line("next", f"streetvision evaluate --bundle {schema.export}")
 

@@ -3,7 +3,7 @@ import torch
 
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.augmentation import AugmentationConfig, get_train_transforms, get_val_transforms
-from streetvision.data.datamodule import FeatureBatches, ImageDataset, ImageLoader, LoaderConfig, shuffled
+from streetvision.data.datamodule import EpochBatches, FeatureBatches, ImageDataset, ImageLoader, LoaderConfig, shuffled
 from streetvision.data.decode import DEFAULT_LIMITS, UndecodableImage
 
 
@@ -18,7 +18,7 @@ def loader(scenes, *, workers=0, seed=0, augment=True):
     transform = train if augment else get_val_transforms(image_size=32)
     rows = rows_of(scenes)
     dataset = ImageDataset(rows, root=scenes, transform=transform, limits=DEFAULT_LIMITS, seed=seed)
-    return ImageLoader(dataset, batch_size=5, workers=workers, shuffle=augment)
+    return ImageLoader(dataset, EpochBatches(len(rows), batch_size=5, shuffle=augment, seed=seed), workers=workers)
 
 
 def epochs(batches, n=2):
@@ -57,7 +57,7 @@ def test_an_image_that_is_gone_is_named(scenes, workers):
     transform = get_val_transforms(image_size=8)
     dataset = ImageDataset((*rows_of(scenes), gone), root=scenes, transform=transform, limits=DEFAULT_LIMITS)
     with pytest.raises(UndecodableImage) as caught:
-        list(ImageLoader(dataset, batch_size=4, workers=workers))
+        list(ImageLoader(dataset, EpochBatches(17, batch_size=4, shuffle=False), workers=workers))
     assert caught.value.what == f"{str(scenes / gone.path)!r} is not there"
 
 

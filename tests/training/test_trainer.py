@@ -7,7 +7,7 @@ from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Silent
 from streetvision.data.datamodule import FeatureBatches
 from streetvision.training.config import TrainingConfig
-from streetvision.training.trainer import fit, seed_all
+from streetvision.training.trainer import Following, fit, seed_all
 
 
 def blobs(n, *, seed):
@@ -17,15 +17,17 @@ def blobs(n, *, seed):
     return features, labels
 
 
-def run(config, *, train=None, select=None, progress=None):
+def run(config, *, train=None, select=None, model=None, **following):
     seed_all(config.seed)
-    model = torch.nn.Linear(4, 2)
+    model = model or torch.nn.Linear(4, 2)
+    train = train or blobs(200, seed=1)
     fitted = fit(
         model,
-        FeatureBatches(*(train or blobs(200, seed=1)), batch_size=config.batch_size, seed=config.seed),
+        FeatureBatches(*train, batch_size=config.batch_size, seed=config.seed, parts=config.accumulate),
         FeatureBatches(*(select or blobs(100, seed=2)), batch_size=64),
         config=config,
-        progress=progress or Silent(),
+        labels=train[1].tolist(),
+        following=Following(**{"progress": Silent()} | following),
     )
     return model, fitted
 
@@ -70,18 +72,19 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not():
     assert not torch.equal(first.last["weight"], other.last["weight"])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run():
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_files():
     features, labels = blobs(64, seed=1)
     features[5] = float("nan")
-    with pytest.raises(StreetVisionError, match=r"loss is nan at epoch 1, batch \d"):
-        run(CONFIG, train=(features, labels))
+    with pytest.raises(StreetVisionError, match=r"loss is nan at epoch 1, batch \d: .*") as caught:
+        run(CONFIG.model_copy(update={"batch_size": 4}), train=(features, labels))
+    assert "row 5" in caught.value.what.split(": ")[1].split(", ")
 
 
 def test_an_interrupt_is_passed_on():
     """Lightning would end the process without a word, and leave the signal deaf."""
 
     class Impatient(Silent):
-        def track(self, items, *, total, label):
+        def track(self, items, *, total, label, note=None):
             yield from [0]
             raise KeyboardInterrupt
 
@@ -95,7 +98,7 @@ def test_an_interrupt_is_passed_on():
 
 def test_the_bar_moves_once_for_every_step():
     class Recorder(Silent):
-        def track(self, items, *, total, label):
+        def track(self, items, *, total, label, note=None):
             for item in items:
                 seen.append((item, total, label))
                 yield item
@@ -105,3 +108,102 @@ def test_the_bar_moves_once_for_every_step():
     steps = -(-200 // 32) * 6
     assert len(seen) == steps
     assert {(total, label) for _, total, label in seen} == {(steps, "train")}
+
+
+def test_parts_of_a_batch_make_the_same_step():
+    whole, parts = (
+        run(CONFIG.model_copy(update={"mode": "full", "precision": "fp32", "accumulate": n}))[1] for n in (1, 4)
+    )
+    for name, value in whole.last.items():
+        torch.testing.assert_close(parts.last[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_clipping_shortens_the_steps():
+    free, clipped = (run(CONFIG.model_copy(update={"epochs": 1, "clip_norm": n}))[1] for n in (None, 1e-9))
+    assert not torch.equal(free.last["weight"], clipped.last["weight"])
+
+
+def test_patience_ends_training_after_epochs_without_a_better_mcc():
+    _, fitted = run(TrainingConfig(epochs=30, batch_size=32, learning_rate=0.05, patience=2))
+    assert len(fitted.history) == fitted.best_epoch + 2 < 30
+
+
+def test_the_best_states_are_kept_in_order():
+    _, fitted = run(CONFIG.model_copy(update={"keep_best": 3}))
+    keys = sorted(((row["val_select_mcc"], -row["val_select_nll"]) for row in fitted.history), reverse=True)
+    assert [(one.mcc, -one.nll) for one in fitted.kept] == keys[:3]
+    assert not torch.equal(fitted.kept[0].state["weight"], fitted.kept[1].state["weight"])
+
+
+def test_the_average_is_judged_beside_the_raw_weights_and_ships_when_it_wins():
+    """At a wild rate the raw weights jump about, and their average does not."""
+    config = TrainingConfig(epochs=4, batch_size=8, learning_rate=3.0, warmup_share=0, ema_decay=0.98)
+    select = blobs(300, seed=2)
+    model, fitted = run(config, select=select)
+    best = fitted.kept[0]
+    row = fitted.best_row
+    assert best.weights == "ema"
+    assert (row["ema_val_select_mcc"], -row["ema_val_select_nll"]) > (row["val_select_mcc"], -row["val_select_nll"])
+    model.load_state_dict(best.state)
+    nll = torch.nn.functional.cross_entropy(model(select[0]), select[1]).item()
+    assert nll == pytest.approx(best.nll, rel=1e-5)
+
+
+def test_a_model_that_answers_one_class_only_is_known_as_such():
+    features, labels = blobs(100, seed=1)
+    _, fitted = run(TrainingConfig(epochs=1, batch_size=32), select=(0 * features, labels))
+    assert fitted.kept[0].one_class_only
+    assert fitted.kept[0].mcc == 0.0
+    assert not run(CONFIG)[1].kept[0].one_class_only
+
+
+class Interrupting(Silent):
+    """Interrupts after so many steps."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def track(self, items, *, total, label, note=None):
+        for step, item in enumerate(items):
+            if step == self.steps:
+                raise KeyboardInterrupt
+            yield item
+
+
+@pytest.mark.parametrize("steps", [3, 5, 9, 13])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, steps, accumulate):
+    """In the first epoch and later ones, in the middle of one and right behind its validation."""
+    config = TrainingConfig(
+        mode="full", epochs=3, batch_size=48, accumulate=accumulate, checkpoint_steps=2, ema_decay=0.9, precision="fp32"
+    )
+
+    def net():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 2))
+
+    _, whole = run(config, model=net())
+    place = {"checkpoint": tmp_path / "c.ckpt", "key": "k"}
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(config, model=net(), progress=Interrupting(steps * accumulate), **place)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    _, resumed = run(config, model=net(), **place)
+    assert resumed.resumed_at is not None
+    assert len(resumed.history) == 3
+    for one, other in zip(whole.history, resumed.history, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    for name, value in whole.last.items():
+        assert torch.equal(value, resumed.last[name])
+    for name, value in whole.best.items():
+        assert torch.equal(value, resumed.best[name])
+    _, other = run(config, model=net(), **{**place, "key": "another"})
+    assert other.resumed_at is None
+
+
+def test_a_damaged_checkpoint_is_left_aside(tmp_path):
+    (tmp_path / "c.ckpt").write_bytes(b"nothing")
+    _, fitted = run(CONFIG, checkpoint=tmp_path / "c.ckpt", key="k")
+    assert fitted.resumed_at is None

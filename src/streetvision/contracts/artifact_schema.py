@@ -57,6 +57,15 @@ class ArtifactSchema:
         """The checkpoint of the last epoch."""
         return self.phase1 / "model_last.pth"
 
+    def model_ranked(self, rank: int) -> Path:
+        """The checkpoint that VAL_SELECT ranks second, third and so on, when training.keep_best asks for them."""
+        return self.phase1 / f"model_best_{rank}.pth"
+
+    @property
+    def training_checkpoint(self) -> Path:
+        """What an interrupted phase 1 goes on from; gone once it is through."""
+        return self.root / "cache" / "phase1.ckpt"
+
     @property
     def model_config(self) -> Path:
         """How to build the classifier that the checkpoints hold."""

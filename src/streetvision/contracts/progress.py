@@ -1,6 +1,6 @@
 """How a long computation tells whoever watches where it is, without knowing the terminal."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -9,8 +9,10 @@ Item = TypeVar("Item")
 class Progress(Protocol):
     """Shows the advance of a loop and prints the few warnings that name an action."""
 
-    def track(self, items: Iterable[Item], *, total: int, label: str) -> Iterator[Item]:
-        """Yield `items`, showing how many of `total` are done."""
+    def track(
+        self, items: Iterable[Item], *, total: int, label: str, note: Callable[[], str] | None = None
+    ) -> Iterator[Item]:
+        """Yield `items`, showing how many of `total` are done, and beside it what `note` says then."""
         ...
 
     def warn(self, message: str) -> None:
@@ -21,7 +23,14 @@ class Progress(Protocol):
 class Silent:
     """A Progress that shows nothing."""
 
-    def track(self, items: Iterable[Item], *, total: int, label: str) -> Iterator[Item]:  # noqa: ARG002
+    def track(
+        self,
+        items: Iterable[Item],
+        *,
+        total: int,  # noqa: ARG002
+        label: str,  # noqa: ARG002
+        note: Callable[[], str] | None = None,  # noqa: ARG002
+    ) -> Iterator[Item]:
         """Yield `items` as they are."""
         yield from items
 

@@ -1,7 +1,10 @@
 """Loaders over the rows that a phase was granted: bytes in, batches of uint8 images and labels out."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -14,8 +17,10 @@ from streetvision.data.augmentation import Transform
 from streetvision.data.decode import DecodeLimits, UndecodableImage, read_image
 
 Key = tuple[int, int]
-Sample = tuple[Tensor, int] | UndecodableImage
+Sample = tuple[Tensor, int, Key] | UndecodableImage
 Batch = tuple[Tensor, Tensor]
+BatchTransform = Callable[[Tensor, Tensor], Batch]
+"""(images (B, 3, S, S), labels (B,)) -> mixed images, targets (B, 2)."""
 
 
 class LoaderConfig(BaseModel):
@@ -63,48 +68,96 @@ class ImageDataset(Dataset[Sample]):
             image = read_image(self.root / row.path, limits=self.limits)
         except UndecodableImage as error:
             return error
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would seed the accelerators anew for every image.
-            torch.default_generator.manual_seed(hash((self.seed, epoch, position)) % 2**63)
-            return self.transform(image), row.label
+        with _drawn_from(self.seed, epoch, position):
+            return self.transform(image), row.label, key
 
 
-class EpochSampler(Sampler[Key]):
-    """Keys (epoch, position): in order, or in a new seeded order each time it is walked through."""
+class EpochBatches(Sampler[list[Key]]):
+    """Batches of keys (epoch, position): in order, or in a new seeded order each time it is walked through.
 
-    def __init__(self, n: int, *, shuffle: bool, seed: int = 0) -> None:
-        self.n, self.shuffle, self.seed = n, shuffle, seed
-        self.epoch = 0
+    A batch of `batch_size` rows is cut into `parts` for each of `world` processes, of which this one is `rank`. All
+    parts of a batch are equally long, so that their means average to the batch's: the last batch of an epoch is filled
+    up with the epoch's first rows to a multiple of the number of parts.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        parts: int = 1,
+        rank_of: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.n, self.batch_size, self.shuffle, self.seed, self.parts = n, batch_size, shuffle, seed, parts
+        self.rank, self.world = rank_of
+        self.epoch = self.skip = 0
 
     def __len__(self) -> int:
-        return self.n
+        return -(-self.n // self.batch_size) * self.parts
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[list[Key]]:
+        # Nothing may happen before the first batch is asked for: torch's loader makes two iterators and uses one.
         epoch, self.epoch = self.epoch, self.epoch + 1
-        order = shuffled(self.n, seed=self.seed, epoch=epoch) if self.shuffle else torch.arange(self.n)
-        return iter([(epoch, position) for position in order.tolist()])
+        skip, self.skip = self.skip, 0
+        for part in self.positions(epoch)[skip:]:
+            yield [(epoch, position) for position in part]
+
+    def resume(self, *, epoch: int, skip: int) -> None:
+        """Go on in `epoch`, counted from 0, after its first `skip` parts."""
+        self.epoch, self.skip = epoch, skip
+
+    def positions(self, epoch: int) -> list[list[int]]:
+        """The rows of every part of this process in `epoch`."""
+        order = (shuffled(self.n, seed=self.seed, epoch=epoch) if self.shuffle else torch.arange(self.n)).tolist()
+        pieces = self.parts * self.world
+        mine = []
+        for start in range(0, self.n, self.batch_size):
+            batch = order[start : start + self.batch_size]
+            batch += list(islice(cycle(order), -len(batch) % pieces))
+            mine += [batch[piece::pieces] for piece in range(self.rank, pieces, self.world)]
+        return mine
 
 
-class ImageLoader:
+class Trained:
+    """What both kinds of training batches know of their place: `order` decides it, `names` tell the rows."""
+
+    order: EpochBatches
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def resume(self, *, epoch: int, skip: int) -> None:
+        """Go on in `epoch`, counted from 0, after its first `skip` batches; called before the first is asked for."""
+        self.order.resume(epoch=epoch, skip=skip)
+
+    def rows_of(self, *, epoch: int, batch: int) -> list[str]:
+        """Names of the rows in a batch, both counted from 0."""
+        return [self.names[position] for position in self.order.positions(epoch)[batch]]
+
+
+class ImageLoader(Trained):
     """Batches of (images uint8 (B, 3, S, S), labels int64 (B,)); worker processes live as long as the loader.
 
     Raises UndecodableImage for an image that cannot be read by now.
     """
 
-    def __init__(self, dataset: ImageDataset, *, batch_size: int, workers: int, shuffle: bool = False) -> None:
+    def __init__(
+        self, dataset: ImageDataset, order: EpochBatches, *, workers: int, mix: BatchTransform | None = None
+    ) -> None:
+        self.order = order
+        self.names = [row.path for row in dataset.rows]
         self._loader: DataLoader[Sample] = DataLoader(
             dataset,
-            batch_size=batch_size,
-            sampler=EpochSampler(len(dataset), shuffle=shuffle, seed=dataset.seed),
+            batch_sampler=order,
             num_workers=workers,
             generator=torch.Generator().manual_seed(dataset.seed),  # else it would draw from the global one
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=_collate,
+            collate_fn=partial(_collate, mix=mix, seed=dataset.seed),
         )
-
-    def __len__(self) -> int:
-        return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass over the rows."""
@@ -114,34 +167,51 @@ class ImageLoader:
             yield batch
 
 
-def _collate(samples: Sequence[Sample]) -> Batch | UndecodableImage:
-    images, labels = [], []
-    for sample in samples:
-        if isinstance(sample, UndecodableImage):
-            return sample
-        images.append(sample[0])
-        labels.append(sample[1])
-    return torch.stack(images), torch.tensor(labels)
+def _collate(samples: Sequence[Sample], *, mix: BatchTransform | None, seed: int) -> Batch | UndecodableImage:
+    """One batch; what `mix` draws depends on the seed and the keys alone."""
+    whole = [sample for sample in samples if not isinstance(sample, UndecodableImage)]
+    if len(whole) < len(samples):
+        return next(sample for sample in samples if isinstance(sample, UndecodableImage))
+    images, labels = torch.stack([image for image, _, _ in whole]), torch.tensor([label for _, label, _ in whole])
+    if mix is None:
+        return images, labels
+    with _drawn_from(seed, -1, *(number for _, _, key in whole for number in key)):
+        return mix(images, labels)
 
 
-class FeatureBatches:
+class FeatureBatches(Trained):
     """Batches of rows that already lie in memory: (features (B, P), labels (B,)), without a loader's overhead."""
 
-    def __init__(self, features: Tensor, labels: Tensor, *, batch_size: int, seed: int | None = None) -> None:
-        self.features, self.labels, self.batch_size, self.seed = features, labels, batch_size, seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+    def __init__(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        seed: int | None = None,
+        parts: int = 1,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self.features, self.labels = features, labels
+        self.order = EpochBatches(
+            len(labels), batch_size=batch_size, shuffle=seed is not None, seed=seed or 0, parts=parts
+        )
+        self.names = names if names is not None else [f"row {i}" for i in range(len(labels))]
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass; in a new seeded order each time when a seed was given."""
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        n = len(self.labels)
-        order = torch.arange(n) if self.seed is None else shuffled(n, seed=self.seed, epoch=epoch)
-        for start in range(0, n, self.batch_size):
-            chosen = order[start : start + self.batch_size]
+        for keys in self.order:
+            chosen = [position for _, position in keys]
             yield self.features[chosen], self.labels[chosen]
+
+
+@contextmanager
+def _drawn_from(*numbers: int) -> Iterator[None]:
+    """Draw what is drawn inside from `numbers`, and leave the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the accelerators anew for every image.
+        torch.default_generator.manual_seed(hash(numbers) % 2**63)
+        yield
 
 
 def shuffled(n: int, *, seed: int, epoch: int) -> Tensor:

@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -42,6 +43,14 @@ def load_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(value, dict) or not all(isinstance(v, Tensor) for v in value.values()):
         raise ArtifactError(f"{str(path)!r} should hold a state dict: a mapping from names to tensors")
     return {str(name): tensor for name, tensor in value.items()}
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The plain values and tensors in a checkpoint, on the CPU; raises ArtifactError when it holds anything else."""
+    value = _load(path)
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{str(path)!r} should hold a checkpoint and holds a {type(value).__name__}")
+    return value
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:

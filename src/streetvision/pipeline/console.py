@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console as RichConsole
@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
+Note = Callable[[], str]
 
 BAR_AFTER_SECONDS = 1.0
 LINE_EVERY_SECONDS = 30.0
@@ -35,24 +36,28 @@ class Console:
         """One line that names what to do."""
         self._rich.print(f"[yellow]{'warning':<{LABEL_WIDTH}}[/yellow]{escape(message)}")
 
-    def track(self, items: Iterable[Item], *, total: int, label: str) -> Iterator[Item]:
+    def track(self, items: Iterable[Item], *, total: int, label: str, note: Note | None = None) -> Iterator[Item]:
         """Yield `items`; what takes long shows a bar on a terminal, and a line now and then in a log."""
-        return self._bar(items, total, label) if self._rich.is_terminal else self._log(items, total, label)
+        show = self._bar if self._rich.is_terminal else self._log
+        return show(items, total, label, note or str)
 
-    def _bar(self, items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
-        columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    def _bar(self, items: Iterable[Item], total: int, label: str, note: Note) -> Iterator[Item]:
+        told = (MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
         started = time.perf_counter()
-        with Progress(*columns, console=self._rich, transient=True) as bars:
-            task = bars.add_task(label, total=total, visible=False)
+        with Progress(
+            TextColumn("{task.description:<14}"), BarColumn(), *told, console=self._rich, transient=True
+        ) as bars:
+            task = bars.add_task(label, total=total, visible=False, note="")
             for item in items:
                 yield item
-                bars.update(task, advance=1, visible=time.perf_counter() - started > BAR_AFTER_SECONDS)
+                bars.update(task, advance=1, visible=time.perf_counter() - started > BAR_AFTER_SECONDS, note=note())
 
-    def _log(self, items: Iterable[Item], total: int, label: str) -> Iterator[Item]:
+    def _log(self, items: Iterable[Item], total: int, label: str, note: Note) -> Iterator[Item]:
         started = told = time.perf_counter()
         for done, item in enumerate(items, start=1):
             yield item
             now = time.perf_counter()
             if now - told > LINE_EVERY_SECONDS and done < total:
                 told, left = now, (now - started) / done * (total - done)
-                self.line("", f"{label} {done} of {total}, about {left:.0f} s left")
+                beside = f", {note()}" if note() else ""
+                self.line("", f"{label} {done} of {total}, about {left:.0f} s left{beside}")

@@ -117,6 +117,12 @@ def _recorded_data(schema: ArtifactSchema) -> dict[str, object] | None:
     return dict(recorded)
 
 
+def answers_one_class_only(schema: ArtifactSchema) -> bool:
+    """Whether the model of this run gave every image of VAL_SELECT the same answer."""
+    manifest = schema.manifest("phase1")
+    return manifest.is_file() and bool(read_manifest(manifest).metrics.get("one_class_only"))
+
+
 def report_lines(schema: ArtifactSchema) -> list[str]:
     """What the evaluation found, for a terminal."""
     report = read_json(schema.evaluation_report)

@@ -40,7 +40,7 @@ def bench_training(progress: Progress) -> list[Figure]:
     from streetvision.models.module import HeadConfig, ModelConfig, load_classifier, make_head
     from streetvision.training.config import TrainingConfig
     from streetvision.training.features import FeatureCache
-    from streetvision.training.trainer import fit
+    from streetvision.training.trainer import Following, fit
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -63,7 +63,14 @@ def bench_training(progress: Progress) -> list[Figure]:
             torch.manual_seed(0)
             batches = FeatureBatches(features, labels, batch_size=256, seed=0)
             head = make_head(HeadConfig(), features.shape[1])
-            fit(head, batches, FeatureBatches(features, labels, batch_size=4096), config=config, progress=Silent())
+            fit(
+                head,
+                batches,
+                FeatureBatches(features, labels, batch_size=4096),
+                config=config,
+                labels=labels.tolist(),
+                following=Following(Silent()),
+            )
 
         ours, beside = in_turn(ten_epochs, compute_features)
     return [Figure("ten epochs of the head, 512 images", ours, "features of the same images, once", beside)]

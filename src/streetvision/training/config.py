@@ -5,38 +5,132 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError
+from streetvision.models.adapters import AdapterConfig
+from streetvision.training.losses import LossConfig
 
 PrecisionName = Literal["auto", "bf16", "fp32"]
+Stance = Literal[
+    "default",
+    "eager_then_compile",
+    "aot_eager_then_compile",
+    "force_eager",
+    "eager_on_recompile",
+    "fail_on_recompile",
+]
+"""What torch.compiler.set_stance takes; any other name raises only at the first compiled call."""
 
 
-class TrainingConfig(BaseModel):
-    """How phase 1 fits the classifier."""
+class CompileConfig(BaseModel):
+    """torch.compile of the classifier while it trains; what is saved and shipped is never the compiled module."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mode: Literal["frozen", "full"] = "frozen"
-    """frozen: a head on cached features of a backbone that stays as it is; full: everything trains."""
+    enabled: bool = False
+    """Compile; worth its minutes on a GPU, not on a CPU."""
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
+    """How much time goes into the search for fast code."""
+    fullgraph: bool = False
+    """Refuse breaks of the graph."""
+    dynamic: bool | None = None
+    """One graph for all shapes; null: for those that were seen to change."""
+    stance: Stance = "default"
+    """What a call does that has no compiled code yet."""
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        changed = any(getattr(self, name) != field.default for name, field in type(self).model_fields.items())
+        if not self.enabled and changed:
+            raise ConfigError(
+                "training.compile is off, and one of its other settings was given",
+                "set training.compile.enabled=true or leave the others out",
+            )
+        return self
+
+
+class HardwareConfig(BaseModel):
+    """On what, and over how many processes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    devices: int = Field(default=1, ge=1)
+    """Processes on one node, each with a device of its own; above 1 the command is started by torchrun."""
+    nodes: int = Field(default=1, ge=1)
+    """Machines."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """Lightning's strategy; auto is ddp as soon as there is more than one process."""
+    channels_last: bool = False
+    """Images as NHWC in memory, which convolutions on a GPU are quickest on."""
+    tf32: bool = True
+    """Let fp32 matrix products on a GPU use TF32; other devices have none."""
+
+
+class TrainingConfig(BaseModel):
+    """How phase 1 fits the classifier. A setting that the mode does not read is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["frozen", "peft", "last_n", "full"] = "frozen"
+    """frozen: a head on cached features; peft: adapters; last_n: the last blocks; full: everything trains."""
     epochs: int = Field(default=20, ge=1)
     """Passes over TRAIN."""
     batch_size: int = Field(default=64, ge=1)
-    """Rows an optimizer step."""
+    """Rows an optimizer step, over all processes and parts."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that a batch is cut into: the same step in less memory."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak rate of AdamW."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """last_n, full: factor of the rate from each block to the one before it."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of weight matrices; norms and biases do not decay."""
     warmup_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of all optimizer steps in which the rate rises linearly."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of a step's gradient; null does not clip."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Weights averaged over steps by this decay, judged beside the raw ones; the better of the two ships."""
+    patience: int | None = Field(default=None, ge=1)
+    """Epochs without a better VAL_SELECT MCC after which training stops; null runs all epochs."""
+    keep_best: int = Field(default=1, ge=1)
+    """Checkpoints kept by VAL_SELECT, the best of which ships."""
+    checkpoint_steps: int = Field(default=200, ge=1)
+    """Not frozen: optimizer steps between checkpoints to go on from, besides one after each epoch."""
+    last_blocks: int = Field(default=2, ge=1)
+    """last_n: number of blocks that train."""
     precision: PrecisionName = "auto"
-    """Of the full mode: auto takes bf16 where the device has it, else fp32. Heads and scores are always fp32."""
+    """Not frozen: auto takes bf16 where the device has it, else fp32. Heads on features and scores are always fp32."""
+    tracker: Literal["none", "wandb", "mlflow"] = "none"
+    """Where epochs are shown besides metrics.csv and TensorBoard: Weights & Biases or MLflow (extra: tracking)."""
+    tracker_offline: bool = True
+    """wandb: files in the run folder for a later `wandb sync`, nothing is sent. mlflow: the same, as its file store."""
+    loss: LossConfig = LossConfig()
+    """What is minimised."""
+    adapter: AdapterConfig = AdapterConfig()
+    """peft: the adapters."""
+    compile: CompileConfig = CompileConfig()
+    """Not frozen: torch.compile."""
+    hardware: HardwareConfig = HardwareConfig()
+    """Not frozen: devices and memory."""
     seed: int = Field(default=0, ge=0)
     """Of initial weights, order of rows and augmentation."""
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
-        if self.mode == "frozen" and self.precision == "bf16":
+        for name, modes in READ_BY.items():
+            default = type(self).model_fields[name].default
+            if self.mode not in modes and getattr(self, name) not in (default, HARMLESS.get(name, default)):
+                raise ConfigError(
+                    f"training.{name}={getattr(self, name)} is not read by training.mode={self.mode}",
+                    f"leave it out, or take training={sorted(modes)[0]}",
+                )
+        if self.tracker == "none" and not self.tracker_offline:
+            raise ConfigError("training.tracker_offline is not read without a tracker", "set training.tracker=wandb")
+        processes = self.hardware.devices * self.hardware.nodes
+        if self.batch_size % (self.accumulate * processes):
             raise ConfigError(
-                "training.precision=bf16 is not read by training.mode=frozen, which computes in fp32",
-                "leave it out, or take training=full",
+                f"a batch of {self.batch_size} rows cannot be cut into {self.accumulate} parts "
+                f"for each of {processes} processes",
+                "choose training.batch_size as a multiple of training.accumulate times devices times nodes",
             )
         return self
 
@@ -62,3 +156,19 @@ class MacCalConfig(BaseModel):
     """The share never falls below this."""
     seed: int = Field(default=0, ge=0)
     """Of the new weights, the masks and the order of rows."""
+
+
+IMAGE_MODES = frozenset({"peft", "last_n", "full"})
+READ_BY = {
+    "precision": IMAGE_MODES,
+    "checkpoint_steps": IMAGE_MODES,
+    "compile": IMAGE_MODES,
+    "hardware": IMAGE_MODES,
+    "accumulate": IMAGE_MODES,
+    "layer_decay": frozenset({"last_n", "full"}),
+    "last_blocks": frozenset({"last_n"}),
+    "adapter": frozenset({"peft"}),
+}
+"""Setting -> the modes that read it; those that are not listed are read by all."""
+HARMLESS = {"precision": "fp32"}
+"""What a mode that does not read a setting does anyway."""

@@ -1,10 +1,12 @@
-"""What this machine can do."""
+"""What this machine can do, and how a model is made to use it."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
-from streetvision.training.config import PrecisionName
+from streetvision.training.config import CompileConfig, HardwareConfig, PrecisionName
 
 
 def pick_device() -> torch.device:
@@ -30,3 +32,27 @@ def lightning_precision(name: PrecisionName, device: torch.device) -> Literal["b
     if name == "bf16" or (name == "auto" and has_fast_bf16(device)):
         return "bf16-mixed"
     return "32-true"
+
+
+def create_model_with_compile(model: nn.Module, config: CompileConfig) -> Callable[[Tensor], Tensor]:
+    """What to call in place of `model`: torch.compile of it when `config` asks, else the model itself.
+
+    Parameters are shared; state dicts are to be taken from `model`, whose keys carry no prefix. The stance of the
+    compiler holds for the whole process.
+    """
+    if not config.enabled:
+        return model
+    torch.compiler.set_stance(config.stance)
+    compiled: Callable[[Tensor], Tensor] = torch.compile(
+        model, mode=config.mode, fullgraph=config.fullgraph, dynamic=config.dynamic
+    )
+    return compiled
+
+
+def prepare_memory(model: nn.Module, config: HardwareConfig, device: torch.device) -> None:
+    """Set the layout of the weights, and on a GPU whether fp32 products may use TF32."""
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = config.tf32

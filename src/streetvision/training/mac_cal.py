@@ -22,7 +22,7 @@ from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
 from streetvision.training.config import MacCalConfig
 from streetvision.training.optim import make_adamw
-from streetvision.training.trainer import EpochRow, State, cpu_state
+from streetvision.training.keeper import EpochRow, State, cpu_state
 
 Labelled = tuple[Tensor, Tensor]
 """Features (N, P) float32 and labels (N,) int64."""

@@ -1,20 +1,40 @@
-"""The optimizer and its schedule."""
+"""The optimizer, its schedule, and the average of the weights."""
 
 import math
+from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+EMA_START = 10
+"""The average forgets faster in its first steps: decay (1 + step) / (10 + step) until that exceeds its own."""
 
-def make_adamw(module: nn.Module, *, learning_rate: float, weight_decay: float) -> AdamW:
-    """AdamW over the parameters that ask for gradients; norms and biases (one-dimensional) do not decay."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+
+def make_adamw(
+    module: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    scales: Mapping[str, float] | None = None,
+    fused: bool = False,
+) -> AdamW:
+    """AdamW over the parameters that ask for gradients; norms and biases (one-dimensional) do not decay.
+
+    `scales` are factors of the rate by parameter name; those that are not named learn at 1.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for decays in (True, False):
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and (parameter.ndim > 1) is decays:
+                key = (weight_decay if decays else 0.0, (scales or {}).get(name, 1.0))
+                groups.setdefault(key, []).append(parameter)
+    settings = [
+        {"params": parameters, "weight_decay": decay, "lr": learning_rate * scale}
+        for (decay, scale), parameters in groups.items()
     ]
-    return AdamW([group for group in groups if group["params"]], lr=learning_rate)
+    return AdamW(settings, lr=learning_rate, fused=fused or None)
 
 
 def cosine_with_warmup(optimizer: Optimizer, *, total_steps: int, warmup_steps: int) -> LambdaLR:
@@ -27,3 +47,34 @@ def cosine_with_warmup(optimizer: Optimizer, *, total_steps: int, warmup_steps: 
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
     return LambdaLR(optimizer, factor)
+
+
+class WeightAverage:
+    """Exponential moving average of the parameters that learn, in their order (Polyak and Juditsky, 1992)."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.values = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Take in the weights after an optimizer step."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (EMA_START + self.steps))
+        own = dict(module.named_parameters())
+        for name, value in self.values.items():
+            value.lerp_(own[name].detach(), 1.0 - decay)
+
+    def to(self, device: torch.device) -> None:
+        """Move the average."""
+        self.values = {name: value.to(device) for name, value in self.values.items()}
+
+    def state(self) -> dict[str, Tensor | int]:
+        """What `load` takes."""
+        return {**self.values, "": self.steps}
+
+    def load(self, state: Mapping[str, Tensor | int]) -> None:
+        """Go on from a state."""
+        self.steps = int(state[""])
+        for name, value in self.values.items():
+            value.copy_(torch.as_tensor(state[name]))

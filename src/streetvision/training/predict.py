@@ -9,7 +9,7 @@ from torch import Tensor
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.augmentation import get_val_transforms
-from streetvision.data.datamodule import Batch, ImageDataset, ImageLoader, LoaderConfig
+from streetvision.data.datamodule import Batch, EpochBatches, ImageDataset, ImageLoader, LoaderConfig
 from streetvision.io.scores import Scores, rows_digest
 from streetvision.models.module import Classifier
 from streetvision.training.hardware import pick_device
@@ -37,7 +37,8 @@ def evaluation_loader(
     """Rows in order, each image as the classifier takes it."""
     transform = get_val_transforms(image_size=classifier.description.image_size)
     dataset = ImageDataset(rows, root=root, transform=transform, limits=loader.limits)
-    return ImageLoader(dataset, batch_size=loader.batch_size, workers=loader.worker_count)
+    in_order = EpochBatches(len(rows), batch_size=loader.batch_size, shuffle=False)
+    return ImageLoader(dataset, in_order, workers=loader.worker_count)
 
 
 def run_over(

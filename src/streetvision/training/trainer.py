@@ -1,24 +1,24 @@
-"""The Lightning Trainer: runs the epochs, keeps the state that VAL_SELECT prefers, writes one row an epoch."""
+"""The Lightning Trainer: runs the epochs, keeps the states that VAL_SELECT prefers, goes on from a checkpoint."""
 
-import copy
 import logging
-import time
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from torch import Tensor, nn
+from lightning.pytorch import Trainer, seed_everything
+from torch import nn
 
 from streetvision.contracts.progress import Progress
 from streetvision.data.datamodule import Batch
+from streetvision.training.checkpoints import Checkpoints
 from streetvision.training.config import TrainingConfig
-from streetvision.training.hardware import lightning_precision, pick_device
+from streetvision.training.hardware import lightning_precision, pick_device, prepare_memory
+from streetvision.training.keeper import EpochRow, Keeper, Kept, State, learnt_state
+from streetvision.training.losses import make_loss
 from streetvision.training.supervised import SupervisedModule
-
-State = dict[str, Tensor]
-EpochRow = dict[str, float | int]
 
 
 class Batches(Sized, Iterable[Batch], Protocol):
@@ -26,17 +26,40 @@ class Batches(Sized, Iterable[Batch], Protocol):
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What a training run leaves behind."""
+class Following:
+    """Who watches a training run, and where it goes on when it is interrupted."""
 
-    best: State
-    """State dict of the epoch with the highest VAL_SELECT MCC; lower NLL breaks ties."""
+    progress: Progress
+    sinks: Sequence[Callable[[EpochRow], None]] = ()
+    """Each is called with the row of every epoch."""
+    checkpoint: Path | None = None
+    """Where to write checkpoints to go on from; None: nowhere."""
+    key: str = ""
+    """What decides the result; a checkpoint of another key is not gone on from."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a training run leaves behind. States hold what learns, and no more."""
+
+    kept: tuple[Kept, ...]
+    """The states with the highest VAL_SELECT MCC, best first; lower NLL breaks ties."""
     last: State
-    """State dict of the last epoch."""
+    """Weights of the last epoch."""
     history: tuple[EpochRow, ...]
     """One row an epoch."""
-    best_epoch: int
-    """Counted from 1."""
+    resumed_at: int | None
+    """The optimizer step of the checkpoint that it went on from."""
+
+    @property
+    def best(self) -> State:
+        """The state that VAL_SELECT prefers."""
+        return self.kept[0].state
+
+    @property
+    def best_epoch(self) -> int:
+        """Counted from 1."""
+        return self.kept[0].epoch
 
     @property
     def best_row(self) -> EpochRow:
@@ -44,80 +67,66 @@ class Fit:
         return self.history[self.best_epoch - 1]
 
 
-def fit(model: nn.Module, batches: Batches, validation: Batches, *, config: TrainingConfig, progress: Progress) -> Fit:
-    """Fit `model` on `batches` and choose an epoch on `validation`; `model` ends with the last epoch's weights."""
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    validation: Batches,
+    *,
+    config: TrainingConfig,
+    labels: Sequence[int],
+    following: Following,
+    scales: Mapping[str, float] | None = None,
+) -> Fit:
+    """Fit `model` on `batches` and choose an epoch on `validation`; `model` ends with the last epoch's weights.
+
+    `labels` are TRAIN's, for weights of the loss; `scales` are factors of the learning rate by parameter name.
+    """
     device = pick_device()
-    module = SupervisedModule(model, config)
-    keeper = _KeepBest(progress)
-    precision = lightning_precision(config.precision, device) if config.mode == "full" else "32-true"
+    prepare_memory(model, config.hardware, device)
+    module = SupervisedModule(model, config, loss=make_loss(config.loss, labels), scales=scales)
+    keeper = Keeper(config, following.progress, following.sinks)
+    checkpoints = Checkpoints(following.checkpoint, key=following.key, every=config.checkpoint_steps)
+    on_images = config.mode != "frozen"
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    trainer = Trainer(
-        max_epochs=config.epochs,
-        accelerator=device.type,
-        devices=1,
-        precision=precision,
-        logger=False,
-        callbacks=[keeper],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _interrupts_passed_on():
         warnings.filterwarnings("ignore", module="lightning.*")
-        try:
-            trainer.fit(module, train_dataloaders=batches, val_dataloaders=validation)
-        except SystemExit as stop:
-            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends the process where it is interrupted
-                raise KeyboardInterrupt from stop
-            raise
-    return keeper.result(model)
+        trainer = Trainer(
+            max_epochs=config.epochs,
+            accelerator=device.type,
+            devices=config.hardware.devices,
+            num_nodes=config.hardware.nodes,
+            strategy=config.hardware.strategy,
+            precision=lightning_precision(config.precision, device) if on_images else "32-true",
+            accumulate_grad_batches=config.accumulate,
+            gradient_clip_val=config.clip_norm,
+            logger=False,
+            callbacks=[keeper, checkpoints],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        found = checkpoints.found()
+        trainer.fit(module, batches, validation, ckpt_path=found, weights_only=found is not None or None)
+    return Fit(
+        kept=tuple(keeper.kept),
+        last=learnt_state(model),
+        history=tuple(keeper.history),
+        resumed_at=checkpoints.resumed_at,
+    )
+
+
+@contextmanager
+def _interrupts_passed_on() -> Iterator[None]:
+    """Lightning ends the process where it is interrupted."""
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise
 
 
 def seed_all(seed: int) -> None:
     """Seed Python, numpy and torch, and the workers of loaders."""
     seed_everything(seed, workers=True, verbose=False)
-
-
-class _KeepBest(Callback):
-    """Keeps the best epoch's weights and the history, and moves the progress bar."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.history: list[EpochRow] = []
-        self.best: State = {}
-        self.best_key = (-float("inf"), -float("inf"))
-        self.best_epoch = 0
-        self._ticks: Iterator[int] = iter(())
-        self._started = 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
-        self._ticks = self.progress.track(range(total), total=total, label="train")
-        self._started = time.perf_counter()
-
-    def on_train_batch_end(self, *_: object) -> None:
-        next(self._ticks, None)
-
-    def on_train_end(self, *_: object) -> None:
-        next(self._ticks, None)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, SupervisedModule)
-        epoch, figures = trainer.current_epoch + 1, pl_module.take_epoch_figures()
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        seconds = round(time.perf_counter() - self._started, 3)
-        self.history.append({"epoch": epoch, **figures, "learning_rate": rate, "seconds": seconds})
-        key = (figures["val_select_mcc"], -figures["val_select_nll"])
-        if key > self.best_key:
-            self.best_key, self.best_epoch = key, epoch
-            self.best = cpu_state(pl_module.model)
-
-    def result(self, model: nn.Module) -> Fit:
-        """Everything kept, once the trainer is through."""
-        return Fit(best=self.best, last=cpu_state(model), history=tuple(self.history), best_epoch=self.best_epoch)
-
-
-def cpu_state(module: nn.Module) -> State:
-    """A copy of the module's state dict on the CPU."""
-    return {name: copy.deepcopy(tensor.detach().cpu()) for name, tensor in module.state_dict().items()}

@@ -4,21 +4,23 @@ import csv
 import io
 import time
 
-from torch import Tensor
-
 from streetvision.contracts.phase import Context, Outcome, Phase
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.augmentation import AugmentationConfig, get_train_transforms
-from streetvision.data.datamodule import FeatureBatches, ImageDataset, ImageLoader, LoaderConfig
+from streetvision.data.datamodule import EpochBatches, FeatureBatches, ImageDataset, ImageLoader, LoaderConfig
 from streetvision.io.atomic import sha256_file, sha256_json, write_json_atomic, write_text_atomic
+from streetvision.io.manifests import code_sha256
 from streetvision.io.scores import save_scores
 from streetvision.io.tensors import load_into, load_state, save_tensors
 from streetvision.models.backbone import local_files
 from streetvision.models.module import Classifier, ModelConfig, build_classifier, load_classifier
 from streetvision.training.config import TrainingConfig
 from streetvision.training.features import FeatureCache
+from streetvision.training.keeper import EpochRow, State
+from streetvision.training.modes import prepare, rate_scales
 from streetvision.training.predict import evaluation_loader, score_rows
-from streetvision.training.trainer import EpochRow, Fit, cpu_state, fit, seed_all
+from streetvision.training.ship import whole_state
+from streetvision.training.trainer import Fit, Following, fit, seed_all
 
 
 def run(context: Context) -> Outcome:
@@ -26,17 +28,38 @@ def run(context: Context) -> Outcome:
     training, started = context.settings(TrainingConfig), time.perf_counter()
     seed_all(training.seed)
     classifier = load_classifier(context.settings(ModelConfig))
-    fitted = {"frozen": _fit_head, "full": _fit_everything}[training.mode](classifier, context)
+    learning = prepare(classifier, training)
+    fitted = (_fit_head if training.mode == "frozen" else _fit_images)(classifier, context)
     seconds = time.perf_counter() - started
-    _save(fitted, classifier, context)
+    error = _save(fitted, classifier, context)
     _score_chosen(classifier, context)
-    best = fitted.best_row
-    passes = training.epochs if training.mode == "full" else 1
-    images = passes * sum(len(context.rows(split)) for split in (Split.TRAIN, Split.VAL_SELECT))
+    context.schema.training_checkpoint.unlink(missing_ok=True)
+    best, rows = fitted.kept[0], sum(len(context.rows(split)) for split in (Split.TRAIN, Split.VAL_SELECT))
+    rate = rows * (1 if training.mode == "frozen" else len(fitted.history)) / seconds
+    if best.one_class_only:
+        context.progress.warn("the model gives every image of VAL_SELECT the same answer: do not use it")
     return Outcome(
-        f"{training.mode}, epoch {fitted.best_epoch} of {training.epochs} chosen, "
-        f"VAL_SELECT MCC {best['val_select_mcc']:.3f}, {images / seconds:.0f} img/s",
-        {**best, "images_per_second": images / seconds},
+        _summary(fitted, training, rate),
+        {
+            **fitted.best_row,
+            "chosen_weights": best.weights,
+            "one_class_only": int(best.one_class_only),
+            "parameters_trained": learning,
+            "images_per_second": rate,
+            "merge_error": error,
+        },
+        also_makes=tuple(context.schema.model_ranked(rank) for rank in range(2, len(fitted.kept) + 1)),
+    )
+
+
+def _summary(fitted: Fit, config: TrainingConfig, rate: float) -> str:
+    best = fitted.kept[0]
+    stopped = f" (stopped after {len(fitted.history)})" if len(fitted.history) < config.epochs else ""
+    resumed = "" if fitted.resumed_at is None else f", went on from step {fitted.resumed_at}"
+    averaged = ", averaged weights" if best.weights == "ema" else ""
+    return (
+        f"{config.mode}, epoch {best.epoch} of {config.epochs} chosen{stopped}{averaged}, "
+        f"VAL_SELECT MCC {best.mcc:.3f}, {rate:.0f} img/s{resumed}"
     )
 
 
@@ -48,48 +71,67 @@ def _fit_head(classifier: Classifier, context: Context) -> Fit:
         cache.features(context.rows(split), root=context.data_root, name=split.value)
         for split in (Split.TRAIN, Split.VAL_SELECT)
     )
-    head = fit(
+    names = [row.path for row in context.rows(Split.TRAIN)]
+    return fit(
         classifier.head,
-        FeatureBatches(*train, batch_size=config.batch_size, seed=config.seed),
+        FeatureBatches(*train, batch_size=config.batch_size, seed=config.seed, names=names),
         FeatureBatches(*select, batch_size=4096),
         config=config,
-        progress=context.progress,
-    )
-    return Fit(
-        best=_with_head(classifier, head.best),
-        last=_with_head(classifier, head.last),
-        history=head.history,
-        best_epoch=head.best_epoch,
+        labels=train[1].tolist(),
+        following=Following(context.progress),
     )
 
 
-def _fit_everything(classifier: Classifier, context: Context) -> Fit:
-    """The full mode: augmented images through every layer."""
+def _fit_images(classifier: Classifier, context: Context) -> Fit:
+    """The other modes: augmented images through every layer."""
     config, loader = context.settings(TrainingConfig), context.settings(LoaderConfig)
+    rows = context.rows(Split.TRAIN)
     transform = get_train_transforms(context.settings(AugmentationConfig), image_size=classifier.description.image_size)
-    dataset = ImageDataset(
-        context.rows(Split.TRAIN),
-        root=context.data_root,
-        transform=transform,
-        limits=loader.limits,
-        seed=config.seed,
+    dataset = ImageDataset(rows, root=context.data_root, transform=transform, limits=loader.limits, seed=config.seed)
+    sampler = EpochBatches(
+        len(rows), batch_size=config.batch_size, shuffle=True, seed=config.seed, parts=config.accumulate
     )
-    batches = ImageLoader(dataset, batch_size=config.batch_size, workers=loader.worker_count, shuffle=True)
-    select = evaluation_loader(classifier, context.rows(Split.VAL_SELECT), root=context.data_root, loader=loader)
-    return fit(classifier, batches, select, config=config, progress=context.progress)
+    return fit(
+        classifier,
+        ImageLoader(dataset, sampler, workers=loader.worker_count),
+        evaluation_loader(classifier, context.rows(Split.VAL_SELECT), root=context.data_root, loader=loader),
+        config=config,
+        labels=[row.label for row in rows],
+        following=Following(context.progress, checkpoint=context.schema.training_checkpoint, key=_resume_key(context)),
+        scales=rate_scales(classifier, config.layer_decay),
+    )
 
 
-def _with_head(classifier: Classifier, head: dict[str, Tensor]) -> dict[str, Tensor]:
-    whole = cpu_state(classifier)
-    return {**whole, **{f"head.{name}": value for name, value in head.items()}}
+def _resume_key(context: Context) -> str:
+    """Digest of all that decides what training gives."""
+    settings = [context.settings(kind).model_dump(mode="json") for kind in PHASE.config]
+    return sha256_json(
+        [code_sha256(), context.fingerprint, sha256_file(context.schema.splits), _weights(context), settings]
+    )
 
 
-def _save(fitted: Fit, classifier: Classifier, context: Context) -> None:
-    schema = context.schema
-    save_tensors(schema.model_best, fitted.best)
-    save_tensors(schema.model_last, fitted.last)
+def _save(fitted: Fit, classifier: Classifier, context: Context) -> float | None:
+    """Write the states as those of the plain classifier; returns the largest merge error."""
+    schema, config = context.schema, context.settings(TrainingConfig)
+    probe = evaluation_loader(
+        classifier, context.rows(Split.VAL_SELECT)[:8], root=context.data_root, loader=context.settings(LoaderConfig)
+    )
+    images = next(iter(probe))[0]
+    states = {schema.model_last: fitted.last, schema.model_best: fitted.best}
+    states |= {schema.model_ranked(rank): one.state for rank, one in enumerate(fitted.kept[1:], start=2)}
+    errors = []
+    for path, learnt in states.items():
+        named = _of_classifier(learnt) if config.mode == "frozen" else learnt
+        state, error = whole_state(classifier, named, config, images=images)
+        save_tensors(path, state)
+        errors += [] if error is None else [error]
     write_json_atomic(schema.model_config, classifier.description.model_dump(mode="json"))
     write_text_atomic(schema.train_metrics, as_csv(fitted.history))
+    return max(errors, default=None)
+
+
+def _of_classifier(head: State) -> State:
+    return {f"head.{name}": value for name, value in head.items()}
 
 
 def _score_chosen(classifier: Classifier, context: Context) -> None:

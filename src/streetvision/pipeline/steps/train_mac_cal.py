@@ -19,7 +19,7 @@ from streetvision.training.config import MacCalConfig
 from streetvision.training.features import FeatureCache
 from streetvision.training.mac_cal import MacCalFit, fit_mac_cal
 from streetvision.training.predict import score_rows
-from streetvision.training.trainer import cpu_state
+from streetvision.training.keeper import cpu_state
 
 
 def run(context: Context) -> Outcome:

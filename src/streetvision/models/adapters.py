@@ -1,0 +1,135 @@
+"""Adapters through the PEFT library: low-rank changes of the backbone's linear layers, merged before saving."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from streetvision.contracts.errors import ConfigError, StreetVisionError, unknown_name
+from streetvision.models.backbone import Backbone
+from streetvision.models.module import Classifier
+
+MAX_MERGE_ERROR = 1e-4
+"""Largest difference of a logit that merging may make; fp32 stays a hundred times below it."""
+
+
+class AdapterConfig(BaseModel):
+    """The adapters of training.mode=peft."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = "lora"
+    """A key of ADAPTERS: lora, dora, rslora, pissa."""
+    rank: int = Field(default=16, ge=1)
+    """Inner width of the two matrices of a layer."""
+    alpha: float = Field(default=32.0, gt=0)
+    """Scale of the change: alpha / rank, for rslora alpha / sqrt(rank)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Chance that an input of an adapter is dropped in training."""
+    targets: tuple[str, ...] | Literal["all"] = "all"
+    """Linear layers by the end of the backbone's own names, for example [qkv, proj]; all: every one that runs."""
+    last_blocks: int | None = Field(default=None, ge=1)
+    """Only the last so many blocks are adapted; null: all of them."""
+
+    @model_validator(mode="after")
+    def _method_exists(self) -> Self:
+        if self.method not in ADAPTERS:
+            raise unknown_name("adapter", self.method, ADAPTERS)
+        return self
+
+
+ADAPTERS: Mapping[str, Mapping[str, object]] = {
+    "lora": {},
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+}
+"""Method -> what makes a LoraConfig of the PEFT library that method.
+
+LoRA: Hu et al., arXiv 2106.09685. DoRA: Liu et al., 2402.09353. rsLoRA: Kalajdzievski, 2312.03732.
+PiSSA: Meng et al., 2404.02948.
+"""
+
+
+def attach(backbone: Backbone, config: AdapterConfig) -> tuple[str, ...]:
+    """Put adapters on the backbone's linear layers and let nothing else of it learn; returns the layers' names.
+
+    Weights are drawn from torch's global generator. Raises ConfigError when no layer has the asked names, or when the
+    backbone has fewer blocks.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = _chosen(backbone.spec.lora_targets, config)
+    settings = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # annotated int, used as a number
+        lora_dropout=config.dropout,
+        target_modules=list(names),
+        **ADAPTERS[config.method],  # type: ignore[arg-type]
+    )
+    inject_adapter_in_model(settings, backbone)
+    return names
+
+
+def merge(classifier: Classifier, images: Tensor) -> float:
+    """Fold every adapter into the layer that it changes, in fp32; returns the largest change of a logit of `images`.
+
+    Afterwards the state dict has the names that it had before `attach`. Raises StreetVisionError above MAX_MERGE_ERROR.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    classifier.float().eval()
+    with torch.inference_mode():
+        before = classifier(images)
+    for name, layer in list(classifier.backbone.named_modules()):
+        if isinstance(layer, LoraLayer):
+            assert isinstance(layer, nn.Module)
+            layer.merge(safe_merge=True)
+            parent, _, child = name.rpartition(".")
+            setattr(classifier.backbone.get_submodule(parent), child, layer.get_base_layer())
+    with torch.inference_mode():
+        error = float((classifier(images) - before).abs().max())
+    if not error <= MAX_MERGE_ERROR:
+        raise StreetVisionError(
+            f"merging the adapters moves a logit by {error:.1e}, and {MAX_MERGE_ERROR:.0e} is allowed",
+            "lower training.learning_rate or training.adapter.alpha: weights this large are not to be trusted",
+        )
+    return error
+
+
+def block_names(targets: Iterable[str]) -> tuple[str, ...]:
+    """The blocks of a backbone in the order of their depth, from the names of its linear layers.
+
+    A block is what stands before the last number of a name: network.blocks.3.attn.qkv lies in network.blocks.3.
+    """
+    found = dict.fromkeys(match[1] for name in targets if (match := re.match(r"(.*\.\d+)\.", name)))
+    return tuple(name for name in found if not any(other.startswith(f"{name}.") for other in found))
+
+
+def last_blocks(targets: Sequence[str], count: int) -> tuple[str, ...]:
+    """The last `count` blocks; raises ConfigError when there are fewer."""
+    blocks = block_names(targets)
+    if count > len(blocks):
+        raise ConfigError(
+            f"the last {count} blocks were asked for, and this backbone has {len(blocks)}", "ask for fewer last_blocks"
+        )
+    return blocks[-count:]
+
+
+def _chosen(targets: Sequence[str], config: AdapterConfig) -> tuple[str, ...]:
+    names = tuple(targets)
+    if config.last_blocks is not None:
+        blocks = last_blocks(targets, config.last_blocks)
+        names = tuple(name for name in names if name.startswith(tuple(f"{block}." for block in blocks)))
+    if not isinstance(config.targets, str):
+        ends = {name.rpartition(".")[2] for name in targets}
+        for end in config.targets:
+            if end not in ends:
+                raise unknown_name("linear layer", end, ends)
+        names = tuple(name for name in names if name.rpartition(".")[2] in config.targets)
+    if not names:
+        raise ConfigError("this backbone has no linear layer to adapt", "take training=last_n or training=full")
+    return names

@@ -1,0 +1,70 @@
+"""What learns in each mode, and how fast the layers of different depth do."""
+
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from streetvision.models.adapters import attach, block_names, last_blocks
+from streetvision.models.module import Classifier
+from streetvision.training.config import TrainingConfig
+
+
+def prepare(classifier: Classifier, config: TrainingConfig) -> int:
+    """Let what `config.mode` names ask for gradients and nothing else; returns the number of parameters that learn."""
+    MODES[config.mode](classifier, config)
+    return sum(p.numel() for p in classifier.parameters() if p.requires_grad)
+
+
+def _frozen(classifier: Classifier, _: TrainingConfig) -> None:
+    classifier.backbone.requires_grad_(False)
+
+
+def _peft(classifier: Classifier, config: TrainingConfig) -> None:
+    attach(classifier.backbone, config.adapter)
+
+
+def _last_n(classifier: Classifier, config: TrainingConfig) -> None:
+    """The last blocks and all that comes after them: most networks end in a norm."""
+    backbone = classifier.backbone
+    learning = tuple(f"{block}." for block in last_blocks(backbone.spec.lora_targets, config.last_blocks))
+    for name, layer in _by_depth(backbone).items():
+        parameter = backbone.get_parameter(name)
+        after = layer > len(block_names(backbone.spec.lora_targets))
+        parameter.requires_grad_(parameter.requires_grad and (after or name.startswith(learning)))
+
+
+def _full(_: Classifier, __: TrainingConfig) -> None:
+    pass
+
+
+MODES: Mapping[str, Callable[[Classifier, TrainingConfig], None]] = {
+    "frozen": _frozen,
+    "peft": _peft,
+    "last_n": _last_n,
+    "full": _full,
+}
+"""Mode -> what marks the parameters that learn."""
+
+
+def rate_scales(classifier: Classifier, decay: float) -> dict[str, float]:
+    """Parameter name -> factor of the learning rate: decay ** (blocks between it and the head).
+
+    Layer-wise decay as for BEiT (Bao et al., arXiv 2106.08254, appendix): the head learns at 1, the last block at
+    `decay`, what comes before the first block at decay ** (blocks + 1).
+    """
+    blocks = len(block_names(classifier.backbone.spec.lora_targets))
+    depths = {f"backbone.{name}": depth for name, depth in _by_depth(classifier.backbone).items()}
+    return {name: decay ** (blocks + 1 - depths.get(name, blocks + 1)) for name, _ in classifier.named_parameters()}
+
+
+def _by_depth(backbone: nn.Module) -> dict[str, int]:
+    """Parameter name -> 0 before the first block, i in the i-th of n (from 1), n + 1 after the last."""
+    blocks = block_names(backbone.spec.lora_targets)  # type: ignore[arg-type, union-attr]
+    depths: dict[str, int] = {}
+    reached = 0
+    for name, _ in backbone.named_parameters():
+        inside = next((i for i, block in enumerate(blocks, start=1) if name.startswith(f"{block}.")), None)
+        if inside is not None:
+            reached = max(reached, inside)
+        depths[name] = inside if inside is not None else (0 if not reached else len(blocks) + 1)
+    return depths

@@ -1,0 +1,23 @@
+"""From what a training run kept to the state dict of the plain classifier: what is saved, calibrated and shipped."""
+
+import copy
+
+from torch import Tensor
+
+from streetvision.models.adapters import merge
+from streetvision.models.module import Classifier
+from streetvision.training.config import TrainingConfig
+from streetvision.training.keeper import State, cpu_state
+
+
+def whole_state(
+    classifier: Classifier, learnt: State, config: TrainingConfig, *, images: Tensor
+) -> tuple[State, float | None]:
+    """The classifier's state with `learnt` in it, adapters merged in fp32, and the merge error on `images` if any."""
+    state = {**cpu_state(classifier), **learnt}
+    if config.mode != "peft":
+        return state, None
+    copied = copy.deepcopy(classifier).cpu()
+    copied.load_state_dict(state, strict=True)
+    error = merge(copied, images)
+    return cpu_state(copied), error

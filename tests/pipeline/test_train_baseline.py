@@ -1,0 +1,80 @@
+"""Phase 1 in its modes, on tiny data, through the command line."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.io.atomic import read_json
+from tests.conftest import TINY_MODEL
+
+SHORT = [*TINY_MODEL, "pipeline.phases=[phase1]", "training.epochs=1"]
+
+
+@pytest.fixture
+def phase1(scenes, tmp_path, command):
+    """Run phase 1 with some settings; returns (exit code, output, paths)."""
+
+    def run(*settings, name="run"):
+        schema = ArtifactSchema(tmp_path / name)
+        code, out, err = command("train", f"data.root={scenes}", f"run_dir={schema.root}", *SHORT, *settings)
+        return code, out + err, schema
+
+    return run
+
+
+def figures(schema):
+    return read_json(schema.manifest("phase1"))["metrics"]
+
+
+def test_adapters_are_merged_before_saving_and_the_error_is_recorded(phase1):
+    code, out, schema = phase1("training=peft", "training.adapter.rank=2", "training.keep_best=2", "training.epochs=2")
+    assert code == 0, out
+    assert "peft, epoch" in out
+    assert 0 <= figures(schema)["merge_error"] <= 1e-4
+    best, second = (torch.load(path, weights_only=True) for path in (schema.model_best, schema.model_ranked(2)))
+    assert not any("lora" in name for name in best)
+    assert best.keys() == second.keys()
+    assert "phase1/model_best_2.pth" in read_json(schema.manifest("phase1"))["outputs"]
+    frozen = phase1(name="frozen")[2]
+    assert torch.load(frozen.model_best, weights_only=True).keys() == best.keys()
+    assert figures(frozen)["parameters_trained"] < figures(schema)["parameters_trained"]
+
+
+def test_a_model_that_answers_one_class_only_ends_with_exit_code_3(phase1):
+    code, out, schema = phase1("training.learning_rate=1e-9")
+    assert figures(schema)["one_class_only"] == 1
+    assert code == 3
+    assert "answers one class only" in out
+
+
+def test_an_interrupted_phase_goes_on_where_it_was(phase1, monkeypatch):
+    from streetvision.training.keeper import Keeper
+
+    settings = ["training=last_n", "training.last_blocks=1", "training.checkpoint_steps=1", "training.batch_size=16"]
+    code, out, whole = phase1(*settings, name="whole")
+    assert code == 0, out
+
+    def impatient(self, trainer, *_):
+        if trainer.global_step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "on_train_batch_end", impatient)
+        code, out, schema = phase1(*settings)
+    assert code == 130
+    assert schema.training_checkpoint.is_file()
+    code, out, schema = phase1(*settings)
+    assert code == 0, out
+    assert "went on from step 3" in out
+    assert schema.model_best.read_bytes() == whole.model_best.read_bytes()
+    assert not schema.training_checkpoint.exists()
+
+
+def test_metrics_hold_one_row_an_epoch(phase1):
+    _, _, schema = phase1("training.epochs=3")
+    rows = list(csv.DictReader(schema.train_metrics.open()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert json.dumps(figures(schema)["train_loss"])

@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from streetvision.models.backbone import BackboneConfig
+from streetvision.models.module import ModelConfig, load_classifier
+from streetvision.training.config import TrainingConfig
+from streetvision.training.modes import MODES, prepare, rate_scales
+from streetvision.training.optim import make_adamw
+
+SOURCES = {
+    "transformers": BackboneConfig(source="random", width=16, depth=3, heads=2, image_size=32),
+    "timm": BackboneConfig(source="timm", name="vit_tiny_patch16_224", image_size=32),
+}
+
+
+def classifier(source="transformers"):
+    torch.manual_seed(0)
+    return load_classifier(ModelConfig(backbone=SOURCES[source]))
+
+
+def learning(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_head_always_learns_and_the_count_is_of_what_learns(mode):
+    model = classifier()
+    count = prepare(model, TrainingConfig(mode=mode))
+    assert count == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert {name for name in learning(model) if name.startswith("head.")} == {
+        f"head.{name}" for name, _ in model.head.named_parameters()
+    }
+
+
+def test_frozen_leaves_the_backbone_and_full_all_but_the_mask_token():
+    model = classifier()
+    prepare(model, TrainingConfig(mode="frozen"))
+    assert all(name.startswith("head.") for name in learning(model))
+    model = classifier()
+    prepare(model, TrainingConfig(mode="full"))
+    still = {name for name, _ in model.named_parameters()} - learning(model)
+    assert all(name.endswith("mask_token") for name in still)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_last_n_is_the_last_blocks_and_what_follows_them(source):
+    model = classifier(source)
+    prepare(model, TrainingConfig(mode="last_n", last_blocks=1))
+    block = {"transformers": ".layer.2.", "timm": ".blocks.11."}[source]
+    inside = [name for name in learning(model) if name.startswith("backbone.")]
+    assert any(block in name for name in inside)
+    assert {name for name in inside if block not in name} == {
+        "backbone.network.norm.weight",
+        "backbone.network.norm.bias",
+    }
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_rates_fall_from_the_head_to_the_patches_by_one_factor_a_block(source):
+    model = classifier(source)
+    scales = rate_scales(model, 0.5)
+    assert set(scales) == {name for name, _ in model.named_parameters()}
+    depth = {"transformers": 3, "timm": 12}[source]
+    blocks = {"transformers": "layer", "timm": "blocks"}[source]
+    for name, scale in scales.items():
+        if name.startswith("head.") or ".network.norm." in name:
+            assert scale == 1.0
+        elif f".{blocks}." in name:
+            number = int(name.split(f".{blocks}.")[1].split(".")[0])
+            assert scale == 0.5 ** (depth - number)
+        else:
+            assert scale == 0.5 ** (depth + 1), name
+
+
+def test_scales_reach_the_optimizer():
+    model = classifier()
+    optimizer = make_adamw(model, learning_rate=2.0, weight_decay=0.1, scales=rate_scales(model, 0.5))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert rates[id(parameter)] == pytest.approx(2.0 * rate_scales(model, 0.5)[name])
