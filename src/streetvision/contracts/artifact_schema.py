@@ -77,6 +77,16 @@ class ArtifactSchema:
         return self.phase1 / "metrics.csv"
 
     @property
+    def learning_curve(self) -> Path:
+        """The same as a picture."""
+        return self.phase1 / "learning_curve.png"
+
+    @property
+    def training_logs(self) -> Path:
+        """Files of TensorBoard and of the tracker that training.tracker names."""
+        return self.phase1 / "logs"
+
+    @property
     def val_calib_logits(self) -> Path:
         """(N, 2) float32 logits of VAL_CALIB from `model_best`."""
         return self.phase1 / "val_calib_logits.pt"

@@ -3,12 +3,14 @@
 import csv
 import io
 import time
+from collections.abc import Sequence
 
 from streetvision.contracts.phase import Context, Outcome, Phase
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.augmentation import AugmentationConfig, get_train_transforms
 from streetvision.data.datamodule import EpochBatches, FeatureBatches, ImageDataset, ImageLoader, LoaderConfig
-from streetvision.io.atomic import sha256_file, sha256_json, write_json_atomic, write_text_atomic
+from streetvision.eval.learning_curve import learning_curve
+from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.manifests import code_sha256
 from streetvision.io.scores import save_scores
 from streetvision.io.tensors import load_into, load_state, save_tensors
@@ -16,6 +18,7 @@ from streetvision.models.backbone import local_files
 from streetvision.models.module import Classifier, ModelConfig, build_classifier, load_classifier
 from streetvision.training.config import TrainingConfig
 from streetvision.training.features import FeatureCache
+from streetvision.training.follow import Sink, sinks
 from streetvision.training.keeper import EpochRow, State
 from streetvision.training.modes import prepare, rate_scales
 from streetvision.training.predict import evaluation_loader, score_rows
@@ -29,7 +32,9 @@ def run(context: Context) -> Outcome:
     seed_all(training.seed)
     classifier = load_classifier(context.settings(ModelConfig))
     learning = prepare(classifier, training)
-    fitted = (_fit_head if training.mode == "frozen" else _fit_images)(classifier, context)
+    fit_mode = _fit_head if training.mode == "frozen" else _fit_images
+    with sinks(context.schema.training_logs, training) as followers:
+        fitted = fit_mode(classifier, context, followers)
     seconds = time.perf_counter() - started
     error = _save(fitted, classifier, context)
     _score_chosen(classifier, context)
@@ -63,7 +68,7 @@ def _summary(fitted: Fit, config: TrainingConfig, rate: float) -> str:
     )
 
 
-def _fit_head(classifier: Classifier, context: Context) -> Fit:
+def _fit_head(classifier: Classifier, context: Context, followers: Sequence[Sink]) -> Fit:
     """The frozen mode: features once, then epochs of the head alone."""
     config, schema = context.settings(TrainingConfig), context.schema
     cache = FeatureCache(schema.features, classifier, loader=context.settings(LoaderConfig), progress=context.progress)
@@ -78,11 +83,11 @@ def _fit_head(classifier: Classifier, context: Context) -> Fit:
         FeatureBatches(*select, batch_size=4096),
         config=config,
         labels=train[1].tolist(),
-        following=Following(context.progress),
+        following=Following(context.progress, followers),
     )
 
 
-def _fit_images(classifier: Classifier, context: Context) -> Fit:
+def _fit_images(classifier: Classifier, context: Context, followers: Sequence[Sink]) -> Fit:
     """The other modes: augmented images through every layer."""
     config, loader = context.settings(TrainingConfig), context.settings(LoaderConfig)
     rows = context.rows(Split.TRAIN)
@@ -97,7 +102,9 @@ def _fit_images(classifier: Classifier, context: Context) -> Fit:
         evaluation_loader(classifier, context.rows(Split.VAL_SELECT), root=context.data_root, loader=loader),
         config=config,
         labels=[row.label for row in rows],
-        following=Following(context.progress, checkpoint=context.schema.training_checkpoint, key=_resume_key(context)),
+        following=Following(
+            context.progress, followers, checkpoint=context.schema.training_checkpoint, key=_resume_key(context)
+        ),
         scales=rate_scales(classifier, config.layer_decay),
     )
 
@@ -127,6 +134,7 @@ def _save(fitted: Fit, classifier: Classifier, context: Context) -> float | None
         errors += [] if error is None else [error]
     write_json_atomic(schema.model_config, classifier.description.model_dump(mode="json"))
     write_text_atomic(schema.train_metrics, as_csv(fitted.history))
+    write_bytes_atomic(schema.learning_curve, learning_curve(fitted.history, chosen=fitted.best_epoch))
     return max(errors, default=None)
 
 
@@ -176,6 +184,7 @@ PHASE = Phase(
         "model_last",
         "model_config",
         "train_metrics",
+        "learning_curve",
         "val_calib_logits",
         "val_calib_labels",
         "val_calib_scores",
