@@ -2,7 +2,12 @@ import pytest
 import torch
 
 from streetvision.contracts.split_contracts import Row
-from streetvision.data.augmentation import AugmentationConfig, get_train_transforms, get_val_transforms
+from streetvision.data.augmentation import (
+    AugmentationConfig,
+    get_batch_transform,
+    get_train_transforms,
+    get_val_transforms,
+)
 from streetvision.data.datamodule import EpochBatches, FeatureBatches, ImageDataset, ImageLoader, LoaderConfig, shuffled
 from streetvision.data.decode import DEFAULT_LIMITS, UndecodableImage
 
@@ -13,12 +18,14 @@ def rows_of(scenes):
     return tuple(Row(path=f[0], label=int(f[1]), sha256="0" * 64, width=96, height=72, brightness=0.5) for f in fields)
 
 
-def loader(scenes, *, workers=0, seed=0, augment=True):
+def loader(scenes, *, workers=0, seed=0, augment=True, mix=None):
     train = get_train_transforms(AugmentationConfig(), image_size=32)
     transform = train if augment else get_val_transforms(image_size=32)
     rows = rows_of(scenes)
     dataset = ImageDataset(rows, root=scenes, transform=transform, limits=DEFAULT_LIMITS, seed=seed)
-    return ImageLoader(dataset, EpochBatches(len(rows), batch_size=5, shuffle=augment, seed=seed), workers=workers)
+    return ImageLoader(
+        dataset, EpochBatches(len(rows), batch_size=5, shuffle=augment, seed=seed), workers=workers, mix=mix
+    )
 
 
 def epochs(batches, n=2):
@@ -78,21 +85,38 @@ def test_orders_differ_by_epoch_and_seed():
     assert not torch.equal(shuffled(50, seed=0, epoch=0), shuffled(50, seed=1, epoch=0))
 
 
+def test_what_is_mixed_depends_on_seed_and_epoch_and_not_on_workers(scenes):
+    mix = get_batch_transform(AugmentationConfig(mixup_alpha=1.0), image_size=32, patch_size=16)
+    alone, shared = (
+        [(images, shares) for _ in range(2) for images, shares in batches]
+        for batches in (loader(scenes, mix=mix), loader(scenes, workers=2, mix=mix))
+    )
+    assert all(torch.equal(a, b) for one, two in zip(alone, shared, strict=True) for a, b in zip(one, two, strict=True))
+    assert alone[0][1].shape == (5, 2)
+
+
 @pytest.mark.parametrize(
-    "change",
-    [{"crop_scale": (0.3, 0.5)}, {"flip_probability": 1.0}, {"colour_jitter": 0.9}],
-    ids=lambda c: next(iter(c)),
+    ("n", "batch_size", "parts", "world"), [(20, 8, 2, 2), (21, 8, 4, 1), (3, 8, 2, 2), (16, 4, 1, 2)]
 )
-def test_every_setting_of_the_augmentation_changes_the_picture(change):
-    still = AugmentationConfig(crop_scale=(1, 1), flip_probability=0, colour_jitter=0)
-    image = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    plain = get_train_transforms(still, image_size=32)(image)
-    assert torch.equal(plain, get_val_transforms(image_size=32)(image))
-    torch.manual_seed(1)
-    changed = get_train_transforms(still.model_copy(update=change), image_size=32)(image)
-    assert changed.shape == plain.shape
-    assert changed.dtype == torch.uint8
-    assert not torch.equal(changed, plain)
+def test_parts_of_all_processes_make_up_the_batches_of_one(n, batch_size, parts, world):
+    settings = {"batch_size": batch_size, "shuffle": True, "seed": 4}
+    whole = EpochBatches(n, **settings).positions(1)
+    shares = [EpochBatches(n, **settings, parts=parts, rank_of=(r, world)).positions(1) for r in range(world)]
+    assert {len(share) for share in shares} == {len(whole) * parts}
+    for number, batch in enumerate(whole):
+        pieces = [piece for share in shares for piece in share[number * parts : (number + 1) * parts]]
+        assert len({len(piece) for piece in pieces}) == 1
+        rows = [row for piece in pieces for row in piece]
+        assert set(batch) <= set(rows)
+        assert len(rows) - len(batch) < parts * world
+
+
+def test_a_pass_can_begin_in_the_middle(scenes):
+    batches = loader(scenes)
+    whole = [images for images, _ in batches]
+    batches.resume(epoch=0, skip=2)
+    assert all(torch.equal(a, b) for a, b in zip(whole[2:], [images for images, _ in batches], strict=True))
+    assert batches.rows_of(epoch=0, batch=0) == [rows_of(scenes)[i].path for i in batches.order.positions(0)[0]]
 
 
 def test_workers_follow_the_machine_unless_they_are_set(monkeypatch):

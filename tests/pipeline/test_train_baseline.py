@@ -78,3 +78,39 @@ def test_metrics_hold_one_row_an_epoch(phase1):
     rows = list(csv.DictReader(schema.train_metrics.open()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert json.dumps(figures(schema)["train_loss"])
+
+
+def test_the_gate_leaves_its_verdict_and_a_harmful_policy_is_left_out(phase1, monkeypatch):
+    from streetvision.pipeline.steps import policy_gate
+
+    full = ["training=full", "training.batch_size=32"]
+    gate = ["augmentation.gate.epochs=1", "augmentation.gate.runs=1", "augmentation.colour_jitter=0.5"]
+    code, out, schema = phase1(*full, *gate, "augmentation.gate.tolerance=1")
+    assert code in (0, 3), out
+    admitted = read_json(schema.augmentation_gate)
+    assert admitted["verdict"] == "admitted"
+    assert admitted["interval"][0] <= admitted["mcc_difference"] <= admitted["interval"][1]
+    assert admitted["policy"]["colour_jitter"] == 0.5
+    assert "phase1/augmentation_gate.json" in read_json(schema.manifest("phase1"))["outputs"]
+
+    def biased(context, run, policy):
+        labels = [row.label for row in context.rows(policy_gate.Split.VAL_SELECT)]
+        wrong = policy != policy_gate.PLAIN
+        return policy_gate.np.array([label != wrong for label in labels], dtype="float32")
+
+    monkeypatch.setattr(policy_gate, "_probabilities", biased)
+    code, out, rejected = phase1(*full, *gate, name="rejected")
+    assert read_json(rejected.augmentation_gate)["verdict"] == "rejected"
+    assert "the augmentation costs 2.000 of VAL_SELECT MCC" in out
+    plain = ["augmentation.crop_scale=[1,1]", "augmentation.flip_probability=0", "augmentation.colour_jitter=0"]
+    without = phase1(*full, *plain, name="plain")[2]
+    assert rejected.model_last.read_bytes() == without.model_last.read_bytes()
+    assert schema.model_last.read_bytes() != without.model_last.read_bytes()
+
+
+def test_mixed_batches_of_several_sizes_train(phase1):
+    code, out, schema = phase1(
+        "training=full", "augmentation.mixup_alpha=0.2", "augmentation.cutmix_alpha=1", "augmentation.scales=[0.5,1]"
+    )
+    assert code in (0, 3), out
+    assert figures(schema)["train_loss"] > 0

@@ -82,6 +82,11 @@ class ArtifactSchema:
         return self.phase1 / "learning_curve.png"
 
     @property
+    def augmentation_gate(self) -> Path:
+        """Whether the augmentation was admitted, when augmentation.gate tried it."""
+        return self.phase1 / "augmentation_gate.json"
+
+    @property
     def training_logs(self) -> Path:
         """Files of TensorBoard and of the tracker that training.tracker names."""
         return self.phase1 / "logs"

@@ -1,15 +1,36 @@
-"""What happens to a picture on its way to the model: nothing random when judging, a little when training."""
+"""What happens to a picture on its way to the model: nothing random when judging, what a policy says when training."""
 
 from collections.abc import Callable
+from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from streetvision.contracts.errors import ConfigError
 from streetvision.data.decode import resize_squash
+from streetvision.data.distortions import distort
 
 Transform = Callable[[Tensor], Tensor]
+BatchTransform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(images (B, 3, S, S), labels (B,)) -> images, and labels (B,) or shares of the classes (B, 2)."""
+Level = Literal[0, 1, 2, 3]
+
+N_CLASSES = 2
+
+
+class GateConfig(BaseModel):
+    """Short paired runs with and without the policy before it is used."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=0, ge=0)
+    """Epochs of each run; 0 leaves the gate out."""
+    runs: int = Field(default=2, ge=1)
+    """Pairs of runs, each with a seed of its own."""
+    tolerance: float = Field(default=0.03, ge=0)
+    """VAL_SELECT MCC that the policy may cost before it is rejected."""
 
 
 class AugmentationConfig(BaseModel):
@@ -23,6 +44,39 @@ class AugmentationConfig(BaseModel):
     """Chance of a left-right flip."""
     colour_jitter: float = Field(default=0.2, ge=0, le=1)
     """Largest relative change of brightness, contrast and saturation; a tenth of it for hue."""
+    policy: Literal["none", "trivial_augment", "augmix"] = "none"
+    """TrivialAugmentWide with 31 strengths, or AugMix of severity 3 and width 3, behind crop, flip and jitter."""
+    erasing_probability: float = Field(default=0.0, ge=0, le=1)
+    """Chance that a rectangle of 2 to 33 % of the image turns black."""
+    mixup_alpha: float = Field(default=0.0, ge=0)
+    """Parameter of the Beta distribution by which two images and their labels are laid over each other; 0: never."""
+    cutmix_alpha: float = Field(default=0.0, ge=0)
+    """The same for a rectangle put into another image; 0: never. With both, each batch takes one of the two."""
+    scales: tuple[float, ...] = (1.0,)
+    """Each batch is shown at one of these multiples of the image size, rounded to whole patches."""
+    validator_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of images that come as the subnet's validator would send them, instead of all above but the last four."""
+    validator_levels: tuple[Level, ...] = (0, 1, 2, 3)
+    """Its levels, each as likely as the others."""
+    gate: GateConfig = GateConfig()
+    """Whether the policy is tried first."""
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if self.validator_share == 0 and self.validator_levels != (0, 1, 2, 3):
+            raise ConfigError(
+                "augmentation.validator_levels is not read while augmentation.validator_share is 0",
+                "set augmentation.validator_share=0.5 or leave it out",
+            )
+        if self.gate.epochs == 0 and self.gate != type(self.gate)():
+            raise ConfigError("the settings of a gate of 0 epochs are not read", "set augmentation.gate.epochs=2")
+        if not self.scales or min(self.scales) <= 0 or not self.validator_levels:
+            raise ConfigError("augmentation.scales are positive, and neither they nor validator_levels are empty")
+        return self
+
+
+PLAIN = AugmentationConfig(crop_scale=(1.0, 1.0), flip_probability=0.0, colour_jitter=0.0)
+"""No change at all."""
 
 
 def get_train_transforms(config: AugmentationConfig, *, image_size: int) -> Transform:
@@ -32,18 +86,36 @@ def get_train_transforms(config: AugmentationConfig, *, image_size: int) -> Tran
     crop = v2.RandomResizedCrop(
         image_size, scale=(low, high), ratio=(0.8, 1.8), interpolation=InterpolationMode.BILINEAR, antialias=True
     )
-    steps = [
-        crop if low < 1 else Squash(image_size),
-        v2.RandomHorizontalFlip(config.flip_probability),
-        v2.ColorJitter(jitter, jitter, jitter, 0.1 * jitter),
-    ]
-    composed: Transform = v2.Compose(steps)
+    steps: list[torch.nn.Module] = [crop if low < 1 else Squash(image_size)]
+    # Steps that change nothing are left out: the torchvision classes draw and copy even then.
+    steps += [v2.RandomHorizontalFlip(config.flip_probability)] if config.flip_probability else []
+    steps += [v2.ColorJitter(jitter, jitter, jitter, 0.1 * jitter)] if jitter else []
+    steps += [v2.TrivialAugmentWide(num_magnitude_bins=31)] if config.policy == "trivial_augment" else []
+    steps += [v2.AugMix(severity=3, mixture_width=3)] if config.policy == "augmix" else []
+    own = v2.Compose(steps)
+    either = Sometimes(Validator(config.validator_levels, image_size), own, config.validator_share)
+    erase = [v2.RandomErasing(config.erasing_probability)] if config.erasing_probability else []
+    composed: Transform = v2.Compose([either if config.validator_share else own, *erase])
     return composed
 
 
-def get_val_transforms(*, image_size: int) -> Transform:
-    """uint8 (3, H, W) -> uint8 (3, image_size, image_size), always the same."""
-    return Squash(image_size)
+def get_batch_transform(config: AugmentationConfig, *, image_size: int, patch_size: int) -> BatchTransform | None:
+    """What is done to whole batches: MixUp or CutMix, then one size for all; None when that is nothing."""
+    mixers = [v2.MixUp(alpha=config.mixup_alpha, num_classes=N_CLASSES)] if config.mixup_alpha else []
+    mixers += [v2.CutMix(alpha=config.cutmix_alpha, num_classes=N_CLASSES)] if config.cutmix_alpha else []
+    sizes = [max(1, round(scale * image_size / patch_size)) * patch_size for scale in config.scales]
+    if not mixers and sizes == [image_size]:
+        return None
+    return BatchChanges(mixers, sizes)
+
+
+def get_val_transforms(*, image_size: int, validator_level: Level | None = None) -> Transform:
+    """uint8 (3, H, W) -> uint8 (3, image_size, image_size), always the same.
+
+    With `validator_level`, the image first goes through the validator's distortions, drawn from torch's global
+    generator: what a model is worth to those who ask in that way.
+    """
+    return Squash(image_size) if validator_level is None else Validator((validator_level,), image_size)
 
 
 class Squash(torch.nn.Module):
@@ -56,3 +128,45 @@ class Squash(torch.nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """uint8 (3, H, W) -> uint8 (3, S, S)."""
         return resize_squash(image, self.image_size)
+
+
+class Validator(torch.nn.Module):
+    """The validator's distortions at one of some levels, then the model's size."""
+
+    def __init__(self, levels: tuple[Level, ...], image_size: int) -> None:
+        super().__init__()
+        self.levels, self.image_size = levels, image_size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 (3, H, W) -> uint8 (3, S, S)."""
+        level = self.levels[int(torch.randint(len(self.levels), ()))]
+        return resize_squash(distort(image, level), self.image_size)
+
+
+class Sometimes(torch.nn.Module):
+    """One transform for a share of the images, another for the rest."""
+
+    def __init__(self, first: torch.nn.Module, second: torch.nn.Module, share: float) -> None:
+        super().__init__()
+        self.first, self.second, self.share = first, second, share
+
+    def forward(self, image: Tensor) -> Tensor:
+        """What the one that was drawn makes of the image."""
+        chosen: Tensor = (self.first if float(torch.rand(())) < self.share else self.second)(image)
+        return chosen
+
+
+class BatchChanges:
+    """MixUp or CutMix over a batch, and one of some sizes for all of it."""
+
+    def __init__(self, mixers: list[torch.nn.Module], sizes: list[int]) -> None:
+        self.mixers, self.sizes = mixers, sizes
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (B, 3, S, S), labels (B,) -> uint8 (B, 3, S', S'), labels (B,) or shares of the classes (B, 2)."""
+        if self.mixers:
+            mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]
+            mixed, labels = mixer(images.float(), labels)
+            images = mixed.round().to(torch.uint8)
+        size = self.sizes[int(torch.randint(len(self.sizes), ()))]
+        return (images if size == images.shape[-1] else resize_squash(images, size)), labels

@@ -1,7 +1,7 @@
 """Loaders over the rows that a phase was granted: bytes in, batches of uint8 images and labels out."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import cycle, islice
@@ -13,14 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from streetvision.contracts.split_contracts import Row
-from streetvision.data.augmentation import Transform
+from streetvision.data.augmentation import BatchTransform, Transform
 from streetvision.data.decode import DecodeLimits, UndecodableImage, read_image
 
 Key = tuple[int, int]
 Sample = tuple[Tensor, int, Key] | UndecodableImage
 Batch = tuple[Tensor, Tensor]
-BatchTransform = Callable[[Tensor, Tensor], Batch]
-"""(images (B, 3, S, S), labels (B,)) -> mixed images, targets (B, 2)."""
 
 
 class LoaderConfig(BaseModel):

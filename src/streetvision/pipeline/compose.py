@@ -54,6 +54,10 @@ class RunConfig(BaseModel):
     def _nothing_is_ignored(self) -> Self:
         if self.training.mode == "frozen" and self.augmentation != AugmentationConfig():
             raise ConfigError("augmentation is not read by training.mode=frozen", "leave it out, or take training=full")
+        if self.augmentation.gate.epochs and self.training.hardware.devices * self.training.hardware.nodes > 1:
+            raise ConfigError(
+                "augmentation.gate runs in one process", "try the policy first with training.hardware.devices=1"
+            )
         if self.data.root is not None and self.scenes != SceneConfig():
             raise ConfigError("scenes are not drawn where data.root is given", "leave out one of the two")
         return self

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a line a phase, a bar for what takes longer, warnings with an action."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,9 @@ class Console:
     """Prints to standard output; bars are drawn on a terminal only, so a redirected log holds whole lines."""
 
     def __init__(self) -> None:
-        self._rich = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True)
+        # Of the processes that torchrun started, only the first talks.
+        quiet = os.environ.get("RANK", "0") != "0"
+        self._rich = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True, quiet=quiet)
 
     def line(self, label: str, text: str, *, seconds: float | None = None) -> None:
         """One fact: a label, what was done, and how long it took."""

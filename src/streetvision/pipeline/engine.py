@@ -72,7 +72,7 @@ class Engine:
             self.schema.root.rmdir()
 
     def _run_one(self, phase: Phase) -> None:
-        context = self._context(phase)
+        context = self.context(phase)
         needs = phase.needs + (phase.also_needs(context) if phase.also_needs else ())
         inputs = dict(self._checked_input(phase, name) for name in needs)
         external = phase.external(context) if phase.external else None
@@ -96,7 +96,8 @@ class Engine:
         write_json_atomic(path, manifest.model_dump(mode="json"))
         self.console.line(phase.id, f"{phase.title:<8}{outcome.summary}", seconds=seconds)
 
-    def _context(self, phase: Phase) -> Context:
+    def context(self, phase: Phase) -> Context:
+        """What `phase` is handed."""
         return Context(
             phase=phase.id,
             schema=self.schema,

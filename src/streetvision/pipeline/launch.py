@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from streetvision.bundle.format import Bundle, read_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
+from streetvision.contracts.progress import Silent
 from streetvision.data.scenes import write_scenes
 from streetvision.io.atomic import read_json
 from streetvision.io.lock import run_lock
@@ -14,11 +16,30 @@ from streetvision.io.manifests import read_manifest
 from streetvision.pipeline.compose import RunConfig, compose_config, given_keys
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine, ordered, trains
-from streetvision.pipeline.phases import PHASES
+from streetvision.pipeline.phases import JOINS, PHASES
+from streetvision.training.distributed import check_started, follow, place, together
 
 
 def launch_training(overrides: Sequence[str], *, file: Path | None, console: Console) -> ArtifactSchema:
-    """Run the phases that the settings ask for; returns the paths of the run."""
+    """Run the phases that the settings ask for; returns the paths of the run.
+
+    Started by torchrun, every process but the first only trains beside it.
+    """
+    check_started(compose_config(overrides, file=file).training.hardware)
+    with together():
+        if place()[0] > 0:
+            return _train_beside(compose_config(overrides, file=file), console)
+        return _lead_training(overrides, file=file, console=console)
+
+
+def _train_beside(config: RunConfig, console: Console) -> ArtifactSchema:
+    schema = ArtifactSchema(config.root)
+    engine = Engine(schema, PHASES, config.sections(), console)
+    follow(lambda phase: JOINS[phase](replace(engine.context(PHASES[phase]), progress=Silent())))
+    return schema
+
+
+def _lead_training(overrides: Sequence[str], *, file: Path | None, console: Console) -> ArtifactSchema:
     config = settle(overrides, file=file, console=console)
     schema = ArtifactSchema(config.root)
     drawn = config.data.root is None or _same_place(config.data.root, str(schema.scenes))

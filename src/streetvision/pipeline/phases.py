@@ -1,8 +1,8 @@
 """The table of phases."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from streetvision.contracts.phase import Phase
+from streetvision.contracts.phase import Context, Phase
 from streetvision.pipeline.steps import (
     calibrate_scrc,
     evaluate_model,
@@ -27,3 +27,6 @@ PHASES: Mapping[str, Phase] = {
     )
 }
 """Id -> phase, in the order of the data."""
+
+JOINS: Mapping[str, Callable[[Context], None]] = {train_baseline.PHASE.id: train_baseline.join}
+"""Id -> how the other processes of a distributed run take part in a phase that trains."""

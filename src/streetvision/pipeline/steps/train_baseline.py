@@ -4,11 +4,12 @@ import csv
 import io
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from streetvision.contracts.phase import Context, Outcome, Phase
 from streetvision.contracts.split_contracts import Split
-from streetvision.data.augmentation import AugmentationConfig, get_train_transforms
-from streetvision.data.datamodule import EpochBatches, FeatureBatches, ImageDataset, ImageLoader, LoaderConfig
+from streetvision.data.augmentation import AugmentationConfig
+from streetvision.data.datamodule import FeatureBatches, LoaderConfig
 from streetvision.eval.learning_curve import learning_curve
 from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.manifests import code_sha256
@@ -16,11 +17,14 @@ from streetvision.io.scores import save_scores
 from streetvision.io.tensors import load_into, load_state, save_tensors
 from streetvision.models.backbone import local_files
 from streetvision.models.module import Classifier, ModelConfig, build_classifier, load_classifier
+from streetvision.pipeline.steps.image_training import fit_images
+from streetvision.pipeline.steps.policy_gate import admitted_policy
 from streetvision.training.config import TrainingConfig
+from streetvision.training.distributed import announce
 from streetvision.training.features import FeatureCache
 from streetvision.training.follow import Sink, sinks
 from streetvision.training.keeper import EpochRow, State
-from streetvision.training.modes import prepare, rate_scales
+from streetvision.training.modes import prepare
 from streetvision.training.predict import evaluation_loader, score_rows
 from streetvision.training.ship import whole_state
 from streetvision.training.trainer import Fit, Following, fit, seed_all
@@ -53,8 +57,14 @@ def run(context: Context) -> Outcome:
             "images_per_second": rate,
             "merge_error": error,
         },
-        also_makes=tuple(context.schema.model_ranked(rank) for rank in range(2, len(fitted.kept) + 1)),
+        also_makes=_also_made(fitted, context),
     )
+
+
+def _also_made(fitted: Fit, context: Context) -> tuple[Path, ...]:
+    gated = context.settings(AugmentationConfig).gate.epochs > 0
+    ranked = tuple(context.schema.model_ranked(rank) for rank in range(2, len(fitted.kept) + 1))
+    return (*ranked, *([context.schema.augmentation_gate] if gated else []))
 
 
 def _summary(fitted: Fit, config: TrainingConfig, rate: float) -> str:
@@ -88,25 +98,26 @@ def _fit_head(classifier: Classifier, context: Context, followers: Sequence[Sink
 
 
 def _fit_images(classifier: Classifier, context: Context, followers: Sequence[Sink]) -> Fit:
-    """The other modes: augmented images through every layer."""
-    config, loader = context.settings(TrainingConfig), context.settings(LoaderConfig)
-    rows = context.rows(Split.TRAIN)
-    transform = get_train_transforms(context.settings(AugmentationConfig), image_size=classifier.description.image_size)
-    dataset = ImageDataset(rows, root=context.data_root, transform=transform, limits=loader.limits, seed=config.seed)
-    sampler = EpochBatches(
-        len(rows), batch_size=config.batch_size, shuffle=True, seed=config.seed, parts=config.accumulate
-    )
-    return fit(
-        classifier,
-        ImageLoader(dataset, sampler, workers=loader.worker_count),
-        evaluation_loader(classifier, context.rows(Split.VAL_SELECT), root=context.data_root, loader=loader),
-        config=config,
-        labels=[row.label for row in rows],
-        following=Following(
-            context.progress, followers, checkpoint=context.schema.training_checkpoint, key=_resume_key(context)
-        ),
-        scales=rate_scales(classifier, config.layer_decay),
-    )
+    """The other modes: augmented images through every layer, with all processes that were started."""
+    checkpoint, key = context.schema.training_checkpoint, _resume_key(context)
+    policy = admitted_policy(context)
+    config = context.settings(TrainingConfig)
+    seed_all(config.seed)  # the gate has drawn since
+    announce(PHASE.id)
+    following = Following(context.progress, followers, checkpoint=checkpoint, key=key)
+    return fit_images(classifier, context, config=config, policy=policy, following=following)
+
+
+def join(context: Context) -> None:
+    """Train beside the leader, and leave everything else to it."""
+    config = context.settings(TrainingConfig)
+    seed_all(config.seed)
+    classifier = load_classifier(context.settings(ModelConfig))
+    prepare(classifier, config)
+    following = Following(context.progress, checkpoint=context.schema.training_checkpoint, key=_resume_key(context))
+    policy = context.settings(AugmentationConfig)
+    seed_all(config.seed)
+    fit_images(classifier, context, config=config, policy=policy, following=following)
 
 
 def _resume_key(context: Context) -> str:

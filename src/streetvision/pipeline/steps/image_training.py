@@ -1,0 +1,59 @@
+"""Training of a classifier on augmented images: the loaders over TRAIN and VAL_SELECT, and the fit."""
+
+from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.phase import Context
+from streetvision.contracts.split_contracts import Split
+from streetvision.data.augmentation import AugmentationConfig, get_batch_transform, get_train_transforms
+from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader, LoaderConfig
+from streetvision.models.module import Classifier
+from streetvision.training.config import TrainingConfig
+from streetvision.training.distributed import place
+from streetvision.training.modes import rate_scales
+from streetvision.training.predict import evaluation_loader
+from streetvision.training.trainer import Fit, Following, fit
+
+
+def fit_images(
+    classifier: Classifier,
+    context: Context,
+    *,
+    config: TrainingConfig,
+    policy: AugmentationConfig,
+    following: Following,
+) -> Fit:
+    """Fit what of the classifier learns on this process's share of TRAIN, judged on its share of VAL_SELECT."""
+    loader, (rank, world) = context.settings(LoaderConfig), place()
+    select = context.rows(Split.VAL_SELECT)[rank::world]
+    return fit(
+        classifier,
+        _train_loader(classifier, context, config=config, policy=policy),
+        evaluation_loader(classifier, select, root=context.data_root, loader=loader),
+        config=config,
+        labels=[row.label for row in context.rows(Split.TRAIN)],
+        following=following,
+        scales=rate_scales(classifier, config.layer_decay),
+    )
+
+
+def _train_loader(
+    classifier: Classifier, context: Context, *, config: TrainingConfig, policy: AugmentationConfig
+) -> ImageLoader:
+    loader, rows = context.settings(LoaderConfig), context.rows(Split.TRAIN)
+    spec = classifier.backbone.spec
+    mix = get_batch_transform(policy, image_size=spec.image_size, patch_size=spec.patch_size)
+    if policy.scales != (1.0,) and spec.architecture["source"] == "timm":
+        raise ConfigError(
+            "augmentation.scales needs a backbone that takes images of any size, and those of timm take one",
+            "leave it out, or take a backbone from transformers",
+        )
+    transform = get_train_transforms(policy, image_size=spec.image_size)
+    dataset = ImageDataset(rows, root=context.data_root, transform=transform, limits=loader.limits, seed=config.seed)
+    order = EpochBatches(
+        len(rows),
+        batch_size=config.batch_size,
+        shuffle=True,
+        seed=config.seed,
+        parts=config.accumulate,
+        rank_of=place(),
+    )
+    return ImageLoader(dataset, order, workers=loader.worker_count, mix=mix)

@@ -1,0 +1,66 @@
+"""Several processes on one training run: the first leads and runs the phases, the others join it where it trains.
+
+All are started by torchrun with the same command line. Only the leader reads data sets, writes files and talks.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from streetvision.contracts.errors import ConfigError
+from streetvision.training.config import HardwareConfig
+
+PATIENCE = timedelta(days=7)
+"""How long the others wait for the leader to begin training."""
+DONE = ""
+
+
+def place() -> tuple[int, int]:
+    """The rank of this process and the number of processes, as torchrun set them; (0, 1) without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_started(config: HardwareConfig) -> None:
+    """Raise ConfigError unless as many processes were started as the settings ask for."""
+    asked, (_, world) = config.devices * config.nodes, place()
+    if asked != world:
+        raise ConfigError(
+            f"training.hardware asks for {config.devices} devices on {config.nodes} nodes, "
+            f"and {world} {'process was' if world == 1 else 'processes were'} started",
+            f"torchrun --nnodes={config.nodes} --nproc-per-node={config.devices} -m streetvision train ...",
+        )
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A group of all processes, for as long as the block lasts."""
+    if place()[1] == 1:
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    try:
+        yield
+        if place()[0] == 0:
+            announce(DONE)
+    finally:
+        dist.destroy_process_group()
+
+
+def announce(phase: str) -> None:
+    """The leader: call the others to train in `phase` with it."""
+    if place()[1] > 1:
+        dist.broadcast_object_list([phase], src=0, device=torch.device("cpu"))
+
+
+def follow(join: Callable[[str], None]) -> None:
+    """The others: join the leader in every phase that it announces, until it is done."""
+    while True:
+        heard: list[str] = [DONE]
+        dist.broadcast_object_list(heard, src=0, device=torch.device("cpu"))
+        if heard[0] == DONE:
+            return
+        join(heard[0])

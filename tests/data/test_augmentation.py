@@ -1,0 +1,96 @@
+import pytest
+import torch
+
+from streetvision.contracts.errors import ConfigError
+from streetvision.data.augmentation import (
+    PLAIN,
+    AugmentationConfig,
+    GateConfig,
+    get_batch_transform,
+    get_train_transforms,
+    get_val_transforms,
+)
+
+IMAGE = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def seen(config, *, seed=1):
+    torch.manual_seed(seed)
+    return get_train_transforms(config, image_size=32)(IMAGE)
+
+
+def test_the_plain_policy_is_what_is_judged():
+    assert torch.equal(seen(PLAIN), get_val_transforms(image_size=32)(IMAGE))
+    assert get_batch_transform(PLAIN, image_size=32, patch_size=16) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"crop_scale": (0.3, 0.5)},
+        {"flip_probability": 1.0},
+        {"colour_jitter": 0.9},
+        {"policy": "trivial_augment"},
+        {"policy": "augmix"},
+        {"erasing_probability": 1.0},
+        {"validator_share": 1.0},
+    ],
+    ids=str,
+)
+def test_every_setting_of_the_augmentation_changes_the_picture(change):
+    changed = [seen(PLAIN.model_copy(update=change), seed=seed) for seed in range(6)]
+    assert all(one.shape == (3, 32, 32) and one.dtype == torch.uint8 for one in changed)
+    assert any(not torch.equal(one, seen(PLAIN)) for one in changed)
+
+
+def test_levels_of_the_validator_are_those_that_were_asked_for():
+    first, second = (seen(PLAIN.model_copy(update={"validator_share": 1.0, "validator_levels": (n,)})) for n in (0, 3))
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    judged = [get_val_transforms(image_size=32, validator_level=n)(IMAGE) for n in (0, 1)]
+    assert not torch.equal(*judged)
+
+
+def test_half_of_the_images_come_through_the_validator():
+    transform = get_train_transforms(PLAIN.model_copy(update={"validator_share": 0.5}), image_size=16)
+    plain = get_val_transforms(image_size=16)(IMAGE)
+    torch.manual_seed(0)
+    share = sum(torch.equal(transform(IMAGE), plain) for _ in range(60)) / 60
+    assert 0.3 < share < 0.7
+
+
+@pytest.mark.parametrize("change", [{"mixup_alpha": 0.4}, {"cutmix_alpha": 1.0}], ids=str)
+def test_mixed_batches_have_mixed_labels(change):
+    images = torch.stack([torch.full((3, 32, 32), value, dtype=torch.uint8) for value in (0, 200)])
+    torch.manual_seed(0)
+    mixed, shares = get_batch_transform(PLAIN.model_copy(update=change), image_size=32, patch_size=16)(
+        images, torch.tensor([0, 1])
+    )
+    assert mixed.dtype == torch.uint8
+    assert shares.shape == (2, 2)
+    torch.testing.assert_close(shares.sum(1), torch.ones(2))
+    share_of_bright = mixed.float().mean(dim=(1, 2, 3)) / 200
+    torch.testing.assert_close(share_of_bright, shares[:, 1], rtol=0, atol=0.02)
+
+
+def test_a_batch_has_one_size_of_whole_patches():
+    transform = get_batch_transform(PLAIN.model_copy(update={"scales": (0.5, 1.0, 1.3)}), image_size=64, patch_size=16)
+    images, labels = torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.tensor([0, 1])
+    torch.manual_seed(0)
+    assert {transform(images, labels)[0].shape[-1] for _ in range(30)} == {32, 64, 80}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"validator_levels": (3,)},
+        {"scales": ()},
+        {"scales": (0.0, 1.0)},
+        {"validator_share": 0.5, "validator_levels": ()},
+        {"gate": GateConfig(runs=3)},
+    ],
+    ids=str,
+)
+def test_settings_that_nothing_reads_are_refused(settings):
+    with pytest.raises(ConfigError):
+        AugmentationConfig(**settings)

@@ -1,0 +1,50 @@
+import csv
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.errors import ConfigError
+from streetvision.training.config import HardwareConfig
+from streetvision.training.distributed import check_started
+from tests.conftest import TINY_MODEL
+
+SETTINGS = [
+    *TINY_MODEL,
+    "pipeline.phases=[phase1]",
+    "training=full",
+    "training.epochs=2",
+    "training.batch_size=16",
+    "training.precision=fp32",
+]
+
+
+def test_two_processes_train_like_one(scenes, tmp_path, command):
+    """The same loss, the same choice and as many predictions as one process with the same batches."""
+    one, two = ArtifactSchema(tmp_path / "one"), ArtifactSchema(tmp_path / "two")
+    assert command("train", f"data.root={scenes}", f"run_dir={one.root}", *SETTINGS)[0] == 0
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    asked = ["-m", "streetvision", "train", f"data.root={scenes}", f"run_dir={two.root}", *SETTINGS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*starter, *asked, "training.hardware.devices=2"], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("VAL_SELECT MCC") == 1  # the second process says nothing
+    rows = [list(csv.DictReader(schema.train_metrics.open())) for schema in (one, two)]
+    assert len(rows[0]) == len(rows[1]) == 2
+    for alone, shared in zip(*rows, strict=True):
+        for name in set(alone) - {"seconds"}:
+            assert float(shared[name]) == pytest.approx(float(alone[name]), rel=1e-4, abs=1e-5), name
+    alone, shared = (torch.load(schema.val_calib_logits, weights_only=True) for schema in (one, two))
+    assert alone.shape == shared.shape
+    torch.testing.assert_close(alone, shared, rtol=1e-3, atol=1e-4)
+
+
+def test_processes_that_were_not_started_are_asked_for_by_their_command():
+    with pytest.raises(ConfigError, match="2 devices on 1 nodes, and 1 process was started") as caught:
+        check_started(HardwareConfig(devices=2))
+    assert caught.value.remedy.startswith("torchrun --nnodes=1 --nproc-per-node=2 -m streetvision train")
