@@ -109,7 +109,9 @@ def doctor() -> None:
     examine_machine(_console())
 
 
-def bench(section: Annotated[str, typer.Argument(help="calibration, startup, statistics or training")]) -> None:
+def bench(
+    section: Annotated[str, typer.Argument(help="calibration, data, startup, statistics or training")],
+) -> None:
     """Measure this installation against a floor or a peer, in the same run."""
     from streetvision.research.benchmark import run_benchmarks
 

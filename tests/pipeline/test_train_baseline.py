@@ -114,3 +114,13 @@ def test_mixed_batches_of_several_sizes_train(phase1):
     )
     assert code in (0, 3), out
     assert figures(schema)["train_loss"] > 0
+
+
+def test_a_cache_of_small_copies_is_what_is_trained_on(phase1):
+    code, out, cached = phase1("training=full", "loader.cache_pixels=48")
+    assert code in (0, 3), out
+    copies = list(cached.image_cache.rglob("*.jpg"))
+    trained = [row for row in read_json(cached.splits)["rows"] if row["split"] == "train"]
+    assert len(copies) == len({row["sha256"] for row in trained})
+    plain = phase1("training=full", name="plain")[2]
+    assert cached.model_last.read_bytes() != plain.model_last.read_bytes()

@@ -43,6 +43,11 @@ class ArtifactSchema:
         return self.root / "cache" / "features"
 
     @property
+    def image_cache(self) -> Path:
+        """Small copies of the training images; safe to delete."""
+        return self.root / "cache" / "images"
+
+    @property
     def phase1(self) -> Path:
         """The classifier and its scores."""
         return self.root / "phase1"

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.augmentation import BatchTransform, Transform
+from streetvision.data.cache import ImageCache
 from streetvision.data.decode import DecodeLimits, UndecodableImage, read_image
 
 Key = tuple[int, int]
@@ -30,6 +31,8 @@ class LoaderConfig(BaseModel):
     """Images a forward pass when nothing is trained."""
     workers: int | None = Field(default=None, ge=0)
     """Processes that decode; None takes one a core beyond the second, none on one or two cores."""
+    cache_pixels: int | None = Field(default=None, ge=32)
+    """Shorter side of small JPEGs from which images are trained on, made once; null trains from the originals."""
     max_megapixels: float = Field(default=100.0, gt=0, le=178)
     """Millions of pixels above which an image is refused; Pillow itself refuses some formats beyond 178."""
 
@@ -52,9 +55,17 @@ class ImageDataset(Dataset[Sample]):
     """
 
     def __init__(
-        self, rows: Sequence[Row], *, root: Path, transform: Transform, limits: DecodeLimits, seed: int = 0
+        self,
+        rows: Sequence[Row],
+        *,
+        root: Path,
+        transform: Transform,
+        limits: DecodeLimits,
+        seed: int = 0,
+        cache: ImageCache | None = None,
     ) -> None:
-        self.rows, self.root, self.transform, self.limits, self.seed = rows, root, transform, limits, seed
+        self.rows, self.transform, self.limits, self.seed = rows, transform, limits, seed
+        self.paths = [cache.path(row, root=root) if cache else root / row.path for row in rows]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -63,7 +74,7 @@ class ImageDataset(Dataset[Sample]):
         epoch, position = key
         row = self.rows[position]
         try:
-            image = read_image(self.root / row.path, limits=self.limits)
+            image = read_image(self.paths[position], limits=self.limits)
         except UndecodableImage as error:
             return error
         with _drawn_from(self.seed, epoch, position):

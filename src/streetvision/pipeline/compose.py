@@ -54,6 +54,11 @@ class RunConfig(BaseModel):
     def _nothing_is_ignored(self) -> Self:
         if self.training.mode == "frozen" and self.augmentation != AugmentationConfig():
             raise ConfigError("augmentation is not read by training.mode=frozen", "leave it out, or take training=full")
+        if self.training.mode == "frozen" and self.loader.cache_pixels is not None:
+            raise ConfigError(
+                "loader.cache_pixels is not read by training.mode=frozen, which reads every image once",
+                "leave it out, or take training=peft",
+            )
         if self.augmentation.gate.epochs and self.training.hardware.devices * self.training.hardware.nodes > 1:
             raise ConfigError(
                 "augmentation.gate runs in one process", "try the policy first with training.hardware.devices=1"

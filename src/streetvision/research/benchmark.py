@@ -90,8 +90,16 @@ def bench_calibration(progress: Progress) -> list[Figure]:
     return bench_calibration.bench_calibration(progress)
 
 
+def bench_data(progress: Progress) -> list[Figure]:
+    """The training loader, against ImageFolder and against its own decoder."""
+    from streetvision.research import bench_data
+
+    return bench_data.bench_data(progress)
+
+
 SECTIONS: Mapping[str, Callable[[Progress], list[Figure]]] = {
     "calibration": bench_calibration,
+    "data": bench_data,
     "startup": bench_startup,
     "statistics": bench_statistics,
     "training": bench_training,

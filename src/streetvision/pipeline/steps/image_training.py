@@ -1,9 +1,12 @@
 """Training of a classifier on augmented images: the loaders over TRAIN and VAL_SELECT, and the fit."""
 
+import os
+
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.phase import Context
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.augmentation import AugmentationConfig, get_batch_transform, get_train_transforms
+from streetvision.data.cache import ImageCache
 from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader, LoaderConfig
 from streetvision.models.module import Classifier
 from streetvision.training.config import TrainingConfig
@@ -46,8 +49,14 @@ def _train_loader(
             "augmentation.scales needs a backbone that takes images of any size, and those of timm take one",
             "leave it out, or take a backbone from transformers",
         )
-    transform = get_train_transforms(policy, image_size=spec.image_size)
-    dataset = ImageDataset(rows, root=context.data_root, transform=transform, limits=loader.limits, seed=config.seed)
+    dataset = ImageDataset(
+        rows,
+        root=context.data_root,
+        transform=get_train_transforms(policy, image_size=spec.image_size),
+        limits=loader.limits,
+        seed=config.seed,
+        cache=_cache(context),
+    )
     order = EpochBatches(
         len(rows),
         batch_size=config.batch_size,
@@ -57,3 +66,19 @@ def _train_loader(
         rank_of=place(),
     )
     return ImageLoader(dataset, order, workers=loader.worker_count, mix=mix)
+
+
+def _cache(context: Context) -> ImageCache | None:
+    """Small copies of TRAIN, when they are asked for; whatever is judged is always read from the originals."""
+    loader = context.settings(LoaderConfig)
+    if loader.cache_pixels is None:
+        return None
+    cache = ImageCache(context.schema.image_cache, pixels=loader.cache_pixels)
+    cache.build(
+        context.rows(Split.TRAIN),
+        root=context.data_root,
+        limits=loader.limits,
+        workers=os.cpu_count() or 1,
+        progress=context.progress,
+    )
+    return cache

@@ -1,0 +1,86 @@
+"""`streetvision bench data`: the training loader beside torchvision's ImageFolder, and beside its own decoder."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from streetvision.contracts.progress import Progress
+from streetvision.contracts.split_contracts import Row
+from streetvision.data.augmentation import AugmentationConfig, get_train_transforms
+from streetvision.data.cache import ImageCache
+from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader
+from streetvision.data.decode import DEFAULT_LIMITS, read_image
+from streetvision.data.scenes import SceneConfig, write_scenes
+from streetvision.io.atomic import sha256_file
+from streetvision.research.figures import Figure, in_turn
+
+IMAGES, WIDTH, HEIGHT = 96, 1024, 768
+IMAGE_SIZE, BATCH, CACHE_PIXELS = 224, 16, 256
+
+
+def bench_data(progress: Progress) -> list[Figure]:
+    """Seconds for one pass over the same JPEGs with the same transforms, one worker each."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_scenes(folder / "scenes", SceneConfig(count=IMAGES, width=WIDTH, height=HEIGHT), progress)
+        paths = sorted((folder / "scenes").rglob("*.jpg"))
+        rows = [
+            Row(path=str(path), label=i % 2, sha256=sha256_file(path), width=WIDTH, height=HEIGHT, brightness=0.5)
+            for i, path in enumerate(paths)
+        ]
+        cache = ImageCache(folder / "cache", pixels=CACHE_PIXELS)
+        workers = os.cpu_count() or 1
+        cache.build(rows, root=folder, limits=DEFAULT_LIMITS, workers=workers, progress=progress)
+        cached, plain = _ours(rows, folder, cache), _ours(rows, folder, None)
+        theirs, ceiling = _walk(_image_folder(paths, folder)), _decoder(rows, folder, cache)
+        figures = []
+        for label, ours, beside_label, beside in (
+            ("loader, from originals", plain, "ImageFolder, PIL, the same transforms", theirs),
+            ("loader, from the cache", cached, "ImageFolder, PIL, the same transforms", theirs),
+            ("loader, from the cache", cached, "decode and transform in a bare loop", ceiling),
+        ):
+            seconds = in_turn(_walk(ours), beside)
+            figures.append(Figure(f"{label}, {IMAGES} images", seconds[0], beside_label, seconds[1]))
+    return figures
+
+
+def _ours(rows: list[Row], root: Path, cache: ImageCache | None) -> ImageLoader:
+    transform = get_train_transforms(AugmentationConfig(), image_size=IMAGE_SIZE)
+    dataset = ImageDataset(rows, root=root, transform=transform, limits=DEFAULT_LIMITS, cache=cache)
+    return ImageLoader(dataset, EpochBatches(len(rows), batch_size=BATCH, shuffle=True), workers=1)
+
+
+def _image_folder(paths: list[Path], folder: Path) -> Iterable[object]:
+    """What a tutorial writes: PIL images through the same steps, made tensors at the end."""
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    for i, path in enumerate(paths):
+        link = folder / "folder" / str(i % 2) / path.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    transform = v2.Compose([get_train_transforms(AugmentationConfig(), image_size=IMAGE_SIZE), v2.PILToTensor()])
+    dataset = ImageFolder(str(folder / "folder"), transform=transform)
+    return DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=1, persistent_workers=True)
+
+
+def _decoder(rows: list[Row], root: Path, cache: ImageCache) -> Callable[[], None]:
+    """Nothing but the work itself, image by image."""
+    transform = get_train_transforms(AugmentationConfig(), image_size=IMAGE_SIZE)
+    paths = [cache.path(row, root=root) for row in rows]
+
+    def walk() -> None:
+        for path in paths:
+            transform(read_image(path))
+
+    return walk
+
+
+def _walk(batches: Iterable[object]) -> Callable[[], None]:
+    def walk() -> None:
+        for _ in batches:
+            pass
+
+    return walk
