@@ -15,7 +15,7 @@ def test_every_packaged_yaml_composes(group, name):
     assert isinstance(config, RunConfig)
 
 
-@pytest.mark.parametrize("name", ["full", "frozen"])
+@pytest.mark.parametrize("name", ["frozen", "full", "last_n", "peft"])
 def test_a_group_reaches_its_section(name):
     assert compose_config([f"training={name}"]).training.mode == name
 
@@ -77,12 +77,35 @@ def test_recorded_settings_come_back():
         ("training.precision=bf16", "training.precision=bf16 is not read by training.mode=frozen"),
         ("model.head.hidden=64", "a linear head does not read hidden"),
         ("augmentation.flip_probability=0.1", "augmentation is not read by training.mode=frozen"),
+        ("training.layer_decay=0.5", "training.layer_decay=0.5 is not read by training.mode=frozen"),
+        ("training.adapter.rank=4", "is not read by training.mode=frozen"),
+        ("training.hardware.devices=2", "is not read by training.mode=frozen"),
+        ("training.tracker_offline=false", "is not read without a tracker"),
+        ("training.compile.stance=performance", "fail_on_recompile"),
+        ("training.loss.gamma=1", "does not read gamma"),
+        ("training.accumulate=3", "is not read by training.mode=frozen"),
+        ("loader.cache_pixels=256", "loader.cache_pixels is not read by training.mode=frozen"),
+        ("data=photos", "there is no data 'photos'"),
         ("loader.max_megapixels=500", "less than or equal to 178"),
     ],
 )
 def test_a_wrong_setting_says_what_is_wrong(override, message):
     with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         compose_config([override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training=full", "training.accumulate=3"], "cannot be cut into 3 parts"),
+        (["training=full", "training.adapter.rank=4"], "is not read by training.mode=full"),
+        (["training=peft", "training.layer_decay=0.5"], "is not read by training.mode=peft"),
+        (["training=full", "training.hardware.devices=2", "augmentation.gate.epochs=1"], "runs in one process"),
+    ],
+)
+def test_settings_that_do_not_go_together_say_so(overrides, message):
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        compose_config(overrides)
 
 
 def test_scenes_are_not_drawn_where_there_is_data():

@@ -45,3 +45,12 @@ def test_a_tracker_that_is_not_installed_says_what_to_install(tmp_path, monkeypa
     with pytest.raises(ConfigError, match="tracking") as caught:
         follow(tmp_path, tracker="wandb")
     assert "wandb" in caught.value.what
+
+
+def test_online_goes_where_the_environment_points(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "server").as_uri())
+    follow(tmp_path / "logs", tracker="mlflow", tracker_offline=False)
+    assert not (tmp_path / "logs" / "mlflow").exists()
+    client = mlflow.MlflowClient((tmp_path / "server").as_uri())
+    assert client.get_experiment_by_name("streetvision")

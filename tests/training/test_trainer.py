@@ -6,7 +6,7 @@ import torch
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Silent
 from streetvision.data.datamodule import FeatureBatches
-from streetvision.training.config import TrainingConfig
+from streetvision.training.config import HardwareConfig, TrainingConfig
 from streetvision.training.trainer import Following, fit, seed_all
 
 
@@ -17,7 +17,7 @@ def blobs(n, *, seed):
     return features, labels
 
 
-def run(config, *, train=None, select=None, model=None, **following):
+def run(config, *, train=None, select=None, model=None, scales=None, **following):
     seed_all(config.seed)
     model = model or torch.nn.Linear(4, 2)
     train = train or blobs(200, seed=1)
@@ -28,6 +28,7 @@ def run(config, *, train=None, select=None, model=None, **following):
         config=config,
         labels=train[1].tolist(),
         following=Following(**{"progress": Silent()} | following),
+        scales=scales,
     )
     return model, fitted
 
@@ -207,3 +208,36 @@ def test_a_damaged_checkpoint_is_left_aside(tmp_path):
     (tmp_path / "c.ckpt").write_bytes(b"nothing")
     _, fitted = run(CONFIG, checkpoint=tmp_path / "c.ckpt", key="k")
     assert fitted.resumed_at is None
+
+
+@pytest.mark.parametrize("change", [{"weight_decay": 0.5}, {"warmup_share": 0.6}], ids=str)
+def test_scalars_of_the_optimizer_move_the_weights(change):
+    plain, changed = (run(CONFIG.model_copy(update=c))[1] for c in ({}, change))
+    assert not torch.equal(plain.last["weight"], changed.last["weight"])
+
+
+def test_factors_of_the_rate_reach_the_layers():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    _, fitted = run(CONFIG, model=model, scales={"0.weight": 0.0, "0.bias": 0.0})
+    moved = {name for name, value in fitted.last.items() if not torch.equal(value, before[name])}
+    assert moved == {"1.weight", "1.bias"}
+
+
+def test_devices_nodes_and_strategy_reach_lightning(monkeypatch):
+    from streetvision.training import trainer
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def record(**settings):
+        given.update(settings)
+        raise Stop
+
+    given = {}
+    monkeypatch.setattr(trainer, "Trainer", record)
+    hardware = HardwareConfig(devices=2, nodes=4, strategy="ddp")
+    with pytest.raises(Stop):
+        run(TrainingConfig(mode="full", batch_size=64, hardware=hardware))
+    assert (given["devices"], given["num_nodes"], given["strategy"]) == (2, 4, "ddp")

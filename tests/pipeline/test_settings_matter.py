@@ -1,0 +1,65 @@
+"""Every key of configs/training and configs/data changes something: here is the one place that says what."""
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import yaml
+
+from streetvision.data.augmentation import AugmentationConfig
+from streetvision.data.datamodule import LoaderConfig
+from streetvision.pipeline.compose import settings
+from streetvision.training.config import TrainingConfig
+
+SHOWN_BY = {
+    "training.mode": "training/test_modes.py::test_frozen_leaves_the_backbone_and_full_all_but_the_mask_token",
+    "training.epochs": "pipeline/test_train_baseline.py::test_metrics_hold_one_row_an_epoch",
+    "training.batch_size": "training/test_trainer.py::test_the_bar_moves_once_for_every_step",
+    "training.accumulate": "training/test_trainer.py::test_parts_of_a_batch_make_the_same_step",
+    "training.learning_rate": "pipeline/test_train_baseline.py::test_a_model_that_answers_one_class_only",
+    "training.layer_decay": "training/test_modes.py::test_rates_fall_from_the_head",
+    "training.weight_decay": "training/test_trainer.py::test_scalars_of_the_optimizer_move_the_weights",
+    "training.warmup_share": "training/test_trainer.py::test_scalars_of_the_optimizer_move_the_weights",
+    "training.clip_norm": "training/test_trainer.py::test_clipping_shortens_the_steps",
+    "training.ema_decay": "training/test_trainer.py::test_the_average_is_judged_beside_the_raw_weights",
+    "training.patience": "training/test_trainer.py::test_patience_ends_training",
+    "training.keep_best": "training/test_trainer.py::test_the_best_states_are_kept_in_order",
+    "training.checkpoint_steps": "training/test_trainer.py::test_an_interrupted_run_goes_on_to_the_same_bits",
+    "training.last_blocks": "training/test_modes.py::test_last_n_is_the_last_blocks",
+    "training.precision": "training/test_hardware.py::test_precision_follows_the_device",
+    "training.tracker": "training/test_follow.py::test_wandb_writes_a_file",
+    "training.tracker_offline": "training/test_follow.py::test_online_goes_where_the_environment_points",
+    "training.seed": "training/test_trainer.py::test_the_same_seed_gives_the_same_bits",
+    "training.loss": "training/test_losses.py::test_every_loss_is_its_formula",
+    "training.adapter": "models/test_adapters.py::test_every_setting_changes",
+    "training.compile": "training/test_hardware.py::test_every_setting_reaches_the_compiler",
+    "training.hardware.devices": "training/test_distributed.py::test_two_processes_train_like_one",
+    "training.hardware.nodes": "training/test_distributed.py::test_processes_that_were_not_started",
+    "training.hardware.strategy": "training/test_trainer.py::test_devices_nodes_and_strategy_reach_lightning",
+    "training.hardware.channels_last": "training/test_hardware.py::test_images_come_channels_last_when_asked",
+    "training.hardware.tf32": "training/test_hardware.py::test_memory_is_laid_out_as_asked",
+    "augmentation.scales": "data/test_augmentation.py::test_a_batch_has_one_size",
+    "augmentation.mixup_alpha": "data/test_augmentation.py::test_mixed_batches_have_mixed_labels",
+    "augmentation.cutmix_alpha": "data/test_augmentation.py::test_mixed_batches_have_mixed_labels",
+    "augmentation.validator_levels": "data/test_augmentation.py::test_levels_of_the_validator",
+    "augmentation.gate": "pipeline/test_train_baseline.py::test_the_gate_leaves_its_verdict",
+    "augmentation": "data/test_augmentation.py::test_every_setting_of_the_augmentation_changes_the_picture",
+}
+"""Key, or what several begin with -> the test that sees it change something; the longest that fits counts."""
+
+
+@pytest.mark.parametrize("section", [("training", TrainingConfig), ("augmentation", AugmentationConfig)])
+def test_every_setting_is_seen_by_a_test(section):
+    prefix, model = section
+    tests = Path(__file__).parents[1]
+    for key, _ in settings(model, f"{prefix}."):
+        fits = [name for name in SHOWN_BY if key == name or key.startswith(f"{name}.")]
+        assert fits, f"no test is named for {key}"
+        file, test = SHOWN_BY[max(fits, key=len)].split("::")
+        assert f"def {test}" in (tests / file).read_text(), key
+
+
+def test_the_packaged_augmentation_is_the_models_own_defaults():
+    file = resources.files("streetvision") / "configs" / "data" / "augmentation.yaml"
+    assert AugmentationConfig.model_validate(yaml.safe_load(file.read_text())) == AugmentationConfig()
+    assert LoaderConfig().cache_pixels is None
