@@ -21,8 +21,8 @@ from torch.func import functional_call
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
 from streetvision.training.config import MacCalConfig
-from streetvision.training.optim import make_adamw
 from streetvision.training.keeper import EpochRow, State, cpu_state
+from streetvision.training.optim import make_adamw
 
 Labelled = tuple[Tensor, Tensor]
 """Features (N, P) float32 and labels (N,) int64."""

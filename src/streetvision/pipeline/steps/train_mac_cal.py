@@ -17,9 +17,9 @@ from streetvision.models.pooling import pooled_dim
 from streetvision.pipeline.steps.train_baseline import as_csv
 from streetvision.training.config import MacCalConfig
 from streetvision.training.features import FeatureCache
+from streetvision.training.keeper import cpu_state
 from streetvision.training.mac_cal import MacCalFit, fit_mac_cal
 from streetvision.training.predict import score_rows
-from streetvision.training.keeper import cpu_state
 
 
 def run(context: Context) -> Outcome:
