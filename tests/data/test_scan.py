@@ -188,7 +188,7 @@ def test_progress_sees_every_image(tmp_path):
 def test_an_interrupt_does_not_wait_for_what_is_queued(tmp_path, monkeypatch):
     started = []
 
-    def slow(listed, *, root, limits):
+    def slow(listed, *, root, limits, looking):
         started.append(listed.path)
         time.sleep(0.01)
         return BadFile(listed.path, "is slow")

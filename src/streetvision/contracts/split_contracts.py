@@ -92,6 +92,20 @@ class Index:
 
 
 @dataclass(frozen=True)
+class Lookalikes:
+    """Which rows show nearly the same picture, and how they were looked for."""
+
+    radius: int
+    """Bits of 64 by which their perceptual hashes differ at most."""
+    correlation: float
+    """Least correlation of their thumbnails."""
+    pairs: int
+    """Pairs that were found."""
+    clusters: tuple[tuple[str, ...], ...]
+    """Paths of the rows that chains of such pairs join; the rows of one never stand in two splits."""
+
+
+@dataclass(frozen=True)
 class Partition:
     """An index with a role for every row: what splits.json holds."""
 
@@ -101,6 +115,8 @@ class Partition:
     fractions: Mapping[Split, float]
     """What was asked for; sums to 1."""
     seed: int
+    lookalikes: Lookalikes | None = None
+    """None where near-duplicates were not looked for."""
 
     def rows(self, split: Split) -> tuple[Row, ...]:
         """The rows of one split, in index order."""

@@ -16,16 +16,20 @@ MAX_KINDS = 500
 MAX_EXCHANGES = 200
 
 
-def deal_groups(counts: Counts, shares: Amounts, *, singles: Counts) -> Counts:
+def deal_groups(counts: Counts, shares: Amounts, *, singles: Counts, kept: Counts | None = None) -> Counts:
     """The split (G,) of every group, given its rows (G, C) and the splits' shares (S,), which sum to 1.
+
+    `kept` (S, C) rows are in the splits already and stay there (none by default); the groups even out what they
+    left.
 
     Greedy: the largest group first, each to the split where it lessens the deviation most; equals in the order given.
     A class with no more units left than splits that lack it goes to one of these; `singles` (C,) rows come later and
     count as units. Then groups are exchanged for as long as that helps.
     """
-    targets = shares[:, None] * counts.sum(axis=0)
+    kept = np.zeros((len(shares), counts.shape[1]), dtype=np.int64) if kept is None else kept
+    targets = shares[:, None] * (counts.sum(axis=0) + kept.sum(axis=0))
     roles = np.zeros(len(counts), dtype=np.int64)
-    held = np.zeros(targets.shape, dtype=np.int64)
+    held = kept.copy()
     units_left = (counts > 0).sum(axis=0) + singles
     for group in np.argsort(-counts.sum(axis=1), kind="stable"):
         lacking = held == 0
@@ -34,7 +38,7 @@ def deal_groups(counts: Counts, shares: Amounts, *, singles: Counts) -> Counts:
         roles[group] = np.lexsort((change, -(lacking & urgent).sum(axis=1)))[0]
         held[roles[group]] += counts[group]
         units_left -= counts[group] > 0
-    return _exchange(roles, counts, targets)
+    return _exchange(roles, counts, targets, kept)
 
 
 def rows_held(counts: Counts, roles: Counts, n_splits: int) -> Counts:
@@ -76,13 +80,13 @@ def _misfit(held: Counts, targets: Amounts) -> Amounts:
     return misfit
 
 
-def _exchange(roles: Counts, counts: Counts, targets: Amounts) -> Counts:
+def _exchange(roles: Counts, counts: Counts, targets: Amounts, kept: Counts) -> Counts:
     """Let two groups change places, or one move, whichever lessens the misfit most, until nothing does."""
     for _ in range(MAX_EXCHANGES):
         group, role, rows = _candidates(roles, counts, len(targets))
         if len(group) > MAX_KINDS:
             break
-        held = rows_held(counts, roles, len(targets))
+        held = kept + rows_held(counts, roles, len(targets))
         gained = rows[None, :] - rows[:, None]  # (K, K, C): what the split of i gains when i and j change places
         after = _misfit(held[role][:, None] + gained, targets[role][:, None])
         change = after - _misfit(held, targets)[role][:, None]

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.split_contracts import Split
+from streetvision.data.grouping import GroupingConfig
 from streetvision.data.hub import is_local_dataset, list_dataset
 from streetvision.data.listing import BadFile, Listed, Listing, check_classes, naming_remedy
 from streetvision.data.partition import Fractions
@@ -45,11 +46,15 @@ class DataConfig(BaseModel):
     """Column or feature that names the group; None takes `group` where there is one."""
     source_column: str | None = None
     """Column or feature that names the source; None takes `source` where there is one."""
+    grouping: GroupingConfig = GroupingConfig()
+    """What makes images belong together, so that one split gets them all."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len({name.strip().casefold() for name in self.class_names} - {""}) < 2:
             raise ValueError(f"class_names are two different names, not {list(self.class_names)}")
+        if self.group_column is not None and "column" not in self.grouping.by:
+            raise ValueError("group_column is read only where grouping.by names column")
         return self
 
 

@@ -2,10 +2,11 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 
 import torch
@@ -15,11 +16,15 @@ from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress, Silent
 from streetvision.contracts.split_contracts import Index, Row
 from streetvision.data.decode import DEFAULT_LIMITS, DecodeLimits, UndecodableImage, decode_image, read_image_bytes
+from streetvision.data.linking import join_groups
 from streetvision.data.listing import BadFile, Listed, Listing
+from streetvision.data.perceptual import Look, Looks, look_at, stack_looks
 from streetvision.io.atomic import sha256_bytes
 
 NAMED_IN_ERROR = 3
 """How many bad files an error names; the report holds them all."""
+
+Seen = tuple[Row, Look | None]
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,24 @@ class Scan:
     """Files beside the images that were never listed."""
     duplicates: int
     """Usable rows that repeat the content of another row; they share its group."""
+    looks: Looks | None = None
+    """What each row of the index looks like, in its order; None where that was not asked for."""
 
     @property
     def bad_share(self) -> float:
         """Share of the listed images that is unusable."""
         return len(self.bad) / max(1, len(self.bad) + len(self.index.rows))
+
+    def without(self, unusable: Mapping[str, str]) -> "Scan":
+        """The scan with the rows of some paths moved to the bad ones, each with its reason."""
+        rows = self.index.rows
+        stays = [row.path not in unusable for row in rows]
+        return replace(
+            self,
+            index=replace(self.index, rows=tuple(compress(rows, stays))),
+            bad=(*self.bad, *(BadFile(path, reason) for path, reason in unusable.items())),
+            looks=self.looks and self.looks.where(stays),
+        )
 
     def report(self) -> dict[str, object]:
         """What was left out and why, for data_report.json."""
@@ -56,31 +74,40 @@ def scan_images(
     *,
     class_names: tuple[str, str],
     limits: DecodeLimits = DEFAULT_LIMITS,
+    looking: bool = False,
     progress: Progress | None = None,
 ) -> Scan:
     """Decode every listed image in full, on as many threads as there are processors.
 
-    One image a thread is in memory at a time. Rows keep the order of the listing. Rows with the same bytes get one
-    group, joined with the groups they had; the same bytes under both labels are bad, all of them.
+    One image a thread is in memory at a time; `looking` keeps 4 KB of what each looks like. Rows keep the order of the
+    listing, and a path that is listed twice stands there once. Rows with the same bytes get one group, joined with the
+    groups they had; the same bytes under both labels are bad, all of them.
     """
-    rows: list[Row] = []
+    seen: list[Seen] = []
     bad: list[BadFile] = []
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        results = pool.map(partial(_scan_one, root=listing.root, limits=limits), listing.images)
+        results = pool.map(partial(_scan_one, root=listing.root, limits=limits, looking=looking), listing.images)
         for result in (progress or Silent()).track(results, total=len(listing.images), label="read images"):
-            if isinstance(result, Row):
-                rows.append(result)
-            else:
+            if isinstance(result, BadFile):
                 bad.append(result)
+            else:
+                seen.append(result)
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt must not wait for the images that are still queued
-    kept, contradicted = _leave_out_contradictions(rows)
-    joined = _join_copies(kept)
-    duplicates = len(joined) - len({row.sha256 for row in joined})
+    joined = join_groups([row for row, _ in seen])
+    rows = {row.path: (row, look) for row, (_, look) in zip(joined, seen, strict=True)}
+    contradicted = _contradictions(joined)
+    kept = [(row, look) for row, look in rows.values() if row.path not in contradicted]
     # Absolute, so that a run goes on from any working directory.
-    index = Index(listing.root.absolute(), class_names, joined)
-    return Scan(index, (*bad, *contradicted), listing.left_out, duplicates)
+    index = Index(listing.root.absolute(), class_names, tuple(row for row, _ in kept))
+    return Scan(
+        index,
+        (*bad, *contradicted.values()),
+        listing.left_out,
+        duplicates=len(kept) - len({row.sha256 for row, _ in kept}),
+        looks=stack_looks(look for _, look in kept if look is not None) if looking else None,
+    )
 
 
 def check_bad_share(scan: Scan, *, max_bad_share: float, report: Path) -> None:
@@ -97,14 +124,15 @@ def check_bad_share(scan: Scan, *, max_bad_share: float, report: Path) -> None:
     )
 
 
-def _scan_one(listed: Listed, *, root: Path, limits: DecodeLimits) -> Row | BadFile:
+def _scan_one(listed: Listed, *, root: Path, limits: DecodeLimits, looking: bool) -> Seen | BadFile:
     try:
         data = read_image_bytes(root / listed.path, limits=limits)
         image = decode_image(data, limits=limits)
     except UndecodableImage as error:
         return BadFile(listed.path, error.reason)
     _, height, width = image.shape
-    return Row(sha256=sha256_bytes(data), width=width, height=height, brightness=mean_luminance(image), **vars(listed))
+    row = Row(sha256=sha256_bytes(data), width=width, height=height, brightness=mean_luminance(image), **vars(listed))
+    return row, look_at(image) if looking else None
 
 
 def mean_luminance(image: Tensor) -> float:
@@ -114,53 +142,15 @@ def mean_luminance(image: Tensor) -> float:
     return round(total / (255 * image[0].numel()), 4)
 
 
-def _leave_out_contradictions(rows: list[Row]) -> tuple[list[Row], list[BadFile]]:
-    """The rows without those whose content stands there under both labels, and these as bad files."""
+def _contradictions(rows: tuple[Row, ...]) -> dict[str, BadFile]:
+    """Path -> why it is unusable, of the rows whose content stands there under both labels."""
     labelled: dict[str, dict[int, str]] = defaultdict(dict)
     for row in rows:
         labelled[row.sha256].setdefault(row.label, row.path)
-    bad = [
-        BadFile(row.path, f"is the same image as {labelled[row.sha256][1 - row.label]}, which has the other label")
+    return {
+        row.path: BadFile(
+            row.path, f"is the same image as {labelled[row.sha256][1 - row.label]}, which has the other label"
+        )
         for row in rows
         if len(labelled[row.sha256]) > 1
-    ]
-    return [row for row in rows if len(labelled[row.sha256]) == 1], bad
-
-
-def _join_copies(rows: list[Row]) -> tuple[Row, ...]:
-    """Rows of equal content in one group, whatever groups they were in; a path that is listed twice stands there once.
-
-    Groups that share content become one, under the name that sorts first.
-    """
-    copies: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        copies[row.sha256].append(row)
-    given = {content: sorted({row.group for row in same if row.group}) for content, same in copies.items()}
-    merged_into = _merge(given.values())
-    group_of: dict[str, str | None] = {}
-    for content, same in copies.items():
-        alone = len({row.path for row in same}) == 1
-        made_up = None if alone else f"copies of {content[:12]}"
-        group_of[content] = _last(given[content][0], merged_into) if given[content] else made_up
-    return tuple({row.path: replace(row, group=group_of[row.sha256]) for row in rows}.values())
-
-
-def _merge(sets: Iterable[list[str]]) -> dict[str, str]:
-    """Group -> the group it is merged into, so that all names of one set end at the same name (union-find)."""
-    merged_into: dict[str, str] = {}
-    for names in sets:
-        for name in names[1:]:
-            kept, gone = sorted((_last(names[0], merged_into), _last(name, merged_into)))
-            if kept != gone:
-                merged_into[gone] = kept
-    return merged_into
-
-
-def _last(name: str, merged_into: dict[str, str]) -> str:
-    """Where the chain of merges from `name` ends; it is shortened on the way."""
-    end = name
-    while end in merged_into:
-        end = merged_into[end]
-    while name != end:
-        merged_into[name], name = end, merged_into[name]
-    return end
+    }

@@ -18,8 +18,9 @@ from streetvision.contracts.phase import Context, Outcome, Phase
 from streetvision.contracts.policies import ThresholdPolicy
 from streetvision.contracts.split_contracts import Partition, Row, Split
 from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.grouping import group_rows
 from streetvision.data.index import DataConfig
-from streetvision.data.partition import partition_from_json
+from streetvision.data.splits_json import partition_from_json
 from streetvision.eval.metrics import positive_probability
 from streetvision.eval.page import render_report
 from streetvision.io.atomic import read_json, sha256_file, sha256_json, write_bytes_atomic, write_json_atomic
@@ -71,7 +72,7 @@ def run_elsewhere(context: Context) -> Outcome:
     """Ask the bundle about every image of data.root, none of which may have had a part in making it."""
     bundle = _bundle(context)
     home = ArtifactSchema(bundle.folder.parent)
-    index = scan_data(context).index
+    index, _ = group_rows(scan_data(context), context.settings(DataConfig).grouping)
     made_from = _partition(home, bundle)
     looks, notes = None, []
     if made_from is None:

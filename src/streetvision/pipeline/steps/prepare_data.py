@@ -1,24 +1,34 @@
 """data: list, read and check every image once, and give each its role."""
 
+from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
 
-from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.errors import ConfigError, StreetVisionError
 from streetvision.contracts.phase import Context, Outcome, Phase
 from streetvision.contracts.split_contracts import Partition, Split
 from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.grouping import group_rows
 from streetvision.data.hub import is_local_dataset
 from streetvision.data.index import DataConfig, list_images
 from streetvision.data.listing import Listing
-from streetvision.data.partition import make_partition, partition_to_json
+from streetvision.data.partition import NOTHING_KEPT, bridges, make_partition
 from streetvision.data.scan import Scan, check_bad_share, scan_images
-from streetvision.io.atomic import sha256_json, write_json_atomic
+from streetvision.data.splits_json import partition_from_json, partition_to_json
+from streetvision.io.atomic import read_json, sha256_json, write_json_atomic
 
 
 def run(context: Context) -> Outcome:
     """Index what can be used, name what cannot, and write the partition."""
-    config, scan = context.settings(DataConfig), scan_data(context)
-    partition = make_partition(scan.index, fractions=config.fractions, seed=config.seed)
+    config, kept = context.settings(DataConfig), _kept(context)
+    scan = scan_data(context)
+    index, lookalikes = group_rows(scan, config.grouping)
+    if torn := bridges(index.rows, kept):
+        scan = scan.without(torn)
+        index, lookalikes = group_rows(scan, config.grouping)
+        write_json_atomic(context.schema.data_report, scan.report())
+        context.progress.warn(f"{len(torn)} new images resemble images of two splits and are left out: see the report")
+    partition = make_partition(index, fractions=config.fractions, seed=config.seed, kept=kept, lookalikes=lookalikes)
     write_json_atomic(context.schema.splits, partition_to_json(partition))
     return _outcome(scan, partition)
 
@@ -30,6 +40,7 @@ def scan_data(context: Context) -> Scan:
         _list(context),
         class_names=config.class_names,
         limits=context.settings(LoaderConfig).limits,
+        looking="near_duplicates" in config.grouping.by,
         progress=context.progress,
     )
     write_json_atomic(schema.data_report, scan.report())
@@ -38,6 +49,25 @@ def scan_data(context: Context) -> Scan:
         files = f"{len(scan.bad)} unusable images and {len(scan.left_out)} other files"
         context.progress.warn(f"{files} are left out; each is named in {schema.data_report}")
     return scan
+
+
+def _kept(context: Context) -> Mapping[str, Split]:
+    """sha256 -> split, of the rows that this run dealt before by the same seed, fractions and names: there they stay.
+
+    VAL_TEST may have been looked at, so nothing that stood there may move into TRAIN because images were added.
+    """
+    config, path = context.settings(DataConfig), context.schema.splits
+    if not path.exists():
+        return NOTHING_KEPT
+    try:
+        before = partition_from_json(read_json(path), path)
+    except StreetVisionError as error:
+        context.progress.warn(f"{error.what}: the rows are dealt anew, and what was judged before no longer counts")
+        return NOTHING_KEPT
+    asked = (config.seed, config.fractions, config.class_names)
+    if (before.seed, before.fractions, before.index.class_names) != asked:
+        return NOTHING_KEPT
+    return {row.sha256: role for row, role in zip(before.index.rows, before.roles, strict=True)}
 
 
 def _list(context: Context) -> Listing:
@@ -66,9 +96,15 @@ def _outcome(scan: Scan, partition: Partition) -> Outcome:
     positives = sum(row.label for row in rows)
     return Outcome(
         f"{len(rows)} images, {positives} {partition.index.class_names[1]}; "
-        f"split {by} into {'/'.join(str(n) for n in counts.values())}, {scan.duplicates} copies kept together",
+        f"split {by} into {'/'.join(str(n) for n in counts.values())}; {_kept_together(scan, partition)}",
         {"images": len(rows), "positives": positives, "bad": len(scan.bad), **{s.value: n for s, n in counts.items()}},
     )
+
+
+def _kept_together(scan: Scan, partition: Partition) -> str:
+    found = partition.lookalikes
+    near = "near-duplicates not looked for" if found is None else f"{found.pairs} near-duplicate pairs, none crosses"
+    return f"{scan.duplicates} copies, {near}"
 
 
 def digest_of_data(context: Context) -> str:

@@ -1,0 +1,80 @@
+"""The data phase by its command: what was dealt stays where it is when images are added."""
+
+import shutil
+
+import pytest
+from PIL import Image
+
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.io.atomic import read_json
+
+
+@pytest.fixture
+def photos(scenes, tmp_path):
+    """Sixty scenes, and as many that are not there yet."""
+    folder = shutil.copytree(scenes, tmp_path / "photos")
+    header, *rows = (folder / "index.csv").read_text().splitlines()
+    (folder / "index.csv").write_text("\n".join([header, *rows[:60]]))
+    return folder, rows[60:120]
+
+
+@pytest.fixture
+def deal(command, photos, tmp_path):
+    def run(*settings):
+        schema = ArtifactSchema(tmp_path / "run")
+        arguments = [f"data.root={photos[0]}", f"run_dir={schema.root}", "pipeline.phases=[data]"]
+        code, out, err = command("train", *arguments, *settings)
+        assert code == 0, err
+        return {row["path"]: row["split"] for row in read_json(schema.splits)["rows"]}, out
+
+    return run
+
+
+def add(folder, rows):
+    with (folder / "index.csv").open("a") as index:
+        index.write("\n" + "\n".join(rows))
+
+
+def test_added_images_move_no_old_one(deal, photos):
+    folder, rows = photos
+    before, _ = deal()
+    add(folder, rows)
+    after, out = deal()
+    assert len(after) == 120
+    assert before.items() <= after.items()
+    assert "none crosses" in out
+    assert deal("data.seed=1")[0] != after
+
+
+def test_a_near_duplicate_follows_its_picture_into_its_split(deal, photos):
+    folder, _ = photos
+    before, _ = deal()
+    chosen = next(path for path, split in before.items() if split == "val_test")
+    label = next(row.split(",")[1] for row in (folder / "index.csv").read_text().splitlines() if chosen in row)
+    Image.open(folder / chosen).resize((120, 90)).save(folder / "again.jpg", quality=70)
+    add(folder, [f"again.jpg,{label},,"])
+    after, _ = deal()
+    assert after["again.jpg"] == "val_test"
+
+
+def test_an_image_that_would_tie_two_splits_together_is_left_out_and_named(deal, photos, tmp_path):
+    folder, _ = photos
+    before, _ = deal()
+    one, other = (next(path for path, split in before.items() if split == s) for s in ("train", "val_test"))
+    group = next(r.split(",")[2] for r in (folder / "index.csv").read_text().splitlines() if one in r)
+    Image.open(folder / other).resize((120, 90)).save(folder / "tie.jpg", quality=70)
+    add(folder, [f"tie.jpg,0,{group},"])
+    after, out = deal()
+    assert after == before
+    assert "1 new images resemble images of two splits" in out
+    bad = read_json(tmp_path / "run" / "data_report.json")["bad"]
+    assert bad == [{"path": "tie.jpg", "reason": "belongs together with images that stand in two splits already"}]
+
+
+def test_splits_that_were_edited_are_dealt_anew_with_a_word(deal, tmp_path):
+    before, _ = deal()
+    splits = tmp_path / "run" / "splits.json"
+    splits.write_text(splits.read_text().replace('"seed": 0', '"seed": 7', 1).replace('"label": 1', '"label": 0', 1))
+    after, out = deal()
+    assert after == before
+    assert "the rows are dealt anew" in out
