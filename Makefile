@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 
-.PHONY: demo test check statistical lock clean
+.PHONY: demo test check statistical chaos fuzz audit lock clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/streetvision demo
@@ -14,6 +14,13 @@ test: $(VENV)/.ready
 
 statistical: $(VENV)/.ready
 	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/statistical
+
+chaos: $(VENV)/.ready
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.chaos --runs 100
+
+fuzz: $(VENV)/.ready
+	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.robustness.fuzz images --n 5000 2>$(VENV)/fuzz.log
+	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.robustness.fuzz files --n 2000 2>>$(VENV)/fuzz.log
 
 check: $(VENV)/.ready
 	@$(BIN)/ruff check .

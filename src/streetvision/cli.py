@@ -3,6 +3,7 @@
 import errno
 import sys
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -161,6 +162,13 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _fail(
             f"cannot write {error.filename or 'a file'}: {error.strerror}", "free some space, or choose another folder"
+        )
+    except RuntimeError as error:
+        if debug or not (isinstance(error, BrokenExecutor) or "DataLoader worker" in str(error)):
+            raise
+        _fail(
+            "a worker process was killed",
+            "run the same line again and it goes on; fewer loader.workers= need less memory",
         )
 
 

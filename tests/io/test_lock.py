@@ -1,3 +1,5 @@
+import os
+import signal
 import subprocess
 import sys
 
@@ -46,3 +48,31 @@ def test_it_can_be_taken_again_after_it_was_given_back(tmp_path):
     for _ in range(2):
         with run_lock(tmp_path / ".lock"):
             pass
+
+
+FORK = """
+import os, sys, time
+from pathlib import Path
+from streetvision.io.lock import run_lock
+with run_lock(Path(sys.argv[1])):
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+    print(child, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_worker_that_outlives_its_killed_parent_holds_nothing(tmp_path):
+    command = [sys.executable, "-c", FORK, str(tmp_path / ".lock")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    worker = int(process.stdout.readline())
+    with pytest.raises(ArtifactError), run_lock(tmp_path / ".lock"):
+        pass
+    process.kill()
+    process.wait()
+    try:
+        with run_lock(tmp_path / ".lock"):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)

@@ -23,7 +23,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.io.atomic import TEMP_SUFFIX, read_json, sha256_file, sha256_json
 
 TINY_RUN = [
-    "scenes.count=128",
+    "scenes.count=80",
     "scenes.width=96",
     "scenes.height=72",
     "loader.workers=1",
@@ -33,7 +33,7 @@ TINY_RUN = [
     "model.backbone.depth=1",
     "model.backbone.heads=2",
     "model.backbone.image_size=64",
-    "training.epochs=4",
+    "training.epochs=2",
     "phase5.folds=2",
     "phase6.compression=true",
 ]

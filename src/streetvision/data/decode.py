@@ -56,7 +56,7 @@ class DecodeLimits:
     """What a file may cost before it is refused."""
 
     max_megapixels: float = 100.0
-    """Millions of pixels; beyond 178 Pillow itself refuses some formats."""
+    """Millions of pixels of a JPEG; of any other image a fifth, since these are unpacked in several copies."""
     max_megabytes: float = 400.0
     """Millions of bytes of the file."""
     max_scans: int = 100
@@ -64,6 +64,8 @@ class DecodeLimits:
 
 
 DEFAULT_LIMITS = DecodeLimits()
+HEAVIER = 5
+"""How many times the memory of a plain JPEG's pixel the pixel of another image takes, at the least."""
 
 START_OF_SCAN = b"\xff\xda"
 END_OF_IMAGE = b"\xff\xd9"
@@ -135,8 +137,9 @@ def _open(data: bytes, limits: DecodeLimits) -> ImageFile.ImageFile:
     # The reader is called by itself because Image.open warns by a limit that is global to the process.
     image = reader(io.BytesIO(data))
     megapixels = max(image.width * image.height, _tile_area(image)) / 1e6
-    if megapixels > limits.max_megapixels:
-        raise UndecodableImage(f"is {megapixels:,.4g} megapixels; the limit is {limits.max_megapixels:g}")
+    allowed = limits.max_megapixels / (1 if _is_plain_jpeg(image) else HEAVIER)
+    if megapixels > allowed:
+        raise UndecodableImage(f"is {megapixels:,.4g} megapixels; the limit is {allowed:g}")
     if reader is JpegImageFile and (scans := _count_scans(data, limits.max_scans)) > limits.max_scans:
         raise UndecodableImage(f"has {scans:,} scans; the limit is {limits.max_scans}")
     return image

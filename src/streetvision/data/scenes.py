@@ -4,6 +4,7 @@ A scene is a function of its seed. Each part of it draws from a stream of its ow
 that merely looks like roadwork are the same whether or not a site stands there, and tell nothing about the label.
 """
 
+import io
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +29,7 @@ from streetvision.data.scene_site import roadwork_props
 from streetvision.data.scene_street import Street, aim_camera, draw_backdrop, lay_street
 from streetvision.data.scene_traffic import Prop
 from streetvision.data.scene_weather import draw_condition, finish
-from streetvision.io.atomic import cannot_write, read_json, write_json_atomic, write_text_atomic
+from streetvision.io.atomic import cannot_write, read_json, write_bytes_atomic, write_json_atomic, write_text_atomic
 
 RENDERER_VERSION = 2
 """Raised whenever the same seed and configuration would give another picture."""
@@ -217,6 +218,9 @@ def _draw_batch(folder: Path, config: SceneConfig, seeds: Iterable[int]) -> list
     for seed in seeds:
         scene = draw_scene(seed, config)
         path = _image_path(seed)
-        Image.fromarray(scene.image).save(folder / path, quality=_JPEG_QUALITY)
+        encoded = io.BytesIO()
+        Image.fromarray(scene.image).save(encoded, "JPEG", quality=_JPEG_QUALITY)
+        # Whole at any moment: a process whose parent was killed goes on for a while, beside the run that resumes.
+        write_bytes_atomic(folder / path, encoded.getvalue())
         rows.append(f"{path},{scene.label},scene-{seed},{scene.source}")
     return rows

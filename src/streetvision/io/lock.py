@@ -9,6 +9,19 @@ from pathlib import Path
 from streetvision.contracts.errors import ArtifactError
 from streetvision.io.atomic import cannot_write
 
+_held: set[int] = set()
+"""Descriptors of the locks that this process holds."""
+
+
+def _let_go() -> None:
+    """Close what a fork inherited: a worker that outlives its killed parent would keep the lock."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
 
 @contextmanager
 def run_lock(path: Path) -> Iterator[None]:
@@ -33,4 +46,8 @@ def run_lock(path: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(f"process {os.getpid()}")
         handle.flush()
-        yield
+        _held.add(handle.fileno())
+        try:
+            yield
+        finally:
+            _held.discard(handle.fileno())

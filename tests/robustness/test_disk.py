@@ -1,0 +1,40 @@
+"""A disk that fills up or turns read-only in the middle of a run: one line, nothing lost, and it goes on afterwards."""
+
+import errno
+import os
+
+import pytest
+
+from tests.robustness.chaos import TINY_RUN, digests, strays_in
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    from streetvision.cli import main
+
+    root = tmp_path_factory.mktemp("undisturbed") / "run"
+    with pytest.raises(SystemExit):
+        main(["train", f"run_dir={root}", *TINY_RUN])
+    return digests(root)
+
+
+@pytest.mark.parametrize(("problem", "at"), [(errno.ENOSPC, 3), (errno.EROFS, 14)])
+def test_the_run_stops_with_one_line_and_goes_on(command, expected, tmp_path, monkeypatch, problem, at):
+    # The scenes are drawn by processes of their own, so what fails here is what the run itself writes.
+    sync, count = os.fsync, iter(range(10_000))
+
+    def fail(descriptor):
+        if next(count) >= at:
+            raise OSError(problem, os.strerror(problem))
+        sync(descriptor)
+
+    monkeypatch.setattr("streetvision.io.atomic.os.fsync", fail)
+    root = tmp_path / "run"
+    code, _, err = command("train", f"run_dir={root}", *TINY_RUN)
+    assert code == 2
+    assert err.startswith("error: cannot write")
+    assert os.strerror(problem) in err
+    assert strays_in(root) == []
+    monkeypatch.setattr("streetvision.io.atomic.os.fsync", sync)
+    assert command("train", f"run_dir={root}", *TINY_RUN)[0] == 0
+    assert digests(root) == expected
