@@ -72,8 +72,8 @@ def test_predict_answers_files_and_folders_as_json_lines_and_csv(command, finish
     assert [float(row["probability"]) for row in rows] == [answer["probability"] for answer in answers]
 
 
-def test_data_check_tells_what_is_there(command, scenes):
-    code, out, _ = command("data", "check", scenes)
+def test_data_check_tells_what_is_there(command, scenes, tmp_path):
+    code, out, _ = command("data", "check", scenes, "--page", tmp_path / "check.html")
     assert code == 0
     assert "160: " in out
     assert "unusable      0" in out

@@ -85,11 +85,16 @@ data = typer.Typer(help="Look at a data set, or draw one.", no_args_is_help=True
 
 
 @data.command("check")
-def data_check(root: str, overrides: Overrides = None) -> None:
+def data_check(
+    root: str,
+    overrides: Overrides = None,
+    labels: Annotated[bool, typer.Option("--labels", help="Also doubt labels, by a classifier on features.")] = False,
+    page: Annotated[Path | None, typer.Option("--page", help="Where to write the page with the pictures.")] = None,
+) -> None:
     """Read every image of a data set and say what is wrong with it."""
-    from streetvision.pipeline.inspection import check_data
+    from streetvision.pipeline.data_check import check_data
 
-    check_data(root, overrides or [], console=_console())
+    check_data(root, overrides or [], labels=labels, page=page, console=_console())
 
 
 @data.command("scenes")

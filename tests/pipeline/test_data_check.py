@@ -1,0 +1,71 @@
+"""`streetvision data check` on a folder with something wrong of every kind."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def photos(scenes, tmp_path):
+    """Eighty scenes of which one is copied under the other label, and what is no image."""
+    folder = shutil.copytree(scenes, tmp_path / "photos")
+    header, *rows = (folder / "index.csv").read_text().splitlines()
+    rows = rows[:80]
+    path, label, *_ = rows[0].split(",")
+    Image.open(folder / path).resize((120, 90)).save(folder / "again.jpg", quality=70)
+    (folder / "<b>broken.jpg").write_bytes(b"no image")
+    other = {"0": "1", "1": "0"}[label]
+    (folder / "index.csv").write_text("\n".join([header, *rows, f"again.jpg,{other},,", "<b>broken.jpg,0,,"]))
+    return folder
+
+
+def test_everything_is_told_and_shown(command, photos, tmp_path):
+    page = tmp_path / "page.html"
+    code, out, err = command("data", "check", photos, "--page", page)
+    assert code == 0, err
+    assert "2 images in 1 clusters (1 pairs)" in out
+    assert "1 clusters of near copies have both labels" in out
+    assert "<b>broken.jpg is not a JPEG" in out
+    assert re.search(r"size and brightness alone rank the classes with ROC-AUC 0\.\d\d", out)
+    html = page.read_text()
+    assert "Near copies with both labels" in html
+    assert html.count("data:image/jpeg;base64,") == 2
+    assert "&lt;b&gt;broken.jpg" in html
+    assert "<b>broken" not in html
+    assert "<script" not in html
+    assert "http" not in html.replace("http-equiv", "")
+
+
+def test_a_class_of_dark_photos_is_a_confound(command, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, level in (("None", 60), ("Roadwork", 180)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = rng.normal(level, 20, (70, 90, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    _, out, _ = command("data", "check", tmp_path / "photos", "--page", tmp_path / "page.html")
+    assert "ROC-AUC 1.00" in out
+    assert "size or brightness gives the label away" in out
+    assert "a model may learn" in (tmp_path / "page.html").read_text()
+
+
+def test_labels_that_were_swapped_are_doubted(command, scenes, tmp_path):
+    folder = shutil.copytree(scenes, tmp_path / "photos")
+    lines = (folder / "index.csv").read_text().splitlines()
+    path = lines[5].split(",")[0]
+    # A picture full of a colour that only the other class has, many times over.
+    for number, row in enumerate(lines[1:], start=1):
+        name, given, *_ = row.split(",")
+        colour = (250, 120, 0) if (given == "1") != (number == 5) else (40, 90, 200)
+        noise = np.random.default_rng(number).integers(0, 40, (72, 96, 3))
+        Image.fromarray((np.array(colour) - noise).clip(0, 255).astype(np.uint8)).save(folder / name, quality=95)
+    page = tmp_path / "page.html"
+    settings = ["data.grouping.by=[column]", "model.backbone.image_size=64"]
+    code, out, err = command("data", "check", folder, *settings, "--labels", "--page", page)
+    assert code == 0, err
+    assert "labels        1 are doubted" in out
+    assert f"{path} is " in out
+    assert "Labels in doubt" in page.read_text()
