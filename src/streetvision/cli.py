@@ -38,7 +38,7 @@ def demo(overrides: Overrides = None) -> None:
 
 
 def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
-    """Turn images into a bundle: data.root=FOLDER model=NAME training=frozen|full run_dir=DIR."""
+    """Turn images into a bundle: data.root=FOLDER model=NAME training=frozen|peft|last_n|full run_dir=DIR."""
     console = _console()
     schema = _train(overrides or [], config, console)
     from streetvision.pipeline.launch import answers_one_class_only, show_where

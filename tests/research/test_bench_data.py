@@ -4,7 +4,7 @@ from streetvision.research import bench_data
 
 def test_every_pass_sees_the_same_images(monkeypatch):
     monkeypatch.setattr(bench_data, "IMAGES", 8)
-    monkeypatch.setattr(bench_data, "WIDTH", 320)
+    monkeypatch.setattr(bench_data, "WIDTH", 384)
     monkeypatch.setattr(bench_data, "HEIGHT", 288)
     walked = []
 

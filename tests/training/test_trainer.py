@@ -26,7 +26,6 @@ def run(config, *, train=None, select=None, model=None, scales=None, **following
         FeatureBatches(*train, batch_size=config.batch_size, seed=config.seed, parts=config.accumulate),
         FeatureBatches(*(select or blobs(100, seed=2)), batch_size=64),
         config=config,
-        labels=train[1].tolist(),
         following=Following(**{"progress": Silent()} | following),
         scales=scales,
     )

@@ -55,7 +55,7 @@ class AugmentationConfig(BaseModel):
     scales: tuple[float, ...] = (1.0,)
     """Each batch is shown at one of these multiples of the image size, rounded to whole patches."""
     validator_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of images that come as the subnet's validator would send them, instead of all above but the last four."""
+    """Share of images that come as the subnet's validator would send them, in place of crop, flip, jitter, policy."""
     validator_levels: tuple[Level, ...] = (0, 1, 2, 3)
     """Its levels, each as likely as the others."""
     gate: GateConfig = GateConfig()

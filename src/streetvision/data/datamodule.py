@@ -134,6 +134,7 @@ class Trained:
 
     order: EpochBatches
     names: Sequence[str]
+    row_labels: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.order)
@@ -158,6 +159,7 @@ class ImageLoader(Trained):
     ) -> None:
         self.order = order
         self.names = [row.path for row in dataset.rows]
+        self.row_labels = [row.label for row in dataset.rows]
         self._loader: DataLoader[Sample] = DataLoader(
             dataset,
             batch_sampler=order,
@@ -205,6 +207,7 @@ class FeatureBatches(Trained):
         self.order = EpochBatches(
             len(labels), batch_size=batch_size, shuffle=seed is not None, seed=seed or 0, parts=parts
         )
+        self.row_labels = labels.tolist()
         self.names = names if names is not None else [f"row {i}" for i in range(len(labels))]
 
     def __iter__(self) -> Iterator[Batch]:

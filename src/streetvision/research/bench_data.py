@@ -5,6 +5,9 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.augmentation import AugmentationConfig, get_train_transforms
@@ -16,6 +19,9 @@ from streetvision.io.atomic import sha256_file
 from streetvision.research.figures import Figure, in_turn
 
 IMAGES, WIDTH, HEIGHT = 96, 1024, 768
+SCENES = 8
+GRAIN = 6.0
+"""Standard deviation of the noise, in grey levels: files of about 250 kB."""
 IMAGE_SIZE, BATCH, CACHE_PIXELS = 224, 16, 256
 
 
@@ -23,8 +29,7 @@ def bench_data(progress: Progress) -> list[Figure]:
     """Seconds for one pass over the same JPEGs with the same transforms, one worker each."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_scenes(folder / "scenes", SceneConfig(count=IMAGES, width=WIDTH, height=HEIGHT), progress)
-        paths = sorted((folder / "scenes").rglob("*.jpg"))
+        paths = _photographs(folder / "photos", progress)
         rows = [
             Row(path=str(path), label=i % 2, sha256=sha256_file(path), width=WIDTH, height=HEIGHT, brightness=0.5)
             for i, path in enumerate(paths)
@@ -43,6 +48,20 @@ def bench_data(progress: Progress) -> list[Figure]:
             seconds = in_turn(_walk(ours), beside)
             figures.append(Figure(f"{label}, {IMAGES} images", seconds[0], beside_label, seconds[1]))
     return figures
+
+
+def _photographs(folder: Path, progress: Progress) -> list[Path]:
+    """JPEGs as large and as detailed as photographs: a few scenes, enlarged, each copy under a noise of its own."""
+    write_scenes(folder / "scenes", SceneConfig(count=SCENES, width=WIDTH // 4, height=HEIGHT // 4), progress)
+    scenes = sorted((folder / "scenes").rglob("*.jpg"))
+    paths = []
+    for number in range(IMAGES):
+        large = Image.open(scenes[number % SCENES]).convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+        grain = np.random.default_rng(number).normal(0.0, GRAIN, (HEIGHT, WIDTH, 3))
+        pixels = np.clip(np.asarray(large) + grain, 0, 255).astype(np.uint8)
+        paths.append(folder / f"{number:03}.jpg")
+        Image.fromarray(pixels).save(paths[-1], quality=90)
+    return paths
 
 
 def _ours(rows: list[Row], root: Path, cache: ImageCache | None) -> ImageLoader:

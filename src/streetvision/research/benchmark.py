@@ -68,7 +68,6 @@ def bench_training(progress: Progress) -> list[Figure]:
                 batches,
                 FeatureBatches(features, labels, batch_size=4096),
                 config=config,
-                labels=labels.tolist(),
                 following=Following(Silent()),
             )
 

@@ -90,7 +90,7 @@ class TrainingConfig(BaseModel):
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Weights averaged over steps by this decay, judged beside the raw ones; the better of the two ships."""
     patience: int | None = Field(default=None, ge=1)
-    """Epochs without a better VAL_SELECT MCC after which training stops; null runs all epochs."""
+    """Epochs without a better VAL_SELECT MCC, or NLL at the same MCC, that end training; null runs all epochs."""
     keep_best: int = Field(default=1, ge=1)
     """Checkpoints kept by VAL_SELECT, the best of which ships."""
     checkpoint_steps: int = Field(default=200, ge=1)

@@ -11,12 +11,16 @@ from streetvision.training.keeper import State, cpu_state
 
 
 def whole_state(
-    classifier: Classifier, learnt: State, config: TrainingConfig, *, images: Tensor
+    classifier: Classifier, learnt: State, config: TrainingConfig, *, images: Tensor | None
 ) -> tuple[State, float | None]:
-    """The classifier's state with `learnt` in it, adapters merged in fp32, and the merge error on `images` if any."""
+    """The classifier's state with `learnt` in it, adapters merged in fp32, and the merge error on `images`.
+
+    Modes without adapters have no merge error and need no images.
+    """
     state = {**cpu_state(classifier), **learnt}
     if config.mode != "peft":
         return state, None
+    assert images is not None
     copied = copy.deepcopy(classifier).cpu()
     copied.load_state_dict(state, strict=True)
     error = merge(copied, images)

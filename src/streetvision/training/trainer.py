@@ -24,6 +24,11 @@ from streetvision.training.supervised import SupervisedModule
 class Batches(Sized, Iterable[Batch], Protocol):
     """Batches of (inputs, labels), the same number each time they are walked through."""
 
+    @property
+    def row_labels(self) -> Sequence[int]:
+        """Labels of all rows, for weights of the loss."""
+        ...
+
 
 @dataclass(frozen=True)
 class Following:
@@ -70,20 +75,19 @@ class Fit:
 def fit(
     model: nn.Module,
     batches: Batches,
-    validation: Batches,
+    validation: Iterable[Batch],
     *,
     config: TrainingConfig,
-    labels: Sequence[int],
     following: Following,
     scales: Mapping[str, float] | None = None,
 ) -> Fit:
     """Fit `model` on `batches` and choose an epoch on `validation`; `model` ends with the last epoch's weights.
 
-    `labels` are TRAIN's, for weights of the loss; `scales` are factors of the learning rate by parameter name.
+    `scales` are factors of the learning rate by parameter name.
     """
     device = pick_device()
     prepare_memory(model, config.hardware, device)
-    module = SupervisedModule(model, config, loss=make_loss(config.loss, labels), scales=scales)
+    module = SupervisedModule(model, config, loss=make_loss(config.loss, batches.row_labels), scales=scales)
     keeper = Keeper(config, following.progress, following.sinks)
     checkpoints = Checkpoints(following.checkpoint, key=following.key, every=config.checkpoint_steps)
     on_images = config.mode != "frozen"

@@ -32,7 +32,6 @@ def fit_images(
         _train_loader(classifier, context, config=config, policy=policy),
         evaluation_loader(classifier, select, root=context.data_root, loader=loader),
         config=config,
-        labels=[row.label for row in context.rows(Split.TRAIN)],
         following=following,
         scales=rate_scales(classifier, config.layer_decay),
     )

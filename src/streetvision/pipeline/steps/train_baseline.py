@@ -6,10 +6,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from streetvision.contracts.phase import Context, Outcome, Phase
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.augmentation import AugmentationConfig
 from streetvision.data.datamodule import FeatureBatches, LoaderConfig
+from streetvision.data.decode import read_image, resize_squash
 from streetvision.eval.learning_curve import learning_curve
 from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.manifests import code_sha256
@@ -25,9 +29,12 @@ from streetvision.training.features import FeatureCache
 from streetvision.training.follow import Sink, sinks
 from streetvision.training.keeper import EpochRow, State
 from streetvision.training.modes import prepare
-from streetvision.training.predict import evaluation_loader, score_rows
+from streetvision.training.predict import score_rows
 from streetvision.training.ship import whole_state
 from streetvision.training.trainer import Fit, Following, fit, seed_all
+
+PROBED = 8
+"""Images on which a merge is checked."""
 
 
 def run(context: Context) -> Outcome:
@@ -92,7 +99,6 @@ def _fit_head(classifier: Classifier, context: Context, followers: Sequence[Sink
         FeatureBatches(*train, batch_size=config.batch_size, seed=config.seed, names=names),
         FeatureBatches(*select, batch_size=4096),
         config=config,
-        labels=train[1].tolist(),
         following=Following(context.progress, followers),
     )
 
@@ -131,10 +137,7 @@ def _resume_key(context: Context) -> str:
 def _save(fitted: Fit, classifier: Classifier, context: Context) -> float | None:
     """Write the states as those of the plain classifier; returns the largest merge error."""
     schema, config = context.schema, context.settings(TrainingConfig)
-    probe = evaluation_loader(
-        classifier, context.rows(Split.VAL_SELECT)[:8], root=context.data_root, loader=context.settings(LoaderConfig)
-    )
-    images = next(iter(probe))[0]
+    images = _some_images(classifier, context) if config.mode == "peft" else None
     states = {schema.model_last: fitted.last, schema.model_best: fitted.best}
     states |= {schema.model_ranked(rank): one.state for rank, one in enumerate(fitted.kept[1:], start=2)}
     errors = []
@@ -147,6 +150,13 @@ def _save(fitted: Fit, classifier: Classifier, context: Context) -> float | None
     write_text_atomic(schema.train_metrics, as_csv(fitted.history))
     write_bytes_atomic(schema.learning_curve, learning_curve(fitted.history, chosen=fitted.best_epoch))
     return max(errors, default=None)
+
+
+def _some_images(classifier: Classifier, context: Context) -> Tensor:
+    """A few images of VAL_SELECT on which merging must change nothing."""
+    limits, size = context.settings(LoaderConfig).limits, classifier.description.image_size
+    rows = context.rows(Split.VAL_SELECT)[:PROBED]
+    return torch.stack([resize_squash(read_image(context.data_root / r.path, limits=limits), size) for r in rows])
 
 
 def _of_classifier(head: State) -> State:
