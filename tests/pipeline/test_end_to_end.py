@@ -40,7 +40,7 @@ def test_every_phase_leaves_what_the_design_names(finished_run):
     )
     for name in names.split():
         assert schema.path(name).stat().st_size > 0, name
-    only_by_name = {"phase5_mac_cal"}
+    only_by_name = {"phase5_maccal"}
     assert all(schema.manifest(phase).is_file() for phase in MAY_OPEN if phase not in only_by_name)
     assert schema.threshold_curve.is_file()
 
@@ -152,11 +152,11 @@ def test_a_head_retrained_for_calibration_is_what_is_calibrated_and_what_ships(r
     again = ["train", f"run_dir={run_copy.root}", "phase5.folds=2"]
     code, _, err = command(*again, "pipeline.phases=[phase5]", "phase5.method=mac_cal")
     assert code == 2
-    assert "phase5 needs phase5_mac_cal/val_calib_logits.pt of phase5_mac_cal" in err
-    phases = "pipeline.phases=[phase5_mac_cal,phase5,phase6]"
+    assert "phase5 needs phase5_maccal/val_calib_logits.pt of phase5_maccal" in err
+    phases = "pipeline.phases=[phase5_maccal,phase5,phase6]"
     code, out, err = command(*again, phases, "phase5.method=mac_cal", "mac_cal.epochs=3")
     assert code == 0, err
-    assert "mac_cal; cross-fitted NLL" in out
+    assert "mac_cal; VAL_CALIB NLL" in out
     policy = read_json(run_copy.scrc_params)
     assert policy["scores"] == read_json(run_copy.mac_cal_scores)["reference"]
     assert {"none", "temperature", "ensemble", "mac_cal"} <= {c["name"] for c in policy["scrc_params"]["candidates"]}

@@ -46,7 +46,7 @@ class Phase5Config(BaseModel):
 
     method: str = AUTO
     """auto: chosen in tiers; ensemble, multi_objective or a name in CALIBRATORS: that, as it is; mac_cal: the scores of
-    phase5_mac_cal as they are."""
+    phase5_maccal as they are."""
     selection: Literal["nll", "ece"] = "nll"
     """Of auto: what the choice goes by, cross-fitted. ece is the specification's rule, and the worse one."""
     ece_limit: float = Field(default=0.0, ge=0, le=1)

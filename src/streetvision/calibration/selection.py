@@ -166,7 +166,7 @@ def _pick(table: Sequence[CandidateFigures], config: Phase5Config) -> str:
     """By NLL the ensemble, where it is allowed and better than no calibration; else the lowest of the table.
 
     Every member is a corner of the ensemble, so a lower NLL of one of them is mostly noise: in simulation, taking the
-    lowest of all left up to 9 times the best method's excess likelihood, the ensemble at most 3 times.
+    lowest of all left nearly four times the best method's excess likelihood, the ensemble less than three times.
     """
     before, ensemble = table[0], table[-1]
     if config.selection == "nll" and ensemble.rejected is None and ensemble.nll < before.nll:

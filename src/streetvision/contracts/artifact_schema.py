@@ -132,34 +132,34 @@ class ArtifactSchema:
         return self.phase2 / "mcc_curve.png"
 
     @property
-    def phase5_mac_cal(self) -> Path:
+    def phase5_maccal(self) -> Path:
         """The head trained anew for calibration, and its scores."""
-        return self.root / "phase5_mac_cal"
+        return self.root / "phase5_maccal"
 
     @property
     def mac_cal_model(self) -> Path:
         """Phase 1's model with the new head: what is calibrated and shipped under phase5.method=mac_cal."""
-        return self.phase5_mac_cal / "model_mac_cal.pth"
+        return self.phase5_maccal / "model_mac_cal.pth"
 
     @property
     def mac_cal_metrics(self) -> Path:
         """One row an epoch."""
-        return self.phase5_mac_cal / "metrics.csv"
+        return self.phase5_maccal / "metrics.csv"
 
     @property
     def mac_cal_logits(self) -> Path:
         """(N, 2) float32 logits of VAL_CALIB from `mac_cal_model`."""
-        return self.phase5_mac_cal / "val_calib_logits.pt"
+        return self.phase5_maccal / "val_calib_logits.pt"
 
     @property
     def mac_cal_labels(self) -> Path:
         """(N,) int64 labels of VAL_CALIB."""
-        return self.phase5_mac_cal / "val_calib_labels.pt"
+        return self.phase5_maccal / "val_calib_labels.pt"
 
     @property
     def mac_cal_scores(self) -> Path:
         """Which model, rows and tensors make up these scores."""
-        return self.phase5_mac_cal / "val_calib_scores.json"
+        return self.phase5_maccal / "val_calib_scores.json"
 
     @property
     def phase5(self) -> Path:
@@ -273,7 +273,7 @@ class ArtifactSchema:
             "data": self.root,
             "phase1": self.phase1,
             "phase2": self.phase2,
-            "phase5_mac_cal": self.phase5_mac_cal,
+            "phase5_maccal": self.phase5_maccal,
             "phase5": self.phase5,
             "phase6": self.export,
             "evaluate": self.evaluation,

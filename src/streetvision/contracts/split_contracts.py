@@ -28,7 +28,7 @@ MAY_OPEN: Mapping[str, frozenset[Split]] = MappingProxyType(
         "data": frozenset(),
         "phase1": frozenset({Split.TRAIN, Split.VAL_SELECT, Split.VAL_CALIB}),
         "phase2": frozenset({Split.VAL_CALIB}),
-        "phase5_mac_cal": frozenset({Split.TRAIN, Split.VAL_SELECT, Split.VAL_CALIB}),
+        "phase5_maccal": frozenset({Split.TRAIN, Split.VAL_SELECT, Split.VAL_CALIB}),
         "phase5": frozenset({Split.VAL_CALIB}),
         "phase6": frozenset(),
         "evaluate": frozenset({Split.VAL_TEST}),

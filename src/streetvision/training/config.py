@@ -136,7 +136,7 @@ class TrainingConfig(BaseModel):
 
 
 class MacCalConfig(BaseModel):
-    """How phase5_mac_cal trains the head anew, on cached features."""
+    """How phase5_maccal trains the head anew, on cached features."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -62,10 +62,11 @@ def _flat(params: ScrcParams) -> dict[str, float | int | None]:
 def _summary(params: ScrcParams, figures: dict[str, float | int | None]) -> str:
     name = MAC_CAL if params.method == MAC_CAL else params.calibrator.name
     what = f"{name} of {len(params.ensemble_weights)}" if params.ensemble_weights else name
+    judged = "VAL_CALIB" if params.method == MAC_CAL else "cross-fitted"
     control = params.risk_control
     kept = f"{control.why}, {control.handed_over:.0%} handed over" if control.certified else control.why
     return (
-        f"{what}; cross-fitted NLL {figures['nll_before']:.3f} -> {figures['nll_after']:.3f}, "
+        f"{what}; {judged} NLL {figures['nll_before']:.3f} -> {figures['nll_after']:.3f}, "
         f"ECE {figures['ece_before']:.3f} -> {figures['ece_after']:.3f} (perfect would show up to "
         f"{params.ece_band[1]:.3f}); cut {params.threshold:.3f}; {kept}"
     )

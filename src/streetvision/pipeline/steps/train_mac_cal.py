@@ -1,4 +1,4 @@
-"""phase5_mac_cal: train phase 1's head anew on fixed features by MaC-Cal, and score VAL_CALIB with what comes out.
+"""phase5_maccal: train phase 1's head anew on fixed features by MaC-Cal, and score VAL_CALIB with what comes out.
 
 The new model is another model: it has a checkpoint and scores of its own, and phase5.method=mac_cal reads those.
 """
@@ -69,7 +69,7 @@ def _score(description: ClassifierDescription, context: Context) -> None:
 
 
 PHASE = Phase(
-    id="phase5_mac_cal",
+    id="phase5_maccal",
     title="retrain",
     config=(MacCalConfig, LoaderConfig),
     needs=("splits", "model_best", "model_config"),
