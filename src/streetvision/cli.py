@@ -21,6 +21,7 @@ COLLAPSED = 3
 INTERRUPTED = 130
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
+CONSISTENT_HELP = "Leave out images whose text in COLUMN has none of the words in class 1, or one in class 0."
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings: training.epochs=5")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")]
 BundlePath = Annotated[Path, typer.Option("--bundle", help="A bundle's folder or its bundle.json.")]
@@ -95,6 +96,20 @@ def data_check(
     from streetvision.pipeline.data_check import check_data
 
     check_data(root, overrides or [], labels=labels, page=page, console=_console())
+
+
+@data.command("import")
+def data_import(
+    source: str,
+    folder: Annotated[Path, typer.Option("--to", help="Folder of the index, and of images that are no files yet.")],
+    overrides: Overrides = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy images that are files, too.")] = False,
+    consistent: Annotated[str | None, typer.Option(metavar="COLUMN=WORD,WORD", help=CONSISTENT_HELP)] = None,
+) -> None:
+    """Index a folder, CSV, labels.json, Hugging Face dataset or WebDataset tars; the same line again goes on."""
+    from streetvision.pipeline.data_import import import_data
+
+    import_data(source, folder, overrides or [], copy=copy, consistent=consistent, console=_console())
 
 
 @data.command("scenes")

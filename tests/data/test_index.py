@@ -300,7 +300,7 @@ class TestDataset:
     def test_a_name_that_cannot_be_loaded(self, monkeypatch):
         datasets = pytest.importorskip("datasets")
 
-        def offline(root, split):
+        def offline(root, split, streaming):
             raise ConnectionError("no network\nat all")
 
         monkeypatch.setattr(datasets, "load_dataset", offline)

@@ -1,11 +1,13 @@
 """Images of a Hugging Face dataset, from the hub or a local folder, written out as files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streetvision.contracts.errors import DataError
 from streetvision.data.listing import Listed, Listing, check_classes, count_classes, label_of, naming_remedy
+from streetvision.data.parquet_index import INDEX
 from streetvision.data.tables import Columns
 from streetvision.io.atomic import sha256_bytes, write_bytes_atomic
 
@@ -18,6 +20,8 @@ SAVED_DATASET = ("dataset_info.json", "dataset_dict.json")
 
 def is_local_dataset(folder: Path) -> bool:
     """Whether `folder` holds a dataset saved to disk, or Parquet files as the hub lays them out."""
+    if (folder / INDEX).is_file():
+        return False  # an import of our own
     saved = any((folder / name).is_file() for name in SAVED_DATASET)
     return saved or any(next(place.glob("*.parquet"), None) for place in (folder, folder / "data"))
 
@@ -28,20 +32,34 @@ def list_dataset(root: str, *, split: str, class_names: tuple[str, str], columns
     Every image's bytes are written to `import_to` as they are, once, under a name made of their digest.
     Raises DataError when the dataset cannot be loaded or lacks a feature.
     """
-    dataset = _load(root, split)
-    optional = _check_features(root, dataset, columns)
-    further = _further_features(dataset, taken={"image", "label", *optional.values()})
     listed = []
-    for number, example in enumerate(_without_decoding(dataset)):
-        where = f"data.root {root!r} row {number}"
-        label = _label(example["label"], dataset.features["label"], where, class_names)
-        path = _write_once(_image_bytes(example["image"], where), example["image"].get("path"), import_to)
-        extras = {usual: _text_or_none(example[column]) for usual, column in optional.items()}
-        said = {name: tell(example[name]) for name, tell in further.items() if example[name] is not None}
-        listed.append(Listed(path, label, **extras, columns=said))
+    for data, original, image in stream_dataset(root, split=split, class_names=class_names, columns=columns):
+        listed.append(replace(image, path=_write_once(data, original, import_to)))
     found = count_classes(listed, class_names)
     check_classes(root, found, class_names=class_names, remedy=f"the split read is data.hf_split={split}")
     return Listing(import_to, tuple(listed))
+
+
+def stream_dataset(
+    root: str, *, split: str, class_names: tuple[str, str], columns: Columns
+) -> Iterator[tuple[bytes, str | None, Listed]]:
+    """Every image of a dataset: its bytes, the name it had, and what is listed of it, its path still empty.
+
+    What comes from Parquet or the hub is streamed, one row in memory at a time. Raises DataError as `list_dataset`.
+    """
+    dataset = _load(root, split)
+    optional = _check_features(root, dataset, columns)
+    further = _further_features(dataset, taken={"image", "label", *optional.values()})
+    for number, example in enumerate(_examples(dataset, root)):
+        where = f"data.root {root!r} row {number}"
+        label = _label(example["label"], dataset.features["label"], where, class_names)
+        extras = {usual: _text_or_none(example[column]) for usual, column in optional.items()}
+        said = {name: tell(example[name]) for name, tell in further.items() if example[name] is not None}
+        yield (
+            _image_bytes(example["image"], where),
+            example["image"].get("path"),
+            Listed("", label, **extras, columns=said),
+        )
 
 
 def _load(root: str, split: str) -> "Dataset":
@@ -52,7 +70,8 @@ def _load(root: str, split: str) -> "Dataset":
         if any((Path(root) / name).is_file() for name in SAVED_DATASET):
             saved = datasets.load_from_disk(root)
             return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
-        return datasets.load_dataset(root, split=split)
+        streamed = datasets.load_dataset(root, split=split, streaming=True)
+        return streamed if streamed.features else streamed._resolve_features()
     except Exception as error:  # the library raises whatever its file systems and the network raise
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
@@ -81,10 +100,14 @@ def _further_features(dataset: "Dataset", taken: set[str]) -> dict[str, Callable
     }
 
 
-def _without_decoding(dataset: "Dataset") -> "Dataset":
+def _examples(dataset: "Dataset", root: str) -> Iterator[dict[str, Any]]:
+    """The rows, their images as encoded bytes."""
     import datasets
 
-    return dataset.cast_column("image", datasets.Image(decode=False))
+    try:
+        yield from dataset.cast_column("image", datasets.Image(decode=False))
+    except Exception as error:  # as in _load: a stream may break at any row
+        raise DataError(f"data.root {root!r} cannot be read any further: {error}", "repeat the command") from error
 
 
 def _label(value: Any, feature: Any, where: str, class_names: tuple[str, str]) -> int:

@@ -11,6 +11,7 @@ from streetvision.contracts.split_contracts import Split
 from streetvision.data.grouping import GroupingConfig
 from streetvision.data.hub import is_local_dataset, list_dataset
 from streetvision.data.listing import BadFile, Listed, Listing, check_classes, naming_remedy
+from streetvision.data.parquet_index import INDEX, list_parquet
 from streetvision.data.partition import Fractions
 from streetvision.data.tables import Columns, list_csv, list_labels_json
 
@@ -18,7 +19,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", "
 UNMENTIONED = frozenset({"thumbs.db", "desktop.ini"})
 """Files that systems leave in folders of images; like hidden ones they are passed over in silence."""
 
-TABLES = {".csv": list_csv, ".json": list_labels_json}
+TABLES = {".csv": list_csv, ".json": list_labels_json, ".parquet": list_parquet}
 """Suffix of a file that lists images -> what reads it."""
 
 HUB_PREFIX = "hf://"
@@ -75,7 +76,7 @@ def list_images(
     """
     path = Path(root).expanduser()
     columns = Columns(group_column, source_column)
-    for file in (path, path / "index.csv", path / "labels.json"):
+    for file in (path, path / "index.csv", path / INDEX, path / "labels.json"):
         if (read := TABLES.get(file.suffix.lower())) and file.is_file():
             return read(file, class_names=class_names, columns=columns)
     if root.startswith(HUB_PREFIX) or is_local_dataset(path):
