@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 
-.PHONY: demo test check statistical chaos fuzz audit lock clean
+.PHONY: demo test check statistical chaos fuzz lock clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/streetvision demo
@@ -27,6 +27,7 @@ check: $(VENV)/.ready
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python scripts/audit_dependencies.py
 
 lock: $(VENV)/.ready
 	@$(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url \

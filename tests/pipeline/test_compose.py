@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,3 +136,10 @@ def test_every_key_is_listed_once():
     names = [name for name, _ in settings()]
     assert len(names) == len(set(names))
     assert {"run_dir", "training.epochs", "data.fractions.train", "model.backbone.name"} <= set(names)
+
+
+def test_the_example_of_natix_is_a_configuration():
+    example = Path(__file__).parent.parent.parent / "examples" / "natix_roadwork.yaml"
+    config = compose_config([], file=example)
+    assert config.data.grouping.by == ("column", "near_duplicates", "place")
+    assert config.model.backbone.source == "transformers"
