@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from streetvision.eval.plots import BLUE, GREY, ORANGE, _picture
+from streetvision.eval.plots import BLUE, GREY, ORANGE, picture
 
 
 def learning_curve(history: Sequence[Mapping[str, float | int]], *, chosen: int) -> bytes:
@@ -10,7 +10,7 @@ def learning_curve(history: Sequence[Mapping[str, float | int]], *, chosen: int)
     epochs = [row["epoch"] for row in history]
     best = history[chosen - 1]
     found = max(float(best["val_select_mcc"]), float(best.get("ema_val_select_mcc", -1.0)))
-    with _picture(f"VAL_SELECT prefers epoch {chosen} of {len(history)}, with MCC {found:.3f}") as (figure, png):
+    with picture(f"VAL_SELECT prefers epoch {chosen} of {len(history)}, with MCC {found:.3f}") as (figure, png):
         above, below = figure.subplots(2, sharex=True)
         above.plot(epochs, [row["val_select_mcc"] for row in history], color=BLUE, marker=".", label="MCC")
         if "ema_val_select_mcc" in best:

@@ -65,7 +65,7 @@ def roc_curve(labels: ArrayLike, probabilities: ArrayLike, *, threshold: float, 
     """
     cuts, here = _at(labels, probabilities, threshold)
     found, alarms = float(recall(here)), float(fpr(here))
-    with _picture(f"Finding {found:.0%} of the {positive} images costs {alarms:.1%} false alarms") as (figure, png):
+    with picture(f"Finding {found:.0%} of the {positive} images costs {alarms:.1%} false alarms") as (figure, png):
         axes = figure.add_subplot()
         drawn = cuts.counts(_thinned(cuts))
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.2, linestyle=(0, (4, 4)), label="guessing")
@@ -84,7 +84,7 @@ def pr_curve(labels: ArrayLike, probabilities: ArrayLike, *, threshold: float, p
     """
     cuts, here = _at(labels, probabilities, threshold)
     found, right = float(recall(here)), float(precision(here))
-    with _picture(f"{right:.0%} of the alarms are right when {found:.0%} of {positive} is found") as (figure, png):
+    with picture(f"{right:.0%} of the alarms are right when {found:.0%} of {positive} is found") as (figure, png):
         axes = figure.add_subplot()
         drawn = cuts.counts(_thinned(cuts))
         called = np.asarray(drawn.tp + drawn.fp) > 0
@@ -109,7 +109,7 @@ def confusion_matrix(counts: Counts, *, class_names: tuple[str, str] = ("class 0
     alarms = f"{int(counts.fp):,} of {int(counts.negatives):,} others raise a false alarm"
     table = np.array([[counts.tn, counts.fp], [counts.fn, counts.tp]], dtype=np.float64)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    with _picture(f"At this threshold {missed} and {alarms}") as (figure, png):
+    with picture(f"At this threshold {missed} and {alarms}") as (figure, png):
         axes = figure.add_subplot()
         for row, column in np.ndindex(2, 2):
             share, right = shares[row, column], row == column
@@ -146,7 +146,7 @@ def reliability_diagram(
     truth, p = checked(labels, probabilities)
     error, chance = ece(truth, p), ece_band(p)[1]
     verdict = "no more than chance explains" if error <= chance else "more than chance explains"
-    with _picture(f"Probabilities are off by {error:.1%} on average, {verdict} ({chance:.1%})", HEIGHT + 1.2) as drawn:
+    with picture(f"Probabilities are off by {error:.1%} on average, {verdict} ({chance:.1%})", HEIGHT + 1.2) as drawn:
         figure, png = drawn
         axes, histogram = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.2, linestyle=(0, (4, 4)), label="perfect")
@@ -185,7 +185,7 @@ def plot_mcc_curve(
     if threshold is not None:
         at = threshold
         best = float(metrics_or_curve["mcc"] if "curve" in metrics_or_curve else values[thresholds <= threshold][-1])
-    with _picture(f"MCC is highest, {_with_interval(best, at, band)}, with a threshold of {at:.4g}") as (figure, png):
+    with picture(f"MCC is highest, {_with_interval(best, at, band)}, with a threshold of {at:.4g}") as (figure, png):
         axes = figure.add_subplot()
         if moves is not None:
             axes.axvspan(*moves, color=ORANGE, alpha=0.12, linewidth=0, label="where resamples put the optimum")
@@ -205,7 +205,7 @@ def threshold_curve(band: Band, *, threshold: float) -> bytes:
     """What other thresholds would have given, in hindsight; `threshold`, which `band` holds, is the one in use."""
     here, best = float(band.mcc[band.thresholds == threshold][0]), float(band.mcc.max())
     title = f"The threshold {threshold:.4g} gives MCC {here:.3f}; in hindsight the best of all gives {best:.3f}"
-    with _picture(title) as (figure, png):
+    with picture(title) as (figure, png):
         axes = figure.add_subplot()
         _draw_band(axes, band)
         axes.plot(band.thresholds, band.mcc, color=BLUE, label="MCC")
@@ -217,7 +217,7 @@ def threshold_curve(band: Band, *, threshold: float) -> bytes:
 
 
 @contextmanager
-def _picture(title: str, height: float = HEIGHT) -> Iterator[tuple["Figure", io.BytesIO]]:
+def picture(title: str, height: float = HEIGHT) -> Iterator[tuple["Figure", io.BytesIO]]:
     """A figure to draw on; its PNG is written to the buffer when the block ends."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from streetvision.eval.counts import FloatArray
-from streetvision.eval.plots import BLUE, GREY, ORANGE, _picture
+from streetvision.eval.plots import BLUE, GREY, ORANGE, picture
 from streetvision.eval.selective import RiskCoverage
 
 RISK_TITLES = {"fnr": "positives missed", "fpr": "false alarms among negatives", "error": "wrong answers"}
@@ -16,7 +16,7 @@ def risk_coverage_curve(
 ) -> bytes:
     """What handing over buys; `certified` is the share that the shipped rule answers and its risk, if there is one."""
     said = f"{certified[0]:.0%} is answered, with risk {certified[1]:.1%}" if certified else "nothing is handed over"
-    with _picture(f"Of the answered, {RISK_TITLES[kind]}: {said}") as (figure, png):
+    with picture(f"Of the answered, {RISK_TITLES[kind]}: {said}") as (figure, png):
         axes = figure.subplots()
         axes.fill_between(curve.coverage, curve.low, curve.high, step="pre", color=BLUE, alpha=0.18, linewidth=0)
         axes.plot(curve.coverage, curve.risk, color=BLUE, drawstyle="steps-pre", label="surest answered first")
@@ -32,7 +32,7 @@ def risk_coverage_curve(
 def front_picture(values: FloatArray, on_front: Sequence[bool], *, names: Sequence[str], chosen: int) -> bytes:
     """Every candidate by each pair of neighbouring objectives: `values` (K, D), lower is better in all D `names`."""
     front = np.asarray(on_front, dtype=bool)
-    with _picture(f"{front.sum()} of {len(values)} candidates are beaten by no other in every aim", 3.6) as drawn:
+    with picture(f"{front.sum()} of {len(values)} candidates are beaten by no other in every aim", 3.6) as drawn:
         figure, png = drawn
         panels = np.atleast_1d(figure.subplots(1, len(names) - 1))
         for k, axes in enumerate(panels):

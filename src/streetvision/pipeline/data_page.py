@@ -1,19 +1,17 @@
 """The findings of a data check as one HTML page with thumbnails: it opens offline, like the report."""
 
-import io
 from collections.abc import Iterable, Sequence
 from html import escape
 
 import numpy as np
-from PIL import Image
 
 from streetvision.contracts.split_contracts import Row
-from streetvision.data.decode import DecodeLimits, UndecodableImage, read_image
+from streetvision.data.decode import DecodeLimits, UndecodableImage
 from streetvision.data.listing import BadFile
+from streetvision.data.thumbnail import thumbnail
 from streetvision.eval.page import html_page, inline_image
 from streetvision.pipeline.data_findings import DOUBTED, Findings
 
-THUMBNAIL_PIXELS = 240
 CLUSTERS_SHOWN = 12
 A_CLUSTER_SHOWS = 4
 DOUBTS_SHOWN = 24
@@ -48,7 +46,7 @@ class _Pictures:
     def figure(self, row: Row, note: str = "") -> str:
         """One image with its label, its name and a note."""
         try:
-            picture = inline_image(self._thumbnail(row), alt=row.path)
+            picture = inline_image(thumbnail(self.root / row.path, self.limits), alt=row.path)
         except UndecodableImage:
             picture = "<p>cannot be read any more</p>"
         label = escape(f"{self.names[row.label]}{note}")
@@ -56,14 +54,6 @@ class _Pictures:
             f'<figure class="card">{picture}<figcaption>{label}'
             f'<span class="name">{escape(row.path)}</span></figcaption></figure>'
         )
-
-    def _thumbnail(self, row: Row) -> bytes:
-        pixels = read_image(self.root / row.path, limits=self.limits)
-        image = Image.fromarray(pixels.movedim(0, -1).contiguous().numpy())
-        image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-        jpeg = io.BytesIO()
-        image.save(jpeg, "JPEG", quality=75)
-        return jpeg.getvalue()
 
 
 def _verdict(findings: Findings) -> str:

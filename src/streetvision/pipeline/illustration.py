@@ -1,12 +1,11 @@
 """The pictures of an evaluation: plots of the answers, and thumbnails of the mistakes."""
 
-import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from streetvision.data.decode import DecodeLimits, read_image
+from streetvision.data.decode import DecodeLimits
+from streetvision.data.thumbnail import thumbnail
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.plots import confusion_matrix, pr_curve, reliability_diagram, roc_curve, threshold_curve
 from streetvision.eval.report import Report
@@ -15,7 +14,6 @@ from streetvision.eval.stability import mcc_band
 from streetvision.pipeline.judgement import Case
 from streetvision.pipeline.settings import EvaluationConfig
 
-THUMBNAIL_PIXELS = 240
 CURVE_POINTS = 201
 
 
@@ -46,15 +44,7 @@ def _threshold_curve(case: Case, config: EvaluationConfig) -> bytes:
 def draw_thumbnails(report: Report, root: Path, limits: DecodeLimits) -> dict[str, bytes]:
     """Small JPEGs of the report's mistakes, by the key that each names."""
     return {
-        mistake["thumbnail"]: _thumbnail(root / mistake["name"], limits)
+        mistake["thumbnail"]: thumbnail(root / mistake["name"], limits)
         for mistake in report.get("mistakes", [])
         if "thumbnail" in mistake
     }
-
-
-def _thumbnail(path: Path, limits: DecodeLimits) -> bytes:
-    image = Image.fromarray(read_image(path, limits=limits).movedim(0, -1).contiguous().numpy())
-    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    jpeg = io.BytesIO()
-    image.save(jpeg, "JPEG", quality=80)
-    return jpeg.getvalue()
