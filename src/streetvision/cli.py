@@ -35,19 +35,19 @@ def demo(overrides: Overrides = None) -> None:
 
     console = _console()
     console.line("environment", f"{sys.prefix}  (python {platform.python_version()}, {describe_device()})")
-    _evaluate(_train(["run_dir=outputs/demo", *(overrides or [])], None, console), console)
+    schema = _train(["run_dir=outputs/demo", *(overrides or [])], None, console)
+    _evaluate(schema, console)
+    _check_collapse(schema, console)
 
 
 def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
     """Turn images into a bundle: data.root=FOLDER model=NAME training=frozen|peft|last_n|full run_dir=DIR."""
     console = _console()
     schema = _train(overrides or [], config, console)
-    from streetvision.pipeline.launch import answers_one_class_only, show_where
+    from streetvision.pipeline.launch import show_where
 
     show_where(schema, console)
-    if answers_one_class_only(schema):
-        console.warn("the model answers one class only: look at labels and training.learning_rate, or train longer")
-        raise typer.Exit(COLLAPSED)
+    _check_collapse(schema, console)
     if schema.bundle.is_file():
         console.line("next", f"streetvision evaluate --bundle {schema.export}")
 
@@ -227,6 +227,15 @@ def _train(overrides: list[str], config: Path | None, console: "Console") -> "Ar
     from streetvision.pipeline.launch import launch_training
 
     return launch_training(overrides, file=config, console=console)
+
+
+def _check_collapse(schema: "ArtifactSchema", console: "Console") -> None:
+    """End with exit code 3 when the model that was trained answers one class only."""
+    from streetvision.pipeline.launch import answers_one_class_only
+
+    if answers_one_class_only(schema):
+        console.warn("the model answers one class only: look at labels and training.learning_rate, or train longer")
+        raise typer.Exit(COLLAPSED)
 
 
 def _evaluate(schema: "ArtifactSchema", console: "Console") -> None:

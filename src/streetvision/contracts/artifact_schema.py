@@ -277,7 +277,7 @@ class ArtifactSchema:
             "phase5": self.phase5,
             "phase6": self.export,
             "evaluate": self.evaluation,
-            "evaluate_data": self.evaluation,
+            "evaluate_data": self.root / "evaluation_data",
         }
         return folders[phase]
 

@@ -20,15 +20,23 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
     Raises ArtifactError when the folder cannot be written or the disk is full.
     """
+    with atomic_path(path) as temp, temp.open("xb") as handle:
+        yield handle
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """The path of a file to be written that takes the place of `path` whole when the block ends, or not at all.
+
+    Raises ArtifactError when the folder cannot be written or the disk is full.
+    """
     temp = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMP_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temp.open("xb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
+        yield temp
+        _sync(temp)
         temp.replace(path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
@@ -105,8 +113,8 @@ def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is not allowed")
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

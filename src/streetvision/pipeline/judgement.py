@@ -1,7 +1,7 @@
 """From answers and labels to the figures of an evaluation and the words that a terminal shows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,7 +108,9 @@ class Case:
 def make_report(case: Case, config: EvaluationConfig) -> Report:
     """Every figure with its interval, by group where groups hold several rows."""
     how, shipped = _resampling(case.groups, config), case.shipped
-    intervals = bootstrap_intervals(case.labels, shipped.judged, how)
+    told = case.rulings if config.mode == "comprehensive" else (shipped,)
+    intervals_of = [bootstrap_intervals(case.labels, ruling.judged, how) for ruling in told]
+    intervals = intervals_of[-1]
     some = next(iter(intervals.values()))
     report = Report(
         title=case.title,
@@ -130,7 +132,8 @@ def make_report(case: Case, config: EvaluationConfig) -> Report:
         settings=case.settings,
     )
     if config.mode == "comprehensive":
-        report["policies"] = [_policy_row(ruling, case, how) for ruling in case.rulings]
+        rows = zip(told, intervals_of, strict=True)
+        report["policies"] = [_policy_row(ruling, intervals, case, how) for ruling, intervals in rows]
         if case.promise is not None:
             report["selective"] = _selective(case.promise, case, config)
         report["slices"] = [_slice(part, case, config) for part in _parts(case.rows)]
@@ -158,9 +161,8 @@ def _resampling(groups: list[str] | None, config: EvaluationConfig) -> Resamplin
     return Resampling(groups, config.n_resamples, config.level, config.seed)
 
 
-def _policy_row(ruling: Ruling, case: Case, how: Resampling) -> PolicyRow:
+def _policy_row(ruling: Ruling, intervals: Mapping[str, Interval], case: Case, how: Resampling) -> PolicyRow:
     first, labels = case.rulings[0], case.labels
-    intervals = bootstrap_intervals(labels, ruling.judged, how)
     row = PolicyRow(
         name=ruling.name,
         inference=ruling.inference,

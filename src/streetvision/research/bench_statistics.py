@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,14 +38,11 @@ def _sweeps() -> list[Figure]:
     figures = []
     for rows, repeats in ((200_000, 7), (1_000_000, 3), (10_000_000, 1)):
         labels, logits = _scored(rows)
-        ours, theirs = in_turn(
-            lambda labels=labels, logits=logits: select_threshold_max_mcc(logits, labels),  # type: ignore[misc]
-            lambda labels=labels, logits=logits: _peer_sweep(labels, logits),  # type: ignore[misc]
-            repeats=repeats,
-        )
+        sweep = partial(select_threshold_max_mcc, logits, labels)
+        ours, theirs = in_turn(sweep, partial(_peer_sweep, labels, logits), repeats=repeats)
         name = f"threshold sweep, {rows:,} rows: exact and 5,000 on a grid"
         figures.append(Figure(name, ours, "roc_curve of scikit-learn, MCC in numpy", theirs))
-        peak = _peak_megabytes(lambda labels=labels, logits=logits: select_threshold_max_mcc(logits, labels))  # type: ignore[misc]
+        peak = _peak_megabytes(sweep)
         held = (labels.nbytes + logits.nbytes) / 1e6
         figures.append(Figure("memory above the inputs", peak, "the inputs", held, unit="MB"))
     return figures

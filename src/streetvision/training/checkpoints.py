@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from streetvision.contracts.errors import ArtifactError
+from streetvision.io.atomic import atomic_path
 from streetvision.io.tensors import load_checkpoint
 from streetvision.training.supervised import SupervisedModule
 
@@ -65,11 +66,11 @@ class Checkpoints(Callback):
         if self.path is None or last or done % parts or not due:
             return
         self._place = {"epoch": trainer.current_epoch, "skip": done}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temp = self.path.with_name(f".{self.path.name}.tmp")
-        trainer.save_checkpoint(temp)
         if trainer.is_global_zero:
-            temp.replace(self.path)
+            with atomic_path(self.path) as temp:
+                trainer.save_checkpoint(temp)
+        else:
+            trainer.save_checkpoint(self.path)  # takes part, and leaves the writing to the first process
 
     def state_dict(self) -> dict[str, Any]:
         """The key, the random state, and what the module has added up in this epoch."""

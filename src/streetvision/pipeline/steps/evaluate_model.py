@@ -23,8 +23,14 @@ from streetvision.data.index import DataConfig
 from streetvision.data.splits_json import partition_from_json
 from streetvision.eval.metrics import positive_probability
 from streetvision.eval.page import render_report
-from streetvision.io.atomic import read_json, sha256_file, sha256_json, write_bytes_atomic, write_json_atomic
-from streetvision.io.atomic import write_text_atomic as write_text
+from streetvision.io.atomic import (
+    read_json,
+    sha256_file,
+    sha256_json,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
 from streetvision.io.manifests import git_sha, read_manifest
 from streetvision.io.validators import PolicyValidator
 from streetvision.pipeline.illustration import draw_pictures, draw_thumbnails
@@ -119,7 +125,7 @@ def _judge(bundle: Bundle, asked: Asked, context: Context, *, home: ArtifactSche
         write_bytes_atomic(schema.path(name), png)
     thumbnails = draw_thumbnails(report, asked.root, limits)
     write_json_atomic(schema.evaluation_report, {**report, "summary": tell(report)})
-    write_text(schema.report_html, render_report(report, pictures | thumbnails))
+    write_text_atomic(schema.report_html, render_report(report, pictures | thumbnails))
     look = f", look {case.look}" if case.look else ""
     return Outcome(
         f"{len(asked.rows)} images of {asked.data}{look}",

@@ -1,12 +1,38 @@
-"""How a step opens the scores of a split: through the gate that its phase was granted."""
+"""How a step makes the scores of VAL_CALIB, and opens them: through the gate that its phase was granted."""
+
+from pathlib import Path
 
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.phase import Context
 from streetvision.contracts.split_contracts import Split, check_may_open
-from streetvision.io.scores import Scores, load_scores, rows_digest
+from streetvision.data.datamodule import LoaderConfig
+from streetvision.io.atomic import sha256_file
+from streetvision.io.scores import Scores, load_scores, rows_digest, save_scores
+from streetvision.io.tensors import load_into, load_state
+from streetvision.models.module import ClassifierDescription, build_classifier
+from streetvision.training.predict import score_rows
 
 SCORES = ("val_calib_logits", "val_calib_labels", "val_calib_scores", "splits")
 MAC_CAL_SCORES = ("mac_cal_logits", "mac_cal_labels", "mac_cal_scores", "splits")
+
+
+def make_scores(
+    context: Context, description: ClassifierDescription, checkpoint: Path, artifacts: tuple[str, ...]
+) -> None:
+    """Score VAL_CALIB with the checkpoint as it lies on disk, in a classifier built from its description."""
+    chosen = build_classifier(description)
+    load_into(chosen, load_state(checkpoint), source=str(checkpoint))
+    scores = score_rows(
+        chosen,
+        context.rows(Split.VAL_CALIB),
+        root=context.data_root,
+        split=Split.VAL_CALIB,
+        model_sha256=sha256_file(checkpoint),
+        loader=context.settings(LoaderConfig),
+        progress=context.progress,
+    )
+    logits, labels, record = (context.schema.path(name) for name in artifacts[:3])
+    save_scores(scores, logits=logits, labels=labels, record=record)
 
 
 def open_scores(context: Context, split: Split, artifacts: tuple[str, ...] = SCORES) -> Scores:

@@ -17,19 +17,18 @@ from streetvision.data.decode import read_image, resize_squash
 from streetvision.eval.learning_curve import learning_curve
 from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.manifests import code_sha256
-from streetvision.io.scores import save_scores
-from streetvision.io.tensors import load_into, load_state, save_tensors
+from streetvision.io.tensors import save_tensors
 from streetvision.models.backbone import local_files
-from streetvision.models.module import Classifier, ModelConfig, build_classifier, load_classifier
+from streetvision.models.module import Classifier, ModelConfig, load_classifier
 from streetvision.pipeline.steps.image_training import fit_images
 from streetvision.pipeline.steps.policy_gate import admitted_policy
+from streetvision.pipeline.steps.scores import SCORES, make_scores
 from streetvision.training.config import TrainingConfig
 from streetvision.training.distributed import announce
 from streetvision.training.features import FeatureCache
 from streetvision.training.follow import Sink, sinks
 from streetvision.training.keeper import EpochRow, State
 from streetvision.training.modes import prepare
-from streetvision.training.predict import score_rows
 from streetvision.training.ship import whole_state
 from streetvision.training.trainer import Fit, Following, fit, seed_all
 
@@ -48,7 +47,7 @@ def run(context: Context) -> Outcome:
         fitted = fit_mode(classifier, context, followers)
     seconds = time.perf_counter() - started
     error = _save(fitted, classifier, context)
-    _score_chosen(classifier, context)
+    make_scores(context, classifier.description, context.schema.model_best, SCORES)
     context.schema.training_checkpoint.unlink(missing_ok=True)
     best, rows = fitted.kept[0], sum(len(context.rows(split)) for split in (Split.TRAIN, Split.VAL_SELECT))
     rate = rows * (1 if training.mode == "frozen" else len(fitted.history)) / seconds
@@ -161,23 +160,6 @@ def _some_images(classifier: Classifier, context: Context) -> Tensor:
 
 def _of_classifier(head: State) -> State:
     return {f"head.{name}": value for name, value in head.items()}
-
-
-def _score_chosen(classifier: Classifier, context: Context) -> None:
-    """Score VAL_CALIB with the checkpoint as it lies on disk, in a classifier built from its description."""
-    schema = context.schema
-    chosen = build_classifier(classifier.description)
-    load_into(chosen, load_state(schema.model_best), source=str(schema.model_best))
-    scores = score_rows(
-        chosen,
-        context.rows(Split.VAL_CALIB),
-        root=context.data_root,
-        split=Split.VAL_CALIB,
-        model_sha256=sha256_file(schema.model_best),
-        loader=context.settings(LoaderConfig),
-        progress=context.progress,
-    )
-    save_scores(scores, logits=schema.val_calib_logits, labels=schema.val_calib_labels, record=schema.val_calib_scores)
 
 
 def as_csv(history: tuple[EpochRow, ...]) -> str:

@@ -8,18 +8,17 @@ import torch
 from streetvision.contracts.phase import Context, Outcome, Phase
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.datamodule import LoaderConfig
-from streetvision.io.atomic import sha256_file, write_text_atomic
-from streetvision.io.scores import save_scores
+from streetvision.io.atomic import write_text_atomic
 from streetvision.io.tensors import load_into, load_state, save_tensors
 from streetvision.io.validators import validate_json
 from streetvision.models.module import Classifier, ClassifierDescription, build_classifier, make_head
 from streetvision.models.pooling import pooled_dim
+from streetvision.pipeline.steps.scores import MAC_CAL_SCORES, make_scores
 from streetvision.pipeline.steps.train_baseline import as_csv
 from streetvision.training.config import MacCalConfig
 from streetvision.training.features import FeatureCache
 from streetvision.training.keeper import cpu_state
 from streetvision.training.mac_cal import MacCalFit, fit_mac_cal
-from streetvision.training.predict import score_rows
 
 
 def run(context: Context) -> Outcome:
@@ -31,7 +30,7 @@ def run(context: Context) -> Outcome:
     head = {f"head.{name}": value for name, value in fitted.best.items()}
     save_tensors(schema.mac_cal_model, {**cpu_state(classifier), **head})
     write_text_atomic(schema.mac_cal_metrics, as_csv(fitted.history))
-    _score(description, context)
+    make_scores(context, description, schema.mac_cal_model, MAC_CAL_SCORES)
     best = fitted.best_row
     return Outcome(
         f"epoch {fitted.best_epoch} of {len(fitted.history)} chosen, {best['retention']:.0%} of weights kept, "
@@ -50,22 +49,6 @@ def _fit(classifier: Classifier, context: Context) -> MacCalFit:
     torch.manual_seed(config.seed)
     head = make_head(classifier.description.head, pooled_dim(classifier.description.pooling, classifier.backbone.spec))
     return fit_mac_cal(head, train, select, config=config, progress=context.progress)
-
-
-def _score(description: ClassifierDescription, context: Context) -> None:
-    schema = context.schema
-    chosen = build_classifier(description)
-    load_into(chosen, load_state(schema.mac_cal_model), source=str(schema.mac_cal_model))
-    scores = score_rows(
-        chosen,
-        context.rows(Split.VAL_CALIB),
-        root=context.data_root,
-        split=Split.VAL_CALIB,
-        model_sha256=sha256_file(schema.mac_cal_model),
-        loader=context.settings(LoaderConfig),
-        progress=context.progress,
-    )
-    save_scores(scores, logits=schema.mac_cal_logits, labels=schema.mac_cal_labels, record=schema.mac_cal_scores)
 
 
 PHASE = Phase(
