@@ -10,6 +10,8 @@ from streetvision.pipeline.compose import RunConfig, compose_config, groups, set
 WEIGHTS = {"deit_tiny": ["model.backbone.weights=w.safetensors"]}
 """What a packaged YAML leaves for its user to give."""
 
+ADAPT = "pipeline.phases=[phase4a_explora,phase1]"
+
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in groups().items() for n in names])
 def test_every_packaged_yaml_composes(group, name):
@@ -100,6 +102,9 @@ def test_a_wrong_setting_says_what_is_wrong(override, message):
     ("overrides", "message"),
     [
         (["training=full", "training.accumulate=3"], "cannot be cut into 3 parts"),
+        ([ADAPT, "model.explora_checkpoint_path=a.pth"], "leave out one of the two"),
+        ([ADAPT, "phase4a.hardware.devices=2"], "one command starts its processes once"),
+        (["phase4a.hardware.devices=2", "phase4a.at_once=8"], "phase4a.at_once runs in one process"),
         (["training=full", "training.adapter.rank=4"], "is not read by training.mode=full"),
         (["training=peft", "training.layer_decay=0.5"], "is not read by training.mode=peft"),
         (["training=full", "training.hardware.devices=2", "augmentation.gate.epochs=1"], "runs in one process"),
@@ -143,3 +148,10 @@ def test_the_example_of_natix_is_a_configuration():
     config = compose_config([], file=example)
     assert config.data.grouping.by == ("column", "near_duplicates", "place")
     assert config.model.backbone.source == "transformers"
+
+
+def test_phase_1_starts_from_the_adapted_backbone_when_the_adaptation_is_asked_for():
+    assert compose_config([]).settled.model.init_from_explora is False
+    assert compose_config([ADAPT]).settled.model.init_from_explora is True
+    assert compose_config([ADAPT, "model.init_from_explora=false"]).settled.model.init_from_explora is False
+    assert compose_config(["model.init_from_explora=true"]).settled.model.init_from_explora is True

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from streetvision.training.gradient_cache import cached_gradients
+from streetvision.training.gradient_cache import GradientCache
 from streetvision.training.self_supervision import SimCLRLoss
 
 
@@ -15,6 +15,14 @@ def views():
     generator = torch.Generator().manual_seed(1)
     first = torch.randn(24, 6, generator=generator)
     return first, first + 0.1 * torch.randn(24, 6, generator=generator)
+
+
+def cached_gradients(embed, views, loss, *, at_once):
+    cache = GradientCache(embed, views, at_once=at_once)
+    value = loss(*cache.embeddings)
+    value.backward()
+    cache.carry_on()
+    return value.detach()
 
 
 def gradients(module):

@@ -23,6 +23,11 @@ class ArtifactSchema:
         return self.root / "data_report.json"
 
     @property
+    def unlabeled(self) -> Path:
+        """Images of data.unlabeled that phase 4a may see, and why it may not see the others."""
+        return self.root / "unlabeled.json"
+
+    @property
     def lock(self) -> Path:
         """Held by the one process that writes to this run."""
         return self.root / ".lock"
@@ -46,6 +51,46 @@ class ArtifactSchema:
     def image_cache(self) -> Path:
         """Small copies of the training images; safe to delete."""
         return self.root / "cache" / "images"
+
+    @property
+    def phase4a(self) -> Path:
+        """The backbone adapted without labels."""
+        return self.root / "phase4a_explora"
+
+    @property
+    def explora_checkpoint(self) -> Path:
+        """The adapted backbone with its adapters merged, under the names that it had before."""
+        return self.phase4a / "explora_checkpoint.pth"
+
+    @property
+    def explora_config(self) -> Path:
+        """How to build the backbone that the checkpoint fills."""
+        return self.phase4a / "explora_config.json"
+
+    @property
+    def explora_lora(self) -> Path:
+        """The adapters alone, before they were merged."""
+        return self.phase4a / "explora_lora.pth"
+
+    @property
+    def explora_metrics(self) -> Path:
+        """One row an epoch, the first one before training."""
+        return self.phase4a / "metrics.csv"
+
+    @property
+    def explora_curve(self) -> Path:
+        """The same as a picture."""
+        return self.phase4a / "adaptation_curve.png"
+
+    @property
+    def explora_logs(self) -> Path:
+        """Files of TensorBoard and of the tracker that phase4a.tracker names."""
+        return self.phase4a / "logs"
+
+    @property
+    def explora_training(self) -> Path:
+        """What an interrupted phase 4a goes on from; gone once it is through."""
+        return self.root / "cache" / "phase4a.ckpt"
 
     @property
     def phase1(self) -> Path:
@@ -271,6 +316,7 @@ class ArtifactSchema:
         """The folder that `phase` writes to; its manifest.json lies there."""
         folders = {
             "data": self.root,
+            "phase4a_explora": self.phase4a,
             "phase1": self.phase1,
             "phase2": self.phase2,
             "phase5_maccal": self.phase5_maccal,

@@ -86,6 +86,8 @@ class Phase:
     makes: tuple[str, ...]
     """Artifacts that it writes, as names of ArtifactSchema properties."""
     run: Callable[[Context], Outcome]
+    may_make: tuple[str, ...] = ()
+    """Artifacts that it writes only under some settings, and others read."""
     also_needs: Callable[[Context], tuple[str, ...]] | None = None
     """Artifacts that it reads only under some settings."""
     external: Callable[[Context], str] | None = None

@@ -26,6 +26,7 @@ class Split(StrEnum):
 MAY_OPEN: Mapping[str, frozenset[Split]] = MappingProxyType(
     {
         "data": frozenset(),
+        "phase4a_explora": frozenset({Split.TRAIN, Split.VAL_SELECT}),
         "phase1": frozenset({Split.TRAIN, Split.VAL_SELECT, Split.VAL_CALIB}),
         "phase2": frozenset({Split.VAL_CALIB}),
         "phase5_maccal": frozenset({Split.TRAIN, Split.VAL_SELECT, Split.VAL_CALIB}),
@@ -56,7 +57,7 @@ class Row:
     path: str
     """Posix path relative to the data root; absolute where the index said so."""
     label: int
-    """0 or 1: the position of its class in `class_names`."""
+    """0 or 1: the position of its class in `class_names`; -1 where nobody gave one, which only phase4a_explora sees."""
     sha256: str
     """Digest of the file's bytes."""
     width: int

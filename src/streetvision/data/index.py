@@ -47,6 +47,8 @@ class DataConfig(BaseModel):
     """Column or feature that names the group; None takes `group` where there is one."""
     source_column: str | None = None
     """Column or feature that names the source; None takes `source` where there is one."""
+    unlabeled: tuple[Path, ...] = ()
+    """Folders of further images, whatever their classes, that phase4a_explora learns from beside TRAIN."""
     grouping: GroupingConfig = GroupingConfig()
     """What makes images belong together, so that one split gets them all."""
 
@@ -105,7 +107,7 @@ def list_folders(root: Path, *, class_names: tuple[str, str]) -> Listing:
         if not child.is_dir():
             left_out.append(BadFile(child.name, "lies in no class folder"))
             continue
-        pictures, others = _files_under(child, root)
+        pictures, others = files_under(child, root)
         found[child.name] = len(pictures)
         if (label := labels.get(child.name.casefold())) is None:
             left_out.append(BadFile(child.name, f"is a folder of no class (images in it: {len(pictures):,})"))
@@ -117,7 +119,7 @@ def list_folders(root: Path, *, class_names: tuple[str, str]) -> Listing:
     return Listing(root, tuple(images), tuple(left_out))
 
 
-def _files_under(folder: Path, root: Path) -> tuple[list[str], list[str]]:
+def files_under(folder: Path, root: Path) -> tuple[list[str], list[str]]:
     """Posix paths relative to `root` of the images and of the other files in `folder`, sorted."""
     pictures: list[str] = []
     others: list[str] = []

@@ -84,6 +84,15 @@ def stack_looks(looks: Iterable[Look]) -> Looks:
     )
 
 
+def join_looks(first: Looks, second: Looks) -> Looks:
+    """The looks of some images, and of others behind them."""
+    return Looks(
+        np.concatenate([first.hashes, second.hashes]),
+        np.concatenate([first.thumbnails, second.thumbnails]),
+        np.concatenate([first.tiny, second.tiny]),
+    )
+
+
 def perceptual_hash(grey: npt.NDArray[np.uint8]) -> int:
     """The 64-bit pHash of grey (32, 32): which of its 8 x 8 lowest frequencies lie above their median.
 

@@ -54,15 +54,16 @@ PiSSA: Meng et al., 2404.02948.
 """
 
 
-def attach(backbone: Backbone, config: AdapterConfig) -> tuple[str, ...]:
+def attach(backbone: Backbone, config: AdapterConfig, *, besides: Sequence[str] = ()) -> tuple[str, ...]:
     """Put adapters on the backbone's linear layers and let nothing else of it learn; returns the layers' names.
 
-    Weights are drawn from torch's global generator. Raises ConfigError when no layer has the asked names, or when the
-    backbone has fewer blocks.
+    Layers inside the blocks `besides` get none. Weights are drawn from torch's global generator. Raises ConfigError
+    when no layer is left or has the asked names, or when the backbone has fewer blocks.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = _chosen(backbone.spec.lora_targets, config)
+    others = tuple(f"{block}." for block in besides)
+    names = _chosen([name for name in backbone.spec.lora_targets if not name.startswith(others)], config)
     settings = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # annotated int, used as a number

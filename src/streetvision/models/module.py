@@ -3,6 +3,7 @@
 Shapes: B images, S pixels a side, T tokens, D their width, P pooled width.
 """
 
+from pathlib import Path
 from typing import Literal, Self
 
 import torch
@@ -45,6 +46,18 @@ class ModelConfig(BaseModel):
     pooling: str = "cls"
     """Name in POOLINGS: cls, mean (of patch tokens), cls_mean."""
     head: HeadConfig = HeadConfig()
+    init_from_explora: bool | None = None
+    """Start from the backbone that phase4a_explora adapted; null: when that phase is among pipeline.phases."""
+    explora_checkpoint_path: Path | None = None
+    """Start from this explora_checkpoint.pth, which another run made."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.explora_checkpoint_path is not None and self.init_from_explora is False:
+            raise ConfigError(
+                "explora_checkpoint_path is not read under init_from_explora=false", "leave out one of the two"
+            )
+        return self
 
 
 class ClassifierDescription(Sealed):

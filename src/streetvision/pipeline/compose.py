@@ -28,6 +28,7 @@ from streetvision.pipeline.settings import (
     PipelineConfig,
 )
 from streetvision.training.config import MacCalConfig, TrainingConfig
+from streetvision.training.explora_config import ExPLoRAConfig
 
 
 class RunConfig(BaseModel):
@@ -43,6 +44,7 @@ class RunConfig(BaseModel):
     loader: LoaderConfig
     model: ModelConfig
     augmentation: AugmentationConfig
+    phase4a: ExPLoRAConfig
     training: TrainingConfig
     phase2: Phase2Config
     mac_cal: MacCalConfig
@@ -63,6 +65,17 @@ class RunConfig(BaseModel):
             raise ConfigError(
                 "augmentation.gate runs in one process", "try the policy first with training.hardware.devices=1"
             )
+        if self.adapts and self.model.explora_checkpoint_path is not None:
+            raise ConfigError(
+                "phase4a_explora makes a backbone, and model.explora_checkpoint_path names another",
+                "leave out one of the two",
+            )
+        if self.adapts and self.phase4a.hardware.devices != self.training.hardware.devices:
+            raise ConfigError(
+                f"phase4a.hardware.devices={self.phase4a.hardware.devices} beside "
+                f"training.hardware.devices={self.training.hardware.devices}: one command starts its processes once",
+                "give both the same, or run the phases one after the other",
+            )
         if self.data.root is not None and self.scenes != SceneConfig():
             raise ConfigError("scenes are not drawn where data.root is given", "leave out one of the two")
         return self
@@ -74,9 +87,22 @@ class RunConfig(BaseModel):
             return self.run_dir
         return Path("outputs") / (Path(self.data.root).resolve().name if self.data.root else "scenes")
 
+    @property
+    def adapts(self) -> bool:
+        """Whether the backbone is adapted before it is trained."""
+        return "phase4a_explora" in self.pipeline.phases
+
+    @property
+    def settled(self) -> Self:
+        """The same with model.init_from_explora=null answered by the phases that are asked for."""
+        if self.model.init_from_explora is not None:
+            return self
+        return self.model_copy(update={"model": self.model.model_copy(update={"init_from_explora": self.adapts})})
+
     def sections(self) -> dict[type[BaseModel], BaseModel]:
         """The sections that phases may declare, by type."""
-        values = (getattr(self, name) for name in type(self).model_fields)
+        settled = self.settled
+        values = (getattr(settled, name) for name in type(self).model_fields)
         return {type(value): value for value in values if isinstance(value, BaseModel)}
 
 

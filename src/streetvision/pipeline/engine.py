@@ -116,7 +116,7 @@ class Engine:
         """The relative path and the seal of a needed artifact, which its maker's manifest vouches for."""
         path = self.schema.path(name)
         short = relative(path, self.schema.root)
-        maker = next(other for other in self.phases.values() if name in other.makes)
+        maker = next(other for other in self.phases.values() if name in other.makes + other.may_make)
         again = f"pipeline.phases=[{maker.id},{phase.id}]"
         if not self.schema.manifest(maker.id).exists():
             raise ArtifactError(

@@ -156,6 +156,7 @@ def show_where(schema: ArtifactSchema, console: Console) -> None:
     console.text()
     for label, path in (
         ("run", schema.root),
+        ("adapted", schema.explora_checkpoint),
         ("model", schema.model_best),
         ("threshold", schema.thresholds),
         ("calibration", schema.scrc_params),

@@ -10,6 +10,7 @@ from streetvision.pipeline.steps import (
     prepare_data,
     sweep_thresholds,
     train_baseline,
+    train_explora,
     train_mac_cal,
 )
 
@@ -17,6 +18,7 @@ PHASES: Mapping[str, Phase] = {
     phase.id: phase
     for phase in (
         prepare_data.PHASE,
+        train_explora.PHASE,
         train_baseline.PHASE,
         sweep_thresholds.PHASE,
         train_mac_cal.PHASE,
@@ -28,5 +30,8 @@ PHASES: Mapping[str, Phase] = {
 }
 """Id -> phase, in the order of the data."""
 
-JOINS: Mapping[str, Callable[[Context], None]] = {train_baseline.PHASE.id: train_baseline.join}
+JOINS: Mapping[str, Callable[[Context], None]] = {
+    train_explora.PHASE.id: train_explora.join,
+    train_baseline.PHASE.id: train_baseline.join,
+}
 """Id -> how the other processes of a distributed run take part in a phase that trains."""

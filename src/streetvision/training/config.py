@@ -64,55 +64,72 @@ class HardwareConfig(BaseModel):
     """Let fp32 matrix products on a GPU use TF32; other devices have none."""
 
 
-class TrainingConfig(BaseModel):
-    """How phase 1 fits the classifier. A setting that the mode does not read is refused."""
+class LearningConfig(BaseModel):
+    """What every training by gradients through the backbone can be told: steps, rates, precision, processes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mode: Literal["frozen", "peft", "last_n", "full"] = "frozen"
-    """frozen: a head on cached features; peft: adapters; last_n: the last blocks; full: everything trains."""
     epochs: int = Field(default=20, ge=1)
-    """Passes over TRAIN."""
+    """Passes over the training images."""
     batch_size: int = Field(default=64, ge=1)
     """Rows an optimizer step, over all processes and parts."""
     accumulate: int = Field(default=1, ge=1)
-    """Parts that a batch is cut into: the same step in less memory."""
+    """Parts that a batch is cut into, for less memory: the same step, but for a contrast, which is within a part."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak rate of AdamW."""
-    layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """last_n, full: factor of the rate from each block to the one before it."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of weight matrices; norms and biases do not decay."""
     warmup_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of all optimizer steps in which the rate rises linearly."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of a step's gradient; null does not clip."""
-    ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """Weights averaged over steps by this decay, judged beside the raw ones; the better of the two ships."""
-    patience: int | None = Field(default=None, ge=1)
-    """Epochs without a better VAL_SELECT MCC, or NLL at the same MCC, that end training; null runs all epochs."""
-    keep_best: int = Field(default=1, ge=1)
-    """Checkpoints kept by VAL_SELECT, the best of which ships."""
     checkpoint_steps: int = Field(default=200, ge=1)
     """Not frozen: optimizer steps between checkpoints to go on from, besides one after each epoch."""
-    last_blocks: int = Field(default=2, ge=1)
-    """last_n: number of blocks that train."""
     precision: PrecisionName = "auto"
     """Not frozen: auto takes bf16 where the device has it, else fp32. Heads on features and scores are always fp32."""
     tracker: Literal["none", "wandb", "mlflow"] = "none"
     """Where epochs are shown besides metrics.csv and TensorBoard: Weights & Biases or MLflow (extra: tracking)."""
     tracker_offline: bool = True
     """wandb: files in the run folder for a later `wandb sync`, nothing is sent. mlflow: the same, as its file store."""
+    hardware: HardwareConfig = HardwareConfig()
+    """Not frozen: devices and memory."""
+    seed: int = Field(default=0, ge=0)
+    """Of initial weights, order of rows and augmentation."""
+
+    def check_shared(self) -> None:
+        """Raise ConfigError where these settings contradict each other; a child's own check comes first."""
+        if self.tracker == "none" and not self.tracker_offline:
+            raise ConfigError("tracker_offline is not read without a tracker", "set training.tracker=wandb")
+        processes = self.hardware.devices * self.hardware.nodes
+        if self.batch_size % (self.accumulate * processes):
+            raise ConfigError(
+                f"a batch of {self.batch_size} rows cannot be cut into {self.accumulate} parts "
+                f"for each of {processes} processes",
+                "choose batch_size as a multiple of accumulate times devices times nodes",
+            )
+
+
+class TrainingConfig(LearningConfig):
+    """How phase 1 fits the classifier. A setting that the mode does not read is refused."""
+
+    mode: Literal["frozen", "peft", "last_n", "full"] = "frozen"
+    """frozen: a head on cached features; peft: adapters; last_n: the last blocks; full: everything trains."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """last_n, full: factor of the rate from each block to the one before it."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Weights averaged over steps by this decay, judged beside the raw ones; the better of the two ships."""
+    patience: int | None = Field(default=None, ge=1)
+    """Epochs without a better VAL_SELECT MCC, or NLL at the same MCC, that end training; null runs all epochs."""
+    keep_best: int = Field(default=1, ge=1)
+    """Checkpoints kept by VAL_SELECT, the best of which ships."""
+    last_blocks: int = Field(default=2, ge=1)
+    """last_n: number of blocks that train."""
     loss: LossConfig = LossConfig()
     """What is minimised."""
     adapter: AdapterConfig = AdapterConfig()
     """peft: the adapters."""
     compile: CompileConfig = CompileConfig()
     """Not frozen: torch.compile."""
-    hardware: HardwareConfig = HardwareConfig()
-    """Not frozen: devices and memory."""
-    seed: int = Field(default=0, ge=0)
-    """Of initial weights, order of rows and augmentation."""
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
@@ -123,15 +140,7 @@ class TrainingConfig(BaseModel):
                     f"training.{name}={getattr(self, name)} is not read by training.mode={self.mode}",
                     f"leave it out, or take training={sorted(modes)[0]}",
                 )
-        if self.tracker == "none" and not self.tracker_offline:
-            raise ConfigError("training.tracker_offline is not read without a tracker", "set training.tracker=wandb")
-        processes = self.hardware.devices * self.hardware.nodes
-        if self.batch_size % (self.accumulate * processes):
-            raise ConfigError(
-                f"a batch of {self.batch_size} rows cannot be cut into {self.accumulate} parts "
-                f"for each of {processes} processes",
-                "choose training.batch_size as a multiple of training.accumulate times devices times nodes",
-            )
+        self.check_shared()
         return self
 
 

@@ -7,15 +7,15 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from streetvision.contracts.errors import ConfigError
-from streetvision.training.config import TrainingConfig
-from streetvision.training.keeper import EpochRow
+from streetvision.training.config import LearningConfig
+from streetvision.training.learning import EpochRow
 
 Sink = Callable[[EpochRow], None]
 """Takes the row of an epoch."""
 
 
 @contextmanager
-def sinks(folder: Path, config: TrainingConfig) -> Iterator[tuple[Sink, ...]]:
+def sinks(folder: Path, config: LearningConfig) -> Iterator[tuple[Sink, ...]]:
     """What takes the rows of this run, writing under `folder`, whose earlier content is removed.
 
     Raises ConfigError when the tracker that was asked for is not installed.
@@ -45,7 +45,7 @@ def _tensorboard(folder: Path) -> Iterator[Sink]:
 
 
 @contextmanager
-def _wandb(folder: Path, config: TrainingConfig) -> Iterator[Sink]:
+def _wandb(folder: Path, config: LearningConfig) -> Iterator[Sink]:
     try:
         import wandb
     except ImportError as error:
@@ -65,7 +65,7 @@ def _wandb(folder: Path, config: TrainingConfig) -> Iterator[Sink]:
 
 
 @contextmanager
-def _mlflow(folder: Path, config: TrainingConfig) -> Iterator[Sink]:
+def _mlflow(folder: Path, config: LearningConfig) -> Iterator[Sink]:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     try:
@@ -93,7 +93,7 @@ def _not_installed(package: str) -> ConfigError:
     return ConfigError(f"the tracker needs {package}, which is not installed", "pip install 'streetvision[tracking]'")
 
 
-TRACKERS: Mapping[str, tuple[Callable[[Path, TrainingConfig], AbstractContextManager[Sink]], ...]] = {
+TRACKERS: Mapping[str, tuple[Callable[[Path, LearningConfig], AbstractContextManager[Sink]], ...]] = {
     "none": (),
     "wandb": (_wandb,),
     "mlflow": (_mlflow,),

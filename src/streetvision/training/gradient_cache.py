@@ -6,36 +6,35 @@ import torch
 from torch import Tensor
 
 
-def cached_gradients(
-    embed: Callable[[Tensor], Tensor], views: Sequence[Tensor], loss: Callable[..., Tensor], *, at_once: int
-) -> Tensor:
-    """Add the gradients of `loss` of the embedded views to the parameters of `embed`, `at_once` rows at a time.
+class GradientCache:
+    """Embeddings of `views` in a graph that ends at them; `carry_on` takes their gradients to the parameters.
 
-    `views` are (N, ...) each, `embed` maps rows to embeddings (N, D), `loss` takes the embeddings of all views. The
-    rows are embedded without a graph, the loss gives the gradient of each embedding, and the rows are embedded again
-    to carry it on. What is random in `embed` is drawn the same both times. The result is the gradient of the whole
-    batch: accumulation would give each part its own negatives. Returns the loss. Gao et al. 2021, arXiv 2101.06983.
+    `views` are (N, ...) each, `embed` maps rows to embeddings (N, D); `at_once` rows are embedded at a time, without a
+    graph here, and again in `carry_on`, where what is random in `embed` is drawn the same. The result is the gradient
+    of the whole batch: accumulation would give each part its own negatives. Gao et al. 2021, arXiv 2101.06983.
     """
-    states, parts = [], []
-    with torch.no_grad():
-        for rows in _chunks(views, at_once):
-            states.append(_random_state(rows))
-            parts.append(embed(rows))
-    sizes = [len(view) for view in views]
-    embeddings = torch.cat(parts).detach().requires_grad_()
-    value = loss(*torch.split(embeddings, sizes))
-    value.backward()  # type: ignore[no-untyped-call]
-    assert embeddings.grad is not None
-    gradients = torch.split(embeddings.grad, [len(part) for part in parts])
-    for rows, state, gradient in zip(_chunks(views, at_once), states, gradients, strict=True):
-        with torch.random.fork_rng(devices=[rows.device] if rows.is_cuda else []):
-            _restore(state, rows)
-            embed(rows).backward(gradient)  # type: ignore[no-untyped-call]
-    return value.detach()
 
+    def __init__(self, embed: Callable[[Tensor], Tensor], views: Sequence[Tensor], *, at_once: int) -> None:
+        self._embed = embed
+        self._chunks = [rows for view in views for rows in torch.split(view, at_once)]
+        self._states, parts = [], []
+        with torch.no_grad():
+            for rows in self._chunks:
+                self._states.append(_random_state(rows))
+                parts.append(embed(rows))
+        self._sizes = [len(part) for part in parts]
+        self._embeddings = torch.cat(parts).detach().requires_grad_()
+        self.embeddings = torch.split(self._embeddings, [len(view) for view in views])
+        """(N, D) for each view."""
 
-def _chunks(views: Sequence[Tensor], at_once: int) -> list[Tensor]:
-    return [rows for view in views for rows in torch.split(view, at_once)]
+    def carry_on(self) -> None:
+        """Add the gradients that a loss has left at the embeddings to the parameters of `embed`."""
+        assert self._embeddings.grad is not None
+        gradients = torch.split(self._embeddings.grad, self._sizes)
+        for rows, state, gradient in zip(self._chunks, self._states, gradients, strict=True):
+            with torch.random.fork_rng(devices=[rows.device] if rows.is_cuda else []):
+                _restore(state, rows)
+                self._embed(rows).backward(gradient)  # type: ignore[no-untyped-call]
 
 
 def _random_state(rows: Tensor) -> Tensor:

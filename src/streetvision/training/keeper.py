@@ -1,22 +1,19 @@
 """What is kept of a training run: one row an epoch, and the states that VAL_SELECT prefers."""
 
-# ruff: noqa: ARG002 (Lightning hands its hooks more than they use)
-
 import copy
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from streetvision.contracts.progress import Progress
 from streetvision.training.config import TrainingConfig
+from streetvision.training.learning import EpochRow, Epochs
 from streetvision.training.supervised import SupervisedModule, Weights
 
 State = dict[str, Tensor]
-EpochRow = dict[str, float | int]
 
 MAX_COMPILE_DROP = 0.02
 """VAL_SELECT MCC that the compiled model may lose against the same weights run eagerly."""
@@ -45,43 +42,24 @@ class Kept:
         return self.called in (0.0, 1.0)
 
 
-class Keeper(Callback):
-    """Judges the weights after each epoch, keeps the best, stops when patience ends, and moves the progress bar."""
+class Keeper(Epochs):
+    """Judges the weights after each epoch, keeps the best, and stops when patience ends."""
 
     def __init__(
         self, config: TrainingConfig, progress: Progress, sinks: Sequence[Callable[[EpochRow], None]] = ()
     ) -> None:
-        self.config, self.progress, self.sinks = config, progress, sinks
-        self.history: list[EpochRow] = []
+        super().__init__(config, progress, sinks)
+        self.config = config
         self.kept: list[Kept] = []
-        self.seconds_before = 0.0
-        self._ticks: Iterator[int] = iter(())
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the bar where training starts, and the clock."""
-        each = int(trainer.num_training_batches)
-        steps = range(trainer.global_step * self.config.accumulate, each * (trainer.max_epochs or 1))
-        self._started, self._trained, self._note = time.perf_counter(), 0, ""
-        self._ticks = self.progress.track(steps, total=len(steps), label="train", note=lambda: self._note)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        """Move the bar."""
-        self._trained += len(batch[0]) * trainer.world_size
-        rate = self._trained / (time.perf_counter() - self._started)
-        found = f", VAL_SELECT MCC {self.history[-1]['val_select_mcc']:.3f}" if self.history else ""
-        self._note = f"{rate:.0f} img/s{found}"
-        next(self._ticks, None)
-
-    def on_train_end(self, *_: object) -> None:
-        """Take the bar away."""
-        next(self._ticks, None)
+    def news(self) -> str:
+        """VAL_SELECT's judgement of the last epoch."""
+        return f"VAL_SELECT MCC {self.history[-1]['val_select_mcc']:.3f}"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the epoch's row and keep its weights if they are among the best."""
         assert isinstance(pl_module, SupervisedModule)
-        epoch, seconds = trainer.current_epoch + 1, self.seconds_so_far()
+        epoch = trainer.current_epoch + 1
         row: EpochRow = {"epoch": epoch, "train_loss": pl_module.take_train_loss()}
         weights: tuple[Weights, ...] = ("raw",) if pl_module.average is None else ("raw", "ema")
         for kind in weights:
@@ -90,29 +68,19 @@ class Keeper(Callback):
             self._consider(Kept(**figures, epoch=epoch, weights=kind, state={}), pl_module)
         if pl_module.guarding:
             self._guard(pl_module, float(row["val_select_mcc"]))
-        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
-        self.history.append({**row, "learning_rate": rate, "seconds": round(seconds, 3)})
-        for sink in self.sinks:
-            sink(self.history[-1])
+        self.write_row(trainer, row)
         if self.config.patience is not None and epoch - self.kept[0].epoch >= self.config.patience:
             trainer.should_stop = True
-
-    def seconds_so_far(self) -> float:
-        """Time spent in training, over interruptions."""
-        return self.seconds_before + time.perf_counter() - self._started
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint records of it."""
         kept = [{**asdict(one), "state": dict(one.state)} for one in self.kept]
-        return {"history": self.history, "kept": kept, "seconds": self.seconds_so_far()}
+        return {**super().state_dict(), "kept": kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint; what followed the rows so far follows them again."""
-        self.history, self.seconds_before = state_dict["history"], state_dict["seconds"]
+        """Go on from a checkpoint."""
+        super().load_state_dict(state_dict)
         self.kept = [Kept(**one) for one in state_dict["kept"]]
-        for row in self.history:
-            for sink in self.sinks:
-                sink(row)
 
     def _consider(self, candidate: Kept, module: SupervisedModule) -> None:
         ranked = sorted([*self.kept, candidate], key=lambda one: (one.mcc, -one.nll), reverse=True)

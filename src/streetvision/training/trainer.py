@@ -16,7 +16,8 @@ from streetvision.data.datamodule import Batch
 from streetvision.training.checkpoints import Checkpoints
 from streetvision.training.config import TrainingConfig
 from streetvision.training.hardware import lightning_precision, pick_device, prepare_memory
-from streetvision.training.keeper import EpochRow, Keeper, Kept, State, learnt_state
+from streetvision.training.keeper import Keeper, Kept, State, learnt_state
+from streetvision.training.learning import EpochRow, Epochs, LearningModule
 from streetvision.training.losses import make_loss
 from streetvision.training.supervised import SupervisedModule
 
@@ -85,12 +86,29 @@ def fit(
 
     `scales` are factors of the learning rate by parameter name.
     """
-    device = pick_device()
-    prepare_memory(model, config.hardware, device)
     module = SupervisedModule(model, config, loss=make_loss(config.loss, batches.row_labels), scales=scales)
     keeper = Keeper(config, following.progress, following.sinks)
+    resumed_at = train_module(module, batches, validation, epochs=keeper, following=following)
+    return Fit(
+        kept=tuple(keeper.kept),
+        last=learnt_state(model),
+        history=tuple(keeper.history),
+        resumed_at=resumed_at,
+    )
+
+
+def train_module(
+    module: LearningModule,
+    batches: Batches,
+    validation: Iterable[Batch] | None,
+    *,
+    epochs: Epochs,
+    following: Following,
+) -> int | None:
+    """Run every epoch of `module`; returns the optimizer step of the checkpoint that it went on from."""
+    device, config = pick_device(), module.settings
+    prepare_memory(module.model, config.hardware, device)
     checkpoints = Checkpoints(following.checkpoint, key=following.key, every=config.checkpoint_steps)
-    on_images = config.mode != "frozen"
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings(), _interrupts_passed_on():
         warnings.filterwarnings("ignore", module="lightning.*")
@@ -100,11 +118,11 @@ def fit(
             devices=config.hardware.devices,
             num_nodes=config.hardware.nodes,
             strategy=config.hardware.strategy,
-            precision=lightning_precision(config.precision, device) if on_images else "32-true",
+            precision=lightning_precision(module.wanted_precision, device),
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip_norm,
             logger=False,
-            callbacks=[keeper, checkpoints],
+            callbacks=[epochs, checkpoints],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -112,12 +130,7 @@ def fit(
         )
         found = checkpoints.found()
         trainer.fit(module, batches, validation, ckpt_path=found, weights_only=found is not None or None)
-    return Fit(
-        kept=tuple(keeper.kept),
-        last=learnt_state(model),
-        history=tuple(keeper.history),
-        resumed_at=checkpoints.resumed_at,
-    )
+    return checkpoints.resumed_at
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from streetvision.data.datamodule import LoaderConfig
 from streetvision.eval.bootstrap import Difference, paired_difference
 from streetvision.eval.resampling import Judged, Resampling
 from streetvision.io.atomic import write_json_atomic
-from streetvision.models.module import ModelConfig, load_classifier
 from streetvision.pipeline.steps.image_training import fit_images
+from streetvision.pipeline.steps.starting_point import starting_classifier
 from streetvision.training.config import TrainingConfig
 from streetvision.training.modes import prepare
 from streetvision.training.predict import evaluation_loader, run_over
@@ -59,7 +59,7 @@ def _probabilities(context: Context, run: int, policy: AugmentationConfig) -> ND
         update={"epochs": context.settings(AugmentationConfig).gate.epochs, "seed": training.seed + run}
     )
     seed_all(config.seed)
-    classifier = load_classifier(context.settings(ModelConfig))
+    classifier = starting_classifier(context)
     prepare(classifier, config)
     fit_images(classifier, context, config=config, policy=policy, following=Following(Silent()))
     batches = evaluation_loader(classifier, select, root=context.data_root, loader=context.settings(LoaderConfig))

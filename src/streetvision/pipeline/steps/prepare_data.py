@@ -10,11 +10,12 @@ from streetvision.contracts.split_contracts import Partition, Split
 from streetvision.data.datamodule import LoaderConfig
 from streetvision.data.grouping import group_rows
 from streetvision.data.hub import is_local_dataset
-from streetvision.data.index import DataConfig, list_images
+from streetvision.data.index import DataConfig, files_under, list_images
 from streetvision.data.listing import Listing
 from streetvision.data.partition import NOTHING_KEPT, bridges, make_partition
 from streetvision.data.scan import Scan, check_bad_share, scan_images
 from streetvision.data.splits_json import partition_from_json, partition_to_json
+from streetvision.data.unlabeled import keep_apart, scan_unlabeled
 from streetvision.io.atomic import read_json, sha256_json, write_json_atomic
 
 
@@ -30,7 +31,8 @@ def run(context: Context) -> Outcome:
         context.progress.warn(f"{len(torn)} new images resemble images of two splits and are left out: see the report")
     partition = make_partition(index, fractions=config.fractions, seed=config.seed, kept=kept, lookalikes=lookalikes)
     write_json_atomic(context.schema.splits, partition_to_json(partition))
-    return _outcome(scan, partition)
+    outcome = _outcome(scan, partition)
+    return _with_unlabeled(outcome, scan, partition, context) if config.unlabeled else outcome
 
 
 def scan_data(context: Context) -> Scan:
@@ -40,7 +42,7 @@ def scan_data(context: Context) -> Scan:
         _list(context),
         class_names=config.class_names,
         limits=context.settings(LoaderConfig).limits,
-        looking="near_duplicates" in config.grouping.by,
+        looking="near_duplicates" in config.grouping.by or bool(config.unlabeled),
         progress=context.progress,
     )
     write_json_atomic(schema.data_report, scan.report())
@@ -49,6 +51,18 @@ def scan_data(context: Context) -> Scan:
         files = f"{len(scan.bad)} unusable images and {len(scan.left_out)} other files"
         context.progress.warn(f"{files} are left out; each is named in {schema.data_report}")
     return scan
+
+
+def _with_unlabeled(outcome: Outcome, scan: Scan, partition: Partition, context: Context) -> Outcome:
+    """Read data.unlabeled as well, and write down what phase 4a may see of it."""
+    config, path = context.settings(DataConfig), context.schema.unlabeled
+    assert scan.looks is not None
+    further = scan_unlabeled(config.unlabeled, limits=context.settings(LoaderConfig).limits, progress=context.progress)
+    found = keep_apart(further, partition, scan.looks, config.grouping)
+    write_json_atomic(path, found.model_dump(mode="json"))
+    counts = f"{len(found.rows)} unlabelled, {len(found.left_out)} of them left out: see {path.name}"
+    metrics = {**outcome.metrics, "unlabeled": len(found.rows), "unlabeled_left_out": len(found.left_out)}
+    return Outcome(f"{outcome.summary}; {counts}", metrics, also_makes=(path,))
 
 
 def _kept(context: Context) -> Mapping[str, Split]:
@@ -109,6 +123,13 @@ def _kept_together(scan: Scan, partition: Partition) -> str:
 
 def digest_of_data(context: Context) -> str:
     """Digest of the data set as it lies there: what is listed, with sizes and times; a hub name stands for itself."""
+    folders = [folder.expanduser().absolute() for folder in context.settings(DataConfig).unlabeled]
+    further = [_stamp(folder / name) for folder in folders for name in files_under(folder, folder)[0]]
+    labelled = _digest_of_labelled(context)
+    return sha256_json([labelled, further]) if folders else labelled
+
+
+def _digest_of_labelled(context: Context) -> str:
     root = Path(_root(context.settings(DataConfig))).expanduser()
     if not root.exists():
         return sha256_json(context.settings(DataConfig).root)
@@ -133,6 +154,7 @@ PHASE = Phase(
     config=(DataConfig, LoaderConfig),
     needs=(),
     makes=("splits", "data_report"),
+    may_make=("unlabeled",),
     run=run,
     external=digest_of_data,
 )

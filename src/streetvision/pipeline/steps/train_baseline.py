@@ -18,16 +18,22 @@ from streetvision.eval.learning_curve import learning_curve
 from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.manifests import code_sha256
 from streetvision.io.tensors import save_tensors
-from streetvision.models.backbone import local_files
-from streetvision.models.module import Classifier, ModelConfig, load_classifier
+from streetvision.models.module import Classifier, ModelConfig
 from streetvision.pipeline.steps.image_training import fit_images
 from streetvision.pipeline.steps.policy_gate import admitted_policy
 from streetvision.pipeline.steps.scores import SCORES, make_scores
+from streetvision.pipeline.steps.starting_point import (
+    adapted_backbone,
+    adapted_here,
+    digest_of_weights,
+    starting_classifier,
+)
 from streetvision.training.config import TrainingConfig
 from streetvision.training.distributed import announce
 from streetvision.training.features import FeatureCache
 from streetvision.training.follow import Sink, sinks
-from streetvision.training.keeper import EpochRow, State
+from streetvision.training.keeper import State
+from streetvision.training.learning import EpochRow
 from streetvision.training.modes import prepare
 from streetvision.training.ship import whole_state
 from streetvision.training.trainer import Fit, Following, fit, seed_all
@@ -40,7 +46,7 @@ def run(context: Context) -> Outcome:
     """Fit, choose, save; then load what was saved and score VAL_CALIB with it, so that it is what ships."""
     training, started = context.settings(TrainingConfig), time.perf_counter()
     seed_all(training.seed)
-    classifier = load_classifier(context.settings(ModelConfig))
+    classifier = starting_classifier(context)
     learning = prepare(classifier, training)
     fit_mode = _fit_head if training.mode == "frozen" else _fit_images
     with sinks(context.schema.training_logs, training) as followers:
@@ -54,7 +60,7 @@ def run(context: Context) -> Outcome:
     if best.one_class_only:
         context.progress.warn("the model gives every image of VAL_SELECT the same answer: do not use it")
     return Outcome(
-        _summary(fitted, training, rate),
+        _summary(fitted, training, rate) + ("" if adapted_backbone(context) is None else ", adapted backbone"),
         {
             **fitted.best_row,
             "chosen_weights": best.weights,
@@ -62,6 +68,7 @@ def run(context: Context) -> Outcome:
             "parameters_trained": learning,
             "images_per_second": rate,
             "merge_error": error,
+            "adapted_backbone_sha256": None if (adapted := adapted_backbone(context)) is None else sha256_file(adapted),
         },
         also_makes=_also_made(fitted, context),
     )
@@ -117,7 +124,7 @@ def join(context: Context) -> None:
     """Train beside the leader, and leave everything else to it."""
     config = context.settings(TrainingConfig)
     seed_all(config.seed)
-    classifier = load_classifier(context.settings(ModelConfig))
+    classifier = starting_classifier(context)
     prepare(classifier, config)
     following = Following(context.progress, checkpoint=context.schema.training_checkpoint, key=_resume_key(context))
     policy = context.settings(AugmentationConfig)
@@ -128,15 +135,15 @@ def join(context: Context) -> None:
 def _resume_key(context: Context) -> str:
     """Digest of all that decides what training gives."""
     settings = [context.settings(kind).model_dump(mode="json") for kind in PHASE.config]
-    return sha256_json(
-        [code_sha256(), context.fingerprint, sha256_file(context.schema.splits), _weights(context), settings]
-    )
+    files = [context.schema.splits, *map(context.schema.path, adapted_here(context))]
+    digests = [sha256_file(path) for path in files]
+    return sha256_json([code_sha256(), context.fingerprint, digests, digest_of_weights(context), settings])
 
 
 def _save(fitted: Fit, classifier: Classifier, context: Context) -> float | None:
     """Write the states as those of the plain classifier; returns the largest merge error."""
     schema, config = context.schema, context.settings(TrainingConfig)
-    images = _some_images(classifier, context) if config.mode == "peft" else None
+    images = some_images(classifier, context) if config.mode == "peft" else None
     states = {schema.model_last: fitted.last, schema.model_best: fitted.best}
     states |= {schema.model_ranked(rank): one.state for rank, one in enumerate(fitted.kept[1:], start=2)}
     errors = []
@@ -151,7 +158,7 @@ def _save(fitted: Fit, classifier: Classifier, context: Context) -> float | None
     return max(errors, default=None)
 
 
-def _some_images(classifier: Classifier, context: Context) -> Tensor:
+def some_images(classifier: Classifier, context: Context) -> Tensor:
     """A few images of VAL_SELECT on which merging must change nothing."""
     limits, size = context.settings(LoaderConfig).limits, classifier.description.image_size
     rows = context.rows(Split.VAL_SELECT)[:PROBED]
@@ -171,12 +178,6 @@ def as_csv(history: tuple[EpochRow, ...]) -> str:
     return text.getvalue()
 
 
-def _weights(context: Context) -> str:
-    """Digest of the weight files that the backbone comes from."""
-    files = local_files(context.settings(ModelConfig).backbone)
-    return sha256_json({path.name: sha256_file(path) for path in files})
-
-
 PHASE = Phase(
     id="phase1",
     title="train",
@@ -193,5 +194,6 @@ PHASE = Phase(
         "val_calib_scores",
     ),
     run=run,
-    external=_weights,
+    also_needs=adapted_here,
+    external=digest_of_weights,
 )

@@ -1,0 +1,57 @@
+"""Two random views of one image, for learning without labels."""
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
+
+JITTERED = 0.8
+"""Chance that a view's colours are changed at all."""
+BLURRED = 0.5
+BLUR_SIGMA = (0.1, 2.0)
+
+
+class PairConfig(BaseModel):
+    """What may differ between two views of one image; the defaults are SimCLR's (arXiv 2002.05709, appendix A)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest share of the image's area that a view keeps. Small ones may lose a small cue."""
+    flip_probability: float = Field(default=0.5, ge=0, le=1)
+    """Chance of a left-right flip; 0 where left and right mean something."""
+    colour_jitter: float = Field(default=0.8, ge=0, le=1)
+    """Largest relative change of brightness, contrast and saturation; a quarter of it for hue. Less where colour is
+    the cue."""
+    grey_probability: float = Field(default=0.2, ge=0, le=1)
+    """Chance that a view loses its colours."""
+    blur: bool = True
+    """Blur half of the views, by up to two pixels at 224."""
+
+
+class TwoViews(nn.Module):
+    """uint8 (3, H, W) -> uint8 (2, 3, S, S), drawn apart from torch's global generator."""
+
+    def __init__(self, config: PairConfig, *, image_size: int) -> None:
+        super().__init__()
+        jitter = config.colour_jitter
+        steps: list[nn.Module] = [
+            v2.RandomResizedCrop(
+                image_size, scale=config.crop_scale, interpolation=InterpolationMode.BILINEAR, antialias=True
+            )
+        ]
+        steps += [v2.RandomHorizontalFlip(config.flip_probability)] if config.flip_probability else []
+        if jitter:
+            steps += [v2.RandomApply([v2.ColorJitter(jitter, jitter, jitter, jitter / 4)], p=JITTERED)]
+        steps += [v2.RandomGrayscale(config.grey_probability)] if config.grey_probability else []
+        if config.blur:
+            # The kernel is a tenth of the side, as in the paper; sigma shrinks with it.
+            scale = image_size / 224
+            sigma = [bound * scale for bound in BLUR_SIGMA]
+            kernel = 2 * max(1, round(image_size / 20)) + 1
+            steps += [v2.RandomApply([v2.GaussianBlur(kernel, sigma)], p=BLURRED)]
+        self.draw = v2.Compose(steps)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Both views, one behind the other."""
+        return torch.stack([self.draw(image), self.draw(image)])

@@ -1,0 +1,163 @@
+"""phase4a_explora: adapt the backbone on the images of TRAIN and on unlabelled ones, without any label."""
+
+import time
+from collections.abc import Sequence
+
+from streetvision.contracts.phase import Context, Metrics, Outcome, Phase
+from streetvision.contracts.split_contracts import Row, Split
+from streetvision.data.augmentation import Transform, get_val_transforms
+from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader, LoaderConfig
+from streetvision.data.index import DataConfig
+from streetvision.data.unlabeled import UnlabeledImages
+from streetvision.data.view_pairs import TwoViews
+from streetvision.eval.adaptation_curve import adaptation_curve
+from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic, write_json_atomic, write_text_atomic
+from streetvision.io.manifests import code_sha256
+from streetvision.io.tensors import save_tensors
+from streetvision.io.validators import validate_json
+from streetvision.models.adapters import merge
+from streetvision.models.module import Classifier, ModelConfig, load_classifier
+from streetvision.models.pooling import pooled_dim
+from streetvision.pipeline.steps.starting_point import digest_of_weights
+from streetvision.pipeline.steps.train_baseline import as_csv, some_images
+from streetvision.training.distributed import announce, place
+from streetvision.training.explora import ExPLoRAModule, Student, open_backbone
+from streetvision.training.explora_config import ExPLoRAConfig
+from streetvision.training.follow import Sink, sinks
+from streetvision.training.keeper import cpu_state
+from streetvision.training.trainer import Following, seed_all, train_module
+from streetvision.training.watch import Watch
+
+
+def run(context: Context) -> Outcome:
+    """Train without labels, merge the adapters, and save the backbone under the names that it had before."""
+    config, schema, started = context.settings(ExPLoRAConfig), context.schema, time.perf_counter()
+    student, learning = _student(context)
+    announce(PHASE.id)
+    with sinks(schema.explora_logs, config) as followers:
+        watch, resumed_at = _train(student, context, followers)
+    seconds = time.perf_counter() - started
+    error = _save(student.classifier, context)
+    write_text_atomic(schema.explora_metrics, as_csv(tuple(watch.history)))
+    write_bytes_atomic(schema.explora_curve, adaptation_curve(watch.history, method=config.method))
+    schema.explora_training.unlink(missing_ok=True)
+    before, after = watch.history[0], watch.history[-1]
+    rate = len(_train_rows(context)) * config.epochs / seconds
+    resumed = "" if resumed_at is None else f", went on from step {resumed_at}"
+    return Outcome(
+        f"{config.method} on {len(_train_rows(context))} images, loss on VAL_SELECT {before['select_loss']:.3f} -> "
+        f"{after['select_loss']:.3f}, effective rank {before['effective_rank']:.0f} -> {after['effective_rank']:.0f}, "
+        f"{rate:.0f} img/s{resumed}",
+        {**_figures(after), "parameters_trained": learning, "images_per_second": rate, "merge_error": error},
+    )
+
+
+def join(context: Context) -> None:
+    """Train beside the leader, and leave everything else to it."""
+    _train(_student(context)[0], context)
+
+
+def _student(context: Context) -> tuple[Student, int]:
+    config, model = context.settings(ExPLoRAConfig), context.settings(ModelConfig)
+    seed_all(config.seed)
+    classifier = load_classifier(model)
+    learning = open_backbone(classifier, config)
+    student = Student(classifier, pooled_dim(model.pooling, classifier.backbone.spec), config)
+    seed_all(config.seed)
+    return student, learning
+
+
+def _train(student: Student, context: Context, followers: Sequence[Sink] = ()) -> tuple[Watch, int | None]:
+    config = context.settings(ExPLoRAConfig)
+    size = student.classifier.description.image_size
+    pairs, plain = TwoViews(config.views, image_size=size), get_val_transforms(image_size=size)
+    probed = _spread(context.rows(Split.TRAIN), config.probed)
+    watch = Watch(
+        config,
+        context.progress,
+        select=_loader(context.rows(Split.VAL_SELECT), pairs, context, rank_of=place()),
+        probe=_loader(probed, plain, context),
+        groups=[row.group or row.path for row in probed],
+        sinks=followers,
+    )
+    batches = _loader(_train_rows(context), pairs, context, rank_of=place(), parts=config.accumulate, shuffle=True)
+    following = Following(context.progress, checkpoint=context.schema.explora_training, key=_resume_key(context))
+    resumed_at = train_module(ExPLoRAModule(student, config), batches, None, epochs=watch, following=following)
+    return watch, resumed_at
+
+
+def _loader(
+    rows: Sequence[Row],
+    transform: Transform,
+    context: Context,
+    *,
+    rank_of: tuple[int, int] = (0, 1),
+    parts: int = 1,
+    shuffle: bool = False,
+) -> ImageLoader:
+    config, loader = context.settings(ExPLoRAConfig), context.settings(LoaderConfig)
+    dataset = ImageDataset(rows, root=context.data_root, transform=transform, limits=loader.limits, seed=config.seed)
+    order = EpochBatches(
+        len(rows), batch_size=config.batch_size, shuffle=shuffle, seed=config.seed, parts=parts, rank_of=rank_of
+    )
+    return ImageLoader(dataset, order, workers=loader.worker_count)
+
+
+def _train_rows(context: Context) -> tuple[Row, ...]:
+    """TRAIN, and what data.unlabeled adds."""
+    rows = context.rows(Split.TRAIN)
+    if context.settings(DataConfig).unlabeled:
+        rows += validate_json(context.schema.unlabeled, UnlabeledImages).as_rows()
+    return rows
+
+
+def _spread(rows: Sequence[Row], count: int) -> Sequence[Row]:
+    """At most `count` rows, evenly over the whole."""
+    step = max(1, -(-len(rows) // count))
+    return rows[::step]
+
+
+def _save(classifier: Classifier, context: Context) -> float:
+    """Write the adapters, then the merged backbone; returns what merging changed in a logit."""
+    schema, backbone = context.schema, classifier.backbone
+    state = cpu_state(backbone)
+    save_tensors(schema.explora_lora, {name: value for name, value in state.items() if "lora_" in name})
+    error = merge(classifier.cpu(), some_images(classifier, context))
+    save_tensors(schema.explora_checkpoint, cpu_state(backbone))
+    write_json_atomic(schema.explora_config, dict(backbone.spec.architecture))
+    return error
+
+
+def _figures(row: dict[str, float | int]) -> Metrics:
+    """Of an epoch, for the manifest; JSON has no nan."""
+    return {name: None if value != value else value for name, value in row.items()}
+
+
+def _resume_key(context: Context) -> str:
+    """Digest of all that decides what training gives."""
+    settings = [context.settings(kind).model_dump(mode="json") for kind in PHASE.config]
+    files = [sha256_file(context.schema.splits)]
+    files += [sha256_file(context.schema.path(name)) for name in _also_needs(context)]
+    return sha256_json([code_sha256(), context.fingerprint, digest_of_weights(context), files, settings])
+
+
+def _also_needs(context: Context) -> tuple[str, ...]:
+    return ("unlabeled",) if context.settings(DataConfig).unlabeled else ()
+
+
+PHASE = Phase(
+    id="phase4a_explora",
+    title="adapt",
+    config=(ModelConfig, ExPLoRAConfig, LoaderConfig, DataConfig),
+    needs=("splits",),
+    makes=(
+        "explora_checkpoint",
+        "explora_config",
+        "explora_lora",
+        "explora_metrics",
+        "explora_curve",
+    ),
+    run=run,
+    also_needs=_also_needs,
+    external=digest_of_weights,
+)

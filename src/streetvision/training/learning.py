@@ -1,0 +1,171 @@
+"""What every training run does alike: AdamW on a cosine, an average of the weights, sums of an epoch, a bar."""
+
+# ruff: noqa: ARG002 (Lightning hands its hooks more than they use)
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from streetvision.contracts.errors import StreetVisionError
+from streetvision.contracts.progress import Progress
+from streetvision.training.config import LearningConfig, PrecisionName
+from streetvision.training.optim import WeightAverage, cosine_with_warmup, make_adamw
+
+EpochRow = dict[str, float | int]
+NAMED_FILES = 8
+"""Files of a batch that an error names."""
+
+
+class LearningModule(LightningModule):
+    """Fits `model`; a child has the step. What it adds up over an epoch survives an interruption."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: LearningConfig,
+        *,
+        average_decay: float | None = None,
+        scales: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.settings, self.scales = model, settings, scales
+        self.average = WeightAverage(model, average_decay) if average_decay is not None else None
+        self.guarding = False
+        """Whether the compiled model is still to be judged against the eager one."""
+        self._sums: dict[str, Tensor] = {}
+
+    def on_fit_start(self) -> None:
+        """The average lies where the weights do."""
+        if self.average is not None:
+            self.average.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """What does not learn stays as it is judged: dropout off, running statistics kept."""
+        for module in self.model.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                module.eval()
+
+    def optimizer_step(self, *arguments: object, **options: object) -> None:
+        """The optimizer's step, and the average's behind it."""
+        super().optimizer_step(*arguments, **options)  # type: ignore[arg-type]
+        if self.average is not None:
+            self.average.update(self.model)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW, and a cosine with warm-up that moves with each optimizer step."""
+        c = self.settings
+        optimizer = make_adamw(
+            self.model,
+            learning_rate=c.learning_rate,
+            weight_decay=c.weight_decay,
+            scales=self.scales,
+            fused=self.device.type == "cuda",
+        )
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = cosine_with_warmup(optimizer, total_steps=total, warmup_steps=round(c.warmup_share * total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def take_train_loss(self) -> float:
+        """The epoch's mean training loss over all processes; starts anew."""
+        total, seen = self._reduced("train")
+        return total / seen
+
+    @property
+    def wanted_precision(self) -> PrecisionName:
+        """Of the steps; a child whose inputs are features answers fp32."""
+        return self.settings.precision
+
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """What has been added up in the epoch so far, for a checkpoint."""
+        return self._sums
+
+    def _count_loss(self, loss: Tensor, rows: int, batch_idx: int) -> None:
+        """Add a batch's loss to the epoch's; raises StreetVisionError that names its files when it is not finite."""
+        if not torch.isfinite(loss):
+            raise StreetVisionError(
+                f"the loss is {loss.item()} at epoch {self.current_epoch + 1}, batch {batch_idx + 1}: "
+                f"{self._files(batch_idx)}",
+                "look at these files; else lower the learning_rate, or set precision=fp32",
+            )
+        self._add("train", torch.stack([loss.detach() * rows, loss.new_tensor(rows)]))
+
+    def _files(self, batch_idx: int) -> str:
+        rows_of: Callable[..., list[str]] = self.trainer.train_dataloader.rows_of  # type: ignore[union-attr]
+        names = rows_of(epoch=self.current_epoch, batch=batch_idx)
+        return ", ".join(names[:NAMED_FILES]) + (f" and {len(names) - NAMED_FILES} more" * (len(names) > NAMED_FILES))
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def _reduced(self, name: str) -> list[float]:
+        total = self.trainer.strategy.reduce(self._sums.pop(name), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return [float(value) for value in total.flatten().tolist()]
+
+
+class Epochs(Callback):
+    """One row an epoch to whoever follows the run, and a progress bar; a child says what the row holds."""
+
+    label = "train"
+    """Beside the bar."""
+
+    def __init__(
+        self, settings: LearningConfig, progress: Progress, sinks: Sequence[Callable[[EpochRow], None]] = ()
+    ) -> None:
+        self.settings, self.progress, self.sinks = settings, progress, sinks
+        self.history: list[EpochRow] = []
+        self.seconds_before = 0.0
+        self._ticks: Iterator[int] = iter(())
+
+    def news(self) -> str:
+        """What the last epoch gave, for the bar; empty before the first."""
+        raise NotImplementedError
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the bar where training starts, and the clock."""
+        each = int(trainer.num_training_batches)
+        steps = range(trainer.global_step * self.settings.accumulate, each * (trainer.max_epochs or 1))
+        self._started, self._trained, self._note = time.perf_counter(), 0, ""
+        self._ticks = self.progress.track(steps, total=len(steps), label=self.label, note=lambda: self._note)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Move the bar."""
+        self._trained += len(batch[0]) * trainer.world_size
+        rate = self._trained / (time.perf_counter() - self._started)
+        self._note = f"{rate:.0f} img/s" + (f", {self.news()}" if self.history else "")
+        next(self._ticks, None)
+
+    def on_train_end(self, *_: object) -> None:
+        """Take the bar away."""
+        next(self._ticks, None)
+
+    def write_row(self, trainer: Trainer, row: EpochRow) -> None:
+        """End an epoch: its row, with the rate and the time so far, to the history and to every sink."""
+        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        self.history.append({**row, "learning_rate": rate, "seconds": round(self.seconds_so_far(), 3)})
+        for sink in self.sinks:
+            sink(self.history[-1])
+
+    def seconds_so_far(self) -> float:
+        """Time spent in training, over interruptions."""
+        return self.seconds_before + time.perf_counter() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint records of it."""
+        return {"history": self.history, "seconds": self.seconds_so_far()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint; what followed the rows so far follows them again."""
+        self.history, self.seconds_before = state_dict["history"], state_dict["seconds"]
+        for row in self.history:
+            for sink in self.sinks:
+                sink(row)

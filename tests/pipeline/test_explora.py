@@ -1,0 +1,158 @@
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.errors import LeakageError
+from streetvision.contracts.split_contracts import Split, check_may_open
+from streetvision.data.splits_json import partition_from_json
+from streetvision.io.atomic import read_json, sha256_file
+from streetvision.io.tensors import load_into, load_state
+from streetvision.models.backbone import build_backbone, state_digest
+from tests.conftest import TINY_MODEL
+
+SHORT = [
+    *TINY_MODEL,
+    "model.backbone.depth=2",
+    "phase4a.epochs=1",
+    "phase4a.batch_size=16",
+    "phase4a.rank=4",
+    "phase4a.projection_hidden=32",
+    "phase4a.projection_dim=16",
+    "phase4a.precision=fp32",
+]
+ORDER = "pipeline.phases=[phase4a_explora,phase1,phase2,phase5,phase6]"
+
+
+@pytest.fixture(scope="module")
+def adapted(scenes, tmp_path_factory):
+    """A run that adapts first, with unlabelled images beside TRAIN, one of them a copy of a judged one."""
+    from streetvision.cli import main
+
+    root, further = tmp_path_factory.mktemp("runs") / "adapted", tmp_path_factory.mktemp("further")
+    with pytest.raises(SystemExit):
+        main(["train", f"data.root={scenes}", f"run_dir={root}", *SHORT, "pipeline.phases=[data]"])
+    schema = ArtifactSchema(root)
+    partition = partition_from_json(read_json(schema.splits), schema.splits)
+    for split in Split:
+        shutil.copy(scenes / partition.rows(split)[0].path, further / f"{split.value}.jpg")
+    for seed in range(8):
+        picture = torch.randint(0, 255, (3, 72, 96), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+        import torchvision.io
+
+        torchvision.io.write_jpeg(picture, str(further / f"new_{seed}.jpg"))
+    with pytest.raises(SystemExit) as stop:
+        main(["train", f"data.root={scenes}", f"run_dir={root}", *SHORT, ORDER, f"data.unlabeled=[{further}]"])
+    assert stop.value.code in (None, 0, 3)
+    return schema
+
+
+def manifest(schema, phase):
+    return json.loads(schema.manifest(phase).read_text())
+
+
+def test_phase1_starts_from_the_adapted_backbone_and_names_it(adapted):
+    recorded = manifest(adapted, "phase1")
+    digest = sha256_file(adapted.explora_checkpoint)
+    assert recorded["metrics"]["adapted_backbone_sha256"] == digest
+    assert recorded["inputs"]["phase4a_explora/explora_checkpoint.pth"]["sha256"] == digest
+    assert "adapted backbone" in recorded["summary"]
+    shipped = {k.removeprefix("backbone."): v for k, v in load_state(adapted.model_best).items() if "backbone." in k}
+    merged = load_state(adapted.explora_checkpoint)
+    assert shipped.keys() == merged.keys()
+    assert all(torch.equal(shipped[name], merged[name]) for name in merged)  # phase 1 was frozen
+
+
+def test_the_checkpoint_loads_with_strict_keys_and_differs_from_where_it_came_from(adapted):
+    backbone = build_backbone(read_json(adapted.explora_config))
+    before = state_digest(backbone)
+    load_into(backbone, load_state(adapted.explora_checkpoint), source="it")
+    assert state_digest(backbone) != before
+    assert all("lora_" in name for name in load_state(adapted.explora_lora))
+    assert manifest(adapted, "phase4a_explora")["metrics"]["merge_error"] < 1e-4
+
+
+def test_what_is_judged_is_kept_out_of_the_unlabelled(adapted):
+    found = read_json(adapted.unlabeled)
+    names = {row["path"].rpartition("/")[2] for row in found["rows"]}
+    assert names == {"train.jpg", *(f"new_{seed}.jpg" for seed in range(8))}
+    assert {path.rpartition("/")[2] for path in found["left_out"]} == {
+        "val_select.jpg",
+        "val_calib.jpg",
+        "val_test.jpg",
+    }
+    assert "images" in manifest(adapted, "phase4a_explora")["summary"]
+    assert "phase4a_explora/manifest.json" not in manifest(adapted, "phase4a_explora")["inputs"]
+    assert "unlabeled.json" in manifest(adapted, "phase4a_explora")["inputs"]
+
+
+def test_every_epoch_is_in_the_metrics_file_and_the_picture(adapted):
+    rows = list(csv.DictReader(adapted.explora_metrics.open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert {"train_loss", "select_loss", "alignment", "uniformity", "effective_rank", "knn_mcc"} <= rows[0].keys()
+    assert adapted.explora_curve.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_line_again_does_nothing_again(adapted, scenes, command):
+    further = read_json(adapted.unlabeled)["rows"][0]["path"].rpartition("/")[0]
+    line = ["train", f"data.root={scenes}", f"run_dir={adapted.root}", *SHORT, ORDER, f"data.unlabeled=[{further}]"]
+    _, out, _ = command(*line)
+    assert out.count("(unchanged)") == 6, out
+
+
+def test_another_run_starts_from_the_checkpoint_that_it_is_given(adapted, scenes, tmp_path, command):
+    run = ArtifactSchema(tmp_path / "run")
+    line = ["train", f"data.root={scenes}", f"run_dir={run.root}", *SHORT, "pipeline.phases=[phase1]"]
+    given = f"model.explora_checkpoint_path={adapted.explora_checkpoint}"
+    command(*line, given)
+    assert torch.equal(torch.load(run.val_calib_logits), torch.load(adapted.val_calib_logits))
+    command(*line)
+    assert not torch.equal(torch.load(run.val_calib_logits), torch.load(adapted.val_calib_logits))
+    code, _, err = command(*line, given, "model.init_from_explora=false")
+    assert (code, "leave out one of the two" in err) == (2, True)
+    code, _, err = command(*line, given, "model.backbone.width=64")
+    assert code == 2
+    assert "explora_checkpoint.pth does not fit" in err.replace("'", "")
+    code, _, err = command(*line, "model.init_from_explora=true")
+    assert code == 2
+    assert "phase1 needs phase4a_explora/explora_checkpoint.pth of phase4a_explora" in err
+
+
+@pytest.mark.parametrize("split", [Split.VAL_CALIB, Split.VAL_TEST])
+def test_it_may_not_open_what_is_judged_later(split):
+    with pytest.raises(LeakageError, match=f"phase4a_explora asked for {split.value}"):
+        check_may_open("phase4a_explora", split)
+
+
+def test_an_empty_folder_of_unlabelled_images_is_an_error(scenes, tmp_path, command):
+    line = ["train", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *SHORT, "pipeline.phases=[data]"]
+    code, _, err = command(*line, f"data.unlabeled=[{tmp_path}]")
+    assert (code, "holds no images" in err) == (2, True)
+
+
+def test_two_processes_adapt_like_one(scenes, tmp_path, command):
+    """The same joint batch and negatives: the same losses, and nearly the same weights."""
+    one, two = ArtifactSchema(tmp_path / "one"), ArtifactSchema(tmp_path / "two")
+    even = "data.fractions={train: 0.5, val_select: 0.2, val_calib: 0.2, val_test: 0.1}"
+    line = ["train", f"data.root={scenes}", *SHORT, "pipeline.phases=[phase4a_explora]", even]
+    assert command(*line, f"run_dir={one.root}")[0] == 0
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    asked = ["-m", "streetvision", *line, f"run_dir={two.root}"]
+    hardware = ["phase4a.hardware.devices=2", "training.hardware.devices=2", "training=full"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*starter, *asked, *hardware], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [list(csv.DictReader(schema.explora_metrics.open())) for schema in (one, two)]
+    for alone, shared in zip(*rows, strict=True):
+        for name in ("select_loss", "alignment", "uniformity", "effective_rank"):
+            assert float(shared[name]) == pytest.approx(float(alone[name]), rel=2e-3), name
+    assert float(rows[1][1]["train_loss"]) == pytest.approx(float(rows[0][1]["train_loss"]), rel=1e-3)
+    alone, shared = (load_state(schema.explora_checkpoint) for schema in (one, two))
+    for name, value in alone.items():
+        torch.testing.assert_close(shared[name], value, rtol=1e-2, atol=1e-4, msg=name)

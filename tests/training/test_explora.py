@@ -1,0 +1,206 @@
+import pytest
+import torch
+
+from streetvision.contracts.errors import ConfigError, StreetVisionError
+from streetvision.contracts.progress import Silent
+from streetvision.contracts.split_contracts import Row
+from streetvision.data.augmentation import get_val_transforms
+from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader
+from streetvision.data.decode import DEFAULT_LIMITS
+from streetvision.data.view_pairs import PairConfig, TwoViews
+from streetvision.models.backbone import BackboneConfig
+from streetvision.models.module import HeadConfig, ModelConfig, load_classifier
+from streetvision.training import watch as watching
+from streetvision.training.explora import METHODS, ExPLoRAModule, Student, open_backbone
+from streetvision.training.explora_config import ExPLoRAConfig
+from streetvision.training.trainer import Following, seed_all, train_module
+from streetvision.training.watch import Watch
+
+BACKBONE = BackboneConfig(source="random", width=16, depth=3, heads=2, image_size=32)
+SMALL = {"rank": 4, "projection_hidden": 16, "projection_dim": 8, "precision": "fp32", "epochs": 1, "batch_size": 16}
+
+
+def config(**changes):
+    return ExPLoRAConfig(**SMALL | changes)
+
+
+def student(settings, seed=0):
+    seed_all(seed)
+    classifier = load_classifier(ModelConfig(backbone=BACKBONE, head=HeadConfig()))
+    open_backbone(classifier, settings)
+    return Student(classifier, 16, settings)
+
+
+@pytest.fixture(scope="module")
+def rows(scenes):
+    images = sorted((scenes / "images").rglob("*.jpg"))[:48]
+    return tuple(Row(str(path), n % 2, f"{n:064d}", 96, 72, 0.5, group=f"g{n}") for n, path in enumerate(images))
+
+
+def loader(rows, transform, batch_size=16, *, shuffle=False, parts=1):
+    dataset = ImageDataset(rows, root=rows_root(), transform=transform, limits=DEFAULT_LIMITS)
+    return ImageLoader(dataset, EpochBatches(len(rows), batch_size=batch_size, shuffle=shuffle, parts=parts), workers=0)
+
+
+def rows_root():
+    from pathlib import Path
+
+    return Path("/")
+
+
+def trained(rows, settings, **following):
+    module = ExPLoRAModule(student(settings), settings)
+    pairs, plain = TwoViews(settings.views, image_size=32), get_val_transforms(image_size=32)
+    watch = Watch(
+        settings,
+        Silent(),
+        select=loader(rows[32:], pairs),
+        probe=loader(rows[:32], plain),
+        groups=[row.group for row in rows[:32]],
+    )
+    batches = loader(rows[:32], pairs, settings.batch_size, shuffle=True, parts=settings.accumulate)
+    seed_all(1)
+    train_module(module, batches, None, epochs=watch, following=Following(Silent(), **following))
+    return module, watch
+
+
+def learnt(module):
+    return {name: p.detach().clone() for name, p in module.model.named_parameters() if p.requires_grad}
+
+
+def test_adapters_everywhere_but_in_the_last_blocks_which_learn_whole_and_norms_everywhere():
+    classifier = student(config(unfreeze_blocks=1)).classifier
+    learning = {name for name, p in classifier.backbone.named_parameters() if p.requires_grad}
+    blocks = {number: {n for n in learning if f".{number}." in n} for number in (0, 1, 2)}
+    for early in (0, 1):
+        assert any("lora_A" in name for name in blocks[early])
+        assert all("lora_" in name or "norm" in name for name in blocks[early])
+        assert any("norm" in name for name in blocks[early])
+    assert not any("lora_" in name for name in blocks[2])
+    whole = {n for n, _ in classifier.backbone.named_parameters() if ".2." in n}
+    assert blocks[2] == whole
+    assert not any(p.requires_grad for p in classifier.head.parameters())
+
+
+@pytest.mark.parametrize("blocks", [0, 3])
+def test_none_or_all_blocks_can_be_opened(blocks):
+    if blocks == 3:
+        with pytest.raises(ConfigError, match="no linear layer"):
+            student(config(unfreeze_blocks=3))
+    else:
+        assert all("lora_" in n or "norm" in n for n, p in student(config(unfreeze_blocks=0)).named_parameters()
+                   if p.requires_grad and "backbone" in n)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_what_is_open_and_nothing_else(rows, method):
+    settings = config(method=method)
+    before = {n: p.detach().clone() for n, p in student(settings).named_parameters()}
+    module, watch = trained(rows, settings)
+    moved = {n for n, p in module.model.named_parameters() if not torch.equal(p.detach(), before[n])}
+    assert moved == {n for n, p in module.model.named_parameters() if p.requires_grad}
+    assert [row["epoch"] for row in watch.history] == [0, 1]
+    finite = ("select_loss", "alignment", "uniformity", "effective_rank", "knn_mcc")
+    assert all(torch.isfinite(torch.tensor(float(row[name]))) for row in watch.history for name in finite)
+
+
+def test_the_cache_gives_the_same_step(rows):
+    whole, _ = trained(rows, config())
+    parts, _ = trained(rows, config(at_once=5))
+    for name, value in learnt(whole).items():
+        torch.testing.assert_close(learnt(parts)[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_accumulation_is_another_step_for_a_contrast_and_the_same_for_byol(rows):
+    for method, same in (("simclr", False), ("byol", True)):
+        one, two = (trained(rows, config(method=method, accumulate=parts))[0] for parts in (1, 2))
+        gaps = [(learnt(two)[name] - value).abs().max() for name, value in learnt(one).items()]
+        assert bool(max(gaps) < 1e-5) is same, method
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(rows, tmp_path):
+    settings = config(epochs=2, method="byol", checkpoint_steps=1)
+    undisturbed, whole = trained(rows, settings)
+
+    class StopError(Exception):
+        pass
+
+    looked = Watch.look
+
+    def interrupted(self, module):
+        if len(self.history) == 2:
+            raise StopError
+        return looked(self, module)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watch, "look", interrupted)
+        with pytest.raises(StopError):
+            trained(rows, settings, checkpoint=tmp_path / "c.ckpt", key="k")
+    module, watch = trained(rows, settings, checkpoint=tmp_path / "c.ckpt", key="k")
+    for name, value in learnt(undisturbed).items():
+        assert torch.equal(learnt(module)[name], value), name
+    drop = lambda history: [{k: v for k, v in row.items() if k != "seconds"} for row in history[1:]]  # noqa: E731
+    assert drop(watch.history) == drop(whole.history)
+
+
+def test_a_collapsed_run_stops_and_says_so(rows, monkeypatch):
+    monkeypatch.setattr(watching, "uniformity", lambda _: -0.001)
+    with pytest.raises(StreetVisionError, match="collapsed in epoch 1"):
+        trained(rows, config())
+
+
+def test_watching_changes_nothing(rows):
+    settings = config()
+    module = ExPLoRAModule(student(settings), settings)
+    module.train()
+    before, state = learnt(module), torch.get_rng_state()
+    watch = Watch(
+        settings,
+        Silent(),
+        select=loader(rows[32:], TwoViews(settings.views, image_size=32)),
+        probe=loader(rows[:32], get_val_transforms(image_size=32)),
+        groups=[row.group for row in rows[:32]],
+    )
+    assert watch.look(module) == watch.look(module)  # the same views each time
+    assert torch.equal(state, torch.get_rng_state())
+    assert module.model.projection.training
+    assert all(torch.equal(value, learnt(module)[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "byol", "temperature": 0.2}, "temperature=0.2 is not read by phase4a.method=byol"),
+        ({"momentum": 0.5}, "momentum=0.5 is not read"),
+        ({"prototypes": 8}, "prototypes=8 is not read"),
+        ({"method": "swav", "at_once": 8}, "at_once=8 is not read"),
+        ({"batch_size": 15, "accumulate": 2}, "cannot be cut into 2 parts"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        config(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"crop_scale": (0.9, 1.0)},
+        {"flip_probability": 0.0},
+        {"colour_jitter": 0.1},
+        {"grey_probability": 1.0},
+        {"blur": False},
+    ],
+)
+def test_two_views_are_drawn_apart_and_every_setting_shows(changes):
+    image = (torch.arange(3 * 60 * 80).reshape(3, 60, 80) * 37 % 251).to(torch.uint8)
+
+    def draw(settings):
+        torch.manual_seed(3)
+        return torch.stack([TwoViews(settings, image_size=32)(image) for _ in range(8)])
+
+    views = draw(PairConfig())
+    assert views.shape == (8, 2, 3, 32, 32)
+    assert views.dtype == torch.uint8
+    assert not torch.equal(views[:, 0], views[:, 1])
+    assert not torch.equal(draw(PairConfig(**changes)), views)
