@@ -2,12 +2,10 @@
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from streetvision.contracts.errors import unknown_name
-from streetvision.contracts.progress import Progress, Silent
+from streetvision.contracts.progress import Progress
 from streetvision.research.figures import Figure, in_turn
 
 
@@ -29,50 +27,10 @@ def bench_startup(_: Progress) -> list[Figure]:
 
 
 def bench_training(progress: Progress) -> list[Figure]:
-    """Ten epochs of a head on cached features, against computing the features once."""
-    import torch
+    """A head on features, adapters against a loop by hand, a contrast against lightly's."""
+    from streetvision.research import bench_training
 
-    from streetvision.data.datamodule import FeatureBatches, LoaderConfig
-    from streetvision.data.index import list_images
-    from streetvision.data.scan import scan_images
-    from streetvision.data.scenes import SceneConfig, write_scenes
-    from streetvision.models.backbone import BackboneConfig
-    from streetvision.models.module import HeadConfig, ModelConfig, load_classifier, make_head
-    from streetvision.training.config import TrainingConfig
-    from streetvision.training.features import FeatureCache
-    from streetvision.training.trainer import Following, fit
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_scenes(folder / "scenes", SceneConfig(count=512), progress)
-        listing = list_images(str(folder / "scenes"), class_names=("None", "Roadwork"), import_to=folder)
-        rows = scan_images(listing, class_names=("None", "Roadwork")).index.rows
-        classifier = load_classifier(
-            ModelConfig(backbone=BackboneConfig(source="embedded", name="dinov3_scenes"), pooling="cls_mean")
-        )
-
-        def compute_features() -> tuple[torch.Tensor, torch.Tensor]:
-            with tempfile.TemporaryDirectory() as empty:
-                cache = FeatureCache(Path(empty), classifier, loader=LoaderConfig(), progress=progress)
-                return cache.features(rows, root=listing.root, name="bench")
-
-        features, labels = compute_features()
-        config = TrainingConfig(epochs=10, batch_size=256)
-
-        def ten_epochs() -> None:
-            torch.manual_seed(0)
-            batches = FeatureBatches(features, labels, batch_size=256, seed=0)
-            head = make_head(HeadConfig(), features.shape[1])
-            fit(
-                head,
-                batches,
-                FeatureBatches(features, labels, batch_size=4096),
-                config=config,
-                following=Following(Silent()),
-            )
-
-        ours, beside = in_turn(ten_epochs, compute_features)
-    return [Figure("ten epochs of the head, 512 images", ours, "features of the same images, once", beside)]
+    return bench_training.bench_training(progress)
 
 
 def bench_statistics(progress: Progress) -> list[Figure]:

@@ -4,13 +4,19 @@ Legend: N images, each seen twice; D width of an embedding; K prototypes; W proc
 (N, D) each, row by row of the same image, in any scale: every loss here normalises them.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributed.nn.functional import all_gather
 
 from streetvision.contracts.errors import ConfigError
+
+CONTRASTED = 512
+"""Rows whose similarities to all others lie in memory at a time: 16 MB for 8,192 others."""
 
 
 class SimCLRLoss(nn.Module):
@@ -34,10 +40,61 @@ class SimCLRLoss(nn.Module):
         everyone = torch.cat([gather(first), gather(second)])  # (2NW, D)
         total = len(everyone) // 2
         own = torch.arange(before, before + count, device=first.device)
-        similarities = torch.cat([first, second]) @ everyone.T / self.temperature  # (2N, 2NW)
-        itself = torch.cat([own, own + total])
-        similarities = similarities.scatter(1, itself[:, None], -torch.inf)
-        return F.cross_entropy(similarities, torch.cat([own + total, own]))
+        loss: Tensor = _Contrast.apply(
+            torch.cat([first, second]),
+            everyone,
+            torch.cat([own, own + total]),
+            torch.cat([own + total, own]),
+            self.temperature,
+        )
+        return loss
+
+
+class _Contrast(torch.autograd.Function):
+    """Mean cross-entropy of anchors (M, D) against everyone (K, D), some rows at a time in both directions.
+
+    The M x K similarities never lie in memory together: only the logarithm of each row's sum is kept, and the rows are
+    computed again on the way back. All in the precision of the inputs, whatever precision the network runs in.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchors: Tensor, everyone: Tensor, itself: Tensor, partner: Tensor, temperature: float
+    ) -> Tensor:
+        logs = anchors.new_empty(len(anchors))
+        for rows in _blocks(len(anchors)):
+            logs[rows] = _similarities(anchors[rows], everyone, itself[rows], temperature).logsumexp(dim=1)
+        ctx.save_for_backward(anchors, everyone, itself, partner, logs)
+        ctx.temperature = temperature
+        return (logs - (anchors * everyone[partner]).sum(dim=1) / temperature).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        anchors, everyone, itself, partner, logs = ctx.saved_tensors
+        of_anchors, of_everyone = torch.empty_like(anchors), torch.zeros_like(everyone)
+        scale = gradient / (len(anchors) * ctx.temperature)
+        for rows in _blocks(len(anchors)):
+            shares = _similarities(anchors[rows], everyone, itself[rows], ctx.temperature)
+            shares = shares.sub_(logs[rows, None]).exp_()
+            shares[torch.arange(len(shares), device=shares.device), partner[rows]] -= 1
+            shares *= scale
+            with torch.autocast(anchors.device.type, enabled=False):
+                of_anchors[rows] = shares @ everyone
+                of_everyone.addmm_(shares.T, anchors[rows])
+        return of_anchors, of_everyone, None, None, None
+
+
+def _blocks(count: int) -> list[slice]:
+    return [slice(start, start + CONTRASTED) for start in range(0, count, CONTRASTED)]
+
+
+def _similarities(anchors: Tensor, everyone: Tensor, itself: Tensor, temperature: float) -> Tensor:
+    """(M, K) over the temperature, minus infinity where an anchor would meet itself."""
+    with torch.autocast(anchors.device.type, enabled=False):
+        similarities = (anchors / temperature) @ everyone.T
+    similarities[torch.arange(len(anchors), device=anchors.device), itself] = -torch.inf
+    return similarities
 
 
 def byol_loss(predicted: Tensor, target: Tensor) -> Tensor:
