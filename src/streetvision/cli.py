@@ -74,11 +74,14 @@ def predict(
     bundle: BundlePath,
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     form: Annotated[Literal["jsonl", "csv"], typer.Option("--format", help="How to print the answers.")] = "jsonl",
+    explain: Annotated[
+        Path | None, typer.Option("--explain", metavar="FOLDER", help="Also draw there what each view showed.")
+    ] = None,
 ) -> None:
     """Answer for each image: label, decision, calibrated probability of class 1."""
     from streetvision.pipeline.prediction import print_predictions
 
-    if print_predictions(bundle, images, form=form):
+    if print_predictions(bundle, images, form=form, explain=explain):
         raise typer.Exit(USER_ERROR)
 
 

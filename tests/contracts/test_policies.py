@@ -1,7 +1,14 @@
 import pytest
 from pydantic import ValidationError
 
-from streetvision.contracts.policies import BundleManifest, RiskControl, ScoresRef, ThresholdInterval, ThresholdPolicy
+from streetvision.contracts.policies import (
+    BundleManifest,
+    FusionRef,
+    RiskControl,
+    ScoresRef,
+    ThresholdInterval,
+    ThresholdPolicy,
+)
 
 MODEL, OTHER = "a" * 64, "b" * 64
 SCORES = ScoresRef(sha256=OTHER, model_sha256=MODEL, split="val_calib", n=10, positives=4)
@@ -37,6 +44,38 @@ def test_a_bundle_that_closes_is_accepted():
 def test_a_chain_that_does_not_close_is_refused(change, message):
     with pytest.raises(ValidationError, match=message):
         BundleManifest.model_validate(BUNDLE | change)
+
+
+FUSION = {"description_sha256": OTHER, "weights_sha256": MODEL}
+FUSED = BUNDLE | {
+    "policy": POLICY.model_copy(
+        update={"scores": SCORES.model_copy(update={"fusion": FusionRef(**FUSION)})}
+    ).model_dump(),
+    "fusion_description": "cvfm_config.json",
+    "fusion_weights": "cvfm_weights.pth",
+    "files": BUNDLE["files"]
+    | {"cvfm_config.json": {"sha256": OTHER, "bytes": 1}, "cvfm_weights.pth": {"sha256": MODEL, "bytes": 1}},
+}
+
+
+def test_a_bundle_that_closes_over_its_fusion_is_accepted():
+    assert BundleManifest.model_validate(FUSED).policy.scores.fusion.weights_sha256 == MODEL
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policy": POLICY.model_dump()}, "fused in another way"),
+        ({"fusion_weights": None}, "fused in another way"),
+        ({"fusion_description": None, "fusion_weights": None}, "fused in another way"),
+        ({"fusion_description": None}, "named without fusion_description"),
+        ({"fusion_description": "other.json"}, "which is not in files"),
+        ({"files": FUSED["files"] | {"cvfm_config.json": {"sha256": MODEL, "bytes": 1}}}, "fused in another way"),
+    ],
+)
+def test_a_fusion_that_the_policy_was_not_fitted_on_is_refused(change, message):
+    with pytest.raises(ValidationError, match=message):
+        BundleManifest.model_validate(FUSED | change)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), float("inf")])

@@ -17,6 +17,7 @@ def test_only_phases_that_train_open_train():
     assert [phase for phase, splits in MAY_OPEN.items() if Split.TRAIN in splits] == [
         "phase4a_explora",
         "phase1",
+        "phase4c_cvfm",
         "phase5_maccal",
     ]
 

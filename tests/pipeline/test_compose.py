@@ -105,6 +105,13 @@ def test_a_wrong_setting_says_what_is_wrong(override, message):
         ([ADAPT, "model.explora_checkpoint_path=a.pth"], "leave out one of the two"),
         ([ADAPT, "phase4a.hardware.devices=2"], "one command starts its processes once"),
         (["phase4a.hardware.devices=2", "phase4a.at_once=8"], "phase4a.at_once runs in one process"),
+        (["pipeline.phases=[phase1,phase4c_cvfm]"], "phase4c_cvfm has nothing to do under phase4c.mode=single_view"),
+        (["phase4c=cvfm", "phase6.policy=threshold"], "phase6.policy=threshold cuts the scores of single views"),
+        (["phase4c=cvfm", "phase5.method=mac_cal"], "phase5.method=mac_cal retrains the head on single views"),
+        (
+            ["phase4c.mode=cvfm_inference", "phase4c.epochs=3"],
+            "phase4c.epochs is not read by phase4c.mode=cvfm_inference",
+        ),
         (["training=full", "training.adapter.rank=4"], "is not read by training.mode=full"),
         (["training=peft", "training.layer_decay=0.5"], "is not read by training.mode=peft"),
         (["training=full", "training.hardware.devices=2", "augmentation.gate.epochs=1"], "runs in one process"),

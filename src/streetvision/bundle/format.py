@@ -16,10 +16,14 @@ from streetvision.io.validators import BundleValidator
 BUNDLE_JSON = "bundle.json"
 MODEL_CHECKPOINT = "model.pth"
 MODEL_DESCRIPTION = "model_config.json"
+FUSION_DESCRIPTION = "cvfm_config.json"
+FUSION_WEIGHTS = "cvfm_weights.pth"
 BUNDLE_NAMES = (
     BUNDLE_JSON,
     MODEL_CHECKPOINT,
     MODEL_DESCRIPTION,
+    FUSION_DESCRIPTION,
+    FUSION_WEIGHTS,
     "scrc_params.json",
     "scrc_params.pkl",
     "thresholds.json",
@@ -61,6 +65,8 @@ def write_bundle(
             class_names=class_names,
             model_checkpoint=MODEL_CHECKPOINT,
             model_description=MODEL_DESCRIPTION,
+            fusion_description=FUSION_DESCRIPTION if FUSION_DESCRIPTION in files else None,
+            fusion_weights=FUSION_WEIGHTS if FUSION_WEIGHTS in files else None,
             files={name: seal(folder / name) for name in sorted(files)},
             data_fingerprint=data_fingerprint,
             made_with=versions(),

@@ -1,9 +1,10 @@
 """Images in, probabilities and decisions out: the whole public API of a shipped model."""
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from streetvision.bundle.format import Bundle, read_bundle
 from streetvision.calibration.calibrators import restore_calibrator
@@ -20,19 +22,36 @@ from streetvision.calibration.contract import margins
 from streetvision.calibration.risk_control import handed_over
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.policies import RiskControl, ScrcPolicy
-from streetvision.data.augmentation import get_val_transforms
 from streetvision.data.decode import DEFAULT_LIMITS, DecodeLimits, decode_image, read_image
 from streetvision.eval.metrics import positive_probability
 from streetvision.eval.thresholds import decide
 from streetvision.io.tensors import load_into, load_state
 from streetvision.io.validators import validate_json
-from streetvision.models.module import ClassifierDescription, build_classifier
+from streetvision.models.fused import FusedClassifier, FusionDescription, load_fused
+from streetvision.models.module import Classifier, ClassifierDescription, build_classifier
+from streetvision.models.multi_view import Box, Views, plan_views
 from streetvision.training.hardware import pick_device
+from streetvision.training.predict import Model, images_at_once, preparation
 
 ImageInput: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor
 HANDED_OVER = -1
 """Among certified answers: a person decides."""
 ONE_IMAGE = (str, Path, bytes, Image.Image, np.ndarray, Tensor)
+SINGLE_VIEW = "single_view"
+Prepared: TypeAlias = Tensor | Views
+"""One image as the model takes it: uint8 (3, S, S), or its views."""
+
+
+@dataclass(frozen=True)
+class ViewAnswer:
+    """What the model saw in one view of an image."""
+
+    box: Box
+    """Where the view lies, pixels of the image: left, top, right, bottom."""
+    probability: float
+    """Of class 1 by this view alone, not calibrated."""
+    weight: float
+    """How much it counted: its weight in a trained fusion; else how far the fused margin moves with the view's."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,8 @@ class Prediction:
     """Calibrated probability of class 1."""
     certified: int | None
     """The answer whose risk is certified, 0 or 1; None where a person decides, or where nothing is certified."""
+    views: tuple[ViewAnswer, ...] = ()
+    """What each view shows, the whole image first; only `explain` tells."""
 
 
 class Predictor:
@@ -60,8 +81,20 @@ class Predictor:
         self.device = pick_device()
         self.classifier = build_classifier(description)
         load_into(self.classifier, load_state(checkpoint), source=str(checkpoint))
-        self.classifier.to(self.device).eval()
-        self._transform = get_val_transforms(image_size=description.image_size)
+        self.model: Model = _with_fusion(self.classifier, bundle) if manifest.fusion_description else self.classifier
+        self.model.to(self.device).eval()
+        self._prepare = preparation(self.model)
+
+    @property
+    def inference(self) -> str:
+        """How many looks at each image, and how they are fused: single_view, or the mode of the fusion."""
+        return self.model.description.mode if isinstance(self.model, FusedClassifier) else SINGLE_VIEW
+
+    def with_single_view(self) -> "Predictor":
+        """The same model without its fusion, whose logits are those that phase 2's threshold was chosen on."""
+        plain = copy.copy(self)
+        plain.model, plain._prepare = self.classifier, preparation(self.classifier)
+        return plain
 
     @property
     def threshold(self) -> float:
@@ -78,26 +111,45 @@ class Predictor:
         return [answer for batch in self.stream(several, batch_size=batch_size) for answer in batch]
 
     def stream(self, images: Iterable[ImageInput], *, batch_size: int = 64) -> Iterator[list[Prediction]]:
-        """The same in batches, with at most two of them in memory; decoding runs in threads beside the model."""
+        """The same in batches, with at most two of them in memory; decoding runs in threads beside the model.
+
+        A batch is of `batch_size` images, or of as many as have that many views.
+        """
         return map(self.answers, self.stream_logits(images, batch_size=batch_size))
 
     def stream_logits(self, images: Iterable[ImageInput], *, batch_size: int = 64) -> Iterator[Tensor]:
         """Logits (B, 2) of the images in batches: what `answers` takes."""
+        size = images_at_once(self.model, batch_size)
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             remaining = iter(images)
-            pending = [pool.submit(self.prepare, image) for image in islice(remaining, batch_size)]
+            pending = [pool.submit(self.prepare, image) for image in islice(remaining, size)]
             while pending:
-                upcoming = [pool.submit(self.prepare, image) for image in islice(remaining, batch_size)]
-                yield self.logits(torch.stack([future.result() for future in pending]))
+                upcoming = [pool.submit(self.prepare, image) for image in islice(remaining, size)]
+                yield self.logits(default_collate([future.result() for future in pending]))
                 pending = upcoming
 
-    def prepare(self, image: ImageInput) -> Tensor:
-        """One image as the classifier takes it: uint8 (3, S, S)."""
-        return self._transform(as_pixels(image, self.limits))
+    def prepare(self, image: ImageInput) -> Prepared:
+        """One image as the model takes it, from its full resolution: uint8 (3, S, S), or its views."""
+        return self._prepare(as_pixels(image, self.limits))
 
-    def predict_prepared(self, images: Sequence[Tensor]) -> list[Prediction]:
+    def predict_prepared(self, images: Sequence[Prepared]) -> list[Prediction]:
         """Answers for images that `prepare` made, in one forward pass."""
-        return self.answers(self.logits(torch.stack(list(images))))
+        return self.answers(self.logits(default_collate(list(images))))
+
+    @torch.inference_mode()
+    def explain(self, image: ImageInput) -> Prediction:
+        """The answer for one image, with what each view of it shows."""
+        pixels = as_pixels(image, self.limits)
+        whole = Box(0, 0, pixels.shape[2], pixels.shape[1])
+        if not isinstance(self.model, FusedClassifier):
+            logits = self.logits(default_collate([self._prepare(pixels)]))
+            return replace(self.answers(logits)[0], views=_views([whole], logits, torch.ones(1)))
+        views = self.model.prepare(pixels)
+        look = self.model.look(default_collate([views]).to(self.device))
+        boxes = plan_views(whole.bottom, whole.right, self.model.description.views)
+        seen = [box for box, there in zip(boxes, views.mask.tolist(), strict=True) if there]
+        found = _views(seen, look.view_logits[0][views.mask].float().cpu(), look.weights[0][views.mask].cpu())
+        return replace(self.answers(look.logits.float().cpu())[0], views=found)
 
     def answers(self, logits: Tensor) -> list[Prediction]:
         """Logits (B, 2) -> the bundle's calibrated probability, decision and certified answer for each row."""
@@ -108,9 +160,9 @@ class Predictor:
         return [Prediction(names[decision], decision, p, answer) for decision, p, answer in rows]
 
     @torch.inference_mode()
-    def logits(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) -> logits (B, 2) float32 on the CPU, before calibration."""
-        logits: Tensor = self.classifier(images.to(self.device))
+    def logits(self, images: Prepared) -> Tensor:
+        """Images (B, 3, S, S), or views of B images -> logits (B, 2) float32 on the CPU, before calibration."""
+        logits: Tensor = self.model(images.to(self.device))
         return logits.float().cpu()
 
     @property
@@ -145,6 +197,19 @@ def load_bundle(path: str | Path) -> Predictor:
     Raises ArtifactError that names the file and field that is wrong.
     """
     return Predictor(read_bundle(Path(path)))
+
+
+def _with_fusion(classifier: Classifier, bundle: Bundle) -> FusedClassifier:
+    manifest = bundle.manifest
+    assert manifest.fusion_description is not None
+    description = validate_json(bundle.folder / manifest.fusion_description, FusionDescription)
+    weights = None if manifest.fusion_weights is None else bundle.folder / manifest.fusion_weights
+    return load_fused(classifier, description, weights)
+
+
+def _views(boxes: list[Box], logits: Tensor, weights: Tensor) -> tuple[ViewAnswer, ...]:
+    probabilities = positive_probability(logits.numpy()).tolist()
+    return tuple(map(ViewAnswer, boxes, probabilities, weights.tolist()))
 
 
 def as_pixels(image: ImageInput, limits: DecodeLimits) -> Tensor:

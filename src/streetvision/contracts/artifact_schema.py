@@ -177,6 +177,41 @@ class ArtifactSchema:
         return self.phase2 / "mcc_curve.png"
 
     @property
+    def phase4c(self) -> Path:
+        """How views of an image are fused, and the fused scores."""
+        return self.root / "phase4c_cvfm"
+
+    @property
+    def cvfm_config(self) -> Path:
+        """How images are cut into views and the views are fused."""
+        return self.phase4c / "cvfm_config.json"
+
+    @property
+    def cvfm_weights(self) -> Path:
+        """The trained fusion, when phase4c.mode is cvfm_trained."""
+        return self.phase4c / "cvfm_weights.pth"
+
+    @property
+    def cvfm_metrics(self) -> Path:
+        """One row an epoch, the untrained fusion first."""
+        return self.phase4c / "metrics.csv"
+
+    @property
+    def cvfm_logits(self) -> Path:
+        """(N, 2) float32 fused logits of VAL_CALIB."""
+        return self.phase4c / "val_calib_logits.pt"
+
+    @property
+    def cvfm_labels(self) -> Path:
+        """(N,) int64 labels of VAL_CALIB."""
+        return self.phase4c / "val_calib_labels.pt"
+
+    @property
+    def cvfm_scores(self) -> Path:
+        """Which model, fusion, rows and tensors make up these scores."""
+        return self.phase4c / "val_calib_scores.json"
+
+    @property
     def phase5_maccal(self) -> Path:
         """The head trained anew for calibration, and its scores."""
         return self.root / "phase5_maccal"
@@ -319,6 +354,7 @@ class ArtifactSchema:
             "phase4a_explora": self.phase4a,
             "phase1": self.phase1,
             "phase2": self.phase2,
+            "phase4c_cvfm": self.phase4c,
             "phase5_maccal": self.phase5_maccal,
             "phase5": self.phase5,
             "phase6": self.export,

@@ -18,6 +18,15 @@ class Sealed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class FusionRef(Sealed):
+    """Which fusion of views made scores."""
+
+    description_sha256: Digest
+    """Digest of the file that says how images are cut and views are fused."""
+    weights_sha256: Digest | None = None
+    """Digest of the trained fusion's checkpoint; None where nothing was trained."""
+
+
 class ScoresRef(Sealed):
     """Which scores a policy belongs to."""
 
@@ -25,6 +34,8 @@ class ScoresRef(Sealed):
     """Digest of the scores: logits, labels and rows."""
     model_sha256: Digest
     """Digest of the checkpoint that made them."""
+    fusion: FusionRef | None = None
+    """How many views of each image were fused; None: each image is one view."""
     split: str
     """The split that was scored."""
     n: int = Field(gt=0)
@@ -204,6 +215,10 @@ class BundleManifest(Sealed):
     """File name of the classifier's state dict."""
     model_description: str
     """File name of the classifier's architecture and preprocessing."""
+    fusion_description: str | None = None
+    """File name of how images are cut and views are fused; None: each image is one view."""
+    fusion_weights: str | None = None
+    """File name of the trained fusion's state dict; None where nothing was trained."""
     files: dict[str, FileSeal]
     """Every file of the bundle but this one, by name inside the folder."""
     data_fingerprint: Digest
@@ -215,10 +230,20 @@ class BundleManifest(Sealed):
     def _closes(self) -> "BundleManifest":
         if self.policy.policy_type != self.policy_type:
             raise ValueError(f"policy_type is {self.policy_type!r} but the policy is {self.policy.policy_type!r}")
-        for field in ("model_checkpoint", "model_description"):
-            if getattr(self, field) not in self.files:
+        for field in ("model_checkpoint", "model_description", "fusion_description", "fusion_weights"):
+            if getattr(self, field) not in (*self.files, None):
                 raise ValueError(f"{field} names {getattr(self, field)!r}, which is not in files")
         sealed = self.files[self.model_checkpoint].sha256
         if sealed != self.policy.scores.model_sha256:
             raise ValueError(f"the policy belongs to model {self.policy.scores.model_sha256[:12]}, not {sealed[:12]}")
+        if self.policy.scores.fusion != self._fusion():
+            raise ValueError("the policy belongs to scores that were fused in another way than the bundle's")
         return self
+
+    def _fusion(self) -> FusionRef | None:
+        if self.fusion_description is None:
+            if self.fusion_weights is not None:
+                raise ValueError("fusion_weights are named without fusion_description")
+            return None
+        weights = None if self.fusion_weights is None else self.files[self.fusion_weights].sha256
+        return FusionRef(description_sha256=self.files[self.fusion_description].sha256, weights_sha256=weights)

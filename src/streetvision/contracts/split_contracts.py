@@ -29,6 +29,7 @@ MAY_OPEN: Mapping[str, frozenset[Split]] = MappingProxyType(
         "phase4a_explora": frozenset({Split.TRAIN, Split.VAL_SELECT}),
         "phase1": frozenset({Split.TRAIN, Split.VAL_SELECT, Split.VAL_CALIB}),
         "phase2": frozenset({Split.VAL_CALIB}),
+        "phase4c_cvfm": frozenset({Split.TRAIN, Split.VAL_SELECT, Split.VAL_CALIB}),
         "phase5_maccal": frozenset({Split.TRAIN, Split.VAL_SELECT, Split.VAL_CALIB}),
         "phase5": frozenset({Split.VAL_CALIB}),
         "phase6": frozenset(),

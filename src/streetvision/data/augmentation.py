@@ -1,7 +1,7 @@
 """What happens to a picture on its way to the model: nothing random when judging, what a policy says when training."""
 
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -12,7 +12,8 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.data.decode import resize_squash
 from streetvision.data.distortions import distort
 
-Transform = Callable[[Tensor], Tensor]
+Transform = Callable[[Tensor], Any]
+"""Pixels (3, H, W) -> a tensor, or a named tuple of tensors, of the same shapes for every image."""
 BatchTransform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(images (B, 3, S, S), labels (B,)) -> images, and labels (B,) or shares of the classes (B, 2)."""
 Level = Literal[0, 1, 2, 3]

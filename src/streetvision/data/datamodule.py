@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.augmentation import BatchTransform, Transform
@@ -18,8 +19,9 @@ from streetvision.data.cache import ImageCache
 from streetvision.data.decode import DecodeLimits, UndecodableImage, read_image
 
 Key = tuple[int, int]
-Sample = tuple[Tensor, int, Key] | UndecodableImage
-Batch = tuple[Tensor, Tensor]
+Sample = tuple[Any, int, Key] | UndecodableImage
+Batch = tuple[Any, Tensor]
+"""Inputs, a tensor or a named tuple of them, and labels."""
 
 
 class LoaderConfig(BaseModel):
@@ -28,7 +30,7 @@ class LoaderConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_size: int = Field(default=64, ge=1)
-    """Images a forward pass when nothing is trained."""
+    """Images, or views of images, a forward pass when nothing is trained."""
     workers: int | None = Field(default=None, ge=0)
     """Processes that decode; None takes one a core beyond the second, none on one or two cores."""
     cache_pixels: int | None = Field(default=None, ge=32)
@@ -48,7 +50,7 @@ class LoaderConfig(BaseModel):
 
 
 class ImageDataset(Dataset[Sample]):
-    """Rows as (image uint8 (3, S, S), label); a key is (epoch, position).
+    """Rows as (image uint8 (3, S, S), label); a key is (epoch, position). A transform may make a tuple of tensors.
 
     What is random in the transform depends on seed, epoch and position alone, never on the worker that draws it.
     An image that cannot be read is returned as its error, since an error raised in a worker loses its words.
@@ -183,7 +185,7 @@ def _collate(samples: Sequence[Sample], *, mix: BatchTransform | None, seed: int
     whole = [sample for sample in samples if not isinstance(sample, UndecodableImage)]
     if len(whole) < len(samples):
         return next(sample for sample in samples if isinstance(sample, UndecodableImage))
-    images, labels = torch.stack([image for image, _, _ in whole]), torch.tensor([label for _, label, _ in whole])
+    images, labels = default_collate([image for image, _, _ in whole]), torch.tensor([label for _, label, _ in whole])
     if mix is None:
         return images, labels
     with _drawn_from(seed, -1, *(number for _, _, key in whole for number in key)):

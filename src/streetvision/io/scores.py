@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from streetvision.contracts.errors import ArtifactError
-from streetvision.contracts.policies import Digest, ScoresRef, Sealed
+from streetvision.contracts.policies import Digest, FusionRef, ScoresRef, Sealed
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.io.atomic import sha256_bytes, sha256_json, write_json_atomic
 from streetvision.io.tensors import save_tensors
@@ -36,12 +36,15 @@ class Scores:
     """Digest of the checkpoint file."""
     rows_sha256: str
     """Digest of the rows scored, in order."""
+    fusion: FusionRef | None = None
+    """How views were fused; None: each image is one view."""
 
     @property
     def reference(self) -> ScoresRef:
         """What a policy that is fitted on these scores carries."""
         content = [
             self.model_sha256,
+            None if self.fusion is None else self.fusion.model_dump(),
             self.rows_sha256,
             sha256_bytes(_bytes(self.logits)),
             sha256_bytes(_bytes(self.labels)),
@@ -49,6 +52,7 @@ class Scores:
         return ScoresRef(
             sha256=sha256_json(content),
             model_sha256=self.model_sha256,
+            fusion=self.fusion,
             split=self.split.value,
             n=len(self.labels),
             positives=int(self.labels.sum()),
@@ -78,6 +82,7 @@ def load_scores(*, logits: Path, labels: Path, record: Path) -> Scores:
         split=Split(found.reference.split),
         model_sha256=found.reference.model_sha256,
         rows_sha256=found.rows_sha256,
+        fusion=found.reference.fusion,
     )
     if scores.reference != found.reference:
         raise ArtifactError(

@@ -194,6 +194,16 @@ class TrainableCVFM(nn.Module):
         return ((told - target)[mask] ** 2).mean()
 
 
+def influence(logits: Tensor, mask: Tensor, content: Tensor, config: FusionConfig) -> Tensor:
+    """How far the fused margin moves with the margin of each view (B, V): its weight, where the mode is a mean."""
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        logits, mask, content = logits.clone().requires_grad_(), mask.clone(), content.clone()
+        fused = FUSIONS[config.mode](logits, mask, content, config)
+        (slopes,) = torch.autograd.grad((fused[:, 1] - fused[:, 0]).sum(), logits)
+    moved: Tensor = (slopes[..., 1] - slopes[..., 0]) / 2
+    return moved
+
+
 def check_views(mask: Tensor) -> None:
     """Raise DataError where an image has no view at all."""
     empty = int((~mask.any(dim=1)).sum())

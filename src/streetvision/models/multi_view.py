@@ -51,6 +51,10 @@ class Views(NamedTuple):
     mask: Tensor
     """bool (V,): False where a view holds nothing that an earlier one does not hold; it is black."""
 
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> "Views":
+        """The same views on another device."""
+        return Views(*(part.to(device, non_blocking=non_blocking) for part in self))
+
 
 def plan_views(height: int, width: int, config: ViewsConfig) -> list[Box]:
     """Where each view lies in an image of H x W pixels; the tiles cover every pixel, whatever the size."""

@@ -14,7 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from yaml import YAMLError, safe_load
 
-from streetvision.calibration.config import Phase5Config
+from streetvision.calibration.config import MAC_CAL, Phase5Config
 from streetvision.contracts.errors import ConfigError, unknown_name
 from streetvision.data.augmentation import AugmentationConfig
 from streetvision.data.datamodule import LoaderConfig
@@ -29,6 +29,7 @@ from streetvision.pipeline.settings import (
 )
 from streetvision.training.config import MacCalConfig, TrainingConfig
 from streetvision.training.explora_config import ExPLoRAConfig
+from streetvision.training.fusion import CvfmConfig
 
 
 class RunConfig(BaseModel):
@@ -47,6 +48,7 @@ class RunConfig(BaseModel):
     phase4a: ExPLoRAConfig
     training: TrainingConfig
     phase2: Phase2Config
+    phase4c: CvfmConfig
     mac_cal: MacCalConfig
     phase5: Phase5Config
     phase6: Phase6Config
@@ -76,9 +78,26 @@ class RunConfig(BaseModel):
                 f"training.hardware.devices={self.training.hardware.devices}: one command starts its processes once",
                 "give both the same, or run the phases one after the other",
             )
+        self._check_views()
         if self.data.root is not None and self.scenes != SceneConfig():
             raise ConfigError("scenes are not drawn where data.root is given", "leave out one of the two")
         return self
+
+    def _check_views(self) -> None:
+        mode = self.phase4c.mode
+        if mode == "single_view":
+            if "phase4c_cvfm" in self.pipeline.phases:
+                raise ConfigError("phase4c_cvfm has nothing to do under phase4c.mode=single_view", "take phase4c=cvfm")
+        elif self.phase6.policy == "threshold":
+            raise ConfigError(
+                f"phase6.policy=threshold cuts the scores of single views, against phase4c.mode={mode}",
+                "leave out one of the two",
+            )
+        elif self.phase5.method == MAC_CAL:
+            raise ConfigError(
+                f"phase5.method=mac_cal retrains the head on single views, against phase4c.mode={mode}",
+                "leave out one of the two",
+            )
 
     @property
     def root(self) -> Path:

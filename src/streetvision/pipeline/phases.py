@@ -10,6 +10,7 @@ from streetvision.pipeline.steps import (
     prepare_data,
     sweep_thresholds,
     train_baseline,
+    train_cvfm,
     train_explora,
     train_mac_cal,
 )
@@ -21,6 +22,7 @@ PHASES: Mapping[str, Phase] = {
         train_explora.PHASE,
         train_baseline.PHASE,
         sweep_thresholds.PHASE,
+        train_cvfm.PHASE,
         train_mac_cal.PHASE,
         calibrate_scrc.PHASE,
         export_bundle.PHASE,

@@ -8,12 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
-
-from streetvision.bundle.predictor import Prediction, Predictor, load_bundle
+from streetvision.bundle.predictor import Prediction, Predictor, Prepared, load_bundle
 from streetvision.contracts.errors import DataError
-from streetvision.data.decode import UndecodableImage
+from streetvision.data.decode import UndecodableImage, read_image
 from streetvision.data.index import IMAGE_SUFFIXES
+from streetvision.io.atomic import write_bytes_atomic
+from streetvision.pipeline.overlay import draw_overlay
+from streetvision.training.predict import images_at_once
 
 BATCH = 64
 FIELDS = ("image", "label", "decision", "probability", "certified", "error")
@@ -24,15 +25,19 @@ Writer = Callable[[Answer], object]
 """Prints one answer, which has the keys of FIELDS that apply."""
 
 
-def print_predictions(bundle: Path, images: Iterable[Path], *, form: Literal["jsonl", "csv"]) -> int:
-    """Print one line an image in the order given; returns how many could not be answered."""
+def print_predictions(
+    bundle: Path, images: Iterable[Path], *, form: Literal["jsonl", "csv"], explain: Path | None = None
+) -> int:
+    """Print one line an image in the order given; returns how many could not be answered.
+
+    `explain` is a folder for pictures of what each view of an image showed; JSON lines then tell it as well.
+    """
     predictor = load_bundle(bundle)
     files = list(expand(images))
     write, failures = WRITERS[form](), 0
-    for start in range(0, len(files), BATCH):
-        for answer in _answers(predictor, files[start : start + BATCH]):
-            failures += "error" in answer
-            write(answer)
+    for answer in _answers(predictor, files) if explain is None else _explained(predictor, files, explain):
+        failures += "error" in answer
+        write(answer)
     return failures
 
 
@@ -48,8 +53,27 @@ def expand(images: Iterable[Path]) -> Iterator[Path]:
             yield path
 
 
+def _explained(predictor: Predictor, files: list[Path], folder: Path) -> Iterator[Answer]:
+    """Answers one by one, each with a picture named after its place and its image."""
+    for number, path in enumerate(files, start=1):
+        try:
+            pixels = read_image(path, limits=predictor.limits)
+        except UndecodableImage as error:
+            yield {"image": str(path), "error": error.reason}
+            continue
+        prediction = predictor.explain(pixels)
+        write_bytes_atomic(folder / f"{number:04d}-{path.stem}.png", draw_overlay(pixels, prediction))
+        yield _answer(path, prediction)
+
+
 def _answers(predictor: Predictor, files: list[Path]) -> Iterator[Answer]:
-    prepared: dict[Path, Tensor] = {}
+    size = images_at_once(predictor.model, BATCH)
+    for start in range(0, len(files), size):
+        yield from _batch(predictor, files[start : start + size])
+
+
+def _batch(predictor: Predictor, files: list[Path]) -> Iterator[Answer]:
+    prepared: dict[Path, Prepared] = {}
     errors: dict[Path, str] = {}
     for path in files:
         try:
@@ -62,7 +86,14 @@ def _answers(predictor: Predictor, files: list[Path]) -> Iterator[Answer]:
         if path in errors:
             yield {"image": str(path), "error": errors[path]}
         else:
-            yield {"image": str(path), **asdict(answered[path])}
+            yield _answer(path, answered[path])
+
+
+def _answer(path: Path, prediction: Prediction) -> Answer:
+    fields = asdict(prediction)
+    if not prediction.views:
+        del fields["views"]
+    return {"image": str(path), **fields}
 
 
 def _json_lines() -> Writer:
@@ -73,7 +104,7 @@ def _json_lines() -> Writer:
 
 
 def _csv_lines() -> Writer:
-    writer = csv.DictWriter(sys.stdout, fieldnames=FIELDS, lineterminator="\n")
+    writer = csv.DictWriter(sys.stdout, fieldnames=FIELDS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     return writer.writerow
 

@@ -1,7 +1,12 @@
-"""Backbone features of a split, computed once and kept on disk."""
+"""Backbone features of a split, computed once and kept on disk.
+
+Legend: N images, V views, P width of the features.
+"""
 
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from streetvision.contracts.progress import Progress
@@ -11,7 +16,9 @@ from streetvision.io.atomic import sha256_json
 from streetvision.io.scores import rows_digest
 from streetvision.io.tensors import load_state, save_tensors
 from streetvision.models.backbone import state_digest
+from streetvision.models.fused import FusedClassifier
 from streetvision.models.module import Classifier
+from streetvision.training.hardware import pick_device
 from streetvision.training.predict import evaluation_loader, run_over
 
 
@@ -20,9 +27,7 @@ class FeatureCache:
 
     def __init__(self, folder: Path, classifier: Classifier, *, loader: LoaderConfig, progress: Progress) -> None:
         self.folder, self.classifier, self.loader, self.progress = folder, classifier, loader, progress
-        described = classifier.description
-        preprocessing = [described.image_size, described.pooling, *classifier.mean.flatten().tolist()]
-        self._model_key = [state_digest(classifier.backbone), *preprocessing, *classifier.std.flatten().tolist()]
+        self._model_key = model_key(classifier)
 
     def features(self, rows: tuple[Row, ...], *, root: Path, name: str) -> tuple[Tensor, Tensor]:
         """Features (N, P) float32 and labels (N,) int64 of `rows`, in order."""
@@ -35,3 +40,53 @@ class FeatureCache:
             save_tensors(path, {"features": features, "labels": labels})
         content = load_state(path)
         return content["features"], content["labels"]
+
+
+class SeenViews(NamedTuple):
+    """What the backbone made of the views of N images."""
+
+    features: Tensor
+    """(N, V, P) float32; 0 where masked."""
+    mask: Tensor
+    """bool (N, V): whether the view holds anything."""
+    content: Tensor
+    """(N, V) float32: the share of it that is not padding."""
+    labels: Tensor
+    """(N,) int64."""
+
+    def rows(self, chosen: Tensor) -> "SeenViews":
+        """Some of the images, by position."""
+        return SeenViews(*(part[chosen] for part in self))
+
+
+class ViewCache:
+    """The same of all views of an image; how images are cut decides the file besides."""
+
+    def __init__(self, folder: Path, model: FusedClassifier, *, loader: LoaderConfig, progress: Progress) -> None:
+        self.folder, self.model, self.loader, self.progress = folder, model, loader, progress
+        self._key = [model_key(model.classifier), model.description.views.model_dump()]
+
+    def seen(self, rows: tuple[Row, ...], *, root: Path, name: str) -> SeenViews:
+        """The views of `rows`, in order."""
+        path = self.folder / f"views-{name}-{sha256_json([self._key, rows_digest(rows)])[:24]}.pt"
+        if not path.exists():
+            save_tensors(path, self._look(rows, root, name)._asdict())
+        return SeenViews(**load_state(path))
+
+    @torch.inference_mode()
+    def _look(self, rows: tuple[Row, ...], root: Path, name: str) -> SeenViews:
+        batches, device = evaluation_loader(self.model, rows, root=root, loader=self.loader), pick_device()
+        self.model.to(device).eval()
+        parts = []
+        for views, labels in self.progress.track(batches, total=len(batches), label=f"views {name}"):
+            features = self.model.embed(views.to(device, non_blocking=True)).float().cpu()
+            parts.append(SeenViews(features, views.mask, self.model.content(views), labels))
+        self.model.cpu()
+        return SeenViews(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def model_key(classifier: Classifier) -> list[object]:
+    """What decides the features of an image: the backbone, its pooling and the preprocessing."""
+    described = classifier.description
+    normalised = [*classifier.mean.flatten().tolist(), *classifier.std.flatten().tolist()]
+    return [state_digest(classifier.backbone), described.image_size, described.pooling, *normalised]

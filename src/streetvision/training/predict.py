@@ -1,48 +1,64 @@
-"""A model over rows: the only maker of Scores, and the only place that computes features."""
+"""A model over rows: the only maker of Scores, and where images become what it takes."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from streetvision.contracts.policies import FusionRef
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.augmentation import get_val_transforms
 from streetvision.data.datamodule import Batch, EpochBatches, ImageDataset, ImageLoader, LoaderConfig
 from streetvision.io.scores import Scores, rows_digest
+from streetvision.models.fused import FusedClassifier
 from streetvision.models.module import Classifier
+from streetvision.models.multi_view import Views
 from streetvision.training.hardware import pick_device
+
+Model = Classifier | FusedClassifier
 
 
 def score_rows(
-    classifier: Classifier,
+    model: Model,
     rows: tuple[Row, ...],
     *,
     root: Path,
     split: Split,
     model_sha256: str,
+    fusion: FusionRef | None = None,
     loader: LoaderConfig,
     progress: Progress,
 ) -> Scores:
-    """The logits of `rows` from the classifier that the checkpoint with digest `model_sha256` holds."""
-    batches = evaluation_loader(classifier, rows, root=root, loader=loader)
-    logits, labels = run_over(classifier, batches, total=len(batches), label=f"score {split.value}", progress=progress)
-    return Scores(logits, labels, split=split, model_sha256=model_sha256, rows_sha256=rows_digest(rows))
+    """The logits of `rows` from the model that the checkpoint with digest `model_sha256`, and `fusion`, describe."""
+    batches = evaluation_loader(model, rows, root=root, loader=loader)
+    logits, labels = run_over(model, batches, total=len(batches), label=f"score {split.value}", progress=progress)
+    return Scores(logits, labels, split=split, model_sha256=model_sha256, rows_sha256=rows_digest(rows), fusion=fusion)
 
 
-def evaluation_loader(
-    classifier: Classifier, rows: tuple[Row, ...], *, root: Path, loader: LoaderConfig
-) -> ImageLoader:
-    """Rows in order, each image as the classifier takes it."""
-    transform = get_val_transforms(image_size=classifier.description.image_size)
-    dataset = ImageDataset(rows, root=root, transform=transform, limits=loader.limits)
-    in_order = EpochBatches(len(rows), batch_size=loader.batch_size, shuffle=False)
+def preparation(model: Model) -> Callable[[Tensor], Tensor | Views]:
+    """What makes of a decoded image (3, H, W) what `model` takes: one square image, or its views."""
+    if isinstance(model, FusedClassifier):
+        return model.prepare
+    return get_val_transforms(image_size=model.description.image_size)
+
+
+def images_at_once(model: Model, batch_size: int) -> int:
+    """Images of which `batch_size` views are made; at least one."""
+    return max(1, batch_size // model.description.views.count) if isinstance(model, FusedClassifier) else batch_size
+
+
+def evaluation_loader(model: Model, rows: tuple[Row, ...], *, root: Path, loader: LoaderConfig) -> ImageLoader:
+    """Rows in order, each image as the model takes it."""
+    dataset = ImageDataset(rows, root=root, transform=preparation(model), limits=loader.limits)
+    in_order = EpochBatches(len(rows), batch_size=images_at_once(model, loader.batch_size), shuffle=False)
     return ImageLoader(dataset, in_order, workers=loader.worker_count)
 
 
 def run_over(
-    function: Callable[[Tensor], Tensor],
+    function: Callable[[Any], Tensor],
     batches: Iterable[Batch],
     *,
     total: int,
@@ -51,10 +67,10 @@ def run_over(
 ) -> tuple[Tensor, Tensor]:
     """`function` of every batch of images, and the labels: ((N, ...) float32, (N,) int64), on the CPU.
 
-    `function` is a Classifier or one of its methods; it runs in eval mode, in fp32, without gradients.
+    `function` is a model or one of its methods; it runs in eval mode, in fp32, without gradients.
     """
     owner = getattr(function, "__self__", function)
-    assert isinstance(owner, Classifier)
+    assert isinstance(owner, nn.Module)
     device = pick_device()
     owner.to(device).eval()
     outputs, labels = [], []

@@ -21,13 +21,15 @@ from streetvision.eval.selective import risk_coverage, selective_figures
 from streetvision.eval.thresholds import threshold_for_prevalence
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.scores import Scores
-from streetvision.pipeline.steps.scores import MAC_CAL_SCORES, SCORES, groups_of, open_scores
+from streetvision.pipeline.steps.scores import CVFM_SCORES, MAC_CAL_SCORES, SCORES, groups_of, open_scores
+from streetvision.training.fusion import CvfmConfig
 
 
 def run(context: Context) -> Outcome:
     """Fit on all of VAL_CALIB what ships; report what cross-fitting says of it."""
     config = context.settings(Phase5Config)
-    scores, base = open_scores(context, Split.VAL_CALIB), None
+    served = CVFM_SCORES if _fuses(context) else SCORES
+    scores, base = open_scores(context, Split.VAL_CALIB, served), None
     rows = _as_set(scores, context)
     if config.method == MAC_CAL:
         scores, base = open_scores(context, Split.VAL_CALIB, MAC_CAL_SCORES), rows
@@ -48,8 +50,14 @@ def _as_set(scores: Scores, context: Context) -> CalibrationSet:
     return CalibrationSet(scores.logits.numpy(), scores.labels.numpy(), groups_of(context, scores))
 
 
-def _retrained(context: Context) -> tuple[str, ...]:
-    """The scores of the head that was trained anew, where the method is about them."""
+def _fuses(context: Context) -> bool:
+    return context.settings(CvfmConfig).mode != "single_view"
+
+
+def _served(context: Context) -> tuple[str, ...]:
+    """The scores that are calibrated, where they are not phase 1's."""
+    if _fuses(context):
+        return CVFM_SCORES
     return MAC_CAL_SCORES if context.settings(Phase5Config).method == MAC_CAL else ()
 
 
@@ -110,9 +118,9 @@ def _write_front(fitted: Scrc, schema: ArtifactSchema) -> tuple[Path, ...]:
 PHASE = Phase(
     id="phase5",
     title="trust",
-    config=(Phase5Config,),
+    config=(Phase5Config, CvfmConfig),
     needs=SCORES,
     makes=("scrc_params", "scrc_params_pickle", "reliability_before", "reliability", "risk_coverage"),
     run=run,
-    also_needs=_retrained,
+    also_needs=_served,
 )

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle
-from streetvision.bundle.predictor import Predictor
+from streetvision.bundle.predictor import SINGLE_VIEW, Predictor
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, LeakageError
 from streetvision.contracts.phase import Context, Outcome, Phase
@@ -38,6 +38,7 @@ from streetvision.pipeline.judgement import Case, Promise, Ruling, make_report, 
 from streetvision.pipeline.ledger import Looks, record_look
 from streetvision.pipeline.settings import EvaluationConfig
 from streetvision.pipeline.steps.prepare_data import digest_of_data, scan_data
+from streetvision.training.predict import images_at_once
 
 ABOVE_HALF = float(np.nextafter(0.5, 1))
 """argmax takes class 0 when both logits are equal."""
@@ -106,9 +107,10 @@ def _judge(bundle: Bundle, asked: Asked, context: Context, *, home: ArtifactSche
     if threshold is None and predictor.manifest.policy_type != "threshold":
         asked.notes.append("The table of policies leaves out phase 2's threshold: the run has none of this model.")
     logits, control = _ask(predictor, asked, context), predictor.risk_control
+    plain = _ask(predictor.with_single_view(), asked, context) if _compares_views(predictor, config) else None
     case = Case(
         asked.rows,
-        _rulings(predictor, logits, threshold),
+        _rulings(predictor, logits, threshold, plain=plain),
         promise=Promise(control, predictor.certified(logits)) if control is not None else None,
         class_names=bundle.manifest.class_names,
         title=asked.title,
@@ -138,16 +140,29 @@ def _ask(predictor: Predictor, asked: Asked, context: Context) -> Tensor:
     """The bundle's logits (N, 2) for each row."""
     batch = context.settings(LoaderConfig).batch_size
     batches = predictor.stream_logits((asked.root / row.path for row in asked.rows), batch_size=batch)
-    total = math.ceil(len(asked.rows) / batch)
+    total = math.ceil(len(asked.rows) / images_at_once(predictor.model, batch))
     return torch.cat(list(context.progress.track(batches, total=total, label=asked.data.lower())))
 
 
-def _rulings(predictor: Predictor, logits: Tensor, threshold: ThresholdPolicy | None) -> tuple[Ruling, ...]:
-    """argmax, phase 2's threshold where the run has it, and last what the bundle does."""
-    plain = positive_probability(logits.numpy())
-    shipped = Ruling(predictor.manifest.policy_type, predictor.probabilities(logits), predictor.threshold)
-    between = [Ruling("threshold", plain, threshold.threshold)] if threshold and shipped.name != "threshold" else []
-    return (Ruling("argmax", plain, ABOVE_HALF), *between, shipped)
+def _compares_views(predictor: Predictor, config: EvaluationConfig) -> bool:
+    return predictor.inference != SINGLE_VIEW and config.mode == "comprehensive"
+
+
+def _rulings(
+    predictor: Predictor, logits: Tensor, threshold: ThresholdPolicy | None, *, plain: Tensor | None
+) -> tuple[Ruling, ...]:
+    """argmax, phase 2's threshold where the run has it, both on single views, and last what the bundle does.
+
+    Where the bundle fuses views, `plain` are the logits of single views, and argmax of the fused ones stands between.
+    """
+    p = positive_probability(logits.numpy())
+    single = p if plain is None else positive_probability(plain.numpy())
+    policy, inference = predictor.manifest.policy_type, predictor.inference
+    shipped = Ruling(policy, predictor.probabilities(logits), predictor.threshold, inference)
+    between = [Ruling("threshold", single, threshold.threshold)] if threshold and policy != "threshold" else []
+    if plain is not None:
+        between.append(Ruling("argmax", p, ABOVE_HALF, inference))
+    return (Ruling("argmax", single, ABOVE_HALF), *between, shipped)
 
 
 def _threshold_policy(home: ArtifactSchema, bundle: Bundle) -> ThresholdPolicy | None:
@@ -175,7 +190,7 @@ def _provenance(bundle: Bundle, asked: Asked, config: EvaluationConfig) -> dict[
 
 def _settings(home: ArtifactSchema, bundle: Bundle) -> dict[str, JsonValue]:
     """Phase -> its settings, of the run that made the bundle; empty where `home` is another run or none."""
-    phases = ("data", "phase1", "phase2", "phase5", "phase6")
+    phases = ("data", "phase1", "phase2", "phase4c_cvfm", "phase5", "phase6")
     found = {phase: read_manifest(home.manifest(phase)) for phase in phases if home.manifest(phase).is_file()}
     model = bundle.manifest.files[bundle.manifest.model_checkpoint]
     made_it = "phase1" in found and model in found["phase1"].outputs.values()

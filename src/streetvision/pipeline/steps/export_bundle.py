@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-from streetvision.bundle.format import MODEL_CHECKPOINT, MODEL_DESCRIPTION, write_archive, write_bundle
+from streetvision.bundle.format import (
+    FUSION_DESCRIPTION,
+    FUSION_WEIGHTS,
+    MODEL_CHECKPOINT,
+    MODEL_DESCRIPTION,
+    write_archive,
+    write_bundle,
+)
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.phase import Context, Outcome, Phase
 from streetvision.contracts.policies import ScrcPolicy, ThresholdPolicy
@@ -26,6 +33,7 @@ def run(context: Context) -> Outcome:
         {
             MODEL_CHECKPOINT: _model_of(policy, schema),
             MODEL_DESCRIPTION: schema.model_config,
+            **_fusion_of(policy, schema),
             **{path.name: path for path in artifacts},
         },
         policy=policy,
@@ -50,6 +58,15 @@ def _model_of(policy: ThresholdPolicy | ScrcPolicy, schema: ArtifactSchema) -> P
     retrained = schema.mac_cal_model
     is_its = retrained.is_file() and sha256_file(retrained) == policy.scores.model_sha256
     return retrained if is_its else schema.model_best
+
+
+def _fusion_of(policy: ThresholdPolicy | ScrcPolicy, schema: ArtifactSchema) -> dict[str, Path]:
+    """Phase 4c's fusion when the policy was fitted on fused scores."""
+    fusion = policy.scores.fusion
+    if fusion is None:
+        return {}
+    files = {FUSION_DESCRIPTION: schema.cvfm_config}
+    return files if fusion.weights_sha256 is None else {**files, FUSION_WEIGHTS: schema.cvfm_weights}
 
 
 def _policy_artifacts(context: Context) -> tuple[str, ...]:

@@ -9,11 +9,10 @@ from streetvision.contracts.phase import Context, Outcome, Phase
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.datamodule import LoaderConfig
 from streetvision.io.atomic import write_text_atomic
-from streetvision.io.tensors import load_into, load_state, save_tensors
-from streetvision.io.validators import validate_json
-from streetvision.models.module import Classifier, ClassifierDescription, build_classifier, make_head
+from streetvision.io.tensors import save_tensors
+from streetvision.models.module import Classifier, make_head
 from streetvision.models.pooling import pooled_dim
-from streetvision.pipeline.steps.scores import MAC_CAL_SCORES, make_scores
+from streetvision.pipeline.steps.scores import MAC_CAL_SCORES, make_scores, open_classifier
 from streetvision.pipeline.steps.train_baseline import as_csv
 from streetvision.training.config import MacCalConfig
 from streetvision.training.features import FeatureCache
@@ -23,14 +22,12 @@ from streetvision.training.mac_cal import MacCalFit, fit_mac_cal
 
 def run(context: Context) -> Outcome:
     """Fit on TRAIN, choose an epoch on VAL_SELECT, save, and score VAL_CALIB with the checkpoint as it lies on disk."""
-    schema, description = context.schema, validate_json(context.schema.model_config, ClassifierDescription)
-    classifier = build_classifier(description)
-    load_into(classifier, load_state(schema.model_best), source=str(schema.model_best))
+    schema, classifier = context.schema, open_classifier(context, context.schema.model_best)
     fitted = _fit(classifier, context)
     head = {f"head.{name}": value for name, value in fitted.best.items()}
     save_tensors(schema.mac_cal_model, {**cpu_state(classifier), **head})
     write_text_atomic(schema.mac_cal_metrics, as_csv(fitted.history))
-    make_scores(context, description, schema.mac_cal_model, MAC_CAL_SCORES)
+    make_scores(context, classifier.description, schema.mac_cal_model, MAC_CAL_SCORES)
     best = fitted.best_row
     return Outcome(
         f"epoch {fitted.best_epoch} of {len(fitted.history)} chosen, {best['retention']:.0%} of weights kept, "

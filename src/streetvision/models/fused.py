@@ -1,0 +1,124 @@
+"""A classifier that looks at many views of an image and fuses what it sees: the same object in a run and in a bundle.
+
+Legend: B images, V views, C classes, P width of a view's features.
+"""
+
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from streetvision.contracts.errors import ArtifactError
+from streetvision.contracts.policies import Sealed
+from streetvision.io.tensors import load_into, load_state
+from streetvision.models.fusion import (
+    FusionConfig,
+    InferenceCVFM,
+    TrainableCVFM,
+    TrainedFusionConfig,
+    influence,
+)
+from streetvision.models.module import N_CLASSES, Classifier
+from streetvision.models.multi_view import Views, ViewsConfig, content_share, make_views, over_views
+from streetvision.models.pooling import pooled_dim
+
+FusedMode = Literal["multiview_mean", "cvfm_inference", "cvfm_trained"]
+VIEWS_AT_ONCE = 256
+"""Views that go through the backbone together: what bounds the memory of a forward pass."""
+
+
+class FusionDescription(Sealed):
+    """cvfm_config.json of phase 4c and of a bundle: how images are cut and views are fused, weights apart."""
+
+    schema_version: Literal[1] = 1
+    mode: FusedMode
+    """multiview_mean: the mean of the views' logits; cvfm_inference: a mode of FUSIONS; cvfm_trained: TrainableCVFM."""
+    views: ViewsConfig
+    inference: FusionConfig | None = None
+    """Of cvfm_inference."""
+    trained: TrainedFusionConfig | None = None
+    """Of cvfm_trained."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        given = (self.inference is not None, self.trained is not None)
+        if given != (self.mode == "cvfm_inference", self.mode == "cvfm_trained"):
+            raise ValueError(f"mode {self.mode} does not go with the settings of fusion that are given")
+        return self
+
+
+class Look(NamedTuple):
+    """What was seen in the views of B images."""
+
+    logits: Tensor
+    """(B, C) fused."""
+    view_logits: Tensor
+    """(B, V, C) of each view by itself."""
+    weights: Tensor
+    """(B, V) how much each view counted; 0 where masked."""
+
+
+class FusedClassifier(nn.Module):
+    """Views in, fused logits out; backbone and head are the classifier's own."""
+
+    def __init__(self, classifier: Classifier, description: FusionDescription, *, at_once: int = VIEWS_AT_ONCE) -> None:
+        super().__init__()
+        self.classifier, self.description, self.at_once = classifier, description, at_once
+        self.fusion: InferenceCVFM | TrainableCVFM
+        if description.trained is None:
+            self.fusion = InferenceCVFM(description.inference or FusionConfig())
+        else:
+            about = classifier.description
+            width = pooled_dim(about.pooling, classifier.backbone.spec)
+            self.fusion = TrainableCVFM(description.views, width, N_CLASSES, description.trained)
+
+    def prepare(self, image: Tensor) -> Views:
+        """uint8 (3, H, W) at full resolution -> its views."""
+        return make_views(image, self.description.views, image_size=self.classifier.description.image_size)
+
+    def embed(self, views: Views) -> Tensor:
+        """Views of B images -> features (B, V, P), all through the backbone together."""
+        return over_views(self.classifier.embed, views.pixels, views.mask, at_once=self.at_once)
+
+    def content(self, views: Views) -> Tensor:
+        """The share of each view that is not padding (B, V)."""
+        return content_share(views.content, self.classifier.description.image_size)
+
+    def fuse(self, features: Tensor, mask: Tensor, content: Tensor) -> Tensor:
+        """Features (B, V, P), mask (B, V) and content (B, V) -> fused logits (B, C)."""
+        logits: Tensor = self.classifier.head(features)
+        if isinstance(self.fusion, TrainableCVFM):
+            learnt: Tensor = self.fusion(features, logits, mask, content).logits
+            return learnt
+        fused: Tensor = self.fusion(logits, mask, content)
+        return fused
+
+    def forward(self, views: Views) -> Tensor:
+        """Views of B images -> fused logits (B, C)."""
+        return self.fuse(self.embed(views), views.mask, self.content(views))
+
+    def look(self, views: Views) -> Look:
+        """The same with what each view said, and how much it counted."""
+        features, mask, content = self.embed(views), views.mask, self.content(views)
+        logits: Tensor = self.classifier.head(features)
+        if isinstance(self.fusion, TrainableCVFM):
+            found = self.fusion(features, logits, mask, content)
+            return Look(found.logits, logits, found.weights)
+        weights = influence(logits, mask, content, self.fusion.config)
+        return Look(self.fusion(logits, mask, content), logits, weights)
+
+
+def load_fused(
+    classifier: Classifier, description: FusionDescription, weights: Path | None, *, at_once: int = VIEWS_AT_ONCE
+) -> FusedClassifier:
+    """The classifier with the fusion that `description` and the file `weights` make up, in eval mode.
+
+    Raises ArtifactError when the two do not belong together.
+    """
+    if (description.trained is None) != (weights is None):
+        raise ArtifactError(f"mode {description.mode} has {'no weights' if weights else 'weights'}, against what came")
+    fused = FusedClassifier(classifier, description, at_once=at_once).eval()
+    if weights is not None:
+        load_into(fused.fusion, load_state(weights), source=str(weights))
+    return fused

@@ -1,0 +1,77 @@
+"""phase4c_cvfm: look at each image in many views, fuse them as phase4c.mode says, and score VAL_CALIB with the result.
+
+Backbone and head are phase 1's and stay as they are. A fusion that is trained learns from TRAIN, and VAL_SELECT chooses
+its epoch.
+"""
+
+import torch
+
+from streetvision.contracts.phase import Context, Outcome, Phase
+from streetvision.contracts.policies import FusionRef
+from streetvision.contracts.split_contracts import Split
+from streetvision.data.datamodule import LoaderConfig
+from streetvision.io.atomic import sha256_file, write_json_atomic, write_text_atomic
+from streetvision.io.tensors import save_tensors
+from streetvision.models.fused import FusedClassifier, load_fused
+from streetvision.pipeline.steps.scores import CVFM_SCORES, open_classifier, save_val_calib
+from streetvision.pipeline.steps.train_baseline import as_csv
+from streetvision.training.features import SeenViews, ViewCache
+from streetvision.training.fusion import CvfmConfig, FusionFit, fit_fusion, judge
+
+
+def run(context: Context) -> Outcome:
+    """Fit where the mode learns, save, and score VAL_CALIB with the fusion as it lies on disk."""
+    schema, config = context.schema, context.settings(CvfmConfig)
+    at_once = context.settings(LoaderConfig).batch_size
+    torch.manual_seed(config.seed)
+    model = FusedClassifier(open_classifier(context, schema.model_best), config.description, at_once=at_once)
+    fitted = _fit(model, context)
+    learns = config.mode == "cvfm_trained"
+    schema.cvfm_weights.unlink(missing_ok=True)
+    if learns:
+        save_tensors(schema.cvfm_weights, fitted.best)
+    write_json_atomic(schema.cvfm_config, config.description.model_dump(mode="json"))
+    write_text_atomic(schema.cvfm_metrics, as_csv(fitted.history))
+    weights = schema.cvfm_weights if learns else None
+    reference = FusionRef(
+        description_sha256=sha256_file(schema.cvfm_config), weights_sha256=sha256_file(weights) if weights else None
+    )
+    classifier = open_classifier(context, schema.model_best)
+    saved = load_fused(classifier, config.description, weights, at_once=at_once)
+    save_val_calib(context, saved, schema.model_best, artifacts=CVFM_SCORES, fusion=reference)
+    return Outcome(_summary(config, fitted), dict(fitted.best_row), also_makes=(weights,) if weights else ())
+
+
+def _fit(model: FusedClassifier, context: Context) -> FusionFit:
+    config = context.settings(CvfmConfig)
+    select = _seen(model, context, Split.VAL_SELECT)
+    if config.mode == "cvfm_trained":
+        train = _seen(model, context, Split.TRAIN)
+        return fit_fusion(model, train, select, config=config, progress=context.progress)
+    return FusionFit(best={}, history=({"epoch": 0, **judge(model, select)},), best_epoch=0)
+
+
+def _seen(model: FusedClassifier, context: Context, split: Split) -> SeenViews:
+    loader = context.settings(LoaderConfig)
+    cache = ViewCache(context.schema.features, model, loader=loader, progress=context.progress)
+    return cache.seen(context.rows(split), root=context.data_root, name=split.value)
+
+
+def _summary(config: CvfmConfig, fitted: FusionFit) -> str:
+    best, mode = fitted.best_row, config.mode
+    how = f" by {config.inference.mode}" if mode == "cvfm_inference" else ""
+    found = f"{mode}{how}, {config.views.count} views an image; VAL_SELECT MCC {best['val_select_mcc']:.3f}"
+    if mode != "cvfm_trained":
+        return found
+    gain = best["val_select_mcc"] - fitted.history[0]["val_select_mcc"]
+    return f"{found}, {gain:+.3f} over the mean of views, epoch {fitted.best_epoch} of {config.epochs} chosen"
+
+
+PHASE = Phase(
+    id="phase4c_cvfm",
+    title="fuse",
+    config=(CvfmConfig, LoaderConfig),
+    needs=("splits", "model_best", "model_config"),
+    makes=("cvfm_config", "cvfm_metrics", "cvfm_logits", "cvfm_labels", "cvfm_scores"),
+    run=run,
+)

@@ -1,0 +1,135 @@
+from functools import cache
+
+import pytest
+import torch
+
+from streetvision.contracts.errors import ConfigError, StreetVisionError
+from streetvision.contracts.progress import Silent
+from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.decode import read_image
+from streetvision.models.fused import FusedClassifier
+from streetvision.models.fusion import FusionConfig, TrainedFusionConfig
+from streetvision.models.multi_view import ViewsConfig
+from streetvision.training.features import SeenViews, ViewCache
+from streetvision.training.fusion import CvfmConfig, fit_fusion, fused_logits, judge
+from tests.data.test_datamodule import rows_of
+from tests.training.test_features import classifier
+
+CUT = ViewsConfig(rows=1, columns=2)
+
+
+def config(**changes):
+    sizes = {"views": CUT, "trained": TrainedFusionConfig(latent=8), "epochs": 12, "batch_size": 32}
+    return CvfmConfig(mode="cvfm_trained", **sizes | {"learning_rate": 0.02} | changes)
+
+
+def model(settings=None):
+    torch.manual_seed(0)
+    return FusedClassifier(classifier(), (settings or config()).description)
+
+
+def planted(n, *, seed):
+    """Views of which one, in half of the images, has what makes the image positive; the head knows nothing of it."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(n, CUT.count, 16, generator=generator)
+    labels = torch.randint(0, 2, (n,), generator=generator)
+    where = torch.randint(0, CUT.count, (n,), generator=generator)
+    features[torch.arange(n), where, :4] += 3.0 * labels[:, None]
+    return SeenViews(features, torch.ones(n, CUT.count, dtype=torch.bool), torch.ones(n, CUT.count), labels)
+
+
+@cache
+def fitted():
+    return fit()[1]
+
+
+def fit(**changes):
+    settings = config(**changes)
+    fused = model(settings)
+    found = fit_fusion(fused, planted(160, seed=1), planted(200, seed=2), config=settings, progress=Silent())
+    return fused, found
+
+
+def test_only_the_fusion_changes():
+    before = {name: value.clone() for name, value in model().state_dict().items()}
+    fused, _ = fit()
+    changed = {name for name, value in fused.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"fusion"}
+    assert all(p.grad is None for p in fused.classifier.parameters())
+    assert {name.split(".")[1] for name in changed} >= {"encoder", "place", "decoders", "correction"}
+
+
+def test_it_begins_as_the_mean_and_learns_what_the_head_does_not_know():
+    fused, found = fit()
+    select = planted(200, seed=2)
+    mean = judge(FusedClassifier(fused.classifier, CvfmConfig(mode="multiview_mean", views=CUT).description), select)
+    assert {name: found.history[0][name] for name in mean} == pytest.approx(mean, abs=1e-6)
+    assert found.best_row["val_select_mcc"] > mean["val_select_mcc"] + 0.3
+    assert [row["epoch"] for row in found.history] == list(range(13))
+
+
+def test_val_select_chooses_the_epoch_and_the_model_ends_with_it():
+    fused, found = fit()
+    best = max(found.history, key=lambda row: (row["val_select_mcc"], -row["val_select_nll"]))
+    assert found.best_row == best
+    assert judge(fused, planted(200, seed=2))["val_select_nll"] == pytest.approx(best["val_select_nll"])
+    fused.fusion.load_state_dict(found.best)
+    assert judge(fused, planted(200, seed=2))["val_select_nll"] == pytest.approx(best["val_select_nll"])
+
+
+def test_the_same_seed_gives_the_same_bits():
+    assert all(torch.equal(a, b) for a, b in zip(fit()[1].best.values(), fitted().best.values(), strict=True))
+    assert fit(seed=1)[1].history != fitted().history
+
+
+@pytest.mark.parametrize(
+    "change", [{"learning_rate": 0.001}, {"weight_decay": 0.5}, {"reconstruction": 1.0}, {"batch_size": 8}]
+)
+def test_every_number_changes_what_is_learnt(change):
+    assert fit(**change)[1].history[-1] != fitted().history[-1]
+
+
+def test_a_loss_that_is_not_finite_stops():
+    train = planted(40, seed=1)
+    train.features[3] = torch.inf
+    with pytest.raises(StreetVisionError, match="the loss is nan at epoch 1"):
+        fit_fusion(model(), train, planted(20, seed=2), config=config(), progress=Silent())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "single_view", "views": CUT}, "phase4c.views is not read by phase4c.mode=single_view"),
+        ({"mode": "multiview_mean", "inference": FusionConfig(mode="max")}, "take phase4c.mode=cvfm_inference"),
+        ({"mode": "cvfm_inference", "epochs": 3}, "phase4c.epochs is not read"),
+        ({"mode": "cvfm_trained", "inference": FusionConfig(mode="max")}, "phase4c.inference is not read"),
+    ],
+)
+def test_what_the_mode_does_not_read_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        CvfmConfig(**settings)
+
+
+class TestViewCache:
+    def cache(self, folder, fused=None):
+        return ViewCache(folder, fused or model(), loader=LoaderConfig(batch_size=7), progress=Silent())
+
+    def test_what_is_seen_is_what_the_model_sees(self, scenes, tmp_path):
+        fused, rows = model(), rows_of(scenes)
+        seen = self.cache(tmp_path, fused).seen(rows, root=scenes, name="train")
+        assert seen.labels.tolist() == [row.label for row in rows]
+        assert seen.features.shape == (16, 3, 16)
+        for row, logits in zip(rows, fused_logits(fused, seen), strict=True):
+            views = fused.prepare(read_image(scenes / row.path))
+            with torch.no_grad():
+                alone = fused(type(views)(*(part[None] for part in views)))
+            torch.testing.assert_close(alone[0], logits, atol=1e-5, rtol=1e-4)
+
+    def test_it_is_computed_once_for_each_cut(self, scenes, tmp_path, monkeypatch):
+        first = self.cache(tmp_path).seen(rows_of(scenes), root=scenes, name="train")
+        other = model(config(views=ViewsConfig(rows=2, columns=2)))
+        self.cache(tmp_path, other).seen(rows_of(scenes), root=scenes, name="train")
+        assert len(list(tmp_path.iterdir())) == 2
+        monkeypatch.setattr("streetvision.training.features.evaluation_loader", lambda *_, **__: pytest.fail("again"))
+        again = self.cache(tmp_path).seen(rows_of(scenes), root=scenes, name="train")
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
