@@ -18,7 +18,14 @@ DESCRIPTIONS = {
         name: FusionDescription(mode="cvfm_inference", views=CUT, inference=FusionConfig(mode=name)) for name in FUSIONS
     },
     "cvfm_trained": FusionDescription(mode="cvfm_trained", views=CUT, trained=TRAINED),
+    "cvfm_trained, attending": FusionDescription(
+        mode="cvfm_trained", views=CUT, trained=TrainedFusionConfig(latent=8, attention_heads=2)
+    ),
 }
+
+
+def description_trains(name):
+    return DESCRIPTIONS[name].trained is not None
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +37,7 @@ def classifier():
 
 def fused(classifier, name, **options):
     model = FusedClassifier(classifier, DESCRIPTIONS[name], **options).eval()
-    if name == "cvfm_trained":
+    if description_trains(name):
         torch.nn.init.normal_(model.fusion.correction.weight)
     return model
 
@@ -53,7 +60,7 @@ class TestEveryMode:
         views = views_of(model)
         by_hand = torch.stack([classifier(pixels) for pixels in views.pixels])  # masked views too, which must not count
         content = content_share(views.content, 32)
-        expected = model.fusion(by_hand, views.mask, content) if name != "cvfm_trained" else None
+        expected = model.fusion(by_hand, views.mask, content) if not description_trains(name) else None
         if expected is None:
             features = torch.stack([classifier.embed(pixels) for pixels in views.pixels])
             expected = model.fusion(features, by_hand, views.mask, content).logits

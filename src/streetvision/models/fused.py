@@ -69,9 +69,7 @@ class FusedClassifier(nn.Module):
         if description.trained is None:
             self.fusion = InferenceCVFM(description.inference or FusionConfig())
         else:
-            about = classifier.description
-            width = pooled_dim(about.pooling, classifier.backbone.spec)
-            self.fusion = TrainableCVFM(description.views, width, N_CLASSES, description.trained)
+            self.fusion = TrainableCVFM(description.views, _width(classifier), N_CLASSES, description.trained)
 
     def prepare(self, image: Tensor) -> Views:
         """uint8 (3, H, W) at full resolution -> its views."""
@@ -118,7 +116,18 @@ def load_fused(
     """
     if (description.trained is None) != (weights is None):
         raise ArtifactError(f"mode {description.mode} has {'no weights' if weights else 'weights'}, against what came")
+    state = {} if weights is None else load_state(weights)
+    if description.trained is not None:
+        # Before anything as large as the description says is made: it may come from anywhere.
+        expected = (description.views.count, description.trained.latent, _width(classifier))
+        found = tuple(state["decoders"].shape) if "decoders" in state else None
+        if found != expected:
+            raise ArtifactError(f"{str(weights)!r} does not fit: decoders {found}, expected {expected}")
     fused = FusedClassifier(classifier, description, at_once=at_once).eval()
     if weights is not None:
-        load_into(fused.fusion, load_state(weights), source=str(weights))
+        load_into(fused.fusion, state, source=str(weights))
     return fused
+
+
+def _width(classifier: Classifier) -> int:
+    return pooled_dim(classifier.description.pooling, classifier.backbone.spec)

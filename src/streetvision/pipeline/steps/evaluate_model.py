@@ -190,7 +190,8 @@ def _provenance(bundle: Bundle, asked: Asked, config: EvaluationConfig) -> dict[
 
 def _settings(home: ArtifactSchema, bundle: Bundle) -> dict[str, JsonValue]:
     """Phase -> its settings, of the run that made the bundle; empty where `home` is another run or none."""
-    phases = ("data", "phase1", "phase2", "phase4c_cvfm", "phase5", "phase6")
+    fusing = ("phase4c_cvfm",) if bundle.manifest.fusion_description else ()
+    phases = ("data", "phase1", "phase2", *fusing, "phase5", "phase6")
     found = {phase: read_manifest(home.manifest(phase)) for phase in phases if home.manifest(phase).is_file()}
     model = bundle.manifest.files[bundle.manifest.model_checkpoint]
     made_it = "phase1" in found and model in found["phase1"].outputs.values()
