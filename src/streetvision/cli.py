@@ -134,7 +134,7 @@ def doctor() -> None:
 
 
 def bench(
-    section: Annotated[str, typer.Argument(help="calibration, data, startup, statistics or training")],
+    section: Annotated[str, typer.Argument(help="calibration, data, startup, statistics, training or views")],
 ) -> None:
     """Measure this installation against a floor or a peer, in the same run."""
     from streetvision.research.benchmark import run_benchmarks

@@ -54,11 +54,19 @@ def bench_data(progress: Progress) -> list[Figure]:
     return bench_data.bench_data(progress)
 
 
+def bench_views(progress: Progress) -> list[Figure]:
+    """Many views of an image in one call, against a loop over the views."""
+    from streetvision.research import bench_views
+
+    return bench_views.bench_views(progress)
+
+
 SECTIONS: Mapping[str, Callable[[Progress], list[Figure]]] = {
     "calibration": bench_calibration,
     "data": bench_data,
     "startup": bench_startup,
     "statistics": bench_statistics,
     "training": bench_training,
+    "views": bench_views,
 }
 """Section -> what measures it."""

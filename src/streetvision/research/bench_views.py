@@ -1,0 +1,53 @@
+"""Views of many images in one call, against a loop over the views, on the backbone that ships."""
+
+import torch
+from torch import Tensor
+
+from streetvision.contracts.errors import StreetVisionError
+from streetvision.contracts.progress import Progress
+from streetvision.models.backbone import BackboneConfig
+from streetvision.models.module import Classifier, ModelConfig, load_classifier
+from streetvision.models.multi_view import over_views
+from streetvision.research.figures import Figure, in_turn
+
+IMAGES, VIEWS = 16, 10
+TOLERANCE = 1e-5
+REPEATS = 3
+
+
+def bench_views(_: Progress) -> list[Figure]:
+    """Ten views of a batch in one call; and what one view costs among ten and among twenty."""
+    backbone = BackboneConfig(source="embedded", name="dinov3_scenes")
+    classifier = load_classifier(ModelConfig(backbone=backbone, pooling="cls_mean")).eval()
+    few, many = (_some(views, classifier.description.image_size) for views in (VIEWS, 2 * VIEWS))
+    with torch.inference_mode():
+        furthest = float((together(classifier, few) - one_view_at_a_time(classifier, few)).abs().max())
+        if furthest > TOLERANCE:
+            raise StreetVisionError(f"one call and a loop over views differ by {furthest:.1e}, more than {TOLERANCE}")
+        at_once, looped = in_turn(
+            lambda: together(classifier, few), lambda: one_view_at_a_time(classifier, few), repeats=REPEATS
+        )
+        longer, shorter = in_turn(
+            lambda: together(classifier, many), lambda: together(classifier, few), repeats=REPEATS
+        )
+    what = f"{VIEWS} views of {IMAGES} images"
+    return [
+        Figure(f"{what} in one call", at_once, "a loop over the views", looped),
+        Figure(f"a view among {2 * VIEWS}", longer / (2 * VIEWS), f"a view among {VIEWS}", shorter / VIEWS),
+    ]
+
+
+def together(classifier: Classifier, pixels: Tensor) -> Tensor:
+    """Features (B, V, P) of all views (B, V, 3, S, S) through the backbone at once."""
+    mask = torch.ones(pixels.shape[:2], dtype=torch.bool)
+    return over_views(classifier.embed, pixels, mask, at_once=mask.numel())
+
+
+def one_view_at_a_time(classifier: Classifier, pixels: Tensor) -> Tensor:
+    """The same, by a call for each view of the batch."""
+    return torch.stack([classifier.embed(view) for view in pixels.unbind(dim=1)], dim=1)
+
+
+def _some(views: int, size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (IMAGES, views, 3, size, size), generator=generator, dtype=torch.uint8)

@@ -1,0 +1,25 @@
+import pytest
+import torch
+
+from streetvision.contracts.errors import StreetVisionError
+from streetvision.contracts.progress import Silent
+from streetvision.research import bench_views
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(bench_views, "IMAGES", 2)
+    monkeypatch.setattr(bench_views, "VIEWS", 3)
+    monkeypatch.setattr(bench_views, "in_turn", lambda ours, theirs, repeats: (2.0 * bool(len(ours())), 1.0))
+
+
+def test_both_ways_see_the_same_and_a_view_is_counted_among_its_kin(small):
+    first, second = bench_views.bench_views(Silent())
+    assert first.ratio == 2.0
+    assert second.ratio == 1.0
+
+
+def test_ways_that_differ_are_not_timed(small, monkeypatch):
+    monkeypatch.setattr(bench_views, "one_view_at_a_time", lambda *_: torch.zeros(2, 3, 256))
+    with pytest.raises(StreetVisionError, match="differ by"):
+        bench_views.bench_views(Silent())
