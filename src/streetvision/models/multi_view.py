@@ -19,9 +19,9 @@ class ViewsConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rows: int = Field(default=2, ge=1, le=16)
+    rows: int = Field(default=3, ge=1, le=16)
     """Tiles from top to bottom."""
-    columns: int = Field(default=4, ge=1, le=16)
+    columns: int = Field(default=5, ge=1, le=16)
     """Tiles from left to right."""
     overlap: float = Field(default=0.2, ge=0, le=0.5)
     """Share of a tile's side that it has in common with the next one."""
