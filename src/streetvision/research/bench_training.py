@@ -141,7 +141,7 @@ def _by_hand(train: tuple[Row, ...], judged: tuple[Row, ...], root: Path) -> Non
     for images, labels in batches:
         loss = nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     model.eval()
