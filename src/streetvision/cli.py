@@ -85,6 +85,18 @@ def predict(
         raise typer.Exit(USER_ERROR)
 
 
+def reward(bundle: BundlePath, overrides: Overrides = None) -> None:
+    """Simulate the subnet's windowed reward on the images that the bundle's run set aside: a look at VAL_TEST."""
+    from streetvision.eval.reward import STATE
+
+    console = _console()
+    console.line("subnet", STATE)
+    from streetvision.pipeline.launch import launch_reward, reward_lines
+
+    for line in reward_lines(launch_reward(bundle, overrides or [], console=console)):
+        console.text(line)
+
+
 data = typer.Typer(help="Look at a data set, or draw one.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -134,7 +146,7 @@ def doctor() -> None:
 
 
 def bench(
-    section: Annotated[str, typer.Argument(help="calibration, data, startup, statistics, training or views")],
+    section: Annotated[str, typer.Argument(help="calibration, data, reward, startup, statistics, training or views")],
 ) -> None:
     """Measure this installation against a floor or a peer, in the same run."""
     from streetvision.research.benchmark import run_benchmarks
@@ -150,6 +162,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "reward": reward,
     "doctor": doctor,
     "bench": bench,
 }

@@ -9,8 +9,8 @@ from streetvision.contracts.split_contracts import MAY_OPEN, Index, Partition, R
 ROW = Row(path="a.jpg", label=1, sha256="0" * 64, width=4, height=3, brightness=0.5, group="g")
 
 
-def test_exactly_one_phase_may_open_val_test():
-    assert [phase for phase, splits in MAY_OPEN.items() if Split.VAL_TEST in splits] == ["evaluate"]
+def test_only_what_judges_a_bundle_and_counts_its_look_may_open_val_test():
+    assert [phase for phase, splits in MAY_OPEN.items() if Split.VAL_TEST in splits] == ["evaluate", "reward"]
 
 
 def test_only_phases_that_train_open_train():

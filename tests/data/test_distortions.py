@@ -7,7 +7,7 @@ from PIL import Image
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.data import distortions
-from streetvision.data.distortions import STRENGTHS, as_jpeg, chroma_noise, distort
+from streetvision.data.distortions import PROFILES, STRENGTHS, as_jpeg, chroma_noise, distort
 
 SCENE = torch.randint(0, 256, (3, 90, 160), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -81,3 +81,34 @@ def test_the_file_is_what_pillow_writes_at_quality_75():
 def test_a_level_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match="'4'"):
         distort(SCENE, 4)
+
+
+def test_april_puts_the_whole_picture_between_black_bars():
+    white = torch.full((3, 90, 160), 255, dtype=torch.uint8)
+    for image, bars in ((white, (slice(0, 45), slice(None))), (white.transpose(1, 2), (slice(None), slice(0, 45)))):
+        seen = distort(image, 0, "apr2026")
+        assert seen.shape == (3, 224, 224)
+        assert (seen > 250).float().mean() == pytest.approx(90 / 160, abs=0.02)
+        assert seen[:, *bars].max() < 10
+
+
+@pytest.mark.parametrize("level", STRENGTHS)
+def test_april_draws_by_the_seed_and_keeps_the_distortions(level):
+    def sent(seed):
+        torch.manual_seed(seed)
+        return distort(SCENE, level, "apr2026")
+
+    assert torch.equal(sent(0), sent(0))
+    assert torch.equal(sent(0), sent(1)) is (level == 0)
+
+
+def test_may_sends_the_picture_as_it_is():
+    assert torch.equal(distort(SCENE, 0, "may2026"), as_jpeg(SCENE))
+    assert PROFILES["may2026"].levels == (0,)
+
+
+def test_an_unknown_profile_or_a_level_it_lacks_lists_the_choices():
+    with pytest.raises(ConfigError, match="'may2025'; did you mean 'may2026'"):
+        distort(SCENE, 0, "may2025")
+    with pytest.raises(ConfigError, match=r"choose one of: 0$"):
+        distort(SCENE, 1, "may2026")

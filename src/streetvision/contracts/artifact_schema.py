@@ -275,6 +275,16 @@ class ArtifactSchema(RescoredArtifacts):
         """The same for a person, in one page."""
         return self.evaluation / "report.html"
 
+    @property
+    def reward(self) -> Path:
+        """What the subnet's scoring would make of the bundle."""
+        return self.root / "reward"
+
+    @property
+    def reward_report(self) -> Path:
+        """Expected reward by profile, level and source."""
+        return self.reward / "reward_report.json"
+
     def path(self, artifact: str) -> Path:
         """The path of an artifact by the name of its property, for example model_best."""
         found = getattr(self, artifact)
@@ -294,6 +304,7 @@ class ArtifactSchema(RescoredArtifacts):
             "phase6": self.export,
             "evaluate": self.evaluation,
             "evaluate_data": self.root / "evaluation_data",
+            "reward": self.reward,
         }
         return folders[phase]
 

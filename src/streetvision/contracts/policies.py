@@ -79,6 +79,13 @@ class ThresholdPolicy(Sealed):
     fpr: the fewest misses at the wanted false alarm rate, None where no threshold keeps it."""
     scores: ScoresRef
 
+    @property
+    def balanced_threshold(self) -> float:
+        """The threshold with the highest MCC as if half the images were positive."""
+        point = self.operating_points["balanced"]
+        assert point is not None, "only the operating point fpr may be missing"
+        return point.threshold
+
 
 class CalibratorState(Sealed):
     """A fitted calibrator as JSON."""
@@ -191,6 +198,11 @@ class ScrcPolicy(Sealed):
     metrics: dict[str, float | int | None]
     """Cross-fitted figures before and after calibration. None where the scores leave a figure undefined."""
     scores: ScoresRef
+
+    @property
+    def balanced_threshold(self) -> float:
+        """The threshold with the highest MCC as if half the images were positive."""
+        return self.scrc_params.operating_points["balanced"].threshold
 
 
 Policy = Annotated[ThresholdPolicy | ScrcPolicy, Field(discriminator="policy_type")]

@@ -35,6 +35,7 @@ MAY_OPEN: Mapping[str, frozenset[Split]] = MappingProxyType(
         "phase6": frozenset(),
         "evaluate": frozenset({Split.VAL_TEST}),
         "evaluate_data": frozenset(),
+        "reward": frozenset({Split.VAL_CALIB, Split.VAL_TEST}),
     }
 )
 """Phase id -> the splits whose rows or scores it may read. The Context enforces it at run time."""

@@ -1,13 +1,16 @@
-"""What the validator of the subnet does to an image before it asks: profile jan2026, levels 0 to 3, 25 % each.
+"""What the validator of the subnet does to an image before it asks, by the profile of a time; levels 25 % each.
 
-Level 0 crops and resizes. Level 1 also rotates and crops at random. Level 2 may take away colour, contrast and detail.
-Level 3 does so at two strengths, and may add chroma noise and blur. All end as a JPEG of quality 75 with 4:2:0.
+jan2026: level 0 crops and resizes. Level 1 also rotates and crops at random. Level 2 may take away colour, contrast and
+detail. Level 3 does so at two strengths, and may add chroma noise and blur. apr2026: the same in a letterbox with black
+bars in place of every crop; the rotation is taken to have stayed. may2026: the image as it is. All end as a JPEG of
+quality 75 with 4:2:0.
 
 Legend: H and W are pixels of the image that comes, S those of a side of what is sent.
 """
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,16 +32,20 @@ CB, CR = 1.772, 1.402
 """Blue is luma + CB * chroma, red is luma + CR * chroma, for chroma in [-0.5, 0.5]."""
 
 Step = Callable[[Tensor, float], Tensor]
+Frame = Callable[[Tensor, int], Tensor]
+"""How a profile fits an image into what is sent at a level."""
 
 
-def distort(image: Tensor, level: int) -> Tensor:
+def distort(image: Tensor, level: int, profile: str = "jan2026") -> Tensor:
     """uint8 (3, H, W) -> uint8 (3, S, S) as the validator would send it, drawn from torch's global generator.
 
-    Raises ConfigError for a level that does not exist.
+    may2026 sends (3, H, W). Raises ConfigError for a profile or a level that does not exist.
     """
-    if level not in STRENGTHS:
-        raise unknown_name("level of distortion", str(level), map(str, STRENGTHS))
-    seen = _centre(image) if level == 0 else _turned_and_cropped(image)
+    if profile not in PROFILES:
+        raise unknown_name("challenge profile", profile, PROFILES)
+    if level not in PROFILES[profile].levels:
+        raise unknown_name("level of distortion", str(level), map(str, PROFILES[profile].levels))
+    seen = PROFILES[profile].frame(image, level)
     for name, choices in STRENGTHS[level].items():
         strength = choices[int(torch.randint(len(choices), ()))]
         seen = seen if strength is None else STEPS[name](seen, strength)
@@ -46,7 +53,7 @@ def distort(image: Tensor, level: int) -> Tensor:
 
 
 def as_jpeg(image: Tensor) -> Tensor:
-    """What comes back when uint8 (3, S, S) is written as the validator writes it and read again."""
+    """What comes back when uint8 (3, H, W) is written as the validator writes it and read again."""
     written = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())).save(
         written, "JPEG", quality=QUALITY, subsampling="4:2:0"
@@ -64,16 +71,31 @@ def chroma_noise(image: Tensor, variance: float) -> Tensor:
     return (255 * moved).round().clamp(0, 255).to(torch.uint8)
 
 
-def _centre(image: Tensor) -> Tensor:
-    return resize_squash(F.center_crop(image, [min(image.shape[1:])] * 2), CHALLENGE_SIZE)
-
-
-def _turned_and_cropped(image: Tensor) -> Tensor:
-    angle = float(torch.empty(()).uniform_(-ROTATION, ROTATION))
-    turned = F.rotate(image, angle, interpolation=InterpolationMode.NEAREST, fill=0)
+def _cropped(image: Tensor, level: int) -> Tensor:
+    if level == 0:
+        return resize_squash(F.center_crop(image, [min(image.shape[1:])] * 2), CHALLENGE_SIZE)
     crop = v2.RandomResizedCrop(CHALLENGE_SIZE, scale=CROP_SCALE, ratio=(1.0, 1.0), antialias=True)
-    cropped: Tensor = crop(turned)
+    cropped: Tensor = crop(_turned(image))
     return cropped
+
+
+def _letterboxed(image: Tensor, level: int) -> Tensor:
+    height, width = image.shape[1:]
+    inside = [max(1, round(side * CHALLENGE_SIZE / max(height, width))) for side in (height, width)]
+    fitted = F.resize(image if level == 0 else _turned(image), inside, antialias=True)
+    top, left = ((CHALLENGE_SIZE - side) // 2 for side in inside)
+    boxed: Tensor = F.pad(fitted, [left, top, CHALLENGE_SIZE - inside[1] - left, CHALLENGE_SIZE - inside[0] - top])
+    return boxed
+
+
+def _as_it_is(image: Tensor, level: int) -> Tensor:  # noqa: ARG001
+    return image
+
+
+def _turned(image: Tensor) -> Tensor:
+    angle = float(torch.empty(()).uniform_(-ROTATION, ROTATION))
+    turned: Tensor = F.rotate(image, angle, interpolation=InterpolationMode.NEAREST, fill=0)
+    return turned
 
 
 def _down_and_up(image: Tensor, factor: float) -> Tensor:
@@ -106,3 +128,20 @@ STRENGTHS: Mapping[int, Mapping[str, Sequence[float | None]]] = {
     },
 }
 """Level -> step -> its strengths, each as likely as the others; None leaves the step out."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What the validator sent from some time on."""
+
+    frame: Frame
+    levels: tuple[int, ...]
+    """Each as likely as the others."""
+
+
+PROFILES: Mapping[str, Profile] = {
+    "jan2026": Profile(_cropped, tuple(STRENGTHS)),
+    "apr2026": Profile(_letterboxed, tuple(STRENGTHS)),
+    "may2026": Profile(_as_it_is, (0,)),
+}
+"""Name -> profile, the earliest first."""

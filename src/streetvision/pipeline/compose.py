@@ -26,6 +26,7 @@ from streetvision.pipeline.settings import (
     Phase2Config,
     Phase6Config,
     PipelineConfig,
+    RewardConfig,
 )
 from streetvision.training.config import MacCalConfig, TrainingConfig
 from streetvision.training.explora_config import ExPLoRAConfig
@@ -53,6 +54,7 @@ class RunConfig(BaseModel):
     phase5: Phase5Config
     phase6: Phase6Config
     evaluation: EvaluationConfig
+    reward: RewardConfig
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:

@@ -13,10 +13,13 @@ from streetvision.data.scenes import write_scenes
 from streetvision.io.atomic import read_json
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest
+from streetvision.io.validators import validate_json
 from streetvision.pipeline.compose import RunConfig, compose_config, given_keys
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine, ordered, trains
 from streetvision.pipeline.phases import JOINS, PHASES
+from streetvision.pipeline.steps.expect_reward import RewardReport
+from streetvision.pipeline.steps.expect_reward import tell as tell_reward
 from streetvision.training.distributed import check_started, follow, place, together
 
 
@@ -57,11 +60,22 @@ def launch_evaluation(
     The run is the folder above the bundle's, unless run_dir= names it because the bundle was moved. The evaluation on
     other data has a folder of its own in that run, unless run_dir= names another.
     """
-    folder = bundle.parent if bundle.suffix == ".json" else bundle
-    judged = {"evaluation": {"bundle": str(folder)}, "run_dir": str(folder.parent)}
     if data is not None:
-        return _evaluate_elsewhere(read_bundle(folder), overrides, judged=judged, data=data, console=console)
-    config = compose_config(overrides, beneath=judged)
+        found = read_bundle(bundle)
+        judged = {"evaluation": {"bundle": str(found.folder)}}
+        return _evaluate_elsewhere(found, overrides, judged=judged, data=data, console=console)
+    return _ask_run(bundle, overrides, phase="evaluate", section="evaluation", console=console)
+
+
+def launch_reward(bundle: Path, overrides: Sequence[str], *, console: Console) -> ArtifactSchema:
+    """Simulate the subnet's reward on VAL_TEST of the run that the bundle came from; returns the paths of that run."""
+    return _ask_run(bundle, overrides, phase="reward", section="reward", console=console)
+
+
+def _ask_run(bundle: Path, overrides: Sequence[str], *, phase: str, section: str, console: Console) -> ArtifactSchema:
+    """Run a phase that judges a bundle in the run around it, or in the one that run_dir= names."""
+    folder = bundle.parent if bundle.suffix == ".json" else bundle
+    config = compose_config(overrides, beneath={section: {"bundle": str(folder)}, "run_dir": str(folder.parent)})
     schema = ArtifactSchema(config.root)
     read_bundle(folder)  # that there is none is worse than that its run is missing
     if not schema.splits.is_file():
@@ -69,7 +83,7 @@ def launch_evaluation(
             f"{str(schema.root)!r} is not the run that made this bundle: it has no splits.json",
             "name the run whose VAL_TEST it should be judged on: run_dir=..., or other images: --data ...",
         )
-    Engine(schema, PHASES, config.sections(), console).run(ordered(["evaluate"], PHASES))
+    Engine(schema, PHASES, config.sections(), console).run(ordered([phase], PHASES))
     return schema
 
 
@@ -142,6 +156,11 @@ def answers_one_class_only(schema: ArtifactSchema) -> bool:
     """Whether the model of this run gave every image of VAL_SELECT the same answer."""
     manifest = schema.manifest("phase1")
     return manifest.is_file() and bool(read_manifest(manifest).metrics.get("one_class_only"))
+
+
+def reward_lines(schema: ArtifactSchema) -> list[str]:
+    """The expected reward, for a terminal."""
+    return list(tell_reward(validate_json(schema.reward_report, RewardReport)))
 
 
 def report_lines(schema: ArtifactSchema) -> list[str]:

@@ -6,6 +6,7 @@ from streetvision.contracts.phase import Context, Phase
 from streetvision.pipeline.steps import (
     calibrate_scrc,
     evaluate_model,
+    expect_reward,
     export_bundle,
     prepare_data,
     sweep_thresholds,
@@ -28,6 +29,7 @@ PHASES: Mapping[str, Phase] = {
         export_bundle.PHASE,
         evaluate_model.PHASE,
         evaluate_model.ELSEWHERE,
+        expect_reward.PHASE,
     )
 }
 """Id -> phase, in the order of the data."""

@@ -58,3 +58,18 @@ class EvaluationConfig(Section):
     """Share of data sets whose truth the interval should hold."""
     seed: int = Field(default=0, ge=0)
     """Of the resamples."""
+
+
+class RewardConfig(Section):
+    """The subnet's reward, simulated on VAL_TEST."""
+
+    bundle: Path | None = Field(default=None, exclude=True)
+    """The bundle's folder; None takes the run's own. Manifests know it by its digest, wherever it lies."""
+    streams: int = Field(default=1000, ge=20)
+    """Streams of challenges; the percentiles are over them."""
+    steps: int = Field(default=1000, ge=100)
+    """Challenges of each stream; the score is taken at its end."""
+    timeout_share: float = Field(default=0.05, gt=0, lt=1)
+    """Share of challenges answered too late in the rows on timeouts."""
+    seed: int = Field(default=0, ge=0)
+    """Of the distortions and of the streams."""

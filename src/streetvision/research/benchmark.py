@@ -61,9 +61,26 @@ def bench_views(progress: Progress) -> list[Figure]:
     return bench_views.bench_views(progress)
 
 
+def bench_reward(_: Progress) -> list[Figure]:
+    """The subnet's reward of 1,000 streams of 1,000 answers, against drawing these streams."""
+    import numpy as np
+
+    from streetvision.eval.reward import Challenges, standing
+
+    labels = np.repeat([0, 1], 500)
+
+    def draw() -> Challenges:
+        return Challenges.draw(labels, streams=1000, steps=1000, seed=0)
+
+    challenges = draw()
+    ours, floor = in_turn(lambda: standing(challenges.rewards(labels)), draw)
+    return [Figure("reward and score of 1,000 streams x 1,000 challenges", ours, "drawing them", floor)]
+
+
 SECTIONS: Mapping[str, Callable[[Progress], list[Figure]]] = {
     "calibration": bench_calibration,
     "data": bench_data,
+    "reward": bench_reward,
     "startup": bench_startup,
     "statistics": bench_statistics,
     "training": bench_training,

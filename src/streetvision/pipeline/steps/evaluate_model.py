@@ -62,7 +62,7 @@ class Asked:
 
 def run(context: Context) -> Outcome:
     """Ask the bundle about every row of VAL_TEST, and write figures, pictures and the page for people."""
-    bundle = _own_bundle(context)
+    bundle = own_bundle(context, context.settings(EvaluationConfig).bundle)
     rows = context.rows(Split.VAL_TEST)
     asked = Asked(
         rows,
@@ -198,9 +198,9 @@ def _settings(home: ArtifactSchema, bundle: Bundle) -> dict[str, JsonValue]:
     return {phase: dict(manifest.config) for phase, manifest in found.items()} if made_it else {}
 
 
-def _own_bundle(context: Context) -> Bundle:
-    """The bundle to judge; raises ArtifactError when it was not made from this run's data."""
-    bundle = _bundle(context)
+def own_bundle(context: Context, given: Path | None) -> Bundle:
+    """The bundle at `given`, or the run's; raises ArtifactError when it was not made from this run's data."""
+    bundle = read_bundle(given or context.schema.export)
     if bundle.manifest.data_fingerprint != context.fingerprint:
         raise ArtifactError(
             f"bundle {str(bundle.folder)!r} was made from data with fingerprint "

@@ -1,0 +1,107 @@
+"""reward, through the command line: rows, the look it costs, and the thresholds it compares."""
+
+import contextlib
+import io
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from streetvision import load_bundle
+from streetvision.cli import main
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.io.atomic import read_json
+from streetvision.pipeline.steps.expect_reward import VARIANTS, Asked, Question, questions
+
+FEW = ["reward.streams=40", "reward.steps=120"]
+
+
+@pytest.fixture(scope="module")
+def run(finished_run, tmp_path_factory):
+    return ArtifactSchema(shutil.copytree(finished_run, tmp_path_factory.mktemp("reward") / "run"))
+
+
+@pytest.fixture(scope="module")
+def told(run):
+    """What the command printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as stop:
+        main(["reward", "--bundle", str(run.export), *FEW])
+    assert not stop.value.code
+    return printed.getvalue()
+
+
+def test_the_first_line_is_the_state_of_the_subnet(told):
+    assert told.splitlines()[0].startswith("subnet")
+    assert "100 % burned" in told.splitlines()[0]
+
+
+def test_a_row_for_each_profile_and_level_and_for_timeouts(run, told):
+    every = read_json(run.reward_report)["rows"]
+    rows = {(row["profile"], row["level"], row["timeout_share"]): row for row in every if row["source"] == "all"}
+    levels = {"jan2026": ["all", *"0123"], "apr2026": ["all", *"0123"], "may2026": ["all"]}
+    expected = {(profile, level, 0.0) for profile, found in levels.items() for level in found}
+    assert rows.keys() == expected | {(profile, "all", 0.05) for profile in levels}
+    for row in every:
+        for score in row["scores"].values():
+            assert 0 <= score["p5"] <= score["mean"] <= 1
+    late, in_time = (rows["may2026", "all", share]["scores"]["bundle"]["mean"] for share in (0.05, 0.0))
+    assert late != in_time
+    shown = next(line for line in told.splitlines() if line.startswith("may2026"))
+    names = next(line for line in told.splitlines() if line.startswith("profile")).split()[-3:]
+    means = re.findall(r"(0\.\d{3}|1\.000) \[", shown)
+    row = rows["may2026", "all", 0.0]
+    assert [f"{row['scores'][name]['mean']:.3f}" for name in names] == means
+    assert sum(line.startswith(("jan2026", "apr2026", "may2026")) for line in told.splitlines()) >= len(every)
+
+
+def test_sources_have_rows_of_their_own_where_there_are_several():
+    probabilities = np.arange(4 * len(VARIANTS)).reshape(4, -1) / 100
+    asked = Asked(np.array([0.0, 1, 0, 1]), ["real", "real", "synthetic", "synthetic"], probabilities)
+    found = list(questions(asked, 0.05))
+    assert [question.source for question in found if question.profile == "may2026"] == [
+        "all",
+        "real",
+        "synthetic",
+        "all",
+    ]
+    assert len(found) == 5 * 3 + 5 * 3 + 3 + 3
+    labels, part = asked.part(Question("jan2026", "2", "synthetic"))
+    assert labels.tolist() == [0, 1]
+    assert part.tolist() == probabilities[2:, 2].tolist()
+    labels, part = asked.part(Question("apr2026"))
+    assert labels.tolist() == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4
+    assert part.tolist() == probabilities[:, 4:8].ravel().tolist()
+
+
+def test_the_thresholds_are_the_bundles_own_the_balanced_one_and_one_found_elsewhere(run, told):
+    predictor = load_bundle(run.export)
+    report = read_json(run.reward_report)
+    params = predictor.manifest.policy.scrc_params
+    assert report["thresholds"] == {
+        "bundle": params.threshold,
+        "balanced": params.operating_points["balanced"].threshold,
+    }
+    assert report["best"].keys() == {"jan2026", "apr2026", "may2026"}
+
+
+def test_it_costs_a_look_once_and_the_seed_decides(run, told, command):
+    looks, report = read_json(run.looks), read_json(run.reward_report)
+    code, out, err = command("reward", "--bundle", run.export, *FEW)
+    assert code == 0, err
+    assert "(unchanged)" in out
+    assert read_json(run.looks) == looks
+    code, _, err = command("reward", "--bundle", run.export, *FEW, "reward.seed=7")
+    assert code == 0, err
+    assert len(read_json(run.looks)) == len(looks) + 1
+    assert read_json(run.reward_report)["rows"] != report["rows"]
+    assert command("reward", "--bundle", run.export, *FEW)[0] == 0
+    assert read_json(run.reward_report) == report | {"look": len(looks) + 2}
+
+
+def test_a_bundle_away_from_its_run_is_sent_back_to_it(run, command, tmp_path):
+    moved = shutil.copytree(run.export, tmp_path / "moved")
+    code, _, err = command("reward", "--bundle", moved, *FEW)
+    assert code == 2
+    assert "is not the run that made this bundle" in err
