@@ -23,6 +23,7 @@ BUNDLE = {
     "files": {"model.pth": {"sha256": MODEL, "bytes": 1}, "model_config.json": {"sha256": OTHER, "bytes": 1}},
     "data_fingerprint": OTHER,
     "made_with": {},
+    "seal": OTHER,
 }
 
 
@@ -36,7 +37,7 @@ def test_a_bundle_that_closes_is_accepted():
         ({"policy_type": "scrc"}, "policy_type is 'scrc'"),
         ({"model_checkpoint": "other.pth"}, "which is not in files"),
         ({"files": BUNDLE["files"] | {"model.pth": {"sha256": OTHER, "bytes": 1}}}, "belongs to model aaaaaaaaaaaa"),
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 1}, "schema_version"),
         ({"surprise": 1}, "surprise"),
         ({"data_fingerprint": "short"}, "data_fingerprint"),
     ],

@@ -1,14 +1,19 @@
 """A bundle in which anything was changed is refused, and the error names what."""
 
 import json
+import os
+import re
 import shutil
 
+import hypothesis
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from streetvision.bundle.format import read_bundle
 from streetvision.contracts.errors import ArtifactError
 from streetvision.io.validators import BundleValidator, PolicyValidator
+from tests.conftest import reseal
 
 
 @pytest.fixture
@@ -24,20 +29,72 @@ def edit(path, change):
     path.write_text(json.dumps(content))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_byte_of_a_sealed_file(finished_run, tmp_path, data):
-    folder = tmp_path / "export"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(finished_run / "export", folder)
-    sealed = json.loads((folder / "bundle.json").read_text())["files"]
-    name = data.draw(st.sampled_from(sorted(sealed)))
+def change_a_byte(folder, data):
+    """One byte of any file, bundle.json included; returns the name that the error must hold."""
+    name = data.draw(st.sampled_from(sorted(path.name for path in folder.iterdir())))
     content = bytearray((folder / name).read_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= data.draw(st.integers(1, 255))
     (folder / name).write_bytes(content)
+    return name
+
+
+def take_a_file(folder, data):
+    name = data.draw(st.sampled_from(sorted(path.name for path in folder.iterdir())))
+    kind = data.draw(st.sampled_from(["gone", "link", "folder", "pipe"]))
+    (folder / name).rename(folder.parent / "taken")
+    if kind == "link":
+        (folder / name).symlink_to(folder.parent / "taken")
+    elif kind == "folder":
+        (folder / name).mkdir()
+    elif kind == "pipe":
+        os.mkfifo(folder / name)
+    return name
+
+
+def rename_in_the_contents(folder, data):
+    """A file by another path, the seal of bundle.json made anew."""
+    sealed = sorted(json.loads((folder / "bundle.json").read_text())["files"])
+    name, letters = data.draw(st.sampled_from(sealed)), st.text("abc/.\\\0-", max_size=8)
+    path = data.draw(st.sampled_from([f"../{name}", f"/{name}", f"x/{name}", f"./{name}", "..", ""]) | letters)
+    hypothesis.assume(path not in sealed)
+    reseal(folder, lambda content: content["files"].update({path: content["files"].pop(name)}))
+    return f"{re.escape(repr(path))}|names '{name}'"
+
+
+MUTATIONS = [change_a_byte, take_a_file, rename_in_the_contents]
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_mutation_is_refused_by_its_name(finished_run, tmp_path, data):
+    shutil.rmtree(tmp_path)
+    folder = tmp_path / "export"
+    shutil.copytree(finished_run / "export", folder, ignore=shutil.ignore_patterns("manifest.json"))
+    name = data.draw(st.sampled_from(MUTATIONS))(folder, data)
     with pytest.raises(ArtifactError, match=name):
-        BundleValidator().validate(folder)
+        read_bundle(folder)
+
+
+def test_the_contents_cannot_be_written_in_another_way(export):
+    path = export / "bundle.json"
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    with pytest.raises(ArtifactError, match=r"bundle\.json' is not what was sealed"):
+        BundleValidator().validate(export)
+
+
+def test_a_change_of_policy_is_refused_until_it_is_sealed(export):
+    edit(export / "bundle.json", lambda content: content["policy"]["scrc_params"].update(threshold=0.123))
+    with pytest.raises(ArtifactError, match=r"bundle\.json' is not what was sealed"):
+        BundleValidator().validate(export)
+    reseal(export, lambda content: None)
+    assert BundleValidator().validate(export).policy.scrc_params.threshold == 0.123
+
+
+def test_what_is_not_named_has_no_place(export):
+    (export / "code.py").write_text("print('hello')")
+    with pytest.raises(ArtifactError, match=r"code\.py"):
+        BundleValidator().validate(export)
 
 
 @pytest.mark.parametrize("name", ["../model.pth", "/etc/passwd", "a/b.pth", "", ".", "..", "a\\b"])
@@ -45,7 +102,7 @@ def test_no_name_leaves_the_folder(export, name):
     def move(content):
         content["files"][name] = content["files"]["model.pth"]
 
-    edit(export / "bundle.json", move)
+    reseal(export, move)
     with pytest.raises(ArtifactError, match="only plain file names"):
         BundleValidator().validate(export)
 
@@ -60,7 +117,8 @@ def test_a_link_is_no_file(export, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda b: b.update(schema_version=2), "schema_version"),
+        (lambda b: b.update(schema_version=1), "has schema_version 1, and this streetvision reads 2"),
+        (lambda b: b.update(schema_version="2"), "schema_version"),
         (lambda b: b.pop("class_names"), "class_names"),
         (lambda b: b["policy"]["scrc_params"].update(threshold=1.5), "policy.*threshold"),
         (lambda b: b["policy"].update(policy_type="other"), "policy"),
@@ -73,7 +131,7 @@ def test_a_link_is_no_file(export, tmp_path):
     ],
 )
 def test_a_field_that_is_wrong_is_named(export, change, message):
-    edit(export / "bundle.json", change)
+    reseal(export, change)
     with pytest.raises(ArtifactError, match=message):
         BundleValidator().validate(export)
 

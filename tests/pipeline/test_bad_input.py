@@ -1,7 +1,6 @@
 """What a user can get wrong ends in one line, exit code 2, no traceback and nothing half-written."""
 
 import errno
-import json
 import os
 import shutil
 
@@ -11,7 +10,7 @@ from PIL import Image
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.io.atomic import read_json
-from tests.conftest import TINY_MODEL
+from tests.conftest import TINY_MODEL, reseal
 
 
 @pytest.fixture
@@ -193,9 +192,7 @@ class TestBundle:
 
     def test_a_bundle_of_another_data_set_is_not_judged_here(self, fails, finished_run, tmp_path):
         run = shutil.copytree(finished_run, tmp_path / "run")
-        bundle = read_json(run / "export" / "bundle.json")
-        bundle["data_fingerprint"] = "0" * 64
-        (run / "export" / "bundle.json").write_text(json.dumps(bundle))
+        reseal(run / "export", lambda bundle: bundle.update(data_fingerprint="0" * 64))
         assert "fingerprint" in fails("evaluate", "--bundle", run / "export")
 
     def test_an_image_that_is_none_is_named_and_the_others_are_answered(self, command, finished_run, scenes, tmp_path):

@@ -19,12 +19,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 from PIL import Image
 
 from streetvision.contracts.errors import StreetVisionError
+from tests.conftest import reseal
 
 MEGABYTES = 300.0
 """Most memory that one case may take beyond what there was."""
@@ -191,6 +193,8 @@ def file_cases(n: int, seed: int, run: Path, scratch: Path) -> Iterator[tuple[st
         (folder / source.name).write_bytes(mutant)
         if name in {"model", "weights"}:
             _seal_again(folder, source.name)
+        elif name == "bundle" and structural:
+            reseal(folder, lambda _: None)
         yield f"{name} {number}", lambda read=read, path=folder / source.name: read(path)
 
 
@@ -230,12 +234,12 @@ def _seal_again(folder: Path, name: str) -> None:
     """Make the table of contents vouch for the damaged file, as whoever sends a hostile bundle would."""
     from streetvision.io.manifests import seal
 
-    bundle = json.loads((folder / "bundle.json").read_text())
-    bundle["files"][name] = seal(folder / name).model_dump()
-    if name == "model.pth":
-        for scores in (bundle["policy"]["scores"],):
-            scores["model_sha256"] = bundle["files"][name]["sha256"]
-    (folder / "bundle.json").write_text(json.dumps(bundle))
+    def vouch(bundle: dict[str, Any]) -> None:
+        bundle["files"][name] = seal(folder / name).model_dump()
+        if name == "model.pth":
+            bundle["policy"]["scores"]["model_sha256"] = bundle["files"][name]["sha256"]
+
+    reseal(folder, vouch)
 
 
 def _read_config(path: Path) -> None:

@@ -11,7 +11,7 @@ from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.policies import BundleManifest, ScrcPolicy, ThresholdPolicy
 from streetvision.io.atomic import open_atomic, write_json_atomic
 from streetvision.io.manifests import seal, versions
-from streetvision.io.validators import BundleValidator
+from streetvision.io.validators import BundleValidator, bundle_seal
 
 BUNDLE_JSON = "bundle.json"
 MODEL_CHECKPOINT = "model.pth"
@@ -70,9 +70,11 @@ def write_bundle(
             files={name: seal(folder / name) for name in sorted(files)},
             data_fingerprint=data_fingerprint,
             made_with=versions(),
+            seal="0" * 64,
         )
     except ValueError as error:
         raise ArtifactError(f"the chain does not close: {error}", "run the phases again together") from error
+    manifest = manifest.model_copy(update={"seal": bundle_seal(manifest)})
     write_json_atomic(folder / BUNDLE_JSON, manifest.model_dump(mode="json"))
     return Bundle(folder, manifest)
 

@@ -218,7 +218,7 @@ class FileSeal(Sealed):
 class BundleManifest(Sealed):
     """bundle.json: the one policy that ships and a seal for every file beside it."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     policy_type: Literal["threshold", "scrc"]
     policy: Policy
     class_names: tuple[str, str]
@@ -237,6 +237,8 @@ class BundleManifest(Sealed):
     """Fingerprint of the data set whose splits made this bundle."""
     made_with: dict[str, str]
     """Versions of what made it."""
+    seal: Digest
+    """sha256 of everything else in this file, as canonical JSON."""
 
     @model_validator(mode="after")
     def _closes(self) -> "BundleManifest":

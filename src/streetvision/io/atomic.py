@@ -65,7 +65,12 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 def write_json_atomic(path: Path, value: object) -> None:
     """Write `value` as indented JSON with sorted keys; NaN and infinity raise ValueError."""
-    write_text_atomic(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_text_atomic(path, json_text(value))
+
+
+def json_text(value: object) -> str:
+    """`value` as `write_json_atomic` writes it."""
+    return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_bytes(path: Path) -> bytes:

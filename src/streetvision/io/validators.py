@@ -9,11 +9,13 @@ from torch import Tensor
 
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.policies import BundleManifest, Policy, ScrcPolicy, ThresholdPolicy
-from streetvision.io.atomic import read_json, sha256_file
+from streetvision.io.atomic import json_text, read_bytes, read_json, sha256_file, sha256_json
 from streetvision.io.tensors import load_tensor
 
 Model = TypeVar("Model", bound=BaseModel)
 
+BUNDLE_VERSION = 2
+MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_BUNDLE_FILES = 64
 MAX_BUNDLE_BYTES = 16 * 2**30
 
@@ -43,22 +45,47 @@ class PolicyValidator:
 
 
 class BundleValidator:
-    """Reads a bundle folder: its table of contents, then every seal in it."""
+    """Reads a bundle folder: its table of contents, then every seal in it, its own first."""
 
     def validate(self, folder: Path) -> BundleManifest:
         """The manifest of the bundle in `folder`; raises ArtifactError that names what is wrong."""
-        manifest = validate_json(folder / "bundle.json", BundleManifest)
+        path = folder / "bundle.json"
+        self._check_readable(path)
+        manifest = validate_json(path, BundleManifest)
         n, size = len(manifest.files), sum(entry.bytes for entry in manifest.files.values())
         if n > MAX_BUNDLE_FILES or size > MAX_BUNDLE_BYTES:
             limits = f"at most {MAX_BUNDLE_FILES} files of {MAX_BUNDLE_BYTES} bytes in all are read"
             raise ArtifactError(f"bundle {str(folder)!r} lists {n} files of {size} bytes in all; {limits}")
+        for name in manifest.files:
+            _check_plain(name, folder)
+        self._check_own_seal(path, manifest)
         self._check_seals(folder, manifest)
         self._check_strangers(folder, manifest)
         return manifest
 
+    def _check_readable(self, path: Path) -> None:
+        """Raise unless `path` is a file of its own, of sensible size and of the version that is read here."""
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise ArtifactError(f"{str(path)!r} is no file of at most {MAX_MANIFEST_BYTES} bytes")
+        content = read_json(path)
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version != BUNDLE_VERSION:
+            raise ArtifactError(
+                f"{str(path)!r} has schema_version {version}, and this streetvision reads {BUNDLE_VERSION}",
+                "export the bundle again with this version, or read it with the version in its made_with",
+            )
+
+    def _check_own_seal(self, path: Path, manifest: BundleManifest) -> None:
+        written = json_text(manifest.model_dump(mode="json")).encode()
+        if manifest.seal != bundle_seal(manifest) or read_bytes(path) != written:
+            raise ArtifactError(
+                f"{str(path)!r} is not what was sealed: it was changed since",
+                "export the bundle again, or copy it again from where it came",
+            )
+
     def _check_seals(self, folder: Path, manifest: BundleManifest) -> None:
         for name, entry in manifest.files.items():
-            path = folder / _plain_name(name, folder)
+            path = folder / name
             if path.is_symlink() or not path.is_file():
                 raise ArtifactError(f"bundle {str(folder)!r} names {name!r}, and there is no such file in it")
             if path.stat().st_size != entry.bytes or sha256_file(path) != entry.sha256:
@@ -94,8 +121,11 @@ def validate_labels(path: Path, *, n: int) -> Tensor:
     return labels
 
 
-def _plain_name(name: str, folder: Path) -> str:
-    pure = PurePosixPath(name)
-    if len(pure.parts) != 1 or name in {"", ".", ".."} or "\\" in name or "\0" in name:
+def bundle_seal(manifest: BundleManifest) -> str:
+    """The digest that `manifest.seal` must be."""
+    return sha256_json(manifest.model_dump(mode="json", exclude={"seal"}))
+
+
+def _check_plain(name: str, folder: Path) -> None:
+    if PurePosixPath(name).parts != (name,) or name == ".." or "\\" in name or "\0" in name:
         raise ArtifactError(f"bundle {str(folder)!r} names {name!r}; only plain file names are allowed")
-    return name
