@@ -97,6 +97,33 @@ def reward(bundle: BundlePath, overrides: Overrides = None) -> None:
         console.text(line)
 
 
+def export(
+    bundle: BundlePath,
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    form: Annotated[Literal["miner"], typer.Option("--format", help="miner: what the subnet's stock miner loads.")],
+    hotkey: Annotated[str, typer.Option(help="Of the miner, for model_card.json.")] = "",
+    name: Annotated[str, typer.Option(help="Of the model, for model_card.json.")] = "streetvision",
+    version: Annotated[str, typer.Option(help="X.Y.Z, for model_card.json.")] = "1.0.0",
+) -> None:
+    """Write a bundle as a folder that another program loads."""
+    from streetvision.pipeline.exporting import EXPORTS, Request
+
+    EXPORTS[form](Request(bundle, out, hotkey=hotkey, name=name, version=version), _console())
+
+
+def check_export(
+    folder: Path,
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    bundle: BundlePath,
+    python: Annotated[Path | None, typer.Option(help="Interpreter of another environment to load it in.")] = None,
+) -> None:
+    """Load a miner folder as the subnet's stock miner does, and compare its answers with the bundle's."""
+    from streetvision.pipeline.exporting import check_folder
+
+    if not check_folder(folder, images, bundle, python=python, console=_console()):
+        raise typer.Exit(USER_ERROR)
+
+
 data = typer.Typer(help="Look at a data set, or draw one.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -163,6 +190,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "reward": reward,
+    "export": export,
+    "check-export": check_export,
     "doctor": doctor,
     "bench": bench,
 }
