@@ -100,15 +100,20 @@ def reward(bundle: BundlePath, overrides: Overrides = None) -> None:
 def export(
     bundle: BundlePath,
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
-    form: Annotated[Literal["miner"], typer.Option("--format", help="miner: what the subnet's stock miner loads.")],
-    hotkey: Annotated[str, typer.Option(help="Of the miner, for model_card.json.")] = "",
-    name: Annotated[str, typer.Option(help="Of the model, for model_card.json.")] = "streetvision",
-    version: Annotated[str, typer.Option(help="X.Y.Z, for model_card.json.")] = "1.0.0",
+    form: Annotated[
+        Literal["miner", "hub"],
+        typer.Option("--format", help="miner: what the subnet's stock miner loads; hub: for the Hugging Face hub."),
+    ],
+    name: Annotated[str, typer.Option(help="Of the model, for its card.")] = "streetvision",
+    hotkey: Annotated[str | None, typer.Option(help="miner: who submits it.")] = None,
+    version: Annotated[str | None, typer.Option(help="miner: X.Y.Z; 1.0.0 where none is given.")] = None,
+    license: Annotated[str | None, typer.Option(help="hub: an identifier such as apache-2.0.")] = None,
 ) -> None:
     """Write a bundle as a folder that another program loads."""
-    from streetvision.pipeline.exporting import EXPORTS, Request
+    from streetvision.pipeline.exporting import Request, export_bundle
 
-    EXPORTS[form](Request(bundle, out, hotkey=hotkey, name=name, version=version), _console())
+    request = Request(bundle, out, name, hotkey=hotkey, version=version, license=license)
+    export_bundle(form, request, _console())
 
 
 def check_export(

@@ -4,11 +4,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle
 from streetvision.bundle.predictor import load_bundle
+from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError
+from streetvision.io.atomic import read_json, sha256_file
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.prediction import expand
+from streetvision.serving.hub import BUNDLE_FOLDER, Card, write_hub
 from streetvision.serving.miner import Submission, check_miner, write_miner
 
 CARRIED = 1e-6
@@ -19,23 +24,40 @@ SLOW_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asked to be exported."""
+    """What a person asked to be exported; None where nothing was said."""
 
     bundle: Path
     out: Path
-    hotkey: str
     name: str
-    version: str
+    hotkey: str | None = None
+    version: str | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True)
+class Export:
+    """A format, and the options of a request that only some formats read."""
+
+    write: Callable[[Request, Console], None]
+    reads: frozenset[str]
+
+
+def export_bundle(form: str, request: Request, console: Console) -> None:
+    """Write a bundle in a format of EXPORTS; an option that the format does not read is a ConfigError."""
+    options = ("hotkey", "version", "license")
+    if ignored := [name for name in options if getattr(request, name) is not None and name not in EXPORTS[form].reads]:
+        raise ConfigError(f"--format {form} does not read --{ignored[0]}", "leave it out")
+    EXPORTS[form].write(request, console)
 
 
 def export_miner(request: Request, console: Console) -> None:
     """Write the folder for the subnet's stock miner, and say what it carries and what not."""
-    if not re.fullmatch(r"\d+\.\d+\.\d+", request.version):
-        raise ConfigError(f"version {request.version!r} is not X.Y.Z", "for example --version 1.0.0")
+    version = request.version or "1.0.0"
+    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        raise ConfigError(f"version {version!r} is not X.Y.Z", "for example --version 1.0.0")
     predictor = load_bundle(request.bundle)
     first, second = predictor.manifest.class_names
-    described = f"{second} or {first} in street images"
-    card = Submission(request.name, described, request.version, request.hotkey)
+    card = Submission(request.name, f"{second} or {first} in street images", version, request.hotkey or "")
     line = write_miner(predictor, request.out, card)
     console.line("miner", f"{request.out}  (transformers 4.45.2 and later)")
     console.line(
@@ -51,7 +73,31 @@ def export_miner(request: Request, console: Console) -> None:
     console.line("next", f"streetvision check-export {request.out} IMAGES... --bundle {request.bundle}")
 
 
-EXPORTS: Mapping[str, Callable[[Request, Console], None]] = {"miner": export_miner}
+def export_hub(request: Request, console: Console) -> None:
+    """Write the folder for the Hugging Face hub, with the evaluation of the bundle's run if it is of this bundle."""
+    bundle = read_bundle(request.bundle)
+    report = _own_evaluation(bundle)
+    write_hub(bundle, request.out, Card(request.name, request.license or "other"), report)
+    console.line("hub", f"{request.out}  (README.md and {BUNDLE_FOLDER}/)")
+    if report is None:
+        console.warn("the card has no figures: run streetvision evaluate first, and export beside the run")
+    if request.license is None:
+        console.warn("the card says license: other; name yours with --license, and mind that of the backbone's weights")
+    console.line("next", f"huggingface-cli upload OWNER/NAME {request.out}")
+
+
+def _own_evaluation(bundle: Bundle) -> dict[str, Any] | None:
+    """evaluation_report.json of the run around the bundle, if it judged these very bytes."""
+    path = ArtifactSchema(bundle.folder.parent).evaluation_report
+    report = read_json(path) if path.is_file() else None
+    own = isinstance(report, dict) and report["provenance"]["bundle"] == sha256_file(bundle.folder / BUNDLE_JSON)
+    return dict(report) if own and isinstance(report, dict) else None
+
+
+EXPORTS: Mapping[str, Export] = {
+    "miner": Export(export_miner, frozenset({"hotkey", "version"})),
+    "hub": Export(export_hub, frozenset({"license"})),
+}
 """--format -> what writes it."""
 
 

@@ -1,0 +1,56 @@
+"""The hub folder: a card that a machine and a person can read, and the bundle unchanged."""
+
+import shutil
+
+import yaml
+
+from streetvision import load_bundle
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.io.atomic import read_json
+from tests.conftest import reseal
+
+
+def metadata(readme):
+    _, head, body = readme.split("---\n", 2)
+    return yaml.safe_load(head), body
+
+
+def test_the_card_has_the_figures_of_the_evaluation_and_the_bundle_loads(finished_run, command, scenes, tmp_path):
+    out, bundle = tmp_path / "hub", finished_run / "export"
+    asked = ["export", "--bundle", bundle, "--out", out, "--format", "hub", "--name", "ours: #1", "--license", "mit"]
+    code, told, err = command(*asked)
+    assert code == 0, err
+    assert "warning" not in told
+    head, body = metadata((out / "README.md").read_text())
+    report = read_json(ArtifactSchema(finished_run).evaluation_report)
+    assert (head["license"], head["pipeline_tag"]) == ("mit", "image-classification")
+    (entry,) = head["model-index"]
+    values = {metric["type"]: metric["value"] for metric in entry["results"][0]["metrics"]}
+    assert values["mcc"] == round(report["metrics"]["mcc"]["estimate"], 4)
+    mcc = report["metrics"]["mcc"]
+    assert f"| mcc | {mcc['estimate']:.3f} | {mcc['low']:.3f} to {mcc['high']:.3f} |" in body
+    image = sorted((scenes / "images").iterdir())[0]
+    assert load_bundle(out / "bundle").predict(image) == load_bundle(bundle).predict(image)
+    code, _, err = command(*asked)
+    assert code == 2
+    assert "is not empty" in err
+
+
+def test_figures_of_another_bundle_are_not_its_own(finished_run, command, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    reseal(run / "export", lambda content: content["made_with"].update(streetvision="9"))
+    code, told, err = command("export", "--bundle", run / "export", "--out", tmp_path / "hub", "--format", "hub")
+    assert code == 0, err
+    assert "the card has no figures" in told
+    assert "license: other" in told
+    head, body = metadata((tmp_path / "hub" / "README.md").read_text())
+    assert "model-index" not in head
+    assert "nothing is known of how good it is" in body
+
+
+def test_an_option_that_the_format_does_not_read_is_an_error(finished_run, command, tmp_path):
+    asked = ["export", "--bundle", finished_run / "export", "--out", tmp_path / "out", "--format"]
+    for form, option in (("hub", "--hotkey"), ("hub", "--version"), ("miner", "--license")):
+        code, _, err = command(*asked, form, option, "x")
+        assert code == 2
+        assert f"--format {form} does not read {option}" in err
