@@ -1,6 +1,7 @@
 """What several rooms of the tests share: a command line to call, a tiny data set, and the real data if it is there."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from streetvision.cli import main
 settings.register_profile("here", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("here")
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 TINY_MODEL = [
     "model=random_small",
     "model.backbone.width=32",
@@ -72,6 +74,21 @@ def finished_run(scenes, tmp_path_factory):
             main(arguments)
         assert not stop.value.code
     return root
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, or a skip that says so; CI must have it."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        assert not os.environ.get("CI"), "CI must have Chromium: .ci/run installs it"
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed: no page is opened in a browser")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,29 +1,10 @@
 """The report as a person meets it: in a browser, offline, on a desk and on a phone."""
 
-import os
-import shutil
-
 import pytest
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium, or a skip that says so; CI must have it."""
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        assert not os.environ.get("CI"), "CI must have Chromium: .ci/run installs it"
-        pytest.skip(f"none of {', '.join(NAMES)} is installed: the report is not opened in a browser")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(params=[DESK, PHONE], ids=["desk", "phone"])

@@ -129,6 +129,18 @@ def check_export(
         raise typer.Exit(USER_ERROR)
 
 
+def serve(
+    bundle: BundlePath,
+    host: Annotated[str, typer.Option(help="Address; any but loopback needs STREETVISION_API_KEY.")] = "127.0.0.1",
+    port: int = 8000,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="max_in_flight=64")] = None,
+) -> None:
+    """Answer over HTTP: /predict, /healthz, /metrics, and a page to drop an image on."""
+    from streetvision.pipeline.serve import serve_bundle
+
+    serve_bundle(bundle, overrides or [], host=host, port=port, console=_console())
+
+
 data = typer.Typer(help="Look at a data set, or draw one.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -194,6 +206,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "serve": serve,
     "reward": reward,
     "export": export,
     "check-export": check_export,

@@ -101,10 +101,10 @@ def stock_classifier(classifier: Classifier, *, slope: float, cut: float) -> tup
     layer, width = int(str(body.config["num_hidden_layers"])), norm.normalized_shape[0]
     state |= _loud_block(body, layer, width)
     state |= {"layernorm.weight": norm.weight, "layernorm.bias": norm.bias}
-    difference = linear.weight[1] - linear.weight[0]
+    weights, offsets = linear.weight.detach(), linear.bias.detach()
     weight = torch.zeros(2, family.head_inputs * width)
-    weight[1, :width] = slope * difference
-    bias = torch.tensor([0.0, slope * (float(linear.bias[1] - linear.bias[0]) - cut)])
+    weight[1, :width] = slope * (weights[1] - weights[0])
+    bias = torch.tensor([0.0, slope * (float(offsets[1] - offsets[0]) - cut)])
     named = {f"{family.model_type}.{name}": value for name, value in state.items()}
     named |= {"classifier.weight": weight, "classifier.bias": bias}
     config = body.config | {

@@ -1,0 +1,47 @@
+"""The page for people, in a browser: an image dropped on it is answered, and nothing else is asked for."""
+
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from streetvision import load_bundle
+from streetvision.serving.server import ServingConfig, create_app
+
+
+@pytest.fixture(scope="module")
+def address(finished_run):
+    """A running server with a key."""
+    app = create_app(load_bundle(finished_run / "export"), ServingConfig(api_key="secret"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    server.should_exit = True
+    thread.join()
+
+
+def test_a_chosen_image_is_answered_and_a_missing_key_is_named(browser, address, finished_run, scenes):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    logged, asked = [], []
+    page.on("pageerror", lambda error: logged.append(str(error)))
+    page.on("console", lambda message: logged.append(message.text))
+    page.on("request", lambda sent: asked.append(sent.url))
+    page.goto(address, wait_until="networkidle")
+    image = sorted((scenes / "images").iterdir())[0]
+    page.set_input_files("#file", str(image))
+    page.get_by_text("send the server's key").wait_for()
+    page.fill("#key", "secret")
+    page.set_input_files("#file", [])
+    page.set_input_files("#file", str(image))
+    expected = load_bundle(finished_run / "export").predict(image)[0]
+    page.get_by_text(f"{expected.label}: {100 * expected.probability:.1f} %").wait_for()
+    assert page.eval_on_selector("#shown", "image => image.naturalWidth") > 0
+    width, screen = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert width <= screen
+    assert all(url.startswith((address, f"blob:{address}")) for url in asked if "favicon" not in url)
+    assert [line for line in logged if "401" not in line and "favicon" not in line] == []
+    page.close()
