@@ -48,6 +48,7 @@ def test_a_row_for_each_profile_and_level_and_for_timeouts(run, told):
             assert 0 <= score["p5"] <= score["mean"] <= 1
     late, in_time = (rows["may2026", "all", share]["scores"]["bundle"]["mean"] for share in (0.05, 0.0))
     assert late != in_time
+    assert read_json(run.manifest("reward"))["metrics"]["may2026_score"] == in_time
     shown = next(line for line in told.splitlines() if line.startswith("may2026"))
     names = next(line for line in told.splitlines() if line.startswith("profile")).split()[-3:]
     means = re.findall(r"(0\.\d{3}|1\.000) \[", shown)

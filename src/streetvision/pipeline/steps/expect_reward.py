@@ -109,14 +109,15 @@ def run(context: Context) -> Outcome:
     rows, notes = [], []
     for question in questions(test, config.timeout_share):
         if len(np.unique(test.part(question)[0])) < 2:
-            notes.append(f"{question}: left out, since these images are of one class only.")
+            notes.append(f"{question.profile}, level {question.level}, source {question.source!r}: of one class only.")
         else:
             rows.append(_simulate(question, test, {**fixed, "best": best[question.profile]}, config))
     report = RewardReport(
         state=STATE, look=look.number, thresholds=fixed, best=best, rows=tuple(rows), notes=tuple(notes)
     )
     write_json_atomic(context.schema.reward_report, report.model_dump(mode="json"))
-    scores = {f"{row.profile}_score": row.scores["bundle"].mean for row in rows if row.level == row.source == ALL}
+    whole = [row for row in rows if row.level == row.source == ALL and not row.timeout_share]
+    scores = {f"{row.profile}_score": row.scores["bundle"].mean for row in whole}
     return Outcome(f"{len(test.labels)} images of VAL_TEST, look {look.number}", dict(scores))
 
 
