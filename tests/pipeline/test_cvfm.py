@@ -211,3 +211,11 @@ def test_fused_scores_that_are_not_there_are_asked_for(finished_run, tmp_path, c
     code, _, err = command("train", f"run_dir={root}", "pipeline.phases=[phase5]", "phase4c=cvfm")
     assert code == 2
     assert "phase5 needs phase4c_cvfm/val_calib_logits.pt of phase4c_cvfm" in err
+
+
+@only_trained
+def test_the_stock_miner_cannot_take_a_fusion_and_the_export_says_so(fused_run, command, tmp_path):
+    line = ["export", "--format", "miner", "--bundle", fused_run[0].export, "--out", tmp_path / "miner"]
+    code, _, err = command(*line)
+    assert (code, "fuses many views" in err) == (2, True)
+    assert not (tmp_path / "miner").exists() or not any((tmp_path / "miner").iterdir())

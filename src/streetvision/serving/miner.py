@@ -74,6 +74,11 @@ def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> L
     """
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{str(folder)!r} is not empty", "give a folder of its own: --out ...")
+    if predictor.manifest.fusion_description is not None:
+        raise ConfigError(
+            "this bundle fuses many views of an image, and the stock miner looks at one",
+            "export a bundle of single views: run again without phase4c_cvfm",
+        )
     line = straight_line(predictor)
     description, spec = predictor.classifier.description, predictor.classifier.backbone.spec
     config, state = stock_classifier(predictor.classifier.cpu(), slope=line.slope, cut=line.cut)

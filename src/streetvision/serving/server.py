@@ -17,9 +17,8 @@ from typing import Annotated
 from fastapi import FastAPI, Header, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
-from streetvision.bundle.predictor import Prediction, Predictor
+from streetvision.bundle.predictor import Prediction, Predictor, Prepared
 from streetvision.contracts.errors import DataError
 from streetvision.serving.batcher import Batcher
 from streetvision.serving.upload import FIELD, Refusal, read_upload
@@ -65,7 +64,7 @@ class Service:
         predictor.limits = limits
         self.config, self._predictor = config, predictor
         self._decoders = ThreadPoolExecutor(max_workers=config.decoders)
-        self.batcher: Batcher[Tensor, Prediction] = Batcher(predictor.predict_prepared, most=config.max_batch)
+        self.batcher: Batcher[Prepared, Prediction] = Batcher(predictor.predict_prepared, most=config.max_batch)
         self.in_flight = 0
         self.statuses: Counter[int] = Counter()
         self.seconds = 0.0
