@@ -76,9 +76,12 @@ def finished_run(scenes, tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def browser():
-    """Headless Chromium, or a skip that says so; CI must have it."""
+    """Headless Chromium, or a skip that says so; CI must have it.
+
+    For one test only: while it lives its event loop runs in this thread, and tests that bring their own could not.
+    """
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         assert not os.environ.get("CI"), "CI must have Chromium: .ci/run installs it"
