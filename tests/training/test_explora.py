@@ -108,7 +108,7 @@ def test_the_cache_gives_the_same_step(rows):
     whole, _ = trained(rows, config())
     parts, _ = trained(rows, config(at_once=5))
     for name, value in learnt(whole).items():
-        torch.testing.assert_close(learnt(parts)[name], value, rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(learnt(parts)[name], value, rtol=1e-3, atol=1e-4, msg=name)  # a step is 1e-3
 
 
 def test_accumulation_is_another_step_for_a_contrast_and_the_same_for_byol(rows):

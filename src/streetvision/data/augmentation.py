@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from streetvision.contracts.errors import ConfigError
+from streetvision.data.colour import ColourJitter
 from streetvision.data.decode import resize_squash
 from streetvision.data.distortions import distort
 
@@ -90,7 +91,7 @@ def get_train_transforms(config: AugmentationConfig, *, image_size: int) -> Tran
     steps: list[torch.nn.Module] = [crop if low < 1 else Squash(image_size)]
     # Steps that change nothing are left out: the torchvision classes draw and copy even then.
     steps += [v2.RandomHorizontalFlip(config.flip_probability)] if config.flip_probability else []
-    steps += [v2.ColorJitter(jitter, jitter, jitter, 0.1 * jitter)] if jitter else []
+    steps += [ColourJitter(jitter, hue=0.1 * jitter)] if jitter else []
     steps += [v2.TrivialAugmentWide(num_magnitude_bins=31)] if config.policy == "trivial_augment" else []
     steps += [v2.AugMix(severity=3, mixture_width=3)] if config.policy == "augmix" else []
     own = v2.Compose(steps)

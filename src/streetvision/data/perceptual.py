@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from scipy.fft import dctn
 
+from streetvision.data.colour import LUMA
 from streetvision.data.decode import resize_squash
 from streetvision.data.hamming import Hashes
 
@@ -26,8 +27,6 @@ TRIMS = (0, 4, 8)
 """Working pixels cut from each edge before a hash is taken: none, 2.5 % and 5 %."""
 BLANK = 2.0
 """Standard deviation in grey levels below which a picture shows nothing by which to know it again."""
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue: ITU-R BT.601."""
 
 Thumbnails = npt.NDArray[np.uint8]
 

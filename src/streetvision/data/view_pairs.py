@@ -5,6 +5,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
+from streetvision.data.colour import ColourJitter
+
 JITTERED = 0.8
 """Chance that a view's colours are changed at all."""
 BLURRED = 0.5
@@ -42,7 +44,7 @@ class TwoViews(nn.Module):
         ]
         steps += [v2.RandomHorizontalFlip(config.flip_probability)] if config.flip_probability else []
         if jitter:
-            steps += [v2.RandomApply([v2.ColorJitter(jitter, jitter, jitter, jitter / 4)], p=JITTERED)]
+            steps += [v2.RandomApply([ColourJitter(jitter, hue=jitter / 4)], p=JITTERED)]
         steps += [v2.RandomGrayscale(config.grey_probability)] if config.grey_probability else []
         if config.blur:
             # The kernel is a tenth of the side, as in the paper; sigma shrinks with it.

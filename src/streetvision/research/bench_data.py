@@ -80,7 +80,14 @@ def _image_folder(paths: list[Path], folder: Path) -> Iterable[object]:
         link = folder / "folder" / str(i % 2) / path.name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(path)
-    transform = v2.Compose([get_train_transforms(AugmentationConfig(), image_size=IMAGE_SIZE), v2.PILToTensor()])
+    policy = AugmentationConfig()
+    jitter = policy.colour_jitter
+    steps = [
+        v2.RandomResizedCrop(IMAGE_SIZE, scale=policy.crop_scale, ratio=(0.8, 1.8)),
+        v2.RandomHorizontalFlip(policy.flip_probability),
+        v2.ColorJitter(jitter, jitter, jitter, 0.1 * jitter),
+    ]
+    transform = v2.Compose([*steps, v2.PILToTensor()])
     dataset = ImageFolder(str(folder / "folder"), transform=transform)
     return DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=1, persistent_workers=True)
 
