@@ -20,13 +20,14 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from streetvision.contracts.errors import unknown_name
+from streetvision.data.colour import LUMA
 from streetvision.data.decode import decode_image, resize_squash
 
 CHALLENGE_SIZE = 224
 """Pixels a side of the image that the validator sends."""
 QUALITY = 75
 ROTATION, CROP_SCALE = 20.0, (0.2, 1.0)
-LUMA = torch.tensor([0.299, 0.587, 0.114])
+GREY = torch.tensor(LUMA)
 """Weights of red, green and blue in brightness (ITU-R BT.601, as in JPEG)."""
 CB, CR = 1.772, 1.402
 """Blue is luma + CB * chroma, red is luma + CR * chroma, for chroma in [-0.5, 0.5]."""
@@ -66,7 +67,7 @@ def chroma_noise(image: Tensor, variance: float) -> Tensor:
     height, width = image.shape[1:]
     blue, red = variance**0.5 * torch.randn(2, height, width)
     # The change of green is what keeps the luma: weights times changes sum to zero.
-    green = -(LUMA[0] * CR * red + LUMA[2] * CB * blue) / LUMA[1]
+    green = -(GREY[0] * CR * red + GREY[2] * CB * blue) / GREY[1]
     moved = image / 255 + torch.stack([CR * red, green, CB * blue])
     return (255 * moved).round().clamp(0, 255).to(torch.uint8)
 

@@ -74,10 +74,11 @@ class RunConfig(BaseModel):
                 "phase4a_explora makes a backbone, and model.explora_checkpoint_path names another",
                 "leave out one of the two",
             )
-        if self.adapts and self.phase4a.hardware.devices != self.training.hardware.devices:
+        started = [(of.hardware.devices, of.hardware.nodes) for of in (self.phase4a, self.training)]
+        if self.adapts and started[0] != started[1]:
             raise ConfigError(
-                f"phase4a.hardware.devices={self.phase4a.hardware.devices} beside "
-                f"training.hardware.devices={self.training.hardware.devices}: one command starts its processes once",
+                f"phase4a.hardware asks for {started[0]} devices and nodes beside {started[1]} of training.hardware: "
+                "one command starts its processes once",
                 "give both the same, or run the phases one after the other",
             )
         self._check_views()

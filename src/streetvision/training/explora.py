@@ -180,11 +180,11 @@ class ExPLoRAModule(LearningModule):
 
     def _embedded(self, embed: Callable[[Tensor], Tensor], views: Tensor) -> tuple[Tensor, Tensor]:
         """Both views (B, 2, 3, S, S) in one pass: (B, D) each."""
-        first, second = embed(views.transpose(0, 1).flatten(0, 1)).chunk(2)
+        first, second = embed(self.laid_out(views.transpose(0, 1).flatten(0, 1))).chunk(2)
         return first, second
 
     def _embed_again(self, images: Tensor) -> Tensor:
         """For the cache, whose second pass runs outside the step and its precision."""
         with self.trainer.precision_plugin.forward_context():
-            embeddings: Tensor = self.model(images)
+            embeddings: Tensor = self.model(self.laid_out(images))
         return embeddings

@@ -37,7 +37,7 @@ class ExPLoRAConfig(LearningConfig):
     prototypes: int = Field(default=64, ge=2)
     """swav: number of prototypes; at most about as many as a batch has images."""
     at_once: int | None = Field(default=None, ge=1)
-    """simclr: views in memory at a time, by gradient caching: the same step, a third slower. null: the whole batch."""
+    """simclr: views in memory at a time, by gradient caching: the same step for one more pass forward. null: all."""
     probed: int = Field(default=1024, ge=2)
     """Images of TRAIN on which neighbours are asked for their label after each epoch; this chooses nothing."""
     views: PairConfig = PairConfig()

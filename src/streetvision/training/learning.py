@@ -86,6 +86,11 @@ class LearningModule(LightningModule):
         """What has been added up in the epoch so far, for a checkpoint."""
         return self._sums
 
+    def laid_out(self, images: Tensor) -> Tensor:
+        """Images as hardware.channels_last wants them in memory."""
+        wanted = self.settings.hardware.channels_last and images.ndim == 4
+        return images.contiguous(memory_format=torch.channels_last) if wanted else images
+
     def _count_loss(self, loss: Tensor, rows: int, batch_idx: int) -> None:
         """Add a batch's loss to the epoch's; raises StreetVisionError that names its files when it is not finite."""
         if not torch.isfinite(loss):

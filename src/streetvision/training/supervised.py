@@ -41,8 +41,7 @@ class SupervisedModule(LearningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a batch; raises StreetVisionError that names its files when it is not finite."""
         inputs, labels = batch
-        if self.config.hardware.channels_last and inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = self.laid_out(inputs)
         targets = labels if labels.ndim > 1 else F.one_hot(labels, N_CLASSES).float()
         loss: Tensor = self.loss(self._compiled[0](inputs).float(), targets)
         self._count_loss(loss, len(labels), batch_idx)

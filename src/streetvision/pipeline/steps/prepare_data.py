@@ -60,7 +60,7 @@ def _with_unlabeled(outcome: Outcome, scan: Scan, partition: Partition, context:
     further = scan_unlabeled(config.unlabeled, limits=context.settings(LoaderConfig).limits, progress=context.progress)
     found = keep_apart(further, partition, scan.looks, config.grouping)
     write_json_atomic(path, found.model_dump(mode="json"))
-    counts = f"{len(found.rows)} unlabelled, {len(found.left_out)} of them left out: see {path.name}"
+    counts = f"{len(found.rows)} unlabelled beside them, {len(found.left_out)} more left out: see {path.name}"
     metrics = {**outcome.metrics, "unlabeled": len(found.rows), "unlabeled_left_out": len(found.left_out)}
     return Outcome(f"{outcome.summary}; {counts}", metrics, also_makes=(path,))
 

@@ -15,8 +15,7 @@ from streetvision.data.augmentation import AugmentationConfig
 from streetvision.data.datamodule import FeatureBatches, LoaderConfig
 from streetvision.data.decode import read_image, resize_squash
 from streetvision.eval.learning_curve import learning_curve
-from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic, write_json_atomic, write_text_atomic
-from streetvision.io.manifests import code_sha256
+from streetvision.io.atomic import sha256_file, write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.models.module import Classifier, ModelConfig
 from streetvision.pipeline.steps.image_training import fit_images
@@ -26,6 +25,7 @@ from streetvision.pipeline.steps.starting_point import (
     adapted_backbone,
     adapted_here,
     digest_of_weights,
+    resume_key,
     starting_classifier,
 )
 from streetvision.training.config import TrainingConfig
@@ -111,7 +111,7 @@ def _fit_head(classifier: Classifier, context: Context, followers: Sequence[Sink
 
 def _fit_images(classifier: Classifier, context: Context, followers: Sequence[Sink]) -> Fit:
     """The other modes: augmented images through every layer, with all processes that were started."""
-    checkpoint, key = context.schema.training_checkpoint, _resume_key(context)
+    checkpoint, key = context.schema.training_checkpoint, resume_key(context, PHASE, adapted_here(context))
     policy = admitted_policy(context)
     config = context.settings(TrainingConfig)
     seed_all(config.seed)  # the gate has drawn since
@@ -126,18 +126,14 @@ def join(context: Context) -> None:
     seed_all(config.seed)
     classifier = starting_classifier(context)
     prepare(classifier, config)
-    following = Following(context.progress, checkpoint=context.schema.training_checkpoint, key=_resume_key(context))
+    following = Following(
+        context.progress,
+        checkpoint=context.schema.training_checkpoint,
+        key=resume_key(context, PHASE, adapted_here(context)),
+    )
     policy = context.settings(AugmentationConfig)
     seed_all(config.seed)
     fit_images(classifier, context, config=config, policy=policy, following=following)
-
-
-def _resume_key(context: Context) -> str:
-    """Digest of all that decides what training gives."""
-    settings = [context.settings(kind).model_dump(mode="json") for kind in PHASE.config]
-    files = [context.schema.splits, *map(context.schema.path, adapted_here(context))]
-    digests = [sha256_file(path) for path in files]
-    return sha256_json([code_sha256(), context.fingerprint, digests, digest_of_weights(context), settings])
 
 
 def _save(fitted: Fit, classifier: Classifier, context: Context) -> float | None:

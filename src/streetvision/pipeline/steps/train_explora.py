@@ -11,14 +11,13 @@ from streetvision.data.index import DataConfig
 from streetvision.data.unlabeled import UnlabeledImages
 from streetvision.data.view_pairs import TwoViews
 from streetvision.eval.adaptation_curve import adaptation_curve
-from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic, write_json_atomic, write_text_atomic
-from streetvision.io.manifests import code_sha256
+from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.io.validators import validate_json
 from streetvision.models.adapters import merge
 from streetvision.models.module import Classifier, ModelConfig, load_classifier
 from streetvision.models.pooling import pooled_dim
-from streetvision.pipeline.steps.starting_point import digest_of_weights
+from streetvision.pipeline.steps.starting_point import digest_of_weights, resume_key
 from streetvision.pipeline.steps.train_baseline import as_csv, some_images
 from streetvision.training.distributed import announce, place
 from streetvision.training.explora import ExPLoRAModule, Student, open_backbone
@@ -81,7 +80,11 @@ def _train(student: Student, context: Context, followers: Sequence[Sink] = ()) -
         sinks=followers,
     )
     batches = _loader(_train_rows(context), pairs, context, rank_of=place(), parts=config.accumulate, shuffle=True)
-    following = Following(context.progress, checkpoint=context.schema.explora_training, key=_resume_key(context))
+    following = Following(
+        context.progress,
+        checkpoint=context.schema.explora_training,
+        key=resume_key(context, PHASE, _also_needs(context)),
+    )
     resumed_at = train_module(ExPLoRAModule(student, config), batches, None, epochs=watch, following=following)
     return watch, resumed_at
 
@@ -131,14 +134,6 @@ def _save(classifier: Classifier, context: Context) -> float:
 def _figures(row: dict[str, float | int]) -> Metrics:
     """Of an epoch, for the manifest; JSON has no nan."""
     return {name: None if value != value else value for name, value in row.items()}
-
-
-def _resume_key(context: Context) -> str:
-    """Digest of all that decides what training gives."""
-    settings = [context.settings(kind).model_dump(mode="json") for kind in PHASE.config]
-    files = [sha256_file(context.schema.splits)]
-    files += [sha256_file(context.schema.path(name)) for name in _also_needs(context)]
-    return sha256_json([code_sha256(), context.fingerprint, digest_of_weights(context), files, settings])
 
 
 def _also_needs(context: Context) -> tuple[str, ...]:
