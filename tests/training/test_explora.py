@@ -104,11 +104,24 @@ def test_every_method_trains_what_is_open_and_nothing_else(rows, method):
     assert all(torch.isfinite(torch.tensor(float(row[name]))) for row in watch.history for name in finite)
 
 
-def test_the_cache_gives_the_same_step(rows):
-    whole, _ = trained(rows, config())
-    parts, _ = trained(rows, config(at_once=5))
-    for name, value in learnt(whole).items():
-        torch.testing.assert_close(learnt(parts)[name], value, rtol=1e-3, atol=1e-4, msg=name)  # a step is 1e-3
+def test_the_cache_gives_the_same_gradient(rows, monkeypatch):
+    """Of the first step: behind it Adam would make much of the signs of tiny differences."""
+
+    def gradient(settings):
+        seen = []
+
+        def keep(module, _):
+            seen.append({n: p.grad.clone() for n, p in module.model.named_parameters() if p.grad is not None})
+
+        monkeypatch.setattr(ExPLoRAModule, "on_before_optimizer_step", keep)
+        trained(rows, settings)
+        return seen[0]
+
+    whole, parts = gradient(config()), gradient(config(at_once=5))
+    assert whole.keys() == parts.keys()
+    assert any(float(value.abs().max()) > 1e-3 for value in whole.values())
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_accumulation_is_another_step_for_a_contrast_and_the_same_for_byol(rows):

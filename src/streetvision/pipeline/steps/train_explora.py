@@ -32,19 +32,20 @@ def run(context: Context) -> Outcome:
     """Train without labels, merge the adapters, and save the backbone under the names that it had before."""
     config, schema, started = context.settings(ExPLoRAConfig), context.schema, time.perf_counter()
     student, learning = _student(context)
+    rows = _train_rows(context)
     announce(PHASE.id)
     with sinks(schema.explora_logs, config) as followers:
-        watch, resumed_at = _train(student, context, followers)
+        watch, resumed_at = _train(student, context, rows, followers)
     seconds = time.perf_counter() - started
     error = _save(student.classifier, context)
     write_text_atomic(schema.explora_metrics, as_csv(tuple(watch.history)))
     write_bytes_atomic(schema.explora_curve, adaptation_curve(watch.history, method=config.method))
     schema.explora_training.unlink(missing_ok=True)
     before, after = watch.history[0], watch.history[-1]
-    rate = len(_train_rows(context)) * config.epochs / seconds
+    rate = len(rows) * config.epochs / seconds
     resumed = "" if resumed_at is None else f", went on from step {resumed_at}"
     return Outcome(
-        f"{config.method} on {len(_train_rows(context))} images, loss on VAL_SELECT {before['select_loss']:.3f} -> "
+        f"{config.method} on {len(rows)} images, loss on VAL_SELECT {before['select_loss']:.3f} -> "
         f"{after['select_loss']:.3f}, effective rank {before['effective_rank']:.0f} -> {after['effective_rank']:.0f}, "
         f"{rate:.0f} img/s{resumed}",
         {**_figures(after), "parameters_trained": learning, "images_per_second": rate, "merge_error": error},
@@ -53,7 +54,7 @@ def run(context: Context) -> Outcome:
 
 def join(context: Context) -> None:
     """Train beside the leader, and leave everything else to it."""
-    _train(_student(context)[0], context)
+    _train(_student(context)[0], context, _train_rows(context))
 
 
 def _student(context: Context) -> tuple[Student, int]:
@@ -66,7 +67,9 @@ def _student(context: Context) -> tuple[Student, int]:
     return student, learning
 
 
-def _train(student: Student, context: Context, followers: Sequence[Sink] = ()) -> tuple[Watch, int | None]:
+def _train(
+    student: Student, context: Context, rows: Sequence[Row], followers: Sequence[Sink] = ()
+) -> tuple[Watch, int | None]:
     config = context.settings(ExPLoRAConfig)
     size = student.classifier.description.image_size
     pairs, plain = TwoViews(config.views, image_size=size), get_val_transforms(image_size=size)
@@ -79,7 +82,7 @@ def _train(student: Student, context: Context, followers: Sequence[Sink] = ()) -
         groups=[row.group or row.path for row in probed],
         sinks=followers,
     )
-    batches = _loader(_train_rows(context), pairs, context, rank_of=place(), parts=config.accumulate, shuffle=True)
+    batches = _loader(rows, pairs, context, rank_of=place(), parts=config.accumulate, shuffle=True)
     following = Following(
         context.progress,
         checkpoint=context.schema.explora_training,
