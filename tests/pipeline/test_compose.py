@@ -13,6 +13,9 @@ WEIGHTS = {"deit_tiny": ["model.backbone.weights=w.safetensors"]}
 ADAPT = "pipeline.phases=[phase4a_explora,phase1]"
 
 
+FSDP = ["training.hardware.strategy=fsdp", "training.hardware.devices=2"]
+
+
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in groups().items() for n in names])
 def test_every_packaged_yaml_composes(group, name):
     config = compose_config([f"{group}={name}", *WEIGHTS.get(name, [])])
@@ -102,6 +105,10 @@ def test_a_wrong_setting_says_what_is_wrong(override, message):
     ("overrides", "message"),
     [
         (["training=full", "training.accumulate=3"], "cannot be cut into 3 parts"),
+        (["training=full", "training.hardware.strategy=fsdp"], "there is one"),
+        (["training=full", *FSDP, "training.ema_decay=0.9"], "neither ema_decay nor compile"),
+        (["training=full", *FSDP, "training.compile.enabled=true"], "neither ema_decay nor compile"),
+        ([f"phase4a.{name.removeprefix('training.')}" for name in FSDP], "keeps whole weights in every process"),
         ([ADAPT, "model.explora_checkpoint_path=a.pth"], "leave out one of the two"),
         ([ADAPT, "phase4a.hardware.devices=2"], "one command starts its processes once"),
         (["phase4a.hardware.devices=2", "phase4a.at_once=8"], "phase4a.at_once runs in one process"),

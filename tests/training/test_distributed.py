@@ -15,7 +15,6 @@ from tests.conftest import TINY_MODEL
 SETTINGS = [
     *TINY_MODEL,
     "pipeline.phases=[phase1]",
-    "training=full",
     "training.epochs=2",
     "training.batch_size=16",
     "training.precision=fp32",
@@ -23,12 +22,22 @@ SETTINGS = [
 ]
 
 
-def test_two_processes_train_like_one(scenes, tmp_path, command):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["training=full"],
+        ["training=peft", "training.hardware.strategy=fsdp", "training.clip_norm=1.0", "training.accumulate=2"],
+    ],
+    ids=["ddp", "fsdp"],
+)
+def test_two_processes_train_like_one(scenes, tmp_path, command, settings):
     """The same loss, the same choice and as many predictions as one process with the same batches."""
+    own = [*SETTINGS, *settings]
+    alone = [setting for setting in own if not setting.startswith("training.hardware")]
     one, two = ArtifactSchema(tmp_path / "one"), ArtifactSchema(tmp_path / "two")
-    assert command("train", f"data.root={scenes}", f"run_dir={one.root}", *SETTINGS)[0] == 0
+    assert command("train", f"data.root={scenes}", f"run_dir={one.root}", *alone)[0] == 0
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    asked = ["-m", "streetvision", "train", f"data.root={scenes}", f"run_dir={two.root}", *SETTINGS]
+    asked = ["-m", "streetvision", "train", f"data.root={scenes}", f"run_dir={two.root}", *own]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*starter, *asked, "training.hardware.devices=2"], capture_output=True, text=True, env=environment, timeout=300

@@ -56,8 +56,8 @@ class HardwareConfig(BaseModel):
     """Processes on one node, each with a device of its own; above 1 the command is started by torchrun."""
     nodes: int = Field(default=1, ge=1)
     """Machines."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """Lightning's strategy; auto is ddp as soon as there is more than one process."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """auto is ddp as soon as there is more than one process; fsdp cuts the weights among them, for less memory."""
     channels_last: bool = False
     """Images as NHWC in memory, which convolutions on a GPU are quickest on."""
     tf32: bool = True
@@ -107,6 +107,10 @@ class LearningConfig(BaseModel):
                 f"for each of {processes} processes",
                 "choose batch_size as a multiple of accumulate times devices times nodes",
             )
+        if self.hardware.strategy == "fsdp" and processes == 1:
+            raise ConfigError(
+                "fsdp cuts the weights among processes, and there is one", "set training.hardware.devices"
+            )
 
 
 class TrainingConfig(LearningConfig):
@@ -140,6 +144,11 @@ class TrainingConfig(LearningConfig):
                     f"training.{name}={getattr(self, name)} is not read by training.mode={self.mode}",
                     f"leave it out, or take training={sorted(modes)[0]}",
                 )
+        if self.hardware.strategy == "fsdp" and (self.ema_decay is not None or self.compile.enabled):
+            raise ConfigError(
+                "training.hardware.strategy=fsdp goes with neither ema_decay nor compile: both need whole weights",
+                "leave them out, or take strategy=ddp",
+            )
         self.check_shared()
         return self
 

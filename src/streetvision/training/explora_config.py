@@ -54,6 +54,8 @@ class ExPLoRAConfig(LearningConfig):
         self.check_shared()
         if self.at_once is not None and self.hardware.devices * self.hardware.nodes > 1:
             raise ConfigError("phase4a.at_once runs in one process", "leave it out: each process holds its share only")
+        if self.hardware.strategy == "fsdp":
+            raise ConfigError("phase4a keeps whole weights in every process", "set phase4a.hardware.strategy=ddp")
         return self
 
 

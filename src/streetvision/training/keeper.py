@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from streetvision.contracts.progress import Progress
 from streetvision.training.config import TrainingConfig
 from streetvision.training.learning import EpochRow, Epochs
+from streetvision.training.sharding import whole
 from streetvision.training.supervised import SupervisedModule, Weights
 
 State = dict[str, Tensor]
@@ -108,7 +109,7 @@ class Keeper(Epochs):
 def learnt_state(module: nn.Module) -> State:
     """Copies, on the CPU, of the parameters that learn and of the buffers; the rest is as it was before training."""
     still = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items() if name not in still}
+    return {name: whole(value) for name, value in module.state_dict().items() if name not in still}
 
 
 def cpu_state(module: nn.Module) -> State:

@@ -15,6 +15,7 @@ from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
 from streetvision.training.config import LearningConfig, PrecisionName
 from streetvision.training.optim import WeightAverage, cosine_with_warmup, make_adamw
+from streetvision.training.sharding import shard
 
 EpochRow = dict[str, float | int]
 NAMED_FILES = 8
@@ -38,6 +39,12 @@ class LearningModule(LightningModule):
         self.guarding = False
         """Whether the compiled model is still to be judged against the eager one."""
         self._sums: dict[str, Tensor] = {}
+
+    def configure_model(self) -> None:
+        """Cut the weights among the processes where the strategy says so."""
+        if self.settings.hardware.strategy == "fsdp":
+            assert self.device_mesh is not None
+            shard(self.model, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         """The average lies where the weights do."""
@@ -65,7 +72,8 @@ class LearningModule(LightningModule):
             learning_rate=c.learning_rate,
             weight_decay=c.weight_decay,
             scales=self.scales,
-            fused=self.device.type == "cuda",
+            # Lightning does not clip the gradients of a fused step under mixed precision.
+            fused=self.device.type == "cuda" and c.clip_norm is None,
         )
         total = int(self.trainer.estimated_stepping_batches)
         schedule = cosine_with_warmup(optimizer, total_steps=total, warmup_steps=round(c.warmup_share * total))

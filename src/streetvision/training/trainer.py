@@ -1,5 +1,6 @@
 """The Lightning Trainer: runs the epochs, keeps the states that VAL_SELECT prefers, goes on from a checkpoint."""
 
+import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -19,6 +20,7 @@ from streetvision.training.hardware import lightning_precision, pick_device, pre
 from streetvision.training.keeper import Keeper, Kept, State, learnt_state
 from streetvision.training.learning import EpochRow, Epochs, LearningModule
 from streetvision.training.losses import make_loss
+from streetvision.training.sharding import lightning_strategy
 from streetvision.training.supervised import SupervisedModule
 
 
@@ -84,8 +86,11 @@ def fit(
 ) -> Fit:
     """Fit `model` on `batches` and choose an epoch on `validation`; `model` ends with the last epoch's weights.
 
-    `scales` are factors of the learning rate by parameter name.
+    `scales` are factors of the learning rate by parameter name. With fsdp it is a copy that learns, because it ends cut
+    among the processes; `model` stays as it was.
     """
+    if config.hardware.strategy == "fsdp":
+        model = copy.deepcopy(model)
     module = SupervisedModule(model, config, loss=make_loss(config.loss, batches.row_labels), scales=scales)
     keeper = Keeper(config, following.progress, following.sinks)
     resumed_at = train_module(module, batches, validation, epochs=keeper, following=following)
@@ -117,7 +122,7 @@ def train_module(
             accelerator=device.type,
             devices=config.hardware.devices,
             num_nodes=config.hardware.nodes,
-            strategy=config.hardware.strategy,
+            strategy=lightning_strategy(config.hardware),
             precision=lightning_precision(module.wanted_precision, device),
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip_norm,

@@ -26,7 +26,9 @@ def fit_images(
 ) -> Fit:
     """Fit what of the classifier learns on this process's share of TRAIN, judged on its share of VAL_SELECT."""
     loader, (rank, world) = context.settings(LoaderConfig), place()
-    select = context.rows(Split.VAL_SELECT)[rank::world]
+    select = context.rows(Split.VAL_SELECT)
+    if config.hardware.strategy != "fsdp":  # where weights are gathered for each batch, all need as many batches
+        select = select[rank::world]
     return fit(
         classifier,
         _train_loader(classifier, context, config=config, policy=policy),
