@@ -297,6 +297,9 @@ class TestDataset:
         assert len(listing_of(folder).images) == 3
         assert "with a split 'test' (data.hf_split)" in (error_of(folder, hf_split="test").remedy or "")
 
+    def test_a_split_of_what_is_no_such_dataset(self, scenes):
+        assert "is read of a Hugging Face dataset" in error_of(scenes, hf_split="test").what
+
     def test_a_name_that_cannot_be_loaded(self, monkeypatch):
         datasets = pytest.importorskip("datasets")
 

@@ -119,6 +119,12 @@ def test_other_data_are_judged_in_a_folder_of_their_own(run_copy, others, comman
     assert "(unchanged)" in command("evaluate", "--bundle", run_copy.export, "--data", others, FEW)[1]
 
 
+def test_other_data_are_not_split(run_copy, others, command):
+    code, _, err = command("evaluate", "--bundle", run_copy.export, "--data", others, "data.fractions.train=0.5")
+    assert code == 2
+    assert "data.fractions.train is not read with --data" in err
+
+
 def test_images_that_made_the_bundle_do_not_judge_it(run_copy, tmp_path, command):
     data, n = taken_from_run(run_copy, {"train", "val_calib"}, tmp_path / "leak")
     code, _, err = command("evaluate", "--bundle", run_copy.export, "--data", data, FEW)

@@ -99,6 +99,22 @@ def test_every_epoch_is_in_the_metrics_file_and_the_picture(adapted):
     assert adapted.explora_curve.read_bytes().startswith(b"\x89PNG")
 
 
+def test_no_more_neighbours_are_asked_than_wanted(adapted, scenes, tmp_path, command):
+    schema = ArtifactSchema(tmp_path / "run")
+    asked = ["phase4a.probed=5", "pipeline.phases=[phase4a_explora]"]
+    assert command("train", f"data.root={scenes}", f"run_dir={schema.root}", *SHORT, *asked)[0] == 0
+    few, many = (next(csv.DictReader(of.explora_metrics.open())) for of in (schema, adapted))
+    assert few["knn_mcc"] != many["knn_mcc"]
+
+
+def test_small_copies_are_what_is_adapted_on(scenes, tmp_path, command):
+    schema = ArtifactSchema(tmp_path / "run")
+    small = ["loader.cache_pixels=48", "pipeline.phases=[phase4a_explora]"]
+    assert command("train", f"data.root={scenes}", f"run_dir={schema.root}", *SHORT, *small)[0] == 0
+    trained = [row for row in read_json(schema.splits)["rows"] if row["split"] == "train"]
+    assert len(list(schema.image_cache.rglob("*.jpg"))) == len({row["sha256"] for row in trained})
+
+
 def test_the_same_line_again_does_nothing_again(adapted, scenes, command):
     further = read_json(adapted.unlabeled)["rows"][0]["path"].rpartition("/")[0]
     line = ["train", f"data.root={scenes}", f"run_dir={adapted.root}", *SHORT, ORDER, f"data.unlabeled=[{further}]"]

@@ -1,4 +1,7 @@
-"""Every key of configs/training and configs/data changes something: here is the one place that says what."""
+"""Every key of configs/training, configs/data and configs/phase4a changes something: here is the place that says what.
+
+`python -m tests.pipeline.pinned_settings` proves it: with a key pinned to its default, the test named here must fail.
+"""
 
 from importlib import resources
 from pathlib import Path
@@ -10,6 +13,7 @@ from streetvision.data.augmentation import AugmentationConfig
 from streetvision.data.datamodule import LoaderConfig
 from streetvision.pipeline.compose import settings
 from streetvision.training.config import TrainingConfig
+from streetvision.training.explora_config import ExPLoRAConfig
 
 SHOWN_BY = {
     "training.mode": "training/test_modes.py::test_frozen_leaves_the_backbone_and_full_all_but_the_mask_token",
@@ -38,6 +42,17 @@ SHOWN_BY = {
     "training.hardware.strategy": "training/test_trainer.py::test_devices_nodes_and_strategy_reach_lightning",
     "training.hardware.channels_last": "training/test_hardware.py::test_images_come_channels_last_when_asked",
     "training.hardware.tf32": "training/test_hardware.py::test_memory_is_laid_out_as_asked",
+    "phase4a.views": "training/test_explora.py::test_two_views_are_drawn_apart_and_every_setting_shows",
+    "phase4a.accumulate": "training/test_explora.py::test_accumulation_is_another_step",
+    "phase4a.at_once": "training/test_explora.py::test_the_cache_gives_the_same_gradient",
+    "phase4a.checkpoint_steps": "training/test_explora.py::test_an_interrupted_run_goes_on_to_the_same_weights",
+    "phase4a.probed": "pipeline/test_explora.py::test_no_more_neighbours_are_asked_than_wanted",
+    "phase4a.precision": "training/test_hardware.py::test_precision_follows_the_device",
+    "phase4a.tracker": "training/test_follow.py::test_wandb_writes_a_file",
+    "phase4a.tracker_offline": "training/test_follow.py::test_online_goes_where_the_environment_points",
+    "phase4a.hardware.devices": "pipeline/test_explora.py::test_two_processes_adapt_like_one",
+    "phase4a.hardware": "training/test_trainer.py::test_devices_nodes_and_strategy_reach_lightning",
+    "phase4a": "training/test_explora.py::test_every_setting_changes_what_is_learnt",
     "augmentation.scales": "data/test_augmentation.py::test_a_batch_has_one_size",
     "augmentation.mixup_alpha": "data/test_augmentation.py::test_mixed_batches_have_mixed_labels",
     "augmentation.cutmix_alpha": "data/test_augmentation.py::test_mixed_batches_have_mixed_labels",
@@ -48,14 +63,21 @@ SHOWN_BY = {
 """Key, or what several begin with -> the test that sees it change something; the longest that fits counts."""
 
 
-@pytest.mark.parametrize("section", [("training", TrainingConfig), ("augmentation", AugmentationConfig)])
-def test_every_setting_is_seen_by_a_test(section):
-    prefix, model = section
+SECTIONS = {"training": TrainingConfig, "augmentation": AugmentationConfig, "phase4a": ExPLoRAConfig}
+
+
+def shown_by(key):
+    """File and beginning of the name of the test that sees `key` change something."""
+    fits = [name for name in SHOWN_BY if key == name or key.startswith(f"{name}.")]
+    assert fits, f"no test is named for {key}"
+    return SHOWN_BY[max(fits, key=len)].split("::")
+
+
+@pytest.mark.parametrize("prefix", SECTIONS)
+def test_every_setting_is_seen_by_a_test(prefix):
     tests = Path(__file__).parents[1]
-    for key, _ in settings(model, f"{prefix}."):
-        fits = [name for name in SHOWN_BY if key == name or key.startswith(f"{name}.")]
-        assert fits, f"no test is named for {key}"
-        file, test = SHOWN_BY[max(fits, key=len)].split("::")
+    for key, _ in settings(SECTIONS[prefix], f"{prefix}."):
+        file, test = shown_by(key)
         assert f"def {test}" in (tests / file).read_text(), key
 
 

@@ -131,6 +131,37 @@ def test_accumulation_is_another_step_for_a_contrast_and_the_same_for_byol(rows)
         assert bool(max(gaps) < 1e-5) is same, method
 
 
+@pytest.mark.parametrize(
+    ("changes", "beside"),
+    [
+        ({"method": "byol"}, {}),
+        ({"epochs": 2}, {}),
+        ({"batch_size": 8}, {}),
+        ({"learning_rate": 2e-3}, {}),
+        ({"weight_decay": 0.5}, {}),
+        ({"warmup_share": 0.9}, {"epochs": 2}),
+        ({"clip_norm": 1e-3}, {}),
+        ({"rank": 2}, {}),
+        ({"alpha": 8.0}, {}),
+        ({"dropout": 0.5}, {}),
+        ({"dora": True}, {}),
+        ({"unfreeze_blocks": 2}, {}),
+        ({"projection_hidden": 8}, {}),
+        ({"projection_dim": 4}, {}),
+        ({"temperature": 0.2}, {}),
+        ({"momentum": 0.5}, {"method": "byol"}),
+        ({"prototypes": 8}, {"method": "swav"}),
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_every_setting_changes_what_is_learnt(rows, monkeypatch, changes, beside):
+    monkeypatch.setattr(watching, "COLLAPSED_UNIFORMITY", 0.0)  # a few steps of a tiny network may well collapse
+    monkeypatch.setattr(watching, "COLLAPSED_RANK", 0.0)
+    plain, changed = (trained(rows, config(**settings))[0].model for settings in (beside, beside | changes))
+    backbones = [module.classifier.backbone.state_dict() for module in (plain, changed)]
+    assert any(not torch.equal(value, backbones[1].get(name, value[..., :0])) for name, value in backbones[0].items())
+
+
 def test_an_interrupted_run_goes_on_to_the_same_weights(rows, tmp_path):
     settings = config(epochs=2, method="byol", checkpoint_steps=1)
     undisturbed, whole = trained(rows, settings)

@@ -25,6 +25,8 @@ TABLES = {".csv": list_csv, ".json": list_labels_json, ".parquet": list_parquet}
 HUB_PREFIX = "hf://"
 """Before owner/name of a dataset on the Hugging Face hub: a mistyped folder must never go to the network."""
 
+HF_SPLIT = "train"
+
 
 class DataConfig(BaseModel):
     """Which images there are, and how they are dealt to the four splits."""
@@ -41,7 +43,7 @@ class DataConfig(BaseModel):
     """Which of the possible partitions is taken; any whole number."""
     max_bad_share: float = Field(default=0.05, ge=0, le=1)
     """Share of the listed images that may be unusable before the run stops."""
-    hf_split: str = "train"
+    hf_split: str = HF_SPLIT
     """Split of a Hugging Face dataset to read; it is dealt to our four splits anew."""
     group_column: str | None = None
     """Column or feature that names the group; None takes `group` where there is one."""
@@ -66,7 +68,7 @@ def list_images(
     *,
     class_names: tuple[str, str],
     import_to: Path,
-    hf_split: str = "train",
+    hf_split: str = HF_SPLIT,
     group_column: str | None = None,
     source_column: str | None = None,
 ) -> Listing:
@@ -78,12 +80,15 @@ def list_images(
     """
     path = Path(root).expanduser()
     columns = Columns(group_column, source_column)
-    for file in (path, path / "index.csv", path / INDEX, path / "labels.json"):
-        if (read := TABLES.get(file.suffix.lower())) and file.is_file():
-            return read(file, class_names=class_names, columns=columns)
-    if root.startswith(HUB_PREFIX) or is_local_dataset(path):
+    tables = [file for file in (path, path / "index.csv", path / INDEX, path / "labels.json") if file.is_file()]
+    table = next((file for file in tables if file.suffix.lower() in TABLES), None)
+    if table is None and (root.startswith(HUB_PREFIX) or is_local_dataset(path)):
         dataset = root.removeprefix(HUB_PREFIX)
         return list_dataset(dataset, split=hf_split, class_names=class_names, columns=columns, import_to=import_to)
+    if hf_split != HF_SPLIT:
+        raise DataError(f"data.hf_split={hf_split} is read of a Hugging Face dataset, and {root!r} is none")
+    if table is not None:
+        return TABLES[table.suffix.lower()](table, class_names=class_names, columns=columns)
     if path.is_dir():
         columns.resolve((), f"data.root {root!r} is class folders and")
         return list_folders(path, class_names=class_names)

@@ -48,7 +48,7 @@ def cannot_write(path: Path, error: OSError) -> ArtifactError:
     """The error for a path that could not be written."""
     return ArtifactError(
         f"cannot write {str(path)!r}: {error.strerror or error}",
-        "free some space or give a folder you may write to: run_dir=...",
+        "free some space, or give a folder you may write to (of a run: run_dir=...)",
     )
 
 

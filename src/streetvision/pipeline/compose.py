@@ -60,7 +60,7 @@ class RunConfig(BaseModel):
     def _nothing_is_ignored(self) -> Self:
         if self.training.mode == "frozen" and self.augmentation != AugmentationConfig():
             raise ConfigError("augmentation is not read by training.mode=frozen", "leave it out, or take training=full")
-        if self.training.mode == "frozen" and self.loader.cache_pixels is not None:
+        if self.training.mode == "frozen" and self.loader.cache_pixels is not None and not self.adapts:
             raise ConfigError(
                 "loader.cache_pixels is not read by training.mode=frozen, which reads every image once",
                 "leave it out, or take training=peft",

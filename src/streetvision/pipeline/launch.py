@@ -22,6 +22,9 @@ from streetvision.pipeline.steps.expect_reward import RewardReport
 from streetvision.pipeline.steps.expect_reward import tell as tell_reward
 from streetvision.training.distributed import check_started, follow, place, together
 
+NOT_SPLIT = ("data.fractions", "data.seed", "data.unlabeled")
+"""Settings of a split, which there is none of where a whole set is judged."""
+
 
 def launch_training(overrides: Sequence[str], *, file: Path | None, console: Console) -> ArtifactSchema:
     """Run the phases that the settings ask for; returns the paths of the run.
@@ -90,6 +93,8 @@ def _ask_run(bundle: Path, overrides: Sequence[str], *, phase: str, section: str
 def _evaluate_elsewhere(
     bundle: Bundle, overrides: Sequence[str], *, judged: Mapping[str, object], data: str, console: Console
 ) -> ArtifactSchema:
+    if ignored := sorted(key for key in given_keys(overrides) if key.startswith(NOT_SPLIT)):
+        raise ConfigError(f"{ignored[0]} is not read with --data: all of its images are judged", "leave it out")
     name = Path(data).expanduser().resolve().stem
     beneath = {
         **judged,

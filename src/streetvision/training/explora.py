@@ -16,6 +16,7 @@ from streetvision.models.module import Classifier
 from streetvision.training.explora_config import ExPLoRAConfig
 from streetvision.training.gradient_cache import GradientCache
 from streetvision.training.learning import LearningModule
+from streetvision.training.optim import WeightAverage
 from streetvision.training.self_supervision import SimCLRLoss, byol_loss, gather, swav_loss
 
 
@@ -134,7 +135,8 @@ class ExPLoRAModule(LearningModule):
     """Both views of a batch through the student at once; batches are (views uint8 (B, 2, 3, S, S), labels unread)."""
 
     def __init__(self, student: Student, config: ExPLoRAConfig) -> None:
-        super().__init__(student, config, average_decay=config.momentum if student.method.has_target else None)
+        target = WeightAverage(student, config.momentum, ramped=False) if student.method.has_target else None
+        super().__init__(student, config, average=target)
         self.config = config
         self.student = (student,)  # in a tuple, for it is `model` already
         self._cache: GradientCache | None = None

@@ -30,12 +30,12 @@ class LearningModule(LightningModule):
         model: nn.Module,
         settings: LearningConfig,
         *,
-        average_decay: float | None = None,
+        average: WeightAverage | None = None,
         scales: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.model, self.settings, self.scales = model, settings, scales
-        self.average = WeightAverage(model, average_decay) if average_decay is not None else None
+        self.average = average
         self.guarding = False
         """Whether the compiled model is still to be judged against the eager one."""
         self._sums: dict[str, Tensor] = {}

@@ -9,7 +9,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 EMA_START = 10
-"""The average forgets faster in its first steps: decay (1 + step) / (10 + step) until that exceeds its own."""
+"""A ramped average forgets faster in its first steps: decay (1 + step) / (10 + step) until that exceeds its own."""
 
 
 def make_adamw(
@@ -52,15 +52,15 @@ def cosine_with_warmup(optimizer: Optimizer, *, total_steps: int, warmup_steps: 
 class WeightAverage:
     """Exponential moving average of the parameters that learn, in their order (Polyak and Juditsky, 1992)."""
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay, self.steps = decay, 0
+    def __init__(self, module: nn.Module, decay: float, *, ramped: bool = True) -> None:
+        self.decay, self.ramped, self.steps = decay, ramped, 0
         self.values = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Take in the weights after an optimizer step."""
         self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (EMA_START + self.steps))
+        decay = min(self.decay, (1 + self.steps) / (EMA_START + self.steps)) if self.ramped else self.decay
         own = dict(module.named_parameters())
         for name, value in self.values.items():
             value.lerp_(own[name].detach(), 1.0 - decay)

@@ -17,6 +17,7 @@ from streetvision.models.module import N_CLASSES
 from streetvision.training.config import PrecisionName, TrainingConfig
 from streetvision.training.hardware import create_model_with_compile
 from streetvision.training.learning import LearningModule
+from streetvision.training.optim import WeightAverage
 
 Weights = Literal["raw", "ema"]
 
@@ -27,7 +28,8 @@ class SupervisedModule(LearningModule):
     def __init__(
         self, model: nn.Module, config: TrainingConfig, *, loss: nn.Module, scales: Mapping[str, float] | None = None
     ) -> None:
-        super().__init__(model, config, average_decay=config.ema_decay, scales=scales)
+        average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
+        super().__init__(model, config, average=average, scales=scales)
         self.config, self.loss = config, loss
         # In a tuple, so that the compiled module is no child and its prefix reaches no state dict.
         self._compiled = (create_model_with_compile(model, config.compile),)

@@ -11,6 +11,7 @@ from streetvision.calibration.crossfit import CalibrationSet
 from streetvision.calibration.pareto import OBJECTIVES, front_csv
 from streetvision.calibration.risk_control import handed_over
 from streetvision.calibration.scrc import Scrc, fit_scrc
+from streetvision.calibration.selection import UNCALIBRATED
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.phase import Context, Outcome, Phase
 from streetvision.contracts.policies import RiskControl, ScrcParams, ScrcPolicy
@@ -73,11 +74,14 @@ def _summary(params: ScrcParams, figures: dict[str, float | int | None]) -> str:
     judged = "VAL_CALIB" if params.method == MAC_CAL else "cross-fitted"
     control = params.risk_control
     kept = f"{control.why}, {control.handed_over:.0%} handed over" if control.certified else control.why
-    return (
-        f"{what}; {judged} NLL {figures['nll_before']:.3f} -> {figures['nll_after']:.3f}, "
-        f"ECE {figures['ece_before']:.3f} -> {figures['ece_after']:.3f} (perfect would show up to "
-        f"{params.ece_band[1]:.3f}); cut {params.threshold:.3f}; {kept}"
-    )
+    if name == UNCALIBRATED:
+        found = f"no calibrator helps; NLL {figures['nll_before']:.3f}, ECE {figures['ece_before']:.3f}"
+    else:
+        found = (
+            f"{what}; {judged} NLL {figures['nll_before']:.3f} -> {figures['nll_after']:.3f}, "
+            f"ECE {figures['ece_before']:.3f} -> {figures['ece_after']:.3f}"
+        )
+    return f"{found} (perfect would show up to {params.ece_band[1]:.3f}); cut {params.threshold:.3f}; {kept}"
 
 
 def _draw(fitted: Scrc, rows: CalibrationSet, schema: ArtifactSchema, *, positive: str) -> None:

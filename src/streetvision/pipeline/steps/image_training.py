@@ -1,10 +1,11 @@
 """Training of a classifier on augmented images: the loaders over TRAIN and VAL_SELECT, and the fit."""
 
 import os
+from collections.abc import Sequence
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.phase import Context
-from streetvision.contracts.split_contracts import Split
+from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.augmentation import AugmentationConfig, get_batch_transform, get_train_transforms
 from streetvision.data.cache import ImageCache
 from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader, LoaderConfig
@@ -56,7 +57,7 @@ def _train_loader(
         transform=get_train_transforms(policy, image_size=spec.image_size),
         limits=loader.limits,
         seed=config.seed,
-        cache=_cache(context),
+        cache=small_copies(rows, context),
     )
     order = EpochBatches(
         len(rows),
@@ -69,14 +70,14 @@ def _train_loader(
     return ImageLoader(dataset, order, workers=loader.worker_count, mix=mix)
 
 
-def _cache(context: Context) -> ImageCache | None:
-    """Small copies of TRAIN, when they are asked for; whatever is judged is always read from the originals."""
+def small_copies(rows: Sequence[Row], context: Context) -> ImageCache | None:
+    """Small copies of what is trained on, when they are asked for; what is judged is always read from the originals."""
     loader = context.settings(LoaderConfig)
     if loader.cache_pixels is None:
         return None
     cache = ImageCache(context.schema.image_cache, pixels=loader.cache_pixels)
     cache.build(
-        context.rows(Split.TRAIN),
+        rows,
         root=context.data_root,
         limits=loader.limits,
         workers=os.cpu_count() or 1,

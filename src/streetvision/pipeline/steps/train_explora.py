@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from streetvision.contracts.phase import Context, Metrics, Outcome, Phase
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.augmentation import Transform, get_val_transforms
+from streetvision.data.cache import ImageCache
 from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader, LoaderConfig
 from streetvision.data.index import DataConfig
 from streetvision.data.unlabeled import UnlabeledImages
@@ -17,6 +18,7 @@ from streetvision.io.validators import validate_json
 from streetvision.models.adapters import merge
 from streetvision.models.module import Classifier, ModelConfig, load_classifier
 from streetvision.models.pooling import pooled_dim
+from streetvision.pipeline.steps.image_training import small_copies
 from streetvision.pipeline.steps.starting_point import digest_of_weights, resume_key
 from streetvision.pipeline.steps.train_baseline import as_csv, some_images
 from streetvision.training.distributed import announce, place
@@ -82,7 +84,15 @@ def _train(
         groups=[row.group or row.path for row in probed],
         sinks=followers,
     )
-    batches = _loader(rows, pairs, context, rank_of=place(), parts=config.accumulate, shuffle=True)
+    batches = _loader(
+        rows,
+        pairs,
+        context,
+        cache=small_copies(rows, context),
+        rank_of=place(),
+        parts=config.accumulate,
+        shuffle=True,
+    )
     following = Following(
         context.progress,
         checkpoint=context.schema.explora_training,
@@ -97,12 +107,15 @@ def _loader(
     transform: Transform,
     context: Context,
     *,
+    cache: ImageCache | None = None,
     rank_of: tuple[int, int] = (0, 1),
     parts: int = 1,
     shuffle: bool = False,
 ) -> ImageLoader:
     config, loader = context.settings(ExPLoRAConfig), context.settings(LoaderConfig)
-    dataset = ImageDataset(rows, root=context.data_root, transform=transform, limits=loader.limits, seed=config.seed)
+    dataset = ImageDataset(
+        rows, root=context.data_root, transform=transform, limits=loader.limits, seed=config.seed, cache=cache
+    )
     order = EpochBatches(
         len(rows), batch_size=config.batch_size, shuffle=shuffle, seed=config.seed, parts=parts, rank_of=rank_of
     )
