@@ -149,12 +149,15 @@ def data_check(
     root: str,
     overrides: Overrides = None,
     labels: Annotated[bool, typer.Option("--labels", help="Also doubt labels, by a classifier on features.")] = False,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Also ask the backbone (model=NAME) which images are nearly the same.")
+    ] = False,
     page: Annotated[Path | None, typer.Option("--page", help="Where to write the page with the pictures.")] = None,
 ) -> None:
     """Read every image of a data set and say what is wrong with it."""
     from streetvision.pipeline.data_check import check_data
 
-    check_data(root, overrides or [], labels=labels, page=page, console=_console())
+    check_data(root, overrides or [], labels=labels, embeddings=embeddings, page=page, console=_console())
 
 
 @data.command("import")

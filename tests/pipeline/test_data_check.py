@@ -69,3 +69,26 @@ def test_labels_that_were_swapped_are_doubted(command, scenes, tmp_path):
     assert "labels        1 are doubted" in out
     assert f"{path} is " in out
     assert "Labels in doubt" in page.read_text()
+
+
+def test_a_backbone_is_asked_for_a_second_opinion(command, photos, tmp_path):
+    """A mirrored copy has another hash, and nearly the features of the original."""
+    header, *rows = (photos / "index.csv").read_text().splitlines()
+    for n, row in enumerate(rows[4:12]):
+        path, label, *_ = row.split(",")
+        Image.open(photos / path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(photos / f"mirrored_{n}.png")
+        rows.append(f"mirrored_{n}.png,{label},,")
+    (photos / "index.csv").write_text("\n".join([header, *rows]))
+    page = tmp_path / "page.html"
+    code, out, err = command("data", "check", photos, "--embeddings", "--page", page)
+    assert code == 0, err
+    assert "among near copies" in out
+    assert re.search(r"and mirrored_\d.png: 0\.\d\d", out)
+    assert "Alike, and not among the near copies" in page.read_text()
+    assert "labels" not in re.findall(r"^(\w+)", out, re.MULTILINE)
+
+
+def test_a_second_opinion_needs_a_first(command, photos):
+    code, _, err = command("data", "check", photos, "--embeddings", "data.grouping.by=[column]")
+    assert code == 2
+    assert "does not look for them" in err

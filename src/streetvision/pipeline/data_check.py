@@ -15,13 +15,15 @@ from streetvision.pipeline.data_page import render_findings
 SHOWN = 10
 
 
-def check_data(root: str, overrides: Sequence[str], *, labels: bool, page: Path | None, console: Console) -> None:
+def check_data(
+    root: str, overrides: Sequence[str], *, labels: bool, embeddings: bool, page: Path | None, console: Console
+) -> None:
     """Look at every image of `root`, print what is wrong with the data set, and write a page with the pictures.
 
     Without `page` it lies in outputs/, named after the data set.
     """
     config = compose_config(overrides, beneath={"data": {"root": root}})
-    findings = find_faults(root, config, labels=labels, progress=console)
+    findings = find_faults(root, config, labels=labels, embeddings=embeddings, progress=console)
     _show(findings, console)
     path = page or config.root.with_name(f"{config.root.name}_check.html")
     write_text_atomic(path, render_findings(findings, title=root, limits=config.loader.limits))
@@ -36,6 +38,7 @@ def _show(findings: Findings, console: Console) -> None:
     console.line("groups", f"{len(groups)}" if groups else "none: every image is dealt on its own")
     console.line("copies", f"{scan.duplicates} repeat the content of another image; they stay in one split")
     _show_near(findings, console)
+    _show_opinion(findings, console)
     _show_files("unusable", scan.bad, console)
     _show_files("left out", scan.left_out, console)
     _show_metadata(findings, console)
@@ -62,6 +65,23 @@ def _show_near(findings: Findings, console: Console) -> None:
         )
     if findings.conflicts:
         console.warn(f"{len(findings.conflicts)} clusters of near copies have both labels; the page shows them")
+
+
+def _show_opinion(findings: Findings, console: Console) -> None:
+    found, rows = findings.opinion, findings.index.rows
+    if found is None:
+        return
+    console.line(
+        "embeddings",
+        f"cosine {found.within:.2f} among near copies, {found.between:.2f} to the most alike other image (medians)",
+    )
+    for pairs, what in (
+        (found.apart, "alike, and not among the near copies"),
+        (found.together, "among them, and not alike"),
+    ):
+        console.line("", f"{len(pairs)} pairs {what}")
+        for one, other, cosine in pairs[:SHOWN]:
+            console.line("", f"{rows[one].path} and {rows[other].path}: {cosine:.2f}")
 
 
 def _show_files(label: str, files: Sequence[BadFile], console: Console) -> None:

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streetvision.calibration.crossfit import assign_folds
+from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Index, Lookalikes, Row
 from streetvision.data.datamodule import LoaderConfig
 from streetvision.data.grouping import group_rows
 from streetvision.data.index import list_images
 from streetvision.data.scan import Scan, scan_images
+from streetvision.eval.alikeness import Alikeness, alikeness
 from streetvision.eval.metrics import roc_auc
 from streetvision.eval.out_of_fold import out_of_fold_probabilities
 from streetvision.models.module import ModelConfig, load_classifier
@@ -24,6 +26,8 @@ from streetvision.training.features import FeatureCache
 FOLDS = 5
 CONFOUNDED_AUC = 0.8
 """Above this, size and brightness tell the classes apart too well for a claim about what a model sees."""
+OPINIONS = 24
+"""Pairs of a kind that a second opinion names."""
 DOUBTED = 0.9
 """Probability of the other class from which a label is listed as doubtful."""
 
@@ -51,6 +55,8 @@ class Findings:
     """How well size and brightness alone rank the classes, out of fold; None with too few groups to tell."""
     doubts: tuple[Doubt, ...] | None
     """Labels in doubt, the most doubtful first; None where nobody asked."""
+    opinion: Alikeness | None
+    """What a backbone says of the near copies, by position among the rows; None where nobody asked."""
 
     @property
     def confounded(self) -> bool:
@@ -58,9 +64,19 @@ class Findings:
         return self.metadata_auc is not None and self.metadata_auc > CONFOUNDED_AUC
 
 
-def find_faults(root: str, config: RunConfig, *, labels: bool, progress: Progress) -> Findings:
-    """Read every image of `root`; with `labels`, ask a classifier on backbone features about every label too."""
+def find_faults(
+    root: str, config: RunConfig, *, labels: bool = False, embeddings: bool = False, progress: Progress
+) -> Findings:
+    """Read every image of `root`; with `labels`, ask a classifier on backbone features about every label too.
+
+    With `embeddings`, ask the features themselves which images are nearly the same.
+    """
     data = config.data
+    if embeddings and "near_duplicates" not in data.grouping.by:
+        raise ConfigError(
+            "--embeddings is a second opinion on near copies, and data.grouping.by does not look for them",
+            "leave it out, or add near_duplicates to data.grouping.by",
+        )
     with tempfile.TemporaryDirectory() as scratch:
         listing = list_images(
             root,
@@ -74,15 +90,26 @@ def find_faults(root: str, config: RunConfig, *, labels: bool, progress: Progres
         limits = config.loader.limits
         scan = scan_images(listing, class_names=data.class_names, limits=limits, looking=looking, progress=progress)
         index, lookalikes = group_rows(scan, data.grouping)
-        features = _features(index, config.model, config.loader, Path(scratch), progress) if labels else None
+        asked = labels or embeddings
+        features = _features(index, config.model, config.loader, Path(scratch), progress) if asked else None
     return Findings(
         scan,
         index,
         lookalikes,
         _conflicts(index.rows, lookalikes),
         _metadata_auc(index.rows),
-        None if features is None else _doubts(index.rows, features),
+        None if features is None or not labels else _doubts(index.rows, features),
+        None if features is None or not embeddings else _opinion(index.rows, lookalikes, features),
     )
+
+
+def _opinion(rows: Sequence[Row], lookalikes: Lookalikes | None, features: NDArray[np.float64]) -> Alikeness:
+    clusters = np.arange(len(rows))
+    position = {row.path: number for number, row in enumerate(rows)}
+    for paths in lookalikes.clusters if lookalikes else ():
+        clusters[[position[path] for path in paths]] = position[paths[0]]
+    # What two images share with the average street says nothing of the two.
+    return alikeness(features - features.mean(axis=0), clusters, most=OPINIONS)
 
 
 def _conflicts(rows: Sequence[Row], lookalikes: Lookalikes | None) -> tuple[tuple[Row, ...], ...]:

@@ -30,6 +30,7 @@ def render_findings(findings: Findings, *, title: str, limits: DecodeLimits) -> 
         _classes(findings),
         _gallery("Near copies with both labels", findings.conflicts, shown),
         _gallery("Near copies, the largest clusters", clusters, shown),
+        *_opinions(findings, shown),
         _doubts(findings, shown),
         _files("Images that cannot be used", findings.scan.bad),
         _files("Files that were left out", findings.scan.left_out),
@@ -110,6 +111,28 @@ def _gallery(heading: str, clusters: Sequence[tuple[Row, ...]], shown: _Pictures
     if len(clusters) > CLUSTERS_SHOWN:
         parts.append(f'<p class="after">and {len(clusters) - CLUSTERS_SHOWN:,} clusters more</p>')
     return "".join(parts)
+
+
+def _opinions(findings: Findings, shown: _Pictures) -> Iterable[str]:
+    """Where the embeddings of a backbone disagree with the clusters."""
+    found, rows = findings.opinion, findings.index.rows
+    if found is None:
+        return
+    kinds = (
+        ("Alike, and not among the near copies", found.apart),
+        ("Among the near copies, and not alike", found.together),
+    )
+    told = (
+        f"By the cosine of their embeddings, of which {found.limit:.2f} is half-way between near copies and others. "
+        "It is an opinion, and changes no cluster."
+    )
+    for heading, pairs in kinds:
+        figures = "".join(
+            f"<h3>cosine {cosine:.2f}</h3>"
+            f'<div class="gallery">{shown.figure(rows[one])}{shown.figure(rows[other])}</div>'
+            for one, other, cosine in pairs[:CLUSTERS_SHOWN]
+        )
+        yield f'<h2>{heading}</h2>{figures}<p class="after">{told}</p>' if figures else ""
 
 
 def _both_labels_first(cluster: tuple[Row, ...]) -> list[Row]:
