@@ -134,9 +134,14 @@ def confusion_matrix(counts: Counts, *, class_names: tuple[str, str] = ("class 0
 
 
 def reliability_diagram(
-    labels: ArrayLike, probabilities: ArrayLike, *, before: ArrayLike | None = None, positive: str = "class 1"
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    *,
+    before: ArrayLike | None = None,
+    positive: str = "class 1",
+    name: str = "as served",
 ) -> bytes:
-    """Do the probabilities (N,) come true; `before` (N,) are those without calibration.
+    """Do the probabilities (N,) come true; `before` (N,) are those without calibration, `name` says which these are.
 
     The bars are 95 % Wilson intervals; below, the number of images in each bin.
 
@@ -155,7 +160,7 @@ def reliability_diagram(
             hollow = axes.scatter(raw.probability, raw.frequency, s=40, facecolors="none", edgecolors=ORANGE)
             hollow.set_label(f"uncalibrated, ECE {ece(truth, before):.3f}")
         bins = reliability_bins(truth, p)
-        _draw_bins(axes, bins, f"as served, ECE {error:.3f}")
+        _draw_bins(axes, bins, f"{name}, ECE {error:.3f}")
         _unit_square(axes, "", f"share that is {positive}")
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, columnspacing=1.2, handletextpad=0.4)
         histogram.bar(bins.probability, bins.count, width=0.03, color=BLUE)

@@ -86,8 +86,11 @@ def _summary(params: ScrcParams, figures: dict[str, float | int | None]) -> str:
 
 def _draw(fitted: Scrc, rows: CalibrationSet, schema: ArtifactSchema, *, positive: str) -> None:
     labels, before, after = rows.labels, fitted.before, fitted.after
-    write_bytes_atomic(schema.reliability_before, reliability_diagram(labels, before, positive=positive))
-    write_bytes_atomic(schema.reliability, reliability_diagram(labels, after, before=before, positive=positive))
+    raw = reliability_diagram(labels, before, positive=positive, name="uncalibrated")
+    write_bytes_atomic(schema.reliability_before, raw)
+    judged = "retrained" if fitted.params.method == MAC_CAL else "cross-fitted"
+    calibrated = reliability_diagram(labels, after, before=before, positive=positive, name=judged)
+    write_bytes_atomic(schema.reliability, calibrated)
     control = fitted.params.risk_control
     curve = risk_coverage(labels, after, threshold=threshold_for_prevalence(labels, after), kind=control.kind)
     picture = risk_coverage_curve(curve, kind=control.kind, alpha=control.alpha, certified=_at_rule(rows, control))
