@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from streetvision.contracts.errors import StreetVisionError
+from streetvision.contracts.errors import ConfigError, StreetVisionError
 
 if TYPE_CHECKING:
     from streetvision.contracts.artifact_schema import ArtifactSchema
@@ -72,16 +72,34 @@ def evaluate(
 
 def predict(
     bundle: BundlePath,
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders; with --out also .tar and .parquet.")],
     form: Annotated[Literal["jsonl", "csv"], typer.Option("--format", help="How to print the answers.")] = "jsonl",
     explain: Annotated[
         Path | None, typer.Option("--explain", metavar="FOLDER", help="Also draw there what each view showed.")
     ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the answers to any number of images.")] = None,
+    workers: Annotated[int | None, typer.Option(help="--out: how many answer; one a core if left out.")] = None,
+    engine: Annotated[
+        Literal["local", "ray"] | None, typer.Option(help="--out: local: processes here (default); ray: a cluster.")
+    ] = None,
+    shard_size: Annotated[int | None, typer.Option(help="--out: images of a shard, 500 if left out.")] = None,
 ) -> None:
     """Answer for each image: label, decision, calibrated probability of class 1."""
-    from streetvision.pipeline.prediction import print_predictions
+    if out is None:
+        _refuse_options("is read with --out only", workers=workers, engine=engine, shard_size=shard_size)
+        from streetvision.pipeline.prediction import print_predictions
 
-    if print_predictions(bundle, images, form=form, explain=explain):
+        failures = print_predictions(bundle, images, form=form, explain=explain)
+    else:
+        _refuse_options("is not read with --out", explain=explain, format=None if form == "jsonl" else form)
+        from streetvision.pipeline.prediction_at_scale import answer_sources
+
+        chosen = engine or "local"
+        finished = answer_sources(
+            bundle, images, out, engine=chosen, workers=workers, shard_size=shard_size, console=_console()
+        )
+        failures = finished.failures or 0
+    if failures:
         raise typer.Exit(USER_ERROR)
 
 
@@ -270,6 +288,12 @@ def _interruptible(verb: Callable[..., None]) -> Callable[..., None]:
             sys.exit(INTERRUPTED)
 
     return run
+
+
+def _refuse_options(why: str, **options: object) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} {why}", "leave it out")
 
 
 def _fail(what: str, remedy: str | None) -> NoReturn:

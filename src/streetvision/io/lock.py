@@ -24,10 +24,10 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
-def run_lock(path: Path) -> Iterator[None]:
+def run_lock(path: Path, *, option: str = "run_dir=...") -> Iterator[None]:
     """Hold the lock file at `path`; the kernel lets go of it when the process ends, however it ends.
 
-    Raises ArtifactError that names the process when another one holds it.
+    `option` is how another folder is asked for. Raises ArtifactError that names the process when another one holds it.
     """
     try:
         handle = path.open("a+")
@@ -40,8 +40,8 @@ def run_lock(path: Path) -> Iterator[None]:
             handle.seek(0)
             holder = handle.read().strip() or "another process"
             raise ArtifactError(
-                f"run folder {str(path.parent)!r} is in use by {holder}",
-                "wait for it to end, or give this run a folder of its own: run_dir=...",
+                f"folder {str(path.parent)!r} is in use by {holder}",
+                f"wait for it to end, or give a folder of its own: {option}",
             ) from error
         handle.truncate(0)
         handle.write(f"process {os.getpid()}")

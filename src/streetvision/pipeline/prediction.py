@@ -3,8 +3,9 @@
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -63,37 +64,45 @@ def _explained(predictor: Predictor, files: list[Path], folder: Path) -> Iterato
             continue
         prediction = predictor.explain(pixels)
         write_bytes_atomic(folder / f"{number:04d}-{path.stem}.png", draw_overlay(pixels, prediction))
-        yield _answer(path, prediction)
+        yield _answer(str(path), prediction)
 
 
 def _answers(predictor: Predictor, files: list[Path]) -> Iterator[Answer]:
-    size = images_at_once(predictor.model, BATCH)
-    for start in range(0, len(files), size):
-        yield from _batch(predictor, files[start : start + size])
+    return answer_all(predictor, ((str(path), path) for path in files))
 
 
-def _batch(predictor: Predictor, files: list[Path]) -> Iterator[Answer]:
-    prepared: dict[Path, Prepared] = {}
-    errors: dict[Path, str] = {}
-    for path in files:
-        try:
-            prepared[path] = predictor.prepare(path)
-        except UndecodableImage as error:
-            errors[path] = error.reason
-    found = predictor.predict_prepared(list(prepared.values())) if prepared else []
-    answered: dict[Path, Prediction] = dict(zip(prepared, found, strict=True))
-    for path in files:
-        if path in errors:
-            yield {"image": str(path), "error": errors[path]}
+def answer_all(predictor: Predictor, images: Iterable[tuple[str, Path | bytes | UndecodableImage]]) -> Iterator[Answer]:
+    """One answer for each name with its image, in their order; one that cannot be decoded has an error in its place."""
+    remaining, size = iter(images), images_at_once(predictor.model, BATCH)
+    while batch := list(islice(remaining, size)):
+        yield from _batch(predictor, batch)
+
+
+def _batch(predictor: Predictor, images: Sequence[tuple[str, Path | bytes | UndecodableImage]]) -> Iterator[Answer]:
+    made = [_prepared(predictor, image) for _, image in images]
+    prepared = [one for one in made if not isinstance(one, UndecodableImage)]
+    found = iter(predictor.predict_prepared(prepared) if prepared else [])
+    for (name, _), one in zip(images, made, strict=True):
+        if isinstance(one, UndecodableImage):
+            yield {"image": name, "error": one.reason}
         else:
-            yield _answer(path, answered[path])
+            yield _answer(name, next(found))
 
 
-def _answer(path: Path, prediction: Prediction) -> Answer:
+def _prepared(predictor: Predictor, image: Path | bytes | UndecodableImage) -> Prepared | UndecodableImage:
+    if isinstance(image, UndecodableImage):
+        return image
+    try:
+        return predictor.prepare(image)
+    except UndecodableImage as error:
+        return error
+
+
+def _answer(name: str, prediction: Prediction) -> Answer:
     fields = asdict(prediction)
     if not prediction.views:
         del fields["views"]
-    return {"image": str(path), **fields}
+    return {"image": name, **fields}
 
 
 def _json_lines() -> Writer:
