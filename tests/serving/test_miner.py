@@ -35,22 +35,33 @@ def backbones(tmp_path_factory):
 
     folder, sizes = tmp_path_factory.mktemp("backbones"), {"hidden_size": 16, "num_hidden_layers": 2}
     common = sizes | {"num_attention_heads": 2, "patch_size": 16}
+    dinov3 = common | {"image_size": SIDE, "layerscale_value": 0.7, "intermediate_size": 48}
+    stages = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 2, 1, 1], "layer_scale_init_value": 0.5}
     torch.manual_seed(0)
     vit = transformers.ViTConfig(**common, image_size=SIDE, intermediate_size=32)
     dinov2 = transformers.Dinov2Config(**common, image_size=48, mlp_ratio=4, layerscale_value=0.7)
+    dinov2_giant = common | {"image_size": 48, "mlp_ratio": 4, "layerscale_value": 0.7, "use_swiglu_ffn": True}
+    registers = common | {"image_size": 48, "mlp_ratio": 4, "layerscale_value": 0.7, "num_register_tokens": 4}
+    gated = {"use_gated_mlp": True, "hidden_act": "silu", "query_bias": False, "proj_bias": False}
     for name, model in (
         ("vit", transformers.ViTModel(vit, add_pooling_layer=False)),
         ("dinov2", transformers.Dinov2Model(dinov2)),
+        ("dinov2_giant", transformers.Dinov2Model(transformers.Dinov2Config(**dinov2_giant))),
+        ("registers", transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**registers))),
+        ("dinov3", transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**dinov3, num_register_tokens=4))),
+        ("dinov3_plus", transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**dinov3, **gated))),
+        ("dinov3_bias", transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**dinov3, key_bias=True))),
+        ("convnext", transformers.DINOv3ConvNextModel(transformers.DINOv3ConvNextConfig(**stages))),
     ):
         for parameter in model.parameters():  # norms and scales away from 1, as training leaves them
             parameter.data += 0.3 * torch.randn_like(parameter)
         model.save_pretrained(folder / name)
-    return {
-        "vit": BackboneConfig(source="transformers", name=str(folder / "vit"), image_size=SIDE),
-        "dinov2": BackboneConfig(source="transformers", name=str(folder / "dinov2"), image_size=SIDE),
-        "timm": BackboneConfig(source="timm", name="vit_tiny_patch16_224", image_size=SIDE),
-        "dinov3": BackboneConfig(source="random", width=16, depth=1, heads=2, image_size=SIDE),
+    saved = {
+        path.name: BackboneConfig(source="transformers", name=str(path), image_size=SIDE) for path in folder.iterdir()
     }
+    for side in (64, 96, 128, 160, 192, 224, 256):  # maps of 2 to 8 positions a side
+        saved[f"convnext_{side}"] = saved["convnext"].model_copy(update={"image_size": side})
+    return saved | {"timm": BackboneConfig(source="timm", name="vit_tiny_patch16_224", image_size=SIDE)}
 
 
 @pytest.fixture
@@ -97,15 +108,52 @@ def images(scenes):
     return sorted((scenes / "images").iterdir())[:12]
 
 
-@pytest.mark.parametrize("backbone", ["vit", "dinov2", "timm"])
+PINNED = {"vit", "dinov2", "dinov2_giant", "timm", *(f"convnext_{side}" for side in (64, 96, 128, 160, 192, 224))}
+WITHOUT_EPSILON = {"vit", "dinov2", "timm"}
+"""Tiny ones whose tokens spread so little that it shows: the norm behind the added block has no epsilon to speak of."""
+NEWER = {"registers": "4.48", "dinov3": "4.53", "dinov3_plus": "4.53"}
+
+
+@pytest.mark.parametrize("backbone", ["vit", "dinov2", "dinov2_giant", "timm", "convnext_224", *NEWER])
 def test_the_stock_miner_answers_as_the_bundle_does(bundle_of, backbone, images, tmp_path):
     predictor = bundle_of(backbone)
-    line = write_miner(predictor, tmp_path / "miner", SUBMISSION)
-    assert line.error < 1e-9
+    written = write_miner(predictor, tmp_path / "miner", SUBMISSION)
+    assert written.line.error < 1e-9
+    assert written.transformers == NEWER.get(backbone, "4.45.2")
+    assert bool(written.also) == backbone.startswith("dinov3")
     found = check_miner(predictor, tmp_path / "miner", images)
     assert found.images == len(images)
     assert found.difference < 2e-3
     assert (found.disagreements, found.invalid) == (0, 0)
+
+
+@pytest.mark.parametrize("backbone", sorted({*PINNED, *NEWER}))
+def test_every_stock_classifier_has_the_logits_of_the_head_that_it_carries(bundle_of, backbone, tmp_path):
+    import transformers
+
+    predictor = bundle_of(backbone, calibrator="temperature")
+    line = write_miner(predictor, tmp_path / "miner", SUBMISSION).line
+    stock = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "miner").eval()
+    spec, side = predictor.classifier.backbone.spec, predictor.classifier.description.image_size
+    noise = torch.randint(0, 256, (8, 3, side, side), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    ours = predictor.logits(noise)
+    with torch.inference_mode():
+        theirs = stock((noise / 255 - mean) / std).logits
+    expected = line.slope * (ours[:, 1] - ours[:, 0] - line.cut)
+    assert not theirs[:, 0].any()
+    close = 1e-3 if backbone in WITHOUT_EPSILON else 1e-5
+    assert theirs[:, 1].numpy() == pytest.approx(expected.numpy(), rel=close, abs=close)
+
+
+def test_a_folder_that_the_pinned_version_cannot_load_comes_with_a_warning(bundle_of, command, tmp_path):
+    for backbone, warned in (("dinov3", True), ("vit", False)):
+        bundle_of(backbone)
+        out = tmp_path / backbone
+        code, told, err = command("export", "--bundle", tmp_path / "export", "--out", out, "--format", "miner")
+        assert code == 0, err
+        assert ("pins transformers 4.45.2, which does not load this folder" in told) == warned
+        assert ("timm 1.0.20 and later" in told) == warned
 
 
 def test_another_interpreter_loads_it_too(bundle_of, images, tmp_path):
@@ -172,7 +220,10 @@ def test_any_other_keeps_decisions_and_says_how_far_it_is_off(bundle_of, calibra
     [
         ({"backbone": "vit", "pooling": "cls_mean"}, "'cls_mean'.*model.pooling=cls"),
         ({"backbone": "vit", "head": HeadConfig(kind="mlp")}, "head of kind 'mlp'"),
-        ({"backbone": "dinov3"}, "'dinov3_vit' has no stock classifier"),
+        ({"backbone": "dinov3_bias"}, "dinov3_vit with key_bias = True"),
+        ({"backbone": "convnext_256"}, "256 pixels: the last map has 8 positions.*from 64 to 224"),
+        ({"backbone": "dinov3", "pooling": "mean"}, "'mean'.*model.pooling=cls"),
+        ({"backbone": "convnext_64", "head": HeadConfig(kind="mlp")}, "head of kind 'mlp'"),
         ({"backbone": "vit", "threshold": 1.0}, "one class only"),
     ],
 )

@@ -15,6 +15,7 @@ from streetvision.pipeline.console import Console
 from streetvision.pipeline.prediction import expand
 from streetvision.serving.hub import BUNDLE_FOLDER, Card, write_hub
 from streetvision.serving.miner import Submission, check_miner, write_miner
+from streetvision.serving.stock_head import PINNED
 
 CARRIED = 1e-6
 """A probability that differs by less is carried exactly."""
@@ -58,11 +59,18 @@ def export_miner(request: Request, console: Console) -> None:
     predictor = load_bundle(request.bundle)
     first, second = predictor.manifest.class_names
     card = Submission(request.name, f"{second} or {first} in street images", version, request.hotkey or "")
-    line = write_miner(predictor, request.out, card)
-    console.line("miner", f"{request.out}  (transformers 4.45.2 and later)")
+    written = write_miner(predictor, request.out, card)
+    line = written.line
+    needs = f"transformers {written.transformers} and later" + (f", {written.also} and later" if written.also else "")
+    console.line("miner", f"{request.out}  ({needs})")
     console.line(
         "threshold", f"{predictor.manifest.policy.balanced_threshold:.3f}, for balanced labels, is at 0.5 there"
     )
+    if written.transformers != PINNED:
+        console.warn(
+            f"the subnet pins transformers {PINNED}, which does not load this folder: it needs {needs}; "
+            "model=dinov2_small, vit_base and dinov3_convnext_tiny are loaded by both"
+        )
     if line.error > CARRIED:
         console.warn(
             f"a linear head cannot carry this calibration: ranking and decisions are kept, probabilities are off by up "

@@ -22,10 +22,9 @@ from streetvision.eval.thresholds import decide
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic
 from streetvision.models.backbone_spec import one_line
 from streetvision.serving import stock_miner
-from streetvision.serving.stock_vit import stock_classifier
+from streetvision.serving.stock_classifiers import stock_classifier
+from streetvision.serving.stock_head import LABELS
 
-LABELS = {"0": "None", "1": "Roadwork"}
-"""What the miner reads by name, whatever the bundle calls its classes."""
 FARTHEST = 40.0
 """Margins beyond this are certain for every calibrator."""
 PARITY = 1e-3
@@ -66,8 +65,19 @@ class Submission:
         }
 
 
-def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> Line:
-    """Write the folder, load it as a stock classifier and compare; returns how the calibration is carried.
+@dataclass(frozen=True)
+class Written:
+    """What a miner folder is."""
+
+    line: Line
+    transformers: str
+    """The version of transformers that first loads it."""
+    also: str
+    """What else it needs there; empty where nothing."""
+
+
+def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> Written:
+    """Write the folder, load it as a stock classifier and compare; returns what it carries and needs.
 
     The answer is 0.5 where the bundle's probability is at its threshold for balanced labels. Raises ArtifactError for
     what no stock classifier carries, ConfigError for a folder that holds something.
@@ -81,8 +91,11 @@ def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> L
         )
     line = straight_line(predictor)
     description, spec = predictor.classifier.description, predictor.classifier.backbone.spec
-    config, state = stock_classifier(predictor.classifier.cpu(), slope=line.slope, cut=line.cut)
-    config |= {"id2label": dict(LABELS), "label2id": {name: int(label) for label, name in LABELS.items()}}
+    labels: dict[str, JsonValue] = {
+        "id2label": dict(LABELS),
+        "label2id": {n: int(label) for label, n in LABELS.items()},
+    }
+    stock = stock_classifier(predictor.classifier.cpu(), slope=line.slope, cut=line.cut)
     processor: dict[str, JsonValue] = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -95,17 +108,17 @@ def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> L
         "image_std": list(spec.std),
     }
     try:
-        write_bytes_atomic(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
+        write_bytes_atomic(folder / "model.safetensors", save(stock.ready(), metadata={"format": "pt"}))
         write_json_atomic(folder / "preprocessor_config.json", processor)
         write_json_atomic(folder / "model_card.json", submission.card())
-        write_json_atomic(folder / "config.json", config)
+        write_json_atomic(folder / "config.json", stock.config | labels)
         _check_parity(predictor, folder, line)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # half a folder must not be submitted
         raise
     finally:
         predictor.classifier.to(predictor.device)
-    return line
+    return Written(line, stock.transformers, stock.also)
 
 
 def straight_line(predictor: Predictor) -> Line:

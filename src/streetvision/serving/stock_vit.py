@@ -9,24 +9,22 @@ last LayerNorm is the head's own, and everything behind the backbone is exact to
 Legend: D the width of a token.
 """
 
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from pydantic import JsonValue
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from streetvision.contracts.errors import ArtifactError
 from streetvision.models.module import Classifier
+from streetvision.serving.stock_head import PINNED, LinearHead, State, Stock, check_config, saved_state
 
 LOUD = 2.0**24
 """A power of two, so that it rounds nothing."""
 
-State = dict[str, Tensor]
+OPEN = 128.0
+"""What a gate says to let everything pass."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,10 @@ class Family:
     """LayerScale vectors of a block."""
     head_inputs: int = 1
     """Input width of the stock head as a multiple of D; what follows the CLS token gets no weight."""
+    gated: bool = False
+    """Whether `up` is a gate, then what passes it, and the MLP silu(gate) * up."""
+    transformers: str = PINNED
+    """The version that has it first."""
 
     def block(self, layer: int, part: str) -> str:
         """The name of a part of a block."""
@@ -67,7 +69,13 @@ DINOV2 = Family(
     scales=("layer_scale1.lambda1", "layer_scale2.lambda1"),
     head_inputs=2,
 )
-FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (VIT, DINOV2)}
+REGISTERS = replace(
+    DINOV2,
+    model_type="dinov2_with_registers",
+    architecture="Dinov2WithRegistersForImageClassification",
+    transformers="4.48",
+)
+FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (VIT, DINOV2, REGISTERS)}
 """model_type -> the stock classifier that carries it."""
 
 TIMM_TO_VIT = {
@@ -89,24 +97,17 @@ class Body:
     state: State
 
 
-def stock_classifier(classifier: Classifier, *, slope: float, cut: float) -> tuple[dict[str, JsonValue], State]:
-    """config.json and state of a stock classifier: its logits are 0 for class 0, slope * (margin - cut) for class 1.
-
-    The margin is our logit of class 1 less that of class 0. Raises ArtifactError for an architecture, pooling or head
-    that no stock classifier carries.
-    """
-    norm, linear = _linear_head(classifier)
+def carry_vit(classifier: Classifier, head: LinearHead) -> Stock:
+    """The classifier for the stock class of the backbone's family; raises ArtifactError for one that has none."""
     body = _body(classifier)
     family, state = body.family, dict(body.state)
-    layer, width = int(str(body.config["num_hidden_layers"])), norm.normalized_shape[0]
+    layer, width = int(str(body.config["num_hidden_layers"])), len(head.weight)
     state |= _loud_block(body, layer, width)
-    state |= {"layernorm.weight": norm.weight, "layernorm.bias": norm.bias}
-    weights, offsets = linear.weight.detach(), linear.bias.detach()
+    state |= {"layernorm.weight": head.norm.weight, "layernorm.bias": head.norm.bias}
     weight = torch.zeros(2, family.head_inputs * width)
-    weight[1, :width] = slope * (weights[1] - weights[0])
-    bias = torch.tensor([0.0, slope * (float(offsets[1] - offsets[0]) - cut)])
+    weight[1, :width] = head.weight
     named = {f"{family.model_type}.{name}": value for name, value in state.items()}
-    named |= {"classifier.weight": weight, "classifier.bias": bias}
+    named |= {"classifier.weight": weight, "classifier.bias": torch.tensor([0.0, head.bias])}
     config = body.config | {
         "num_hidden_layers": layer + 1,
         "model_type": family.model_type,
@@ -114,47 +115,23 @@ def stock_classifier(classifier: Classifier, *, slope: float, cut: float) -> tup
         "image_size": classifier.description.image_size,
         "torch_dtype": "float32",
     }
-    return config, {name: value.detach().to(torch.float32).contiguous() for name, value in named.items()}
-
-
-def _linear_head(classifier: Classifier) -> tuple[nn.LayerNorm, nn.Linear]:
-    description = classifier.description
-    if description.pooling != "cls":
-        raise ArtifactError(
-            f"no stock classifier carries the pooling {description.pooling!r} with the norm of this head behind it",
-            "train with model.pooling=cls for this export",
-        )
-    if description.head.kind != "linear":
-        raise ArtifactError(
-            f"no stock classifier carries a head of kind {description.head.kind!r}", "train with model.head.kind=linear"
-        )
-    norm, linear = classifier.head[0], classifier.head[-1]
-    assert isinstance(norm, nn.LayerNorm)
-    assert isinstance(linear, nn.Linear)
-    return norm, linear
+    return Stock(config, named, family.transformers)
 
 
 def _body(classifier: Classifier) -> Body:
-    architecture = classifier.backbone.spec.architecture
-    source, config = architecture.get("source"), architecture.get("config")
-    if source == "timm":
-        return _from_timm(classifier)
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type in FAMILIES:
-        return _from_transformers(classifier, FAMILIES[str(model_type)])
-    raise ArtifactError(
-        f"a backbone of type {model_type or source!r} has no stock classifier that is written here",
-        "those that have: model=vit_base, dinov2_small, deit_tiny and other plain vision transformers of timm",
-    )
+    config = classifier.backbone.spec.architecture.get("config")
+    if isinstance(config, dict):
+        return _from_transformers(classifier, FAMILIES[str(config["model_type"])])
+    return _from_timm(classifier)
 
 
 def _from_transformers(classifier: Classifier, family: Family) -> Body:
     network: Any = classifier.backbone.network
-    if network.config.hidden_act != "gelu" or getattr(network.config, "use_swiglu_ffn", False):
-        raise ArtifactError("the added block needs an MLP with GELU, and this backbone's has none")
-    with tempfile.TemporaryDirectory() as folder:
-        network.save_pretrained(folder)  # under the names of old, whatever they are in memory
-        state = load_file(Path(folder) / "model.safetensors")
+    if getattr(network.config, "use_swiglu_ffn", False):
+        family = replace(family, up="mlp.weights_in", down="mlp.weights_out", gated=True)
+    else:
+        check_config(network.config, {"hidden_act": "gelu"})
+    state = saved_state(network)
     side, width = classifier.description.image_size, network.config.hidden_size
     stored = state["embeddings.position_embeddings"]
     if network.config.image_size != side:  # the stock call does not interpolate, or not as this version does
@@ -168,6 +145,7 @@ def _from_transformers(classifier: Classifier, family: Family) -> Body:
 _CONFIG_KEYS = {
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "mlp_ratio", "hidden_act"),
     *("layer_norm_eps", "patch_size", "num_channels", "qkv_bias", "use_swiglu_ffn", "layerscale_value"),
+    "num_register_tokens",
 }
 
 
@@ -214,14 +192,37 @@ def _loud_block(body: Body, layer: int, width: int) -> State:
     family, state = body.family, body.state
     like = {name.removeprefix(family.block(0, "")): value for name, value in state.items()}
     added = {name: torch.zeros_like(value) for name, value in like.items() if family.block(0, name) in state}
-    hidden = added[f"{family.up}.weight"].shape[0]
-    if hidden < 2 * width:
-        raise ArtifactError(f"the added block needs {2 * width} hidden units, and this backbone's blocks have {hidden}")
-    identity = torch.eye(width)
     added[f"{family.attention_norm}.weight"] = torch.ones(width)
     added[f"{family.mlp_norm}.weight"] = state["layernorm.weight"]
     added[f"{family.mlp_norm}.bias"] = state["layernorm.bias"]
-    added[f"{family.up}.weight"] = torch.cat([identity, -identity, torch.zeros(hidden - 2 * width, width)])
-    added[f"{family.down}.weight"] = LOUD * torch.cat([identity, -identity, torch.zeros(hidden - 2 * width, width)]).T
+    fill = _pass_gated if family.gated else _pass_through_gelu
+    added |= fill(family, added, width)
     added |= {name: torch.ones(width) for name in family.scales}
     return {family.block(layer, name): value for name, value in added.items()}
+
+
+def _pass_through_gelu(family: Family, zeros: State, width: int) -> State:
+    """LOUD * (gelu(z) - gelu(-z)) = LOUD * z."""
+    up, down = zeros[f"{family.up}.weight"].clone(), zeros[f"{family.down}.weight"].clone()
+    _check_hidden(len(up), 2 * width)
+    identity = torch.eye(width)
+    up[: 2 * width] = torch.cat([identity, -identity])
+    down[:, : 2 * width] = LOUD * torch.cat([identity, -identity], dim=1)
+    return {f"{family.up}.weight": up, f"{family.down}.weight": down}
+
+
+def _pass_gated(family: Family, zeros: State, width: int) -> State:
+    """LOUD / OPEN * silu(OPEN) * z = LOUD * z, since the sigmoid of OPEN is 1 in float32."""
+    up, gate = zeros[f"{family.up}.weight"].clone(), zeros[f"{family.up}.bias"].clone()
+    down = zeros[f"{family.down}.weight"].clone()
+    hidden = len(up) // 2
+    _check_hidden(hidden, width)
+    gate[:width] = OPEN
+    up[hidden : hidden + width] = torch.eye(width)
+    down[:, :width] = LOUD / OPEN * torch.eye(width)
+    return {f"{family.up}.weight": up, f"{family.up}.bias": gate, f"{family.down}.weight": down}
+
+
+def _check_hidden(hidden: int, needed: int) -> None:
+    if hidden < needed:
+        raise ArtifactError(f"the added block needs {needed} hidden units, and this backbone's blocks have {hidden}")
