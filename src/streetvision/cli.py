@@ -118,20 +118,33 @@ def reward(bundle: BundlePath, overrides: Overrides = None) -> None:
 def export(
     bundle: BundlePath,
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="--runtime: run_dir=RUN of a bundle that was moved.")
+    ] = None,
     form: Annotated[
-        Literal["miner", "hub"],
+        Literal["miner", "hub"] | None,
         typer.Option("--format", help="miner: what the subnet's stock miner loads; hub: for the Hugging Face hub."),
-    ],
-    name: Annotated[str, typer.Option(help="Of the model, for its card.")] = "streetvision",
+    ] = None,
+    runtime: Annotated[
+        Literal["onnx", "openvino"] | None,
+        typer.Option(help="A bundle that ONNX Runtime or OpenVINO runs, measured on the run's VAL_SELECT."),
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "bf16", "int8"] | None,
+        typer.Option(help="--runtime: of the backbone; fp32 where none is given."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="--format: of the model, for its card.")] = None,
     hotkey: Annotated[str | None, typer.Option(help="miner: who submits it.")] = None,
     version: Annotated[str | None, typer.Option(help="miner: X.Y.Z; 1.0.0 where none is given.")] = None,
     license: Annotated[str | None, typer.Option(help="hub: an identifier such as apache-2.0.")] = None,
 ) -> None:
-    """Write a bundle as a folder that another program loads."""
+    """Write a bundle as a folder that another program loads, or as a bundle that another runtime runs."""
     from streetvision.pipeline.exporting import Request, export_bundle
 
-    request = Request(bundle, out, name, hotkey=hotkey, version=version, license=license)
-    export_bundle(form, request, _console())
+    request = Request(
+        bundle, out, runtime=runtime, precision=precision, name=name, hotkey=hotkey, version=version, license=license
+    )
+    export_bundle(form, request, overrides or [], _console())
 
 
 def check_export(
@@ -211,7 +224,9 @@ def doctor() -> None:
 
 
 def bench(
-    section: Annotated[str, typer.Argument(help="calibration, data, reward, startup, statistics, training or views")],
+    section: Annotated[
+        str, typer.Argument(help="calibration, data, inference, reward, startup, statistics, training or views")
+    ],
 ) -> None:
     """Measure this installation against a floor or a peer, in the same run."""
     from streetvision.research.benchmark import run_benchmarks

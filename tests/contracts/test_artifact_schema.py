@@ -25,8 +25,9 @@ def test_every_artifact_lies_under_the_root():
 
 def test_every_phase_has_a_folder_of_its_own_for_its_manifest():
     schema = ArtifactSchema(Path("run"))
-    manifests = {schema.manifest(phase) for phase in MAY_OPEN}
-    assert len(manifests) == len(MAY_OPEN)
+    writing = MAY_OPEN.keys() - {"export_runtime"}  # which writes a bundle of its own, outside of the run
+    manifests = {schema.manifest(phase) for phase in writing}
+    assert len(manifests) == len(writing)
 
 
 def test_a_root_that_cannot_be_made_is_one_clear_error(tmp_path):

@@ -47,6 +47,52 @@ def test_a_chain_that_does_not_close_is_refused(change, message):
         BundleManifest.model_validate(BUNDLE | change)
 
 
+PARITY = {
+    "n": 10,
+    "positives": 4,
+    "max_logit_difference": 0.1,
+    "max_probability_difference": 0.01,
+    "decision_flips": 0,
+    "certified_flips": 0,
+    "pytorch_mcc": 0.9,
+    "mcc": 0.9,
+    "cpu": "AVX2",
+}
+RUNTIME = {
+    "name": "onnx",
+    "precision": "fp32",
+    "files": ["model.onnx"],
+    "calibration_images": 0,
+    "parity": PARITY,
+}
+EXPORTED = BUNDLE | {
+    "schema_version": 3,
+    "runtime": RUNTIME,
+    "files": BUNDLE["files"] | {"model.onnx": {"sha256": OTHER, "bytes": 1}},
+}
+
+
+def test_a_bundle_with_a_runtime_is_of_version_3_and_any_other_is_written_as_version_2():
+    assert BundleManifest.model_validate(EXPORTED).model_dump(mode="json")["runtime"]["parity"]["split"] == "val_select"
+    assert "runtime" not in BundleManifest.model_validate(BUNDLE).model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "schema_version is 3 when, and only when"),
+        ({"runtime": None}, "schema_version is 3 when, and only when"),
+        ({"runtime": RUNTIME | {"files": ["other.onnx"]}}, r"runtime names 'other\.onnx', which is not in files"),
+        ({"runtime": RUNTIME | {"files": []}}, "files"),
+        ({"runtime": RUNTIME | {"name": "shell"}}, "runtime.name"),
+        ({"runtime": RUNTIME | {"parity": PARITY | {"max_logit_difference": float("nan")}}}, "max_logit_difference"),
+    ],
+)
+def test_a_runtime_that_is_not_whole_is_refused(change, message):
+    with pytest.raises(ValidationError, match=message):
+        BundleManifest.model_validate(EXPORTED | change)
+
+
 FUSION = {"description_sha256": OTHER, "weights_sha256": MODEL}
 FUSED = BUNDLE | {
     "policy": POLICY.model_copy(

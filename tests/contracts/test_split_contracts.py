@@ -13,12 +13,13 @@ def test_only_what_judges_a_bundle_and_counts_its_look_may_open_val_test():
     assert [phase for phase, splits in MAY_OPEN.items() if Split.VAL_TEST in splits] == ["evaluate", "reward"]
 
 
-def test_only_phases_that_train_open_train():
+def test_only_what_trains_or_takes_the_ranges_of_int8_opens_train():
     assert [phase for phase, splits in MAY_OPEN.items() if Split.TRAIN in splits] == [
         "phase4a_explora",
         "phase1",
         "phase4c_cvfm",
         "phase5_maccal",
+        "export_runtime",
     ]
 
 

@@ -117,7 +117,7 @@ def test_a_link_is_no_file(export, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda b: b.update(schema_version=1), "has schema_version 1, and this streetvision reads 2"),
+        (lambda b: b.update(schema_version=1), "has schema_version 1, and this streetvision reads 2 and 3"),
         (lambda b: b.update(schema_version="2"), "schema_version"),
         (lambda b: b.pop("class_names"), "class_names"),
         (lambda b: b["policy"]["scrc_params"].update(threshold=1.5), "policy.*threshold"),

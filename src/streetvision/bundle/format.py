@@ -6,9 +6,10 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from streetvision.contracts.errors import ArtifactError
-from streetvision.contracts.policies import BundleManifest, ScrcPolicy, ThresholdPolicy
+from streetvision.contracts.policies import BundleManifest, RuntimeRef, ScrcPolicy, ThresholdPolicy
 from streetvision.io.atomic import open_atomic, write_json_atomic
 from streetvision.io.manifests import seal, versions
 from streetvision.io.validators import BundleValidator, bundle_seal
@@ -18,6 +19,7 @@ MODEL_CHECKPOINT = "model.pth"
 MODEL_DESCRIPTION = "model_config.json"
 FUSION_DESCRIPTION = "cvfm_config.json"
 FUSION_WEIGHTS = "cvfm_weights.pth"
+RUNTIME_FILES = ("model.onnx", "model.xml", "model.bin")
 BUNDLE_NAMES = (
     BUNDLE_JSON,
     MODEL_CHECKPOINT,
@@ -27,6 +29,7 @@ BUNDLE_NAMES = (
     "scrc_params.json",
     "scrc_params.pkl",
     "thresholds.json",
+    *RUNTIME_FILES,
 )
 """Every name that a bundle may use, its table of contents first."""
 
@@ -46,6 +49,8 @@ def write_bundle(
     policy: ThresholdPolicy | ScrcPolicy,
     class_names: tuple[str, str],
     data_fingerprint: str,
+    runtime: RuntimeRef | None = None,
+    also_made_with: Mapping[str, str] = MappingProxyType({}),
 ) -> Bundle:
     """Copy `files` (name in the bundle -> source) into `folder`, seal them, and write bundle.json last.
 
@@ -60,6 +65,7 @@ def write_bundle(
             shutil.copyfileobj(original, copy)
     try:
         manifest = BundleManifest(
+            schema_version=2 if runtime is None else 3,
             policy_type=policy.policy_type,
             policy=policy,
             class_names=class_names,
@@ -67,9 +73,10 @@ def write_bundle(
             model_description=MODEL_DESCRIPTION,
             fusion_description=FUSION_DESCRIPTION if FUSION_DESCRIPTION in files else None,
             fusion_weights=FUSION_WEIGHTS if FUSION_WEIGHTS in files else None,
+            runtime=runtime,
             files={name: seal(folder / name) for name in sorted(files)},
             data_fingerprint=data_fingerprint,
-            made_with=versions(),
+            made_with={**versions(), **also_made_with},
             seal="0" * 64,
         )
     except ValueError as error:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from streetvision.bundle.format import Bundle, read_bundle
+from streetvision.bundle.runtimes import GraphClassifier, open_graph
 from streetvision.calibration.calibrators import restore_calibrator
 from streetvision.calibration.contract import margins
 from streetvision.calibration.risk_control import handed_over
@@ -28,7 +29,7 @@ from streetvision.eval.thresholds import decide
 from streetvision.io.tensors import load_into, load_state
 from streetvision.io.validators import validate_json
 from streetvision.models.fused import FusedClassifier, FusionDescription, load_fused
-from streetvision.models.module import Classifier, ClassifierDescription, build_classifier
+from streetvision.models.module import Classifier, ClassifierDescription, ImageClassifier, build_classifier
 from streetvision.models.multi_view import Box, Views, plan_views
 from streetvision.training.hardware import pick_device
 from streetvision.training.predict import Model, images_at_once, preparation
@@ -38,6 +39,8 @@ HANDED_OVER = -1
 """Among certified answers: a person decides."""
 ONE_IMAGE = (str, Path, bytes, Image.Image, np.ndarray, Tensor)
 SINGLE_VIEW = "single_view"
+CPU = torch.device("cpu")
+"""Where exported graphs run."""
 Prepared: TypeAlias = Tensor | Views
 """One image as the model takes it: uint8 (3, S, S), or its views."""
 
@@ -74,16 +77,26 @@ class Predictor:
     """A shipped model: decodes, scores, calibrates and decides as the bundle says, offline, on the best device here."""
 
     def __init__(self, bundle: Bundle, *, limits: DecodeLimits = DEFAULT_LIMITS) -> None:
-        manifest, folder = bundle.manifest, bundle.folder
-        description = validate_json(folder / manifest.model_description, ClassifierDescription)
-        checkpoint = folder / manifest.model_checkpoint
-        self.manifest, self.limits = manifest, limits
-        self.device = pick_device()
-        self.classifier = build_classifier(description)
-        load_into(self.classifier, load_state(checkpoint), source=str(checkpoint))
-        self.model: Model = _with_fusion(self.classifier, bundle) if manifest.fusion_description else self.classifier
-        self.model.to(self.device).eval()
+        self.bundle, self.manifest, self.limits = bundle, bundle.manifest, limits
+        classifier, runtime = open_classifier(bundle), bundle.manifest.runtime
+        if runtime is None:
+            self._look_through(classifier, pick_device())
+        else:
+            graph = open_graph(classifier, bundle.folder, name=runtime.name, precision=runtime.precision)
+            self._look_through(graph, CPU)
+
+    def _look_through(self, classifier: ImageClassifier, device: torch.device) -> None:
+        fused = self.manifest.fusion_description is not None
+        self.device, self.classifier = device, classifier
+        self.model: Model = _with_fusion(classifier, self.bundle) if fused else classifier
+        self.model.to(device).eval()
         self._prepare = preparation(self.model)
+
+    def with_graph(self, graph: GraphClassifier) -> "Predictor":
+        """The same predictor, its images through an exported graph."""
+        other = copy.copy(self)
+        other._look_through(graph, CPU)
+        return other
 
     @property
     def inference(self) -> str:
@@ -199,7 +212,16 @@ def load_bundle(path: str | Path) -> Predictor:
     return Predictor(read_bundle(Path(path)))
 
 
-def _with_fusion(classifier: Classifier, bundle: Bundle) -> FusedClassifier:
+def open_classifier(bundle: Bundle) -> Classifier:
+    """The classifier of a bundle in PyTorch, on the CPU and in eval mode, without its fusion."""
+    description = validate_json(bundle.folder / bundle.manifest.model_description, ClassifierDescription)
+    checkpoint = bundle.folder / bundle.manifest.model_checkpoint
+    classifier = build_classifier(description)
+    load_into(classifier, load_state(checkpoint), source=str(checkpoint))
+    return classifier
+
+
+def _with_fusion(classifier: ImageClassifier, bundle: Bundle) -> FusedClassifier:
     manifest = bundle.manifest
     assert manifest.fusion_description is not None
     description = validate_json(bundle.folder / manifest.fusion_description, FusionDescription)

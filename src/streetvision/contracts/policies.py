@@ -6,7 +6,15 @@ it was fitted on and of the model that made them, so a chain that does not close
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -215,10 +223,48 @@ class FileSeal(Sealed):
     bytes: int = Field(ge=0)
 
 
+class RuntimeParity(Sealed):
+    """How far the answers of an exported graph are from those of the model that was calibrated."""
+
+    split: Literal["val_select"] = "val_select"
+    """The images that both were asked about."""
+    n: int = Field(gt=0)
+    """Images."""
+    positives: int = Field(ge=0)
+    """Images of class 1."""
+    max_logit_difference: float = Field(ge=0)
+    max_probability_difference: Probability
+    """Of the calibrated probability of class 1."""
+    decision_flips: int = Field(ge=0)
+    """Images whose decision differs."""
+    certified_flips: int = Field(ge=0)
+    """Images whose certified answer differs; none where nothing is certified."""
+    pytorch_mcc: float = Field(ge=-1, le=1)
+    """Of the shipped policy on the logits of the model that was calibrated."""
+    mcc: float = Field(ge=-1, le=1)
+    """Of the same policy on the logits of the graph."""
+    cpu: str
+    """Widest instructions of the processor that it was measured on; bf16 and int8 may round otherwise on another."""
+
+
+class RuntimeRef(Sealed):
+    """The exported graph that takes the place of the backbone."""
+
+    name: Literal["onnx", "openvino"]
+    """In RUNTIMES."""
+    precision: Literal["fp32", "bf16", "int8"]
+    files: tuple[str, ...] = Field(min_length=1)
+    """File names of the graph, the one that is opened first."""
+    calibration_images: int = Field(ge=0)
+    """Images of TRAIN that the ranges of int8 were taken from; 0 where none were."""
+    parity: RuntimeParity
+
+
 class BundleManifest(Sealed):
     """bundle.json: the one policy that ships and a seal for every file beside it."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[2, 3] = 2
+    """3 where there is a runtime, which version 2 does not know; all other bundles are of version 2."""
     policy_type: Literal["threshold", "scrc"]
     policy: Policy
     class_names: tuple[str, str]
@@ -231,6 +277,8 @@ class BundleManifest(Sealed):
     """File name of how images are cut and views are fused; None: each image is one view."""
     fusion_weights: str | None = None
     """File name of the trained fusion's state dict; None where nothing was trained."""
+    runtime: RuntimeRef | None = None
+    """What runs the backbone in place of PyTorch; None: PyTorch does."""
     files: dict[str, FileSeal]
     """Every file of the bundle but this one, by name inside the folder."""
     data_fingerprint: Digest
@@ -252,7 +300,22 @@ class BundleManifest(Sealed):
             raise ValueError(f"the policy belongs to model {self.policy.scores.model_sha256[:12]}, not {sealed[:12]}")
         if self.policy.scores.fusion != self._fusion():
             raise ValueError("the policy belongs to scores that were fused in another way than the bundle's")
+        self._check_runtime()
         return self
+
+    def _check_runtime(self) -> None:
+        if (self.schema_version == 3) != (self.runtime is not None):
+            raise ValueError("schema_version is 3 when, and only when, there is a runtime")
+        named = () if self.runtime is None else self.runtime.files
+        if missing := [name for name in named if name not in self.files]:
+            raise ValueError(f"runtime names {missing[0]!r}, which is not in files")
+
+    @model_serializer(mode="wrap")
+    def _as_its_version_has_it(self, write: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        written: dict[str, JsonValue] = write(self)
+        if self.runtime is None:
+            written.pop("runtime", None)
+        return written
 
     def _fusion(self) -> FusionRef | None:
         if self.fusion_description is None:

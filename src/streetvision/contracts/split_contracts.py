@@ -33,12 +33,13 @@ MAY_OPEN: Mapping[str, frozenset[Split]] = MappingProxyType(
         "phase5_maccal": frozenset({Split.TRAIN, Split.VAL_SELECT, Split.VAL_CALIB}),
         "phase5": frozenset({Split.VAL_CALIB}),
         "phase6": frozenset(),
+        "export_runtime": frozenset({Split.TRAIN, Split.VAL_SELECT}),
         "evaluate": frozenset({Split.VAL_TEST}),
         "evaluate_data": frozenset(),
         "reward": frozenset({Split.VAL_CALIB, Split.VAL_TEST}),
     }
 )
-"""Phase id -> the splits whose rows or scores it may read. The Context enforces it at run time."""
+"""Phase id, or what else asks a run for images -> the splits whose rows or scores it may read. The Context enforces it at run time."""
 
 
 def check_may_open(phase: str, split: Split) -> None:

@@ -14,7 +14,7 @@ from streetvision.io.tensors import load_tensor
 
 Model = TypeVar("Model", bound=BaseModel)
 
-BUNDLE_VERSION = 2
+BUNDLE_VERSIONS = (2, 3)
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_BUNDLE_FILES = 64
 MAX_BUNDLE_BYTES = 16 * 2**30
@@ -69,9 +69,10 @@ class BundleValidator:
             raise ArtifactError(f"{str(path)!r} is no file of at most {MAX_MANIFEST_BYTES} bytes")
         content = read_json(path)
         version = content.get("schema_version") if isinstance(content, dict) else None
-        if isinstance(version, int) and version != BUNDLE_VERSION:
+        if isinstance(version, int) and version not in BUNDLE_VERSIONS:
+            known = " and ".join(map(str, BUNDLE_VERSIONS))
             raise ArtifactError(
-                f"{str(path)!r} has schema_version {version}, and this streetvision reads {BUNDLE_VERSION}",
+                f"{str(path)!r} has schema_version {version}, and this streetvision reads {known}",
                 "export the bundle again with this version, or read it with the version in its made_with",
             )
 

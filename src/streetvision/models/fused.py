@@ -19,9 +19,8 @@ from streetvision.models.fusion import (
     TrainedFusionConfig,
     influence,
 )
-from streetvision.models.module import N_CLASSES, Classifier
+from streetvision.models.module import N_CLASSES, ImageClassifier
 from streetvision.models.multi_view import Views, ViewsConfig, content_share, make_views, over_views
-from streetvision.models.pooling import pooled_dim
 
 FusedMode = Literal["multiview_mean", "cvfm_inference", "cvfm_trained"]
 VIEWS_AT_ONCE = 256
@@ -62,14 +61,16 @@ class Look(NamedTuple):
 class FusedClassifier(nn.Module):
     """Views in, fused logits out; backbone and head are the classifier's own."""
 
-    def __init__(self, classifier: Classifier, description: FusionDescription, *, at_once: int = VIEWS_AT_ONCE) -> None:
+    def __init__(
+        self, classifier: ImageClassifier, description: FusionDescription, *, at_once: int = VIEWS_AT_ONCE
+    ) -> None:
         super().__init__()
         self.classifier, self.description, self.at_once = classifier, description, at_once
         self.fusion: InferenceCVFM | TrainableCVFM
         if description.trained is None:
             self.fusion = InferenceCVFM(description.inference or FusionConfig())
         else:
-            self.fusion = TrainableCVFM(description.views, _width(classifier), N_CLASSES, description.trained)
+            self.fusion = TrainableCVFM(description.views, classifier.width, N_CLASSES, description.trained)
 
     def prepare(self, image: Tensor) -> Views:
         """uint8 (3, H, W) at full resolution -> its views."""
@@ -108,7 +109,7 @@ class FusedClassifier(nn.Module):
 
 
 def load_fused(
-    classifier: Classifier, description: FusionDescription, weights: Path | None, *, at_once: int = VIEWS_AT_ONCE
+    classifier: ImageClassifier, description: FusionDescription, weights: Path | None, *, at_once: int = VIEWS_AT_ONCE
 ) -> FusedClassifier:
     """The classifier with the fusion that `description` and the file `weights` make up, in eval mode.
 
@@ -119,7 +120,7 @@ def load_fused(
     state = {} if weights is None else load_state(weights)
     if description.trained is not None:
         # Before anything as large as the description says is made: it may come from anywhere.
-        expected = (description.views.count, description.trained.latent, _width(classifier))
+        expected = (description.views.count, description.trained.latent, classifier.width)
         found = tuple(state["decoders"].shape) if "decoders" in state else None
         if found != expected:
             raise ArtifactError(f"{str(weights)!r} does not fit: decoders {found}, expected {expected}")
@@ -127,7 +128,3 @@ def load_fused(
     if weights is not None:
         load_into(fused.fusion, state, source=str(weights))
     return fused
-
-
-def _width(classifier: Classifier) -> int:
-    return pooled_dim(classifier.description.pooling, classifier.backbone.spec)

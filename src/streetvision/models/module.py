@@ -3,6 +3,7 @@
 Shapes: B images, S pixels a side, T tokens, D their width, P pooled width.
 """
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Literal, Self
 
@@ -72,8 +73,26 @@ class ClassifierDescription(Sealed):
     head: HeadConfig
 
 
-class Classifier(nn.Module):
-    """Images in, logits out; normalisation rides inside, so nobody can forget it."""
+class ImageClassifier(nn.Module, ABC):
+    """Images in, features, a head over them, logits out: what a fusion and a bundle ask of a classifier."""
+
+    description: ClassifierDescription
+    head: nn.Sequential
+    width: int
+    """P."""
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) -> features (B, P)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) -> logits (B, 2)."""
+        logits: Tensor = self.head(self.embed(images))
+        return logits
+
+
+class Classifier(ImageClassifier):
+    """The classifier in PyTorch; normalisation rides inside, so nobody can forget it."""
 
     mean: Tensor
     std: Tensor
@@ -83,7 +102,8 @@ class Classifier(nn.Module):
         self.pooling = get_pooling(pooling, backbone.spec)
         spec = backbone.spec
         self.backbone = backbone
-        self.head = make_head(head, pooled_dim(pooling, spec))
+        self.width = pooled_dim(pooling, spec)
+        self.head = make_head(head, self.width)
         self.register_buffer("mean", 255.0 * torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255.0 * torch.tensor(spec.std).view(3, 1, 1), persistent=False)
         self.description = ClassifierDescription.model_validate(
@@ -99,11 +119,6 @@ class Classifier(nn.Module):
         """uint8 (B, 3, S, S) -> features (B, P)."""
         tokens: Tensor = self.backbone((images - self.mean) / self.std)
         return self.pooling.pool(tokens, self.backbone.spec.prefix_tokens)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) -> logits (B, 2)."""
-        logits: Tensor = self.head(self.embed(images))
-        return logits
 
 
 def make_head(config: HeadConfig, width: int) -> nn.Sequential:

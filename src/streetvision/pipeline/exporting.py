@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle
+from streetvision.bundle.graph import Precision
 from streetvision.bundle.predictor import load_bundle
+from streetvision.bundle.runtimes import RUNTIMES
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError
 from streetvision.io.atomic import read_json, sha256_file
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.prediction import expand
+from streetvision.pipeline.runtime_export import RuntimeRequest, export_runtime
 from streetvision.serving.hub import BUNDLE_FOLDER, Card, write_hub
 from streetvision.serving.miner import Submission, check_miner, write_miner
 from streetvision.serving.stock_head import PINNED
 
+NAME = "streetvision"
+"""Of a model that nobody named."""
 CARRIED = 1e-6
 """A probability that differs by less is carried exactly."""
 SLOW_SECONDS = 3.0
@@ -29,7 +34,9 @@ class Request:
 
     bundle: Path
     out: Path
-    name: str
+    runtime: str | None = None
+    precision: Precision | None = None
+    name: str | None = None
     hotkey: str | None = None
     version: str | None = None
     license: str | None = None
@@ -43,11 +50,25 @@ class Export:
     reads: frozenset[str]
 
 
-def export_bundle(form: str, request: Request, console: Console) -> None:
-    """Write a bundle in a format of EXPORTS; an option that the format does not read is a ConfigError."""
-    options = ("hotkey", "version", "license")
-    if ignored := [name for name in options if getattr(request, name) is not None and name not in EXPORTS[form].reads]:
-        raise ConfigError(f"--format {form} does not read --{ignored[0]}", "leave it out")
+def export_bundle(form: str | None, request: Request, overrides: Sequence[str], console: Console) -> None:
+    """Write a bundle in a format of EXPORTS, or for a runtime; an option that is not read there is a ConfigError."""
+    if (form is None) == (request.runtime is None):
+        raise ConfigError(
+            "export takes one of --format and --runtime",
+            f"--format {'|'.join(EXPORTS)}, or --runtime {'|'.join(RUNTIMES)}",
+        )
+    what = f"--runtime {request.runtime}" if form is None else f"--format {form}"
+    reads = frozenset({"precision"}) if form is None else EXPORTS[form].reads
+    options = ("precision", "name", "hotkey", "version", "license")
+    if ignored := [name for name in options if getattr(request, name) is not None and name not in reads]:
+        raise ConfigError(f"{what} does not read --{ignored[0]}", "leave it out")
+    if form is None:
+        assert request.runtime is not None
+        wanted = RuntimeRequest(request.bundle, request.out, request.runtime, request.precision or "fp32")
+        export_runtime(wanted, overrides, console)
+        return
+    if overrides:
+        raise ConfigError(f"{what} reads no settings, and {overrides[0]!r} is one", "leave it out")
     EXPORTS[form].write(request, console)
 
 
@@ -58,7 +79,7 @@ def export_miner(request: Request, console: Console) -> None:
         raise ConfigError(f"version {version!r} is not X.Y.Z", "for example --version 1.0.0")
     predictor = load_bundle(request.bundle)
     first, second = predictor.manifest.class_names
-    card = Submission(request.name, f"{second} or {first} in street images", version, request.hotkey or "")
+    card = Submission(request.name or NAME, f"{second} or {first} in street images", version, request.hotkey or "")
     written = write_miner(predictor, request.out, card)
     line = written.line
     needs = f"transformers {written.transformers} and later" + (f", {written.also} and later" if written.also else "")
@@ -85,7 +106,7 @@ def export_hub(request: Request, console: Console) -> None:
     """Write the folder for the Hugging Face hub, with the evaluation of the bundle's run if it is of this bundle."""
     bundle = read_bundle(request.bundle)
     report = _own_evaluation(bundle)
-    write_hub(bundle, request.out, Card(request.name, request.license or "other"), report)
+    write_hub(bundle, request.out, Card(request.name or NAME, request.license or "other"), report)
     console.line("hub", f"{request.out}  (README.md and {BUNDLE_FOLDER}/)")
     if report is None:
         console.warn("the card has no figures: run streetvision evaluate first, and export beside the run")
@@ -103,8 +124,8 @@ def _own_evaluation(bundle: Bundle) -> dict[str, Any] | None:
 
 
 EXPORTS: Mapping[str, Export] = {
-    "miner": Export(export_miner, frozenset({"hotkey", "version"})),
-    "hub": Export(export_hub, frozenset({"license"})),
+    "miner": Export(export_miner, frozenset({"name", "hotkey", "version"})),
+    "hub": Export(export_hub, frozenset({"name", "license"})),
 }
 """--format -> what writes it."""
 

@@ -29,7 +29,7 @@ def bench_data(progress: Progress) -> list[Figure]:
     """Seconds for one pass over the same JPEGs with the same transforms, one worker each."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = _photographs(folder / "photos", progress)
+        paths = photographs(folder / "photos", progress, count=IMAGES)
         rows = [
             Row(path=str(path), label=i % 2, sha256=sha256_file(path), width=WIDTH, height=HEIGHT, brightness=0.5)
             for i, path in enumerate(paths)
@@ -50,12 +50,12 @@ def bench_data(progress: Progress) -> list[Figure]:
     return figures
 
 
-def _photographs(folder: Path, progress: Progress) -> list[Path]:
+def photographs(folder: Path, progress: Progress, *, count: int) -> list[Path]:
     """JPEGs as large and as detailed as photographs: a few scenes, enlarged, each copy under a noise of its own."""
     write_scenes(folder / "scenes", SceneConfig(count=SCENES, width=WIDTH // 4, height=HEIGHT // 4), progress)
     scenes = sorted((folder / "scenes").rglob("*.jpg"))
     paths = []
-    for number in range(IMAGES):
+    for number in range(count):
         large = Image.open(scenes[number % SCENES]).convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
         grain = np.random.default_rng(number).normal(0.0, GRAIN, (HEIGHT, WIDTH, 3))
         pixels = np.clip(np.asarray(large) + grain, 0, 255).astype(np.uint8)

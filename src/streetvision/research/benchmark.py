@@ -54,6 +54,13 @@ def bench_data(progress: Progress) -> list[Figure]:
     return bench_data.bench_data(progress)
 
 
+def bench_inference(progress: Progress) -> list[Figure]:
+    """From image files to answers in every runtime, against transformers' pipeline."""
+    from streetvision.research import bench_inference
+
+    return bench_inference.bench_inference(progress)
+
+
 def bench_views(progress: Progress) -> list[Figure]:
     """Many views of an image in one call, against a loop over the views."""
     from streetvision.research import bench_views
@@ -80,6 +87,7 @@ def bench_reward(_: Progress) -> list[Figure]:
 SECTIONS: Mapping[str, Callable[[Progress], list[Figure]]] = {
     "calibration": bench_calibration,
     "data": bench_data,
+    "inference": bench_inference,
     "reward": bench_reward,
     "startup": bench_startup,
     "statistics": bench_statistics,

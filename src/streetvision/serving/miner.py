@@ -21,6 +21,7 @@ from streetvision.eval.counts import FloatArray
 from streetvision.eval.thresholds import decide
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic
 from streetvision.models.backbone_spec import one_line
+from streetvision.models.module import Classifier
 from streetvision.serving import stock_miner
 from streetvision.serving.stock_classifiers import stock_classifier
 from streetvision.serving.stock_head import LABELS
@@ -89,13 +90,16 @@ def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> W
             "this bundle fuses many views of an image, and the stock miner looks at one",
             "export a bundle of single views: run again without phase4c_cvfm",
         )
+    classifier = predictor.classifier
+    if not isinstance(classifier, Classifier):
+        raise ConfigError("the stock miner runs PyTorch, and this bundle another runtime", "give the one it came from")
     line = straight_line(predictor)
-    description, spec = predictor.classifier.description, predictor.classifier.backbone.spec
+    description, spec = classifier.description, classifier.backbone.spec
     labels: dict[str, JsonValue] = {
         "id2label": dict(LABELS),
         "label2id": {n: int(label) for label, n in LABELS.items()},
     }
-    stock = stock_classifier(predictor.classifier.cpu(), slope=line.slope, cut=line.cut)
+    stock = stock_classifier(classifier.cpu(), slope=line.slope, cut=line.cut)
     processor: dict[str, JsonValue] = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -112,12 +116,12 @@ def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> W
         write_json_atomic(folder / "preprocessor_config.json", processor)
         write_json_atomic(folder / "model_card.json", submission.card())
         write_json_atomic(folder / "config.json", stock.config | labels)
-        _check_parity(predictor, folder, line)
+        _check_parity(predictor, classifier, folder, line)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # half a folder must not be submitted
         raise
     finally:
-        predictor.classifier.to(predictor.device)
+        classifier.to(predictor.device)
     return Written(line, stock.transformers, stock.also)
 
 
@@ -156,14 +160,14 @@ def _called(predictor: Predictor, margin: float, threshold: float) -> bool:
     return bool(decide(_calibrated(predictor, np.array([margin])), threshold)[0])
 
 
-def _check_parity(predictor: Predictor, folder: Path, line: Line) -> None:
+def _check_parity(predictor: Predictor, classifier: Classifier, folder: Path, line: Line) -> None:
     """Raise unless the stock classifier in `folder` gives noise the logits that it should."""
     from transformers import AutoModelForImageClassification
 
-    side = predictor.classifier.description.image_size
+    side = classifier.description.image_size
     noise = torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     ours = torch.cat(list(predictor.stream_logits(noise.unbind())))
-    spec = predictor.classifier.backbone.spec
+    spec = classifier.backbone.spec
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
     stock = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True).eval()
     with torch.inference_mode():

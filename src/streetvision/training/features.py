@@ -63,6 +63,7 @@ class ViewCache:
     """The same of all views of an image; how images are cut decides the file besides."""
 
     def __init__(self, folder: Path, model: FusedClassifier, *, loader: LoaderConfig, progress: Progress) -> None:
+        assert isinstance(model.classifier, Classifier), "what a run fuses is in PyTorch"
         self.folder, self.model, self.loader, self.progress = folder, model, loader, progress
         self._key = [model_key(model.classifier), model.description.views.model_dump()]
 

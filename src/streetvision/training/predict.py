@@ -14,11 +14,11 @@ from streetvision.data.augmentation import get_val_transforms
 from streetvision.data.datamodule import Batch, EpochBatches, ImageDataset, ImageLoader, LoaderConfig
 from streetvision.io.scores import Scores, rows_digest
 from streetvision.models.fused import FusedClassifier
-from streetvision.models.module import Classifier
+from streetvision.models.module import ImageClassifier
 from streetvision.models.multi_view import Views
 from streetvision.training.hardware import pick_device
 
-Model = Classifier | FusedClassifier
+Model = ImageClassifier | FusedClassifier
 
 
 def score_rows(

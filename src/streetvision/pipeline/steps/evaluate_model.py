@@ -175,10 +175,11 @@ def _threshold_policy(home: ArtifactSchema, bundle: Bundle) -> ThresholdPolicy |
 
 
 def _provenance(bundle: Bundle, asked: Asked, config: EvaluationConfig) -> dict[str, str]:
-    manifest = bundle.manifest
+    manifest, runtime = bundle.manifest, bundle.manifest.runtime
     return {
         "bundle": _digest(bundle),
         "model": manifest.files[manifest.model_checkpoint].sha256,
+        **({} if runtime is None else {"runtime": f"{runtime.name} {runtime.precision}"}),
         "made from data": manifest.data_fingerprint,
         "judged on data": asked.fingerprint,
         "policy": manifest.policy_type,

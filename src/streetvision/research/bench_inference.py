@@ -1,0 +1,169 @@
+"""`streetvision bench inference`: photographs through each runtime that passes the gate, beside transformers.
+
+All have the same ViT-S/16 at 224 pixels, the same weights of its backbone and the same number of threads. The weights
+are random, the head is fitted on drawn scenes, and the gate looks at other scenes: what passes is said with its MCC.
+"""
+
+import csv
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import default_collate
+
+from streetvision.bundle.format import MODEL_CHECKPOINT, MODEL_DESCRIPTION, Bundle, write_bundle
+from streetvision.bundle.graph import capture
+from streetvision.bundle.parity import check_parity, measure_parity
+from streetvision.bundle.predictor import Predictor, open_classifier
+from streetvision.bundle.runtimes import RUNTIMES, open_graph
+from streetvision.contracts.errors import StreetVisionError
+from streetvision.contracts.policies import OperatingPoint, ScoresRef, ThresholdInterval, ThresholdPolicy
+from streetvision.contracts.progress import Progress
+from streetvision.contracts.split_contracts import Split
+from streetvision.data.decode import read_image, resize_squash
+from streetvision.data.scenes import SceneConfig, write_scenes
+from streetvision.eval.thresholds import select_threshold_max_mcc
+from streetvision.io.atomic import sha256_bytes, sha256_file, write_json_atomic
+from streetvision.io.tensors import save_tensors
+from streetvision.models.backbone import BackboneConfig
+from streetvision.models.backbone_spec import seeded
+from streetvision.models.module import Classifier, ModelConfig, load_classifier
+from streetvision.research.bench_data import photographs
+from streetvision.research.figures import Figure, in_turn
+
+VIT_S: Mapping[str, Any] = {
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+}
+PHOTOGRAPHS, BATCH, REPEATS = 32, 16, 3
+SCENES = 160
+"""Half of them fit the head, half are for the gate."""
+STEPS, RATE = 300, 0.01
+"""Of the head's fit."""
+PEER = 'transformers.pipeline("image-classification")'
+
+
+def bench_inference(progress: Progress) -> list[Figure]:
+    """Images/s from files to answers: PyTorch, then every runtime and precision that the gate lets through."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        photos = photographs(folder / "photos", progress, count=PHOTOGRAPHS)
+        peer = _pipeline(folder / "vit")
+        bundle, judged, labels = _bundle(folder, progress)
+        predictor = Predictor(bundle)
+        figures = []
+        for label, candidate in _candidates(bundle, predictor, judged, labels, folder, progress):
+            ours, theirs = in_turn(
+                _walk(candidate, photos), lambda: peer([str(path) for path in photos]), repeats=REPEATS
+            )
+            figures.append(Figure(label, len(photos) / ours, PEER, len(photos) / theirs, "images/s"))
+    return figures
+
+
+def _candidates(
+    bundle: Bundle, predictor: Predictor, paths: list[Path], labels: list[int], folder: Path, progress: Progress
+) -> Iterator[tuple[str, Predictor]]:
+    """PyTorch, and every runtime that the gate lets through; of the others it is said why they are left out."""
+    yield "PyTorch fp32", predictor
+    classifier = open_classifier(bundle)
+    program, calibration = (
+        capture(classifier),
+        [default_collate([predictor.prepare(path)]) for path in _fitted(folder)[0]],
+    )
+    for name, graph in RUNTIMES.items():
+        for precision in graph.precisions:
+            label, home = f"{name} {precision}", folder / f"{name}-{precision}"
+            home.mkdir()
+            try:
+                graph.write(program, home, precision, calibration)
+                found = predictor.with_graph(open_graph(classifier, home, name=name, precision=precision))
+                parity = measure_parity(predictor, found, paths, labels, progress)
+                check_parity(parity, name=label)
+            except StreetVisionError as error:
+                progress.warn(f"{label} is left out: {error.what}")
+                continue
+            told = f"MCC {parity.mcc:.3f}, in PyTorch {parity.pytorch_mcc:.3f}"
+            yield f"{label} ({told}; logits within {parity.max_logit_difference:.1e})", found
+
+
+def _pipeline(folder: Path) -> Any:
+    """The peer, on a ViT whose weights are drawn into `folder`."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
+
+    with seeded(0):
+        ViTForImageClassification(ViTConfig(**VIT_S)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 224, "width": 224}).save_pretrained(folder)
+    return pipeline("image-classification", model=str(folder), device="cpu")
+
+
+def _bundle(folder: Path, progress: Progress) -> tuple[Bundle, list[Path], list[int]]:
+    """A bundle of the peer's backbone and a fitted head, with the images of the gate and their labels."""
+    write_scenes(folder / "scenes", SceneConfig(count=SCENES), progress)
+    classifier = load_classifier(ModelConfig(backbone=BackboneConfig(source="transformers", name=str(folder / "vit"))))
+    paths, labels = _fitted(folder)
+    logits = _fit(classifier, paths, torch.tensor(labels), progress)
+    save_tensors(folder / MODEL_CHECKPOINT, classifier.state_dict())
+    write_json_atomic(folder / MODEL_DESCRIPTION, classifier.description.model_dump(mode="json"))
+    files = {name: folder / name for name in (MODEL_CHECKPOINT, MODEL_DESCRIPTION)}
+    policy = _policy(logits, torch.tensor(labels), sha256_file(folder / MODEL_CHECKPOINT))
+    made = write_bundle(
+        folder / "bundle", files, policy=policy, class_names=("None", "Roadwork"), data_fingerprint=policy.scores.sha256
+    )
+    return made, *_scenes(folder, slice(SCENES // 2, None))
+
+
+def _fitted(folder: Path) -> tuple[list[Path], list[int]]:
+    return _scenes(folder, slice(SCENES // 2))
+
+
+def _scenes(folder: Path, part: slice) -> tuple[list[Path], list[int]]:
+    with (folder / "scenes" / "index.csv").open() as index:
+        rows = list(csv.DictReader(index))[part]
+    return [folder / "scenes" / row["path"] for row in rows], [int(row["label"]) for row in rows]
+
+
+def _fit(classifier: Classifier, paths: list[Path], labels: Tensor, progress: Progress) -> Tensor:
+    """Fit the head on frozen features; returns the logits of the same images."""
+    side = classifier.description.image_size
+    tracked = progress.track(paths, total=len(paths), label="features")
+    with torch.no_grad():
+        features = torch.cat([classifier.embed(resize_squash(read_image(path), side)[None]) for path in tracked])
+    optimizer = torch.optim.Adam(classifier.head.parameters(), lr=RATE)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss: Tensor = F.cross_entropy(classifier.head(features), labels)
+        torch.autograd.backward(loss)
+        optimizer.step()
+    with torch.no_grad():
+        logits: Tensor = classifier.head(features)
+    return logits
+
+
+def _policy(logits: Tensor, labels: Tensor, model: str) -> ThresholdPolicy:
+    threshold, _, metrics = select_threshold_max_mcc(logits, labels)
+    scores = ScoresRef(
+        sha256=sha256_bytes(logits.numpy().tobytes()),
+        model_sha256=model,
+        split=Split.VAL_CALIB,
+        n=len(labels),
+        positives=int(labels.sum()),
+    )
+    interval = ThresholdInterval(low=threshold, high=threshold, level=0.95, n_resamples=2, units=len(labels))
+    point = OperatingPoint(threshold=threshold, metrics={})
+    return ThresholdPolicy(
+        threshold=threshold, interval=interval, metrics=metrics, operating_points={"balanced": point}, scores=scores
+    )
+
+
+def _walk(predictor: Predictor, paths: list[Path]) -> Callable[[], None]:
+    def walk() -> None:
+        for _ in predictor.stream(paths, batch_size=BATCH):
+            pass
+
+    return walk

@@ -1,0 +1,148 @@
+"""export --runtime, through the command line: what is written, what is recorded of it, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+from fastapi.testclient import TestClient
+
+from streetvision import load_bundle
+from streetvision.bundle.onnx_graph import OnnxGraph
+from streetvision.bundle.runtimes import RUNTIMES
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.split_contracts import Split
+from streetvision.io.atomic import read_json
+from streetvision.pipeline.runtime_export import RuntimeRequest, export_runtime
+from streetvision.serving.server import ServingConfig, create_app
+
+
+@pytest.fixture(scope="module")
+def exported(finished_run, tmp_path_factory):
+    """A copy of the run with its bundle for ONNX Runtime beside it."""
+    from streetvision.pipeline.console import Console
+
+    run = shutil.copytree(finished_run, tmp_path_factory.mktemp("exported") / "run")
+    export_runtime(RuntimeRequest(run / "export", run / "onnx", "onnx", "fp32"), [], Console())
+    return run
+
+
+@pytest.fixture
+def paths(scenes):
+    return sorted((scenes / "images").iterdir())[:12]
+
+
+def test_the_record_is_of_val_select(exported):
+    content = read_json(exported / "onnx" / "bundle.json")
+    rows = read_json(ArtifactSchema(exported).splits)["rows"]
+    parity = content["runtime"]["parity"]
+    select = [row["label"] for row in rows if row["split"] == Split.VAL_SELECT]
+    assert (parity["n"], parity["positives"]) == (len(select), sum(select))
+    assert parity["max_logit_difference"] < 1e-5
+    assert (parity["decision_flips"], content["schema_version"]) == (0, 3)
+    assert content["made_with"]["onnxruntime"]
+
+
+def test_it_answers_explains_and_serves_as_the_bundle_it_came_from(exported, paths):
+    ours, theirs = load_bundle(exported / "export"), load_bundle(exported / "onnx")
+    for one, other in zip(ours.predict(paths), theirs.predict(paths), strict=True):
+        assert other.probability == pytest.approx(one.probability, abs=1e-6)
+        assert (other.decision, other.certified) == (one.decision, one.certified)
+    seen, expected = theirs.explain(paths[0]).views, ours.explain(paths[0]).views
+    assert [view.probability for view in seen] == pytest.approx([view.probability for view in expected], abs=1e-6)
+    with TestClient(create_app(theirs, ServingConfig())) as client:
+        answer = client.post("/predict", files={"image": paths[0].read_bytes()})
+    assert answer.json()["probability"] == pytest.approx(ours.predict(paths[0])[0].probability, abs=1e-6)
+
+
+def test_it_is_evaluated_and_shipped_like_any_other(exported, command, tmp_path):
+    run = shutil.copytree(exported, tmp_path / "run")
+    code, _, err = command("evaluate", "--bundle", run / "onnx", "evaluation.n_resamples=100")
+    assert code == 0, err
+    report = read_json(ArtifactSchema(run).evaluation_report)
+    before = read_json(ArtifactSchema(exported).evaluation_report)
+    assert report["counts"] == before["counts"]
+    assert report["provenance"]["runtime"] == "onnx fp32"
+    code, _, err = command("export", "--bundle", run / "onnx", "--out", tmp_path / "hub", "--format", "hub")
+    assert code == 0, err
+    assert load_bundle(tmp_path / "hub" / "bundle").manifest == load_bundle(run / "onnx").manifest
+
+
+def test_a_changed_byte_of_the_graph_is_refused(exported, command, paths, tmp_path):
+    folder = shutil.copytree(exported / "onnx", tmp_path / "onnx")
+    content = bytearray((folder / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "model.onnx").write_bytes(content)
+    code, _, err = command("predict", "--bundle", folder, paths[0])
+    assert code == 2
+    assert "'model.onnx' in bundle" in err
+    assert "is not the file that was sealed" in err
+
+
+def test_a_worse_graph_is_refused_with_the_figure_and_leaves_nothing(exported, command, monkeypatch, tmp_path):
+    class Inverted(OnnxGraph):
+        def __call__(self, images):
+            seen = super().__call__(images)
+            return seen._replace(logits=seen.logits.flip(1))
+
+    monkeypatch.setitem(RUNTIMES, "onnx", Inverted)
+    code, out, err = command("export", "--bundle", exported / "export", "--out", tmp_path / "o", "--runtime", "onnx")
+    assert code == 2
+    assert "onnx fp32 is refused" in err
+    assert "decisions differ" in err
+    assert "MCC" in out
+    assert not (tmp_path / "o").exists()
+
+
+def test_int8_takes_its_ranges_from_images_of_train(exported, command, monkeypatch, tmp_path):
+    monkeypatch.setattr("streetvision.bundle.parity.MAX_MCC_FALL", 2.0)  # a tiny model on 24 images: not what is tested
+    monkeypatch.setattr("streetvision.pipeline.runtime_export.CALIBRATION_IMAGES", 6)
+    asked = ["export", "--bundle", exported / "export", "--out", tmp_path / "int8", "--runtime", "openvino"]
+    code, out, err = command(*asked, "--precision", "int8", f"run_dir={exported}")
+    assert code == 0, err
+    assert f"run_dir={exported}" in out
+    found = load_bundle(tmp_path / "int8").manifest.runtime
+    assert (found.precision, found.calibration_images) == ("int8", 6)
+
+
+REFUSED = {
+    "neither": ([], "export takes one of --format and --runtime"),
+    "both": (["--format", "hub", "--runtime", "onnx"], "export takes one of --format and --runtime"),
+    "no such precision": (["--runtime", "onnx", "--precision", "bf16"], "--runtime onnx has no precision bf16"),
+    "a card's option": (["--runtime", "onnx", "--license", "mit"], "--runtime onnx does not read --license"),
+    "a runtime's option": (["--format", "hub", "--precision", "int8"], "--format hub does not read --precision"),
+    "settings": (["--format", "hub", "run_dir=x"], "--format hub reads no settings"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_options_that_do_not_go_together_are_refused(exported, command, tmp_path, case):
+    options, message = REFUSED[case]
+    code, _, err = command("export", "--bundle", exported / "export", "--out", tmp_path / "o", *options)
+    assert code == 2
+    assert message in err
+
+
+def test_a_bundle_without_its_run_says_what_to_do(exported, command, tmp_path):
+    alone = shutil.copytree(exported / "export", tmp_path / "alone" / "export")
+    code, _, err = command("export", "--bundle", alone, "--out", tmp_path / "o", "--runtime", "onnx")
+    assert code == 2
+    assert "it has no splits.json" in err
+    assert "run_dir=..." in err
+
+
+def test_neither_an_export_nor_a_full_folder_is_exported_into(exported, command):
+    code, _, err = command("export", "--bundle", exported / "export", "--out", exported / "onnx", "--runtime", "onnx")
+    assert code == 2
+    assert "is not an empty folder" in err
+    code, _, err = command("export", "--bundle", exported / "onnx", "--out", exported / "o", "--runtime", "onnx")
+    assert code == 2
+    assert "runs in onnx already" in err
+    code, _, err = command("export", "--bundle", exported / "onnx", "--out", exported / "o", "--format", "miner")
+    assert code == 2
+    assert "the stock miner runs PyTorch" in err
+
+
+def test_a_bundle_of_version_2_is_as_it_was(exported):
+    content = json.loads((exported / "export" / "bundle.json").read_text())
+    assert content["schema_version"] == 2
+    assert "runtime" not in content
