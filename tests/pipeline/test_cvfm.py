@@ -219,3 +219,24 @@ def test_the_stock_miner_cannot_take_a_fusion_and_the_export_says_so(fused_run, 
     code, _, err = command(*line)
     assert (code, "fuses many views" in err) == (2, True)
     assert not (tmp_path / "miner").exists() or not any((tmp_path / "miner").iterdir())
+
+
+@only_trained
+def test_another_runtime_sees_every_view(fused_run, scenes, command, monkeypatch, tmp_path):
+    schema, _ = fused_run
+    asked = ["export", "--bundle", schema.export, f"run_dir={schema.root}", "--runtime"]
+    code, _, err = command(*asked, "onnx", "--out", tmp_path / "onnx")
+    assert code == 0, err
+    ours, theirs = load_bundle(schema.export), load_bundle(tmp_path / "onnx")
+    assert theirs.inference == "cvfm_trained"
+    path = sorted((scenes / "images").iterdir())[0]
+    one, other = ours.explain(path), theirs.explain(path)
+    assert other.probability == pytest.approx(one.probability, abs=1e-6)
+    for name in ("probability", "weight"):
+        expected = [getattr(view, name) for view in one.views]
+        assert [getattr(view, name) for view in other.views] == pytest.approx(expected, abs=1e-5)
+    monkeypatch.setattr("streetvision.pipeline.runtime_export.check_parity", lambda *_, **__: None)
+    monkeypatch.setattr("streetvision.pipeline.runtime_export.CALIBRATION_IMAGES", 4)
+    code, _, err = command(*asked, "openvino", "--precision", "int8", "--out", tmp_path / "int8")
+    assert code == 0, err
+    assert load_bundle(tmp_path / "int8").manifest.runtime.calibration_images == 4

@@ -39,7 +39,8 @@ MAY_OPEN: Mapping[str, frozenset[Split]] = MappingProxyType(
         "reward": frozenset({Split.VAL_CALIB, Split.VAL_TEST}),
     }
 )
-"""Phase id, or what else asks a run for images -> the splits whose rows or scores it may read. The Context enforces it at run time."""
+"""Phase id, or what else asks a run for images -> the splits whose rows or scores it may read. The Context
+enforces it at run time."""
 
 
 def check_may_open(phase: str, split: Split) -> None:

@@ -95,7 +95,10 @@ def _candidates(
 def _pipeline(folder: Path) -> Any:
     """The peer, on a ViT whose weights are drawn into `folder`."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
+    from transformers.utils import logging as library_logging
 
+    logging: Any = library_logging
+    logging.disable_progress_bar()
     with seeded(0):
         ViTForImageClassification(ViTConfig(**VIT_S)).save_pretrained(folder)
     ViTImageProcessor(size={"height": 224, "width": 224}).save_pretrained(folder)

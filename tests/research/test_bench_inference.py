@@ -1,0 +1,54 @@
+"""Every runtime that passes the gate is timed on the same files as the peer, and a refused one is told."""
+
+from streetvision.bundle.onnx_graph import OnnxGraph
+from streetvision.bundle.runtimes import RUNTIMES
+from streetvision.research import bench_inference
+
+TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+class Heard:
+    """A Progress that keeps its warnings."""
+
+    def __init__(self):
+        self.warnings = []
+
+    def track(self, items, *, total, label, note=None):
+        yield from items
+
+    def warn(self, message):
+        self.warnings.append(message)
+
+
+class Blank(OnnxGraph):
+    """A runtime whose answers are all the same."""
+
+    def __call__(self, images):
+        seen = super().__call__(images)
+        return seen._replace(logits=seen.logits * float("nan"))
+
+
+def test_what_passes_is_timed_and_what_does_not_is_told(monkeypatch):
+    monkeypatch.setattr(bench_inference, "VIT_S", TINY)
+    monkeypatch.setattr(bench_inference, "PHOTOGRAPHS", 2)
+    monkeypatch.setattr(bench_inference, "SCENES", 16)
+    monkeypatch.setattr(bench_inference, "STEPS", 5)
+    monkeypatch.setattr(OnnxGraph, "precisions", ("fp32",))
+    monkeypatch.delitem(RUNTIMES, "openvino")
+    monkeypatch.setitem(RUNTIMES, "blank", Blank)
+    answers = []
+
+    def once(ours, theirs, repeats):
+        ours()
+        answers.append(theirs())
+        return 1.0, 4.0
+
+    monkeypatch.setattr(bench_inference, "in_turn", once)
+    heard = Heard()
+    plain, exported = bench_inference.bench_inference(heard)
+    assert plain.name == "PyTorch fp32"
+    assert exported.name.startswith("onnx fp32 (MCC ")
+    assert (plain.unit, plain.value, plain.beside_value, plain.ratio) == ("images/s", 2.0, 0.5, 4.0)
+    assert [len(found) for found in answers] == [2, 2]
+    (warning,) = heard.warnings
+    assert "blank fp32 is left out: the exported graph gives logits that are not finite" in warning
