@@ -134,6 +134,11 @@ def test_neither_an_export_nor_a_full_folder_is_exported_into(exported, command)
     code, _, err = command("export", "--bundle", exported / "export", "--out", exported / "onnx", "--runtime", "onnx")
     assert code == 2
     assert "is not an empty folder" in err
+    inside = exported / "export" / "o"
+    code, _, err = command("export", "--bundle", exported / "export", "--out", inside, "--runtime", "onnx")
+    assert code == 2
+    assert "lies in the bundle" in err
+    assert not inside.exists()
     code, _, err = command("export", "--bundle", exported / "onnx", "--out", exported / "o", "--runtime", "onnx")
     assert code == 2
     assert "runs in onnx already" in err

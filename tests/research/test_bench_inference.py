@@ -2,7 +2,7 @@
 
 from streetvision.bundle.onnx_graph import OnnxGraph
 from streetvision.bundle.runtimes import RUNTIMES
-from streetvision.research import bench_inference
+from streetvision.research import bench_data, bench_inference
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -32,6 +32,8 @@ def test_what_passes_is_timed_and_what_does_not_is_told(monkeypatch):
     monkeypatch.setattr(bench_inference, "VIT_S", TINY)
     monkeypatch.setattr(bench_inference, "PHOTOGRAPHS", 2)
     monkeypatch.setattr(bench_inference, "SCENES", 16)
+    monkeypatch.setattr(bench_data, "WIDTH", 384)
+    monkeypatch.setattr(bench_data, "HEIGHT", 288)
     monkeypatch.setattr(bench_inference, "STEPS", 5)
     monkeypatch.setattr(OnnxGraph, "precisions", ("fp32",))
     monkeypatch.delitem(RUNTIMES, "openvino")

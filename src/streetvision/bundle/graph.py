@@ -7,16 +7,16 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from streetvision.contracts.errors import ArtifactError, ConfigError
+from streetvision.contracts.policies import Precision
 from streetvision.models.backbone_spec import one_line
 from streetvision.models.module import Classifier
 
-Precision = Literal["fp32", "bf16", "int8"]
 INPUT, OUTPUTS = "images", ("features", "logits")
 """Names of what goes into a graph and of what comes out."""
 

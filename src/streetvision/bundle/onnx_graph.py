@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streetvision.bundle.graph import INPUT, OUTPUTS, Graph, Precision, Seen, need
+from streetvision.bundle.graph import INPUT, OUTPUTS, Graph, Seen, need
 from streetvision.contracts.errors import ArtifactError, ConfigError
+from streetvision.contracts.policies import Precision
 
 MAX_BYTES = 2_000_000_000
 """An ONNX file is one protobuf message, which holds 2 GiB at the most."""

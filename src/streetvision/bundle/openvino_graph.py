@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from streetvision.bundle.graph import INPUT, OUTPUTS, Graph, Precision, Seen, need
+from streetvision.bundle.graph import INPUT, OUTPUTS, Graph, Seen, need
 from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.policies import Precision
 from streetvision.training.hardware import has_fast_bf16
 
 EXTRA = "openvino"

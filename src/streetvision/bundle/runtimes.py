@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from streetvision.bundle.graph import Graph, Precision
+from streetvision.bundle.graph import Graph
 from streetvision.bundle.onnx_graph import OnnxGraph
 from streetvision.bundle.openvino_graph import OpenvinoGraph
 from streetvision.contracts.errors import ArtifactError, StreetVisionError
+from streetvision.contracts.policies import Precision
 from streetvision.models.backbone_spec import one_line
 from streetvision.models.module import ImageClassifier
 

@@ -18,6 +18,8 @@ from pydantic import (
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Precision = Literal["fp32", "bf16", "int8"]
+"""In which numbers an exported graph multiplies."""
 
 
 class Sealed(BaseModel):
@@ -252,7 +254,7 @@ class RuntimeRef(Sealed):
 
     name: Literal["onnx", "openvino"]
     """In RUNTIMES."""
-    precision: Literal["fp32", "bf16", "int8"]
+    precision: Precision
     files: tuple[str, ...] = Field(min_length=1)
     """File names of the graph, the one that is opened first."""
     calibration_images: int = Field(ge=0)

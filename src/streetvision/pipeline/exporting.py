@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle
-from streetvision.bundle.graph import Precision
 from streetvision.bundle.predictor import load_bundle
 from streetvision.bundle.runtimes import RUNTIMES
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.policies import Precision
 from streetvision.io.atomic import read_json, sha256_file
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.prediction import expand

@@ -9,14 +9,14 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle, write_bundle
-from streetvision.bundle.graph import Graph, Precision, capture
+from streetvision.bundle.graph import Graph, capture
 from streetvision.bundle.parity import check_parity, measure_parity
 from streetvision.bundle.predictor import Predictor, Prepared, open_classifier
 from streetvision.bundle.runtimes import RUNTIMES, open_graph
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError, unknown_name
 from streetvision.contracts.phase import Context
-from streetvision.contracts.policies import RuntimeParity, RuntimeRef
+from streetvision.contracts.policies import Precision, RuntimeParity, RuntimeRef
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.datamodule import LoaderConfig
 from streetvision.data.splits_json import partition_from_json
@@ -62,6 +62,10 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
         raise ConfigError(f"{str(out)!r} is not an empty folder", "give a folder of its own: --out ...")
     context = _context(request.bundle, overrides, console)
     bundle = own_bundle(context, request.bundle)
+    if bundle.folder.resolve() in out.resolve().parents:
+        raise ConfigError(
+            f"{str(out)!r} lies in the bundle, which holds no stranger", "give a folder beside it: --out ..."
+        )
     if bundle.manifest.runtime is not None:
         raise ConfigError(
             f"bundle {str(bundle.folder)!r} runs in {bundle.manifest.runtime.name} already",
