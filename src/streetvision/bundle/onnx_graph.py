@@ -89,7 +89,7 @@ def _tensors(message: Any, kind: type) -> Iterator[Any]:
     """Every tensor in a protobuf message, at any depth: initial values, attributes, functions, subgraphs."""
     for field, value in message.ListFields():
         if field.message_type is not None:
-            for part in value if field.is_repeated else (value,):
+            for part in (value,) if hasattr(value, "ListFields") else value:
                 if isinstance(part, kind):
                     yield part
                 else:
