@@ -237,6 +237,24 @@ def bench(
         console.line("", f"{figure.beside}: {figure.beside_value:.3f} {figure.unit}; ratio {figure.ratio:.3f}")
 
 
+def ablate(
+    table: Annotated[str, typer.Argument(help="A packaged table (specification, smoke), or a YAML file.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs; outputs/ablation_TABLE.")] = None,
+    pair: Annotated[list[str] | None, typer.Option("--pair", help="Only this pair; may be given again.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Splits: seeds 0 to N-1 instead of the table's.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; one a core, on a GPU one.")] = None,
+    page: Annotated[Path | None, typer.Option("--page", help="A Markdown page to write the table into.")] = None,
+) -> None:
+    """Run pairs of settings over seeds and data sets, and say what each is worth, with corrected intervals."""
+    from streetvision.pipeline.ablation import Request, launch_ablation
+
+    folder = out or Path("outputs") / f"ablation_{Path(table).stem}"
+    asked = Request(table, folder, tuple(overrides or ()), tuple(pair or ()), tuple(range(seeds or 0)), jobs, page)
+    if not launch_ablation(asked, _console()):
+        raise typer.Exit(USER_ERROR)
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "train": train,
@@ -246,6 +264,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "reward": reward,
     "export": export,
     "check-export": check_export,
+    "ablate": ablate,
     "doctor": doctor,
     "bench": bench,
 }

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit
 
 from streetvision.contracts.errors import DataError
-from streetvision.eval.bootstrap import bootstrap_intervals, paired_difference
+from streetvision.eval.bootstrap import Pairing, bootstrap_intervals, mean_difference, paired_difference
 from streetvision.eval.metrics import METRICS, all_metrics
 from streetvision.eval.resampling import Judged, Resampling
 
@@ -185,3 +185,25 @@ def test_decisions_need_not_be_a_cut_of_the_probabilities():
     assert found["mcc"].low < values["mcc"] < found["mcc"].high
     with pytest.raises(DataError, match="decisions must be one a label"):
         bootstrap_intervals(labels, Judged(p, [0, 1]))
+
+
+def noisy(labels, *, seed, scale):
+    return Judged.cut(expit(4 * (labels - 0.5) + np.random.default_rng(seed).normal(0, scale, labels.size)), 0.5)
+
+
+def test_the_mean_over_one_test_set_is_its_difference():
+    labels, _ = rows()
+    a, b = noisy(labels, seed=1, scale=2), noisy(labels, seed=2, scale=4)
+    assert mean_difference([Pairing(labels, a, b)]) == paired_difference(labels, a, b)
+
+
+def test_a_test_set_that_stands_twice_is_no_second_one_when_its_groups_say_so():
+    labels, _ = rows()
+    pairing = Pairing(labels, noisy(labels, seed=1, scale=2), noisy(labels, seed=2, scale=4))
+    once = mean_difference([pairing])["mcc"]
+    same = list(range(labels.size))
+    twice = mean_difference([pairing, pairing], Resampling([*same, *same]))["mcc"]
+    apart = mean_difference([pairing, pairing])["mcc"]
+    assert twice.estimate == pytest.approx(once.estimate)
+    assert (twice.low, twice.high) == pytest.approx((once.low, once.high))
+    assert apart.high - apart.low == pytest.approx((once.high - once.low) / math.sqrt(2), rel=0.15)

@@ -241,6 +241,11 @@ class ArtifactSchema(RescoredArtifacts):
         return self.evaluation / "evaluation_report.json"
 
     @property
+    def predictions(self) -> Path:
+        """What every policy answered to every image of the evaluation."""
+        return self.evaluation / "predictions.csv"
+
+    @property
     def looks(self) -> Path:
         """Every look at VAL_TEST: when, and through which bundle."""
         return self.evaluation / "looks.json"

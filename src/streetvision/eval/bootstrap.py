@@ -4,7 +4,10 @@ Rows that belong together (frames of one track, photos of one place) are drawn t
 a plain bootstrap believes it has seen 30 things.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -76,15 +79,42 @@ def paired_difference(labels: ArrayLike, a: Judged, b: Judged, how: Resampling =
     Raises:
         DataError: as `bootstrap_intervals` does.
     """
-    ranked = [Ranked(labels, a), Ranked(labels, b)]
-    units = how.units(ranked[0].truth.size)
-    of_a, of_b = (all_metrics(one.truth, one.probabilities, one.decisions) for one in ranked)
-    drawn_a, drawn_b = map(_of_both_classes, replicates(ranked, units, how))
-    rarer = min(intervals.units_of_classes(units.counts(ranked[0].truth, ranked[0].decisions)))
-    return {
-        name: _difference(name, of_a[name] - of_b[name], drawn_a[name] - drawn_b[name], (units.count, rarer), how.level)
-        for name in METRICS
-    }
+    return mean_difference([Pairing(labels, a, b)], how)
+
+
+class Pairing(NamedTuple):
+    """Two models on the rows of one test set."""
+
+    labels: ArrayLike
+    """(N,) 0 or 1."""
+    a: Judged
+    b: Judged
+
+
+def mean_difference(pairings: Sequence[Pairing], how: Resampling = USUAL) -> dict[str, Difference]:
+    """For every metric: the mean over test sets of `a` minus `b`, as `paired_difference` has it for one.
+
+    `how.groups` are those of the rows of all test sets, one set behind the other: what stands in several of them is
+    drawn together. Models may differ from set to set; the interval is for these models, on other images.
+
+    Raises:
+        DataError: as `bootstrap_intervals` does.
+    """
+    sides = [(Ranked(labels, a), Ranked(labels, b)) for labels, a, b in pairings]
+    ends = np.cumsum([0, *(first.truth.size for first, _ in sides)])
+    units = how.units(int(ends[-1]))
+    parts = [slice(*pair) for pair in pairwise(ends.tolist())]
+    drawn = [replicates(side, units, how, rows=rows) for side, rows in zip(sides, parts, strict=True)]
+    kept = [tuple(map(_of_both_classes, both)) for both in drawn]
+    of_sides = [tuple(all_metrics(one.truth, one.probabilities, one.decisions) for one in side) for side in sides]
+    truth = np.concatenate([first.truth for first, _ in sides])
+    rarer = min(intervals.units_of_classes(units.counts(truth, truth)))
+    found = {}
+    for name in METRICS:
+        estimate = float(np.mean([a[name] - b[name] for a, b in of_sides]))
+        values = np.mean([a[name] - b[name] for a, b in kept], axis=0)
+        found[name] = _difference(name, estimate, values, (units.count, rarer), how.level)
+    return found
 
 
 class _Sample:

@@ -202,13 +202,19 @@ def draw_weights(units: Units, n_resamples: int, seed: int) -> Iterator[IntArray
         yield weights.take(units.of_row, axis=1) if units.grouped else weights
 
 
-def replicates(ranked: Sequence[Ranked], units: Units, how: Resampling) -> list[dict[str, FloatArray]]:
-    """Every metric of the table (n_resamples,) for each of `ranked`, all on the same resamples of the same rows."""
+def replicates(
+    ranked: Sequence[Ranked], units: Units, how: Resampling, *, rows: slice = slice(None)
+) -> list[dict[str, FloatArray]]:
+    """Every metric of the table (n_resamples,) for each of `ranked`, all on the same resamples of the same rows.
+
+    `rows` are those of the units' that `ranked` holds; a metric may be nan where a resample has none of them.
+    """
     parts: list[list[FloatArray]] = [[] for _ in ranked]
     for weights in draw_weights(units, how.n_resamples, how.seed):
         for one, collected in zip(ranked, parts, strict=True):
-            collected.append(one.statistics(weights))
-    return [one.metrics(np.concatenate(collected)) for one, collected in zip(ranked, parts, strict=True)]
+            collected.append(one.statistics(weights[:, rows]))
+    with np.errstate(invalid="ignore"):
+        return [one.metrics(np.concatenate(collected)) for one, collected in zip(ranked, parts, strict=True)]
 
 
 def _telling_edges(ranked: FloatArray, ranked_truth: BoolArray) -> IntArray:

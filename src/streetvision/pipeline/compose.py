@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from types import UnionType
@@ -163,10 +164,16 @@ def given_keys(overrides: Sequence[str], *, file: Path | None = None) -> set[str
     return {key for key, _ in (*_flat(_read_yaml(file) if file else {}), *map(_parse, overrides))}
 
 
-def groups() -> dict[str, list[str]]:
-    """Group -> the names of its packaged YAML files, for example model -> [dinov3_vits16, ...]."""
+@cache
+def groups() -> Mapping[str, list[str]]:
+    """Group -> the names of its packaged YAML files, for example model -> [dinov3_vits16, ...].
+
+    Groups are those that the defaults list of config.yaml names.
+    """
     folder = Path(str(resources.files("streetvision"))) / "configs"
-    return {g.name: sorted(f.stem for f in g.glob("*.yaml")) for g in sorted(folder.iterdir()) if g.is_dir()}
+    defaults = safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    names = sorted(name for entry in defaults if isinstance(entry, dict) for name in entry)
+    return {name: sorted(file.stem for file in (folder / name).glob("*.yaml")) for name in names}
 
 
 def settings(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, object]]:

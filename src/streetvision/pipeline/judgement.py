@@ -108,7 +108,7 @@ class Case:
 def make_report(case: Case, config: EvaluationConfig) -> Report:
     """Every figure with its interval, by group where groups hold several rows."""
     how, shipped = _resampling(case.groups, config), case.shipped
-    told = case.rulings if config.mode == "comprehensive" else (shipped,)
+    told = told_rulings(case, config)
     intervals_of = [bootstrap_intervals(case.labels, ruling.judged, how) for ruling in told]
     intervals = intervals_of[-1]
     some = next(iter(intervals.values()))
@@ -139,6 +139,11 @@ def make_report(case: Case, config: EvaluationConfig) -> Report:
         report["slices"] = [_slice(part, case, config) for part in _parts(case.rows)]
         report["mistakes"] = _mistakes(case)
     return report
+
+
+def told_rulings(case: Case, config: EvaluationConfig) -> tuple[Ruling, ...]:
+    """Those that the evaluation speaks of."""
+    return case.rulings if config.mode == "comprehensive" else (case.shipped,)
 
 
 def tell(report: Report) -> list[str]:

@@ -37,16 +37,25 @@ def record_look(path: Path, bundle_sha256: str) -> Looks:
 
     Raises ArtifactError when the ledger is damaged: a look must not be forgotten.
     """
-    try:
-        looks = _LOOKS.validate_python(read_json(path)) if path.is_file() else []
-    except ValidationError as error:
-        raise ArtifactError(
-            f"{str(path)!r} should hold the looks at VAL_TEST so far, and does not: {error.errors()[0]['msg']}",
-            "restore it from a backup",
-        ) from error
+    looks = _read(path)
     now = _Look(at=datetime.now(UTC).isoformat(timespec="seconds"), bundle_sha256=bundle_sha256)
     write_json_atomic(path, [look.model_dump() for look in [*looks, now]])
     last = {look.bundle_sha256: look.at for look in looks}
     times = Counter(look.bundle_sha256 for look in looks)
     earlier = [EarlierLooks(bundle_sha256=bundle, times=times[bundle], last=last[bundle]) for bundle in last]
     return Looks(len(looks) + 1, sorted(earlier, key=lambda looks: looks["last"], reverse=True))
+
+
+def looks_so_far(path: Path) -> int:
+    """How many looks the ledger at `path` has; raises ArtifactError when it is damaged."""
+    return len(_read(path))
+
+
+def _read(path: Path) -> list[_Look]:
+    try:
+        return _LOOKS.validate_python(read_json(path)) if path.is_file() else []
+    except ValidationError as error:
+        raise ArtifactError(
+            f"{str(path)!r} should hold the looks at VAL_TEST so far, and does not: {error.errors()[0]['msg']}",
+            "restore it from a backup",
+        ) from error

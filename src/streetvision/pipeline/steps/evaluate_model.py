@@ -32,9 +32,10 @@ from streetvision.io.atomic import (
     write_text_atomic,
 )
 from streetvision.io.manifests import git_sha, read_manifest
+from streetvision.io.predictions import Answers, write_predictions
 from streetvision.io.validators import PolicyValidator
 from streetvision.pipeline.illustration import draw_pictures, draw_thumbnails
-from streetvision.pipeline.judgement import Case, Promise, Ruling, make_report, tell
+from streetvision.pipeline.judgement import Case, Promise, Ruling, make_report, tell, told_rulings
 from streetvision.pipeline.ledger import Looks, record_look
 from streetvision.pipeline.settings import EvaluationConfig
 from streetvision.pipeline.steps.prepare_data import digest_of_data, scan_data
@@ -125,6 +126,7 @@ def _judge(bundle: Bundle, asked: Asked, context: Context, *, home: ArtifactSche
     schema.threshold_curve.unlink(missing_ok=True)
     for name, png in pictures.items():
         write_bytes_atomic(schema.path(name), png)
+    write_predictions(schema.predictions, (_answers(ruling, case) for ruling in told_rulings(case, config)))
     thumbnails = draw_thumbnails(report, asked.root, limits)
     write_json_atomic(schema.evaluation_report, {**report, "summary": tell(report)})
     write_text_atomic(schema.report_html, render_report(report, pictures | thumbnails))
@@ -134,6 +136,12 @@ def _judge(bundle: Bundle, asked: Asked, context: Context, *, home: ArtifactSche
         {"n": len(asked.rows), "mcc": report["metrics"]["mcc"]["estimate"]},
         also_makes=tuple(schema.path(name) for name in pictures if name not in MAKES),
     )
+
+
+def _answers(ruling: Ruling, case: Case) -> Answers:
+    paths, groups = [row.path for row in case.rows], [row.group for row in case.rows]
+    how = (ruling.name, ruling.inference, ruling is case.shipped)
+    return Answers(*how, paths, case.labels, groups, ruling.probabilities, ruling.decisions)
 
 
 def _ask(predictor: Predictor, asked: Asked, context: Context) -> Tensor:
@@ -260,6 +268,7 @@ def _run_s_thresholds(context: Context) -> tuple[str, ...]:
 
 MAKES = (
     "evaluation_report",
+    "predictions",
     "report_html",
     "roc_curve",
     "pr_curve",
