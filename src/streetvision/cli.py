@@ -40,9 +40,21 @@ def demo(overrides: Overrides = None) -> None:
     _check_collapse(schema, console)
 
 
-def train(overrides: Overrides = None, config: ConfigFile = None) -> None:
+def train(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    search: Annotated[
+        Path | None, typer.Option("--search", help="A YAML file of what to try: settings of phase 1, by VAL_SELECT.")
+    ] = None,
+) -> None:
     """Turn images into a bundle: data.root=FOLDER model=NAME training=frozen|peft|last_n|full run_dir=DIR."""
     console = _console()
+    if search is not None:
+        from streetvision.pipeline.search import launch_search
+
+        best = launch_search(search, overrides or [], file=config, console=console)
+        console.line("next", f"streetvision train --config {best} run_dir=...")
+        return
     schema = _train(overrides or [], config, console)
     from streetvision.pipeline.launch import show_where
 

@@ -1,6 +1,6 @@
 """How a long computation tells whoever watches where it is, without knowing the terminal."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -17,6 +17,10 @@ class Progress(Protocol):
 
     def warn(self, message: str) -> None:
         """Print one line that names what to do."""
+        ...
+
+    def epoch(self, row: Mapping[str, float | int]) -> None:
+        """Take the figures of an epoch of phase 1; may raise to end the training."""
         ...
 
 
@@ -36,3 +40,6 @@ class Silent:
 
     def warn(self, message: str) -> None:
         """Drop the message."""
+
+    def epoch(self, row: Mapping[str, float | int]) -> None:
+        """Drop the row."""

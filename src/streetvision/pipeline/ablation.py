@@ -1,13 +1,9 @@
 """From a table of pairs to its runs, in as many processes as there are cores, and from those to their differences."""
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import product
-from multiprocessing import get_context
-from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
@@ -16,10 +12,11 @@ from streetvision.data.scenes import write_scenes
 from streetvision.io.atomic import sha256_json, write_json_atomic, write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.predictions import Answers, read_predictions
-from streetvision.pipeline.arm import ArmRun, last_words, run_arm
+from streetvision.pipeline.arm import ArmRun, run_arm
 from streetvision.pipeline.compose import compose_config, given_keys
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.ledger import looks_so_far
+from streetvision.pipeline.workers import in_processes, last_words, usual_jobs
 from streetvision.research.ablation import AblationTable, Arm, Pair, read_table
 from streetvision.research.ablation_page import as_csv, as_markdown, put_into_page, summary_lines
 from streetvision.research.comparison import Comparison, Met, Row, Shown, compare
@@ -60,7 +57,8 @@ def launch_ablation(request: Request, console: Console) -> bool:
     table = _asked(request)
     request.out.mkdir(parents=True, exist_ok=True)
     with run_lock(request.out / ".lock"):
-        data = {name: _settle_data(name, table, request, console) for name in table.data}
+        wanted = dict.fromkeys(name for _, name in table.comparisons)
+        data = {name: _settle_data(name, table, request, console) for name in wanted}
         plan = _plan(table, data, request)
         failed = _run_all(list(dict.fromkeys(plan.values())), request.jobs, console)
         rows, how = _compare(table, plan, failed)
@@ -142,52 +140,17 @@ def _digest(overrides: tuple[str, ...]) -> str:
 def _run_all(arms: Sequence[ArmRun], jobs: int | None, console: Console) -> dict[ArmRun, str]:
     """Run what has no record yet; returns why arms failed."""
     waiting = [arm for arm in arms if arm.done() is None]
-    at_once = jobs or _usual_jobs()
+    at_once = jobs or usual_jobs()
     told = f"{len(arms)} runs, {len(arms) - len(waiting)} of them there already"
     console.line("arms", f"{told}; {min(at_once, max(1, len(waiting)))} at a time")
     failed: dict[ArmRun, str] = {}
-    for done, (arm, exit_code) in enumerate(_in_processes(waiting, at_once), start=1):
+    for done, (arm, exit_code) in enumerate(in_processes(run_arm, waiting, at_once), start=1):
         if exit_code:
             failed[arm] = last_words(arm.log, exit_code)
             console.warn(f"a run failed: {failed[arm]} ({arm.log})")
         else:
             console.line("", f"{done} of {len(waiting)}: {arm.root}")
     return failed
-
-
-def _usual_jobs() -> int:
-    from streetvision.training.hardware import pick_device
-
-    return (os.cpu_count() or 1) if pick_device().type == "cpu" else 1
-
-
-def _in_processes(arms: Sequence[ArmRun], at_once: int) -> Iterator[tuple[ArmRun, int]]:
-    """Each arm with the exit code of its process, as they end.
-
-    Processes are forked from one that has loaded the libraries and done nothing else, so that none pays for loading
-    them, none inherits a thread, and one that dies takes no other with it.
-    """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["streetvision.pipeline.launch", "streetvision.pipeline.arm", "peft", "timm"])
-    threads = max(1, (os.cpu_count() or 1) // at_once)
-    ahead, running = list(reversed(arms)), dict[int, tuple[ArmRun, ForkServerProcess]]()
-    try:
-        while ahead or running:
-            while ahead and len(running) < at_once:
-                arm = ahead.pop()
-                process = context.Process(target=run_arm, args=(arm, threads))
-                process.start()
-                running[process.sentinel] = arm, process
-            for sentinel in wait(list(running)):
-                assert isinstance(sentinel, int)
-                arm, process = running.pop(sentinel)
-                process.join()
-                yield arm, process.exitcode or 0
-    finally:
-        for _, process in running.values():
-            process.terminate()
-            process.join()
 
 
 def _compare(

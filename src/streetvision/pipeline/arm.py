@@ -1,10 +1,8 @@
 """One arm of an ablation: an ordinary run with its evaluation, in a process of its own, and the record of it."""
 
-import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from streetvision.io.atomic import read_json, write_json_atomic
 from streetvision.io.manifests import code_sha256
 from streetvision.io.validators import validate_json
 from streetvision.pipeline.console import Console
+from streetvision.pipeline.workers import write_output_to
 
 USER_ERROR = 2
 JUDGING = ("evaluation.", "loader.batch_size", "loader.max_megapixels")
@@ -74,7 +73,7 @@ def run_arm(arm: ArmRun, threads: int) -> None:
 
     Ends the process with exit code 2 and one line for what a user can mend.
     """
-    _write_output_to(arm.log)
+    write_output_to(arm.log)
     import torch
 
     from streetvision.pipeline.launch import launch_evaluation  # loads Lightning, which who starts the arms never needs
@@ -119,20 +118,3 @@ def _seconds() -> float:
         return time.perf_counter()
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
-
-
-def _write_output_to(log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as handle:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(handle.fileno(), stream.fileno())
-
-
-def last_words(log: Path, exit_code: int) -> str:
-    """Why an arm failed: the last line of its log, or the signal that ended it."""
-    if exit_code < 0:
-        return f"ended by signal {-exit_code}"
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
-    told: Sequence[str] = [line.strip() for line in lines if line.strip()]
-    return told[-1] if told else f"ended with exit code {exit_code}"

@@ -161,7 +161,13 @@ def compose_config(
 
 def given_keys(overrides: Sequence[str], *, file: Path | None = None) -> set[str]:
     """The dotted keys that a command sets itself, in its file or its overrides."""
-    return {key for key, _ in (*_flat(_read_yaml(file) if file else {}), *map(_parse, overrides))}
+    return set(given_settings(overrides, file=file))
+
+
+def given_settings(overrides: Sequence[str], *, file: Path | None = None) -> dict[str, object]:
+    """What a command sets itself, in its file or above it in its overrides: dotted key -> plain value."""
+    given = dict([*_flat(_read_yaml(file) if file else {}), *map(_parse, overrides)])
+    return {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in given.items()}
 
 
 @cache

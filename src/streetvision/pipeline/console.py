@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from rich.console import Console as RichConsole
@@ -38,6 +38,9 @@ class Console:
     def warn(self, message: str) -> None:
         """One line that names what to do."""
         self._rich.print(f"[yellow]{'warning':<{LABEL_WIDTH}}[/yellow]{escape(message)}")
+
+    def epoch(self, row: Mapping[str, float | int]) -> None:
+        """Nothing: the bar tells it, and metrics.csv."""
 
     def track(self, items: Iterable[Item], *, total: int, label: str, note: Note | None = None) -> Iterator[Item]:
         """Yield `items`; what takes long shows a bar on a terminal, and a line now and then in a log."""

@@ -50,7 +50,7 @@ def run(context: Context) -> Outcome:
     learning = prepare(classifier, training)
     fit_mode = _fit_head if training.mode == "frozen" else _fit_images
     with sinks(context.schema.training_logs, training) as followers:
-        fitted = fit_mode(classifier, context, followers)
+        fitted = fit_mode(classifier, context, (*followers, context.progress.epoch))
     seconds = time.perf_counter() - started
     error = _save(fitted, classifier, context)
     make_scores(context, classifier.description, context.schema.model_best, SCORES)

@@ -1,0 +1,70 @@
+"""Work in processes of their own: as many at a time as are wanted, and none that dies takes another with it."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import TypeVar
+
+Task = TypeVar("Task")
+
+PRELOADED = ["streetvision.pipeline.launch", "peft", "timm"]
+
+
+def in_processes(work: Callable[[Task, int], None], tasks: Iterable[Task], at_once: int) -> Iterator[tuple[Task, int]]:
+    """Call work(task, threads) for each task; yields the task and the exit code of its process, as they end.
+
+    A task is taken from `tasks` when a process is free for it. Processes are forked from one that has loaded the
+    libraries and done nothing else, so that none pays for loading them, and none inherits a thread. Those that still
+    run when the caller stops are ended.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    ahead, running = iter(tasks), dict[int, tuple[Task, ForkServerProcess]]()
+    try:
+        while True:
+            while len(running) < at_once and (task := next(ahead, None)) is not None:
+                process = context.Process(target=work, args=(task, threads))
+                process.start()
+                running[process.sentinel] = task, process
+            if not running:
+                return
+            for sentinel in wait(list(running)):
+                assert isinstance(sentinel, int)
+                task, process = running.pop(sentinel)
+                process.join()
+                yield task, process.exitcode or 0
+    finally:
+        for _, process in running.values():
+            process.terminate()
+            process.join()
+
+
+def usual_jobs() -> int:
+    """One process a core; on a GPU one."""
+    from streetvision.training.hardware import pick_device
+
+    return (os.cpu_count() or 1) if pick_device().type == "cpu" else 1
+
+
+def write_output_to(log: Path) -> None:
+    """Send all that this process says, and libraries below it, to the end of a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as handle:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(handle.fileno(), stream.fileno())
+
+
+def last_words(log: Path, exit_code: int) -> str:
+    """Why a process failed: the last line of its log, or the signal that ended it."""
+    if exit_code < 0:
+        return f"ended by signal {-exit_code}"
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+    told = [line.strip() for line in lines if line.strip()]
+    return told[-1] if told else f"ended with exit code {exit_code}"
