@@ -245,7 +245,7 @@ class TestRay:
         """Ray on this machine, with room for two workers; or a skip that says so."""
         ray = pytest.importorskip("ray", reason="the extra ray is not installed: answers by Ray Data are not tried")
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        os.environ["RAY_worker_niceness"] = "0"  # by default its workers wait for everybody else on a busy machine
+        os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so); else workers stand back
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield ray
         ray.shutdown()
