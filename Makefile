@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 
-.PHONY: demo test check statistical chaos fuzz lock clean
+.PHONY: demo test check docs statistical chaos fuzz lock clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/streetvision demo
@@ -28,6 +28,10 @@ check: $(VENV)/.ready
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/audit_dependencies.py
+
+docs: $(VENV)/.ready
+	@$(BIN)/python -m sphinx -q -W -b html docs outputs/site
+	@echo "site          outputs/site/index.html"
 
 lock: $(VENV)/.ready
 	@$(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url \
