@@ -11,7 +11,8 @@ from streetvision.models.fused import FusedClassifier
 from streetvision.models.fusion import FusionConfig, TrainedFusionConfig
 from streetvision.models.multi_view import ViewsConfig
 from streetvision.training.features import SeenViews, ViewCache
-from streetvision.training.fusion import CvfmConfig, fit_fusion, fused_logits, judge
+from streetvision.training.fusion import fit_fusion, fused_logits, judge
+from streetvision.training.fusion_config import CvfmConfig
 from tests.data.test_datamodule import rows_of
 from tests.training.test_features import classifier
 

@@ -31,7 +31,7 @@ from streetvision.pipeline.settings import (
 )
 from streetvision.training.config import MacCalConfig, TrainingConfig
 from streetvision.training.explora_config import ExPLoRAConfig
-from streetvision.training.fusion import CvfmConfig
+from streetvision.training.fusion_config import CvfmConfig
 
 
 class RunConfig(BaseModel):

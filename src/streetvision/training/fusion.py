@@ -4,85 +4,25 @@ Legend: N images, V views, P width of a view's features.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from streetvision.contracts.errors import ConfigError, StreetVisionError
+from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc
-from streetvision.models.fused import FusedClassifier, FusionDescription
-from streetvision.models.fusion import FusionConfig, TrainableCVFM, TrainedFusionConfig
-from streetvision.models.multi_view import ViewsConfig
+from streetvision.models.fused import FusedClassifier
+from streetvision.models.fusion import TrainableCVFM
 from streetvision.training.features import SeenViews
+from streetvision.training.fusion_config import CvfmConfig
 from streetvision.training.keeper import State, cpu_state
 from streetvision.training.learning import EpochRow
 from streetvision.training.optim import make_adamw
 
 JUDGED_AT_ONCE = 1024
 """Images whose views are fused together when nothing is trained."""
-
-
-class CvfmConfig(BaseModel):
-    """How an image is looked at in views, and how they are fused. A setting that the mode does not read is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mode: Literal["single_view", "multiview_mean", "cvfm_inference", "cvfm_trained"] = "single_view"
-    """single_view: phase 1's classifier as it is; multiview_mean: the mean over views; cvfm_inference: a fusion without
-    parameters; cvfm_trained: one that learns."""
-    views: ViewsConfig = ViewsConfig()
-    """Of all modes but single_view: how an image is cut."""
-    inference: FusionConfig = FusionConfig()
-    """Of cvfm_inference."""
-    trained: TrainedFusionConfig = TrainedFusionConfig()
-    """Of cvfm_trained: its size."""
-    epochs: int = Field(default=40, ge=1)
-    """Of cvfm_trained: passes over TRAIN's features."""
-    batch_size: int = Field(default=64, ge=1)
-    """Of cvfm_trained: images an optimizer step."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Of cvfm_trained: rate of AdamW."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Of cvfm_trained: of weight matrices."""
-    reconstruction: float = Field(default=0.1, ge=0)
-    """Of cvfm_trained: weight of the reconstruction of each view's features, beside the cross-entropy."""
-    seed: int = Field(default=0, ge=0)
-    """Of cvfm_trained: of the fusion's first weights and the order of rows."""
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        for name, field in type(self).model_fields.items():
-            modes = READ_BY.get(name, TRAINED)
-            if name not in ("mode", "seed") and self.mode not in modes and getattr(self, name) != field.default:
-                raise ConfigError(
-                    f"phase4c.{name} is not read by phase4c.mode={self.mode}",
-                    f"leave it out, or take phase4c.mode={sorted(modes)[0]}",
-                )
-        return self
-
-    @property
-    def description(self) -> FusionDescription:
-        """What a bundle is told of the fusion."""
-        assert self.mode != "single_view"
-        return FusionDescription(
-            mode=self.mode,
-            views=self.views,
-            inference=self.inference if self.mode == "cvfm_inference" else None,
-            trained=self.trained if self.mode == "cvfm_trained" else None,
-        )
-
-
-TRAINED = frozenset({"cvfm_trained"})
-READ_BY = {
-    "views": frozenset({"multiview_mean", "cvfm_inference", "cvfm_trained"}),
-    "inference": frozenset({"cvfm_inference"}),
-}
-"""Setting -> the modes that read it; those that are not listed are read by cvfm_trained alone."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from streetvision.eval.thresholds import threshold_for_prevalence
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.scores import Scores
 from streetvision.pipeline.steps.scores import CVFM_SCORES, MAC_CAL_SCORES, SCORES, groups_of, open_scores
-from streetvision.training.fusion import CvfmConfig
+from streetvision.training.fusion_config import CvfmConfig
 
 
 def run(context: Context) -> Outcome:

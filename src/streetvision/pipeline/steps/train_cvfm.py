@@ -16,7 +16,8 @@ from streetvision.models.fused import FusedClassifier, load_fused
 from streetvision.pipeline.steps.scores import CVFM_SCORES, open_classifier, save_val_calib
 from streetvision.pipeline.steps.train_baseline import as_csv
 from streetvision.training.features import SeenViews, ViewCache
-from streetvision.training.fusion import CvfmConfig, FusionFit, fit_fusion, judge
+from streetvision.training.fusion import FusionFit, fit_fusion, judge
+from streetvision.training.fusion_config import CvfmConfig
 
 
 def run(context: Context) -> Outcome:
