@@ -29,7 +29,7 @@ class Console:
     def line(self, label: str, text: str, *, seconds: float | None = None) -> None:
         """One fact: a label, what was done, and how long it took."""
         took = "" if seconds is None else f"  [dim]{seconds:.0f} s[/dim]"
-        self._rich.print(f"[bold]{label:<{LABEL_WIDTH}}[/bold]{escape(text)}{took}")
+        self._rich.print(f"[bold]{label:<{LABEL_WIDTH - 1}}[/bold] {escape(text)}{took}")
 
     def text(self, text: str = "") -> None:
         """A line as it is."""
