@@ -6,6 +6,7 @@ from torch import Tensor
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
 from streetvision.models.backbone import BackboneConfig
+from streetvision.models.fused import VIEWS_AT_ONCE
 from streetvision.models.module import Classifier, ModelConfig, load_classifier
 from streetvision.models.multi_view import over_views
 from streetvision.research.figures import Figure, in_turn
@@ -27,25 +28,34 @@ def bench_views(_: Progress) -> list[Figure]:
         at_once, looped = in_turn(
             lambda: together(classifier, few), lambda: one_view_at_a_time(classifier, few), repeats=REPEATS
         )
+        again, one_by_one = in_turn(
+            lambda: together(classifier, few), lambda: one_image_at_a_time(classifier, few), repeats=REPEATS
+        )
         longer, shorter = in_turn(
             lambda: together(classifier, many), lambda: together(classifier, few), repeats=REPEATS
         )
     what = f"{VIEWS} views of {IMAGES} images"
     return [
-        Figure(f"{what} in one call", at_once, "a loop over the views", looped),
+        Figure(f"{what} in one call", at_once, "a loop over the views, a batch each", looped),
+        Figure(f"{what} in one call", again, "a loop over images and views", one_by_one),
         Figure(f"a view among {2 * VIEWS}", longer / (2 * VIEWS), f"a view among {VIEWS}", shorter / VIEWS),
     ]
 
 
 def together(classifier: Classifier, pixels: Tensor) -> Tensor:
-    """Features (B, V, P) of all views (B, V, 3, S, S) through the backbone at once."""
+    """Features (B, V, P) of all views (B, V, 3, S, S), as many through the backbone at once as a bundle takes."""
     mask = torch.ones(pixels.shape[:2], dtype=torch.bool)
-    return over_views(classifier.embed, pixels, mask, at_once=mask.numel())
+    return over_views(classifier.embed, pixels, mask, at_once=VIEWS_AT_ONCE)
 
 
 def one_view_at_a_time(classifier: Classifier, pixels: Tensor) -> Tensor:
     """The same, by a call for each view of the batch."""
     return torch.stack([classifier.embed(view) for view in pixels.unbind(dim=1)], dim=1)
+
+
+def one_image_at_a_time(classifier: Classifier, pixels: Tensor) -> Tensor:
+    """The same, by a call for each view of each image."""
+    return torch.stack([torch.cat([classifier.embed(view[None]) for view in image]) for image in pixels])
 
 
 def _some(views: int, size: int) -> Tensor:
