@@ -1,5 +1,6 @@
 """The specification's two command lines, as processes of their own."""
 
+import csv
 import os
 import shutil
 import subprocess
@@ -20,6 +21,17 @@ def test_one_phase_runs_on_an_existing_run(finished_run, tmp_path):
     done = script("train_cli_v2.py", *settings)
     assert done.returncode == 0, done.stderr
     assert len((run / "phase2" / "threshold_sweep.csv").read_text().splitlines()) == 101
+
+
+def test_labels_are_taken_from_whole_groups_of_both_classes(scenes, tmp_path):
+    out = tmp_path / "few"
+    done = script("few_labels.py", scenes, out, "--keep", "0.25", "--seed", "1")
+    assert done.returncode == 0, done.stderr
+    with (scenes / "index.csv").open() as every, (out / "labelled.csv").open() as few:
+        listed, kept = list(csv.DictReader(every)), list(csv.DictReader(few))
+    assert len(kept) + len(list((out / "unlabelled").iterdir())) == len(listed)
+    assert {row["label"] for row in kept} == {"None", "Roadwork"}
+    assert len({row["group"] for row in kept}) == round(0.25 * len(listed))  # every scene is its own group
 
 
 def test_a_bundle_is_judged_by_its_json(finished_run, tmp_path):

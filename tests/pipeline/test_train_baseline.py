@@ -116,6 +116,13 @@ def test_mixed_batches_of_several_sizes_train(phase1):
     assert figures(schema)["train_loss"] > 0
 
 
+def test_layers_far_from_the_head_learn_more_slowly(phase1):
+    alike, slower = (
+        phase1("training=full", f"training.layer_decay={decay}", name=f"decay_{decay}")[2] for decay in (1.0, 0.5)
+    )
+    assert alike.model_last.read_bytes() != slower.model_last.read_bytes()
+
+
 def test_a_cache_of_small_copies_is_what_is_trained_on(phase1):
     code, out, cached = phase1("training=full", "loader.cache_pixels=48")
     assert code in (0, 3), out

@@ -209,7 +209,7 @@ def test_a_damaged_checkpoint_is_left_aside(tmp_path):
     assert fitted.resumed_at is None
 
 
-@pytest.mark.parametrize("change", [{"weight_decay": 0.5}, {"warmup_share": 0.6}], ids=str)
+@pytest.mark.parametrize("change", [{"learning_rate": 0.02}, {"weight_decay": 0.5}, {"warmup_share": 0.6}], ids=str)
 def test_scalars_of_the_optimizer_move_the_weights(change):
     plain, changed = (run(CONFIG.model_copy(update=c))[1] for c in ({}, change))
     assert not torch.equal(plain.last["weight"], changed.last["weight"])
@@ -224,7 +224,7 @@ def test_factors_of_the_rate_reach_the_layers():
     assert moved == {"1.weight", "1.bias"}
 
 
-def test_devices_nodes_and_strategy_reach_lightning(monkeypatch):
+def test_what_lightning_does_is_what_was_asked(monkeypatch):
     from streetvision.training import trainer
 
     class Stop(Exception):  # noqa: N818
@@ -237,6 +237,9 @@ def test_devices_nodes_and_strategy_reach_lightning(monkeypatch):
     given = {}
     monkeypatch.setattr(trainer, "Trainer", record)
     hardware = HardwareConfig(devices=2, nodes=4, strategy="ddp")
-    with pytest.raises(Stop):
-        run(TrainingConfig(mode="full", batch_size=64, hardware=hardware))
+    for precision, word in (("fp32", "32-true"), ("bf16", "bf16-mixed")):
+        with pytest.raises(Stop):
+            run(TrainingConfig(mode="full", batch_size=64, accumulate=2, precision=precision, hardware=hardware))
+        assert given["precision"] == word
     assert (given["devices"], given["num_nodes"], given["strategy"]) == (2, 4, "ddp")
+    assert given["accumulate_grad_batches"] == 2

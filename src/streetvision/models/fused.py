@@ -24,8 +24,8 @@ from streetvision.models.multi_view import Views, ViewsConfig, content_share, ma
 
 FusedMode = Literal["multiview_mean", "cvfm_inference", "cvfm_trained"]
 VIEWS_AT_ONCE = 64
-"""Views that go through the backbone together, for what bounds the memory of a forward pass. On CPUs 160 took 1.6 times
-as long: the system hands out large blocks anew each time."""
+"""Views that go through the backbone together, which bounds the memory of a forward pass. More are slower on a CPU,
+where the system hands out large blocks anew each time."""
 
 
 class FusionDescription(Sealed):

@@ -21,6 +21,7 @@ from streetvision.data.augmentation import AugmentationConfig
 from streetvision.data.datamodule import LoaderConfig
 from streetvision.data.index import DataConfig
 from streetvision.data.scenes import SceneConfig
+from streetvision.io.declared import read_yaml
 from streetvision.models.module import ModelConfig
 from streetvision.pipeline.settings import (
     EvaluationConfig,
@@ -223,12 +224,7 @@ def _literal(value: object) -> object:
 
 
 def _read_yaml(file: Path) -> dict[str, object]:
-    try:
-        content = safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {str(file)!r}: {error.strerror}") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{str(file)!r} is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(file)
     if not isinstance(content, dict):
         raise ConfigError(f"{str(file)!r} should hold settings by name, and holds {type(content).__name__}")
     return {str(name): value for name, value in content.items()}

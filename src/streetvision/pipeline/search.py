@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from yaml import YAMLError, safe_dump, safe_load
+from pydantic import BaseModel, ConfigDict, Field
+from yaml import safe_dump
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError, StreetVisionError
 from streetvision.io.atomic import sha256_json, write_text_atomic
+from streetvision.io.declared import read_declared
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest
 from streetvision.pipeline.compose import compose_config, given_settings
@@ -131,16 +132,7 @@ def launch_search(search: Path, overrides: Sequence[str], *, file: Path | None, 
 
 def read_search(path: Path) -> SearchConfig:
     """The search that a YAML file declares; raises ConfigError where it is none."""
-    try:
-        return SearchConfig.model_validate(safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ConfigError(f"{str(path)!r}, {where}: {first['msg']}", "docs/training.md shows such a file") from error
+    return read_declared(path, SearchConfig, remedy="docs/training.md shows such a file")
 
 
 def _check_space(config: SearchConfig, common: Mapping[str, object]) -> None:

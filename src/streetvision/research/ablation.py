@@ -5,10 +5,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from yaml import YAMLError, safe_load
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError, unknown_name
+from streetvision.io.declared import read_declared
 
 Quantity = Literal["mcc", "ece", "reward", "cost"]
 """MCC and calibration error on VAL_TEST, the subnet's reward there, and the time from the images to the bundle."""
@@ -95,16 +95,7 @@ def read_table(name: str) -> AblationTable:
     path = Path(name) if name.endswith((".yaml", ".yml")) else known.get(name)
     if path is None:
         raise unknown_name("ablation table", name, [*known, "or a file NAME.yaml"])
-    try:
-        return AblationTable.model_validate(safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(f"cannot read {name!r}: {error.strerror}") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name!r} is not YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ConfigError(f"{name!r}, {where}: {first['msg']}", "docs/ablations.md shows what a table holds") from error
+    return read_declared(path, AblationTable, remedy="docs/ablations.md shows what a table holds")
 
 
 def packaged_tables() -> dict[str, Path]:
