@@ -40,7 +40,7 @@ def test_the_plain_policy_is_what_is_judged():
 def test_every_setting_of_the_augmentation_changes_the_picture(change):
     changed = [seen(PLAIN.model_copy(update=change), seed=seed) for seed in range(6)]
     assert all(one.shape == (3, 32, 32) and one.dtype == torch.uint8 for one in changed)
-    assert any(not torch.equal(one, seen(PLAIN)) for one in changed)
+    assert any(not torch.equal(one, seen(PLAIN, seed=seed)) for seed, one in enumerate(changed))
 
 
 def test_levels_of_the_validator_are_those_that_were_asked_for():

@@ -47,7 +47,6 @@ SHOWN_BY = {
     "phase4a.at_once": "training/test_explora.py::test_the_cache_gives_the_same_gradient",
     "phase4a.checkpoint_steps": "training/test_explora.py::test_an_interrupted_run_goes_on_to_the_same_weights",
     "phase4a.probed": "pipeline/test_explora.py::test_no_more_neighbours_are_asked_than_wanted",
-    "phase4a.precision": "training/test_trainer.py::test_what_lightning_does_is_what_was_asked",
     "phase4a.tracker": "training/test_follow.py::test_wandb_writes_a_file",
     "phase4a.tracker_offline": "training/test_follow.py::test_online_goes_where_the_environment_points",
     "phase4a.hardware.devices": "pipeline/test_explora.py::test_two_processes_adapt_like_one",

@@ -141,6 +141,7 @@ def test_accumulation_is_another_step_for_a_contrast_and_the_same_for_byol(rows)
         ({"weight_decay": 0.5}, {}),
         ({"warmup_share": 0.9}, {"epochs": 2}),
         ({"clip_norm": 1e-3}, {}),
+        ({"precision": "bf16"}, {}),
         ({"rank": 2}, {}),
         ({"alpha": 8.0}, {}),
         ({"dropout": 0.5}, {}),
