@@ -57,8 +57,8 @@ from streetvision.io.lock import run_lock
 with run_lock(Path(sys.argv[1])):
     child = os.fork()
     if child == 0:
+        print(os.getpid(), flush=True)
         time.sleep(60)
-    print(child, flush=True)
     sys.stdin.read()
 """
 
