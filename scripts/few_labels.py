@@ -2,13 +2,13 @@
 
     python scripts/few_labels.py DATA OUT --classes no_roadwork roadwork --keep 0.52 --seed 0
 
-writes OUT/labelled.csv, which `data.root` takes, and OUT/unlabelled/, which `data.unlabeled` takes. Whole groups go to
-one side or the other, in the same share for both classes.
+writes OUT/labelled.csv, which `data.root` takes, and OUT/unlabelled.csv, which `data.unlabeled` takes. Whole groups go
+to one side or the other, in the same share for both classes.
 """
 
 import argparse
 import csv
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +24,18 @@ def main() -> None:
     )
     keys = [listed.group or listed.path for listed in listing.images]
     kept = _kept({key: listed.label for key, listed in zip(keys, listing.images, strict=True)}, arguments)
-    unlabelled = arguments.out / "unlabelled"
-    unlabelled.mkdir(parents=True)
-    with (arguments.out / "labelled.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "group"])
-        for number, (key, listed) in enumerate(zip(keys, listing.images, strict=True)):
-            path = (listing.root / listed.path).resolve()
-            if key in kept:
-                writer.writerow([path, arguments.classes[listed.label], key])
-            else:
-                shutil.copy(path, unlabelled / f"{number:06d}{path.suffix}")
+    labelled: list[Sequence[object]] = [("path", "label", "group")]
+    unlabelled: list[Sequence[object]] = [("path", "group")]
+    for key, listed in zip(keys, listing.images, strict=True):
+        path = (listing.root / listed.path).resolve()
+        if key in kept:
+            labelled.append((path, arguments.classes[listed.label], key))
+        else:
+            unlabelled.append((path, key))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("labelled", labelled), ("unlabelled", unlabelled)):
+        with (arguments.out / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
     print(f"{len(kept)} of {len(set(keys))} groups keep their labels: {arguments.out / 'labelled.csv'}")  # noqa: T201
 
 

@@ -27,9 +27,11 @@ def test_labels_are_taken_from_whole_groups_of_both_classes(scenes, tmp_path):
     out = tmp_path / "few"
     done = script("few_labels.py", scenes, out, "--keep", "0.25", "--seed", "1")
     assert done.returncode == 0, done.stderr
-    with (scenes / "index.csv").open() as every, (out / "labelled.csv").open() as few:
-        listed, kept = list(csv.DictReader(every)), list(csv.DictReader(few))
-    assert len(kept) + len(list((out / "unlabelled").iterdir())) == len(listed)
+    files = [scenes / "index.csv", out / "labelled.csv", out / "unlabelled.csv"]
+    listed, kept, others = (list(csv.DictReader(file.open())) for file in files)
+    assert len(kept) + len(others) == len(listed)
+    assert {row["group"] for row in kept}.isdisjoint(row["group"] for row in others)
+    assert "label" not in others[0]
     assert {row["label"] for row in kept} == {"None", "Roadwork"}
     assert len({row["group"] for row in kept}) == round(0.25 * len(listed))  # every scene is its own group
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import torchvision.io
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import LeakageError
@@ -44,8 +45,6 @@ def adapted(scenes, tmp_path_factory):
         shutil.copy(scenes / partition.rows(split)[0].path, further / f"{split.value}.jpg")
     for seed in range(8):
         picture = torch.randint(0, 255, (3, 72, 96), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-        import torchvision.io
-
         torchvision.io.write_jpeg(picture, str(further / f"new_{seed}.jpg"))
     with pytest.raises(SystemExit) as stop:
         main(["train", f"data.root={scenes}", f"run_dir={root}", *SHORT, ORDER, f"data.unlabeled=[{further}]"])
@@ -146,10 +145,70 @@ def test_it_may_not_open_what_is_judged_later(split):
         check_may_open("phase4a_explora", split)
 
 
+def test_unlabelled_images_may_come_in_groups(scenes, tmp_path, command):
+    """Listed by a CSV with groups: none of a group that is judged is taken, and the others keep their group."""
+    table, further = tmp_path / "more.csv", tmp_path / "more"
+    further.mkdir()
+    schema = ArtifactSchema(tmp_path / "run")
+    line = ["train", f"data.root={scenes}", f"run_dir={schema.root}", *SHORT, "pipeline.phases=[data]"]
+    assert command(*line)[0] == 0
+    judged = partition_from_json(read_json(schema.splits), schema.splits).rows(Split.VAL_TEST)[0]
+    for name in "abc":
+        picture = torch.randint(0, 255, (3, 72, 96), generator=torch.Generator().manual_seed(ord(name))).byte()
+        torchvision.io.write_jpeg(picture, str(further / f"{name}.jpg"))
+    listed = csv.DictReader((scenes / "index.csv").open())
+    group = next(row["group"] for row in listed if row["path"] == judged.path)
+    table.write_text(f"path,group\nmore/a.jpg,ride 1\nmore/b.jpg,{group}\n{further / 'c.jpg'},\n")
+    assert command(*line, f"data.unlabeled=[{table}]")[0] == 0
+    found = read_json(schema.unlabeled)
+    assert [(row["path"], row["group"]) for row in found["rows"]] == [
+        (str(further / "a.jpg"), "ride 1"),
+        (str(further / "c.jpg"), None),
+    ]
+    assert list(found["left_out"]) == [str(further / "b.jpg")]
+
+
+def test_images_of_one_group_are_not_told_apart(scenes, tmp_path, command):
+    """The same rows in the same splits, with their groups and without: the fewer negatives, the lower the loss."""
+    with (scenes / "index.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    table, run, losses = tmp_path / "list.csv", ArtifactSchema(tmp_path / "run"), []
+    for together in (True, False):
+        with table.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "label", "group"])
+            for number, row in enumerate(rows):
+                ride = f"{row['label']} {number * 5 // len(rows)}"
+                writer.writerow([scenes / row["path"], row["label"], ride if together else ""])
+        line = ["train", f"data.root={table}", f"run_dir={run.root}", *SHORT, "pipeline.phases=[phase4a_explora]"]
+        assert command(*line)[0] == 0
+        losses.append(float(next(csv.DictReader(run.explora_metrics.open()))["select_loss"]))
+    assert losses[0] < losses[1] - 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.csv", None, "neither a folder nor a CSV"),
+        ("list.txt", "path\na.jpg\n", "neither a folder nor a CSV"),
+        ("empty.csv", "path\n", "names no images"),
+        ("odd.csv", "file\na.jpg\n", "no column 'path'"),
+        ("hole.csv", "path,group\n,ride\n", "line 2: 'path' is empty"),
+    ],
+)
+def test_a_list_of_unlabelled_images_that_makes_no_sense(name, content, said, scenes, tmp_path, command):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    line = ["train", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *SHORT, "pipeline.phases=[data]"]
+    code, _, err = command(*line, f"data.unlabeled=[{tmp_path / name}]")
+    assert code == 2
+    assert said in " ".join(err.split())
+
+
 def test_an_empty_folder_of_unlabelled_images_is_an_error(scenes, tmp_path, command):
     line = ["train", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *SHORT, "pipeline.phases=[data]"]
     code, _, err = command(*line, f"data.unlabeled=[{tmp_path}]")
-    assert (code, "holds no images" in err) == (2, True)
+    assert (code, "names no images" in err) == (2, True)
 
 
 def test_two_processes_adapt_like_one(scenes, tmp_path, command):

@@ -71,6 +71,37 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(SimCLRLoss(0.5), (first, second))
 
 
+def reference_with_kin(first, second, kin, temperature):
+    """As `reference`, without the terms of other images of the same kin."""
+    z = np.concatenate([first.numpy(), second.numpy()])
+    z = z / np.linalg.norm(z, axis=1, keepdims=True)
+    n, losses = len(first), []
+    for anchor in range(2 * n):
+        partner = (anchor + n) % (2 * n)
+        strangers = [other for other in range(2 * n) if kin[other % n] != kin[anchor % n]]
+        terms = [math.exp(z[anchor] @ z[other] / temperature) for other in (partner, *strangers)]
+        losses.append(math.log(sum(terms)) - z[anchor] @ z[partner] / temperature)
+    return sum(losses) / len(losses)
+
+
+class TestKin:
+    @settings(max_examples=25, deadline=None)
+    @given(kin=st.lists(st.integers(0, 9), min_size=2, max_size=40), seed=st.integers(0, 99))
+    def test_images_of_one_kin_are_not_told_apart(self, kin, seed):
+        first, second = pairs(len(kin), seed=seed)
+        loss = SimCLRLoss(0.2)(first, second, torch.tensor(kin))
+        assert float(loss) == pytest.approx(reference_with_kin(first, second, kin, 0.2), rel=1e-5, abs=1e-9)
+
+    def test_gradients_are_those_of_finite_differences(self):
+        first, second = (view.requires_grad_() for view in pairs(4, d=4))
+        kin = torch.tensor([0, 1, 0, 2])
+        assert torch.autograd.gradcheck(lambda *views: SimCLRLoss(0.5)(*views, kin), (first, second))
+
+    def test_strangers_all_round_is_the_loss_without_kin(self):
+        first, second = pairs(9)
+        torch.testing.assert_close(SimCLRLoss(0.1)(first, second, torch.arange(9)), SimCLRLoss(0.1)(first, second))
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_a_temperature_that_makes_no_sense_is_an_error(temperature):
     with pytest.raises(ConfigError, match="temperature"):

@@ -50,7 +50,8 @@ class DataConfig(BaseModel):
     source_column: str | None = None
     """Column or feature that names the source; None takes `source` where there is one."""
     unlabeled: tuple[Path, ...] = ()
-    """Folders of further images, whatever their classes, that phase4a_explora learns from beside TRAIN."""
+    """Further images, whatever their classes, that phase4a_explora learns from beside TRAIN: folders, or CSVs with the
+    column path and, where they come in tracks or rides, group."""
     grouping: GroupingConfig = GroupingConfig()
     """What makes images belong together, so that one split gets them all."""
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -69,12 +69,25 @@ def list_labels_json(path: Path, *, class_names: tuple[str, str], columns: Colum
     return _list(path, list(_json_records(path)), name_field="filename", class_names=class_names, columns=columns)
 
 
-def _csv_records(path: Path) -> Iterator[Record]:
+def list_paths(path: Path) -> list[tuple[str, str | None]]:
+    """Absolute path and group, where there is a column group, of the images of a CSV that need no label.
+
+    Raises DataError, which names line and field.
+    """
+    named: list[tuple[str, str | None]] = []
+    for record in _csv_records(path, needed=("path",)):
+        if not (name := record.fields["path"].strip()):
+            raise DataError(f"{record.where}: 'path' is empty")
+        named.append((str(path.parent / name), record.fields.get("group", "").strip() or None))
+    return named
+
+
+def _csv_records(path: Path, needed: Sequence[str] = ("path", "label")) -> Iterator[Record]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
             reader = csv.reader(handle, strict=True)
             header = [name.strip().casefold() for name in next(reader, [])]
-            _check_header(path, header)
+            _check_header(path, header, needed)
             for values in reader:
                 where = f"{path.name} line {reader.line_num}"
                 if values and len(values) != len(header):
@@ -87,9 +100,9 @@ def _csv_records(path: Path) -> Iterator[Record]:
         raise DataError(f"{str(path)!r} cannot be read as UTF-8 text: {error}") from error
 
 
-def _check_header(path: Path, header: list[str]) -> None:
+def _check_header(path: Path, header: list[str], needed: Sequence[str]) -> None:
     found = ", ".join(header) or "nothing"
-    for name in ("path", "label"):
+    for name in needed:
         if name not in header:
             raise DataError(f"{path.name} line 1: there is no column {name!r} (found: {found})", CSV_REMEDY)
     if len(set(header)) < len(header):

@@ -10,14 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress
-from streetvision.contracts.split_contracts import Partition, Row, Split
+from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.decode import DecodeLimits
 from streetvision.data.grouping import GroupingConfig
 from streetvision.data.index import files_under
 from streetvision.data.listing import Listed, Listing
 from streetvision.data.near_duplicates import find_near_duplicates
-from streetvision.data.perceptual import Looks, join_looks
+from streetvision.data.perceptual import join_looks
 from streetvision.data.scan import Scan, scan_images
+from streetvision.data.tables import list_paths
 
 NO_LABEL = -1
 
@@ -33,6 +34,7 @@ class UnlabeledRow(BaseModel):
     width: Annotated[int, Field(ge=1)]
     height: Annotated[int, Field(ge=1)]
     brightness: Annotated[float, Field(ge=0, le=1)]
+    group: str | None = None
 
 
 class UnlabeledImages(BaseModel):
@@ -50,28 +52,45 @@ class UnlabeledImages(BaseModel):
         return tuple(Row(label=NO_LABEL, **row.model_dump()) for row in self.rows)
 
 
-def scan_unlabeled(folders: Sequence[Path], *, limits: DecodeLimits, progress: Progress) -> Scan:
-    """Read every image below the folders, of whatever class; raises DataError for a folder that has none."""
-    paths: list[str] = []
-    for folder in folders:
-        root = folder.expanduser().absolute()
-        found = files_under(root, root)[0] if root.is_dir() else []
+def list_unlabeled(sources: Sequence[Path]) -> tuple[Listed, ...]:
+    """Every image that the sources name, by absolute path; raises DataError for a source that names none.
+
+    A source is a folder, or a CSV with the column path and, where images belong together, group.
+    """
+    images: dict[str, Listed] = {}
+    for source in sources:
+        found = _listed(source.expanduser().absolute())
         if not found:
-            raise DataError(f"data.unlabeled {str(folder)!r} {'holds no images' if root.is_dir() else 'is no folder'}")
-        paths += [str(root / path) for path in found]
-    listing = Listing(Path("/"), tuple(Listed(path, NO_LABEL) for path in dict.fromkeys(paths)), ())
+            raise DataError(f"data.unlabeled {str(source)!r} names no images")
+        images |= {listed.path: listed for listed in found}
+    return tuple(images.values())
+
+
+def scan_unlabeled(sources: Sequence[Path], *, limits: DecodeLimits, progress: Progress) -> Scan:
+    """Read every image that `list_unlabeled` finds, of whatever class."""
+    listing = Listing(Path("/"), list_unlabeled(sources), ())
     return scan_images(listing, class_names=("", ""), limits=limits, looking=True, progress=progress)
 
 
-def keep_apart(unlabeled: Scan, partition: Partition, looks: Looks, config: GroupingConfig) -> UnlabeledImages:
-    """The images that show nothing of VAL_SELECT, VAL_CALIB or VAL_TEST: no copy and no near-duplicate of a row there.
+def _listed(source: Path) -> list[Listed]:
+    if source.is_dir():
+        return [Listed(str(source / path), NO_LABEL) for path in files_under(source, source)[0]]
+    if source.suffix.casefold() != ".csv" or not source.is_file():
+        raise DataError(f"data.unlabeled {str(source)!r} is neither a folder nor a CSV")
+    return [Listed(path, NO_LABEL, group=group) for path, group in list_paths(source)]
 
-    `looks` are those of the partition's rows, in their order.
+
+def keep_apart(unlabeled: Scan, labelled: Scan, roles: Sequence[Split], config: GroupingConfig) -> UnlabeledImages:
+    """The images that show nothing of VAL_SELECT, VAL_CALIB or VAL_TEST.
+
+    No copy and no near-duplicate of a labelled row there, and none of the same group; `roles` are those of the rows.
     """
-    judged = [role is not Split.TRAIN for role in partition.roles]
-    contents = {row.sha256 for row in compress(partition.index.rows, judged)}
+    judged = [role is not Split.TRAIN for role in roles]
+    contents = {row.sha256 for row in compress(labelled.index.rows, judged)}
+    groups = {row.group for row in compress(labelled.index.rows, judged)} - {None}
     assert unlabeled.looks is not None
-    own, others = unlabeled.index.rows, looks.where(judged)
+    assert labelled.looks is not None
+    own, others = unlabeled.index.rows, labelled.looks.where(judged)
     together = join_looks(unlabeled.looks, others)
     pairs = find_near_duplicates(together, radius=config.radius, correlation=config.correlation).pairs
     crossing = pairs[(pairs[:, 0] < len(own)) & (pairs[:, 1] >= len(own))]  # those judged stand behind the others
@@ -79,7 +98,7 @@ def keep_apart(unlabeled: Scan, partition: Partition, looks: Looks, config: Grou
     left_out = {file.path: file.reason for file in unlabeled.bad}
     rows: dict[str, UnlabeledRow] = {}
     for number, row in enumerate(own):
-        if row.sha256 in contents or number in near:
+        if row.sha256 in contents or row.group in groups or number in near:
             left_out[row.path] = "shows what an image that is judged shows"
         else:
             record = {name: getattr(row, name) for name in UnlabeledRow.model_fields}

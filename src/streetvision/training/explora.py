@@ -5,7 +5,7 @@ ExPLoRA: the last blocks learn whole, all others through low-rank adapters, and 
 """
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,17 @@ def two_layers(width: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out))
 
 
+class Seen(NamedTuple):
+    """What a method may read of a batch."""
+
+    views: tuple[Tensor, Tensor]
+    """Embeddings (B, D) of the first and the second views."""
+    targets: tuple[Tensor, Tensor] | None
+    """Where the slow copy puts them, for methods that have one."""
+    kin: Tensor
+    """(B,) the number of each image's group; what one group shows is not to be told apart."""
+
+
 class SimCLR(nn.Module):
     """Contrast within the batch."""
 
@@ -55,9 +66,9 @@ class SimCLR(nn.Module):
         super().__init__()
         self.contrast = SimCLRLoss(config.temperature)
 
-    def forward(self, views: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor] | None) -> Tensor:  # noqa: ARG002
+    def forward(self, seen: Seen) -> Tensor:
         """Loss of the embeddings (B, D) of two views."""
-        loss: Tensor = self.contrast(*views)
+        loss: Tensor = self.contrast(*seen.views, seen.kin)
         return loss
 
 
@@ -70,10 +81,10 @@ class BYOL(nn.Module):
         super().__init__()
         self.predictor = two_layers(config.projection_dim, config.projection_hidden, config.projection_dim)
 
-    def forward(self, views: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, seen: Seen) -> Tensor:
         """Loss of the embeddings (B, D) of two views, given the slow copy's."""
-        assert targets is not None
-        pairs = zip(views, reversed(targets), strict=True)
+        assert seen.targets is not None
+        pairs = zip(seen.views, reversed(seen.targets), strict=True)
         return torch.stack([byol_loss(self.predictor(view), target) for view, target in pairs]).mean()
 
 
@@ -87,9 +98,9 @@ class SwAV(nn.Module):
         self.temperature = config.temperature
         self.prototypes = nn.Parameter(torch.randn(config.prototypes, config.projection_dim))
 
-    def forward(self, views: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor] | None) -> Tensor:  # noqa: ARG002
+    def forward(self, seen: Seen) -> Tensor:
         """Loss of the embeddings (B, D) of two views."""
-        return swav_loss(*views, self.prototypes, temperature=self.temperature)
+        return swav_loss(*seen.views, self.prototypes, temperature=self.temperature)
 
 
 class BYOLSwAV(nn.Module):
@@ -101,9 +112,9 @@ class BYOLSwAV(nn.Module):
         super().__init__()
         self.byol, self.swav = BYOL(config), SwAV(config)
 
-    def forward(self, views: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, seen: Seen) -> Tensor:
         """Loss of the embeddings (B, D) of two views, given the slow copy's."""
-        mean: Tensor = (self.byol(views, targets) + self.swav(views, targets)) / 2
+        mean: Tensor = (self.byol(seen) + self.swav(seen)) / 2
         return mean
 
 
@@ -132,7 +143,7 @@ class Student(nn.Module):
 
 
 class ExPLoRAModule(LearningModule):
-    """Both views of a batch through the student at once; batches are (views uint8 (B, 2, 3, S, S), labels unread)."""
+    """Both views of a batch through the student at once; batches are (views uint8 (B, 2, 3, S, S), kin (B,))."""
 
     def __init__(self, student: Student, config: ExPLoRAConfig) -> None:
         target = WeightAverage(student, config.momentum, ramped=False) if student.method.has_target else None
@@ -143,12 +154,12 @@ class ExPLoRAModule(LearningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a batch; raises StreetVisionError that names its files when it is not finite."""
-        views = batch[0]
+        views, kin = batch
         if self.config.at_once is None:
-            loss = self._loss(views, self._embedded(self.model, views))
+            loss = self._loss(views, self._embedded(self.model, views), kin)
         else:
             self._cache = GradientCache(self._embed_again, views.unbind(1), at_once=self.config.at_once)
-            loss = self._loss(views, (self._cache.embeddings[0], self._cache.embeddings[1]))
+            loss = self._loss(views, (self._cache.embeddings[0], self._cache.embeddings[1]), kin)
         self._count_loss(loss.detach(), len(views), batch_idx)
         return loss
 
@@ -160,14 +171,17 @@ class ExPLoRAModule(LearningModule):
             self._cache = None
 
     @torch.no_grad()
-    def judge(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss and embeddings (N, D) of both views (N, 2, 3, S, S), N over all processes; nothing learns from it."""
+    def judge(self, views: Tensor, kin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and embeddings (N, D) of both views (N, 2, 3, S, S) of rows whose groups are `kin` (N,).
+
+        N over all processes; nothing learns from it.
+        """
         first, second = embeddings = self._embedded(self.model, views)
-        loss = gather(self._loss(views, embeddings)[None]).mean()
+        loss = gather(self._loss(views, embeddings, kin)[None]).mean()
         return loss, gather(first).cpu(), gather(second).cpu()
 
-    def _loss(self, views: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
-        loss: Tensor = self.student[0].method(embeddings, self._targets(views))
+    def _loss(self, views: Tensor, embeddings: tuple[Tensor, Tensor], kin: Tensor) -> Tensor:
+        loss: Tensor = self.student[0].method(Seen(embeddings, self._targets(views), kin))
         return loss
 
     def _targets(self, views: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -23,8 +23,9 @@ class SimCLRLoss(nn.Module):
     """NT-Xent: each view must tell its partner from all other views in the batch.
 
     Cross-entropy over the cosine similarities of all 2N views, divided by the temperature, the diagonal left out.
-    Negatives come from the batch alone, those of all processes together: 2 N W - 2 for each view. On embeddings that
-    say nothing it is ln(2 N W - 1). Chen et al. 2020, arXiv 2002.05709, equation 1.
+    Negatives come from the batch alone, those of all processes together: 2 N W - 2 for each view, less those of its
+    own kin. On embeddings that say nothing it is ln(2 N W - 1). Chen et al. 2020, arXiv 2002.05709, equation 1; that
+    images known to show the same are no negatives is as in Khosla et al. 2020, arXiv 2004.11362.
     """
 
     def __init__(self, temperature: float = 0.1) -> None:
@@ -33,8 +34,11 @@ class SimCLRLoss(nn.Module):
             raise ConfigError(f"the temperature must be above 0; got {temperature:g}", "0.07 to 0.2 is usual")
         self.temperature = temperature
 
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Mean loss of first and second views (N, D) of this process against those of all processes."""
+    def forward(self, first: Tensor, second: Tensor, kin: Tensor | None = None) -> Tensor:
+        """Mean loss of first and second views (N, D) of this process against those of all processes.
+
+        `kin` (N,) whole numbers: images of the same number are not told apart. None: each image has its own.
+        """
         first, second = (F.normalize(_at_least_float32(view), dim=1) for view in (first, second))
         count, before = len(first), len(first) * _rank()
         everyone = torch.cat([gather(first), gather(second)])  # (2NW, D)
@@ -45,6 +49,7 @@ class SimCLRLoss(nn.Module):
             everyone,
             torch.cat([own, own + total]),
             torch.cat([own + total, own]),
+            None if kin is None else _of_all_processes(kin).repeat(2),
             self.temperature,
         )
         return loss
@@ -59,41 +64,55 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchors: Tensor, everyone: Tensor, itself: Tensor, partner: Tensor, temperature: float
+        ctx: Any,
+        anchors: Tensor,
+        everyone: Tensor,
+        itself: Tensor,
+        partner: Tensor,
+        kin: Tensor | None,
+        temperature: float,
     ) -> Tensor:
         logs = anchors.new_empty(len(anchors))
         for rows in _blocks(len(anchors)):
-            logs[rows] = _similarities(anchors[rows], everyone, itself[rows], temperature).logsumexp(dim=1)
-        ctx.save_for_backward(anchors, everyone, itself, partner, logs)
+            near = _similarities(anchors[rows], everyone, itself[rows], partner[rows], kin, temperature)
+            logs[rows] = near.logsumexp(dim=1)
+        ctx.save_for_backward(anchors, everyone, itself, partner, kin, logs)
         ctx.temperature = temperature
         return (logs - (anchors * everyone[partner]).sum(dim=1) / temperature).mean()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        anchors, everyone, itself, partner, logs = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        anchors, everyone, itself, partner, kin, logs = ctx.saved_tensors
         of_anchors, of_everyone = torch.empty_like(anchors), torch.zeros_like(everyone)
         scale = gradient / (len(anchors) * ctx.temperature)
         for rows in _blocks(len(anchors)):
-            shares = _similarities(anchors[rows], everyone, itself[rows], ctx.temperature)
+            shares = _similarities(anchors[rows], everyone, itself[rows], partner[rows], kin, ctx.temperature)
             shares = shares.sub_(logs[rows, None]).exp_()
             shares[torch.arange(len(shares), device=shares.device), partner[rows]] -= 1
             shares *= scale
             with torch.autocast(anchors.device.type, enabled=False):
                 of_anchors[rows] = shares @ everyone
                 of_everyone.addmm_(shares.T, anchors[rows])
-        return of_anchors, of_everyone, None, None, None
+        return of_anchors, of_everyone, None, None, None, None
 
 
 def _blocks(count: int) -> list[slice]:
     return [slice(start, start + CONTRASTED) for start in range(0, count, CONTRASTED)]
 
 
-def _similarities(anchors: Tensor, everyone: Tensor, itself: Tensor, temperature: float) -> Tensor:
-    """(M, K) over the temperature, minus infinity where an anchor would meet itself."""
+def _similarities(
+    anchors: Tensor, everyone: Tensor, itself: Tensor, partner: Tensor, kin: Tensor | None, temperature: float
+) -> Tensor:
+    """(M, K) over the temperature; minus infinity where an anchor meets itself, or its kin (K,) save its partner."""
     with torch.autocast(anchors.device.type, enabled=False):
         similarities = (anchors / temperature) @ everyone.T
-    similarities[torch.arange(len(anchors), device=anchors.device), itself] = -torch.inf
+    every = torch.arange(len(anchors), device=anchors.device)
+    if kin is not None:
+        related = kin[itself, None] == kin
+        related[every, partner] = False
+        similarities.masked_fill_(related, -torch.inf)
+    similarities[every, itself] = -torch.inf
     return similarities
 
 
@@ -176,11 +195,16 @@ def _at_least_float32(values: Tensor) -> Tensor:
 def _logsumexp_over_all_rows(logs: Tensor) -> Tensor:
     """Over the rows of every process: (N, K) -> (1, K)."""
     own = logs.logsumexp(dim=0, keepdim=True)
+    return _of_all_processes(own).logsumexp(dim=0, keepdim=True)
+
+
+def _of_all_processes(rows: Tensor) -> Tensor:
+    """As `gather`, of what has no gradient."""
     if not _distributed():
-        return own
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, own)
-    return torch.cat(parts).logsumexp(dim=0, keepdim=True)
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows)
+    return torch.cat(parts)
 
 
 def _distributed() -> bool:

@@ -26,8 +26,8 @@ COLLAPSED_RANK = 1.5
 class Watch(Epochs):
     """A row before training and one after each epoch; raises StreetVisionError when the embeddings have collapsed.
 
-    `select` gives pairs of views of VAL_SELECT, the same each time; `probe` plain images of TRAIN and their labels,
-    whose `groups` are known. Nothing is chosen by what they show.
+    `select` gives pairs of views of VAL_SELECT and their kin, the same each time; `probe` plain images of TRAIN and
+    their labels, whose `groups` are known. Nothing is chosen by what they show.
     """
 
     label = "adapt"
@@ -85,8 +85,8 @@ class Watch(Epochs):
     def _over_select(self, module: ExPLoRAModule) -> tuple[float, Tensor, Tensor]:
         self.select.resume(epoch=0, skip=0)  # the same views each time
         losses, sizes, pairs = [], [], []
-        for views, _ in self.select:
-            loss, first, second = module.judge(views.to(module.device))
+        for views, kin in self.select:
+            loss, first, second = module.judge(views.to(module.device), kin.to(module.device))
             losses.append(float(loss))
             sizes.append(len(first))
             pairs.append((first, second))

@@ -1,6 +1,6 @@
 """data: list, read and check every image once, and give each its role."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from streetvision.contracts.split_contracts import Partition, Split
 from streetvision.data.datamodule import LoaderConfig
 from streetvision.data.grouping import group_rows
 from streetvision.data.hub import is_local_dataset
-from streetvision.data.index import DataConfig, files_under, list_images
-from streetvision.data.listing import Listing
+from streetvision.data.index import DataConfig, list_images
+from streetvision.data.listing import Listed, Listing
 from streetvision.data.partition import NOTHING_KEPT, bridges, make_partition
 from streetvision.data.scan import Scan, check_bad_share, scan_images
 from streetvision.data.splits_json import partition_from_json, partition_to_json
-from streetvision.data.unlabeled import keep_apart, scan_unlabeled
+from streetvision.data.unlabeled import keep_apart, list_unlabeled, scan_unlabeled
 from streetvision.io.atomic import read_json, sha256_json, write_json_atomic
 
 
@@ -56,9 +56,8 @@ def scan_data(context: Context) -> Scan:
 def _with_unlabeled(outcome: Outcome, scan: Scan, partition: Partition, context: Context) -> Outcome:
     """Read data.unlabeled as well, and write down what phase 4a may see of it."""
     config, path = context.settings(DataConfig), context.schema.unlabeled
-    assert scan.looks is not None
     further = scan_unlabeled(config.unlabeled, limits=context.settings(LoaderConfig).limits, progress=context.progress)
-    found = keep_apart(further, partition, scan.looks, config.grouping)
+    found = keep_apart(further, scan, partition.roles, config.grouping)
     write_json_atomic(path, found.model_dump(mode="json"))
     counts = f"{len(found.rows)} unlabelled beside them, {len(found.left_out)} more left out: see {path.name}"
     metrics = {**outcome.metrics, "unlabeled": len(found.rows), "unlabeled_left_out": len(found.left_out)}
@@ -123,10 +122,8 @@ def _kept_together(scan: Scan, partition: Partition) -> str:
 
 def digest_of_data(context: Context) -> str:
     """Digest of the data set as it lies there: what is listed, with sizes and times; a hub name stands for itself."""
-    folders = [folder.expanduser().absolute() for folder in context.settings(DataConfig).unlabeled]
-    further = [_stamp(folder / name) for folder in folders for name in files_under(folder, folder)[0]]
-    labelled = _digest_of_labelled(context)
-    return sha256_json([labelled, further]) if folders else labelled
+    labelled, sources = _digest_of_labelled(context), context.settings(DataConfig).unlabeled
+    return sha256_json([labelled, _stamps(Path("/"), list_unlabeled(sources))]) if sources else labelled
 
 
 def _digest_of_labelled(context: Context) -> str:
@@ -136,7 +133,11 @@ def _digest_of_labelled(context: Context) -> str:
     if is_local_dataset(root):
         return sha256_json([_stamp(path) for path in sorted(root.rglob("*"))])
     listing = _list(context)
-    return sha256_json([[*astuple(image), *_stamp(listing.root / image.path)] for image in listing.images])
+    return sha256_json(_stamps(listing.root, listing.images))
+
+
+def _stamps(root: Path, images: Sequence[Listed]) -> list[list[object]]:
+    return [[*astuple(image), *_stamp(root / image.path)] for image in images]
 
 
 def _stamp(path: Path) -> list[str | int]:

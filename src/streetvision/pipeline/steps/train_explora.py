@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from streetvision.contracts.phase import Context, Metrics, Outcome, Phase
 from streetvision.contracts.split_contracts import Row, Split
@@ -79,13 +80,13 @@ def _train(
     watch = Watch(
         config,
         context.progress,
-        select=_loader(context.rows(Split.VAL_SELECT), pairs, context, rank_of=place()),
+        select=_loader(_kin(context.rows(Split.VAL_SELECT)), pairs, context, rank_of=place()),
         probe=_loader(probed, plain, context),
         groups=[row.group or row.path for row in probed],
         sinks=followers,
     )
     batches = _loader(
-        rows,
+        _kin(rows),
         pairs,
         context,
         cache=small_copies(rows, context),
@@ -128,6 +129,12 @@ def _train_rows(context: Context) -> tuple[Row, ...]:
     if context.settings(DataConfig).unlabeled:
         rows += validate_json(context.schema.unlabeled, UnlabeledImages).as_rows()
     return rows
+
+
+def _kin(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows with the number of their group where a label would stand, which is not read here; copies are a group."""
+    numbers: dict[str, int] = {}
+    return tuple(replace(row, label=numbers.setdefault(row.group or row.sha256, len(numbers))) for row in rows)
 
 
 def _spread(rows: Sequence[Row], count: int) -> Sequence[Row]:
