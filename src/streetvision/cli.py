@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
+from streetvision.cli_data import DATA_VERBS, Overrides, open_console
 from streetvision.contracts.errors import ConfigError, StreetVisionError
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ COLLAPSED = 3
 INTERRUPTED = 130
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
-CONSISTENT_HELP = "Leave out images whose text in COLUMN has none of the words in class 1, or one in class 0."
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings: training.epochs=5")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")]
 BundlePath = Annotated[Path, typer.Option("--bundle", help="A bundle's folder or its bundle.json.")]
 
@@ -33,7 +32,7 @@ def demo(overrides: Overrides = None) -> None:
 
     from streetvision.pipeline.inspection import describe_device
 
-    console = _console()
+    console = open_console()
     console.line("environment", f"{sys.prefix}  (python {platform.python_version()}, {describe_device()})")
     schema = _train(["run_dir=outputs/demo", *(overrides or [])], None, console)
     _evaluate(schema, console)
@@ -48,7 +47,7 @@ def train(
     ] = None,
 ) -> None:
     """Turn images into a bundle: data.root=FOLDER model=NAME training=frozen|peft|last_n|full run_dir=DIR."""
-    console = _console()
+    console = open_console()
     if search is not None:
         from streetvision.pipeline.search import launch_search
 
@@ -76,7 +75,7 @@ def evaluate(
     """Judge a bundle on the images that its run set aside, or on another labelled set."""
     from streetvision.pipeline.launch import launch_evaluation
 
-    console = _console()
+    console = open_console()
     settings = [*(overrides or []), *([f"evaluation.mode={mode}"] if mode else [])]
     schema = launch_evaluation(bundle, settings, data=data, console=console)
     _show_evaluation(schema, bundle, console)
@@ -108,7 +107,7 @@ def predict(
 
         chosen = engine or "local"
         finished = answer_sources(
-            bundle, images, out, engine=chosen, workers=workers, shard_size=shard_size, console=_console()
+            bundle, images, out, engine=chosen, workers=workers, shard_size=shard_size, console=open_console()
         )
         failures = finished.failures or 0
     if failures:
@@ -119,7 +118,7 @@ def reward(bundle: BundlePath, overrides: Overrides = None) -> None:
     """Simulate the subnet's windowed reward on the images that the bundle's run set aside: a look at VAL_TEST."""
     from streetvision.eval.reward import STATE
 
-    console = _console()
+    console = open_console()
     console.line("subnet", STATE)
     from streetvision.pipeline.launch import launch_reward, reward_lines
 
@@ -156,7 +155,7 @@ def export(
     request = Request(
         bundle, out, runtime=runtime, precision=precision, name=name, hotkey=hotkey, version=version, license=license
     )
-    export_bundle(form, request, overrides or [], _console())
+    export_bundle(form, request, overrides or [], open_console())
 
 
 def check_export(
@@ -168,7 +167,7 @@ def check_export(
     """Load a miner folder as the subnet's stock miner does, and compare its answers with the bundle's."""
     from streetvision.pipeline.exporting import check_folder
 
-    if not check_folder(folder, images, bundle, python=python, console=_console()):
+    if not check_folder(folder, images, bundle, python=python, console=open_console()):
         raise typer.Exit(USER_ERROR)
 
 
@@ -181,58 +180,14 @@ def serve(
     """Answer over HTTP: /predict, /healthz, /metrics, and a page to drop an image on."""
     from streetvision.pipeline.serve import serve_bundle
 
-    serve_bundle(bundle, overrides or [], host=host, port=port, console=_console())
-
-
-data = typer.Typer(help="Look at a data set, or draw one.", no_args_is_help=True, rich_markup_mode=None)
-
-
-@data.command("check")
-def data_check(
-    root: str,
-    overrides: Overrides = None,
-    labels: Annotated[bool, typer.Option("--labels", help="Also doubt labels, by a classifier on features.")] = False,
-    embeddings: Annotated[
-        bool, typer.Option("--embeddings", help="Also ask the backbone (model=NAME) which images are nearly the same.")
-    ] = False,
-    page: Annotated[Path | None, typer.Option("--page", help="Where to write the page with the pictures.")] = None,
-) -> None:
-    """Read every image of a data set and say what is wrong with it."""
-    from streetvision.pipeline.data_check import check_data
-
-    check_data(root, overrides or [], labels=labels, embeddings=embeddings, page=page, console=_console())
-
-
-@data.command("import")
-def data_import(
-    source: str,
-    folder: Annotated[Path, typer.Option("--to", help="Folder of the index, and of images that are no files yet.")],
-    overrides: Overrides = None,
-    copy: Annotated[bool, typer.Option("--copy", help="Copy images that are files, too.")] = False,
-    consistent: Annotated[str | None, typer.Option(metavar="COLUMN=WORD,WORD", help=CONSISTENT_HELP)] = None,
-) -> None:
-    """Index a folder, CSV, labels.json, Hugging Face dataset or WebDataset tars; the same line again goes on."""
-    from streetvision.pipeline.data_import import import_data
-
-    import_data(source, folder, overrides or [], copy=copy, consistent=consistent, console=_console())
-
-
-@data.command("scenes")
-def data_scenes(folder: Path, overrides: Overrides = None) -> None:
-    """Draw procedural street scenes with a CSV index: scenes.count=1600 scenes.first_seed=0."""
-    from streetvision.data.scenes import write_scenes
-    from streetvision.pipeline.compose import compose_config
-
-    console = _console()
-    config = compose_config(overrides or []).scenes
-    console.line("data", f"{config.count} scenes: {write_scenes(folder, config, console)}")
+    serve_bundle(bundle, overrides or [], host=host, port=port, console=open_console())
 
 
 def doctor() -> None:
     """Say what this machine has and what is missing."""
     from streetvision.pipeline.inspection import examine_machine
 
-    examine_machine(_console())
+    examine_machine(open_console())
 
 
 def bench(
@@ -243,7 +198,7 @@ def bench(
     """Measure this installation against a floor or a peer, in the same run."""
     from streetvision.research.benchmark import run_benchmarks
 
-    console = _console()
+    console = open_console()
     for figure in run_benchmarks(section, console):
         console.line(section, f"{figure.name}: {figure.value:.3f} {figure.unit}")
         console.line("", f"{figure.beside}: {figure.beside_value:.3f} {figure.unit}; ratio {figure.ratio:.3f}")
@@ -263,7 +218,7 @@ def ablate(
 
     folder = out or Path("outputs") / f"ablation_{Path(table).stem}"
     asked = Request(table, folder, tuple(overrides or ()), tuple(pair or ()), tuple(range(seeds or 0)), jobs, page)
-    if not launch_ablation(asked, _console()):
+    if not launch_ablation(asked, open_console()):
         raise typer.Exit(USER_ERROR)
 
 
@@ -293,6 +248,9 @@ def build_app() -> typer.Typer:
     )
     for name, verb in VERBS.items():
         app.command(name)(_interruptible(verb))
+    data = typer.Typer(help="Look at a data set, or draw one.", no_args_is_help=True, rich_markup_mode=None)
+    for name, verb in DATA_VERBS.items():
+        data.command(name)(_interruptible(verb))
     app.add_typer(data, name="data")
     return app
 
@@ -347,12 +305,6 @@ def _fail(what: str, remedy: str | None) -> NoReturn:
     if remedy:
         typer.echo(f"       {remedy}", err=True)
     sys.exit(USER_ERROR)
-
-
-def _console() -> "Console":
-    from streetvision.pipeline.console import Console
-
-    return Console()
 
 
 def _train(overrides: list[str], config: Path | None, console: "Console") -> "ArtifactSchema":
