@@ -2,9 +2,10 @@
 
 from streetvision.bundle.onnx_graph import OnnxGraph
 from streetvision.bundle.runtimes import RUNTIMES
+from streetvision.models.backbone import BackboneConfig, load_backbone
 from streetvision.research import bench_data, bench_inference
 
-TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+TINY = BackboneConfig(source="random", width=32, depth=1, heads=2, image_size=32)
 
 
 class Heard:
@@ -29,9 +30,10 @@ class Blank(OnnxGraph):
 
 
 def test_what_passes_is_timed_and_what_does_not_is_told(monkeypatch):
-    monkeypatch.setattr(bench_inference, "VIT_S", TINY)
+    monkeypatch.setattr(bench_inference, "widened_vit_s", lambda: load_backbone(TINY))
     monkeypatch.setattr(bench_inference, "PHOTOGRAPHS", 2)
-    monkeypatch.setattr(bench_inference, "SCENES", 16)
+    monkeypatch.setattr(bench_inference, "FITTED", 8)
+    monkeypatch.setattr(bench_inference, "JUDGED", 8)
     monkeypatch.setattr(bench_data, "WIDTH", 384)
     monkeypatch.setattr(bench_data, "HEIGHT", 288)
     monkeypatch.setattr(bench_inference, "STEPS", 5)

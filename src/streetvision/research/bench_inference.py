@@ -1,12 +1,13 @@
 """`streetvision bench inference`: photographs through each runtime that passes the gate, beside transformers.
 
-All have the same ViT-S/16 at 224 pixels, the same weights of its backbone and the same number of threads. The weights
-are random, the head is fitted on drawn scenes, and the gate looks at other scenes: what passes is said with its MCC.
+All have the same classifier and number of threads: a ViT-S/16 at 224 pixels that knows drawn scenes, its head fitted
+on some of them. The gate looks at others: what passes is said with its MCC. The peer loads the miner folder of the same
+bundle, by default settings.
 """
 
 import csv
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,15 @@ from streetvision.data.scenes import SceneConfig, write_scenes
 from streetvision.eval.thresholds import select_threshold_max_mcc
 from streetvision.io.atomic import sha256_bytes, sha256_file, write_json_atomic
 from streetvision.io.tensors import save_tensors
-from streetvision.models.backbone import BackboneConfig
-from streetvision.models.backbone_spec import seeded
-from streetvision.models.module import Classifier, ModelConfig, load_classifier
+from streetvision.models.module import Classifier, HeadConfig
 from streetvision.research.bench_data import photographs
 from streetvision.research.figures import Figure, in_turn
+from streetvision.research.widened import widened_vit_s
+from streetvision.serving.miner import Submission, write_miner
 
-VIT_S: Mapping[str, Any] = {
-    "hidden_size": 384,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 6,
-}
 PHOTOGRAPHS, BATCH, REPEATS = 32, 16, 3
-SCENES = 160
-"""Half of them fit the head, half are for the gate."""
+FITTED, JUDGED = 200, 500
+"""Scenes that fit the head, and scenes for the gate: among 500 one decision is about 0.004 of MCC."""
 STEPS, RATE = 300, 0.01
 """Of the head's fit."""
 PEER = 'transformers.pipeline("image-classification")'
@@ -54,9 +49,9 @@ def bench_inference(progress: Progress) -> list[Figure]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photos = photographs(folder / "photos", progress, count=PHOTOGRAPHS)
-        peer = _pipeline(folder / "vit")
         bundle, judged, labels = _bundle(folder, progress)
         predictor = Predictor(bundle)
+        peer = _pipeline(predictor, folder / "miner")
         figures = []
         for label, candidate in _candidates(bundle, predictor, judged, labels, folder, progress):
             ours, theirs = in_turn(
@@ -92,23 +87,21 @@ def _candidates(
             yield f"{label} ({told}; logits within {parity.max_logit_difference:.1e})", found
 
 
-def _pipeline(folder: Path) -> Any:
-    """The peer, on a ViT whose weights are drawn into `folder`."""
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
+def _pipeline(predictor: Predictor, folder: Path) -> Any:
+    """The peer, with the same classifier."""
+    from transformers import pipeline
     from transformers.utils import logging as library_logging
 
     logging: Any = library_logging
     logging.disable_progress_bar()
-    with seeded(0):
-        ViTForImageClassification(ViTConfig(**VIT_S)).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 224, "width": 224}).save_pretrained(folder)
+    write_miner(predictor, folder, Submission("bench", "scenes", "1.0.0", ""))
     return pipeline("image-classification", model=str(folder), device="cpu")
 
 
 def _bundle(folder: Path, progress: Progress) -> tuple[Bundle, list[Path], list[int]]:
-    """A bundle of the peer's backbone and a fitted head, with the images of the gate and their labels."""
-    write_scenes(folder / "scenes", SceneConfig(count=SCENES), progress)
-    classifier = load_classifier(ModelConfig(backbone=BackboneConfig(source="transformers", name=str(folder / "vit"))))
+    """A bundle of the backbone and a fitted head, with the images of the gate and their labels."""
+    write_scenes(folder / "scenes", SceneConfig(count=FITTED + JUDGED), progress)
+    classifier = Classifier(widened_vit_s(), pooling="cls", head=HeadConfig()).eval()
     paths, labels = _fitted(folder)
     logits = _fit(classifier, paths, torch.tensor(labels), progress)
     save_tensors(folder / MODEL_CHECKPOINT, classifier.state_dict())
@@ -118,11 +111,11 @@ def _bundle(folder: Path, progress: Progress) -> tuple[Bundle, list[Path], list[
     made = write_bundle(
         folder / "bundle", files, policy=policy, class_names=("None", "Roadwork"), data_fingerprint=policy.scores.sha256
     )
-    return made, *_scenes(folder, slice(SCENES // 2, None))
+    return made, *_scenes(folder, slice(FITTED, None))
 
 
 def _fitted(folder: Path) -> tuple[list[Path], list[int]]:
-    return _scenes(folder, slice(SCENES // 2))
+    return _scenes(folder, slice(FITTED))
 
 
 def _scenes(folder: Path, part: slice) -> tuple[list[Path], list[int]]:
