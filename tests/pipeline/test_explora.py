@@ -186,6 +186,14 @@ def test_images_of_one_group_are_not_told_apart(scenes, tmp_path, command):
     assert losses[0] < losses[1] - 0.1
 
 
+def test_partners_from_groups_need_groups(scenes, tmp_path, command):
+    """Every scene is a group of its own, so there is no partner to take."""
+    line = ["train", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *SHORT, "pipeline.phases=[phase4a_explora]"]
+    code, _, err = command(*line, "phase4a.views.partner=group")
+    assert code == 2
+    assert "no two images share a group" in " ".join(err.split())
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

@@ -74,13 +74,19 @@ class ImageDataset(Dataset[Sample]):
 
     def __getitem__(self, key: Key) -> Sample:
         epoch, position = key
-        row = self.rows[position]
         try:
-            image = read_image(self.paths[position], limits=self.limits)
+            with _drawn_from(self.seed, epoch, position):
+                return self.draw(position), self.rows[position].label, key
         except UndecodableImage as error:
             return error
-        with _drawn_from(self.seed, epoch, position):
-            return self.transform(image), row.label, key
+
+    def draw(self, position: int) -> Any:
+        """What the transform makes of a row's image."""
+        return self.transform(self.read(position))
+
+    def read(self, position: int) -> Tensor:
+        """The image of a row, uint8 (3, H, W)."""
+        return read_image(self.paths[position], limits=self.limits)
 
 
 class EpochBatches(Sampler[list[Key]]):

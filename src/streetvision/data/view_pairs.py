@@ -1,4 +1,7 @@
-"""Two random views of one image, for learning without labels."""
+"""Two random views of one image, or of two that belong together, for learning without labels."""
+
+from collections import defaultdict
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -6,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from streetvision.data.colour import ColourJitter
+from streetvision.data.datamodule import ImageDataset
 
 JITTERED = 0.8
 """Chance that a view's colours are changed at all."""
@@ -14,10 +18,12 @@ BLUR_SIGMA = (0.1, 2.0)
 
 
 class PairConfig(BaseModel):
-    """What may differ between two views of one image; the defaults are SimCLR's (arXiv 2002.05709, appendix A)."""
+    """What may differ between two views; the defaults are SimCLR's (arXiv 2002.05709, appendix A)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    partner: Literal["image", "group"] = "image"
+    """What the second view shows: the same image, or any of its group. For tracks of one object, not for rides."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest share of the image's area that a view keeps. Small ones may lose a small cue."""
     flip_probability: float = Field(default=0.5, ge=0, le=1)
@@ -32,7 +38,7 @@ class PairConfig(BaseModel):
 
 
 class TwoViews(nn.Module):
-    """uint8 (3, H, W) -> uint8 (2, 3, S, S), drawn apart from torch's global generator."""
+    """One or two images uint8 (3, H, W) -> uint8 (2, 3, S, S), drawn apart from torch's global generator."""
 
     def __init__(self, config: PairConfig, *, image_size: int) -> None:
         super().__init__()
@@ -54,6 +60,24 @@ class TwoViews(nn.Module):
             steps += [v2.RandomApply([v2.GaussianBlur(kernel, sigma)], p=BLURRED)]
         self.draw = v2.Compose(steps)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Both views, one behind the other."""
-        return torch.stack([self.draw(image), self.draw(image)])
+    def forward(self, image: Tensor, other: Tensor | None = None) -> Tensor:
+        """A view of the image, and behind it one of the other, or of the same again."""
+        return torch.stack([self.draw(image), self.draw(image if other is None else other)])
+
+
+class PartnersFromGroups(ImageDataset):
+    """Rows whose label is the number of their group; the second view is of any row of it, drawn anew each time."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.members: dict[int, list[int]] = defaultdict(list)
+        for position, row in enumerate(self.rows):
+            self.members[row.label].append(position)
+
+    def draw(self, position: int) -> Tensor:
+        """Both views (2, 3, S, S)."""
+        together = self.members[self.rows[position].label]
+        partner = together[int(torch.randint(len(together), ()))]
+        assert isinstance(self.transform, TwoViews)
+        views: Tensor = self.transform(self.read(position), self.read(partner))
+        return views

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.phase import Context, Metrics, Outcome, Phase
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.augmentation import Transform, get_val_transforms
@@ -11,7 +12,7 @@ from streetvision.data.cache import ImageCache
 from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader, LoaderConfig
 from streetvision.data.index import DataConfig
 from streetvision.data.unlabeled import UnlabeledImages
-from streetvision.data.view_pairs import TwoViews
+from streetvision.data.view_pairs import PartnersFromGroups, TwoViews
 from streetvision.eval.adaptation_curve import adaptation_curve
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
@@ -74,21 +75,24 @@ def _train(
     student: Student, context: Context, rows: Sequence[Row], followers: Sequence[Sink] = ()
 ) -> tuple[Watch, int | None]:
     config = context.settings(ExPLoRAConfig)
+    rows, select = _kin(rows), _kin(context.rows(Split.VAL_SELECT))
+    of_pairs = _pairs_of(config, rows)
     size = student.classifier.description.image_size
     pairs, plain = TwoViews(config.views, image_size=size), get_val_transforms(image_size=size)
     probed = _spread(context.rows(Split.TRAIN), config.probed)
     watch = Watch(
         config,
         context.progress,
-        select=_loader(_kin(context.rows(Split.VAL_SELECT)), pairs, context, rank_of=place()),
+        select=_loader(select, pairs, context, kind=of_pairs, rank_of=place()),
         probe=_loader(probed, plain, context),
         groups=[row.group or row.path for row in probed],
         sinks=followers,
     )
     batches = _loader(
-        _kin(rows),
+        rows,
         pairs,
         context,
+        kind=of_pairs,
         cache=small_copies(rows, context),
         rank_of=place(),
         parts=config.accumulate,
@@ -108,13 +112,14 @@ def _loader(
     transform: Transform,
     context: Context,
     *,
+    kind: type[ImageDataset] = ImageDataset,
     cache: ImageCache | None = None,
     rank_of: tuple[int, int] = (0, 1),
     parts: int = 1,
     shuffle: bool = False,
 ) -> ImageLoader:
     config, loader = context.settings(ExPLoRAConfig), context.settings(LoaderConfig)
-    dataset = ImageDataset(
+    dataset = kind(
         rows, root=context.data_root, transform=transform, limits=loader.limits, seed=config.seed, cache=cache
     )
     order = EpochBatches(
@@ -135,6 +140,17 @@ def _kin(rows: Sequence[Row]) -> tuple[Row, ...]:
     """The rows with the number of their group where a label would stand, which is not read here; copies are a group."""
     numbers: dict[str, int] = {}
     return tuple(replace(row, label=numbers.setdefault(row.group or row.sha256, len(numbers))) for row in rows)
+
+
+def _pairs_of(config: ExPLoRAConfig, rows: Sequence[Row]) -> type[ImageDataset]:
+    if config.views.partner == "image":
+        return ImageDataset
+    if len({row.label for row in rows}) == len(rows):
+        raise ConfigError(
+            "phase4a.views.partner=group, and no two images share a group",
+            "give groups, in a column of data.root and data.unlabeled, or take phase4a.views.partner=image",
+        )
+    return PartnersFromGroups
 
 
 def _spread(rows: Sequence[Row], count: int) -> Sequence[Row]:
