@@ -32,6 +32,8 @@ class Blank(OnnxGraph):
 def test_what_passes_is_timed_and_what_does_not_is_told(monkeypatch):
     monkeypatch.setattr(bench_inference, "widened_vit_s", lambda: load_backbone(TINY))
     monkeypatch.setattr(bench_inference, "PHOTOGRAPHS", 2)
+    for name, size in {"WIDTH": 32, "DEPTH": 1, "HEADS": 2, "HIDDEN": 64, "SIDE": 32}.items():
+        monkeypatch.setattr(bench_inference, name, size)
     monkeypatch.setattr(bench_inference, "FITTED", 8)
     monkeypatch.setattr(bench_inference, "JUDGED", 8)
     monkeypatch.setattr(bench_data, "WIDTH", 384)

@@ -1,8 +1,8 @@
 """`streetvision bench inference`: photographs through each runtime that passes the gate, beside transformers.
 
-All have the same classifier and number of threads: a ViT-S/16 at 224 pixels that knows drawn scenes, its head fitted
-on some of them. The gate looks at others: what passes is said with its MCC. The peer loads the miner folder of the same
-bundle, by default settings.
+All run a ViT-S/16 at 224 pixels with the same number of threads. Ours knows drawn scenes, its head is fitted on some of
+them and the gate looks at others: what passes is said with its MCC. The peer's is transformers' own ViT of that size,
+which has neither registers nor rotary positions to compute; its weights are random, as they do not matter for time.
 """
 
 import csv
@@ -33,8 +33,7 @@ from streetvision.io.tensors import save_tensors
 from streetvision.models.module import Classifier, HeadConfig
 from streetvision.research.bench_data import photographs
 from streetvision.research.figures import Figure, in_turn
-from streetvision.research.widened import widened_vit_s
-from streetvision.serving.miner import Submission, write_miner
+from streetvision.research.widened import DEPTH, HEADS, HIDDEN, SIDE, WIDTH, widened_vit_s
 
 PHOTOGRAPHS, BATCH, REPEATS = 32, 16, 3
 FITTED, JUDGED = 200, 500
@@ -51,7 +50,7 @@ def bench_inference(progress: Progress) -> list[Figure]:
         photos = photographs(folder / "photos", progress, count=PHOTOGRAPHS)
         bundle, judged, labels = _bundle(folder, progress)
         predictor = Predictor(bundle)
-        peer = _pipeline(predictor, folder / "miner")
+        peer = _pipeline(folder / "vit")
         figures = []
         for label, candidate in _candidates(bundle, predictor, judged, labels, folder, progress):
             ours, theirs = in_turn(
@@ -87,14 +86,22 @@ def _candidates(
             yield f"{label} ({told}; logits within {parity.max_logit_difference:.1e})", found
 
 
-def _pipeline(predictor: Predictor, folder: Path) -> Any:
-    """The peer, with the same classifier."""
-    from transformers import pipeline
+def _pipeline(folder: Path) -> Any:
+    """The peer, from a folder that it loads by its defaults."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
     from transformers.utils import logging as library_logging
 
     logging: Any = library_logging
     logging.disable_progress_bar()
-    write_miner(predictor, folder, Submission("bench", "scenes", "1.0.0", ""))
+    sizes: dict[str, Any] = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": HEADS,
+        "intermediate_size": HIDDEN,
+        "image_size": SIDE,
+    }
+    ViTForImageClassification(ViTConfig(**sizes)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
     return pipeline("image-classification", model=str(folder), device="cpu")
 
 
