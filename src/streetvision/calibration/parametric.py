@@ -1,7 +1,8 @@
 """Calibrators of a few numbers each: none, temperature, Platt, Beta, and the monotone spline that widens Platt.
 
 All but the first two are one logistic regression with coefficients that cannot be negative, on features that rise with
-the margin; that is what makes them monotone.
+the margin; that is what makes them monotone. All aim at Platt's smoothed targets: scores that happen to be separable
+would otherwise be sharpened without end.
 """
 
 from typing import Annotated
@@ -77,22 +78,23 @@ class Uncalibrated(MarginCalibrator[NothingLearned]):
 
 
 class TemperatureCalibrator(MarginCalibrator[Temperature]):
-    """Logits over one temperature (Guo et al. 2017, arXiv 1706.04599, section 4.2), by NLL over log T, bounded.
+    """Logits over one temperature (Guo et al. 2017, arXiv 1706.04599, section 4.2), by log T within exp(-5) and exp(5).
 
-    The temperature stays within exp(-5) and exp(5), so separable data give a finite answer.
+    The targets are Platt's, as those of all the others here.
     """
 
     name = "temperature"
     learned_type = Temperature
 
     def learn(self, margin: FloatArray, truth: BoolArray) -> Temperature:
-        """The temperature with the lowest NLL; one class alone ends at a bound."""
-        signed = np.where(truth, margin, -margin)
+        """The temperature with the lowest cross-entropy."""
+        targets = smoothed_targets(truth)
 
-        def nll(log_temperature: float) -> float:
-            return -float(log_expit(signed * np.exp(-log_temperature)).mean())
+        def loss(log_temperature: float) -> float:
+            scaled = margin * np.exp(-log_temperature)
+            return -float((targets * log_expit(scaled) + (1 - targets) * log_expit(-scaled)).mean())
 
-        found = minimize_scalar(nll, bounds=LOG_TEMPERATURE_BOUNDS, method="bounded", options={"xatol": 1e-6})
+        found = minimize_scalar(loss, bounds=LOG_TEMPERATURE_BOUNDS, method="bounded", options={"xatol": 1e-6})
         return Temperature(temperature=float(np.exp(found.x)))
 
     def apply(self, learned: Temperature, margin: FloatArray) -> FloatArray:
