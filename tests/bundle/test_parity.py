@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streetvision import load_bundle
-from streetvision.bundle.parity import MAX_MCC_FALL, check_parity, measure_parity
+from streetvision.bundle.parity import MAX_MCC_FALL, ask, check_parity, measure_parity
 from streetvision.bundle.runtimes import GraphClassifier
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.policies import RuntimeParity
@@ -56,8 +56,14 @@ def through(predictor, change):
     return predictor.with_graph(GraphClassifier(predictor.classifier, Altered(predictor.classifier, change)))
 
 
+def compared(predictor, asked, change):
+    paths, labels = asked
+    expected, found = (ask(one, paths, Silent()) for one in (predictor, through(predictor, change)))
+    return measure_parity(predictor, expected, found, labels)
+
+
 def test_a_graph_that_does_the_same_differs_in_nothing(predictor, asked):
-    parity = measure_parity(predictor, through(predictor, lambda logits: logits), *asked, Silent())
+    parity = compared(predictor, asked, lambda logits: logits)
     assert (parity.n, parity.positives) == (40, 20)
     assert (parity.max_logit_difference, parity.max_probability_difference) == (0, 0)
     assert (parity.decision_flips, parity.certified_flips) == (0, 0)
@@ -66,7 +72,7 @@ def test_a_graph_that_does_the_same_differs_in_nothing(predictor, asked):
 
 def test_differences_are_those_of_the_worst_image(predictor, asked):
     worse = torch.tensor([-0.25, 0.25])
-    parity = measure_parity(predictor, through(predictor, lambda logits: logits + worse), *asked, Silent())
+    parity = compared(predictor, asked, lambda logits: logits + worse)
     assert parity.max_logit_difference == pytest.approx(0.25, abs=1e-6)
     before, after = predictor.predict(asked[0]), through(predictor, lambda logits: logits + worse).predict(asked[0])
     moved = [abs(a.probability - b.probability) for a, b in zip(before, after, strict=True)]
@@ -76,4 +82,4 @@ def test_differences_are_those_of_the_worst_image(predictor, asked):
 
 def test_a_graph_without_finite_logits_is_refused(predictor, asked):
     with pytest.raises(ArtifactError, match="not finite"):
-        measure_parity(predictor, through(predictor, lambda logits: logits / 0), *asked, Silent())
+        compared(predictor, asked, lambda logits: logits / 0)

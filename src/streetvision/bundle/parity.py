@@ -23,14 +23,11 @@ MAX_MCC_FALL = 0.005
 BATCH = 64
 
 
-def measure_parity(
-    reference: "Predictor", candidate: "Predictor", paths: Sequence[Path], labels: Sequence[int], progress: Progress
-) -> RuntimeParity:
-    """Ask both predictors, which differ in their runtime alone, about the same images (N,) with labels (N,).
+def measure_parity(reference: "Predictor", expected: Tensor, found: Tensor, labels: Sequence[int]) -> RuntimeParity:
+    """Compare the logits (N, 2) of the reference with those `found` by another runtime, of images with labels (N,).
 
-    Raises ArtifactError when the candidate gives logits that are not finite.
+    Raises ArtifactError when those found are not finite.
     """
-    expected, found = (_ask(predictor, paths, progress) for predictor in (reference, candidate))
     if not torch.isfinite(found).all():
         raise ArtifactError("the exported graph gives logits that are not finite", "take --precision fp32")
     p, q = reference.probabilities(expected), reference.probabilities(found)
@@ -70,8 +67,8 @@ def check_parity(parity: RuntimeParity, *, name: str) -> None:
         )
 
 
-def _ask(predictor: "Predictor", paths: Sequence[Path], progress: Progress) -> Tensor:
-    """Logits (N, 2)."""
+def ask(predictor: "Predictor", paths: Sequence[Path], progress: Progress) -> Tensor:
+    """The predictor's logits (N, 2) for the images."""
     batches = predictor.stream_logits(paths, batch_size=BATCH)
     total = -(-len(paths) // images_at_once(predictor.model, BATCH))
     return torch.cat(list(progress.track(batches, total=total, label="parity")))

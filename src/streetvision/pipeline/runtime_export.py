@@ -10,7 +10,7 @@ from torch import Tensor
 
 from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle, write_bundle
 from streetvision.bundle.graph import Graph, capture
-from streetvision.bundle.parity import check_parity, measure_parity
+from streetvision.bundle.parity import ask, check_parity, measure_parity
 from streetvision.bundle.predictor import Predictor, Prepared, open_classifier
 from streetvision.bundle.runtimes import RUNTIMES, open_graph
 from streetvision.contracts.artifact_schema import ArtifactSchema
@@ -110,7 +110,8 @@ def _context(bundle: Path, overrides: Sequence[str], console: Console) -> Contex
 def _measure(reference: Predictor, candidate: Predictor, context: Context) -> RuntimeParity:
     rows = context.rows(Split.VAL_SELECT)
     paths = [context.data_root / row.path for row in rows]
-    return measure_parity(reference, candidate, paths, [row.label for row in rows], context.progress)
+    expected, found = (ask(predictor, paths, context.progress) for predictor in (reference, candidate))
+    return measure_parity(reference, expected, found, [row.label for row in rows])
 
 
 def _calibration_images(predictor: Predictor, context: Context) -> list[Tensor]:

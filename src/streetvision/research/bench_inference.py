@@ -18,7 +18,7 @@ from torch.utils.data import default_collate
 
 from streetvision.bundle.format import MODEL_CHECKPOINT, MODEL_DESCRIPTION, Bundle, write_bundle
 from streetvision.bundle.graph import capture
-from streetvision.bundle.parity import check_parity, measure_parity
+from streetvision.bundle.parity import ask, check_parity, measure_parity
 from streetvision.bundle.predictor import Predictor, open_classifier
 from streetvision.bundle.runtimes import RUNTIMES, open_graph
 from streetvision.contracts.errors import StreetVisionError
@@ -65,11 +65,10 @@ def _candidates(
 ) -> Iterator[tuple[str, Predictor]]:
     """PyTorch, and every runtime that the gate lets through; of the others it is said why they are left out."""
     yield "PyTorch fp32", predictor
+    expected = ask(predictor, paths, progress)
     classifier = open_classifier(bundle)
-    program, calibration = (
-        capture(classifier),
-        [default_collate([predictor.prepare(path)]) for path in _fitted(folder)[0]],
-    )
+    program = capture(classifier)
+    calibration = [default_collate([predictor.prepare(path)]) for path in _fitted(folder)[0]]
     for name, graph in RUNTIMES.items():
         for precision in graph.precisions:
             label, home = f"{name} {precision}", folder / f"{name}-{precision}"
@@ -77,7 +76,7 @@ def _candidates(
             try:
                 graph.write(program, home, precision, calibration)
                 found = predictor.with_graph(open_graph(classifier, home, name=name, precision=precision))
-                parity = measure_parity(predictor, found, paths, labels, progress)
+                parity = measure_parity(predictor, expected, ask(found, paths, progress), labels)
                 check_parity(parity, name=label)
             except StreetVisionError as error:
                 progress.warn(f"{label} is left out: {error.what}")
