@@ -5,7 +5,9 @@ python scripts/load_server.py --bundle outputs/demo/export --images outputs/demo
 
 import argparse
 import asyncio
+import contextlib
 import io
+import json
 import os
 import statistics
 import subprocess
@@ -13,14 +15,13 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
-import httpx
 from PIL import Image
 
 from streetvision import load_bundle
 
-PORT = 8765
-ADDRESS = f"http://127.0.0.1:{PORT}"
+HOST, PORT = "127.0.0.1", 8765
 TOLERANCE = 1e-4
 
 
@@ -49,40 +50,38 @@ def main() -> None:
 
 
 async def _load(pid: int, files: list[bytes], expected: list[float], asked: argparse.Namespace, bare: float) -> None:
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=ADDRESS, limits=limits, timeout=60) as client:
-        while not await _is_up(client):
-            await asyncio.sleep(0.2)
-        statuses: Counter[int] = Counter()
-        waits: list[float] = []
-        wrong: list[int] = []
-        memory: list[int] = []
-        until = time.perf_counter() + asked.seconds
-        malformed = [files[0][: len(files[0]) // 2], _bomb(), b"GIF89a, or so", b"", bytes(21_000_000)]
+    while not await _is_up():
+        await asyncio.sleep(0.2)
+    statuses: Counter[int] = Counter()
+    waits: list[float] = []
+    wrong: list[int] = []
+    memory: list[int] = []
+    good = [_request(data) for data in files]
+    malformed = [files[0][: len(files[0]) // 2], _bomb(), b"GIF89a, or so", b"", bytes(21_000_000)]
+    bad = [_request(data) for data in malformed]
+    until = time.perf_counter() + asked.seconds
 
-        async def one(number: int) -> None:
-            turn = number
-            while time.perf_counter() < until:
-                turn += 1
-                bad = turn % 5 == 0
-                which = turn % len(files)
-                data = malformed[turn // 5 % len(malformed)] if bad else files[which]
-                began = time.perf_counter()
-                reply = await client.post("/predict", files={"image": ("a.jpg", data, "image/jpeg")})
-                statuses[reply.status_code] += 1
-                if reply.status_code == 200:
-                    waits.append(time.perf_counter() - began)
-                    if abs(reply.json()["probability"] - expected[which]) > TOLERANCE:
-                        wrong.append(which)
-                elif reply.status_code == 503:
-                    await asyncio.sleep(float(reply.headers["Retry-After"]))
+    async def one(number: int) -> None:
+        turn, connection = number, Connection()
+        while time.perf_counter() < until:
+            turn += 1
+            which = turn % len(files)
+            began = time.perf_counter()
+            reply = await connection.ask(bad[turn // 5 % len(bad)] if turn % 5 == 0 else good[which])
+            statuses[reply.status] += 1
+            if reply.status == 200:
+                waits.append(time.perf_counter() - began)
+                if abs(json.loads(reply.body)["probability"] - expected[which]) > TOLERANCE:
+                    wrong.append(which)
+            elif reply.status == 503:
+                await asyncio.sleep(float(reply.headers["retry-after"]))
 
-        async def watch() -> None:
-            while time.perf_counter() < until:
-                memory.append(_resident_megabytes(pid))
-                await asyncio.sleep(1)
+    async def watch() -> None:
+        while time.perf_counter() < until:
+            memory.append(_resident_megabytes(pid))
+            await asyncio.sleep(1)
 
-        await asyncio.gather(watch(), *(one(number) for number in range(asked.clients)))
+    await asyncio.gather(watch(), *(one(number) for number in range(asked.clients)))
     warm = memory[len(memory) // 3 :]
     rate = statuses[200] / asked.seconds
     print(f"bare model       {bare:.0f} images/s, decoding included, before the server started")  # noqa: T201
@@ -92,11 +91,55 @@ async def _load(pid: int, files: list[bytes], expected: list[float], asked: argp
     print(f"memory           {warm[0]} MB after a third of the time, {warm[-1]} MB at the end, {max(warm)} MB at most")  # noqa: T201
 
 
-async def _is_up(client: httpx.AsyncClient) -> bool:
+class Reply(NamedTuple):
+    """An answer over HTTP."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Connection:
+    """One client: a connection that is kept while the server keeps it.
+
+    By hand, since a client library's pool of 200 connections took more of the cores than the server.
+    """
+
+    def __init__(self) -> None:
+        self._open: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, request: bytes) -> Reply:
+        """Send a whole request and read the whole reply."""
+        reader, writer = self._open = self._open or await asyncio.open_connection(HOST, PORT)
+        writer.write(request)
+        with contextlib.suppress(ConnectionError):  # a body that is too long is answered before it is read to its end
+            await writer.drain()
+        status = int((await reader.readline()).split()[1])
+        headers = {}
+        while line := (await reader.readline()).decode().strip():
+            name, _, value = line.partition(":")
+            headers[name.lower()] = value.strip()
+        body = await reader.readexactly(int(headers["content-length"]))
+        if status == 413 or headers.get("connection") == "close":
+            writer.close()
+            self._open = None
+        return Reply(status, headers, body)
+
+
+def _request(image: bytes) -> bytes:
+    mark = "0123456789abcdef"
+    head = f'--{mark}\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'.encode()
+    body = head + image + f"\r\n--{mark}--\r\n".encode()
+    lines = ("POST /predict HTTP/1.1", f"Host: {HOST}", f"Content-Type: multipart/form-data; boundary={mark}")
+    return "\r\n".join((*lines, f"Content-Length: {len(body)}", "", "")).encode() + body
+
+
+async def _is_up() -> bool:
     try:
-        return (await client.get("/healthz")).status_code == 200
-    except httpx.TransportError:
+        found = await Connection().ask(f"GET /healthz HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+    except OSError:
         return False
+    return found.status == 200
 
 
 def _bomb() -> bytes:

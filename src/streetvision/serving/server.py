@@ -12,9 +12,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from importlib import resources
-from typing import Annotated
 
-from fastapi import FastAPI, Header, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -121,6 +120,7 @@ class Service:
 
 
 UPLOAD_SCHEMA = {
+    "parameters": [{"name": "X-API-Key", "in": "header", "required": False, "schema": {"type": "string"}}],
     "requestBody": {
         "required": True,
         "content": {
@@ -155,9 +155,9 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
         openapi_extra=UPLOAD_SCHEMA,
         responses={status: {"description": reason} for status, reason in REFUSALS.items()},
     )
-    async def predict(request: Request, x_api_key: Annotated[str | None, Header()] = None) -> Response:
+    async def predict(request: Request) -> Response:
         try:
-            _check_key(config.api_key, x_api_key)
+            _check_key(config.api_key, request.headers.get("x-api-key"))
             found = asdict(await service.answer(request))
         except Refusal as refusal:
             service.statuses[refusal.status] += 1
