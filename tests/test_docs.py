@@ -20,16 +20,21 @@ from streetvision.research.ablation import read_table
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"(?:^|-m |bin/)streetvision (?P<rest>.*)")
+IN_CHECKLIST = re.compile(r"\| `streetvision (?P<rest>[^`]*)` \|$")
 COMPOSED = {"train", "demo", "evaluate", "reward", "scenes"}
 """Verbs whose KEY=VALUE are settings of a run."""
 FILLED_IN = {"seed=N": "seed=0", "model.backbone.name=FOLDER": "model.backbone.name=here"}
 
 
 def commands(page):
-    """The command lines in a page's blocks of code, continued lines joined, without what only stands for something."""
+    """The command lines in a page's blocks of code, continued lines joined, without what only stands for something.
+
+    Those of the checklist stand in the last column of its tables.
+    """
     text = page.read_text().replace("\\\n", " ")
     for line in text.splitlines():
-        found = COMMAND.search(line.strip()) if line.startswith("    ") else None
+        in_block = COMMAND.search(line.strip()) if line.startswith("    ") else None
+        found = IN_CHECKLIST.search(line) if page.stem == "checklist" else in_block
         if found:
             rest = re.sub(r"\[(--[^\]]*)\]", r"\1", found["rest"].rstrip("'"))
             for name, value in FILLED_IN.items():
@@ -90,6 +95,45 @@ def test_every_example_of_an_extension_runs(title, code):
 
 def test_there_are_four_of_them():
     assert [title for title, _ in BLOCKS] == ["A calibrator", "A fusion of views", "A backbone", "A phase"]
+
+
+CHECKLIST = (ROOT / "docs" / "checklist.md").read_text()
+
+
+def checklist():
+    """The cells of each row of the checklist: requirement, code, test, what shows it."""
+    tables = re.findall(r"^\| requirement .*\n\|[-|]+\n((?:\|.*\n)+)", CHECKLIST, re.M)
+    return [line.strip("| ").split(" | ") for table in tables for line in table.splitlines()]
+
+
+def missing(requirement, code, tests, shown):
+    """What a row of the checklist names, and there is not."""
+    for name in re.findall(r"`(.*?)`", code):
+        if not any((folder / name).is_file() for folder in (ROOT / "src" / "streetvision", ROOT)):
+            yield requirement, name
+    for name in re.findall(r"`(.*?)`", tests):
+        file, *parts = name.split("::")
+        text = (ROOT / "tests" / file).read_text() if (ROOT / "tests" / file).is_file() else ""
+        if not all(re.search(rf"^ *(?:class|(?:async )?def) {part}\b", text, re.M) for part in parts) or not text:
+            yield requirement, name
+    for target in re.findall(r"`make (\w+)`", shown):
+        if f"\n{target}:" not in (ROOT / "Makefile").read_text():
+            yield requirement, f"make {target}"
+    for script in re.findall(r"`python (\S+\.py)`", shown):
+        if not (ROOT / script).is_file():
+            yield requirement, script
+
+
+def test_the_checklist_names_what_exists():
+    rows = checklist()
+    assert len(rows) > 200
+    assert len(rows) == CHECKLIST.count("\n|") - 2 * CHECKLIST.count("\n| requirement") - 6  # the table of four words
+    assert [name for row in rows for name in missing(*row)] == []
+
+
+def test_a_row_of_the_checklist_that_names_nothing_is_noticed():
+    row = ("x", "`cli.py`, `gone.py`", "`test_docs.py::test_gone`", "`make gone`, `python scripts/gone.py`")
+    assert [name for _, name in missing(*row)] == ["gone.py", "test_docs.py::test_gone", "make gone", "scripts/gone.py"]
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
