@@ -11,6 +11,7 @@ WEIGHTS = {"deit_tiny": ["model.backbone.weights=w.safetensors"]}
 """What a packaged YAML leaves for its user to give."""
 
 ADAPT = "pipeline.phases=[phase4a_explora,phase1]"
+FUSE = "pipeline.phases=[phase1,phase4c_cvfm]"
 
 
 FSDP = ["training.hardware.strategy=fsdp", "training.hardware.devices=2"]
@@ -112,7 +113,7 @@ def test_a_wrong_setting_says_what_is_wrong(override, message):
         ([ADAPT, "model.explora_checkpoint_path=a.pth"], "leave out one of the two"),
         ([ADAPT, "phase4a.hardware.devices=2"], "one command starts its processes once"),
         (["phase4a.hardware.devices=2", "phase4a.at_once=8"], "phase4a.at_once runs in one process"),
-        (["pipeline.phases=[phase1,phase4c_cvfm]"], "phase4c_cvfm has nothing to do under phase4c.mode=single_view"),
+        ([FUSE, "phase4c=single_view"], "phase4c_cvfm has nothing to do under phase4c.mode=single_view"),
         (["phase4c=cvfm", "phase6.policy=threshold"], "phase6.policy=threshold cuts the scores of single views"),
         (["phase4c=cvfm", "phase5.method=mac_cal"], "phase5.method=mac_cal retrains the head on single views"),
         (
@@ -127,6 +128,16 @@ def test_a_wrong_setting_says_what_is_wrong(override, message):
 def test_settings_that_do_not_go_together_say_so(overrides, message):
     with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         compose_config(overrides)
+
+
+def test_who_asks_for_phase_4c_alone_gets_the_fusion_that_learns(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("pipeline: {phases: [phase1, phase4c_cvfm]}\n")
+    packaged = compose_config(["phase4c=cvfm"]).phase4c
+    assert compose_config([FUSE]).phase4c == compose_config([], file=file).phase4c == packaged
+    assert compose_config([FUSE, "phase4c.mode=multiview_mean"]).phase4c.mode == "multiview_mean"
+    assert compose_config([FUSE, "phase4c.epochs=3"]).phase4c == packaged.model_copy(update={"epochs": 3})
+    assert compose_config([]).phase4c.mode == "single_view"
 
 
 def test_scenes_are_not_drawn_where_there_is_data():

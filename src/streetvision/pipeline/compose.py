@@ -139,6 +139,7 @@ def compose_config(
     Raises ConfigError for a key that is no setting, a value that is not allowed, or a file that is not YAML.
     """
     given = [*_flat(beneath or {}), *_flat(_read_yaml(file) if file else {}), *map(_parse, overrides)]
+    given = [*_implied(dict(given)), *given]
     chosen, known = groups(), dict(settings())
     for key, value in given:
         _check(key, value, chosen, known)
@@ -158,6 +159,13 @@ def compose_config(
         return RunConfig.model_validate(plain)
     except ValidationError as error:
         raise ConfigError(*_describe(error)) from error
+
+
+def _implied(given: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Whoever asks for phase 4c and does not say how takes the way that learns."""
+    phases = given.get("pipeline.phases")
+    if isinstance(phases, Sequence) and "phase4c_cvfm" in phases and not given.keys() & {"phase4c", "phase4c.mode"}:
+        yield "phase4c", "cvfm"
 
 
 def given_keys(overrides: Sequence[str], *, file: Path | None = None) -> set[str]:
