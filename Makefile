@@ -3,14 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
+COVERED := contracts io eval calibration
 
-.PHONY: demo test check docs statistical chaos fuzz lock clean
+.PHONY: demo test coverage check docs statistical chaos fuzz lock clean
 
 demo: $(VENV)/.ready
 	@$(BIN)/streetvision demo
 
 test: $(VENV)/.ready
 	@OMP_NUM_THREADS=1 $(BIN)/pytest
+
+coverage: $(VENV)/.ready
+	@$(BIN)/coverage erase
+	@OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(COVERED:%=tests/%)
+	@$(BIN)/coverage combine --quiet
+	@for floor in $(COVERED); do $(BIN)/coverage report --include="*/streetvision/$$floor/*" || exit 1; done
 
 statistical: $(VENV)/.ready
 	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/statistical

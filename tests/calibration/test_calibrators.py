@@ -181,6 +181,23 @@ def test_a_damaged_state_is_refused(state):
         restore_calibrator(CalibratorState(name="temperature", state=state))
 
 
+@pytest.mark.parametrize(
+    ("margin", "probability", "message"),
+    [
+        ([0.0, 1.0], [0.5], "2 margins and 1 probabilities"),
+        ([1.0, 0.0], [0.2, 0.5], "knots must rise"),
+        ([0.0, 0.0], [0.2, 0.5], "knots must rise"),
+        ([0.0, 1.0], [0.5, 0.2], "knots must rise"),
+        ([], [], "margin"),
+        ([0.0], [1.5], "probability"),
+    ],
+)
+@pytest.mark.parametrize("name", ["isotonic", "smooth_isotonic", "histogram"])
+def test_knots_that_are_no_rising_curve_are_refused(name, margin, probability, message):
+    with pytest.raises(ArtifactError, match=f"{name}.*{message}"):
+        restore_calibrator(CalibratorState(name=name, state={"margin": margin, "probability": probability}))
+
+
 def test_an_unknown_name_lists_the_choices():
     with pytest.raises(ConfigError, match="did you mean 'temperature'"):
         make_calibrator("temprature")

@@ -90,6 +90,13 @@ def test_one_class_alone_certifies_nothing(kind, truth):
     assert certify(rows, RiskConfig(kind=kind), seed=0).lo is None
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_rows_too_few_to_set_a_middle_aside_certify_no_error_rate(n):
+    found = certify(draw(n), RiskConfig(kind="error"), seed=0)
+    assert (found.lo, found.hi, found.n) == (None, None, n)
+    assert f"cannot be certified with {n} rows" in found.why
+
+
 def test_a_track_counts_once():
     rows = draw(2000)
     of_ten = [f"track{i // 10}" for i in range(2000)]

@@ -9,7 +9,7 @@ from streetvision.calibration.scrc import fit_scrc
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.policies import ScrcParams
 from streetvision.eval.counts import confusion_counts
-from streetvision.eval.metrics import ece, mcc, nll
+from streetvision.eval.metrics import ece, mcc, nll, positive_probability
 
 
 def draw(n=600, *, temperature=3.0, seed=0):
@@ -75,6 +75,24 @@ def test_groups_are_units():
     assert params.risk_control.units == "groups"
     assert params.risk_control.n <= 100
     assert not params.risk_control.certified or params.risk_control.lo <= params.risk_control.hi
+
+
+def test_retrained_scores_ship_as_they_are_and_are_judged_beside_those_before():
+    base = draw(300)
+    rows = CalibrationSet(base.logits / 3, base.labels, base.groups)
+    fitted = fit_scrc(rows, Phase5Config(method="mac_cal", folds=2), base=base)
+    assert (fitted.params.method, fitted.params.calibrator.name) == ("mac_cal", "none")
+    assert np.array_equal(fitted.before, positive_probability(base.logits))
+    assert np.array_equal(fitted.after, positive_probability(rows.logits))
+    assert fitted.params.after["nll"].estimate < fitted.params.before["nll"].estimate
+
+
+def test_what_cannot_be_certified_hands_nothing_over():
+    control = fit_scrc(draw(40), Phase5Config(method="none", folds=2)).params.risk_control
+    assert not control.certified
+    assert (control.lo, control.hi, control.lo_probability, control.handed_over) == (None, None, None, 0.0)
+    assert "cannot be certified" in control.why
+    assert control.units == "rows"
 
 
 def test_one_class_alone_is_named():

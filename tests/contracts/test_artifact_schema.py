@@ -23,6 +23,18 @@ def test_every_artifact_lies_under_the_root():
         assert schema.path(name).is_relative_to("run")
 
 
+def test_every_rank_has_a_checkpoint_of_its_own_beside_the_best():
+    schema = ArtifactSchema(Path("run"))
+    ranked = [schema.model_ranked(rank) for rank in (2, 3)]
+    assert len({schema.model_best, schema.model_last, *ranked}) == 4
+    assert {path.parent for path in ranked} == {schema.phase1}
+
+
+def test_what_is_no_path_is_no_artifact():
+    with pytest.raises(AssertionError, match="ensure_dirs is not an artifact"):
+        ArtifactSchema(Path("run")).path("ensure_dirs")
+
+
 def test_every_phase_has_a_folder_of_its_own_for_its_manifest():
     schema = ArtifactSchema(Path("run"))
     writing = MAY_OPEN.keys() - {"export_runtime"}  # which writes a bundle of its own, outside of the run

@@ -4,8 +4,10 @@ from pydantic import ValidationError
 from streetvision.contracts.policies import (
     BundleManifest,
     FusionRef,
+    OperatingPoint,
     RiskControl,
     ScoresRef,
+    ScrcPolicy,
     ThresholdInterval,
     ThresholdPolicy,
 )
@@ -147,3 +149,43 @@ def test_the_ends_of_a_risk_are_in_order():
     assert RiskControl.model_validate(RISK | {"certified": True, "lo": -1.0, "hi": 1.0}).certified
     with pytest.raises(ValidationError, match="above hi"):
         RiskControl.model_validate(RISK | {"certified": True, "lo": 2.0, "hi": 1.0})
+
+
+POINTS = {
+    "data": OperatingPoint(threshold=0.4, metrics={"mcc": 0.9}),
+    "balanced": OperatingPoint(threshold=0.6, metrics={"mcc": 0.8}),
+}
+SCRC = {
+    "policy_type": "scrc",
+    "scrc_params": {
+        "method": "auto",
+        "calibrator": {"name": "none", "state": {}},
+        "ensemble_weights": {},
+        "threshold": 0.4,
+        "operating_points": {name: point.model_dump() for name, point in POINTS.items()},
+        "risk_control": RISK | {"certified": False},
+        "candidates": [],
+        "before": {},
+        "after": {},
+        "ece_band": [0.01, 0.04],
+    },
+    "metrics": {},
+    "scores": SCORES.model_dump(),
+}
+
+
+def test_both_policies_know_the_threshold_for_balanced_labels():
+    threshold = POLICY.model_copy(update={"operating_points": POINTS | {"fpr": None}})
+    assert threshold.balanced_threshold == ScrcPolicy.model_validate(SCRC).balanced_threshold == 0.6
+
+
+def test_a_policy_without_a_balanced_point_is_our_own_bug():
+    broken = POLICY.model_copy(update={"operating_points": {"balanced": None}})
+    with pytest.raises(AssertionError, match="only the operating point fpr"):
+        broken.balanced_threshold  # noqa: B018
+
+
+def test_a_bundle_may_ship_either_policy():
+    shipped = BundleManifest.model_validate(BUNDLE | {"policy_type": "scrc", "policy": SCRC})
+    assert BundleManifest.model_validate_json(shipped.model_dump_json()) == shipped
+    assert isinstance(shipped.policy, ScrcPolicy)

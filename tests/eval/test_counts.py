@@ -11,17 +11,6 @@ def test_confusion_counts_of_a_worked_example():
     assert (counts.positives, counts.negatives, counts.total) == (3, 4, 7)
 
 
-def test_weights_count_rows_as_often_as_they_say():
-    rng = np.random.default_rng(0)
-    labels, decisions = rng.integers(0, 2, (2, 30))
-    weights = rng.integers(0, 4, (5, 30))
-    counts = confusion_counts(labels, decisions, weights.astype(float))
-    for resample, row in enumerate(weights):
-        plain = confusion_counts(np.repeat(labels, row), np.repeat(decisions, row))
-        for cell in ("tp", "tn", "fp", "fn"):
-            assert getattr(counts, cell)[resample] == getattr(plain, cell)
-
-
 def test_cuts_run_from_all_positive_to_none_and_keep_ties_together():
     cuts = all_cuts([0, 1, 0, 1, 1], [0.2, 0.5, 0.5, 1.0, -0.0])
     assert cuts.scores.tolist() == [0.0, 0.2, 0.5, 1.0]

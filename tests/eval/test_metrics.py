@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from streetvision.contracts.errors import DataError
 from streetvision.eval import metrics
-from streetvision.eval.counts import Counts, confusion_counts
+from streetvision.eval.counts import Counts
 from streetvision.eval.metrics import METRICS, Basis
 
 
@@ -117,11 +117,9 @@ def test_bins_hold_both_ends():
 
 @pytest.mark.parametrize("name", [name for name, m in METRICS.items() if m.basis is Basis.COUNTS])
 def test_count_metrics_take_arrays(name):
-    rng = np.random.default_rng(3)
-    labels, decisions = rng.integers(0, 2, (2, 25))
-    weights = rng.integers(0, 3, (4, 25)).astype(float)
-    together = METRICS[name].function(confusion_counts(labels, decisions, weights))
-    apart = [METRICS[name].function(confusion_counts(labels, decisions, row)) for row in weights]
+    cells = np.random.default_rng(3).integers(0, 9, (4, 5)).astype(float)
+    together = METRICS[name].function(Counts(*cells))
+    apart = [METRICS[name].function(Counts(*column)) for column in cells.T]
     assert together.tolist() == apart
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from streetvision.contracts.errors import DataError
 from streetvision.eval.metrics import METRICS
 from streetvision.eval.page import MEANINGS, QUESTIONS, render_report
+from streetvision.eval.report import selective_sentence
 
 EVIL = '<script>alert("1")</script>&\'.jpg'
 
@@ -170,6 +171,18 @@ def test_policies_stand_side_by_side_with_their_differences():
     rows[1]["differences"]["mcc"] = undefined
     assert "not defined" in Outline(render_report(sample(policies=rows), {})).text
     assert "another way to decide" not in Outline(render_report(sample(), {})).text
+
+
+def test_what_is_handed_to_a_person_is_told_where_a_risk_was_promised():
+    found = {"estimate": 0.032, "low": 0.0, "high": 0.09}
+    promised = {"risk": "fnr", "promise": f"FNR <= 0.05 {EVIL}", "certified": True, "answered": 133}
+    selective = promised | {"counts": sample()["counts"], "found": found}
+    page = render_report(sample(selective=selective), {})
+    assert "<script" not in page
+    text = Outline(page).text
+    assert f"When should a person decide?{selective_sentence(selective, 160)}" in text
+    assert "27 of 160 are handed to a person" in text
+    assert "When should a person decide?" not in Outline(render_report(sample(), {})).text
 
 
 def test_pictures_that_are_none_and_thumbnails_that_are_missing_are_errors():

@@ -39,6 +39,13 @@ def test_what_is_not_json_is_named(tmp_path, text):
         read_json(tmp_path / "x.json")
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match=r"cannot read .*missing\.json': No such file"):
+        read_json(tmp_path / "missing.json")
+    with pytest.raises(ArtifactError, match=r"cannot read .*Is a directory"):
+        read_json(tmp_path)
+
+
 def test_an_error_in_the_middle_leaves_neither_file_nor_temp(tmp_path):
     with pytest.raises(RuntimeError, match="boom"), open_atomic(tmp_path / "x.bin") as handle:
         handle.write(b"half")

@@ -1,3 +1,4 @@
+import fcntl
 import os
 import signal
 import subprocess
@@ -48,6 +49,24 @@ def test_it_can_be_taken_again_after_it_was_given_back(tmp_path):
     for _ in range(2):
         with run_lock(tmp_path / ".lock"):
             pass
+
+
+def test_a_holder_that_has_not_said_who_it_is_is_another_process(tmp_path):
+    path = tmp_path / ".lock"
+    with path.open("a+") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with (
+            pytest.raises(ArtifactError, match="in use by another process") as raised,
+            run_lock(path, option="out=DIR"),
+        ):
+            pass
+    assert raised.value.remedy.endswith("give a folder of its own: out=DIR")
+
+
+def test_a_folder_that_is_a_file_has_no_lock(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match=r"cannot write .*\.lock"), run_lock(tmp_path / "file" / ".lock"):
+        pass
 
 
 FORK = """

@@ -1,8 +1,14 @@
+import shutil
+import subprocess
+
 import pytest
 
+import streetvision
 from streetvision.contracts.errors import ArtifactError
 from streetvision.io.atomic import write_json_atomic
 from streetvision.io.manifests import code_sha256, create_step_manifest, git_sha, read_manifest, seal
+
+GIT = shutil.which("git")
 
 
 @pytest.fixture
@@ -47,3 +53,37 @@ def test_what_is_no_manifest_is_named(tmp_path, content):
     write_json_atomic(tmp_path / "manifest.json", content)
     with pytest.raises(ArtifactError, match=r"manifest\.json"):
         read_manifest(tmp_path / "manifest.json")
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    """A folder that the code seems to run from, in no checkout."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    monkeypatch.setattr(streetvision, "__file__", str(folder / "__init__.py"))
+    git_sha.cache_clear()
+    yield folder
+    git_sha.cache_clear()
+
+
+@pytest.mark.skipif(GIT is None, reason="needs git")
+def test_code_from_a_checkout_has_its_commit_and_a_sign_of_local_changes(code):
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "first"]):
+        subprocess.run([GIT, *words], cwd=code, check=True)
+    head = subprocess.run([GIT, "rev-parse", "HEAD"], cwd=code, check=True, capture_output=True, text=True)
+    commit = head.stdout.strip()
+    (code / "notes.txt").write_text("git does not know this file")
+    assert git_sha() == commit
+    git_sha.cache_clear()
+    (code / "__init__.py").write_text("changed = True")
+    assert git_sha() == f"{commit}+"
+
+
+def test_code_from_no_checkout_has_no_commit_with_git_or_without(code, monkeypatch):
+    assert git_sha() is None
+    git_sha.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    assert git_sha() is None

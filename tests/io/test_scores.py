@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from streetvision.contracts.errors import ArtifactError
-from streetvision.contracts.split_contracts import Split
-from streetvision.io.scores import Scores, load_scores, save_scores
+from streetvision.contracts.policies import FusionRef
+from streetvision.contracts.split_contracts import Row, Split
+from streetvision.io.scores import Scores, load_scores, rows_digest, save_scores
 from streetvision.io.tensors import save_tensors
 
 SCORES = Scores(
@@ -38,6 +39,21 @@ def test_the_reference_moves_with_one_logit():
     logits = SCORES.logits.clone()
     logits[0, 0] = torch.nextafter(logits[0, 0], torch.tensor(1.0))
     assert replace(SCORES, logits=logits).reference.sha256 != SCORES.reference.sha256
+
+
+def test_the_way_of_fusion_is_part_of_the_reference_and_comes_back(paths):
+    fused = replace(SCORES, fusion=FusionRef(description_sha256="d" * 64))
+    assert fused.reference.sha256 != SCORES.reference.sha256
+    save_scores(fused, **paths)
+    assert load_scores(**paths).fusion == fused.fusion
+
+
+def test_the_digest_of_rows_moves_with_content_label_and_order_and_not_with_the_name():
+    row = Row(path="a.jpg", label=1, sha256="0" * 64, width=4, height=3, brightness=0.5)
+    rows = (row, replace(row, label=0))
+    assert rows_digest(tuple(replace(one, path="b.jpg") for one in rows)) == rows_digest(rows)
+    for other in (rows[::-1], rows[:1], (row, row), (replace(row, sha256="1" * 64), rows[1])):
+        assert rows_digest(other) != rows_digest(rows)
 
 
 def test_tensors_of_another_run_are_refused(paths):

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from streetvision.contracts.errors import ArtifactError
-from streetvision.io.tensors import check_keys, load_into, load_state, load_tensor, save_tensors
+from streetvision.io.tensors import check_keys, load_checkpoint, load_into, load_state, load_tensor, save_tensors
 
 
 def test_equal_tensors_give_equal_bytes_whatever_the_name(tmp_path):
@@ -65,6 +65,45 @@ def test_a_tensor_is_not_a_state_and_a_state_is_not_a_tensor(tmp_path):
         load_state(tmp_path / "t.pt")
     with pytest.raises(ArtifactError, match="one tensor"):
         load_tensor(tmp_path / "s.pt")
+
+
+def test_a_checkpoint_holds_plain_values_beside_tensors(tmp_path):
+    torch.save({"epoch": 3, "state": {"a": torch.ones(2)}}, tmp_path / "x.ckpt")
+    found = load_checkpoint(tmp_path / "x.ckpt")
+    assert found["epoch"] == 3
+    assert torch.equal(found["state"]["a"], torch.ones(2))
+    with pytest.raises(ArtifactError, match="state dict"):
+        load_state(tmp_path / "x.ckpt")
+    save_tensors(tmp_path / "t.pt", torch.ones(2))
+    with pytest.raises(ArtifactError, match="should hold a checkpoint and holds a Tensor"):
+        load_checkpoint(tmp_path / "t.pt")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    for name in ("x.pth", "x.safetensors"):
+        with pytest.raises(ArtifactError, match=rf"cannot read .*{name}"):
+            load_state(tmp_path / name)
+
+
+def test_an_error_that_is_not_of_the_disk_stays_what_it_is_and_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("this tensor has no storage")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(RuntimeError, match="has no storage"):
+        save_tensors(tmp_path / "x.pth", torch.ones(2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_many_keys_the_first_five_are_named():
+    with pytest.raises(ArtifactError, match="missing k0, k1, k2, k3, k4 and 2 more\n"):
+        check_keys([f"k{i}" for i in range(7)], [], source="w.pth")
+
+
+def test_weights_that_fit_are_those_of_the_module(tmp_path):
+    module, other = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    load_into(module, other.state_dict(), source="w.pth")
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in module.state_dict().items())
 
 
 def test_keys_that_do_not_match_are_named():

@@ -10,15 +10,33 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streetvision.bundle.format import read_bundle
+from streetvision.bundle.format import read_bundle, write_bundle
 from streetvision.contracts.errors import ArtifactError
+from streetvision.contracts.policies import ScrcPolicy
+from streetvision.io.atomic import sha256_file, write_json_atomic
 from streetvision.io.validators import BundleValidator, PolicyValidator
 from tests.conftest import reseal
+from tests.contracts.test_policies import SCRC
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory):
+    """A bundle whose chain closes; what its files hold is no matter to those who check their seals."""
+    made, folder = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("sealed") / "export"
+    (made / "model.pth").write_bytes(bytes(range(256)))
+    (made / "model_config.json").write_text("{}")
+    policy = SCRC | {"scores": SCRC["scores"] | {"model_sha256": sha256_file(made / "model.pth")}}
+    write_json_atomic(made / "scrc_params.json", policy)
+    files = {path.name: path for path in made.iterdir()}
+    described = {"class_names": ("none", "roadwork"), "data_fingerprint": "f" * 64}
+    write_bundle(folder, files, policy=ScrcPolicy.model_validate(policy), **described)
+    (folder / "manifest.json").write_text("{}")
+    return folder
 
 
 @pytest.fixture
-def export(finished_run, tmp_path):
-    folder = shutil.copytree(finished_run / "export", tmp_path / "export")
+def export(sealed, tmp_path):
+    folder = shutil.copytree(sealed, tmp_path / "export")
     BundleValidator().validate(folder)
     return folder
 
@@ -67,10 +85,10 @@ MUTATIONS = [change_a_byte, take_a_file, rename_in_the_contents]
 
 @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_any_mutation_is_refused_by_its_name(finished_run, tmp_path, data):
+def test_any_mutation_is_refused_by_its_name(sealed, tmp_path, data):
     shutil.rmtree(tmp_path)
     folder = tmp_path / "export"
-    shutil.copytree(finished_run / "export", folder, ignore=shutil.ignore_patterns("manifest.json"))
+    shutil.copytree(sealed, folder, ignore=shutil.ignore_patterns("manifest.json"))
     name = data.draw(st.sampled_from(MUTATIONS))(folder, data)
     with pytest.raises(ArtifactError, match=name):
         read_bundle(folder)
@@ -114,6 +132,26 @@ def test_a_link_is_no_file(export, tmp_path):
         BundleValidator().validate(export)
 
 
+def test_contents_that_are_a_link_are_not_read(export, tmp_path):
+    (export / "bundle.json").rename(tmp_path / "bundle.json")
+    (export / "bundle.json").symlink_to(tmp_path / "bundle.json")
+    with pytest.raises(ArtifactError, match=r"bundle\.json' is no file of at most \d+ bytes"):
+        BundleValidator().validate(export)
+
+
+def test_contents_that_are_too_long_are_not_read(export, monkeypatch):
+    monkeypatch.setattr("streetvision.io.validators.MAX_MANIFEST_BYTES", (export / "bundle.json").stat().st_size - 1)
+    with pytest.raises(ArtifactError, match=r"bundle\.json' is no file of at most \d+ bytes"):
+        BundleValidator().validate(export)
+
+
+@pytest.mark.parametrize("content", [bytes(256), b"short"])
+def test_a_file_that_is_not_the_sealed_one_is_named(export, content):
+    (export / "model.pth").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"'model\.pth' in bundle .* is not the file that was sealed"):
+        BundleValidator().validate(export)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -145,8 +183,8 @@ def test_a_field_that_is_wrong_is_named(export, change, message):
         (lambda p: p["scores"].update(sha256="short"), "sha256"),
     ],
 )
-def test_a_policy_names_file_and_field(finished_run, tmp_path, change, field):
-    path = shutil.copy(finished_run / "phase5_scrc" / "scrc_params.json", tmp_path / "scrc_params.json")
+def test_a_policy_names_file_and_field(sealed, tmp_path, change, field):
+    path = shutil.copy(sealed / "scrc_params.json", tmp_path / "scrc_params.json")
     PolicyValidator().validate(path)
     edit(path, change)
     with pytest.raises(ArtifactError, match=rf"scrc_params\.json.*({field})"):

@@ -76,18 +76,12 @@ class Cuts:
         return self.counts(np.searchsorted(self.scores, thresholds, side="left"))
 
 
-def confusion_counts(labels: ArrayLike, decisions: ArrayLike, weights: FloatArray | None = None) -> Counts:
-    """Count the four outcomes of labels (N,) against decisions (N,), both 0 or 1.
-
-    `weights` (..., N) says how often each row counts, for example one row of weights for each resample;
-    the counts then have the shape (...,).
-    """
+def confusion_counts(labels: ArrayLike, decisions: ArrayLike) -> Counts:
+    """Count the four outcomes of labels (N,) against decisions (N,), both 0 or 1."""
     truth = np.asarray(labels) == 1
     decided = np.asarray(decisions) == 1
     cells = [truth & decided, ~truth & ~decided, ~truth & decided, truth & ~decided]
-    if weights is None:
-        return Counts(*(int(np.count_nonzero(cell)) for cell in cells))
-    return Counts(*(weights @ cell.astype(np.float64) for cell in cells))
+    return Counts(*(int(np.count_nonzero(cell)) for cell in cells))
 
 
 def all_cuts(labels: ArrayLike, probabilities: ArrayLike) -> Cuts:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
-from yaml import YAMLError, safe_load
+from yaml import safe_load
 
 from streetvision.contracts.errors import ConfigError
 
@@ -17,8 +17,9 @@ def read_yaml(path: Path) -> object:
         return safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+    except Exception as error:  # of a value in the wrong form, such as the date 2026-13-45, YAML raises nearly any type
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{str(path)!r} is not YAML: {reason}") from error
 
 
 def read_declared(path: Path, kind: type[Model], *, remedy: str) -> Model:

@@ -13,6 +13,7 @@ from streetvision.io.atomic import open_atomic
 
 SHOWN_KEYS = 5
 CHECK_PAIR = "check that model and weights belong together"
+"""What to do about weights that do not fit."""
 
 
 def save_tensors(path: Path, value: Tensor | Mapping[str, Tensor]) -> None:
@@ -58,9 +59,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
     wrong = [k for k, v in expected.items() if v.shape != state[k].shape]
     if wrong:
         shapes = (f"{k} {tuple(state[k].shape)}, expected {tuple(expected[k].shape)}" for k in wrong)
-        raise ArtifactError(
-            f"{source} does not fit: {_some(list(shapes))}", "check that model and weights belong together"
-        )
+        raise ArtifactError(f"{source} does not fit: {_some(list(shapes))}", CHECK_PAIR)
     module.load_state_dict(dict(state), strict=True)
 
 
@@ -73,9 +72,7 @@ def check_keys(expected: Iterable[str], found: Iterable[str], *, source: str) ->
     if unexpected := sorted(given - wanted):
         parts.append(f"unexpected {_some(unexpected)}")
     if parts:
-        raise ArtifactError(
-            f"{source} does not fit: {'; '.join(parts)}", "check that model and weights belong together"
-        )
+        raise ArtifactError(f"{source} does not fit: {'; '.join(parts)}", CHECK_PAIR)
 
 
 def _load(path: Path) -> object:
