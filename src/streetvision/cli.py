@@ -29,12 +29,14 @@ BundlePath = Annotated[Path, typer.Option("--bundle", help="A bundle's folder or
 def demo(overrides: Overrides = None) -> None:
     """Run every phase on procedural scenes, then judge the bundle and write the report."""
     import platform
+    from importlib import resources
 
     from streetvision.pipeline.inspection import describe_device
 
     console = open_console()
     console.line("environment", f"{sys.prefix}  (python {platform.python_version()}, {describe_device()})")
-    schema = _train(["run_dir=outputs/demo", *(overrides or [])], None, console)
+    packaged = Path(str(resources.files("streetvision"))) / "configs" / "demo.yaml"
+    schema = _train(["run_dir=outputs/demo", *(overrides or [])], packaged, console)
     _evaluate(schema, console)
     _check_collapse(schema, console)
 

@@ -1,6 +1,6 @@
 """Kill a run at random moments, resume it, and compare its bundle with that of a run that nobody disturbed.
 
-A run is the demo on tiny data: scenes drawn by worker processes, every phase with one loader process, the evaluation.
+A run is the demo on tiny data: scenes drawn by worker processes, all six phases with one loader, the evaluation.
 The processes are forked from one that has the libraries loaded, because loading them takes longer than the run.
 
     python -m tests.robustness.chaos --runs 100
@@ -23,6 +23,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.io.atomic import TEMP_SUFFIX, read_json, sha256_file, sha256_json
 
 TINY_RUN = [
+    "pipeline.phases=[phase4a_explora,phase1,phase2,phase4c_cvfm,phase5,phase6]",
     "scenes.count=80",
     "scenes.width=96",
     "scenes.height=72",
@@ -33,7 +34,14 @@ TINY_RUN = [
     "model.backbone.depth=1",
     "model.backbone.heads=2",
     "model.backbone.image_size=64",
+    "phase4a.epochs=1",
+    "phase4a.batch_size=16",
+    "phase4a.unfreeze_blocks=0",
+    "phase4a.rank=4",
     "training.epochs=2",
+    "phase4c.views.rows=1",
+    "phase4c.views.columns=2",
+    "phase4c.epochs=2",
     "phase5.folds=2",
     "phase6.compression=true",
 ]

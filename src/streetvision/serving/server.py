@@ -131,7 +131,7 @@ UPLOAD_SCHEMA = {
                 "schema": {"type": "object", "properties": {FIELD: {"type": "string", "format": "byte"}}}
             },
         },
-    }
+    },
 }
 REFUSALS = {
     401: "the API key is missing or wrong",
