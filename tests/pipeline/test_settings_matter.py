@@ -42,6 +42,7 @@ SHOWN_BY = {
     "training.hardware.strategy": "training/test_trainer.py::test_what_lightning_does_is_what_was_asked",
     "training.hardware.channels_last": "training/test_hardware.py::test_images_come_channels_last_when_asked",
     "training.hardware.tf32": "training/test_hardware.py::test_memory_is_laid_out_as_asked",
+    "phase4a.views.partner": "pipeline/test_explora.py::test_partners_from_groups_need_groups",
     "phase4a.views": "training/test_explora.py::test_two_views_are_drawn_apart_and_every_setting_shows",
     "phase4a.accumulate": "training/test_explora.py::test_accumulation_is_another_step",
     "phase4a.at_once": "training/test_explora.py::test_the_cache_gives_the_same_gradient",
