@@ -1,3 +1,4 @@
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,12 @@ def test_who_asks_for_phase_4c_alone_gets_the_fusion_that_learns(tmp_path):
     assert compose_config([FUSE, "phase4c.mode=multiview_mean"]).phase4c.mode == "multiview_mean"
     assert compose_config([FUSE, "phase4c.epochs=3"]).phase4c == packaged.model_copy(update={"epochs": 3})
     assert compose_config([]).phase4c.mode == "single_view"
+
+
+def test_the_demo_is_the_whole_runtime_order():
+    demo = compose_config([], file=Path(str(resources.files("streetvision"))) / "configs" / "demo.yaml")
+    assert demo.pipeline.phases == ("phase4a_explora", "phase1", "phase2", "phase4c_cvfm", "phase5", "phase6")
+    assert demo.phase4c.mode == "cvfm_trained"
 
 
 def test_scenes_are_not_drawn_where_there_is_data():
