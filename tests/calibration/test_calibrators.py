@@ -167,11 +167,14 @@ def test_an_ensemble_whose_weights_do_not_sum_to_one_is_refused():
             restore_calibrator(CalibratorState(name="ensemble", state=damaged))
 
 
-def test_the_temperature_is_where_a_slow_search_finds_the_lowest_nll():
+def test_the_temperature_is_where_a_slow_search_finds_the_lowest_cross_entropy():
+    """Towards Platt's targets: (N1 + 1) / (N1 + 2) for class 1, 1 / (N0 + 2) for class 0."""
     logits, labels = draw(400, temperature=2.0, seed=3)
     margin = (logits[:, 1] - logits[:, 0]).astype(np.float64)
+    ones = labels.sum()
+    target = np.where(labels == 1, (ones + 1) / (ones + 2), 1 / (len(labels) - ones + 2))
     grid = np.exp(np.linspace(-3, 3, 20_001))
-    slow = grid[np.argmin([np.mean(np.logaddexp(0, -(2 * labels - 1) * margin / t)) for t in grid])]
+    slow = grid[np.argmin([np.mean(np.logaddexp(0, margin / t) - target * margin / t) for t in grid])]
     assert make_calibrator("temperature").fit(logits, labels).state()["temperature"] == pytest.approx(slow, rel=1e-3)
 
 
