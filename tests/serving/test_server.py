@@ -3,17 +3,15 @@
 import asyncio
 import base64
 import io
-import os
 import threading
 
 import httpx
 import pytest
-import torch
 from PIL import Image
 
 from streetvision import load_bundle
 from streetvision.contracts.errors import ConfigError
-from streetvision.pipeline.serve import is_loopback, model_threads, serving_config
+from streetvision.pipeline.serve import is_loopback, serving_config
 from streetvision.serving.server import ServingConfig, create_app
 
 
@@ -225,13 +223,3 @@ def test_limits_are_settings_and_the_key_is_none_of_them():
         serving_config(["max_flight=7"], api_key=None)
     with pytest.raises(ConfigError, match="environment"):
         serving_config(["api_key=secret"], api_key=None)
-
-
-@pytest.mark.parametrize(
-    ("cores", "torchs", "given", "expected"),
-    [(8, 8, None, 7), (2, 2, None, 1), (1, 1, None, 1), (8, 2, None, 2), (2, 2, 5, 5)],
-)
-def test_a_core_is_left_to_reading_and_decoding(cores, torchs, given, expected, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: torchs)
-    assert model_threads(ServingConfig(model_threads=given)) == expected

@@ -23,20 +23,11 @@ def serve_bundle(bundle: Path, overrides: Sequence[str], *, host: str, port: int
             f"{host!r} can be reached by others, and there is no API key",
             f"set {KEY_VARIABLE} in the environment, or serve on 127.0.0.1",
         )
-    import torch
     import uvicorn
 
-    torch.set_num_threads(model_threads(config))
     app = create_app(load_bundle(bundle), config)
     console.line("serving", f"http://{host}:{port}/  (at most {config.max_in_flight} requests in flight)")
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
-
-
-def model_threads(config: ServingConfig) -> int:
-    """Threads of a forward pass: as given, or torch's own choice with one core left to reading and decoding."""
-    import torch
-
-    return config.model_threads or min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) - 1))
 
 
 def is_loopback(host: str) -> bool:

@@ -42,8 +42,6 @@ class ServingConfig(BaseModel):
     """For reading a body, and again for answering it."""
     decoders: int = Field(default=2, ge=1)
     """Threads that decode."""
-    model_threads: int | None = Field(default=None, ge=1)
-    """Threads of a forward pass; None: all cores but one. Threads that wait for each other want cores of their own."""
     api_key: str | None = Field(default=None, min_length=1)
     """What clients must send as X-API-Key; None asks for none."""
 
