@@ -7,6 +7,7 @@ from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Silent
 from streetvision.data.datamodule import FeatureBatches
 from streetvision.training.config import HardwareConfig, TrainingConfig
+from streetvision.training.supervised import SupervisedModule
 from streetvision.training.trainer import Following, fit, seed_all
 
 
@@ -201,6 +202,14 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, steps, accumulate
         assert torch.equal(value, resumed.best[name])
     _, other = run(config, model=net(), **{**place, "key": "another"})
     assert other.resumed_at is None
+
+
+def test_sums_of_a_checkpoint_lie_on_the_cpu_and_those_of_the_epoch_where_the_model_is():
+    """On a GPU; a meta device stands for it here."""
+    module = SupervisedModule(torch.nn.Linear(4, 2), TrainingConfig(), loss=torch.nn.CrossEntropyLoss())
+    module.sums["train"] = torch.ones(2)
+    module._add("train", torch.ones(2, device="meta"))
+    assert module.sums["train"].device.type == "meta"
 
 
 def test_a_damaged_checkpoint_is_left_aside(tmp_path):

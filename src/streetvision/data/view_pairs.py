@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
+from streetvision.data.blur import RandomBlur
 from streetvision.data.colour import ColourJitter
 from streetvision.data.datamodule import ImageDataset
 
@@ -54,10 +55,8 @@ class TwoViews(nn.Module):
         steps += [v2.RandomGrayscale(config.grey_probability)] if config.grey_probability else []
         if config.blur:
             # The kernel is a tenth of the side, as in the paper; sigma shrinks with it.
-            scale = image_size / 224
-            sigma = [bound * scale for bound in BLUR_SIGMA]
-            kernel = 2 * max(1, round(image_size / 20)) + 1
-            steps += [v2.RandomApply([v2.GaussianBlur(kernel, sigma)], p=BLURRED)]
+            least, most = (bound * image_size / 224 for bound in BLUR_SIGMA)
+            steps += [v2.RandomApply([RandomBlur(max(1, round(image_size / 20)), (least, most))], p=BLURRED)]
         self.draw = v2.Compose(steps)
 
     def forward(self, image: Tensor, other: Tensor | None = None) -> Tensor:

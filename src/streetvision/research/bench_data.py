@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row
@@ -15,6 +16,7 @@ from streetvision.data.cache import ImageCache
 from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader
 from streetvision.data.decode import DEFAULT_LIMITS, read_image
 from streetvision.data.scenes import SceneConfig, write_scenes
+from streetvision.data.view_pairs import PairConfig, TwoViews
 from streetvision.io.atomic import sha256_file
 from streetvision.research.figures import Figure, in_turn
 
@@ -47,7 +49,7 @@ def bench_data(progress: Progress) -> list[Figure]:
         ):
             seconds = in_turn(_walk(ours), beside)
             figures.append(Figure(f"{label}, {IMAGES} images", seconds[0], beside_label, seconds[1]))
-    return figures
+        return [*figures, _views(read_image(cache.path(rows[0], root=folder)))]
 
 
 def photographs(folder: Path, progress: Progress, *, count: int) -> list[Path]:
@@ -102,6 +104,23 @@ def _decoder(rows: list[Row], root: Path, cache: ImageCache) -> Callable[[], Non
             transform(read_image(path))
 
     return walk
+
+
+def _views(image: Tensor) -> Figure:
+    """Two views of a small copy for learning without labels, beside torchvision's own steps, ten times over."""
+    from torchvision.transforms import v2
+
+    ours = TwoViews(PairConfig(), image_size=IMAGE_SIZE)
+    steps = [
+        v2.RandomResizedCrop(IMAGE_SIZE, scale=(0.2, 1.0), antialias=True),
+        v2.RandomHorizontalFlip(),
+        v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+        v2.RandomGrayscale(0.2),
+        v2.RandomApply([v2.GaussianBlur(2 * round(IMAGE_SIZE / 20) + 1, (0.1, 2.0))], p=0.5),
+    ]
+    theirs = v2.Compose(steps)
+    seconds = in_turn(lambda: [ours(image) for _ in range(10)], lambda: [theirs(image) for _ in range(20)])
+    return Figure("two views, ten times", seconds[0], "the same steps of torchvision", seconds[1])
 
 
 def _walk(batches: Iterable[object]) -> Callable[[], None]:

@@ -10,6 +10,7 @@ from streetvision.models.fused import VIEWS_AT_ONCE
 from streetvision.models.module import Classifier, ModelConfig, load_classifier
 from streetvision.models.multi_view import over_views
 from streetvision.research.figures import Figure, in_turn
+from streetvision.training.hardware import pick_device
 
 IMAGES, VIEWS = 16, 10
 TOLERANCE = 1e-5
@@ -19,8 +20,10 @@ REPEATS = 3
 def bench_views(_: Progress) -> list[Figure]:
     """Ten views of a batch in one call; and what one view costs among ten and among twenty."""
     backbone = BackboneConfig(source="embedded", name="dinov3_scenes")
-    classifier = load_classifier(ModelConfig(backbone=backbone, pooling="cls_mean")).eval()
-    few, many = (_some(views, classifier.description.image_size) for views in (VIEWS, 2 * VIEWS))
+    device = pick_device()
+    torch.backends.cudnn.allow_tf32 = False  # whose rounding differs with the size of a batch
+    classifier = load_classifier(ModelConfig(backbone=backbone, pooling="cls_mean")).eval().to(device)
+    few, many = (_some(views, classifier.description.image_size).to(device) for views in (VIEWS, 2 * VIEWS))
     with torch.inference_mode():
         furthest = float((together(classifier, few) - one_view_at_a_time(classifier, few)).abs().max())
         if furthest > TOLERANCE:
@@ -44,18 +47,18 @@ def bench_views(_: Progress) -> list[Figure]:
 
 def together(classifier: Classifier, pixels: Tensor) -> Tensor:
     """Features (B, V, P) of all views (B, V, 3, S, S), as many through the backbone at once as a bundle takes."""
-    mask = torch.ones(pixels.shape[:2], dtype=torch.bool)
-    return over_views(classifier.embed, pixels, mask, at_once=VIEWS_AT_ONCE)
+    mask = torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device)
+    return over_views(classifier.embed, pixels, mask, at_once=VIEWS_AT_ONCE).cpu()
 
 
 def one_view_at_a_time(classifier: Classifier, pixels: Tensor) -> Tensor:
     """The same, by a call for each view of the batch."""
-    return torch.stack([classifier.embed(view) for view in pixels.unbind(dim=1)], dim=1)
+    return torch.stack([classifier.embed(view) for view in pixels.unbind(dim=1)], dim=1).cpu()
 
 
 def one_image_at_a_time(classifier: Classifier, pixels: Tensor) -> Tensor:
     """The same, by a call for each view of each image."""
-    return torch.stack([torch.cat([classifier.embed(view[None]) for view in image]) for image in pixels])
+    return torch.stack([torch.cat([classifier.embed(view[None]) for view in image]) for image in pixels]).cpu()
 
 
 def _some(views: int, size: int) -> Tensor:

@@ -61,6 +61,13 @@ def bench_inference(progress: Progress) -> list[Figure]:
     return bench_inference.bench_inference(progress)
 
 
+def bench_gpu(progress: Progress) -> list[Figure]:
+    """Steps of a ViT-L/16 on a CUDA device, against plain fp32 and against the device's own pace."""
+    from streetvision.research import bench_gpu
+
+    return bench_gpu.bench_gpu(progress)
+
+
 def bench_views(progress: Progress) -> list[Figure]:
     """Many views of an image in one call, against a loop over the views."""
     from streetvision.research import bench_views
@@ -87,6 +94,7 @@ def bench_reward(_: Progress) -> list[Figure]:
 SECTIONS: Mapping[str, Callable[[Progress], list[Figure]]] = {
     "calibration": bench_calibration,
     "data": bench_data,
+    "gpu": bench_gpu,
     "inference": bench_inference,
     "reward": bench_reward,
     "startup": bench_startup,

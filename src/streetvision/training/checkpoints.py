@@ -46,7 +46,7 @@ class Checkpoints(Callback):
         """Draw on as if there had been no interruption."""
         if self._random:
             torch.set_rng_state(self._random[0])
-            if torch.cuda.is_available():
+            if torch.cuda.is_available() and len(self._random) > 1:  # one written on a CPU has no state of a GPU
                 torch.cuda.set_rng_state(self._random[1])
             self._random = []
 

@@ -115,7 +115,8 @@ class LearningModule(LightningModule):
         return ", ".join(names[:NAMED_FILES]) + (f" and {len(names) - NAMED_FILES} more" * (len(names) > NAMED_FILES))
 
     def _add(self, name: str, value: Tensor) -> None:
-        self._sums[name] = self._sums[name] + value if name in self._sums else value
+        before = self._sums.get(name)  # on the CPU where a checkpoint recorded it
+        self._sums[name] = value if before is None else before.to(value.device) + value
 
     def _reduced(self, name: str) -> list[float]:
         total = self.trainer.strategy.reduce(self._sums.pop(name), reduce_op="sum")
