@@ -193,15 +193,14 @@ def doctor() -> None:
 
 
 def bench(
-    section: Annotated[
-        str, typer.Argument(help="calibration, data, inference, reward, startup, statistics, training or views")
-    ],
+    section: Annotated[str, typer.Argument(help="data, training, inference ...: any other name lists them all.")],
+    page: Annotated[Path | None, typer.Option("--page", help="A Markdown page to write the table into.")] = None,
 ) -> None:
     """Measure this installation against a floor or a peer, in the same run."""
     from streetvision.research.benchmark import run_benchmarks
 
     console = open_console()
-    for figure in run_benchmarks(section, console):
+    for figure in run_benchmarks(section, console, page):
         console.line(section, f"{figure.name}: {figure.value:.3f} {figure.unit}")
         console.line("", f"{figure.beside}: {figure.beside_value:.3f} {figure.unit}; ratio {figure.ratio:.3f}")
 

@@ -106,6 +106,19 @@ def test_no_more_neighbours_are_asked_than_wanted(adapted, scenes, tmp_path, com
     assert few["knn_mcc"] != many["knn_mcc"]
 
 
+def test_another_seed_draws_other_weights(scenes, tmp_path, command):
+    digests = []
+    for name, seed in (("one", 5), ("again", 5), ("other", 6)):
+        schema = ArtifactSchema(tmp_path / name)
+        phases = "pipeline.phases=[phase4a_explora]"
+        code, _, err = command(
+            "train", f"data.root={scenes}", f"run_dir={schema.root}", *SHORT, phases, f"phase4a.seed={seed}"
+        )
+        assert code == 0, err
+        digests.append(sha256_file(schema.explora_checkpoint))
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_small_copies_are_what_is_adapted_on(scenes, tmp_path, command):
     schema = ArtifactSchema(tmp_path / "run")
     small = ["loader.cache_pixels=48", "pipeline.phases=[phase4a_explora]"]

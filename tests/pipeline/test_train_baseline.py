@@ -90,10 +90,13 @@ def test_the_gate_leaves_its_verdict_and_a_harmful_policy_is_left_out(phase1, mo
     admitted = read_json(schema.augmentation_gate)
     assert admitted["verdict"] == "admitted"
     assert admitted["interval"][0] <= admitted["mcc_difference"] <= admitted["interval"][1]
-    assert admitted["policy"]["colour_jitter"] == 0.5
+    assert (admitted["policy"]["colour_jitter"], admitted["tolerance"]) == (0.5, 1)
     assert "phase1/augmentation_gate.json" in read_json(schema.manifest("phase1"))["outputs"]
 
+    runs = []
+
     def biased(context, run, policy):
+        runs.append(run)
         labels = [row.label for row in context.rows(policy_gate.Split.VAL_SELECT)]
         wrong = policy != policy_gate.PLAIN
         return policy_gate.np.array([label != wrong for label in labels], dtype="float32")
@@ -102,6 +105,7 @@ def test_the_gate_leaves_its_verdict_and_a_harmful_policy_is_left_out(phase1, mo
     code, out, rejected = phase1(*full, *gate, name="rejected")
     assert read_json(rejected.augmentation_gate)["verdict"] == "rejected"
     assert "the augmentation costs 2.000 of VAL_SELECT MCC" in out
+    assert runs == [0, 0]
     plain = ["augmentation.crop_scale=[1,1]", "augmentation.flip_probability=0", "augmentation.colour_jitter=0"]
     without = phase1(*full, *plain, name="plain")[2]
     assert rejected.model_last.read_bytes() == without.model_last.read_bytes()

@@ -26,7 +26,7 @@ def test_peers_that_disagree_are_not_timed(monkeypatch):
 
 
 def test_the_sweep_of_the_peer_finds_the_same_optimum():
-    labels, logits = bench_statistics._scored(500)
+    labels, logits = bench_statistics.scored_rows(500)
     threshold = bench_statistics._peer_sweep(labels, logits)
     ours, best, _ = bench_statistics.select_threshold_max_mcc(logits, labels)
     decisions = [1 / (1 + np.exp(-logits[:, 1].astype(float))) >= cut for cut in (threshold, ours)]

@@ -7,7 +7,7 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.eval.metrics import all_metrics
 from streetvision.io.predictions import Answers
 from streetvision.research.ablation import Arm, Pair
-from streetvision.research.ablation_page import as_csv, as_markdown, put_into_page, summary_lines
+from streetvision.research.ablation_page import as_csv, as_markdown, summary_lines
 from streetvision.research.comparison import Comparison, Met, Shown, compare
 
 PAIR = Pair(name="thing", b=Arm(settings=("x=1",)), expected={"mcc": "+6 to 8 %"})
@@ -99,13 +99,3 @@ def test_the_table_tells_what_was_measured_and_what_was_not():
     told = dict(enumerate(summary_lines(rows)))
     assert told[0][1].startswith("scenes: MCC +")
     assert told[1] == ("thing", "other: nothing was measured")
-
-
-def test_a_page_gets_the_table_between_its_marks_and_keeps_the_rest(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- ablate t -->\nold\n<!-- end -->\nafter\n")
-    put_into_page(page, "t", "new")
-    put_into_page(page, "t", "newer")
-    assert page.read_text() == "before\n<!-- ablate t -->\n\nnewer\n<!-- end -->\nafter\n"
-    with pytest.raises(ConfigError, match="no place"):
-        put_into_page(page, "u", "new")

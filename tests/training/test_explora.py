@@ -60,7 +60,7 @@ def trained(rows, settings, **following):
     )
     batches = loader(rows[:32], pairs, settings.batch_size, shuffle=True, parts=settings.accumulate)
     seed_all(1)
-    train_module(module, batches, None, epochs=watch, following=Following(Silent(), **following))
+    watch.resumed_at = train_module(module, batches, None, epochs=watch, following=Following(Silent(), **following))
     return module, watch
 
 
@@ -163,7 +163,9 @@ def test_every_setting_changes_what_is_learnt(rows, monkeypatch, changes, beside
     assert any(not torch.equal(value, backbones[1].get(name, value[..., :0])) for name, value in backbones[0].items())
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(rows, tmp_path):
+@pytest.mark.parametrize(("looks", "step"), [(1, 1), (2, 3)])
+def test_an_interrupted_run_goes_on_to_the_same_weights(rows, tmp_path, looks, step):
+    """Stopped at the end of an epoch of two steps: the checkpoint of its first one counts."""
     settings = config(epochs=2, method="byol", checkpoint_steps=1)
     undisturbed, whole = trained(rows, settings)
 
@@ -173,7 +175,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(rows, tmp_path):
     looked = Watch.look
 
     def interrupted(self, module):
-        if len(self.history) == 2:
+        if len(self.history) == looks:
             raise StopError
         return looked(self, module)
 
@@ -182,6 +184,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(rows, tmp_path):
         with pytest.raises(StopError):
             trained(rows, settings, checkpoint=tmp_path / "c.ckpt", key="k")
     module, watch = trained(rows, settings, checkpoint=tmp_path / "c.ckpt", key="k")
+    assert watch.resumed_at == step
     for name, value in learnt(undisturbed).items():
         assert torch.equal(learnt(module)[name], value), name
     drop = lambda history: [{k: v for k, v in row.items() if k != "seconds"} for row in history[1:]]  # noqa: E731

@@ -2,13 +2,14 @@ import pytest
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.training.config import TrainingConfig
+from streetvision.training.explora_config import ExPLoRAConfig
 from streetvision.training.follow import sinks
 
 ROWS = [{"epoch": epoch, "train_loss": 1.0 / epoch, "val_select_mcc": 0.1 * epoch} for epoch in (1, 2, 3)]
 
 
-def follow(folder, **settings):
-    with sinks(folder, TrainingConfig(**settings)) as opened:
+def follow(folder, kind=TrainingConfig, **settings):
+    with sinks(folder, kind(**settings)) as opened:
         for row in ROWS:
             for sink in opened:
                 sink(row)
@@ -33,9 +34,10 @@ def test_mlflow_writes_to_its_file_store_offline(tmp_path):
     assert [(metric.step, metric.value) for metric in history] == [(row["epoch"], row["train_loss"]) for row in ROWS]
 
 
-def test_wandb_writes_a_file_to_sync_later(tmp_path):
+@pytest.mark.parametrize("kind", [TrainingConfig, ExPLoRAConfig])
+def test_wandb_writes_a_file_to_sync_later(tmp_path, kind):
     pytest.importorskip("wandb")
-    follow(tmp_path / "logs", tracker="wandb")
+    follow(tmp_path / "logs", kind, tracker="wandb")
     (file,) = (tmp_path / "logs").glob("wandb/offline-run-*/run-*.wandb")
     assert file.stat().st_size > 0
 
@@ -47,10 +49,11 @@ def test_a_tracker_that_is_not_installed_says_what_to_install(tmp_path, monkeypa
     assert "wandb" in caught.value.what
 
 
-def test_online_goes_where_the_environment_points(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [TrainingConfig, ExPLoRAConfig])
+def test_online_goes_where_the_environment_points(tmp_path, monkeypatch, kind):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "server").as_uri())
-    follow(tmp_path / "logs", tracker="mlflow", tracker_offline=False)
+    follow(tmp_path / "logs", kind, tracker="mlflow", tracker_offline=False)
     assert not (tmp_path / "logs" / "mlflow").exists()
     client = mlflow.MlflowClient((tmp_path / "server").as_uri())
     assert client.get_experiment_by_name("streetvision")

@@ -18,8 +18,9 @@ from streetvision.pipeline.console import Console
 from streetvision.pipeline.ledger import looks_so_far
 from streetvision.pipeline.workers import in_processes, last_words, usual_jobs
 from streetvision.research.ablation import AblationTable, Arm, Pair, read_table
-from streetvision.research.ablation_page import as_csv, as_markdown, put_into_page, summary_lines
+from streetvision.research.ablation_page import as_csv, as_markdown, summary_lines
 from streetvision.research.comparison import Comparison, Met, Row, Shown, compare
+from streetvision.research.pages import around_place, put_into_page
 
 ONE_PROCESS = ("loader.workers=0",)
 """Beneath the settings of every arm: it shares the cores with others."""
@@ -55,6 +56,8 @@ def launch_ablation(request: Request, console: Console) -> bool:
     Raises ConfigError before anything runs for a table or for settings that cannot be.
     """
     table = _asked(request)
+    if request.page is not None:
+        around_place(request.page, _mark(request))
     request.out.mkdir(parents=True, exist_ok=True)
     with run_lock(request.out / ".lock"):
         wanted = dict.fromkeys(name for _, name in table.comparisons)
@@ -208,4 +211,8 @@ def _write(
     table = as_markdown(rows, how, looks)
     write_text_atomic(request.out / "ablation.md", table)
     if request.page is not None:
-        put_into_page(request.page, Path(request.table).stem, table)
+        put_into_page(request.page, _mark(request), table)
+
+
+def _mark(request: Request) -> str:
+    return f"ablate {Path(request.table).stem}"

@@ -1,12 +1,10 @@
-"""The table of an ablation: Markdown for people, CSV for others, and its place in a page of the documentation."""
+"""The table of an ablation: Markdown for people, CSV for others."""
 
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 
-from streetvision.contracts.errors import ConfigError
 from streetvision.research.comparison import Comparison, Row
 
 TITLES = {"mcc": "MCC", "ece": "ECE", "reward": "reward", "cost": "cost"}
@@ -50,22 +48,6 @@ def summary_lines(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
                 f"{TITLES[one.quantity]} {_difference(one)}{'*' if one.shown else ''}" for one in here if one.splits
             ]
             yield row.pair, f"{row.data}: " + (", ".join(told) or "nothing was measured")
-
-
-def put_into_page(page: Path, name: str, table: str) -> None:
-    """Write `table` between the two comments of this name in a Markdown page; raises ConfigError where they are not."""
-    first, last = f"<!-- ablate {name} -->\n", "<!-- end -->"
-    try:
-        text = page.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read {str(page)!r}: {error.strerror}") from error
-    head, opened, rest = text.partition(first)
-    _, closed, tail = rest.partition(last)
-    if not (opened and closed):
-        raise ConfigError(
-            f"{str(page)!r} has no place for this table", f"put the lines {first.strip()} and {last} where it belongs"
-        )
-    page.write_text(f"{head}{first}\n{table}\n{last}{tail}", encoding="utf-8")
 
 
 def _reading(rows: Sequence[Row], how: Comparison, looks: Mapping[str, int]) -> Iterator[str]:

@@ -37,7 +37,7 @@ def bench_statistics(_: Progress) -> list[Figure]:
 def _sweeps() -> list[Figure]:
     figures = []
     for rows, repeats in ((200_000, 7), (1_000_000, 3), (10_000_000, 1)):
-        labels, logits = _scored(rows)
+        labels, logits = scored_rows(rows)
         sweep = partial(select_threshold_max_mcc, logits, labels)
         ours, theirs = in_turn(sweep, partial(_peer_sweep, labels, logits), repeats=repeats)
         name = f"threshold sweep, {rows:,} rows: exact and 5,000 on a grid"
@@ -49,7 +49,7 @@ def _sweeps() -> list[Figure]:
 
 
 def _bootstraps() -> list[Figure]:
-    labels, logits = _scored(ROWS)
+    labels, logits = scored_rows(ROWS)
     p = expit(logits[:, 1].astype(np.float64))
     _check_equal(labels, p)
 
@@ -176,7 +176,7 @@ def _peak_megabytes(function: Callable[[], object]) -> float:
         tracemalloc.stop()
 
 
-def _scored(rows: int) -> tuple[IntArray, NDArray[np.float32]]:
+def scored_rows(rows: int) -> tuple[IntArray, NDArray[np.float32]]:
     """Labels (N,) and logits (N, 2) of a fair model: 30 % positives, ROC-AUC about 0.92."""
     rng = np.random.default_rng(0)
     labels = (rng.random(rows) < 0.3).astype(np.int64)

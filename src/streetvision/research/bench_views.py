@@ -23,7 +23,9 @@ def bench_views(_: Progress) -> list[Figure]:
     device = pick_device()
     torch.backends.cudnn.allow_tf32 = False  # whose rounding differs with the size of a batch
     classifier = load_classifier(ModelConfig(backbone=backbone, pooling="cls_mean")).eval().to(device)
-    few, many = (_some(views, classifier.description.image_size).to(device) for views in (VIEWS, 2 * VIEWS))
+    few, many = (
+        some_views(IMAGES, views, classifier.description.image_size).to(device) for views in (VIEWS, 2 * VIEWS)
+    )
     with torch.inference_mode():
         furthest = float((together(classifier, few) - one_view_at_a_time(classifier, few)).abs().max())
         if furthest > TOLERANCE:
@@ -61,6 +63,7 @@ def one_image_at_a_time(classifier: Classifier, pixels: Tensor) -> Tensor:
     return torch.stack([torch.cat([classifier.embed(view[None]) for view in image]) for image in pixels]).cpu()
 
 
-def _some(views: int, size: int) -> Tensor:
+def some_views(images: int, views: int, size: int) -> Tensor:
+    """Random pixels (B, V, 3, S, S), always the same."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (IMAGES, views, 3, size, size), generator=generator, dtype=torch.uint8)
+    return torch.randint(0, 256, (images, views, 3, size, size), generator=generator, dtype=torch.uint8)

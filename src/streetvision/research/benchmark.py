@@ -3,17 +3,28 @@
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from streetvision.contracts.errors import unknown_name
 from streetvision.contracts.progress import Progress
 from streetvision.research.figures import Figure, in_turn
 
 
-def run_benchmarks(section: str, progress: Progress) -> list[Figure]:
-    """The figures of a section of SECTIONS; raises ConfigError when there is none of that name."""
+def run_benchmarks(section: str, progress: Progress, page: Path | None = None) -> list[Figure]:
+    """The figures of a section of SECTIONS, which are also written into `page` where one is given.
+
+    Raises ConfigError when there is no section of that name, or no place for it in the page.
+    """
     if section not in SECTIONS:
         raise unknown_name("benchmark section", section, SECTIONS)
-    return SECTIONS[section](progress)
+    if page is None:
+        return SECTIONS[section](progress)
+    from streetvision.research.bench_page import check_place, write_figures  # loads torch
+
+    check_place(page, section)
+    figures = SECTIONS[section](progress)
+    write_figures(page, section, figures)
+    return figures
 
 
 def bench_startup(_: Progress) -> list[Figure]:
@@ -54,6 +65,13 @@ def bench_data(progress: Progress) -> list[Figure]:
     return bench_data.bench_data(progress)
 
 
+def bench_growth(progress: Progress) -> list[Figure]:
+    """How cost grows with images, views, thresholds and resamples, against linear growth."""
+    from streetvision.research import bench_growth
+
+    return bench_growth.bench_growth(progress)
+
+
 def bench_inference(progress: Progress) -> list[Figure]:
     """From image files to answers in every runtime, against transformers' pipeline."""
     from streetvision.research import bench_inference
@@ -66,6 +84,13 @@ def bench_gpu(progress: Progress) -> list[Figure]:
     from streetvision.research import bench_gpu
 
     return bench_gpu.bench_gpu(progress)
+
+
+def bench_pipeline(progress: Progress) -> list[Figure]:
+    """From images to an evaluated bundle, against a loose script."""
+    from streetvision.research import bench_pipeline
+
+    return bench_pipeline.bench_pipeline(progress)
 
 
 def bench_views(progress: Progress) -> list[Figure]:
@@ -95,7 +120,9 @@ SECTIONS: Mapping[str, Callable[[Progress], list[Figure]]] = {
     "calibration": bench_calibration,
     "data": bench_data,
     "gpu": bench_gpu,
+    "growth": bench_growth,
     "inference": bench_inference,
+    "pipeline": bench_pipeline,
     "reward": bench_reward,
     "startup": bench_startup,
     "statistics": bench_statistics,

@@ -2,10 +2,27 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import log
 
 REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Seconds at growing sizes of one thing."""
+
+    of: str
+    """What grows."""
+    sizes: tuple[int, ...]
+    seconds: tuple[float, ...]
+    """Medians."""
+
+    @property
+    def exponent(self) -> float:
+        """Of the power law that lies nearest, by least squares of the logarithms: 1 is linear."""
+        return statistics.linear_regression([log(n) for n in self.sizes], [log(s) for s in self.seconds]).slope
 
 
 @dataclass(frozen=True)
@@ -20,6 +37,8 @@ class Figure:
     beside_value: float
     """Median over the same repeats, taken in turn."""
     unit: str = "s"
+    curve: Curve | None = None
+    """What the value was read from, where it says how a cost grows."""
 
     @property
     def ratio(self) -> float:
@@ -29,11 +48,17 @@ class Figure:
 
 def in_turn(ours: Callable[[], object], theirs: Callable[[], object], *, repeats: int = REPEATS) -> tuple[float, float]:
     """Median seconds of two functions that run in turn, so that a drifting machine slows both; one warm-up each."""
-    taken: tuple[list[float], list[float]] = ([], [])
+    first, second = all_in_turn((ours, theirs), repeats=repeats)
+    return first, second
+
+
+def all_in_turn(functions: Sequence[Callable[[], object]], *, repeats: int = REPEATS) -> list[float]:
+    """Median seconds of each function, all of them run in turn; one warm-up each."""
+    taken: list[list[float]] = [[] for _ in functions]
     for repeat in range(repeats + 1):
-        for function, times in zip((ours, theirs), taken, strict=True):
+        for function, times in zip(functions, taken, strict=True):
             started = time.perf_counter()
             function()
             if repeat:
                 times.append(time.perf_counter() - started)
-    return statistics.median(taken[0]), statistics.median(taken[1])
+    return [statistics.median(times) for times in taken]
