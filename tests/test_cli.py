@@ -93,3 +93,10 @@ def test_a_log_holds_whole_lines_without_control_characters(finished_run, scenes
     assert "\x1b" not in out
     assert "\r" not in out
     assert out.count("(unchanged)") == 5
+
+
+def test_the_help_of_bench_names_every_section(command):
+    from streetvision.research.benchmark import SECTIONS
+
+    told = command("bench", "--help")[1].replace(",", " ").split()
+    assert set(SECTIONS) <= set(told)

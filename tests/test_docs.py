@@ -74,8 +74,8 @@ def test_every_command_is_one_that_the_command_line_takes(words):
         compose_config(overrides)
     if verb == "train" and parsed["search"]:
         assert read_search(ROOT / parsed["search"])
-    if verb == "ablate" and parsed["page"]:
-        assert f"<!-- ablate {parsed['table']} -->" in (ROOT / parsed["page"]).read_text()
+    if verb in ("ablate", "bench") and parsed["page"]:
+        assert f"<!-- {verb} {parsed.get('table') or parsed['section']} -->" in (ROOT / parsed["page"]).read_text()
 
 
 BLOCKS = re.findall(r"^## (.*?)\n.*?```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.M | re.S)

@@ -193,7 +193,12 @@ def doctor() -> None:
 
 
 def bench(
-    section: Annotated[str, typer.Argument(help="data, training, inference ...: any other name lists them all.")],
+    section: Annotated[
+        str,
+        typer.Argument(
+            help="calibration, data, gpu, growth, inference, pipeline, reward, startup, statistics, training or views"
+        ),
+    ],
     page: Annotated[Path | None, typer.Option("--page", help="A Markdown page to write the table into.")] = None,
 ) -> None:
     """Measure this installation against a floor or a peer, in the same run."""

@@ -41,4 +41,5 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
     known = sorted(choices)
     near = get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ConfigError(f"there is no {kind} {name!r}{hint}", f"choose one of: {', '.join(known)}")
+    told = "; ".join(known) if any("," in choice for choice in known) else ", ".join(known)
+    return ConfigError(f"there is no {kind} {name!r}{hint}", f"choose one of: {told}")
