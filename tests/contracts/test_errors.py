@@ -14,6 +14,10 @@ def test_what_resembles_nothing_gets_no_guess():
     assert unknown_name("loss", "xyz", ["simclr", "focal"]).what == "there is no loss 'xyz'"
 
 
+def test_names_with_commas_are_told_apart():
+    assert unknown_name("pair", "x", ["loss, focal", "bf16"]).remedy == "choose one of: bf16; loss, focal"
+
+
 @given(
     name=st.text("abcx_'", max_size=8),
     choices=st.lists(st.text("abc_", min_size=1, max_size=8), min_size=1, unique=True),

@@ -45,7 +45,7 @@ SHOWN_BY = {
     "phase4a.views.partner": "pipeline/test_explora.py::test_partners_from_groups_need_groups",
     "phase4a.views": "training/test_explora.py::test_two_views_are_drawn_apart_and_every_setting_shows",
     "phase4a.accumulate": "training/test_explora.py::test_accumulation_is_another_step",
-    "phase4a.at_once": "training/test_explora.py::test_the_cache_gives_the_same_gradient",
+    "phase4a.at_once": "training/test_explora.py::test_no_more_views_than_asked_are_in_memory_at_once",
     "phase4a.checkpoint_steps": "training/test_explora.py::test_an_interrupted_run_goes_on_to_the_same_weights",
     "phase4a.probed": "pipeline/test_explora.py::test_no_more_neighbours_are_asked_than_wanted",
     "phase4a.tracker": "training/test_follow.py::test_wandb_writes_a_file",

@@ -124,6 +124,16 @@ def test_the_cache_gives_the_same_gradient(rows, monkeypatch):
         torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
+def test_no_more_views_than_asked_are_in_memory_at_once(rows, monkeypatch):
+    seen, embed = [], ExPLoRAModule._embed_again
+    monkeypatch.setattr(
+        ExPLoRAModule, "_embed_again", lambda module, images: seen.append(len(images)) or embed(module, images)
+    )
+    trained(rows, config(at_once=5))
+    assert sum(seen) == 2 * 2 * 32  # views of an epoch, each without a graph and then in one
+    assert max(seen) == 5
+
+
 def test_accumulation_is_another_step_for_a_contrast_and_the_same_for_byol(rows):
     for method, same in (("simclr", False), ("byol", True)):
         one, two = (trained(rows, config(method=method, accumulate=parts))[0] for parts in (1, 2))

@@ -2,8 +2,9 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -19,17 +20,17 @@ def in_processes(work: Callable[[Task, int], None], tasks: Iterable[Task], at_on
 
     A task is taken from `tasks` when a process is free for it. Processes are forked from one that has loaded the
     libraries and done nothing else, so that none pays for loading them, and none inherits a thread. Those that still
-    run when the caller stops are ended.
+    run when the caller stops, or is killed, are ended. OMP_NUM_THREADS says how many threads each gets; else they share
+    the cores.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    threads = _threads(at_once)
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    threads = max(1, (os.cpu_count() or 1) // at_once)
     ahead, running = iter(tasks), dict[int, tuple[Task, ForkServerProcess]]()
     try:
         while True:
             while len(running) < at_once and (task := next(ahead, None)) is not None:
-                process = context.Process(target=work, args=(task, threads))
+                process = context.Process(target=_with_its_parent, args=(work, task, threads))
                 process.start()
                 running[process.sentinel] = task, process
             if not running:
@@ -43,6 +44,26 @@ def in_processes(work: Callable[[Task, int], None], tasks: Iterable[Task], at_on
         for _, process in running.values():
             process.terminate()
             process.join()
+
+
+def _threads(at_once: int) -> int:
+    """Of each process, which the libraries that it loads are told too."""
+    share = str(max(1, (os.cpu_count() or 1) // at_once))
+    asked = os.environ.setdefault("OMP_NUM_THREADS", share).partition(",")[0]
+    return int(asked) if asked.isdigit() and int(asked) else int(share)
+
+
+def _with_its_parent(work: Callable[[Task, int], None], task: Task, threads: int) -> None:
+    """Work that ends when the process that asked for it does, however that ends: nobody would read what comes of it."""
+    threading.Thread(target=_wait_for_the_end, daemon=True).start()
+    work(task, threads)
+
+
+def _wait_for_the_end() -> None:
+    parent = parent_process()
+    assert parent is not None, "this is a child"
+    parent.join()
+    os._exit(1)
 
 
 def usual_jobs() -> int:
