@@ -6,6 +6,7 @@ python scripts/measure_near_duplicates.py $STREETVISION_REAL_DATA/gtsrb_roadwork
 
 import csv
 import io
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -49,11 +50,13 @@ def encoded_look(image: Image.Image, quality: int) -> Look:
 
 
 def speed() -> None:
-    """Time of all pairs among 100,000 hashes, on one core."""
-    hashes = np.random.default_rng(0).integers(0, 2**64, 100_000, dtype=np.uint64)
-    started = time.process_time()
-    pairs = pairs_within(hashes, RADIUS)
-    say(f"100,000 hashes, radius {RADIUS}: {time.process_time() - started:.2f} s of one core, {len(pairs)} pairs")
+    """Time of all pairs among hashes, on one core, and the most memory held so far."""
+    for count in (100_000, 1_000_000):
+        hashes = np.random.default_rng(0).integers(0, 2**64, count, dtype=np.uint64)
+        started = time.process_time()
+        pairs = pairs_within(hashes, RADIUS)
+        took, held = time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        say(f"{count:,} hashes, radius {RADIUS}: {took:.2f} s of one core, {len(pairs):,} pairs, {held:,.0f} MiB")
 
 
 def copies() -> None:

@@ -1,8 +1,11 @@
+from importlib import import_module
+
 import pytest
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Silent
-from streetvision.research.benchmark import bench_startup, run_benchmarks
+from streetvision.research.bench_startup import bench_startup
+from streetvision.research.benchmark import SECTIONS, run_benchmarks
 from streetvision.research.figures import Figure, in_turn
 
 
@@ -24,3 +27,9 @@ def test_start_up_is_measured_against_a_bare_interpreter():
 def test_an_unknown_section_lists_the_choices():
     with pytest.raises(ConfigError, match="'speed'"):
         run_benchmarks("speed", Silent())
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_section_has_its_module_and_says_what_it_measures(section):
+    assert SECTIONS[section]
+    assert callable(getattr(import_module(f"streetvision.research.bench_{section}"), f"bench_{section}"))

@@ -5,7 +5,7 @@ from PIL import Image
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Silent
-from streetvision.research import benchmark
+from streetvision.research import bench_startup
 from streetvision.research.benchmark import run_benchmarks
 from streetvision.research.figures import Curve, Figure
 from streetvision.research.pages import put_into_page
@@ -26,7 +26,7 @@ def test_a_section_is_written_with_what_it_was_measured_on_and_its_picture(tmp_p
     page.write_text("<!-- bench startup -->\n<!-- end -->\n")
     curve = Curve("views", (10, 100, 1000), (0.1, 1.0, 10.0))
     figures = [Figure("ours", 0.01234, "theirs", math.nan), Figure("grown", 1.0, "linear", 1.0, "exponent", curve)]
-    monkeypatch.setitem(benchmark.SECTIONS, "startup", lambda _: figures)
+    monkeypatch.setattr(bench_startup, "bench_startup", lambda _: figures)
     assert run_benchmarks("startup", Silent(), page) == figures
     text = page.read_text()
     assert "| ours | 0.0123 s | theirs | absent | absent |" in text
@@ -38,7 +38,7 @@ def test_a_section_is_written_with_what_it_was_measured_on_and_its_picture(tmp_p
 
 
 def test_a_page_without_a_place_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setitem(benchmark.SECTIONS, "startup", lambda _: pytest.fail("it was measured"))
+    monkeypatch.setattr(bench_startup, "bench_startup", lambda _: pytest.fail("it was measured"))
     (tmp_path / "page.md").write_text("nothing\n")
     with pytest.raises(ConfigError, match="<!-- bench startup -->"):
         run_benchmarks("startup", Silent(), tmp_path / "page.md")
