@@ -25,11 +25,16 @@ def test_a_section_is_written_with_what_it_was_measured_on_and_its_picture(tmp_p
     page = tmp_path / "page.md"
     page.write_text("<!-- bench startup -->\n<!-- end -->\n")
     curve = Curve("views", (10, 100, 1000), (0.1, 1.0, 10.0))
-    figures = [Figure("ours", 0.01234, "theirs", math.nan), Figure("grown", 1.0, "linear", 1.0, "exponent", curve)]
+    figures = [
+        Figure("ours", 0.01234, "theirs", math.nan),
+        Figure("much", 12_345.6, "less", 0.5, "MB"),
+        Figure("grown", 1.0, "linear", 1.0, "exponent", curve),
+    ]
     monkeypatch.setattr(bench_startup, "bench_startup", lambda _: figures)
     assert run_benchmarks("startup", Silent(), page) == figures
     text = page.read_text()
     assert "| ours | 0.0123 s | theirs | absent | absent |" in text
+    assert "| much | 12,300 MB | less | 0.5 MB | 24,700 |" in text
     assert "| grown | 1 exponent | linear | 1 exponent | 1 |" in text
     assert "torch" in text.splitlines()[2]
     assert "![startup](startup.png)" in text

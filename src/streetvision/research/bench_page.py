@@ -54,7 +54,8 @@ def growth_picture(curves: Sequence[Curve]) -> bytes:
 def machine() -> str:
     """Day, processor or GPU, threads and torch: what has to be known of a figure."""
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    cores = f"{os.cpu_count()} cores of {_processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cores = f"{os.cpu_count()} cores of {_processor()}, {threads} thread{'s' * (threads > 1)}"
     return f"{datetime.now(UTC).date()}, {gpu}{cores}, torch {torch.__version__}"
 
 
@@ -71,4 +72,5 @@ def _processor() -> str:
 
 
 def _told(value: float, unit: str = "") -> str:
-    return "absent" if isnan(value) else f"{value:.3g} {unit}".rstrip()
+    """Three digits that count, and never a power of ten."""
+    return "absent" if isnan(value) else f"{float(f'{value:.3g}'):,.10g} {unit}".rstrip()
