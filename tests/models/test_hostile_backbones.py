@@ -1,9 +1,9 @@
-"""Descriptions as a bundle of a stranger may hold them."""
+"""Descriptions as a bundle of a stranger may hold them, and names and sizes that nothing can be built from."""
 
 import pytest
 
 from streetvision.contracts.errors import ArtifactError, ConfigError
-from streetvision.models.backbone import build_backbone
+from streetvision.models.backbone import BackboneConfig, build_backbone, load_backbone
 from tests.models.test_backbone import TINY
 
 GOOD = {
@@ -70,3 +70,16 @@ def test_the_number_of_parameters_is_capped_for_both_libraries() -> None:
         build_backbone(description)
         with pytest.raises(ConfigError, match="100 are allowed here"):
             build_backbone(description, max_parameters=100)
+
+
+def test_timm_names_that_do_not_exist_are_refused() -> None:
+    for name in ("deit_tiny_patch16_225", "hf-hub:someone/vit", "local-dir:/tmp"):
+        with pytest.raises(ConfigError, match="timm has no model"):
+            load_backbone(BackboneConfig(source="timm", name=name))
+    with pytest.raises(ConfigError, match=r"deit_tiny_patch16_224\.fb_in1k"):
+        load_backbone(BackboneConfig(source="timm", name="deit_tiny_patch16_224.nonsense"))
+
+
+def test_a_timm_network_that_cannot_take_a_size_says_which_it_can() -> None:
+    with pytest.raises(ConfigError, match=r"does not run at 64 pixels.*\n.*its own size is 224"):
+        load_backbone(BackboneConfig(source="timm", name="visformer_tiny", image_size=64))
