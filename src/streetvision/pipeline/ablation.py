@@ -57,7 +57,7 @@ def launch_ablation(request: Request, console: Console) -> bool:
     """
     table = _asked(request)
     if request.page is not None:
-        around_place(request.page, _mark(request))
+        around_place(request.page, _mark(request))  # hours before it is written to
     request.out.mkdir(parents=True, exist_ok=True)
     with run_lock(request.out / ".lock"):
         wanted = dict.fromkeys(name for _, name in table.comparisons)

@@ -87,7 +87,7 @@ def _training(classifier: Classifier, mode: Any, ceiling: float, device: torch.d
 
 def _adaptation(classifier: Classifier) -> list[Figure]:
     """An image of phase 4a in a plain batch beside one in a cached batch four times its size, and their peaks."""
-    taken, peaks = [], []
+    measured = {}
     for images, at_once in ((ADAPTED, None), (ADAPTED, AT_ONCE), (CACHED, AT_ONCE)):
         config = ExPLoRAConfig(precision="bf16", batch_size=images, epochs=1, at_once=at_once)
         learner = copy.deepcopy(classifier)
@@ -97,21 +97,18 @@ def _adaptation(classifier: Classifier) -> list[Figure]:
         torch.cuda.reset_peak_memory_stats()
         views = torch.randint(0, 256, (images, 2, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
         try:
-            taken.append(_seconds_an_image(module, Repeated((views, torch.arange(images)), steps=3 + 2), warm_up=2))
-            peaks.append(torch.cuda.max_memory_allocated() / GIGA)
+            seconds = _seconds_an_image(module, Repeated((views, torch.arange(images)), steps=3 + 2), warm_up=2)
+            measured[images, at_once] = seconds, torch.cuda.max_memory_allocated() / GIGA
         except torch.cuda.OutOfMemoryError:
-            taken.append(torch.nan)
-            peaks.append(torch.nan)
-    (plain, small, large), (most, little, some) = taken, peaks
-    cached = f"batch of {CACHED:,}, {AT_ONCE} views at once"
-    return [
-        Figure(f"{VIT}, without labels: an image, {cached}", large, f"batch of {ADAPTED}, all at once", plain),
-        Figure(f"{VIT}, without labels: memory, {cached}", some, f"batch of {ADAPTED}, all at once", most, unit="GiB"),
-        Figure(f"{VIT}, without labels: an image, {cached}", large, f"batch of {ADAPTED}, {AT_ONCE} at once", small),
-        Figure(
-            f"{VIT}, without labels: memory, {cached}", some, f"batch of {ADAPTED}, {AT_ONCE} at once", little, "GiB"
-        ),
-    ]
+            measured[images, at_once] = torch.nan, torch.nan
+    name = f"{VIT}, without labels, batch of {CACHED:,}, {AT_ONCE} views at once"
+    ours = measured.pop((CACHED, AT_ONCE))
+    figures = []
+    for (images, at_once), beside in measured.items():
+        other = f"batch of {images}, {at_once or 'all'} at once"
+        figures.append(Figure(f"{name}: an image", ours[0], other, beside[0]))
+        figures.append(Figure(f"{name}: memory", ours[1], other, beside[1], unit="GiB"))
+    return figures
 
 
 def _attention(device: torch.device) -> list[Figure]:
