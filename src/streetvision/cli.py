@@ -211,7 +211,7 @@ def bench(
 
 
 def ablate(
-    table: Annotated[str, typer.Argument(help="A packaged table (specification, smoke), or a YAML file.")],
+    table: Annotated[str, typer.Argument(help="A packaged table (specification, backbone, smoke), or a YAML file.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs; outputs/ablation_TABLE.")] = None,
     pair: Annotated[list[str] | None, typer.Option("--pair", help="Only this pair; may be given again.")] = None,

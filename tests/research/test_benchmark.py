@@ -30,6 +30,5 @@ def test_an_unknown_section_lists_the_choices():
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_every_section_has_its_module_and_says_what_it_measures(section):
-    assert SECTIONS[section]
+def test_every_section_has_its_module(section):
     assert callable(getattr(import_module(f"streetvision.research.bench_{section}"), f"bench_{section}"))

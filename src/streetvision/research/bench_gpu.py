@@ -6,6 +6,7 @@ Every step is one of `train_module`, as the phases take it, on random images tha
 # ruff: noqa: ARG002 (Lightning hands its hooks more than they use)
 
 import copy
+import gc
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -93,6 +94,7 @@ def _adaptation(classifier: Classifier) -> list[Figure]:
         learner = copy.deepcopy(classifier)
         open_backbone(learner, config)
         module = ExPLoRAModule(Student(learner, learner.width, config), config)
+        gc.collect()  # the last trainer and its module name each other
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         views = torch.randint(0, 256, (images, 2, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)

@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import cycle
 from math import isnan
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def growth_picture(curves: Sequence[Curve]) -> bytes:
     most = max(curves, key=lambda curve: curve.exponent)
     with picture(f"The steepest cost, in {most.of}, grows as N^{most.exponent:.2f}") as (figure, png):
         axes = figure.subplots()
-        for curve, colour in zip(curves, COLOURS, strict=False):
+        for curve, colour in zip(curves, cycle(COLOURS), strict=False):
             label = f"{curve.of}: N^{curve.exponent:.2f}"
             axes.loglog(curve.sizes, curve.seconds, color=colour, marker=".", label=label)
         axes.set_xlabel("N")
