@@ -9,18 +9,42 @@ import sys
 import pytest
 
 from streetvision.cli import VERBS
+from tests.conftest import TINY_MODEL
+
+
+def run_watched(*arguments):
+    """Run the command line in a process of its own; returns what it printed and the libraries that it loaded."""
+    code = (
+        "import sys\nfrom streetvision.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "print('loaded:', *sorted(name for name in sys.modules if '.' not in name))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    said, _, loaded = done.stdout.rpartition("loaded:")
+    return said + done.stderr, set(loaded.split())
 
 
 def test_help_names_every_verb_and_imports_no_torch():
-    code = (
-        "import sys\nfrom streetvision.cli import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'lightning', 'transformers', 'timm', 'hydra', 'numpy', 'pydantic', 'rich'}\n"
-        "print('heavy:', sorted(heavy & set(sys.modules)))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "heavy: []" in done.stdout
-    assert all(verb in done.stdout for verb in VERBS)
+    said, loaded = run_watched("--help")
+    assert all(verb in said for verb in VERBS)
+    assert not loaded & {"torch", "lightning", "transformers", "timm", "hydra", "numpy", "pydantic", "rich"}
+
+
+SLOW_TO_LOAD = {"torch", "torchvision", "lightning", "transformers", "timm", "scipy", "matplotlib"}
+
+
+def test_a_mistake_is_told_before_anything_heavy_is_loaded(finished_run):
+    said, loaded = run_watched("train", f"run_dir={finished_run}", "training.mode=froze")
+    assert "did you mean 'frozen'?" in said
+    assert not loaded & SLOW_TO_LOAD
+
+
+def test_a_run_with_nothing_to_do_loads_nothing_heavy(finished_run):
+    said, loaded = run_watched("train", f"run_dir={finished_run}", *TINY_MODEL)
+    assert said.count("(unchanged)") == 5
+    assert not loaded & SLOW_TO_LOAD
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -87,8 +111,6 @@ def test_data_scenes_draws_a_data_set(command, tmp_path):
 
 
 def test_a_log_holds_whole_lines_without_control_characters(finished_run, scenes, command):
-    from tests.conftest import TINY_MODEL
-
     _, out, _ = command("train", f"data.root={scenes}", f"run_dir={finished_run}", *TINY_MODEL)
     assert "\x1b" not in out
     assert "\r" not in out

@@ -14,10 +14,11 @@ from streetvision.bundle.onnx_graph import OnnxGraph
 from streetvision.bundle.runtimes import RUNTIMES, open_graph
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.backbone_spec import seeded
-from streetvision.models.fused import FusedClassifier, FusionDescription
-from streetvision.models.module import HeadConfig, ModelConfig, load_classifier
-from streetvision.models.multi_view import Views, ViewsConfig
+from streetvision.models.config import FusionDescription, HeadConfig, ModelConfig, ViewsConfig
+from streetvision.models.fused import FusedClassifier
+from streetvision.models.module import load_classifier
+from streetvision.models.multi_view import Views
+from streetvision.models.network import seeded
 from streetvision.training.hardware import has_fast_bf16
 
 SIDE = 64

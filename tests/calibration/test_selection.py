@@ -171,7 +171,6 @@ class TestPareto:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "isotoonic"}, "did you mean 'isotonic'"),
         ({"method": "platt", "selection": "ece"}, "selection is not read"),
         ({"method": "ensemble", "mcc_guard": 0.1}, "mcc_guard is not read"),
         ({"preference": PreferenceConfig(nll=2.0)}, "preference is not read"),

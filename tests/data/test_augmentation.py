@@ -2,14 +2,8 @@ import pytest
 import torch
 
 from streetvision.contracts.errors import ConfigError
-from streetvision.data.augmentation import (
-    PLAIN,
-    AugmentationConfig,
-    GateConfig,
-    get_batch_transform,
-    get_train_transforms,
-    get_val_transforms,
-)
+from streetvision.data.augmentation import get_batch_transform, get_train_transforms, get_val_transforms
+from streetvision.data.config import PLAIN, AugmentationConfig, GateConfig
 
 IMAGE = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -8,7 +8,8 @@ from PIL import Image
 from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.cache import ImageCache
-from streetvision.data.decode import DEFAULT_LIMITS, UndecodableImage, read_image, resize_squash
+from streetvision.data.config import DEFAULT_LIMITS
+from streetvision.data.decode import UndecodableImage, read_image, resize_squash
 from streetvision.io.atomic import sha256_file
 from tests.data.test_datamodule import rows_of
 

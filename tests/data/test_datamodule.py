@@ -2,14 +2,10 @@ import pytest
 import torch
 
 from streetvision.contracts.split_contracts import Row
-from streetvision.data.augmentation import (
-    AugmentationConfig,
-    get_batch_transform,
-    get_train_transforms,
-    get_val_transforms,
-)
-from streetvision.data.datamodule import EpochBatches, FeatureBatches, ImageDataset, ImageLoader, LoaderConfig, shuffled
-from streetvision.data.decode import DEFAULT_LIMITS, UndecodableImage
+from streetvision.data.augmentation import get_batch_transform, get_train_transforms, get_val_transforms
+from streetvision.data.config import DEFAULT_LIMITS, AugmentationConfig, LoaderConfig
+from streetvision.data.datamodule import EpochBatches, FeatureBatches, ImageDataset, ImageLoader, shuffled
+from streetvision.data.decode import UndecodableImage
 
 
 def rows_of(scenes):
@@ -121,6 +117,6 @@ def test_a_pass_can_begin_in_the_middle(scenes):
 
 def test_workers_follow_the_machine_unless_they_are_set(monkeypatch):
     for cores, expected in ((1, 0), (2, 0), (8, 6)):
-        monkeypatch.setattr("streetvision.data.datamodule.os.cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr("streetvision.data.config.os.cpu_count", lambda cores=cores: cores)
         assert LoaderConfig().worker_count == expected
     assert LoaderConfig(workers=3).worker_count == 3

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from streetvision.data.decode import DecodeLimits, UndecodableImage, decode_image, read_image, resize_squash
+from streetvision.data.config import DecodeLimits
+from streetvision.data.decode import UndecodableImage, decode_image, read_image, resize_squash
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 

@@ -6,7 +6,8 @@ from PIL import Image
 
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.split_contracts import Row
-from streetvision.data.grouping import GroupingConfig, group_rows
+from streetvision.data.config import GroupingConfig
+from streetvision.data.grouping import group_rows
 from streetvision.data.linking import join_groups
 from streetvision.data.listing import Listed, Listing
 from streetvision.data.places import place_keys

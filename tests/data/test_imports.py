@@ -12,9 +12,10 @@ from PIL import Image
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Silent
 from streetvision.data import imports
+from streetvision.data.config import DataConfig
 from streetvision.data.exif import read_exif
 from streetvision.data.imports import Consistency, import_images
-from streetvision.data.index import DataConfig, list_images
+from streetvision.data.index import list_images
 
 CONFIG = DataConfig()
 BERLIN = {1: "N", 2: (52.0, 31.0, 12.0), 3: "E", 4: (13.0, 24.0, 18.0)}

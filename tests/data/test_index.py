@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.split_contracts import Split
-from streetvision.data.index import DataConfig, list_images
+from streetvision.data.config import DataConfig
+from streetvision.data.index import list_images
 from streetvision.data.listing import BadFile, Listed
 
 NAMES = ("None", "Roadwork")

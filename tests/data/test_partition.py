@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from streetvision.contracts.errors import ArtifactError, DataError, LeakageError
 from streetvision.contracts.split_contracts import Index, Partition, Row, Split
-from streetvision.data.index import DataConfig, list_images
+from streetvision.data.config import DataConfig
+from streetvision.data.index import list_images
 from streetvision.data.partition import count_rows, make_partition
 from streetvision.data.scan import scan_images
 from streetvision.data.splits_json import partition_from_json, partition_to_json

@@ -13,7 +13,7 @@ from PIL import Image
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.split_contracts import Row
 from streetvision.data import scan as scan_module
-from streetvision.data.decode import DecodeLimits
+from streetvision.data.config import DecodeLimits
 from streetvision.data.index import list_images
 from streetvision.data.listing import BadFile, Listed, Listing
 from streetvision.data.scan import check_bad_share, mean_luminance, scan_images

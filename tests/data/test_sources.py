@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streetvision.contracts.errors import DataError
-from streetvision.data.decode import DecodeLimits, UndecodableImage
+from streetvision.data.config import DecodeLimits
+from streetvision.data.decode import UndecodableImage
 from streetvision.data.parquet_index import IndexParts
 from streetvision.data.sources import list_sources, read_items
 

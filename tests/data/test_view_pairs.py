@@ -5,8 +5,8 @@ import torch
 from torchvision.io import write_png
 
 from streetvision.contracts.split_contracts import Row
-from streetvision.data.decode import DecodeLimits
-from streetvision.data.view_pairs import PairConfig, PartnersFromGroups, TwoViews
+from streetvision.data.config import DecodeLimits, PairConfig
+from streetvision.data.view_pairs import PartnersFromGroups, TwoViews
 
 GREYS = [0, 40, 80, 120, 160, 200]
 GROUPS = [0, 1, 0, 1, 0, 2]

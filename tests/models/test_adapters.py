@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from streetvision.contracts.errors import ConfigError, StreetVisionError
-from streetvision.models.adapters import ADAPTERS, AdapterConfig, attach, block_names, last_blocks, merge
+from streetvision.models.adapters import attach, block_names, last_blocks, merge
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.module import ModelConfig, load_classifier
+from streetvision.models.config import ADAPTERS, AdapterConfig, ModelConfig
+from streetvision.models.module import load_classifier
 
 IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

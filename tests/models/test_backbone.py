@@ -16,14 +16,8 @@ from torch import nn
 
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.models import backbone as backbone_module
-from streetvision.models.backbone import (
-    BACKBONES,
-    Backbone,
-    BackboneConfig,
-    build_backbone,
-    load_backbone,
-    state_digest,
-)
+from streetvision.models.backbone import BACKBONES, BackboneConfig, build_backbone, load_backbone
+from streetvision.models.network import Backbone, state_digest
 from streetvision.models.transformers_backbone import FAMILIES
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -174,7 +168,7 @@ def test_a_backbone_without_registers_keeps_the_contract() -> None:
 
 def test_digest_is_stable_across_processes_and_reads_names_types_shapes_and_bytes() -> None:
     code = (
-        "import torch; from streetvision.models.backbone import state_digest;"
+        "import torch; from streetvision.models.network import state_digest;"
         "m = torch.nn.Linear(2, 3); torch.nn.init.ones_(m.weight); torch.nn.init.zeros_(m.bias); print(state_digest(m))"
     )
     module = nn.Linear(2, 3)

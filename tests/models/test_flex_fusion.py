@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from streetvision.models.config import ViewsConfig
 from streetvision.models.flex_fusion import ATTENTIONS, CrossViewAttention, attend_flex, attend_sdpa, view_distances
-from streetvision.models.multi_view import ViewsConfig
 
 CUT = ViewsConfig(rows=2, columns=3, overlap=0)
 

@@ -5,10 +5,11 @@ from pydantic import ValidationError
 from streetvision.contracts.errors import ArtifactError
 from streetvision.io.tensors import save_tensors
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.fused import FusedClassifier, FusionDescription, load_fused
-from streetvision.models.fusion import FUSIONS, FusionConfig, TrainedFusionConfig, influence
-from streetvision.models.module import ModelConfig, load_classifier
-from streetvision.models.multi_view import Views, ViewsConfig, content_share
+from streetvision.models.config import FusionConfig, FusionDescription, ModelConfig, TrainedFusionConfig, ViewsConfig
+from streetvision.models.fused import FusedClassifier, load_fused
+from streetvision.models.fusion import FUSIONS, influence
+from streetvision.models.module import load_classifier
+from streetvision.models.multi_view import Views, content_share
 
 CUT = ViewsConfig(rows=1, columns=3)
 TRAINED = TrainedFusionConfig(latent=8)

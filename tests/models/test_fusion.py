@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streetvision.contracts.errors import ConfigError, DataError
-from streetvision.models.fusion import FUSIONS, FusionConfig, InferenceCVFM, TrainableCVFM, TrainedFusionConfig
-from streetvision.models.multi_view import ViewsConfig
+from streetvision.models.config import FusionConfig, TrainedFusionConfig, ViewsConfig
+from streetvision.models.fusion import FUSIONS, InferenceCVFM, TrainableCVFM
 
 
 def some(batch=5, views=4, classes=2, seed=0):

@@ -4,7 +4,8 @@ import torch
 from streetvision.contracts.errors import ConfigError
 from streetvision.io.tensors import load_into
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.module import HeadConfig, ModelConfig, build_classifier, load_classifier
+from streetvision.models.config import HeadConfig, ModelConfig
+from streetvision.models.module import build_classifier, load_classifier
 
 TINY = BackboneConfig(source="random", width=16, depth=1, heads=2, image_size=32)
 IMAGES = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

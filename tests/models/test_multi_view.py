@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streetvision.models.multi_view import Box, ViewsConfig, content_share, make_views, over_views, plan_views
+from streetvision.models.config import ViewsConfig
+from streetvision.models.multi_view import Box, content_share, make_views, over_views, plan_views
 
 CONFIGS = st.builds(
     ViewsConfig,

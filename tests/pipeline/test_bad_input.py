@@ -129,7 +129,19 @@ class TestSettings:
         assert "training.epoch is not a setting; did you mean training.epochs?" in fails("train", "training.epoch=3")
 
     def test_a_value_that_is_not_allowed(self, fails):
-        assert "training.mode='frosen'" in fails("train", "training.mode=frosen")
+        assert "training.epochs=0: input should be greater" in fails("train", "training.epochs=0")
+
+    @pytest.mark.parametrize(
+        ("setting", "nearest"),
+        [
+            ("training.mode=frosen", "there is no training.mode 'frosen'; did you mean 'frozen'?"),
+            ("phase5.method=isotoonic", "there is no phase5.method 'isotoonic'; did you mean 'isotonic'?"),
+            ("training.loss.name=hinge", "choose one of: cross_entropy, focal, weighted_cross_entropy"),
+            ("model.backbone.source=tim", "there is no backbone source 'tim'; did you mean 'timm'?"),
+        ],
+    )
+    def test_a_name_that_is_not_allowed_suggests_the_nearest(self, fails, setting, nearest):
+        assert nearest in fails("train", setting)
 
     def test_an_unknown_phase(self, fails, tmp_path):
         err = fails("train", "pipeline.phases=[phase9]", f"run_dir={tmp_path / 'run'}")

@@ -14,7 +14,8 @@ from streetvision.contracts.errors import LeakageError
 from streetvision.contracts.split_contracts import Split
 from streetvision.io.atomic import read_json, sha256_file
 from streetvision.io.manifests import seal
-from streetvision.models.multi_view import ViewsConfig, make_views
+from streetvision.models.config import ViewsConfig
+from streetvision.models.multi_view import make_views
 from streetvision.pipeline.compose import compose_config
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine

@@ -15,7 +15,8 @@ from streetvision.contracts.split_contracts import Split, check_may_open
 from streetvision.data.splits_json import partition_from_json
 from streetvision.io.atomic import read_json, sha256_file
 from streetvision.io.tensors import load_into, load_state
-from streetvision.models.backbone import build_backbone, state_digest
+from streetvision.models.backbone import build_backbone
+from streetvision.models.network import state_digest
 from tests.conftest import TINY_MODEL
 
 SHORT = [

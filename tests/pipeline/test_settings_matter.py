@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from streetvision.data.augmentation import AugmentationConfig
-from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.config import AugmentationConfig, LoaderConfig
 from streetvision.pipeline.compose import settings
 from streetvision.training.config import TrainingConfig
 from streetvision.training.explora_config import ExPLoRAConfig

@@ -3,6 +3,8 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import active_children
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,20 @@ def test_nobody_works_on_for_a_caller_that_is_gone(tmp_path, how):
     caller.send_signal(how)
     caller.wait(timeout=30)
     wait_until(lambda: not alive(worker))
+
+
+def test_an_interrupt_while_a_process_starts_leaves_none_behind(tmp_path, monkeypatch):
+    start = ForkServerProcess.start
+
+    def start_and_hear_of_it(process):
+        start(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "PRELOADED", [])
+    monkeypatch.setattr(ForkServerProcess, "start", start_and_hear_of_it)
+    with pytest.raises(KeyboardInterrupt):
+        list(workers.in_processes(sleep_long, [str(tmp_path / "pid")], 1))
+    assert not active_children()
 
 
 @pytest.mark.parametrize(("asked", "each"), [(None, 4), ("1", 1), ("3,2", 3), ("0", 4), ("many", 4)])

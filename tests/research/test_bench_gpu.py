@@ -6,7 +6,8 @@ import torch
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Silent
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.module import ModelConfig, load_classifier
+from streetvision.models.config import ModelConfig
+from streetvision.models.module import load_classifier
 from streetvision.research import bench_gpu
 from streetvision.training.config import TrainingConfig
 from streetvision.training.losses import make_loss

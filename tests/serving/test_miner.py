@@ -21,7 +21,8 @@ from streetvision.io.atomic import read_json, sha256_file, write_json_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.io.validators import PolicyValidator
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.module import HeadConfig, ModelConfig, load_classifier
+from streetvision.models.config import HeadConfig, ModelConfig
+from streetvision.models.module import load_classifier
 from streetvision.serving.miner import Submission, check_miner, straight_line, write_miner
 
 SUBMISSION = Submission("a model", "of nothing", "1.2.3", "hotkey")

@@ -5,11 +5,12 @@ from streetvision.contracts.errors import ConfigError, StreetVisionError
 from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.augmentation import get_val_transforms
+from streetvision.data.config import DEFAULT_LIMITS, PairConfig
 from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader
-from streetvision.data.decode import DEFAULT_LIMITS
-from streetvision.data.view_pairs import PairConfig, TwoViews
+from streetvision.data.view_pairs import TwoViews
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.module import HeadConfig, ModelConfig, load_classifier
+from streetvision.models.config import HeadConfig, ModelConfig
+from streetvision.models.module import load_classifier
 from streetvision.training import watch as watching
 from streetvision.training.explora import METHODS, ExPLoRAModule, Student, open_backbone
 from streetvision.training.explora_config import ExPLoRAConfig

@@ -4,10 +4,11 @@ import torch
 from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.augmentation import get_val_transforms
-from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.config import LoaderConfig
 from streetvision.data.decode import read_image
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.module import ModelConfig, load_classifier
+from streetvision.models.config import ModelConfig
+from streetvision.models.module import load_classifier
 from streetvision.training.features import FeatureCache
 from streetvision.training.predict import score_rows
 from tests.data.test_datamodule import rows_of

@@ -5,11 +5,10 @@ import torch
 
 from streetvision.contracts.errors import ConfigError, StreetVisionError
 from streetvision.contracts.progress import Silent
-from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.config import LoaderConfig
 from streetvision.data.decode import read_image
+from streetvision.models.config import FusionConfig, TrainedFusionConfig, ViewsConfig
 from streetvision.models.fused import FusedClassifier
-from streetvision.models.fusion import FusionConfig, TrainedFusionConfig
-from streetvision.models.multi_view import ViewsConfig
 from streetvision.training.features import SeenViews, ViewCache
 from streetvision.training.fusion import fit_fusion, fused_logits, judge
 from streetvision.training.fusion_config import CvfmConfig

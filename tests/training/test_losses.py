@@ -5,7 +5,8 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 
 from streetvision.contracts.errors import ConfigError, DataError
-from streetvision.training.losses import LOSSES, LossConfig, balanced_weights, make_loss
+from streetvision.training.config import LossConfig
+from streetvision.training.losses import LOSSES, balanced_weights, make_loss
 
 LABELS = (0, 0, 0, 1)
 
@@ -87,7 +88,6 @@ def test_balanced_weights_have_mean_one_over_train():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "hinge"}, "there is no loss 'hinge'"),
         ({"gamma": 1.0}, "does not read gamma"),
         ({"name": "focal", "label_smoothing": 0.1}, "does not read label_smoothing"),
         ({"name": "weighted_cross_entropy", "class_weights": (0.0, 1.0)}, "class weights are positive"),

@@ -4,7 +4,8 @@ from torch import nn
 
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Silent
-from streetvision.models.module import HeadConfig, make_head
+from streetvision.models.config import HeadConfig
+from streetvision.models.module import make_head
 from streetvision.training.config import MacCalConfig
 from streetvision.training.mac_cal import fit_mac_cal, judge_head, masked
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.module import ModelConfig, load_classifier
+from streetvision.models.config import ModelConfig
+from streetvision.models.module import load_classifier
 from streetvision.training.config import TrainingConfig
 from streetvision.training.modes import MODES, prepare, rate_scales
 from streetvision.training.optim import make_adamw

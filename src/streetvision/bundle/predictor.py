@@ -23,12 +23,14 @@ from streetvision.calibration.contract import margins
 from streetvision.calibration.risk_control import handed_over
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.policies import RiskControl, ScrcPolicy
-from streetvision.data.decode import DEFAULT_LIMITS, DecodeLimits, decode_image, read_image
+from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
+from streetvision.data.decode import decode_image, read_image
 from streetvision.eval.metrics import positive_probability
 from streetvision.eval.thresholds import decide
 from streetvision.io.tensors import load_into, load_state
 from streetvision.io.validators import validate_json
-from streetvision.models.fused import FusedClassifier, FusionDescription, load_fused
+from streetvision.models.config import FusionDescription
+from streetvision.models.fused import FusedClassifier, load_fused
 from streetvision.models.module import Classifier, ClassifierDescription, ImageClassifier, build_classifier
 from streetvision.models.multi_view import Box, Views, plan_views
 from streetvision.training.hardware import pick_device

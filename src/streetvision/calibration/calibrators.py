@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
+from streetvision.calibration.config import ENSEMBLE
 from streetvision.calibration.contract import Calibrator, Fitted
 from streetvision.calibration.nonparametric import HistogramCalibrator, IsotonicCalibrator, SmoothIsotonicCalibrator
 from streetvision.calibration.parametric import (
@@ -31,7 +32,6 @@ CALIBRATORS: dict[str, type[Calibrator]] = {
     "spline": SplineCalibrator,
 }
 
-ENSEMBLE = "ensemble"
 SUMS_TO_ONE = 1e-9
 
 

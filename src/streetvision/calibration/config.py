@@ -1,14 +1,18 @@
-"""Settings of phase 5, beside the code that they steer."""
+"""Settings of phase 5; apart from the code that they steer, because that code loads SciPy."""
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from streetvision.calibration.calibrators import CALIBRATORS, ENSEMBLE
-from streetvision.contracts.errors import ConfigError, unknown_name
+from streetvision.contracts.errors import ConfigError
 
-AUTO, MULTI_OBJECTIVE, MAC_CAL = "auto", "multi_objective", "mac_cal"
-METHODS = (AUTO, ENSEMBLE, MULTI_OBJECTIVE, MAC_CAL, *CALIBRATORS)
+AUTO: Literal["auto"] = "auto"
+ENSEMBLE: Literal["ensemble"] = "ensemble"
+MULTI_OBJECTIVE: Literal["multi_objective"] = "multi_objective"
+MAC_CAL: Literal["mac_cal"] = "mac_cal"
+CalibratorName = Literal["none", "temperature", "platt", "beta", "isotonic", "smooth_isotonic", "histogram", "spline"]
+Method = Literal["auto", "ensemble", "multi_objective", "mac_cal", CalibratorName]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 class PreferenceConfig(BaseModel):
@@ -44,7 +48,7 @@ class Phase5Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: str = AUTO
+    method: Method = AUTO
     """auto: chosen in tiers; ensemble, multi_objective or a name in CALIBRATORS: that, as it is; mac_cal: the scores of
     phase5_maccal as they are."""
     selection: Literal["nll", "ece"] = "nll"
@@ -64,8 +68,6 @@ class Phase5Config(BaseModel):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
-        if self.method not in METHODS:
-            raise unknown_name("calibration method", self.method, METHODS)
         fields = type(self).model_fields
         readers = {"selection": AUTO, "ece_limit": AUTO, "mcc_guard": AUTO, "preference": MULTI_OBJECTIVE}
         for name, reader in readers.items():

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from streetvision.calibration.calibrators import ENSEMBLE
-from streetvision.calibration.config import Phase5Config
+from streetvision.calibration.config import ENSEMBLE, Phase5Config
 from streetvision.calibration.contract import Fitted, margins
 from streetvision.calibration.crossfit import CalibrationSet, crossfit
 from streetvision.calibration.risk_control import Scored, certify, handed_over

@@ -86,6 +86,8 @@ class Phase:
     makes: tuple[str, ...]
     """Artifacts that it writes, as names of ArtifactSchema properties."""
     run: Callable[[Context], Outcome]
+    join: Callable[[Context], None] | None = None
+    """How the other processes of a distributed run take part, where it trains."""
     may_make: tuple[str, ...] = ()
     """Artifacts that it writes only under some settings, and others read."""
     also_needs: Callable[[Context], tuple[str, ...]] | None = None

@@ -1,15 +1,14 @@
 """What happens to a picture on its way to the model: nothing random when judging, what a policy says when training."""
 
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from streetvision.contracts.errors import ConfigError
 from streetvision.data.colour import ColourJitter
+from streetvision.data.config import AugmentationConfig, Level
 from streetvision.data.decode import resize_squash
 from streetvision.data.distortions import distort
 
@@ -17,68 +16,7 @@ Transform = Callable[[Tensor], Any]
 """Pixels (3, H, W) -> a tensor, or a named tuple of tensors, of the same shapes for every image."""
 BatchTransform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(images (B, 3, S, S), labels (B,)) -> images, and labels (B,) or shares of the classes (B, 2)."""
-Level = Literal[0, 1, 2, 3]
-
 N_CLASSES = 2
-
-
-class GateConfig(BaseModel):
-    """Short paired runs with and without the policy before it is used."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: int = Field(default=0, ge=0)
-    """Epochs of each run; 0 leaves the gate out."""
-    runs: int = Field(default=2, ge=1)
-    """Pairs of runs, each with a seed of its own."""
-    tolerance: float = Field(default=0.03, ge=0)
-    """VAL_SELECT MCC that the policy may cost before it is rejected."""
-
-
-class AugmentationConfig(BaseModel):
-    """Random changes of training images; the model sees the plain image when it is judged."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    crop_scale: tuple[float, float] = (0.7, 1.0)
-    """Smallest and largest share of the image's area that a random crop keeps; 1, 1 crops nothing."""
-    flip_probability: float = Field(default=0.5, ge=0, le=1)
-    """Chance of a left-right flip."""
-    colour_jitter: float = Field(default=0.2, ge=0, le=1)
-    """Largest relative change of brightness, contrast and saturation; a tenth of it for hue."""
-    policy: Literal["none", "trivial_augment", "augmix"] = "none"
-    """TrivialAugmentWide with 31 strengths, or AugMix of severity 3 and width 3, behind crop, flip and jitter."""
-    erasing_probability: float = Field(default=0.0, ge=0, le=1)
-    """Chance that a rectangle of 2 to 33 % of the image turns black."""
-    mixup_alpha: float = Field(default=0.0, ge=0)
-    """Parameter of the Beta distribution by which two images and their labels are laid over each other; 0: never."""
-    cutmix_alpha: float = Field(default=0.0, ge=0)
-    """The same for a rectangle put into another image; 0: never. With both, each batch takes one of the two."""
-    scales: tuple[float, ...] = (1.0,)
-    """Each batch is shown at one of these multiples of the image size, rounded to whole patches."""
-    validator_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of images that come as the subnet's validator would send them, in place of crop, flip, jitter, policy."""
-    validator_levels: tuple[Level, ...] = (0, 1, 2, 3)
-    """Its levels, each as likely as the others."""
-    gate: GateConfig = GateConfig()
-    """Whether the policy is tried first."""
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        if self.validator_share == 0 and self.validator_levels != (0, 1, 2, 3):
-            raise ConfigError(
-                "augmentation.validator_levels is not read while augmentation.validator_share is 0",
-                "set augmentation.validator_share=0.5 or leave it out",
-            )
-        if self.gate.epochs == 0 and self.gate != type(self.gate)():
-            raise ConfigError("the settings of a gate of 0 epochs are not read", "set augmentation.gate.epochs=2")
-        if not self.scales or min(self.scales) <= 0 or not self.validator_levels:
-            raise ConfigError("augmentation.scales are positive, and neither they nor validator_levels are empty")
-        return self
-
-
-PLAIN = AugmentationConfig(crop_scale=(1.0, 1.0), flip_probability=0.0, colour_jitter=0.0)
-"""No change at all."""
 
 
 def get_train_transforms(config: AugmentationConfig, *, image_size: int) -> Transform:

@@ -16,7 +16,8 @@ from torchvision.transforms.v2 import functional as F
 
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row
-from streetvision.data.decode import DecodeLimits, read_image
+from streetvision.data.config import DecodeLimits
+from streetvision.data.decode import read_image
 from streetvision.io.atomic import write_bytes_atomic
 
 QUALITY = 90

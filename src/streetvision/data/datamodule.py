@@ -1,6 +1,5 @@
 """Loaders over the rows that a phase was granted: bytes in, batches of uint8 images and labels out."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -9,44 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.augmentation import BatchTransform, Transform
 from streetvision.data.cache import ImageCache
-from streetvision.data.decode import DecodeLimits, UndecodableImage, read_image
+from streetvision.data.config import DecodeLimits
+from streetvision.data.decode import UndecodableImage, read_image
 
 Key = tuple[int, int]
 Sample = tuple[Any, int, Key] | UndecodableImage
 Batch = tuple[Any, Tensor]
 """Inputs, a tensor or a named tuple of them, and labels."""
-
-
-class LoaderConfig(BaseModel):
-    """How images reach the model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    batch_size: int = Field(default=64, ge=1)
-    """Images, or views of images, a forward pass when nothing is trained."""
-    workers: int | None = Field(default=None, ge=0)
-    """Processes that decode; None takes one a core beyond the second, none on one or two cores."""
-    cache_pixels: int | None = Field(default=None, ge=32)
-    """Shorter side of small JPEGs from which images are trained on, made once; null trains from the originals."""
-    max_megapixels: float = Field(default=100.0, gt=0, le=178)
-    """Millions of pixels above which an image is refused; Pillow itself refuses some formats beyond 178."""
-
-    @property
-    def limits(self) -> DecodeLimits:
-        """What one image file may cost before it is refused."""
-        return DecodeLimits(max_megapixels=self.max_megapixels)
-
-    @property
-    def worker_count(self) -> int:
-        """The number of processes that `workers` stands for on this machine."""
-        return max(0, (os.cpu_count() or 1) - 2) if self.workers is None else self.workers
 
 
 class ImageDataset(Dataset[Sample]):

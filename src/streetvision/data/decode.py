@@ -9,7 +9,6 @@ Legend: H and W are pixels, after orientation.
 
 import io
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from streetvision.contracts.errors import DataError
+from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 
 READERS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\xd8\xff": JpegImageFile,
@@ -51,19 +51,6 @@ ORIENTATIONS: dict[int, tuple[bool, tuple[int, ...]]] = {
 """EXIF orientation -> (swap H and W?, then the dimensions of (3, H, W) to flip). EXIF 2.32, tag 0x0112."""
 
 
-@dataclass(frozen=True)
-class DecodeLimits:
-    """What a file may cost before it is refused."""
-
-    max_megapixels: float = 100.0
-    """Millions of pixels of a JPEG; of any other image a fifth, since these are unpacked in several copies."""
-    max_megabytes: float = 400.0
-    """Millions of bytes of the file."""
-    max_scans: int = 100
-    """Passes over a JPEG; a small file with thousands of them takes any decoder many seconds."""
-
-
-DEFAULT_LIMITS = DecodeLimits()
 HEAVIER = 5
 """How many times the memory of a plain JPEG's pixel the pixel of another image takes, at the least."""
 

@@ -3,41 +3,13 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, Self
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.split_contracts import Index, Lookalikes, Row
+from streetvision.data.config import GroupingConfig
 from streetvision.data.linking import Keys, join_groups
-from streetvision.data.near_duplicates import CORRELATION, RADIUS, NearDuplicates, find_near_duplicates
+from streetvision.data.near_duplicates import NearDuplicates, find_near_duplicates
 from streetvision.data.places import place_keys
 from streetvision.data.scan import Scan
-
-
-class GroupingConfig(BaseModel):
-    """What makes rows belong together, beside equal bytes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    by: tuple[Literal["column", "near_duplicates", "place"], ...] = ("column", "near_duplicates")
-    """column: the group that the index names; near_duplicates: nearly the same picture; place: GPS, and time if asked.
-    Several are joined: rows that any of them links stay together."""
-    radius: int = Field(default=RADIUS, ge=0, le=20)
-    """near_duplicates: bits of 64 by which perceptual hashes differ at most."""
-    correlation: float = Field(default=CORRELATION, gt=0, le=1)
-    """near_duplicates: least correlation of the thumbnails, 0 to 1; at least 0.97 is needed under 64 pixels."""
-    metres: float = Field(default=30.0, gt=0)
-    """place: photographs at most this far apart are neighbours."""
-    hours: float | None = Field(default=None, gt=0)
-    """place: neighbours were also taken at most this many hours apart; None: at any time."""
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        readers = {"radius": "near_duplicates", "correlation": "near_duplicates", "metres": "place", "hours": "place"}
-        for field, reader in readers.items():
-            if reader not in self.by and getattr(self, field) != type(self).model_fields[field].default:
-                raise ValueError(f"{field} is read only where `by` names {reader}")
-        return self
 
 
 def group_rows(scan: Scan, config: GroupingConfig) -> tuple[Index, Lookalikes | None]:

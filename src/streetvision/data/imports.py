@@ -9,10 +9,11 @@ from pathlib import Path
 
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress
+from streetvision.data.config import DataConfig
 from streetvision.data.decode import UndecodableImage, read_image_bytes
 from streetvision.data.exif import read_exif
 from streetvision.data.hub import is_local_dataset, stream_dataset
-from streetvision.data.index import HUB_PREFIX, DataConfig, list_images
+from streetvision.data.index import HUB_PREFIX, list_images
 from streetvision.data.listing import Listed, label_of, naming_remedy
 from streetvision.data.parquet_index import IndexParts, Record
 from streetvision.data.tables import Columns

@@ -1,19 +1,15 @@
 """From `data.root` to the list of its images: which kind of data set it is, and what it names."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import DataError
-from streetvision.contracts.split_contracts import Split
-from streetvision.data.grouping import GroupingConfig
+from streetvision.data.config import HF_SPLIT
 from streetvision.data.hub import is_local_dataset, list_dataset
 from streetvision.data.listing import BadFile, Listed, Listing, check_classes, naming_remedy
 from streetvision.data.parquet_index import INDEX, list_parquet
-from streetvision.data.partition import Fractions
-from streetvision.data.tables import Columns, list_csv, list_labels_json
+from streetvision.data.tables import Columns, list_csv, list_labels_json, list_paths
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 UNMENTIONED = frozenset({"thumbs.db", "desktop.ini"})
@@ -22,46 +18,10 @@ UNMENTIONED = frozenset({"thumbs.db", "desktop.ini"})
 TABLES = {".csv": list_csv, ".json": list_labels_json, ".parquet": list_parquet}
 """Suffix of a file that lists images -> what reads it."""
 
+NO_LABEL = -1
+"""Of an image that nobody labelled."""
 HUB_PREFIX = "hf://"
 """Before owner/name of a dataset on the Hugging Face hub: a mistyped folder must never go to the network."""
-
-HF_SPLIT = "train"
-
-
-class DataConfig(BaseModel):
-    """Which images there are, and how they are dealt to the four splits."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    root: str | None = None
-    """Folder, CSV, labels.json, or Hugging Face dataset (a folder, or hf://owner/name on the hub); None: scenes."""
-    class_names: tuple[str, str] = ("None", "Roadwork")
-    """Names of class 0 and class 1, in that order."""
-    fractions: Fractions = {Split.TRAIN: 0.60, Split.VAL_SELECT: 0.15, Split.VAL_CALIB: 0.15, Split.VAL_TEST: 0.10}
-    """Share of the rows for every split, each above 0; they sum to 1."""
-    seed: int = Field(default=0, ge=0)
-    """Which of the possible partitions is taken; any whole number."""
-    max_bad_share: float = Field(default=0.05, ge=0, le=1)
-    """Share of the listed images that may be unusable before the run stops."""
-    hf_split: str = HF_SPLIT
-    """Split of a Hugging Face dataset to read; it is dealt to our four splits anew."""
-    group_column: str | None = None
-    """Column or feature that names the group; None takes `group` where there is one."""
-    source_column: str | None = None
-    """Column or feature that names the source; None takes `source` where there is one."""
-    unlabeled: tuple[Path, ...] = ()
-    """Further images, whatever their classes, that phase4a_explora learns from beside TRAIN: folders, or CSVs with the
-    column path and, where they come in tracks or rides, group."""
-    grouping: GroupingConfig = GroupingConfig()
-    """What makes images belong together, so that one split gets them all."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if len({name.strip().casefold() for name in self.class_names} - {""}) < 2:
-            raise ValueError(f"class_names are two different names, not {list(self.class_names)}")
-        if self.group_column is not None and "column" not in self.grouping.by:
-            raise ValueError("group_column is read only where grouping.by names column")
-        return self
 
 
 def list_images(
@@ -125,6 +85,20 @@ def list_folders(root: Path, *, class_names: tuple[str, str]) -> Listing:
     return Listing(root, tuple(images), tuple(left_out))
 
 
+def list_unlabeled(sources: Sequence[Path]) -> tuple[Listed, ...]:
+    """Every image that the sources name, by absolute path; raises DataError for a source that names none.
+
+    A source is a folder, or a CSV with the column path and, where images belong together, group.
+    """
+    images: dict[str, Listed] = {}
+    for source in sources:
+        found = _unlabeled(source.expanduser().absolute())
+        if not found:
+            raise DataError(f"data.unlabeled {str(source)!r} names no images")
+        images |= {listed.path: listed for listed in found}
+    return tuple(images.values())
+
+
 def files_under(folder: Path, root: Path) -> tuple[list[str], list[str]]:
     """Posix paths relative to `root` of the images and of the other files in `folder`, sorted."""
     pictures: list[str] = []
@@ -139,3 +113,11 @@ def files_under(folder: Path, root: Path) -> tuple[list[str], list[str]]:
 
 def _is_mentioned(name: str) -> bool:
     return not name.startswith(".") and name.casefold() not in UNMENTIONED
+
+
+def _unlabeled(source: Path) -> list[Listed]:
+    if source.is_dir():
+        return [Listed(str(source / path), NO_LABEL) for path in files_under(source, source)[0]]
+    if source.suffix.casefold() != ".csv" or not source.is_file():
+        raise DataError(f"data.unlabeled {str(source)!r} is neither a folder nor a CSV")
+    return [Listed(path, NO_LABEL, group=group) for path, group in list_paths(source)]

@@ -15,13 +15,10 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from streetvision.data.config import CORRELATION, RADIUS
 from streetvision.data.hamming import Positions, pairs_within
 from streetvision.data.perceptual import THUMBNAIL, TRIMS, WORKING, Looks, Thumbnails
 
-RADIUS = 12
-"""Bits of 64 by which the hashes of near-duplicates differ at most."""
-CORRELATION = 0.90
-"""Least normalised cross-correlation of the thumbnails of near-duplicates."""
 TINY_CORRELATION = 0.97
 """The same where one of the two is tiny: by 0.90, 1,791 in a million pairs of different traffic signs were merged."""
 BLOCK = 1024

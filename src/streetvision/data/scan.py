@@ -15,7 +15,8 @@ from torch import Tensor
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress, Silent
 from streetvision.contracts.split_contracts import Index, Row
-from streetvision.data.decode import DEFAULT_LIMITS, DecodeLimits, UndecodableImage, decode_image, read_image_bytes
+from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
+from streetvision.data.decode import UndecodableImage, decode_image, read_image_bytes
 from streetvision.data.linking import join_groups
 from streetvision.data.listing import BadFile, Listed, Listing
 from streetvision.data.perceptual import Look, Looks, look_at, stack_looks

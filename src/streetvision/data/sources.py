@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streetvision.contracts.errors import DataError
-from streetvision.data.decode import DEFAULT_LIMITS, DecodeLimits, UndecodableImage, read_image_bytes
+from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
+from streetvision.data.decode import UndecodableImage, read_image_bytes
 from streetvision.data.index import IMAGE_SUFFIXES
 from streetvision.data.parquet_index import SCHEMA
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from streetvision.data.decode import DecodeLimits, read_image
+from streetvision.data.config import DecodeLimits
+from streetvision.data.decode import read_image
 
 THUMBNAIL_PIXELS = 240
 

@@ -8,19 +8,14 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row, Split
-from streetvision.data.decode import DecodeLimits
-from streetvision.data.grouping import GroupingConfig
-from streetvision.data.index import files_under
-from streetvision.data.listing import Listed, Listing
+from streetvision.data.config import DecodeLimits, GroupingConfig
+from streetvision.data.index import NO_LABEL, list_unlabeled
+from streetvision.data.listing import Listing
 from streetvision.data.near_duplicates import find_near_duplicates
 from streetvision.data.perceptual import join_looks
 from streetvision.data.scan import Scan, scan_images
-from streetvision.data.tables import list_paths
-
-NO_LABEL = -1
 
 
 class UnlabeledRow(BaseModel):
@@ -52,32 +47,10 @@ class UnlabeledImages(BaseModel):
         return tuple(Row(label=NO_LABEL, **row.model_dump()) for row in self.rows)
 
 
-def list_unlabeled(sources: Sequence[Path]) -> tuple[Listed, ...]:
-    """Every image that the sources name, by absolute path; raises DataError for a source that names none.
-
-    A source is a folder, or a CSV with the column path and, where images belong together, group.
-    """
-    images: dict[str, Listed] = {}
-    for source in sources:
-        found = _listed(source.expanduser().absolute())
-        if not found:
-            raise DataError(f"data.unlabeled {str(source)!r} names no images")
-        images |= {listed.path: listed for listed in found}
-    return tuple(images.values())
-
-
 def scan_unlabeled(sources: Sequence[Path], *, limits: DecodeLimits, progress: Progress) -> Scan:
     """Read every image that `list_unlabeled` finds, of whatever class."""
     listing = Listing(Path("/"), list_unlabeled(sources), ())
     return scan_images(listing, class_names=("", ""), limits=limits, looking=True, progress=progress)
-
-
-def _listed(source: Path) -> list[Listed]:
-    if source.is_dir():
-        return [Listed(str(source / path), NO_LABEL) for path in files_under(source, source)[0]]
-    if source.suffix.casefold() != ".csv" or not source.is_file():
-        raise DataError(f"data.unlabeled {str(source)!r} is neither a folder nor a CSV")
-    return [Listed(path, NO_LABEL, group=group) for path, group in list_paths(source)]
 
 
 def keep_apart(unlabeled: Scan, labelled: Scan, roles: Sequence[Split], config: GroupingConfig) -> UnlabeledImages:

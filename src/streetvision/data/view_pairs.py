@@ -1,41 +1,21 @@
 """Two random views of one image, or of two that belong together, for learning without labels."""
 
 from collections import defaultdict
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from streetvision.data.blur import RandomBlur
 from streetvision.data.colour import ColourJitter
+from streetvision.data.config import PairConfig
 from streetvision.data.datamodule import ImageDataset
 
 JITTERED = 0.8
 """Chance that a view's colours are changed at all."""
 BLURRED = 0.5
 BLUR_SIGMA = (0.1, 2.0)
-
-
-class PairConfig(BaseModel):
-    """What may differ between two views; the defaults are SimCLR's (arXiv 2002.05709, appendix A)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    partner: Literal["image", "group"] = "image"
-    """What the second view shows: the same image, or any of its group. For tracks of one object, not for rides."""
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Smallest and largest share of the image's area that a view keeps. Small ones may lose a small cue."""
-    flip_probability: float = Field(default=0.5, ge=0, le=1)
-    """Chance of a left-right flip; 0 where left and right mean something."""
-    colour_jitter: float = Field(default=0.8, ge=0, le=1)
-    """Largest relative change of brightness, contrast and saturation; a quarter of it for hue. Less where colour is
-    the cue."""
-    grey_probability: float = Field(default=0.2, ge=0, le=1)
-    """Chance that a view loses its colours."""
-    blur: bool = True
-    """Blur half of the views, by up to two pixels at 224."""
 
 
 class TwoViews(nn.Module):

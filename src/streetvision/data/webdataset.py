@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from streetvision.contracts.errors import DataError
-from streetvision.data.decode import DEFAULT_LIMITS
+from streetvision.data.config import DEFAULT_LIMITS
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 MOST_BYTES_OF_TEXT = 2**20

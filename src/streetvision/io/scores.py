@@ -11,8 +11,8 @@ from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.policies import Digest, FusionRef, ScoresRef, Sealed
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.io.atomic import sha256_bytes, sha256_json, write_json_atomic
-from streetvision.io.tensors import save_tensors
-from streetvision.io.validators import validate_json, validate_labels, validate_logits
+from streetvision.io.tensors import save_tensors, validate_labels, validate_logits
+from streetvision.io.validators import validate_json
 
 
 class ScoresRecord(Sealed):

@@ -36,6 +36,26 @@ def load_tensor(path: Path) -> Tensor:
     return value
 
 
+def validate_logits(path: Path) -> Tensor:
+    """The (N, 2) finite float32 logits in `path`; raises ArtifactError otherwise."""
+    logits = load_tensor(path)
+    if logits.ndim != 2 or logits.shape[1] != 2 or len(logits) == 0 or logits.dtype != torch.float32:
+        raise ArtifactError(f"{str(path)!r}: expected float32 logits (N, 2), came {logits.dtype} {tuple(logits.shape)}")
+    if not torch.isfinite(logits).all():
+        raise ArtifactError(f"{str(path)!r}: logits hold values that are not finite")
+    return logits
+
+
+def validate_labels(path: Path, *, n: int) -> Tensor:
+    """The (n,) int64 labels of 0 and 1 in `path`; raises ArtifactError otherwise."""
+    labels = load_tensor(path)
+    if labels.shape != (n,) or labels.dtype != torch.int64:
+        raise ArtifactError(f"{str(path)!r}: expected int64 labels ({n},), came {labels.dtype} {tuple(labels.shape)}")
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ArtifactError(f"{str(path)!r}: labels must be 0 or 1")
+    return labels
+
+
 def load_state(path: Path) -> dict[str, Tensor]:
     """The state dict in `path` (.safetensors or a torch file), on the CPU; raises ArtifactError otherwise."""
     value = _load(path)

@@ -3,14 +3,11 @@
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-import torch
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from torch import Tensor
 
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.policies import BundleManifest, Policy, ScrcPolicy, ThresholdPolicy
 from streetvision.io.atomic import json_text, read_bytes, read_json, sha256_file, sha256_json
-from streetvision.io.tensors import load_tensor
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -100,26 +97,6 @@ class BundleValidator:
         strangers = sorted(path.name for path in folder.iterdir() if path.name not in known)
         if strangers:
             raise ArtifactError(f"bundle {str(folder)!r} holds files it does not name: {', '.join(strangers[:5])}")
-
-
-def validate_logits(path: Path) -> Tensor:
-    """The (N, 2) finite float32 logits in `path`; raises ArtifactError otherwise."""
-    logits = load_tensor(path)
-    if logits.ndim != 2 or logits.shape[1] != 2 or len(logits) == 0 or logits.dtype != torch.float32:
-        raise ArtifactError(f"{str(path)!r}: expected float32 logits (N, 2), came {logits.dtype} {tuple(logits.shape)}")
-    if not torch.isfinite(logits).all():
-        raise ArtifactError(f"{str(path)!r}: logits hold values that are not finite")
-    return logits
-
-
-def validate_labels(path: Path, *, n: int) -> Tensor:
-    """The (n,) int64 labels of 0 and 1 in `path`; raises ArtifactError otherwise."""
-    labels = load_tensor(path)
-    if labels.shape != (n,) or labels.dtype != torch.int64:
-        raise ArtifactError(f"{str(path)!r}: expected int64 labels ({n},), came {labels.dtype} {tuple(labels.shape)}")
-    if not ((labels == 0) | (labels == 1)).all():
-        raise ArtifactError(f"{str(path)!r}: labels must be 0 or 1")
-    return labels
 
 
 def bundle_seal(manifest: BundleManifest) -> str:

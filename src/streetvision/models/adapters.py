@@ -1,57 +1,18 @@
 """Adapters through the PEFT library: low-rank changes of the backbone's linear layers, merged before saving."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, Self
+from collections.abc import Iterable, Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from streetvision.contracts.errors import ConfigError, StreetVisionError, unknown_name
-from streetvision.models.backbone import Backbone
+from streetvision.models.config import ADAPTERS, AdapterConfig
 from streetvision.models.module import Classifier
+from streetvision.models.network import Backbone
 
 MAX_MERGE_ERROR = 1e-4
 """Largest difference of a logit that merging may make; fp32 stays a hundred times below it."""
-
-
-class AdapterConfig(BaseModel):
-    """The adapters of training.mode=peft."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    method: str = "lora"
-    """A key of ADAPTERS: lora, dora, rslora, pissa."""
-    rank: int = Field(default=16, ge=1)
-    """Inner width of the two matrices of a layer."""
-    alpha: float = Field(default=32.0, gt=0)
-    """Scale of the change: alpha / rank, for rslora alpha / sqrt(rank)."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Chance that an input of an adapter is dropped in training."""
-    targets: tuple[str, ...] | Literal["all"] = "all"
-    """Linear layers by the end of the backbone's own names, for example [qkv, proj]; all: every one that runs."""
-    last_blocks: int | None = Field(default=None, ge=1)
-    """Only the last so many blocks are adapted; null: all of them."""
-
-    @model_validator(mode="after")
-    def _method_exists(self) -> Self:
-        if self.method not in ADAPTERS:
-            raise unknown_name("adapter", self.method, ADAPTERS)
-        return self
-
-
-ADAPTERS: Mapping[str, Mapping[str, object]] = {
-    "lora": {},
-    "dora": {"use_dora": True},
-    "rslora": {"use_rslora": True},
-    "pissa": {"init_lora_weights": "pissa"},
-}
-"""Method -> what makes a LoraConfig of the PEFT library that method.
-
-LoRA: Hu et al., arXiv 2106.09685. DoRA: Liu et al., 2402.09353. rsLoRA: Kalajdzievski, 2312.03732.
-PiSSA: Meng et al., 2404.02948.
-"""
 
 
 def attach(backbone: Backbone, config: AdapterConfig, *, besides: Sequence[str] = ()) -> tuple[str, ...]:

@@ -1,37 +1,18 @@
 """Backbones: from a configuration with weights, or from a bundle's description without them."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import nn
 
 from streetvision.contracts.errors import ConfigError, unknown_name
-from streetvision.models.backbone_spec import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    MAX_PARAMETERS,
-    Backbone,
-    BackboneSpec,
-    read_description,
-)
+from streetvision.models.backbone_spec import IMAGENET_MEAN, IMAGENET_STD, MAX_PARAMETERS, read_description
 
-__all__ = [
-    "BACKBONES",
-    "Backbone",
-    "BackboneConfig",
-    "BackboneSpec",
-    "Source",
-    "build_backbone",
-    "load_backbone",
-    "local_files",
-    "state_digest",
-]
+if TYPE_CHECKING:
+    from streetvision.models.network import Backbone
 
 RANDOM_IMAGE_SIZE = 224
 
@@ -88,12 +69,12 @@ class BackboneConfig(BaseModel):
 class Source:
     """Where backbones come from."""
 
-    build: Callable[[BackboneConfig], Backbone]
+    build: "Callable[[BackboneConfig], Backbone]"
     reads: frozenset[str]
     """The fields of BackboneConfig that `build` reads."""
 
 
-def load_backbone(config: BackboneConfig) -> Backbone:
+def load_backbone(config: BackboneConfig) -> "Backbone":
     """The backbone that `config` names, with its weights, on the CPU in float32 and in eval mode.
 
     Only a hub name (transformers) or `pretrained` (timm) goes to the network. Raises ConfigError for a name, size or
@@ -102,7 +83,7 @@ def load_backbone(config: BackboneConfig) -> Backbone:
     return BACKBONES[config.source].build(config).eval()
 
 
-def build_backbone(architecture: Mapping[str, object], *, max_parameters: int = MAX_PARAMETERS) -> Backbone:
+def build_backbone(architecture: Mapping[str, object], *, max_parameters: int = MAX_PARAMETERS) -> "Backbone":
     """The backbone that `spec.architecture` describes, in eval mode: weights to be loaded by the caller, no network.
 
     The description may come from a stranger's file: only known model types and timm names, bounded numbers, and the
@@ -121,15 +102,6 @@ def build_backbone(architecture: Mapping[str, object], *, max_parameters: int = 
     raise unknown_name("backbone architecture", str(source), ("timm", "transformers"))
 
 
-def state_digest(module: nn.Module) -> str:
-    """sha256 of the state dict: names, dtypes, shapes and bytes, in the order of the names, wherever it lies."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def local_files(config: BackboneConfig) -> list[Path]:
     """The files on this machine that `load_backbone` reads: none for a hub name or random weights."""
     if config.weights is not None:
@@ -140,13 +112,13 @@ def local_files(config: BackboneConfig) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in {".json", ".safetensors", ".bin"})
 
 
-def _from_transformers(config: BackboneConfig) -> Backbone:
+def _from_transformers(config: BackboneConfig) -> "Backbone":
     from streetvision.models.transformers_backbone import load_transformers
 
     return load_transformers(str(config.name), config.image_size)
 
 
-def _from_timm(config: BackboneConfig) -> Backbone:
+def _from_timm(config: BackboneConfig) -> "Backbone":
     from streetvision.models.timm_backbone import load_timm
 
     return load_timm(
@@ -158,7 +130,7 @@ def _from_timm(config: BackboneConfig) -> Backbone:
     )
 
 
-def _from_random(config: BackboneConfig) -> Backbone:
+def _from_random(config: BackboneConfig) -> "Backbone":
     from streetvision.models.transformers_backbone import TransformersArchitecture, build_transformers
 
     # RoPE turns pairs of channels for each of the two axes.
@@ -182,7 +154,7 @@ def _from_random(config: BackboneConfig) -> Backbone:
     return build_transformers(described, max_parameters=MAX_PARAMETERS, seed=config.seed)
 
 
-def _from_embedded(config: BackboneConfig) -> Backbone:
+def _from_embedded(config: BackboneConfig) -> "Backbone":
     from streetvision.models.transformers_backbone import load_transformers
 
     return load_transformers(str(_asset(str(config.name))), config.image_size)

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streetvision.models.multi_view import ViewsConfig, plan_views
+from streetvision.models.config import ViewsConfig
+from streetvision.models.multi_view import plan_views
 
 Backend = Literal["flex", "sdpa"]
 UNIT = 10_000

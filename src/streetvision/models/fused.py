@@ -4,48 +4,20 @@ Legend: B images, V views, C classes, P width of a view's features.
 """
 
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple
 
-from pydantic import model_validator
 from torch import Tensor, nn
 
 from streetvision.contracts.errors import ArtifactError
-from streetvision.contracts.policies import Sealed
 from streetvision.io.tensors import load_into, load_state
-from streetvision.models.fusion import (
-    FusionConfig,
-    InferenceCVFM,
-    TrainableCVFM,
-    TrainedFusionConfig,
-    influence,
-)
+from streetvision.models.config import FusionConfig, FusionDescription
+from streetvision.models.fusion import InferenceCVFM, TrainableCVFM, influence
 from streetvision.models.module import N_CLASSES, ImageClassifier
-from streetvision.models.multi_view import Views, ViewsConfig, content_share, make_views, over_views
+from streetvision.models.multi_view import Views, content_share, make_views, over_views
 
-FusedMode = Literal["multiview_mean", "cvfm_inference", "cvfm_trained"]
 VIEWS_AT_ONCE = 64
 """Views that go through the backbone together, which bounds the memory of a forward pass. More are slower on a CPU,
 where the system hands out large blocks anew each time."""
-
-
-class FusionDescription(Sealed):
-    """cvfm_config.json of phase 4c and of a bundle: how images are cut and views are fused, weights apart."""
-
-    schema_version: Literal[1] = 1
-    mode: FusedMode
-    """multiview_mean: the mean of the views' logits; cvfm_inference: a mode of FUSIONS; cvfm_trained: TrainableCVFM."""
-    views: ViewsConfig
-    inference: FusionConfig | None = None
-    """Of cvfm_inference."""
-    trained: TrainedFusionConfig | None = None
-    """Of cvfm_trained."""
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        given = (self.inference is not None, self.trained is not None)
-        if given != (self.mode == "cvfm_inference", self.mode == "cvfm_trained"):
-            raise ValueError(f"mode {self.mode} does not go with the settings of fusion that are given")
-        return self
 
 
 class Look(NamedTuple):

@@ -6,34 +6,18 @@ A masked view (False) changes nothing, whatever its logits are; every image need
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from streetvision.contracts.errors import ConfigError, DataError
+from streetvision.contracts.errors import DataError
+from streetvision.models.config import FusionConfig, FusionMode, TrainedFusionConfig, ViewsConfig
 from streetvision.models.flex_fusion import CrossViewAttention, view_distances
-from streetvision.models.multi_view import ViewsConfig
 
 LOWEST_MARGIN = -80.0
 """Of noisy_or: a margin of e to the minus 80 in odds is as good as none."""
-
-FusionMode = Literal["simple_mean", "weighted_uncertainty", "content_aware", "top_k", "max", "noisy_or"]
-
-
-class FusionConfig(BaseModel):
-    """How views are fused without training."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mode: FusionMode = "simple_mean"
-    """Name in FUSIONS."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Of weighted_uncertainty: lower listens more to the sure views; nats."""
-    k: int = Field(default=3, ge=1)
-    """Of top_k: views that are listened to."""
 
 
 def simple_mean(logits: Tensor, mask: Tensor, content: Tensor, config: FusionConfig) -> Tensor:  # noqa: ARG001
@@ -108,28 +92,6 @@ class InferenceCVFM(nn.Module):
         """Logits (B, V, C), mask (B, V), share of content (B, V) -> (B, C); DataError where an image has no view."""
         check_views(mask)
         return FUSIONS[self.config.mode](logits, mask, content, self.config)
-
-
-class TrainedFusionConfig(BaseModel):
-    """The size of the trained fusion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    latent: int = Field(default=64, ge=1, le=4096)
-    """L."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Chance that a latent feature is dropped in training."""
-    attention_heads: int = Field(default=0, ge=0, le=64)
-    """Heads with which views attend to each other before they are averaged; 0: they do not. Divides `latent`."""
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
-        if self.attention_heads and self.latent % self.attention_heads:
-            raise ConfigError(
-                f"latent={self.latent} is no multiple of attention_heads={self.attention_heads}",
-                "give a latent width that the heads divide",
-            )
-        return self
 
 
 class Fused(NamedTuple):

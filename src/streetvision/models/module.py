@@ -4,61 +4,19 @@ Shapes: B images, S pixels a side, T tokens, D their width, P pooled width.
 """
 
 from abc import ABC, abstractmethod
-from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue
 from torch import Tensor, nn
 
-from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.policies import Sealed
-from streetvision.models.backbone import Backbone, BackboneConfig, build_backbone, load_backbone
+from streetvision.models.backbone import build_backbone, load_backbone
+from streetvision.models.config import HeadConfig, ModelConfig
+from streetvision.models.network import Backbone
 from streetvision.models.pooling import get_pooling, pooled_dim
 
 N_CLASSES = 2
-
-
-class HeadConfig(BaseModel):
-    """What turns a pooled feature vector into two logits."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["linear", "mlp"] = "linear"
-    """linear: one layer; mlp: a hidden layer with GELU before it."""
-    hidden: int = Field(default=256, ge=1, le=65_536)
-    """Width of the hidden layer of mlp."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Chance that a feature is dropped in training."""
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        if self.kind == "linear" and self.hidden != type(self).model_fields["hidden"].default:
-            raise ConfigError("a linear head does not read hidden", "leave it out, or take model.head.kind=mlp")
-        return self
-
-
-class ModelConfig(BaseModel):
-    """The classifier that phase 1 fits."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    backbone: BackboneConfig
-    pooling: str = "cls"
-    """Name in POOLINGS: cls, mean (of patch tokens), cls_mean."""
-    head: HeadConfig = HeadConfig()
-    init_from_explora: bool | None = None
-    """Start from the backbone that phase4a_explora adapted; null: when that phase is among pipeline.phases."""
-    explora_checkpoint_path: Path | None = None
-    """Start from this explora_checkpoint.pth, which another run made."""
-
-    @model_validator(mode="after")
-    def _one_start(self) -> Self:
-        if self.explora_checkpoint_path is not None and self.init_from_explora is False:
-            raise ConfigError(
-                "explora_checkpoint_path is not read under init_from_explora=false", "leave out one of the two"
-            )
-        return self
 
 
 class ClassifierDescription(Sealed):

@@ -8,28 +8,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-
-class ViewsConfig(BaseModel):
-    """How an image is cut into views: one global view, then rows x columns tiles."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rows: int = Field(default=3, ge=1, le=16)
-    """Tiles from top to bottom."""
-    columns: int = Field(default=5, ge=1, le=16)
-    """Tiles from left to right."""
-    overlap: float = Field(default=0.2, ge=0, le=0.5)
-    """Share of a tile's side that it has in common with the next one."""
-
-    @property
-    def count(self) -> int:
-        """V."""
-        return 1 + self.rows * self.columns
+from streetvision.models.config import ViewsConfig
 
 
 class Box(NamedTuple):

@@ -11,18 +11,8 @@ from torch import Tensor, nn
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.io.tensors import check_keys, load_into, load_state
-from streetvision.models.backbone_spec import (
-    Backbone,
-    BackboneSpec,
-    Channels,
-    PositiveChannels,
-    Probe,
-    check_image_size,
-    check_parameters,
-    one_line,
-    probe,
-    seeded,
-)
+from streetvision.models.backbone_spec import BackboneSpec, Channels, PositiveChannels, check_image_size, one_line
+from streetvision.models.network import Backbone, Probe, check_parameters, probe, seeded
 
 HEADS = ("attn_pool", "classifier", "conv_head", "fc", "fc_norm", "head", "head_dist", "norm_head")
 """Where timm's networks keep what comes after the tokens. Those that forward_features does not run are removed."""

@@ -16,18 +16,14 @@ from streetvision.io.tensors import check_keys
 from streetvision.models.backbone_spec import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    Backbone,
     BackboneSpec,
     Channels,
     PositiveChannels,
-    Reader,
     check_image_size,
-    check_parameters,
     one_line,
-    probe,
     read_description,
-    seeded,
 )
+from streetvision.models.network import Backbone, Reader, check_parameters, probe, seeded
 
 MAX_CONFIG_INTEGER = 65_536
 MAX_LAYERS = 512

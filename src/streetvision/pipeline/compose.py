@@ -1,5 +1,6 @@
 """YAML and overrides in, one typed configuration out: the only module that knows Hydra and OmegaConf."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
@@ -17,12 +18,10 @@ from yaml import YAMLError, safe_load
 
 from streetvision.calibration.config import MAC_CAL, Phase5Config
 from streetvision.contracts.errors import ConfigError, unknown_name
-from streetvision.data.augmentation import AugmentationConfig
-from streetvision.data.datamodule import LoaderConfig
-from streetvision.data.index import DataConfig
+from streetvision.data.config import AugmentationConfig, DataConfig, LoaderConfig
 from streetvision.data.scenes import SceneConfig
 from streetvision.io.declared import read_yaml
-from streetvision.models.module import ModelConfig
+from streetvision.models.config import ModelConfig
 from streetvision.pipeline.settings import (
     EvaluationConfig,
     Phase2Config,
@@ -158,7 +157,7 @@ def compose_config(
     try:
         return RunConfig.model_validate(plain)
     except ValidationError as error:
-        raise ConfigError(*_describe(error)) from error
+        raise _described(error) from error
 
 
 def _implied(given: Mapping[str, object]) -> Iterator[tuple[str, object]]:
@@ -253,9 +252,11 @@ def _unknown_key(key: str, known: Sequence[str]) -> ConfigError:
     return ConfigError(f"{key} is not a setting{hint}", f"settings here: {', '.join(section)}")
 
 
-def _describe(error: ValidationError) -> tuple[str, str | None]:
+def _described(error: ValidationError) -> ConfigError:
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key, given = ".".join(str(part) for part in first["loc"]), first["input"]
+    if first["type"] == "literal_error" and isinstance(given, str):
+        return unknown_name(key, given, re.findall(r"'([^']*)'", first["ctx"]["expected"]))
     cause = first.get("ctx", {}).get("error")
     message = str(cause) if cause else first["msg"][:1].lower() + first["msg"][1:]
-    return f"{key}={first['input']!r}: {message}", None
+    return ConfigError(f"{key}={given!r}: {message}")

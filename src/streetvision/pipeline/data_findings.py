@@ -12,14 +12,15 @@ from streetvision.calibration.crossfit import assign_folds
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Index, Lookalikes, Row
-from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.config import LoaderConfig
 from streetvision.data.grouping import group_rows
 from streetvision.data.index import list_images
 from streetvision.data.scan import Scan, scan_images
 from streetvision.eval.alikeness import Alikeness, alikeness
 from streetvision.eval.metrics import roc_auc
 from streetvision.eval.out_of_fold import out_of_fold_probabilities
-from streetvision.models.module import ModelConfig, load_classifier
+from streetvision.models.config import ModelConfig
+from streetvision.models.module import load_classifier
 from streetvision.pipeline.compose import RunConfig
 from streetvision.training.features import FeatureCache
 

@@ -6,7 +6,8 @@ from html import escape
 import numpy as np
 
 from streetvision.contracts.split_contracts import Row
-from streetvision.data.decode import DecodeLimits, UndecodableImage
+from streetvision.data.config import DecodeLimits
+from streetvision.data.decode import UndecodableImage
 from streetvision.data.listing import BadFile
 from streetvision.data.thumbnail import thumbnail
 from streetvision.eval.page import html_page, inline_image

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streetvision.data.decode import DecodeLimits
+from streetvision.data.config import DecodeLimits
 from streetvision.data.thumbnail import thumbnail
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.plots import confusion_matrix, pr_curve, reliability_diagram, roc_curve, threshold_curve

@@ -17,9 +17,7 @@ from streetvision.io.validators import validate_json
 from streetvision.pipeline.compose import RunConfig, compose_config, given_keys
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine, ordered, trains
-from streetvision.pipeline.phases import JOINS, PHASES
-from streetvision.pipeline.steps.expect_reward import RewardReport
-from streetvision.pipeline.steps.expect_reward import tell as tell_reward
+from streetvision.pipeline.phases import PHASES
 from streetvision.training.distributed import check_started, follow, place, together
 
 NOT_SPLIT = ("data.fractions", "data.seed", "data.unlabeled")
@@ -41,7 +39,13 @@ def launch_training(overrides: Sequence[str], *, file: Path | None, console: Con
 def _train_beside(config: RunConfig, console: Console) -> ArtifactSchema:
     schema = ArtifactSchema(config.root)
     engine = Engine(schema, PHASES, config.sections(), console)
-    follow(lambda phase: JOINS[phase](replace(engine.context(PHASES[phase]), progress=Silent())))
+
+    def take_part(announced: str) -> None:
+        phase = PHASES[announced]
+        assert phase.join is not None, f"{announced} does not train"
+        phase.join(replace(engine.context(phase), progress=Silent()))
+
+    follow(take_part)
     return schema
 
 
@@ -165,7 +169,9 @@ def answers_one_class_only(schema: ArtifactSchema) -> bool:
 
 def reward_lines(schema: ArtifactSchema) -> list[str]:
     """The expected reward, for a terminal."""
-    return list(tell_reward(validate_json(schema.reward_report, RewardReport)))
+    from streetvision.pipeline.steps.expect_reward import RewardReport, tell
+
+    return list(tell(validate_json(schema.reward_report, RewardReport)))
 
 
 def report_lines(schema: ArtifactSchema) -> list[str]:

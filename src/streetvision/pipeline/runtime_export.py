@@ -18,7 +18,7 @@ from streetvision.contracts.errors import ArtifactError, ConfigError, unknown_na
 from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import Precision, RuntimeParity, RuntimeRef
 from streetvision.contracts.split_contracts import Split
-from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.config import LoaderConfig
 from streetvision.data.splits_json import partition_from_json
 from streetvision.io.atomic import read_json
 from streetvision.models.multi_view import Views

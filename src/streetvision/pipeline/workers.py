@@ -12,7 +12,12 @@ from typing import TypeVar
 
 Task = TypeVar("Task")
 
-PRELOADED = ["streetvision.pipeline.launch", "peft", "timm"]
+PRELOADED = [
+    *(f"streetvision.pipeline.steps.{step}" for step in ("train_explora", "train_cvfm", "evaluate_model")),
+    "peft",
+    "timm",
+]
+"""Modules that between them load whatever a run needs."""
 
 
 def in_processes(work: Callable[[Task, int], None], tasks: Iterable[Task], at_once: int) -> Iterator[tuple[Task, int]]:
@@ -26,24 +31,25 @@ def in_processes(work: Callable[[Task, int], None], tasks: Iterable[Task], at_on
     threads = _threads(at_once)
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    ahead, running = iter(tasks), dict[int, tuple[Task, ForkServerProcess]]()
+    ahead, running = iter(tasks), list[tuple[Task, ForkServerProcess]]()
     try:
         while True:
             while len(running) < at_once and (task := next(ahead, None)) is not None:
                 process = context.Process(target=_with_its_parent, args=(work, task, threads))
+                running.append((task, process))  # first, for the caller may be interrupted while it starts
                 process.start()
-                running[process.sentinel] = task, process
             if not running:
                 return
-            for sentinel in wait(list(running)):
-                assert isinstance(sentinel, int)
-                task, process = running.pop(sentinel)
+            ended = wait([process.sentinel for _, process in running])
+            for task, process in [each for each in running if each[1].sentinel in ended]:
                 process.join()
+                running.remove((task, process))
                 yield task, process.exitcode or 0
     finally:
-        for _, process in running.values():
-            process.terminate()
-            process.join()
+        for _, process in running:
+            if process.pid is not None:
+                process.terminate()
+                process.join()
 
 
 def _threads(at_once: int) -> int:

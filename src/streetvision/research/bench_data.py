@@ -11,12 +11,13 @@ from torch import Tensor
 
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row
-from streetvision.data.augmentation import AugmentationConfig, get_train_transforms
+from streetvision.data.augmentation import get_train_transforms
 from streetvision.data.cache import ImageCache
+from streetvision.data.config import DEFAULT_LIMITS, AugmentationConfig, PairConfig
 from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader
-from streetvision.data.decode import DEFAULT_LIMITS, read_image
+from streetvision.data.decode import read_image
 from streetvision.data.scenes import SceneConfig, write_scenes
-from streetvision.data.view_pairs import PairConfig, TwoViews
+from streetvision.data.view_pairs import TwoViews
 from streetvision.io.atomic import sha256_file
 from streetvision.research.figures import Figure, in_turn
 

@@ -22,9 +22,9 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Progress, Silent
 from streetvision.data.datamodule import Batch
 from streetvision.models.backbone import BackboneConfig
+from streetvision.models.config import ModelConfig, ViewsConfig
 from streetvision.models.flex_fusion import attend_flex, attend_sdpa, view_distances
-from streetvision.models.module import Classifier, ModelConfig, load_classifier
-from streetvision.models.multi_view import ViewsConfig
+from streetvision.models.module import Classifier, load_classifier
 from streetvision.research.figures import Figure, in_turn
 from streetvision.training.config import CompileConfig, HardwareConfig, TrainingConfig
 from streetvision.training.explora import ExPLoRAModule, Student, open_backbone

@@ -17,7 +17,8 @@ from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.resampling import Judged, Resampling
 from streetvision.eval.thresholds import select_threshold_max_mcc
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.module import Classifier, ModelConfig, load_classifier
+from streetvision.models.config import ModelConfig
+from streetvision.models.module import Classifier, load_classifier
 from streetvision.research.bench_statistics import scored_rows
 from streetvision.research.bench_views import some_views, together
 from streetvision.research.figures import Curve, Figure, all_in_turn

@@ -30,7 +30,8 @@ from streetvision.data.scenes import SceneConfig, write_scenes
 from streetvision.eval.thresholds import select_threshold_max_mcc
 from streetvision.io.atomic import sha256_bytes, sha256_file, write_json_atomic
 from streetvision.io.tensors import save_tensors
-from streetvision.models.module import Classifier, HeadConfig
+from streetvision.models.config import HeadConfig
+from streetvision.models.module import Classifier
 from streetvision.research.bench_data import photographs
 from streetvision.research.figures import Figure, in_turn
 from streetvision.research.widened import DEPTH, HEADS, HIDDEN, SIDE, WIDTH, widened_vit_s

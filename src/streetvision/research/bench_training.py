@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from streetvision.contracts.progress import Progress, Silent
 from streetvision.contracts.split_contracts import Row
-from streetvision.data.augmentation import AugmentationConfig, get_train_transforms, get_val_transforms
-from streetvision.data.datamodule import EpochBatches, FeatureBatches, ImageDataset, ImageLoader, LoaderConfig
-from streetvision.data.decode import DEFAULT_LIMITS
+from streetvision.data.augmentation import get_train_transforms, get_val_transforms
+from streetvision.data.config import DEFAULT_LIMITS, AugmentationConfig, LoaderConfig
+from streetvision.data.datamodule import EpochBatches, FeatureBatches, ImageDataset, ImageLoader
 from streetvision.data.index import list_images
 from streetvision.data.scan import scan_images
 from streetvision.data.scenes import SceneConfig, write_scenes
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.module import HeadConfig, ModelConfig, load_classifier, make_head
+from streetvision.models.config import HeadConfig, ModelConfig
+from streetvision.models.module import load_classifier, make_head
 from streetvision.research.figures import Figure, in_turn
 from streetvision.training.config import TrainingConfig
 from streetvision.training.features import FeatureCache

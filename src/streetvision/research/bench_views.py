@@ -6,8 +6,9 @@ from torch import Tensor
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
 from streetvision.models.backbone import BackboneConfig
+from streetvision.models.config import ModelConfig
 from streetvision.models.fused import VIEWS_AT_ONCE
-from streetvision.models.module import Classifier, ModelConfig, load_classifier
+from streetvision.models.module import Classifier, load_classifier
 from streetvision.models.multi_view import over_views
 from streetvision.research.figures import Figure, in_turn
 from streetvision.training.hardware import pick_device

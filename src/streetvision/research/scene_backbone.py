@@ -33,7 +33,8 @@ from streetvision.data.scenes import SceneConfig, draw_scene
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc, roc_auc
 from streetvision.io.atomic import write_text_atomic
-from streetvision.models.backbone import Backbone, BackboneConfig, load_backbone
+from streetvision.models.backbone import BackboneConfig, load_backbone
+from streetvision.models.network import Backbone
 from streetvision.training.hardware import has_fast_bf16, pick_device
 from streetvision.training.optim import cosine_with_warmup, make_adamw
 

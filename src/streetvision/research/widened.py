@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streetvision.models.backbone import Backbone, BackboneConfig, load_backbone
+from streetvision.models.backbone import BackboneConfig, load_backbone
+from streetvision.models.network import Backbone
 from streetvision.models.transformers_backbone import TransformersArchitecture, build_transformers
 
 WIDTH, DEPTH, HEADS, HIDDEN, SIDE = 384, 12, 6, 1536, 224

@@ -1,15 +1,13 @@
 """Several processes on one training run: the first leads and runs the phases, the others join it where it trains.
 
 All are started by torchrun with the same command line. Only the leader reads data sets, writes files and talks.
+One process alone, as most are, needs no torch for it.
 """
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-
-import torch
-import torch.distributed as dist
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.training.config import HardwareConfig
@@ -41,6 +39,9 @@ def together() -> Iterator[None]:
     if place()[1] == 1:
         yield
         return
+    import torch
+    import torch.distributed as dist
+
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield
@@ -53,11 +54,17 @@ def together() -> Iterator[None]:
 def announce(phase: str) -> None:
     """The leader: call the others to train in `phase` with it."""
     if place()[1] > 1:
+        import torch
+        import torch.distributed as dist
+
         dist.broadcast_object_list([phase], src=0, device=torch.device("cpu"))
 
 
 def follow(join: Callable[[str], None]) -> None:
     """The others: join the leader in every phase that it announces, until it is done."""
+    import torch
+    import torch.distributed as dist
+
     while True:
         heard: list[str] = [DONE]
         dist.broadcast_object_list(heard, src=0, device=torch.device("cpu"))

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from streetvision.data.datamodule import Batch
-from streetvision.models.adapters import AdapterConfig, attach, last_blocks
+from streetvision.models.adapters import attach, last_blocks
+from streetvision.models.config import AdapterConfig
 from streetvision.models.module import Classifier
-from streetvision.training.explora_config import ExPLoRAConfig
+from streetvision.training.explora_config import ExPLoRAConfig, Method
 from streetvision.training.gradient_cache import GradientCache
 from streetvision.training.learning import LearningModule
 from streetvision.training.optim import WeightAverage
@@ -118,7 +119,7 @@ class BYOLSwAV(nn.Module):
         return mean
 
 
-METHODS: Mapping[str, type[SimCLR | BYOL | SwAV | BYOLSwAV]] = {
+METHODS: Mapping[Method, type[SimCLR | BYOL | SwAV | BYOLSwAV]] = {
     "simclr": SimCLR,
     "byol": BYOL,
     "swav": SwAV,

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from streetvision.contracts.errors import ConfigError
-from streetvision.data.view_pairs import PairConfig
+from streetvision.data.config import PairConfig
 from streetvision.training.config import LearningConfig
 
 Method = Literal["simclr", "byol", "swav", "byol_swav"]

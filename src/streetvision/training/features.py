@@ -11,13 +11,13 @@ from torch import Tensor
 
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row
-from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.config import LoaderConfig
 from streetvision.io.atomic import sha256_json
 from streetvision.io.scores import rows_digest
 from streetvision.io.tensors import load_state, save_tensors
-from streetvision.models.backbone import state_digest
 from streetvision.models.fused import FusedClassifier
 from streetvision.models.module import Classifier
+from streetvision.models.network import state_digest
 from streetvision.training.hardware import pick_device
 from streetvision.training.predict import evaluation_loader, run_over
 

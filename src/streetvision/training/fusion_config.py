@@ -5,9 +5,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError
-from streetvision.models.fused import FusionDescription
-from streetvision.models.fusion import FusionConfig, TrainedFusionConfig
-from streetvision.models.multi_view import ViewsConfig
+from streetvision.models.config import FusionConfig, FusionDescription, TrainedFusionConfig, ViewsConfig
 
 
 class CvfmConfig(BaseModel):

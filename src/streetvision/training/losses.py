@@ -4,51 +4,17 @@ Shapes: B rows; logits (B, 2) float; targets (B, 2) float, the share of each cla
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from streetvision.contracts.errors import ConfigError, DataError, unknown_name
-
-
-class LossConfig(BaseModel):
-    """What is minimised. A field that the loss does not read is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = "cross_entropy"
-    """A key of LOSSES: cross_entropy, weighted_cross_entropy, focal."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """cross_entropy, weighted_cross_entropy: share of the target spread evenly over both classes."""
-    class_weights: tuple[float, float] | Literal["balanced"] = "balanced"
-    """weighted_cross_entropy: weights of class 0 and class 1; balanced takes them from TRAIN's counts."""
-    gamma: float = Field(default=2.0, ge=0)
-    """focal: how much less rows count that are already right; 0 is cross-entropy."""
-    alpha: float | None = Field(default=None, gt=0, lt=1)
-    """focal: weight of class 1, and 1 - alpha that of class 0; null weighs both by 1."""
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        if self.name not in LOSSES:
-            raise unknown_name("loss", self.name, LOSSES)
-        changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
-        if ignored := sorted(changed - LOSSES[self.name].reads - {"name"}):
-            raise ConfigError(
-                f"the loss {self.name} does not read {', '.join(ignored)}",
-                f"it reads: {', '.join(sorted(LOSSES[self.name].reads))}",
-            )
-        if not isinstance(self.class_weights, str) and min(self.class_weights) <= 0:
-            raise ConfigError(f"class weights are positive, and one of {self.class_weights} is not")
-        return self
+from streetvision.contracts.errors import DataError
+from streetvision.training.config import LossConfig, LossName
 
 
 class CrossEntropy(nn.Module):
     """Mean cross-entropy, with label smoothing (Szegedy et al., arXiv 1512.00567, section 7)."""
-
-    reads = frozenset({"label_smoothing"})
 
     def __init__(self, config: LossConfig, labels: Sequence[int]) -> None:  # noqa: ARG002
         super().__init__()
@@ -65,7 +31,6 @@ class WeightedCrossEntropy(nn.Module):
     Balanced weights are N / (2 N_c), whose mean over TRAIN is 1.
     """
 
-    reads = frozenset({"label_smoothing", "class_weights"})
     weights: Tensor
 
     def __init__(self, config: LossConfig, labels: Sequence[int]) -> None:
@@ -84,7 +49,6 @@ class WeightedCrossEntropy(nn.Module):
 class FocalLoss(nn.Module):
     """Focal loss (Lin et al., arXiv 1708.02002, equation 5) over the softmax of two logits; alpha weighs class 1."""
 
-    reads = frozenset({"gamma", "alpha"})
     weights: Tensor
 
     def __init__(self, config: LossConfig, labels: Sequence[int]) -> None:  # noqa: ARG002
@@ -100,7 +64,7 @@ class FocalLoss(nn.Module):
         return -(targets * self.weights.to(log_p.dtype) * missed**self.gamma * log_p).sum(dim=1).mean()
 
 
-LOSSES: Mapping[str, type[CrossEntropy] | type[WeightedCrossEntropy] | type[FocalLoss]] = {
+LOSSES: Mapping[LossName, type[CrossEntropy] | type[WeightedCrossEntropy] | type[FocalLoss]] = {
     "cross_entropy": CrossEntropy,
     "weighted_cross_entropy": WeightedCrossEntropy,
     "focal": FocalLoss,

@@ -11,7 +11,8 @@ from streetvision.contracts.policies import FusionRef
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.augmentation import get_val_transforms
-from streetvision.data.datamodule import Batch, EpochBatches, ImageDataset, ImageLoader, LoaderConfig
+from streetvision.data.config import LoaderConfig
+from streetvision.data.datamodule import Batch, EpochBatches, ImageDataset, ImageLoader
 from streetvision.io.scores import Scores, rows_digest
 from streetvision.models.fused import FusedClassifier
 from streetvision.models.module import ImageClassifier

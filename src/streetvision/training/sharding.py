@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from streetvision.models.adapters import block_names
-from streetvision.models.backbone import Backbone
+from streetvision.models.network import Backbone
 from streetvision.training.config import HardwareConfig
 
 

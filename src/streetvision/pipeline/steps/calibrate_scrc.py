@@ -13,7 +13,7 @@ from streetvision.calibration.risk_control import handed_over
 from streetvision.calibration.scrc import Scrc, fit_scrc
 from streetvision.calibration.selection import UNCALIBRATED
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.contracts.phase import Context, Outcome, Phase
+from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.policies import RiskControl, ScrcParams, ScrcPolicy
 from streetvision.contracts.split_contracts import Split
 from streetvision.eval.plots import reliability_diagram
@@ -22,14 +22,14 @@ from streetvision.eval.selective import risk_coverage, selective_figures
 from streetvision.eval.thresholds import threshold_for_prevalence
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.scores import Scores
-from streetvision.pipeline.steps.scores import CVFM_SCORES, MAC_CAL_SCORES, SCORES, groups_of, open_scores
-from streetvision.training.fusion_config import CvfmConfig
+from streetvision.pipeline.artifacts import CVFM_SCORES, MAC_CAL_SCORES, SCORES, fuses
+from streetvision.pipeline.steps.scores import groups_of, open_scores
 
 
 def run(context: Context) -> Outcome:
     """Fit on all of VAL_CALIB what ships; report what cross-fitting says of it."""
     config = context.settings(Phase5Config)
-    served = CVFM_SCORES if _fuses(context) else SCORES
+    served = CVFM_SCORES if fuses(context) else SCORES
     scores, base = open_scores(context, Split.VAL_CALIB, served), None
     rows = _as_set(scores, context)
     if config.method == MAC_CAL:
@@ -49,39 +49,6 @@ def run(context: Context) -> Outcome:
 
 def _as_set(scores: Scores, context: Context) -> CalibrationSet:
     return CalibrationSet(scores.logits.numpy(), scores.labels.numpy(), groups_of(context, scores))
-
-
-def _fuses(context: Context) -> bool:
-    return context.settings(CvfmConfig).mode != "single_view"
-
-
-def _served(context: Context) -> tuple[str, ...]:
-    """The scores that are calibrated, where they are not phase 1's."""
-    if _fuses(context):
-        return CVFM_SCORES
-    return MAC_CAL_SCORES if context.settings(Phase5Config).method == MAC_CAL else ()
-
-
-def _flat(params: ScrcParams) -> dict[str, float | int | None]:
-    moments = {"before": params.before, "after": params.after}
-    figures = {f"{name}_{moment}": f.estimate for moment, found in moments.items() for name, f in found.items()}
-    return {**figures, "mcc_at_threshold": params.operating_points["data"].metrics["mcc"]}
-
-
-def _summary(params: ScrcParams, figures: dict[str, float | int | None]) -> str:
-    name = MAC_CAL if params.method == MAC_CAL else params.calibrator.name
-    what = f"{name} of {len(params.ensemble_weights)}" if params.ensemble_weights else name
-    judged = "VAL_CALIB" if params.method == MAC_CAL else "cross-fitted"
-    control = params.risk_control
-    kept = f"{control.why}, {control.handed_over:.0%} handed over" if control.certified else control.why
-    if name == UNCALIBRATED:
-        found = f"no calibrator helps; NLL {figures['nll_before']:.3f}, ECE {figures['ece_before']:.3f}"
-    else:
-        found = (
-            f"{what}; {judged} NLL {figures['nll_before']:.3f} -> {figures['nll_after']:.3f}, "
-            f"ECE {figures['ece_before']:.3f} -> {figures['ece_after']:.3f}"
-        )
-    return f"{found} (perfect would show up to {params.ece_band[1]:.3f}); cut {params.threshold:.3f}; {kept}"
 
 
 def _draw(fitted: Scrc, rows: CalibrationSet, schema: ArtifactSchema, *, positive: str) -> None:
@@ -122,12 +89,23 @@ def _write_front(fitted: Scrc, schema: ArtifactSchema) -> tuple[Path, ...]:
     return paths
 
 
-PHASE = Phase(
-    id="phase5",
-    title="trust",
-    config=(Phase5Config, CvfmConfig),
-    needs=SCORES,
-    makes=("scrc_params", "scrc_params_pickle", "reliability_before", "reliability", "risk_coverage"),
-    run=run,
-    also_needs=_served,
-)
+def _flat(params: ScrcParams) -> dict[str, float | int | None]:
+    moments = {"before": params.before, "after": params.after}
+    figures = {f"{name}_{moment}": f.estimate for moment, found in moments.items() for name, f in found.items()}
+    return {**figures, "mcc_at_threshold": params.operating_points["data"].metrics["mcc"]}
+
+
+def _summary(params: ScrcParams, figures: dict[str, float | int | None]) -> str:
+    name = MAC_CAL if params.method == MAC_CAL else params.calibrator.name
+    what = f"{name} of {len(params.ensemble_weights)}" if params.ensemble_weights else name
+    judged = "VAL_CALIB" if params.method == MAC_CAL else "cross-fitted"
+    control = params.risk_control
+    kept = f"{control.why}, {control.handed_over:.0%} handed over" if control.certified else control.why
+    if name == UNCALIBRATED:
+        found = f"no calibrator helps; NLL {figures['nll_before']:.3f}, ECE {figures['ece_before']:.3f}"
+    else:
+        found = (
+            f"{what}; {judged} NLL {figures['nll_before']:.3f} -> {figures['nll_after']:.3f}, "
+            f"ECE {figures['ece_before']:.3f} -> {figures['ece_after']:.3f}"
+        )
+    return f"{found} (perfect would show up to {params.ece_band[1]:.3f}); cut {params.threshold:.3f}; {kept}"

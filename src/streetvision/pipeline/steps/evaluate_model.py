@@ -14,19 +14,17 @@ from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle
 from streetvision.bundle.predictor import SINGLE_VIEW, Predictor
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, LeakageError
-from streetvision.contracts.phase import Context, Outcome, Phase
+from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.policies import ThresholdPolicy
 from streetvision.contracts.split_contracts import Partition, Row, Split
-from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.grouping import group_rows
-from streetvision.data.index import DataConfig
 from streetvision.data.splits_json import partition_from_json
 from streetvision.eval.metrics import positive_probability
 from streetvision.eval.page import render_report
 from streetvision.io.atomic import (
     read_json,
     sha256_file,
-    sha256_json,
     write_bytes_atomic,
     write_json_atomic,
     write_text_atomic,
@@ -34,11 +32,12 @@ from streetvision.io.atomic import (
 from streetvision.io.manifests import git_sha, read_manifest
 from streetvision.io.predictions import Answers, write_predictions
 from streetvision.io.validators import PolicyValidator
+from streetvision.pipeline.artifacts import REPORT
 from streetvision.pipeline.illustration import draw_pictures, draw_thumbnails
 from streetvision.pipeline.judgement import Case, Promise, Ruling, make_report, tell, told_rulings
 from streetvision.pipeline.ledger import Looks, record_look
 from streetvision.pipeline.settings import EvaluationConfig
-from streetvision.pipeline.steps.prepare_data import digest_of_data, scan_data
+from streetvision.pipeline.steps.prepare_data import scan_data
 from streetvision.training.predict import images_at_once
 
 ABOVE_HALF = float(np.nextafter(0.5, 1))
@@ -134,7 +133,7 @@ def _judge(bundle: Bundle, asked: Asked, context: Context, *, home: ArtifactSche
     return Outcome(
         f"{len(asked.rows)} images of {asked.data}{look}",
         {"n": len(asked.rows), "mcc": report["metrics"]["mcc"]["estimate"]},
-        also_makes=tuple(schema.path(name) for name in pictures if name not in MAKES),
+        also_makes=tuple(schema.path(name) for name in pictures if name not in REPORT),
     )
 
 
@@ -247,52 +246,3 @@ def _bundle(context: Context) -> Bundle:
 
 def _digest(bundle: Bundle) -> str:
     return sha256_file(bundle.folder / BUNDLE_JSON)
-
-
-def _judged_bundle(context: Context) -> str:
-    """Digest of the bundle that is judged, wherever it lies."""
-    folder = context.settings(EvaluationConfig).bundle or context.schema.export
-    return sha256_file(folder / BUNDLE_JSON)
-
-
-def _judged_data(context: Context) -> str:
-    """Digest of the bundle, of what is read of the run around it, and of the data set."""
-    home = ArtifactSchema((context.settings(EvaluationConfig).bundle or context.schema.export).parent)
-    beside = [sha256_file(path) if path.is_file() else "" for path in (home.splits, home.thresholds)]
-    return sha256_json([_judged_bundle(context), *beside, digest_of_data(context)])
-
-
-def _run_s_thresholds(context: Context) -> tuple[str, ...]:
-    return ("thresholds",) if context.schema.manifest("phase2").exists() else ()
-
-
-MAKES = (
-    "evaluation_report",
-    "predictions",
-    "report_html",
-    "roc_curve",
-    "pr_curve",
-    "confusion_matrix",
-    "reliability_diagram",
-)
-
-PHASE = Phase(
-    id="evaluate",
-    title="judge",
-    config=(EvaluationConfig, LoaderConfig),
-    needs=("splits",),
-    makes=MAKES,
-    run=run,
-    also_needs=_run_s_thresholds,
-    external=_judged_bundle,
-)
-
-ELSEWHERE = Phase(
-    id="evaluate_data",
-    title="judge",
-    config=(EvaluationConfig, DataConfig, LoaderConfig),
-    needs=(),
-    makes=("data_report", *MAKES),
-    run=run_elsewhere,
-    external=_judged_data,
-)

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from streetvision.bundle.format import BUNDLE_JSON
 from streetvision.bundle.predictor import Predictor
-from streetvision.contracts.phase import Context, Outcome, Phase
+from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.policies import Sealed
 from streetvision.contracts.split_contracts import Row, Split
-from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.config import LoaderConfig
 from streetvision.data.decode import read_image
 from streetvision.data.distortions import PROFILES, distort
 from streetvision.eval.counts import FloatArray
 from streetvision.eval.reward import STATE, Challenges, Standing, best_threshold, standing
 from streetvision.eval.thresholds import decide
 from streetvision.io.atomic import sha256_file, write_json_atomic
-from streetvision.models.backbone_spec import seeded
+from streetvision.models.network import seeded
 from streetvision.pipeline.ledger import record_look
 from streetvision.pipeline.settings import RewardConfig
 from streetvision.pipeline.steps.evaluate_model import own_bundle
@@ -191,19 +191,3 @@ def _figures(score: Standing) -> str:
 
 def _columns(profile: str, level: str, source: str, late: str, n: str, *figures: str) -> str:
     return f"{profile:<9}{level:<7}{source:<14}{late:<6}{n:<8}{''.join(figures)}".rstrip()
-
-
-def _judged_bundle(context: Context) -> str:
-    folder = context.settings(RewardConfig).bundle or context.schema.export
-    return sha256_file(folder / BUNDLE_JSON)
-
-
-PHASE = Phase(
-    id="reward",
-    title="score",
-    config=(RewardConfig, LoaderConfig),
-    needs=("splits",),
-    makes=("reward_report",),
-    run=run,
-    external=_judged_bundle,
-)

@@ -11,16 +11,12 @@ from streetvision.bundle.format import (
     write_bundle,
 )
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.contracts.phase import Context, Outcome, Phase
+from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.policies import ScrcPolicy, ThresholdPolicy
 from streetvision.io.atomic import sha256_file
 from streetvision.io.validators import PolicyValidator
+from streetvision.pipeline.artifacts import POLICY_ARTIFACTS
 from streetvision.pipeline.settings import Phase6Config
-
-POLICY_ARTIFACTS = {
-    "scrc": ("scrc_params", "scrc_params_pickle"),
-    "threshold": ("thresholds",),
-}
 
 
 def run(context: Context) -> Outcome:
@@ -67,18 +63,3 @@ def _fusion_of(policy: ThresholdPolicy | ScrcPolicy, schema: ArtifactSchema) -> 
         return {}
     files = {FUSION_DESCRIPTION: schema.cvfm_config}
     return files if fusion.weights_sha256 is None else {**files, FUSION_WEIGHTS: schema.cvfm_weights}
-
-
-def _policy_artifacts(context: Context) -> tuple[str, ...]:
-    return POLICY_ARTIFACTS[context.settings(Phase6Config).policy]
-
-
-PHASE = Phase(
-    id="phase6",
-    title="ship",
-    config=(Phase6Config,),
-    needs=("splits", "model_best", "model_config"),
-    makes=("bundle",),
-    run=run,
-    also_needs=_policy_artifacts,
-)

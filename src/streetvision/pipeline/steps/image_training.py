@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.phase import Context
 from streetvision.contracts.split_contracts import Row, Split
-from streetvision.data.augmentation import AugmentationConfig, get_batch_transform, get_train_transforms
+from streetvision.data.augmentation import get_batch_transform, get_train_transforms
 from streetvision.data.cache import ImageCache
-from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader, LoaderConfig
+from streetvision.data.config import AugmentationConfig, LoaderConfig
+from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader
 from streetvision.models.module import Classifier
 from streetvision.training.config import TrainingConfig
 from streetvision.training.distributed import place

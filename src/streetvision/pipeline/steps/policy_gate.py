@@ -7,8 +7,7 @@ from pydantic import JsonValue
 from streetvision.contracts.phase import Context
 from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Split
-from streetvision.data.augmentation import PLAIN, AugmentationConfig
-from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.config import PLAIN, AugmentationConfig, LoaderConfig
 from streetvision.eval.bootstrap import Difference, paired_difference
 from streetvision.eval.resampling import Judged, Resampling
 from streetvision.io.atomic import write_json_atomic

@@ -1,22 +1,18 @@
 """data: list, read and check every image once, and give each its role."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import astuple
-from pathlib import Path
+from collections.abc import Mapping
 
-from streetvision.contracts.errors import ConfigError, StreetVisionError
-from streetvision.contracts.phase import Context, Outcome, Phase
+from streetvision.contracts.errors import StreetVisionError
+from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.split_contracts import Partition, Split
-from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.grouping import group_rows
-from streetvision.data.hub import is_local_dataset
-from streetvision.data.index import DataConfig, list_images
-from streetvision.data.listing import Listed, Listing
 from streetvision.data.partition import NOTHING_KEPT, bridges, make_partition
 from streetvision.data.scan import Scan, check_bad_share, scan_images
 from streetvision.data.splits_json import partition_from_json, partition_to_json
-from streetvision.data.unlabeled import keep_apart, list_unlabeled, scan_unlabeled
-from streetvision.io.atomic import read_json, sha256_json, write_json_atomic
+from streetvision.data.unlabeled import keep_apart, scan_unlabeled
+from streetvision.io.atomic import read_json, write_json_atomic
+from streetvision.pipeline.artifacts import list_data
 
 
 def run(context: Context) -> Outcome:
@@ -39,7 +35,7 @@ def scan_data(context: Context) -> Scan:
     """Read every image of data.root; what cannot be used is named in data_report.json."""
     config, schema = context.settings(DataConfig), context.schema
     scan = scan_images(
-        _list(context),
+        list_data(context),
         class_names=config.class_names,
         limits=context.settings(LoaderConfig).limits,
         looking="near_duplicates" in config.grouping.by or bool(config.unlabeled),
@@ -83,24 +79,6 @@ def _kept(context: Context) -> Mapping[str, Split]:
     return {row.sha256: role for row, role in zip(before.index.rows, before.roles, strict=True)}
 
 
-def _list(context: Context) -> Listing:
-    config = context.settings(DataConfig)
-    return list_images(
-        _root(config),
-        class_names=config.class_names,
-        import_to=context.schema.imported,
-        hf_split=config.hf_split,
-        group_column=config.group_column,
-        source_column=config.source_column,
-    )
-
-
-def _root(config: DataConfig) -> str:
-    if config.root is None:
-        raise ConfigError("there is no data.root", "give a folder: data.root=...")
-    return config.root
-
-
 def _outcome(scan: Scan, partition: Partition) -> Outcome:
     rows = partition.index.rows
     counts = {split: len(partition.rows(split)) for split in Split}
@@ -118,44 +96,3 @@ def _kept_together(scan: Scan, partition: Partition) -> str:
     found = partition.lookalikes
     near = "near-duplicates not looked for" if found is None else f"{found.pairs} near-duplicate pairs, none crosses"
     return f"{scan.duplicates} copies, {near}"
-
-
-def digest_of_data(context: Context) -> str:
-    """Digest of the data set as it lies there: what is listed, with sizes and times; a hub name stands for itself."""
-    labelled, sources = _digest_of_labelled(context), context.settings(DataConfig).unlabeled
-    return sha256_json([labelled, _stamps(Path("/"), list_unlabeled(sources))]) if sources else labelled
-
-
-def _digest_of_labelled(context: Context) -> str:
-    root = Path(_root(context.settings(DataConfig))).expanduser()
-    if not root.exists():
-        return sha256_json(context.settings(DataConfig).root)
-    if is_local_dataset(root):
-        return sha256_json([_stamp(path) for path in sorted(root.rglob("*"))])
-    listing = _list(context)
-    return sha256_json(_stamps(listing.root, listing.images))
-
-
-def _stamps(root: Path, images: Sequence[Listed]) -> list[list[object]]:
-    return [[*astuple(image), *_stamp(root / image.path)] for image in images]
-
-
-def _stamp(path: Path) -> list[str | int]:
-    """What changes when a file does; a file that is not there is for the scan to name."""
-    try:
-        found = path.stat()
-    except OSError:
-        return [str(path)]
-    return [path.name, found.st_size, found.st_mtime_ns]
-
-
-PHASE = Phase(
-    id="data",
-    title="split",
-    config=(DataConfig, LoaderConfig),
-    needs=(),
-    makes=("splits", "data_report"),
-    may_make=("unlabeled",),
-    run=run,
-    external=digest_of_data,
-)

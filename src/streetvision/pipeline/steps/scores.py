@@ -6,17 +6,14 @@ from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import FusionRef
 from streetvision.contracts.split_contracts import Split, check_may_open
-from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.config import LoaderConfig
 from streetvision.io.atomic import sha256_file
 from streetvision.io.scores import Scores, load_scores, rows_digest, save_scores
 from streetvision.io.tensors import load_into, load_state
 from streetvision.io.validators import validate_json
 from streetvision.models.module import Classifier, ClassifierDescription, build_classifier
+from streetvision.pipeline.artifacts import SCORES
 from streetvision.training.predict import Model, score_rows
-
-SCORES = ("val_calib_logits", "val_calib_labels", "val_calib_scores", "splits")
-MAC_CAL_SCORES = ("mac_cal_logits", "mac_cal_labels", "mac_cal_scores", "splits")
-CVFM_SCORES = ("cvfm_logits", "cvfm_labels", "cvfm_scores", "splits")
 
 
 def make_scores(

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streetvision.contracts.errors import DataError
-from streetvision.contracts.phase import Context, Outcome, Phase
+from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.policies import OperatingPoint, ThresholdInterval, ThresholdPolicy
 from streetvision.contracts.split_contracts import Split
 from streetvision.eval.counts import FloatArray, confusion_counts
@@ -22,7 +22,7 @@ from streetvision.eval.thresholds import (
 )
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.pipeline.settings import Phase2Config
-from streetvision.pipeline.steps.scores import SCORES, groups_of, open_scores
+from streetvision.pipeline.steps.scores import groups_of, open_scores
 
 BAND_POINTS = 201
 """Thresholds at which the picture shows the interval of MCC."""
@@ -81,13 +81,3 @@ def _operating_points(
         "recall": point(threshold_for_recall(labels, p, config.wanted_recall)),
         "fpr": at_rate,
     }
-
-
-PHASE = Phase(
-    id="phase2",
-    title="cut",
-    config=(Phase2Config,),
-    needs=SCORES,
-    makes=("thresholds", "threshold_sweep", "mcc_curve"),
-    run=run,
-)

@@ -9,25 +9,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from streetvision.contracts.phase import Context, Outcome, Phase
+from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.split_contracts import Split
-from streetvision.data.augmentation import AugmentationConfig
-from streetvision.data.datamodule import FeatureBatches, LoaderConfig
+from streetvision.data.config import AugmentationConfig, LoaderConfig
+from streetvision.data.datamodule import FeatureBatches
 from streetvision.data.decode import read_image, resize_squash
 from streetvision.eval.learning_curve import learning_curve
 from streetvision.io.atomic import sha256_file, write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
-from streetvision.models.module import Classifier, ModelConfig
+from streetvision.models.module import Classifier
+from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_here
 from streetvision.pipeline.steps.image_training import fit_images
 from streetvision.pipeline.steps.policy_gate import admitted_policy
-from streetvision.pipeline.steps.scores import SCORES, make_scores
-from streetvision.pipeline.steps.starting_point import (
-    adapted_backbone,
-    adapted_here,
-    digest_of_weights,
-    resume_key,
-    starting_classifier,
-)
+from streetvision.pipeline.steps.scores import make_scores
+from streetvision.pipeline.steps.starting_point import resume_key, starting_classifier
 from streetvision.training.config import TrainingConfig
 from streetvision.training.distributed import announce
 from streetvision.training.features import FeatureCache
@@ -111,11 +106,11 @@ def _fit_head(classifier: Classifier, context: Context, followers: Sequence[Sink
 
 def _fit_images(classifier: Classifier, context: Context, followers: Sequence[Sink]) -> Fit:
     """The other modes: augmented images through every layer, with all processes that were started."""
-    checkpoint, key = context.schema.training_checkpoint, resume_key(context, PHASE, adapted_here(context))
+    checkpoint, key = context.schema.training_checkpoint, resume_key(context, adapted_here(context))
     policy = admitted_policy(context)
     config = context.settings(TrainingConfig)
     seed_all(config.seed)  # the gate has drawn since
-    announce(PHASE.id)
+    announce(context.phase)
     following = Following(context.progress, followers, checkpoint=checkpoint, key=key)
     return fit_images(classifier, context, config=config, policy=policy, following=following)
 
@@ -129,7 +124,7 @@ def join(context: Context) -> None:
     following = Following(
         context.progress,
         checkpoint=context.schema.training_checkpoint,
-        key=resume_key(context, PHASE, adapted_here(context)),
+        key=resume_key(context, adapted_here(context)),
     )
     policy = context.settings(AugmentationConfig)
     seed_all(config.seed)
@@ -172,24 +167,3 @@ def as_csv(history: tuple[EpochRow, ...]) -> str:
     writer.writeheader()
     writer.writerows(history)
     return text.getvalue()
-
-
-PHASE = Phase(
-    id="phase1",
-    title="train",
-    config=(ModelConfig, TrainingConfig, AugmentationConfig, LoaderConfig),
-    needs=("splits",),
-    makes=(
-        "model_best",
-        "model_last",
-        "model_config",
-        "train_metrics",
-        "learning_curve",
-        "val_calib_logits",
-        "val_calib_labels",
-        "val_calib_scores",
-    ),
-    run=run,
-    also_needs=adapted_here,
-    external=digest_of_weights,
-)

@@ -6,14 +6,15 @@ its epoch.
 
 import torch
 
-from streetvision.contracts.phase import Context, Outcome, Phase
+from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.policies import FusionRef
 from streetvision.contracts.split_contracts import Split
-from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.config import LoaderConfig
 from streetvision.io.atomic import sha256_file, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.models.fused import FusedClassifier, load_fused
-from streetvision.pipeline.steps.scores import CVFM_SCORES, open_classifier, save_val_calib
+from streetvision.pipeline.artifacts import CVFM_SCORES
+from streetvision.pipeline.steps.scores import open_classifier, save_val_calib
 from streetvision.pipeline.steps.train_baseline import as_csv
 from streetvision.training.features import SeenViews, ViewCache
 from streetvision.training.fusion import FusionFit, fit_fusion, judge
@@ -66,13 +67,3 @@ def _summary(config: CvfmConfig, fitted: FusionFit) -> str:
         return found
     gain = best["val_select_mcc"] - fitted.history[0]["val_select_mcc"]
     return f"{found}, {gain:+.3f} over the mean of views, epoch {fitted.best_epoch} of {config.epochs} chosen"
-
-
-PHASE = Phase(
-    id="phase4c_cvfm",
-    title="fuse",
-    config=(CvfmConfig, LoaderConfig),
-    needs=("splits", "model_best", "model_config"),
-    makes=("cvfm_config", "cvfm_metrics", "cvfm_logits", "cvfm_labels", "cvfm_scores"),
-    run=run,
-)

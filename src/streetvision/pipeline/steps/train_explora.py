@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from streetvision.contracts.errors import ConfigError
-from streetvision.contracts.phase import Context, Metrics, Outcome, Phase
+from streetvision.contracts.phase import Context, Metrics, Outcome
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.augmentation import Transform, get_val_transforms
 from streetvision.data.cache import ImageCache
-from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader, LoaderConfig
-from streetvision.data.index import DataConfig
+from streetvision.data.config import DataConfig, LoaderConfig
+from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader
 from streetvision.data.unlabeled import UnlabeledImages
 from streetvision.data.view_pairs import PartnersFromGroups, TwoViews
 from streetvision.eval.adaptation_curve import adaptation_curve
@@ -18,10 +18,12 @@ from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_
 from streetvision.io.tensors import save_tensors
 from streetvision.io.validators import validate_json
 from streetvision.models.adapters import merge
-from streetvision.models.module import Classifier, ModelConfig, load_classifier
+from streetvision.models.config import ModelConfig
+from streetvision.models.module import Classifier, load_classifier
 from streetvision.models.pooling import pooled_dim
+from streetvision.pipeline.artifacts import unlabelled_images
 from streetvision.pipeline.steps.image_training import small_copies
-from streetvision.pipeline.steps.starting_point import digest_of_weights, resume_key
+from streetvision.pipeline.steps.starting_point import resume_key
 from streetvision.pipeline.steps.train_baseline import as_csv, some_images
 from streetvision.training.distributed import announce, place
 from streetvision.training.explora import ExPLoRAModule, Student, open_backbone
@@ -37,7 +39,7 @@ def run(context: Context) -> Outcome:
     config, schema, started = context.settings(ExPLoRAConfig), context.schema, time.perf_counter()
     student, learning = _student(context)
     rows = _train_rows(context)
-    announce(PHASE.id)
+    announce(context.phase)
     with sinks(schema.explora_logs, config) as followers:
         watch, resumed_at = _train(student, context, rows, followers)
     seconds = time.perf_counter() - started
@@ -101,7 +103,7 @@ def _train(
     following = Following(
         context.progress,
         checkpoint=context.schema.explora_training,
-        key=resume_key(context, PHASE, _also_needs(context)),
+        key=resume_key(context, unlabelled_images(context)),
     )
     resumed_at = train_module(ExPLoRAModule(student, config), batches, None, epochs=watch, following=following)
     return watch, resumed_at
@@ -173,25 +175,3 @@ def _save(classifier: Classifier, context: Context) -> float:
 def _figures(row: dict[str, float | int]) -> Metrics:
     """Of an epoch, for the manifest; JSON has no nan."""
     return {name: None if value != value else value for name, value in row.items()}
-
-
-def _also_needs(context: Context) -> tuple[str, ...]:
-    return ("unlabeled",) if context.settings(DataConfig).unlabeled else ()
-
-
-PHASE = Phase(
-    id="phase4a_explora",
-    title="adapt",
-    config=(ModelConfig, ExPLoRAConfig, LoaderConfig, DataConfig),
-    needs=("splits",),
-    makes=(
-        "explora_checkpoint",
-        "explora_config",
-        "explora_lora",
-        "explora_metrics",
-        "explora_curve",
-    ),
-    run=run,
-    also_needs=_also_needs,
-    external=digest_of_weights,
-)

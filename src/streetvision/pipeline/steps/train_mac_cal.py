@@ -5,14 +5,15 @@ The new model is another model: it has a checkpoint and scores of its own, and p
 
 import torch
 
-from streetvision.contracts.phase import Context, Outcome, Phase
+from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.split_contracts import Split
-from streetvision.data.datamodule import LoaderConfig
+from streetvision.data.config import LoaderConfig
 from streetvision.io.atomic import write_text_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.models.module import Classifier, make_head
 from streetvision.models.pooling import pooled_dim
-from streetvision.pipeline.steps.scores import MAC_CAL_SCORES, make_scores, open_classifier
+from streetvision.pipeline.artifacts import MAC_CAL_SCORES
+from streetvision.pipeline.steps.scores import make_scores, open_classifier
 from streetvision.pipeline.steps.train_baseline import as_csv
 from streetvision.training.config import MacCalConfig
 from streetvision.training.features import FeatureCache
@@ -46,13 +47,3 @@ def _fit(classifier: Classifier, context: Context) -> MacCalFit:
     torch.manual_seed(config.seed)
     head = make_head(classifier.description.head, pooled_dim(classifier.description.pooling, classifier.backbone.spec))
     return fit_mac_cal(head, train, select, config=config, progress=context.progress)
-
-
-PHASE = Phase(
-    id="phase5_maccal",
-    title="retrain",
-    config=(MacCalConfig, LoaderConfig),
-    needs=("splits", "model_best", "model_config"),
-    makes=("mac_cal_model", "mac_cal_metrics", "mac_cal_logits", "mac_cal_labels", "mac_cal_scores"),
-    run=run,
-)

@@ -1,0 +1,28 @@
+"""The names that a setting may have stand apart from the code that they name; here the two are held together."""
+
+from typing import get_args
+
+import pytest
+
+from streetvision.calibration.calibrators import CALIBRATORS
+from streetvision.calibration.config import CalibratorName
+from streetvision.models.config import FusionMode
+from streetvision.models.fusion import FUSIONS
+from streetvision.training import explora
+from streetvision.training.config import LOSS_READS, LossName
+from streetvision.training.explora_config import Method
+from streetvision.training.losses import LOSSES
+
+
+@pytest.mark.parametrize(
+    ("names", "table"),
+    [
+        (CalibratorName, CALIBRATORS),
+        (FusionMode, FUSIONS),
+        (LossName, LOSSES),
+        (LossName, LOSS_READS),
+        (Method, explora.METHODS),
+    ],
+)
+def test_every_name_is_in_its_table_and_the_table_has_no_other(names, table):
+    assert sorted(get_args(names)) == sorted(table)
