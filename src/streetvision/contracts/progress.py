@@ -19,6 +19,10 @@ class Progress(Protocol):
         """Print one line that names what to do."""
         ...
 
+    def chosen(self, setting: str, reason: str) -> None:
+        """Print a choice that was left open: KEY=VALUE, and why it is that."""
+        ...
+
     def epoch(self, row: Mapping[str, float | int]) -> None:
         """Take the figures of an epoch of phase 1; may raise to end the training."""
         ...
@@ -40,6 +44,9 @@ class Silent:
 
     def warn(self, message: str) -> None:
         """Drop the message."""
+
+    def chosen(self, setting: str, reason: str) -> None:
+        """Drop the choice."""
 
     def epoch(self, row: Mapping[str, float | int]) -> None:
         """Drop the row."""

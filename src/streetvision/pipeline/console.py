@@ -39,6 +39,10 @@ class Console:
         """One line that names what to do."""
         self._rich.print(f"[yellow]{'warning':<{LABEL_WIDTH}}[/yellow]{escape(message)}")
 
+    def chosen(self, setting: str, reason: str) -> None:
+        """A choice that was left open, under the key that changes it."""
+        self.line("chosen", f"{setting}: {reason}")
+
     def epoch(self, row: Mapping[str, float | int]) -> None:
         """Nothing: the bar tells it, and metrics.csv."""
 

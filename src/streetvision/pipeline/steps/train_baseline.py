@@ -19,6 +19,7 @@ from streetvision.io.atomic import sha256_file, write_bytes_atomic, write_json_a
 from streetvision.io.tensors import save_tensors
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_here
+from streetvision.pipeline.steps.choices import tell_choices
 from streetvision.pipeline.steps.image_training import fit_images
 from streetvision.pipeline.steps.policy_gate import admitted_policy
 from streetvision.pipeline.steps.scores import make_scores
@@ -40,6 +41,7 @@ PROBED = 8
 def run(context: Context) -> Outcome:
     """Fit, choose, save; then load what was saved and score VAL_CALIB with it, so that it is what ships."""
     training, started = context.settings(TrainingConfig), time.perf_counter()
+    tell_choices(context, training, section="training")
     seed_all(training.seed)
     classifier = starting_classifier(context)
     learning = prepare(classifier, training)

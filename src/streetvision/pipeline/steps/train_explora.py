@@ -22,6 +22,7 @@ from streetvision.models.config import ModelConfig
 from streetvision.models.module import Classifier, load_classifier
 from streetvision.models.pooling import pooled_dim
 from streetvision.pipeline.artifacts import unlabelled_images
+from streetvision.pipeline.steps.choices import tell_choices
 from streetvision.pipeline.steps.image_training import small_copies
 from streetvision.pipeline.steps.starting_point import resume_key
 from streetvision.pipeline.steps.train_baseline import as_csv, some_images
@@ -37,6 +38,7 @@ from streetvision.training.watch import Watch
 def run(context: Context) -> Outcome:
     """Train without labels, merge the adapters, and save the backbone under the names that it had before."""
     config, schema, started = context.settings(ExPLoRAConfig), context.schema, time.perf_counter()
+    tell_choices(context, config, section="phase4a")
     student, learning = _student(context)
     rows = _train_rows(context)
     announce(context.phase)

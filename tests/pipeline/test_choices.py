@@ -1,0 +1,71 @@
+import os
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from streetvision.data.config import LoaderConfig
+from streetvision.pipeline.steps import choices
+from streetvision.pipeline.steps.choices import tell_choices
+from streetvision.training.config import TrainingConfig
+from streetvision.training.explora_config import ExPLoRAConfig
+
+
+@dataclass
+class Told:
+    """What of a context is read, and what is said to it."""
+
+    n: int
+    loader: LoaderConfig
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def progress(self):
+        return SimpleNamespace(chosen=lambda setting, reason: self.lines.append(f"{setting}: {reason}"))
+
+    def settings(self, kind):
+        assert kind is LoaderConfig
+        return self.loader
+
+    def rows(self, split):
+        assert split == "train"
+        return range(self.n)
+
+
+def told(config, *, n=1000, workers=0, section="training"):
+    context = Told(n, LoaderConfig(workers=workers))
+    tell_choices(context, config, section=section)
+    return context.lines
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request, monkeypatch):
+    monkeypatch.setattr(choices, "pick_device", lambda: torch.device(request.param))
+    return request.param
+
+
+def test_a_frozen_backbone_has_its_reason_in_the_data_and_the_machine(device):
+    frozen = TrainingConfig(mode="frozen")
+    assert told(frozen, n=72) == ["training.mode=frozen: 72 images in TRAIN are few to adapt a backbone on"]
+    (line,) = told(frozen, n=1000)
+    assert ("no GPU here" in line) == (device == "cpu")
+    assert "training=peft" in line
+
+
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_the_precision_follows_the_device(device, monkeypatch, fast, precision):
+    monkeypatch.setattr(choices, "has_fast_bf16", lambda _: fast)
+    (line,) = told(ExPLoRAConfig(), section="phase4a")
+    assert line.startswith(f"phase4a.precision={precision}: this {device} ")
+
+
+def test_what_was_asked_for_is_not_told_again():
+    assert told(TrainingConfig(mode="full", precision="fp32")) == []
+
+
+def test_workers_follow_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert told(TrainingConfig(mode="full", precision="fp32"), workers=None) == [
+        "loader.workers=6: 8 cores, two of them for the model"
+    ]
