@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from streetvision.contracts.errors import ArtifactError, ConfigError
 
@@ -20,6 +20,19 @@ Channels = tuple[float, float, float]
 """One value each for red, green and blue."""
 PositiveChannels = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 Description = TypeVar("Description", bound=BaseModel)
+
+
+class Architecture(BaseModel):
+    """What the description of a backbone holds, whichever library builds it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    image_size: int
+    """Pixels along one side."""
+    mean: Channels
+    """Per channel, for pixels in [0, 1]."""
+    std: PositiveChannels
+    """Per channel, for pixels in [0, 1]."""
 
 
 @dataclass(frozen=True)

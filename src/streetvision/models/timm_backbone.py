@@ -6,33 +6,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.io.tensors import check_keys, load_into, load_state
-from streetvision.models.backbone_spec import BackboneSpec, Channels, PositiveChannels, check_image_size, one_line
+from streetvision.models.backbone_spec import Architecture, BackboneSpec, Channels, check_image_size, one_line
 from streetvision.models.network import Backbone, Probe, check_parameters, probe, seeded
 
 HEADS = ("attn_pool", "classifier", "conv_head", "fc", "fc_norm", "head", "head_dist", "norm_head")
 """Where timm's networks keep what comes after the tokens. Those that forward_features does not run are removed."""
 
 
-class TimmArchitecture(BaseModel):
+class TimmArchitecture(Architecture):
     """How to build a timm backbone: all that a bundle carries beside the weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: Literal["timm"] = "timm"
     """Which library."""
     name: str
     """A name that timm.list_models() knows, with or without a pretrained tag."""
-    image_size: int
-    """Pixels along one side."""
-    mean: Channels
-    """Per channel, for pixels in [0, 1]."""
-    std: PositiveChannels
-    """Per channel, for pixels in [0, 1]."""
 
 
 def build_timm(description: TimmArchitecture, *, max_parameters: int | None) -> Backbone:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from streetvision.contracts.errors import ArtifactError, ConfigError, unknown_name
@@ -16,9 +15,9 @@ from streetvision.io.tensors import check_keys
 from streetvision.models.backbone_spec import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Architecture,
     BackboneSpec,
     Channels,
-    PositiveChannels,
     check_image_size,
     one_line,
     read_description,
@@ -70,21 +69,13 @@ FAMILIES: Mapping[str, Family] = {
 """model_type -> how to build it. Nothing else is built, and code from a repository is never run."""
 
 
-class TransformersArchitecture(BaseModel):
+class TransformersArchitecture(Architecture):
     """How to build a transformers backbone: all that a bundle carries beside the weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: Literal["transformers"] = "transformers"
     """Which library."""
     config: dict[str, object]
     """model_type and the fields that its configuration class declares."""
-    image_size: int
-    """Pixels along one side."""
-    mean: Channels
-    """Per channel, for pixels in [0, 1]."""
-    std: PositiveChannels
-    """Per channel, for pixels in [0, 1]."""
 
 
 def build_transformers(description: TransformersArchitecture, *, max_parameters: int | None, seed: int = 0) -> Backbone:
