@@ -96,6 +96,15 @@ def test_the_settings_of_every_packaged_table_compose(name, tmp_path):
     assert len(plan) == 2 * len(table.comparisons) > len(set(plan.values()))
 
 
+def test_the_example_of_few_labels_composes(tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "few_labels.yaml"
+    table = read_table(str(example))
+    request = Request(str(example), tmp_path, overrides=("model.backbone.weights=deit.safetensors",))
+    plan = _plan(table, table.data, request)
+    assert len(plan) == 2 * 3 * 5
+    assert len(set(plan.values())) == (2 + 3) * 5  # both pairs on scenes share the runs without phase 4a
+
+
 def test_settings_that_cannot_be_name_their_pair_before_anything_runs(table, tmp_path, command):
     out = tmp_path / "out"
     code, _, err = command("ablate", table, "training.epoch=3", "--out", out, "data.root=nowhere")
