@@ -12,6 +12,7 @@ import typer
 
 from streetvision.calibration.calibrators import CALIBRATORS
 from streetvision.cli import build_app
+from streetvision.contracts.split_contracts import MAY_OPEN
 from streetvision.models.backbone import BACKBONES
 from streetvision.pipeline.compose import compose_config
 from streetvision.pipeline.search import read_search
@@ -76,6 +77,12 @@ def test_every_command_is_one_that_the_command_line_takes(words):
         assert read_search(ROOT / parsed["search"])
     if verb in ("ablate", "bench") and parsed["page"]:
         assert f"<!-- {verb} {parsed.get('table') or parsed['section']} -->" in (ROOT / parsed["page"]).read_text()
+
+
+def test_the_picture_shows_what_a_phase_may_open():
+    picture = (ROOT / "docs" / "architecture.svg").read_text()
+    shown = sorted(tuple(title.split()) for title in re.findall("<title>(.*?)</title>", picture))
+    assert shown == sorted((phase, split.value) for phase, splits in MAY_OPEN.items() for split in splits)
 
 
 BLOCKS = re.findall(r"^## (.*?)\n.*?```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.M | re.S)
