@@ -139,7 +139,10 @@ def test_slices_and_mistakes_are_shown_when_given_and_left_out_otherwise():
     assert "weatherfog" in text
     assert "Called none, is roadwork; probability of roadwork 0.020" in text
     assert "Called roadwork, is none; probability of roadwork 0.980" in text
-    bare = Outline(render_report(sample(), {})).text
+    assert "Each frame is a view" not in text
+    framed = Outline(render_report(report | {"many_views": True}, {"m0": picture("JPEG")})).text
+    assert "Orange saw roadwork there, blue none." in framed
+    bare = Outline(render_report(sample(many_views=True), {})).text
     for heading in ("Is it as good everywhere?", "Where does it fail worst?"):
         assert heading in text
         assert heading not in bare

@@ -93,6 +93,8 @@ def test_evaluation_predictor_and_command_give_the_same_numbers(fused_run, comma
     assert code == 0, err
     report, rows = read_json(schema.evaluation_report), rows_of(schema, "val_test")
     policies = [(row["name"], row["inference"]) for row in report["policies"]]
+    assert report["many_views"]
+    assert ("Each frame is a view" in schema.report_html.read_text()) == bool(report["mistakes"])
     mode = fused_run[1]
     singles = [("argmax", "single_view"), ("threshold", "single_view")]
     assert policies == [*singles, ("argmax", mode), ("scrc", mode)]

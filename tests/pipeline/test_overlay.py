@@ -8,7 +8,7 @@ from PIL import Image
 
 from streetvision.bundle.predictor import Prediction, ViewAnswer
 from streetvision.models.multi_view import Box
-from streetvision.pipeline.overlay import ALL, NONE, TEXT_PIXELS, draw_overlay
+from streetvision.pipeline.overlay import ALL, NONE, TEXT_PIXELS, draw_decisive, draw_overlay
 
 
 def picture(*views, height=300, width=400):
@@ -24,6 +24,21 @@ def test_a_tile_is_framed_in_the_colour_of_its_probability():
     assert tuple(drawn[299, 300]) == ALL
     thin, thick = ((drawn[:, column] == colour).all(axis=1)[150:].sum() for column, colour in ((100, NONE), (300, ALL)))
     assert thick > thin > 0
+
+
+def test_a_thumbnail_frames_the_tiles_that_counted_most():
+    tiles = [
+        ViewAnswer(Box(left, 0, left + 300, 900), float(left == 900), weight)
+        for left, weight in ((0, 0.3), (300, -0.2), (600, 0.1), (900, 0.9))
+    ]
+    prediction = Prediction("Roadwork", 1, 0.9, None, (ViewAnswer(Box(0, 0, 1200, 900), 0.5, 5.0), *tiles))
+    jpeg = draw_decisive(torch.full((3, 900, 1200), 255, dtype=torch.uint8), prediction)
+    drawn = np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
+    assert drawn.shape == (180, 240, 3)
+    thick, thin = drawn[90, 180:184], drawn[90, 0:2]
+    assert np.abs(thick - ALL).max() < 60, "the tile that counted most, by what it saw"
+    assert np.abs(thin[0] - NONE).max() < 60
+    assert drawn[90, 122:176].min() > 200, "the least of four has no frame"
 
 
 def test_a_large_image_is_drawn_small_and_a_single_view_has_no_frame():

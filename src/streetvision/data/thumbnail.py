@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
 from streetvision.data.config import DecodeLimits
 from streetvision.data.decode import read_image
@@ -13,8 +14,18 @@ THUMBNAIL_PIXELS = 240
 
 def thumbnail(path: Path, limits: DecodeLimits) -> bytes:
     """The image at `path`, at most 240 pixels a side; raises UndecodableImage."""
-    image = Image.fromarray(read_image(path, limits=limits).movedim(0, -1).contiguous().numpy())
-    image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    return as_jpeg(shrink(read_image(path, limits=limits), THUMBNAIL_PIXELS))
+
+
+def shrink(pixels: Tensor, longest: int) -> Image.Image:
+    """The image uint8 (3, H, W), at most `longest` pixels a side."""
+    image = Image.fromarray(pixels.movedim(0, -1).contiguous().numpy())
+    image.thumbnail((longest, longest))
+    return image
+
+
+def as_jpeg(image: Image.Image) -> bytes:
+    """The bytes of a JPEG of middling quality."""
     jpeg = io.BytesIO()
     image.save(jpeg, "JPEG", quality=80)
     return jpeg.getvalue()

@@ -206,7 +206,17 @@ def _slice_row(part: Slice) -> str:
 
 def _mistakes(report: Report, pictures: Mapping[str, bytes]) -> str:
     shown = "".join(_mistake(mistake, report, pictures) for mistake in report.get("mistakes", []))
-    return f'<section><h2>Where does it fail worst?</h2><div class="gallery">{shown}</div></section>' if shown else ""
+    if not shown:
+        return ""
+    framed = f'<p class="after">{escape(_frames(report["class_names"]))}</p>' if report.get("many_views") else ""
+    return f'<section><h2>Where does it fail worst?</h2><div class="gallery">{shown}</div>{framed}</section>'
+
+
+def _frames(class_names: tuple[str, str] | list[str]) -> str:
+    return (
+        "Each frame is a view that the image was looked at in; up to three that counted most are shown, the thicker "
+        f"the more. Orange saw {class_names[1]} there, blue {class_names[0]}. The view of the whole has no frame."
+    )
 
 
 def _mistake(mistake: Mistake, report: Report, pictures: Mapping[str, bytes]) -> str:

@@ -140,6 +140,8 @@ class Report(TypedDict):
     slices: NotRequired[list[Slice]]
     mistakes: NotRequired[list[Mistake]]
     """The worst first."""
+    many_views: NotRequired[bool]
+    """Whether the pictures of mistakes frame the views that counted most."""
 
 
 def verdict(report: Report) -> str:

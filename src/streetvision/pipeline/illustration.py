@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from streetvision.data.config import DecodeLimits
+from streetvision.bundle.predictor import SINGLE_VIEW, Predictor
+from streetvision.data.decode import read_image
 from streetvision.data.thumbnail import thumbnail
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.plots import confusion_matrix, pr_curve, reliability_diagram, roc_curve, threshold_curve
@@ -12,6 +13,7 @@ from streetvision.eval.report import Report
 from streetvision.eval.resampling import Resampling
 from streetvision.eval.stability import mcc_band
 from streetvision.pipeline.judgement import Case
+from streetvision.pipeline.overlay import draw_decisive
 from streetvision.pipeline.settings import EvaluationConfig
 
 CURVE_POINTS = 201
@@ -41,10 +43,10 @@ def _threshold_curve(case: Case, config: EvaluationConfig) -> bytes:
     return threshold_curve(band, threshold=shipped.threshold)
 
 
-def draw_thumbnails(report: Report, root: Path, limits: DecodeLimits) -> dict[str, bytes]:
-    """Small JPEGs of the report's mistakes, by the key that each names."""
-    return {
-        mistake["thumbnail"]: thumbnail(root / mistake["name"], limits)
-        for mistake in report.get("mistakes", [])
-        if "thumbnail" in mistake
-    }
+def draw_thumbnails(report: Report, root: Path, predictor: Predictor) -> dict[str, bytes]:
+    """Small JPEGs of the report's mistakes, by the key that each names; which views decided, where there are many."""
+    named = {mistake["thumbnail"]: root / mistake["name"] for mistake in report.get("mistakes", [])}
+    if predictor.inference == SINGLE_VIEW:
+        return {key: thumbnail(path, predictor.limits) for key, path in named.items()}
+    images = {key: read_image(path, limits=predictor.limits) for key, path in named.items()}
+    return {key: draw_decisive(pixels, predictor.explain(pixels)) for key, pixels in images.items()}

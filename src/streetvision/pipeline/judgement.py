@@ -83,6 +83,8 @@ class Case:
     """Phase -> the settings it ran with, as far as the run that made the bundle is at hand."""
     promise: Promise | None = None
     """None where the policy promises nothing by its kind."""
+    many_views: bool = False
+    """Whether the bundle looks at many views of each image."""
     look: int | None = None
     """The how-many-th time VAL_TEST is looked at; None where it is not."""
     earlier_looks: list[EarlierLooks] = field(default_factory=list)
@@ -138,6 +140,7 @@ def make_report(case: Case, config: EvaluationConfig) -> Report:
             report["selective"] = _selective(case.promise, case, config)
         report["slices"] = [_slice(part, case, config) for part in _parts(case.rows)]
         report["mistakes"] = _mistakes(case)
+        report["many_views"] = case.many_views
     return report
 
 

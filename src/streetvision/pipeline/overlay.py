@@ -1,11 +1,13 @@
 """A picture of what each view of an image showed: its rectangle, its probability, and how much it counted."""
 
 import io
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from streetvision.bundle.predictor import Prediction, ViewAnswer
+from streetvision.data.thumbnail import THUMBNAIL_PIXELS, as_jpeg, shrink
 
 LONGEST_SIDE = 1280
 """Pixels of the picture; rectangles and letters keep their size on it."""
@@ -13,20 +15,17 @@ TEXT_PIXELS = 18
 NONE, ALL = (70, 130, 200), (235, 95, 20)
 """Colours of probability 0 and 1."""
 INK = (255, 255, 255)
+DECISIVE = 3
+"""Frames on a thumbnail."""
 
 
 def draw_overlay(pixels: Tensor, prediction: Prediction) -> bytes:
     """PNG of the image (3, H, W) with its views; the thickest frame is of the view that counted most."""
-    image = Image.fromarray(pixels.movedim(0, -1).contiguous().numpy())
-    scale = min(1.0, LONGEST_SIDE / max(image.size))
-    image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    image = shrink(pixels, LONGEST_SIDE)
+    scale = image.width / pixels.shape[2]
     whole, *tiles = prediction.views
-    most = max((abs(view.weight) for view in tiles), default=0.0) or 1.0
+    _frame(image, tiles, scale, thickest=6)
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(TEXT_PIXELS)
-    for view in sorted(tiles, key=lambda view: abs(view.weight)):
-        width = 1 + round(5 * abs(view.weight) / most)
-        frame = [round(edge * scale) for edge in view.box]
-        pen.rectangle([frame[0], frame[1], frame[2] - 1, frame[3] - 1], outline=_colour(view.probability), width=width)
     for view in tiles:
         _label(pen, (view.box.left * scale + 6, view.box.top * scale + 6), _told(view), view.probability, font)
     picture = Image.new("RGB", (image.width, image.height + 2 * TEXT_PIXELS))
@@ -36,6 +35,23 @@ def draw_overlay(pixels: Tensor, prediction: Prediction) -> bytes:
     png = io.BytesIO()
     picture.save(png, "PNG")
     return png.getvalue()
+
+
+def draw_decisive(pixels: Tensor, prediction: Prediction) -> bytes:
+    """A small JPEG of the image (3, H, W) with frames around the tiles that counted most, three at the most."""
+    image = shrink(pixels, THUMBNAIL_PIXELS)
+    tiles = sorted(prediction.views[1:], key=lambda view: abs(view.weight))
+    _frame(image, tiles[-DECISIVE:], image.width / pixels.shape[2], thickest=4)
+    return as_jpeg(image)
+
+
+def _frame(image: Image.Image, tiles: Sequence[ViewAnswer], scale: float, *, thickest: int) -> None:
+    """Frames in the colours of the tiles' probabilities, the thicker the more each counted, which is drawn last."""
+    most, pen = max((abs(view.weight) for view in tiles), default=0.0) or 1.0, ImageDraw.Draw(image)
+    for view in sorted(tiles, key=lambda view: abs(view.weight)):
+        left, top, right, bottom = (round(edge * scale) for edge in view.box)
+        width = 1 + round((thickest - 1) * abs(view.weight) / most)
+        pen.rectangle([left, top, right - 1, bottom - 1], outline=_colour(view.probability), width=width)
 
 
 def _told(view: ViewAnswer) -> str:

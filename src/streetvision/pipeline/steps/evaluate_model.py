@@ -117,6 +117,7 @@ def _judge(bundle: Bundle, asked: Asked, context: Context, *, home: ArtifactSche
         data=asked.data,
         provenance=_provenance(bundle, asked, config),
         settings=_settings(home, bundle),
+        many_views=predictor.inference != SINGLE_VIEW,
         look=asked.looks.number if asked.looks else None,
         earlier_looks=asked.looks.earlier if asked.looks else [],
         notes=asked.notes,
@@ -126,7 +127,7 @@ def _judge(bundle: Bundle, asked: Asked, context: Context, *, home: ArtifactSche
     for name, png in pictures.items():
         write_bytes_atomic(schema.path(name), png)
     write_predictions(schema.predictions, (_answers(ruling, case) for ruling in told_rulings(case, config)))
-    thumbnails = draw_thumbnails(report, asked.root, limits)
+    thumbnails = draw_thumbnails(report, asked.root, predictor)
     write_json_atomic(schema.evaluation_report, {**report, "summary": tell(report)})
     write_text_atomic(schema.report_html, render_report(report, pictures | thumbnails))
     look = f", look {case.look}" if case.look else ""
