@@ -58,7 +58,8 @@ def test_the_pages_show_commands():
 
 
 @pytest.mark.parametrize("words", ALL)
-def test_every_command_is_one_that_the_command_line_takes(words):
+def test_every_command_is_one_that_the_command_line_takes(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
     command = typer.main.get_command(build_app())
     context = command.make_context("streetvision", [words[0]])
     verb, rest = words[0], words[1:]
@@ -71,8 +72,8 @@ def test_every_command_is_one_that_the_command_line_takes(words):
     if verb in COMPOSED:
         compose_config(overrides)
     if verb == "ablate" and parsed["table"] != "mine.yaml":
-        read_table(parsed["table"]).only(tuple(parsed["pair"] or ()))
-        compose_config(overrides)
+        table = read_table(parsed["table"]).only(tuple(parsed["pair"] or ()))
+        compose_config([*table.common, *overrides])
     if verb == "train" and parsed["search"]:
         assert read_search(ROOT / parsed["search"])
     if verb in ("ablate", "bench") and parsed["page"]:
