@@ -12,12 +12,12 @@ import pytest
 from streetvision.pipeline import workers
 
 CALLER = """
-import sys, time
-from pathlib import Path
+import signal, sys
 from streetvision.pipeline import workers
 from tests.pipeline.test_workers import sleep_long
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     workers.PRELOADED = []
     list(workers.in_processes(sleep_long, [sys.argv[1]], 1))
 """
