@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from streetvision.data.config import LoaderConfig
+from streetvision.pipeline.console import Console
 from streetvision.pipeline.steps import choices
 from streetvision.pipeline.steps.choices import tell_choices
 from streetvision.training.config import TrainingConfig
@@ -69,3 +70,10 @@ def test_workers_follow_the_cores(monkeypatch):
     assert told(TrainingConfig(mode="full", precision="fp32"), workers=None) == [
         "loader.workers=6: 8 cores, two of them for the model"
     ]
+
+
+def test_a_choice_is_said_once_however_many_phases_ask(capsys):
+    console = Console()
+    for _ in range(2):
+        console.chosen("loader.workers=0", "2 cores, for the model")
+    assert capsys.readouterr().out.count("loader.workers=0") == 1

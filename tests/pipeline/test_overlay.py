@@ -31,8 +31,7 @@ def test_a_thumbnail_frames_the_tiles_that_counted_most():
         ViewAnswer(Box(left, 0, left + 300, 900), float(left == 900), weight)
         for left, weight in ((0, 0.3), (300, -0.2), (600, 0.1), (900, 0.9))
     ]
-    prediction = Prediction("Roadwork", 1, 0.9, None, (ViewAnswer(Box(0, 0, 1200, 900), 0.5, 5.0), *tiles))
-    jpeg = draw_decisive(torch.full((3, 900, 1200), 255, dtype=torch.uint8), prediction)
+    jpeg = draw_decisive(torch.full((3, 900, 1200), 255, dtype=torch.uint8), tiles)
     drawn = np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
     assert drawn.shape == (180, 240, 3)
     thick, thin = drawn[90, 180:184], drawn[90, 0:2]

@@ -88,8 +88,7 @@ def policy_artifacts(context: Context) -> tuple[str, ...]:
 
 def judged_bundle(context: Context) -> str:
     """Digest of the bundle that is judged, wherever it lies."""
-    folder = context.settings(EvaluationConfig).bundle or context.schema.export
-    return sha256_file(folder / BUNDLE_JSON)
+    return _digest_of_bundle(context.settings(EvaluationConfig), context)
 
 
 def judged_data(context: Context) -> str:
@@ -106,8 +105,11 @@ def run_s_thresholds(context: Context) -> tuple[str, ...]:
 
 def rewarded_bundle(context: Context) -> str:
     """Digest of the bundle whose reward is simulated, wherever it lies."""
-    folder = context.settings(RewardConfig).bundle or context.schema.export
-    return sha256_file(folder / BUNDLE_JSON)
+    return _digest_of_bundle(context.settings(RewardConfig), context)
+
+
+def _digest_of_bundle(config: EvaluationConfig | RewardConfig, context: Context) -> str:
+    return sha256_file((config.bundle or context.schema.export) / BUNDLE_JSON)
 
 
 def digest_of_data(context: Context) -> str:

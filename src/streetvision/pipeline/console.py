@@ -25,6 +25,7 @@ class Console:
         # Of the processes that torchrun started, only the first talks.
         quiet = os.environ.get("RANK", "0") != "0"
         self._rich = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True, quiet=quiet)
+        self._chosen: set[str] = set()
 
     def line(self, label: str, text: str, *, seconds: float | None = None) -> None:
         """One fact: a label, what was done, and how long it took."""
@@ -40,8 +41,10 @@ class Console:
         self._rich.print(f"[yellow]{'warning':<{LABEL_WIDTH}}[/yellow]{escape(message)}")
 
     def chosen(self, setting: str, reason: str) -> None:
-        """A choice that was left open, under the key that changes it."""
-        self.line("chosen", f"{setting}: {reason}")
+        """A choice that was left open, under the key that changes it; said once, however many phases ask."""
+        if setting not in self._chosen:
+            self.line("chosen", f"{setting}: {reason}")
+        self._chosen.add(setting)
 
     def epoch(self, row: Mapping[str, float | int]) -> None:
         """Nothing: the bar tells it, and metrics.csv."""

@@ -45,8 +45,15 @@ def _threshold_curve(case: Case, config: EvaluationConfig) -> bytes:
 
 def draw_thumbnails(report: Report, root: Path, predictor: Predictor) -> dict[str, bytes]:
     """Small JPEGs of the report's mistakes, by the key that each names; which views decided, where there are many."""
-    named = {mistake["thumbnail"]: root / mistake["name"] for mistake in report.get("mistakes", [])}
+    return {
+        mistake["thumbnail"]: _thumbnail(root / mistake["name"], predictor)
+        for mistake in report.get("mistakes", [])
+        if "thumbnail" in mistake
+    }
+
+
+def _thumbnail(path: Path, predictor: Predictor) -> bytes:
     if predictor.inference == SINGLE_VIEW:
-        return {key: thumbnail(path, predictor.limits) for key, path in named.items()}
-    images = {key: read_image(path, limits=predictor.limits) for key, path in named.items()}
-    return {key: draw_decisive(pixels, predictor.explain(pixels)) for key, pixels in images.items()}
+        return thumbnail(path, predictor.limits)
+    pixels = read_image(path, limits=predictor.limits)
+    return draw_decisive(pixels, predictor.explain(pixels).views[1:])

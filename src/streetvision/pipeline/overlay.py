@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from heapq import nlargest
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -37,11 +38,11 @@ def draw_overlay(pixels: Tensor, prediction: Prediction) -> bytes:
     return png.getvalue()
 
 
-def draw_decisive(pixels: Tensor, prediction: Prediction) -> bytes:
+def draw_decisive(pixels: Tensor, tiles: Sequence[ViewAnswer]) -> bytes:
     """A small JPEG of the image (3, H, W) with frames around the tiles that counted most, three at the most."""
     image = shrink(pixels, THUMBNAIL_PIXELS)
-    tiles = sorted(prediction.views[1:], key=lambda view: abs(view.weight))
-    _frame(image, tiles[-DECISIVE:], image.width / pixels.shape[2], thickest=4)
+    decisive = nlargest(DECISIVE, tiles, key=lambda view: abs(view.weight))
+    _frame(image, decisive, image.width / pixels.shape[2], thickest=4)
     return as_jpeg(image)
 
 
