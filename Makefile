@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 COVERED := contracts io eval calibration
+unexport PYTHONDONTWRITEBYTECODE # else each of the suite's processes compiles the libraries anew
 
 .PHONY: demo test coverage check docs statistical chaos fuzz lock clean
 

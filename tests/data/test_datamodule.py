@@ -1,3 +1,5 @@
+from multiprocessing import active_children
+
 import pytest
 import torch
 
@@ -52,6 +54,14 @@ def test_the_global_generator_is_left_as_it_was(scenes):
     torch.manual_seed(5)
     list(loader(scenes, augment=False))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_workers_end_where_the_loader_is_left_though_a_cycle_keeps_it(scenes):
+    with loader(scenes, workers=1) as batches:
+        batches.trainer = [batches]
+        list(batches)
+        assert len(active_children()) == 1
+    assert active_children() == []
 
 
 @pytest.mark.parametrize("workers", [0, 1])

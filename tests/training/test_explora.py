@@ -1,3 +1,5 @@
+from multiprocessing import active_children
+
 import pytest
 import torch
 
@@ -38,9 +40,10 @@ def rows(scenes):
     return tuple(Row(str(path), n % 2, f"{n:064d}", 96, 72, 0.5, group=f"g{n}") for n, path in enumerate(images))
 
 
-def loader(rows, transform, batch_size=16, *, shuffle=False, parts=1):
+def loader(rows, transform, batch_size=16, *, shuffle=False, parts=1, workers=0):
     dataset = ImageDataset(rows, root=rows_root(), transform=transform, limits=DEFAULT_LIMITS)
-    return ImageLoader(dataset, EpochBatches(len(rows), batch_size=batch_size, shuffle=shuffle, parts=parts), workers=0)
+    order = EpochBatches(len(rows), batch_size=batch_size, shuffle=shuffle, parts=parts)
+    return ImageLoader(dataset, order, workers=workers)
 
 
 def rows_root():
@@ -49,7 +52,7 @@ def rows_root():
     return Path("/")
 
 
-def trained(rows, settings, **following):
+def trained(rows, settings, *, workers=0, **following):
     module = ExPLoRAModule(student(settings), settings)
     pairs, plain = TwoViews(settings.views, image_size=32), get_val_transforms(image_size=32)
     watch = Watch(
@@ -59,9 +62,10 @@ def trained(rows, settings, **following):
         probe=loader(rows[:32], plain),
         groups=[row.group for row in rows[:32]],
     )
-    batches = loader(rows[:32], pairs, settings.batch_size, shuffle=True, parts=settings.accumulate)
+    shuffled = {"shuffle": True, "parts": settings.accumulate, "workers": workers}
     seed_all(1)
-    watch.resumed_at = train_module(module, batches, None, epochs=watch, following=Following(Silent(), **following))
+    with loader(rows[:32], pairs, settings.batch_size, **shuffled) as batches:
+        watch.resumed_at = train_module(module, batches, None, epochs=watch, following=Following(Silent(), **following))
     return module, watch
 
 
@@ -103,6 +107,12 @@ def test_every_method_trains_what_is_open_and_nothing_else(rows, method):
     assert [row["epoch"] for row in watch.history] == [0, 1]
     finite = ("select_loss", "alignment", "uniformity", "effective_rank", "knn_mcc")
     assert all(torch.isfinite(torch.tensor(float(row[name]))) for row in watch.history for name in finite)
+
+
+def test_no_worker_outlives_the_training_though_the_trainer_holds_its_loader(rows):
+    module, _ = trained(rows, config(), workers=1)
+    assert module.trainer.train_dataloader is not None
+    assert active_children() == []
 
 
 def test_the_cache_gives_the_same_gradient(rows, monkeypatch):

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -131,7 +131,7 @@ class Trained:
 
 
 class ImageLoader(Trained):
-    """Batches of (images uint8 (B, 3, S, S), labels int64 (B,)); worker processes live as long as the loader.
+    """Batches of (images uint8 (B, 3, S, S), labels int64 (B,)); worker processes live until the loader is left.
 
     Raises UndecodableImage for an image that cannot be read by now.
     """
@@ -151,6 +151,14 @@ class ImageLoader(Trained):
             pin_memory=torch.cuda.is_available(),
             collate_fn=partial(_collate, mix=mix, seed=dataset.seed),
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # A trainer keeps its loaders in a cycle: collected there, a loader has lost the threads that would tell its
+        # workers to stop, and waits five seconds for each.
+        del self._loader
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass over the rows."""

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -43,6 +44,10 @@ TRAIN_SEEDS = 10_000_000
 HELD_OUT_SEEDS = 20_000_000
 CLEAR_SHARE, NO_SHARE = 0.12, 0.03
 """A patch is roadwork above the first share of its area, none below the second, and unjudged between."""
+CHUNK = 64
+"""Scenes that a process draws before it answers."""
+
+Drawn: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.uint8], int]
 
 
 @dataclass(frozen=True)
@@ -102,14 +107,21 @@ class DenseClassifier(nn.Module):
 
 def draw(first_seed: int, count: int, recipe: Recipe, progress: Progress) -> Scenes:
     """The scenes of `count` seeds as the classifier will see them: through JPEG, squashed to a square."""
-    one = partial(draw_one, size=recipe.image_size, grid=recipe.image_size // recipe.patch_size)
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        drawn = pool.map(one, range(first_seed, first_seed + count), chunksize=64)
-        images, shares, labels = zip(*progress.track(drawn, total=count, label="scenes"), strict=True)
+    drawn = progress.track(_drawn(range(first_seed, first_seed + count), recipe), total=count, label="scenes")
+    images, shares, labels = zip(*drawn, strict=True)
     return Scenes(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(shares)), torch.tensor(labels))
 
 
-def draw_one(seed: int, *, size: int, grid: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
+def _drawn(seeds: range, recipe: Recipe) -> Iterator[Drawn]:
+    one = partial(draw_one, size=recipe.image_size, grid=recipe.image_size // recipe.patch_size)
+    if len(seeds) <= CHUNK:  # sooner done than a process is started
+        yield from map(one, seeds)
+        return
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(one, seeds, chunksize=CHUNK)
+
+
+def draw_one(seed: int, *, size: int, grid: int) -> Drawn:
     """One scene: uint8 (3, S, S), share of roadwork a patch (G, G) in 255ths, label.
 
     As numpy arrays, since each tensor that crosses processes would keep a file open.

@@ -33,10 +33,10 @@ class FeatureCache:
         """Features (N, P) float32 and labels (N,) int64 of `rows`, in order."""
         path = self.folder / f"{name}-{sha256_json([self._model_key, rows_digest(rows)])[:24]}.pt"
         if not path.exists():
-            batches = evaluation_loader(self.classifier, rows, root=root, loader=self.loader)
-            features, labels = run_over(
-                self.classifier.embed, batches, total=len(batches), label=f"features {name}", progress=self.progress
-            )
+            with evaluation_loader(self.classifier, rows, root=root, loader=self.loader) as batches:
+                features, labels = run_over(
+                    self.classifier.embed, batches, total=len(batches), label=f"features {name}", progress=self.progress
+                )
             save_tensors(path, {"features": features, "labels": labels})
         content = load_state(path)
         return content["features"], content["labels"]
@@ -76,12 +76,12 @@ class ViewCache:
 
     @torch.inference_mode()
     def _look(self, rows: tuple[Row, ...], root: Path, name: str) -> SeenViews:
-        batches, device = evaluation_loader(self.model, rows, root=root, loader=self.loader), pick_device()
+        device, parts = pick_device(), []
         self.model.to(device).eval()
-        parts = []
-        for views, labels in self.progress.track(batches, total=len(batches), label=f"views {name}"):
-            features = self.model.embed(views.to(device, non_blocking=True)).float().cpu()
-            parts.append(SeenViews(features, views.mask, self.model.content(views), labels))
+        with evaluation_loader(self.model, rows, root=root, loader=self.loader) as batches:
+            for views, labels in self.progress.track(batches, total=len(batches), label=f"views {name}"):
+                features = self.model.embed(views.to(device, non_blocking=True)).float().cpu()
+                parts.append(SeenViews(features, views.mask, self.model.content(views), labels))
         self.model.cpu()
         return SeenViews(*map(torch.cat, zip(*parts, strict=True)))
 

@@ -34,8 +34,8 @@ def score_rows(
     progress: Progress,
 ) -> Scores:
     """The logits of `rows` from the model that the checkpoint with digest `model_sha256`, and `fusion`, describe."""
-    batches = evaluation_loader(model, rows, root=root, loader=loader)
-    logits, labels = run_over(model, batches, total=len(batches), label=f"score {split.value}", progress=progress)
+    with evaluation_loader(model, rows, root=root, loader=loader) as batches:
+        logits, labels = run_over(model, batches, total=len(batches), label=f"score {split.value}", progress=progress)
     return Scores(logits, labels, split=split, model_sha256=model_sha256, rows_sha256=rows_digest(rows), fusion=fusion)
 
 

@@ -31,14 +31,18 @@ def fit_images(
     select = context.rows(Split.VAL_SELECT)
     if config.hardware.strategy != "fsdp":  # where weights are gathered for each batch, all need as many batches
         select = select[rank::world]
-    return fit(
-        classifier,
-        _train_loader(classifier, context, config=config, policy=policy),
-        evaluation_loader(classifier, select, root=context.data_root, loader=loader),
-        config=config,
-        following=following,
-        scales=rate_scales(classifier, config.layer_decay),
-    )
+    with (
+        _train_loader(classifier, context, config=config, policy=policy) as batches,
+        evaluation_loader(classifier, select, root=context.data_root, loader=loader) as validation,
+    ):
+        return fit(
+            classifier,
+            batches,
+            validation,
+            config=config,
+            following=following,
+            scales=rate_scales(classifier, config.layer_decay),
+        )
 
 
 def _train_loader(

@@ -61,8 +61,9 @@ def _probabilities(context: Context, run: int, policy: AugmentationConfig) -> ND
     classifier = starting_classifier(context)
     prepare(classifier, config)
     fit_images(classifier, context, config=config, policy=policy, following=Following(Silent()))
-    batches = evaluation_loader(classifier, select, root=context.data_root, loader=context.settings(LoaderConfig))
-    logits, _ = run_over(classifier, batches, total=len(batches), label="gate", progress=Silent())
+    loader = context.settings(LoaderConfig)
+    with evaluation_loader(classifier, select, root=context.data_root, loader=loader) as batches:
+        logits, _ = run_over(classifier, batches, total=len(batches), label="gate", progress=Silent())
     probabilities: NDArray[np.float32] = logits.softmax(dim=1)[:, 1].numpy()
     return probabilities
 

@@ -84,30 +84,28 @@ def _train(
     size = student.classifier.description.image_size
     pairs, plain = TwoViews(config.views, image_size=size), get_val_transforms(image_size=size)
     probed = _spread(context.rows(Split.TRAIN), config.probed)
-    watch = Watch(
-        config,
-        context.progress,
-        select=_loader(select, pairs, context, kind=of_pairs, rank_of=place()),
-        probe=_loader(probed, plain, context),
-        groups=[row.group or row.path for row in probed],
-        sinks=followers,
-    )
-    batches = _loader(
-        rows,
-        pairs,
-        context,
-        kind=of_pairs,
-        cache=small_copies(rows, context),
-        rank_of=place(),
-        parts=config.accumulate,
-        shuffle=True,
-    )
     following = Following(
         context.progress,
         checkpoint=context.schema.explora_training,
         key=resume_key(context, unlabelled_images(context)),
     )
-    resumed_at = train_module(ExPLoRAModule(student, config), batches, None, epochs=watch, following=following)
+    with (
+        _loader(
+            rows,
+            pairs,
+            context,
+            kind=of_pairs,
+            cache=small_copies(rows, context),
+            rank_of=place(),
+            parts=config.accumulate,
+            shuffle=True,
+        ) as batches,
+        _loader(select, pairs, context, kind=of_pairs, rank_of=place()) as held_out,
+        _loader(probed, plain, context) as probe,
+    ):
+        groups = [row.group or row.path for row in probed]
+        watch = Watch(config, context.progress, select=held_out, probe=probe, groups=groups, sinks=followers)
+        resumed_at = train_module(ExPLoRAModule(student, config), batches, None, epochs=watch, following=following)
     return watch, resumed_at
 
 
