@@ -66,6 +66,13 @@ class TestContract:
         for labels in (logits[:, 1] > 0, np.zeros(200, dtype=int), np.ones(200, dtype=int)):
             assert np.isfinite(make_calibrator(name).fit(logits, labels).probabilities(logits)).all()
 
+    def test_margins_that_differ_by_rounding_only_say_nothing(self, name):
+        logits = np.column_stack([np.zeros(200), np.full(200, 1.3)])
+        logits[::2] += 1e3  # the margin of these is 1.3 but for rounding
+        labels = (np.arange(200) % 3 == 0).astype(np.int64)
+        near = make_calibrator(name).fit(logits, labels).probabilities([[0.0, 1.299], [0.0, 1.3], [0.0, 1.301]])
+        assert np.ptp(near) < 0.01
+
     def test_unusable_input_is_named(self, name):
         logits, labels = draw(20)
         bad = logits.copy()

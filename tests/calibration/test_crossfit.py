@@ -4,8 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streetvision.calibration.calibrators import make_calibrator
-from streetvision.calibration.crossfit import CalibrationSet, assign_folds, crossfit
+from streetvision.calibration.crossfit import CalibrationSet, assign_folds, crossfit, crossfit_cut
 from streetvision.contracts.errors import DataError
+from streetvision.eval.counts import confusion_counts
+from streetvision.eval.metrics import mcc
+from streetvision.eval.thresholds import threshold_for_prevalence
 
 
 @given(
@@ -39,6 +42,29 @@ def test_no_row_is_judged_by_a_calibrator_that_saw_it():
         out = fold_of == fold
         expected = make_calibrator("temperature").fit(logits[~out], labels[~out]).probabilities(logits[out])
         assert np.array_equal(found[out], expected)
+
+
+def test_no_row_is_decided_by_a_cut_that_saw_it():
+    """Scores that say nothing of the labels have no MCC, though the best cut for all rows finds one."""
+    fit, found, best = make_calibrator("none").fit([[0.0, 1.0]], [1]), [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        logits, labels = np.column_stack([np.zeros(100), rng.normal(size=100)]), rng.integers(0, 2, 100)
+        rows = CalibrationSet(logits, labels, [None] * 100)
+        judged = crossfit_cut(lambda _: fit, rows, folds=5, seed=0)
+        p = fit.probabilities(logits)
+        assert np.array_equal(judged.probabilities, p)
+        found.append(mcc(confusion_counts(labels, judged.decisions)))
+        best.append(mcc(confusion_counts(labels, p >= threshold_for_prevalence(labels, p))))
+    assert abs(np.mean(found)) < 0.05
+    assert np.mean(best) > 0.1
+
+
+def test_folds_of_one_class_are_cut_in_the_middle():
+    logits = np.column_stack([np.zeros(8), np.linspace(-2, 2, 8)])
+    rows = CalibrationSet(logits, np.repeat([0, 1], 4), ["a"] * 4 + ["b"] * 4)
+    fit = make_calibrator("none").fit(logits, rows.labels)
+    assert crossfit_cut(lambda _: fit, rows, folds=2, seed=0).decisions.tolist() == [False] * 4 + [True] * 4
 
 
 def test_fewer_groups_than_folds_is_named():

@@ -137,3 +137,19 @@ def test_ties_are_answered_together(seed, kind):
     found = certify(rough, RiskConfig(kind=kind, alpha=0.2), seed=0)
     if found.lo is not None:
         assert risk_of(rough, found.lo, found.hi, kind) <= 0.2
+
+
+def test_rows_on_the_middle_are_handed_over_where_answering_them_fails():
+    """Answering all but the rows at 0 passes, and answering those too does not."""
+    rng, n = np.random.default_rng(2077), 600
+    truth = rng.random(n) < 0.5
+    margin = np.where(truth, 4, -4) + np.round(rng.normal(size=n)) * 2.0
+    doubtful = rng.random(n) < 0.02
+    margin[doubtful], truth[doubtful] = 0.0, rng.random(doubtful.sum()) < 0.5
+    others = ~doubtful & (margin == 0)
+    margin[others] = 2 * np.sign(rng.normal(size=others.sum()))
+    found = certify(Scored(margin, truth, [None] * n), RiskConfig(kind="error"), seed=2077)
+    assert (found.lo, found.hi) == (0.0, np.nextafter(0.0, 1.0))
+    assert np.array_equal(handed_over(margin, found.lo, found.hi), margin == 0)
+    assert found.n == 400
+    assert "certified with 400 rows" in found.why

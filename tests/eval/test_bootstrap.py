@@ -101,6 +101,13 @@ def test_few_groups_are_flagged():
     assert not intervals_of(labels, p, threshold=0.5, groups=[*groups[:-1], "last"])["mcc"].few_units
 
 
+def test_few_positives_are_flagged_however_many_rows_there_are():
+    labels, p = np.repeat([0, 1], [300, 9]), np.linspace(0, 1, 309)
+    found = intervals_of(labels, p, threshold=0.5)["mcc"]
+    assert (found.units, found.rarer_units, found.few_units) == (309, 9, True)
+    assert not intervals_of(np.append(labels, 1), np.append(p, 1), threshold=0.5)["mcc"].few_units
+
+
 def test_one_group_says_almost_nothing():
     labels, p = rows()
     found = intervals_of(labels, p, threshold=0.5, groups=["ride"] * labels.size)
@@ -156,7 +163,33 @@ def test_a_model_against_itself_differs_by_nothing_but_what_is_unseen():
 def test_right_against_wrong_is_as_sure_as_a_sign_test():
     labels, p = np.array([0, 1, 0, 1]), np.array([0.0, 1.0, 0.0, 1.0])
     found = paired_difference(labels, Judged.cut(p, 0.5), Judged.cut(1 - p, 0.5))["accuracy"]
-    assert (found.estimate, found.p_value) == (1.0, 2 * 0.5**4)
+    assert (found.estimate, found.p_value) == (1.0, 2 * 0.5**2)
+
+
+def test_three_positives_prove_little_however_many_negatives_stand_beside_them():
+    labels = np.repeat([0, 1], [997, 3])
+    found = paired_difference(labels, Judged(labels * 1.0, labels), Judged(labels * 1.0, np.zeros(1000)))["mcc"]
+    assert (found.estimate, found.p_value) == (1.0, 0.25)
+    assert found.low < 0
+
+
+def test_two_models_that_call_nothing_positive_may_still_differ_by_far():
+    labels, p = np.repeat([0, 1], [900, 100]), np.linspace(0, 0.4, 1000)
+    found = paired_difference(labels, Judged.cut(p, 0.5), Judged.cut(p, 0.6))
+    assert found["precision"].high == 1.0
+    assert found["mcc"].high > 0.15
+    assert found["recall"].high == pytest.approx(0.036, abs=1e-3)
+
+
+def test_exactly_right_probabilities_that_are_nearly_certain_may_have_no_error():
+    """Where next to nothing goes wrong, resampling shows hardly any spread."""
+    rng, held = np.random.default_rng(0), []
+    for _ in range(150):
+        p = expit(rng.normal(-6, 3.5, 300))
+        labels = (rng.random(300) < p).astype(int)
+        found = intervals_of(labels, p, threshold=0.5, n_resamples=200)["ece"]
+        held.append(found.low == 0 or found.method == "unseen")
+    assert np.mean(held) > 0.93
 
 
 def test_paired_differences_without_both_classes_are_undefined():

@@ -32,6 +32,7 @@ def sample(**changes):
         "level": 0.95,
         "ece_band": [0.012, 0.046],
         "units": 160,
+        "rarer_units": 78,
         "grouped": False,
         "few_units": False,
         "look": 1,
@@ -156,8 +157,8 @@ def test_metrics_that_are_not_defined_are_said_to_be():
 def test_cautions_come_first_when_there_is_reason():
     plain = render_report(sample(), {})
     assert 'class="note"' not in plain
-    text = Outline(render_report(sample(look=3, few_units=True, grouped=True, units=7), {})).text
-    assert "rest on 7 groups" in text
+    text = Outline(render_report(sample(look=3, few_units=True, grouped=True, units=7, rarer_units=2), {})).text
+    assert "rest on 7 groups, 2 of which hold the rarer class" in text
     assert "looked at 3 times" in text
     assert text.index("looked at 3 times") < text.index("How good is it")
 

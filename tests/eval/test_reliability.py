@@ -4,6 +4,7 @@ import scipy.stats
 
 from streetvision.eval.metrics import ece
 from streetvision.eval.reliability import ece_band, reliability_bins, wilson_interval
+from streetvision.eval.resampling import Resampling
 
 
 def test_bins_of_a_worked_example():
@@ -46,5 +47,29 @@ def test_the_band_holds_the_error_of_true_probabilities_and_not_of_false_ones():
 def test_the_band_shrinks_with_more_rows_and_keeps_its_seed():
     p = np.random.default_rng(0).random(400)
     assert ece_band(np.tile(p, 16))[1] < ece_band(p)[1] / 3
-    assert ece_band(p, seed=1) == ece_band(p, seed=1) != ece_band(p, seed=2)
-    assert ece_band(p, level=0.5)[1] < ece_band(p)[1]
+    first, again, other = (ece_band(p, Resampling(seed=seed)) for seed in (1, 1, 2))
+    assert first == again != other
+    assert ece_band(p, Resampling(level=0.5))[1] < ece_band(p)[1]
+
+
+def tracks(rng, n=60, frames=30):
+    """Tracks whose frames come true together, as often as their probabilities say."""
+    p = np.clip(rng.uniform(0.02, 0.98, n).repeat(frames) + rng.normal(0, 0.05, n * frames), 0, 1)
+    return (rng.random(n).repeat(frames) < p).astype(int), p, np.arange(n).repeat(frames).tolist()
+
+
+def test_frames_of_one_track_come_true_together():
+    rng = np.random.default_rng(0)
+    drawn = [tracks(rng) for _ in range(200)]
+    above = [ece(labels, p) > ece_band(p, Resampling(groups, 200))[1] for labels, p, groups in drawn]
+    assert np.mean(above) < 0.06
+    assert np.mean([ece(labels, p) > ece_band(p, Resampling(None, 200))[1] for labels, p, _ in drawn]) > 0.9
+
+
+def test_a_bar_counts_the_groups_of_its_bin():
+    labels, p, groups = tracks(np.random.default_rng(1))
+    frames, whole = reliability_bins(labels, p), reliability_bins(labels, p, groups=groups)
+    assert np.array_equal(frames.frequency, whole.frequency)
+    assert np.all(whole.high - whole.low > frames.high - frames.low)
+    once = reliability_bins([0, 1, 1], [0.5, 0.5, 0.5], groups=["a", "b", None])
+    assert (once.low[0], once.high[0]) == pytest.approx(tuple(map(float, wilson_interval(2, 3))))

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,8 +7,10 @@ import pytest
 from streetvision.contracts.policies import RiskControl
 from streetvision.contracts.split_contracts import Row
 from streetvision.eval.bootstrap import bootstrap_intervals, paired_difference
-from streetvision.eval.metrics import METRICS
+from streetvision.eval.counts import confusion_counts
+from streetvision.eval.metrics import METRICS, mcc
 from streetvision.eval.resampling import Resampling
+from streetvision.pipeline import illustration
 from streetvision.pipeline.judgement import Case, Promise, Ruling, make_report, tell
 from streetvision.pipeline.settings import EvaluationConfig
 
@@ -147,3 +150,15 @@ def test_the_quick_mode_leaves_out_what_takes_time():
 )
 def test_the_terminal_hears_what_was_judged(changes, first_line):
     assert tell(make_report(case(**changes), CONFIG))[0] == first_line
+
+
+def test_hindsight_is_the_best_of_all_thresholds_and_not_of_a_grid(monkeypatch):
+    bands = []
+    monkeypatch.setattr(illustration, "threshold_curve", lambda band, threshold: bands.append(band))
+    one = case()
+    saturated = Ruling("scrc", 1 - (1 - one.shipped.probabilities) / 1000, 0.9)
+    illustration.draw_pictures(replace(one, rulings=(saturated,)), CONFIG)
+    p = saturated.probabilities
+    best = max(float(mcc(confusion_counts(one.labels, p >= cut))) for cut in p)
+    assert bands[0].mcc.max() == pytest.approx(best)
+    assert best > 0.5

@@ -1,6 +1,6 @@
 """Probabilities from calibrators that did not see the row, within one split."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from streetvision.calibration.contract import Fitted
 from streetvision.contracts.errors import DataError
 from streetvision.eval.counts import BoolArray, FloatArray
+from streetvision.eval.resampling import Judged
+from streetvision.eval.thresholds import decide, threshold_for_prevalence
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,29 @@ def crossfit(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int) -> Flo
 
     `fit` may be a calibrator or a whole procedure of choosing one. Raises DataError with fewer groups than folds.
     """
-    fold_of = assign_folds(rows.groups, folds=folds, seed=seed)
     probabilities = np.empty(len(rows.labels))
-    for fold in range(folds):
-        held_out = fold_of == fold
+    for held_out in _held_out(rows, folds, seed):
         probabilities[held_out] = fit(rows.only(~held_out)).probabilities(rows.logits[held_out])
     return probabilities
+
+
+def crossfit_cut(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int) -> Judged:
+    """The same, and what the best cut of the other folds' rows decides: 0.5 where they are of one class."""
+    probabilities, decisions = np.empty(len(rows.labels)), np.empty(len(rows.labels), dtype=bool)
+    for held_out in _held_out(rows, folds, seed):
+        rest = rows.only(~held_out)
+        fitted = fit(rest)
+        one_class = np.ptp(rest.labels) == 0
+        threshold = 0.5 if one_class else threshold_for_prevalence(rest.labels, fitted.probabilities(rest.logits))
+        probabilities[held_out] = fitted.probabilities(rows.logits[held_out])
+        decisions[held_out] = decide(probabilities[held_out], threshold)
+    return Judged(probabilities, decisions)
+
+
+def _held_out(rows: CalibrationSet, folds: int, seed: int) -> Iterator[BoolArray]:
+    """The rows (N,) of each fold in turn."""
+    fold_of = assign_folds(rows.groups, folds=folds, seed=seed)
+    return (fold_of == fold for fold in range(folds))
 
 
 def assign_folds(groups: Sequence[str | None], *, folds: int, seed: int) -> NDArray[np.int64]:

@@ -18,6 +18,8 @@ from streetvision.contracts.policies import Sealed
 from streetvision.eval.counts import BoolArray, FloatArray
 
 LOG_TEMPERATURE_BOUNDS = (-5.0, 5.0)
+SAME = 1e-9
+"""Numbers whose spread is smaller than this share of their mean differ by rounding only."""
 SPLINE_DEGREE = 2
 SPLINE_SEGMENTS = 6
 SPLINE_PENALTY = 0.5
@@ -166,12 +168,13 @@ def smoothed_targets(truth: BoolArray) -> FloatArray:
 def fit_rising_logistic(features: FloatArray, targets: FloatArray, penalty: FloatArray | None = None) -> list[float]:
     """Coefficients of at least 0 for features (N, K), then the intercept, with the lowest summed cross-entropy.
 
-    `penalty` (K,) weighs the squares of the coefficients, in units of the features' spread. Convex; L-BFGS-B.
+    `penalty` (K,) weighs the squares of the coefficients, in units of the features' spread. Convex; L-BFGS-B. A feature
+    that is the same in all rows, but for rounding, has the coefficient 0.
     """
-    spread = features.std(axis=0)
-    scale = np.where(spread > 0, spread, 1.0)
-    middle = features.mean(axis=0)
-    x = (features - middle) / scale
+    spread, middle = features.std(axis=0), features.mean(axis=0)
+    varies = spread > SAME * np.abs(middle)
+    scale = np.where(varies, spread, 1.0)
+    x = np.where(varies, (features - middle) / scale, 0.0)
     weights = np.zeros(x.shape[1]) if penalty is None else penalty
 
     def loss(theta: FloatArray) -> tuple[float, FloatArray]:

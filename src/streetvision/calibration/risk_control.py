@@ -90,7 +90,7 @@ def certify_error(rows: Scored, config: RiskConfig, seed: int) -> Certificate:
     units = one_per_group(rows.groups, np.ones(rows.truth.size, dtype=bool), seed)
     first, rest = np.split(np.random.default_rng(seed).permutation(units), [units.size // 3])
     if not first.size:
-        return Certificate(None, None, units.size, _too_few(units.size, rest.size, config))
+        return Certificate(None, None, rest.size, _too_few(rest.size, rest.size, config))
     middle = _fewest_errors(rows.margin[first], rows.truth[first])
     start = 1 - 2 * least_answered(config) / rest.size
     begin = float(np.quantile(np.abs(rows.margin[first] - middle), start)) if start > 0 else -1.0
@@ -102,11 +102,12 @@ def certify_error(rows: Scored, config: RiskConfig, seed: int) -> Certificate:
     steps = np.flatnonzero(whole & (np.append(distance[1:], -1.0) <= begin))
     passed = binom.cdf(np.cumsum(wrong)[steps], answered[steps], config.alpha) <= config.delta
     if not passed[0]:
-        return Certificate(None, None, units.size, _too_few(units.size, int(answered[steps[0]]), config))
+        return Certificate(None, None, rest.size, _too_few(rest.size, int(answered[steps[0]]), config))
     last = int(answered[steps[np.argmin(passed) - 1 if not passed.all() else -1]])
-    width = float(distance[last]) if last < rest.size else 0.0
-    lo, hi = (middle - width, _next(middle + width)) if width else (middle, middle)
-    return Certificate(lo, hi, units.size, _promise(units.size, config))
+    lo = hi = middle
+    if last < rest.size:  # the nearest that is not answered may lie on the middle itself
+        lo, hi = middle - float(distance[last]), _next(middle + float(distance[last]))
+    return Certificate(lo, hi, rest.size, _promise(rest.size, config))
 
 
 KINDS: Mapping[str, Callable[[Scored, RiskConfig, int], Certificate]] = {

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from streetvision.calibration.config import ENSEMBLE, Phase5Config
 from streetvision.calibration.contract import Fitted, margins
-from streetvision.calibration.crossfit import CalibrationSet, crossfit
+from streetvision.calibration.crossfit import CalibrationSet, crossfit_cut
+from streetvision.calibration.ensemble import fit_named
 from streetvision.calibration.risk_control import Scored, certify, handed_over
-from streetvision.calibration.selection import Choice, choose, take_retrained
+from streetvision.calibration.selection import UNCALIBRATED, Choice, choose, take_retrained
 from streetvision.contracts.policies import (
     CalibratorState,
     EstimateWithInterval,
@@ -20,13 +21,13 @@ from streetvision.contracts.policies import (
 )
 from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.counts import FloatArray, confusion_counts
-from streetvision.eval.metrics import count_metrics, positive_probability
+from streetvision.eval.metrics import count_metrics
 from streetvision.eval.reliability import ece_band
 from streetvision.eval.resampling import Judged, Resampling
 from streetvision.eval.thresholds import decide, threshold_for_prevalence
 
 FIGURES = ("nll", "brier", "ece", "mcc")
-"""What is told before and after calibration, MCC at the cut that is best for the probabilities."""
+"""What is told before and after calibration, MCC at cuts that were chosen on the other folds."""
 BALANCED = 0.5
 
 
@@ -52,15 +53,15 @@ def fit_scrc(rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet
     """
     choice = choose(rows, config) if base is None else take_retrained(rows, base, config)
     shipped = choice.calibrator.probabilities(rows.logits)
-    before = positive_probability((base or rows).logits)
-    if base is None:
-        after = crossfit(lambda part: choose(part, config).calibrator, rows, folds=config.folds, seed=config.seed)
-    else:
-        after = shipped
     points = {
         "data": _operating_point(rows.labels, shipped, None),
         "balanced": _operating_point(rows.labels, shipped, BALANCED),
     }
+    raw = fit_named(UNCALIBRATED, rows, {})
+    split = {"folds": config.folds, "seed": config.seed}
+    before = crossfit_cut(lambda _: raw, base or rows, **split)
+    after = crossfit_cut(lambda part: choose(part, config).calibrator if base is None else raw, rows, **split)
+    how = Resampling(rows.groups, seed=config.seed)
     params = ScrcParams(
         method=config.method,
         calibrator=CalibratorState(name=choice.name, state=choice.calibrator.state()),
@@ -69,11 +70,11 @@ def fit_scrc(rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet
         operating_points=points,
         risk_control=_control(rows, choice.calibrator, config),
         candidates=choice.table,
-        before=_figures(rows, before, config.seed),
-        after=_figures(rows, after, config.seed),
-        ece_band=ece_band(after, seed=config.seed),
+        before=_figures(rows.labels, before, how),
+        after=_figures(rows.labels, after, how),
+        ece_band=ece_band(after.probabilities, how),
     )
-    return Scrc(params, choice, before, after)
+    return Scrc(params, choice, np.asarray(before.probabilities), np.asarray(after.probabilities))
 
 
 def _operating_point(labels: NDArray[np.int64], probabilities: FloatArray, prevalence: float | None) -> OperatingPoint:
@@ -106,9 +107,8 @@ def _control(rows: CalibrationSet, calibrator: Fitted, config: Phase5Config) -> 
     )
 
 
-def _figures(rows: CalibrationSet, probabilities: FloatArray, seed: int) -> dict[str, EstimateWithInterval]:
-    judged = Judged.cut(probabilities, threshold_for_prevalence(rows.labels, probabilities))
-    intervals = bootstrap_intervals(rows.labels, judged, Resampling(rows.groups, seed=seed))
+def _figures(labels: NDArray[np.int64], judged: Judged, how: Resampling) -> dict[str, EstimateWithInterval]:
+    intervals = bootstrap_intervals(labels, judged, how)
     ends = ("estimate", "low", "high")
     return {
         name: EstimateWithInterval.model_validate({end: _defined(getattr(intervals[name], end)) for end in ends})

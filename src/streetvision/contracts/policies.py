@@ -194,7 +194,7 @@ class ScrcParams(Sealed):
     before: dict[str, EstimateWithInterval]
     """Figures of the uncalibrated scores."""
     after: dict[str, EstimateWithInterval]
-    """Figures of the whole procedure, choice included, cross-fitted."""
+    """Figures of the whole procedure, choice of calibrator and threshold included, cross-fitted."""
     ece_band: tuple[float, float]
     """The ECE that the cross-fitted probabilities would show if they were exactly right: the central 95 %."""
 
@@ -206,7 +206,10 @@ class ScrcPolicy(Sealed):
     schema_version: Literal[2] = 2
     scrc_params: ScrcParams
     metrics: dict[str, float | int | None]
-    """Cross-fitted figures before and after calibration. None where the scores leave a figure undefined."""
+    """Cross-fitted figures before and after calibration, and the MCC of `threshold` on the rows that it was found on.
+
+    None where the scores leave a figure undefined.
+    """
     scores: ScoresRef
 
     @property

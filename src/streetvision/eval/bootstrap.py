@@ -5,7 +5,7 @@ a plain bootstrap believes it has seen 30 things.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from streetvision.eval import intervals
-from streetvision.eval.counts import FloatArray, all_cuts
+from streetvision.eval.counts import FloatArray, all_cuts, confusion_counts
 from streetvision.eval.metrics import METRICS, Basis, Metric, all_metrics
+from streetvision.eval.reliability import ece_band
 from streetvision.eval.resampling import Judged, Ranked, Resampling, Units, replicates
 
 USUAL = Resampling()
 """A thousand resamples, 95 % intervals, rows that stand alone."""
-FEW_UNITS = 20
-"""Below this many independent units no bootstrap interval is to be trusted far."""
+FEW_UNITS, FEW_OF_CLASS = 20, 10
+"""Below this many independent units, or units of one class, no bootstrap interval is to be trusted far."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class Interval:
     """bca, logit_normal, widened_normal, normal; `unseen` where resampling shows no spread; `undefined`."""
     units: int
     """Independent units that were drawn: groups, or rows where there are no groups."""
+    rarer_units: int
+    """Those of them that hold the rarer class."""
 
     @property
     def few_units(self) -> bool:
-        """True where the interval rests on fewer than 20 units: say so beside it."""
-        return self.units < FEW_UNITS
+        """True where the interval rests on fewer than 20 units, or 10 of the rarer class: say so beside it."""
+        return self.units < FEW_UNITS or self.rarer_units < FEW_OF_CLASS
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,9 @@ def bootstrap_intervals(labels: ArrayLike, judged: Judged, how: Resampling = USU
 
     Count metrics, Brier score and NLL: BCa, with the jackknife over units. The Brier score and NLL are means of
     skewed terms, which is what the acceleration corrects. Areas: normal on the logit scale, since percentiles fail
-    near 1. ECE: normal, widened downwards by its own bias. Where resampling shows no spread, a bound on what the data
-    could not show (`intervals`).
+    near 1. ECE: normal, widened downwards by its own bias, and to 0 where `ece_band` holds it: rows that are nearly
+    certain show resampling too little. Where resampling shows no spread, a bound on what the data could not show
+    (`intervals`).
 
     Raises:
         DataError: unusable arrays, not one group a row.
@@ -64,9 +68,9 @@ def bootstrap_intervals(labels: ArrayLike, judged: Judged, how: Resampling = USU
     order = np.argsort(p, kind="stable")  # rows that come sorted are ranked without a gather for each resample
     ranked = Ranked(truth[order], Judged(p[order], decisions[order]))
     units = how.units(truth.size).reordered(order)
-    sample = _Sample(ranked, units)
+    sample = _Sample(ranked, units, how)
     (drawn,) = map(_of_both_classes, replicates([ranked], units, how))
-    return {name: sample.interval(name, values, how.level) for name, values in drawn.items()}
+    return {name: sample.interval(name, values) for name, values in drawn.items()}
 
 
 def paired_difference(labels: ArrayLike, a: Judged, b: Judged, how: Resampling = USUAL) -> dict[str, Difference]:
@@ -74,7 +78,7 @@ def paired_difference(labels: ArrayLike, a: Judged, b: Judged, how: Resampling =
 
     Both are judged on the same resamples, so what they share cancels. Interval and p-value come from one normal
     approximation and never contradict each other. Where no resample shows a spread, the interval is what a share of
-    rows, unseen in the rarer class, could change, and the p-value that of a sign test over the units.
+    rows, unseen so far, could change, and the p-value that of a sign test over the units of the rarer class.
 
     Raises:
         DataError: as `bootstrap_intervals` does.
@@ -106,47 +110,48 @@ def mean_difference(pairings: Sequence[Pairing], how: Resampling = USUAL) -> dic
     parts = [slice(*pair) for pair in pairwise(ends.tolist())]
     drawn = [replicates(side, units, how, rows=rows) for side, rows in zip(sides, parts, strict=True)]
     kept = [tuple(map(_of_both_classes, both)) for both in drawn]
-    of_sides = [tuple(all_metrics(one.truth, one.probabilities, one.decisions) for one in side) for side in sides]
-    truth = np.concatenate([first.truth for first, _ in sides])
-    rarer = min(intervals.units_of_classes(units.counts(truth, truth)))
-    found = {}
-    for name in METRICS:
-        estimate = float(np.mean([a[name] - b[name] for a, b in of_sides]))
-        values = np.mean([a[name] - b[name] for a, b in kept], axis=0)
-        found[name] = _difference(name, estimate, values, (units.count, rarer), how.level)
-    return found
+    pairs = _Pairs(sides, units)
+    return {
+        name: pairs.difference(name, np.mean([a[name] - b[name] for a, b in kept], axis=0), how.level)
+        for name in METRICS
+    }
 
 
 class _Sample:
     """The rows as they are: what the formulas need beside the replicates."""
 
-    def __init__(self, ranked: Ranked, units: Units) -> None:
-        self.ranked, self.units = ranked, units
+    def __init__(self, ranked: Ranked, units: Units, how: Resampling) -> None:
+        self.ranked, self.units, self.level = ranked, units, how.level
+        self.how = replace(how, groups=units.of_row.tolist() if units.grouped else None)
         self.estimates = all_metrics(ranked.truth, ranked.probabilities, ranked.decisions)
         self.of_units = units.counts(ranked.truth, ranked.decisions)
+        self.of_classes = intervals.units_of_classes(self.of_units)
 
-    def interval(self, name: str, values: FloatArray, level: float) -> Interval:
+    def interval(self, name: str, values: FloatArray) -> Interval:
         """The interval of one metric from its replicates."""
-        estimate = self.estimates[name]
+        estimate, units = self.estimates[name], (self.units.count, min(self.of_classes))
         if np.isnan(estimate):
-            return Interval(estimate, estimate, estimate, "undefined", self.units.count)
-        method, ends = self._ends(name, values, level)
-        return Interval(estimate, min(ends[0], estimate), max(ends[1], estimate), method, self.units.count)
+            return Interval(estimate, estimate, estimate, "undefined", *units)
+        method, ends = self._ends(name, values)
+        return Interval(estimate, min(ends[0], estimate), max(ends[1], estimate), method, *units)
 
-    def _ends(self, name: str, values: FloatArray, level: float) -> tuple[str, intervals.Ends]:
+    def _ends(self, name: str, values: FloatArray) -> tuple[str, intervals.Ends]:
         """The method that suits the metric, and its interval."""
         metric, estimate, usable = METRICS[name], self.estimates[name], intervals.usable(values)
+        level = self.level
         if metric.basis is Basis.COUNTS:
             return intervals.of_counts(metric, self.of_units, values, level)
         if metric.basis is Basis.CUTS:
             if usable is not None and 0 < estimate < 1:
                 return "logit_normal", intervals.logit_normal(estimate, usable, level)
             cuts = all_cuts(self.ranked.truth, self.ranked.probabilities)
-            return "unseen", intervals.unseen_order(metric, cuts, intervals.units_of_classes(self.of_units), level)
+            return "unseen", intervals.unseen_order(metric, cuts, self.of_classes, level)
         if usable is None:
             return "unseen", intervals.unseen_terms(metric, estimate, self.units.count, level)
         if name == "ece":
-            return "widened_normal", intervals.widened_normal(estimate, usable, level)
+            low, high = intervals.widened_normal(estimate, usable, level)
+            by_chance = low > 0 and estimate <= ece_band(self.ranked.probabilities, self.how)[1]
+            return "widened_normal", (0.0 if by_chance else low, high)
         return "bca", intervals.bca(estimate, usable, self._jackknife(metric), level)
 
     def _jackknife(self, metric: Metric) -> FloatArray:
@@ -156,17 +161,36 @@ class _Sample:
         return rest / (terms.size - self.units.sums(np.ones(terms.size)))
 
 
-def _difference(name: str, estimate: float, values: FloatArray, units: tuple[int, int], level: float) -> Difference:
-    """One paired difference from its replicates; `units` are those of all rows and of the rarer class."""
-    if np.isnan(estimate):
-        return Difference(estimate, estimate, estimate, "undefined", units[0], estimate)
-    usable = intervals.usable(values)
-    if usable is None:
-        ends = intervals.unseen_difference(METRICS[name], estimate, units[1], level)
-        p_value = 1.0 if abs(estimate) < intervals.NO_SPREAD else min(1.0, 2 * 0.5 ** units[0])
-        return Difference(estimate, *ends, "unseen", units[0], p_value)
-    p_value = intervals.two_sided_p(estimate, usable.std(ddof=1))
-    return Difference(estimate, *intervals.normal(estimate, usable, level), "normal", units[0], p_value)
+class _Pairs:
+    """Both sides of every test set as they are."""
+
+    def __init__(self, sides: Sequence[tuple[Ranked, Ranked]], units: Units) -> None:
+        self.of_sides = [
+            tuple(all_metrics(one.truth, one.probabilities, one.decisions) for one in side) for side in sides
+        ]
+        self.counts = [
+            (confusion_counts(a.truth, a.decisions), confusion_counts(b.truth, b.decisions)) for a, b in sides
+        ]
+        truth = np.concatenate([first.truth for first, _ in sides])
+        self.of_classes = intervals.units_of_classes(units.counts(truth, truth))
+        self.units = units.count, min(self.of_classes)
+
+    def difference(self, name: str, values: FloatArray, level: float) -> Difference:
+        """The mean difference of one metric from its replicates (R,)."""
+        estimate = float(np.mean([a[name] - b[name] for a, b in self.of_sides]))
+        if np.isnan(estimate):
+            return Difference(estimate, estimate, estimate, "undefined", *self.units, estimate)
+        usable = intervals.usable(values)
+        if usable is None:
+            p_value = 1.0 if abs(estimate) < intervals.NO_SPREAD else min(1.0, 2 * 0.5 ** self.units[1])
+            return Difference(estimate, *self._unseen(METRICS[name], estimate, level), "unseen", *self.units, p_value)
+        p_value = intervals.two_sided_p(estimate, usable.std(ddof=1))
+        return Difference(estimate, *intervals.normal(estimate, usable, level), "normal", *self.units, p_value)
+
+    def _unseen(self, metric: Metric, estimate: float, level: float) -> intervals.Ends:
+        if metric.basis is Basis.COUNTS:
+            return intervals.unseen_counts_difference(metric, self.counts, self.of_classes, level)
+        return intervals.unseen_difference(metric, estimate, self.units[1], level)
 
 
 def _of_both_classes(drawn: dict[str, FloatArray]) -> dict[str, FloatArray]:

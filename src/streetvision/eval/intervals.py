@@ -5,6 +5,8 @@ a perfect order), its spread is 0 and says nothing. The functions named `unseen_
 units could have hidden, instead of returning a point.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.special import expit, logit, ndtr, ndtri
 
@@ -122,6 +124,29 @@ def unseen_difference(metric: Metric, estimate: float, units: int, level: float)
     share = unseen_share(units, level)
     middle, half = (1 - share) * estimate, share * span(metric)
     return middle - half, middle + half
+
+
+def unseen_counts_difference(
+    metric: Metric, sides: Sequence[tuple[Counts, Counts]], units: tuple[int, int], level: float
+) -> Ends:
+    """The mean over `sides` of the difference between two models if what was missed spoke wholly for one, or the other.
+
+    Missed is the share of each class that its `units` would miss. A share of rows can move MCC and precision by far
+    more than itself where hardly any row is called positive.
+    """
+    shares = [unseen_share(count, level) for count in units]
+    reach = [tuple(_reach(metric, counts, *shares) for counts in side) for side in sides]
+    low = float(np.mean([a[0] - b[1] for a, b in reach]))
+    return low, float(np.mean([a[1] - b[0] for a, b in reach]))
+
+
+def _reach(metric: Metric, counts: Counts, of_positives: float, of_negatives: float) -> Ends:
+    """The ends of a metric when such shares of the classes are decided as the rest, all right or all wrong."""
+    tp = [counts.tp + of_positives * (right - counts.tp) for right in (counts.tp, 0.0, counts.positives)]
+    tn = [counts.tn + of_negatives * (right - counts.tn) for right in (counts.tn, 0.0, counts.negatives)]
+    worlds = (Counts(p, n, counts.negatives - n, counts.positives - p) for p in tp for n in tn)
+    values = [float(metric.function(world)) for world in worlds]
+    return min(values), max(values)
 
 
 def span(metric: Metric) -> float:

@@ -21,7 +21,7 @@ def mean_over_splits(differences: Sequence[float], *, tested: float, level: floa
     values = np.asarray(differences, dtype=np.float64)
     estimate = float(values.mean())
     if values.size < 2 or np.ptp(values) <= NO_SPREAD:
-        return Interval(estimate, np.nan, np.nan, "unseen", values.size)
+        return Interval(estimate, np.nan, np.nan, "unseen", values.size, values.size)
     error = values.std(ddof=1) * np.sqrt(1 / values.size + tested)
     half = float(student.ppf((1 + level) / 2, values.size - 1) * error)
-    return Interval(estimate, estimate - half, estimate + half, "corrected_t", values.size)
+    return Interval(estimate, estimate - half, estimate + half, "corrected_t", values.size, values.size)

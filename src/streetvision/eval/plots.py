@@ -6,7 +6,7 @@ matplotlib is imported only when a picture is drawn, and never through pyplot.
 
 import io
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from streetvision.eval.counts import Counts, Cuts, all_cuts, checked, confusion_counts
 from streetvision.eval.metrics import area_under_roc, average_precision, ece, fpr, precision, recall
 from streetvision.eval.reliability import ReliabilityBins, ece_band, reliability_bins
+from streetvision.eval.resampling import Resampling
 from streetvision.eval.stability import Band
 from streetvision.eval.thresholds import decide
 
@@ -137,19 +138,20 @@ def reliability_diagram(
     labels: ArrayLike,
     probabilities: ArrayLike,
     *,
+    groups: Sequence[Hashable] | None = None,
     before: ArrayLike | None = None,
     positive: str = "class 1",
     name: str = "as served",
 ) -> bytes:
     """Do the probabilities (N,) come true; `before` (N,) are those without calibration, `name` says which these are.
 
-    The bars are 95 % Wilson intervals; below, the number of images in each bin.
+    The bars are 95 % Wilson intervals, of `groups` (N,) where there are any; below, the number of images in each bin.
 
     Raises:
         DataError: unusable arrays, as in `checked`.
     """
     truth, p = checked(labels, probabilities)
-    error, chance = ece(truth, p), ece_band(p)[1]
+    error, chance = ece(truth, p), ece_band(p, Resampling(groups))[1]
     verdict = "no more than chance explains" if error <= chance else "more than chance explains"
     with picture(f"Probabilities are off by {error:.1%} on average, {verdict} ({chance:.1%})", HEIGHT + 1.2) as drawn:
         figure, png = drawn
@@ -159,7 +161,7 @@ def reliability_diagram(
             raw = reliability_bins(truth, before)
             hollow = axes.scatter(raw.probability, raw.frequency, s=40, facecolors="none", edgecolors=ORANGE)
             hollow.set_label(f"uncalibrated, ECE {ece(truth, before):.3f}")
-        bins = reliability_bins(truth, p)
+        bins = reliability_bins(truth, p, groups=groups)
         _draw_bins(axes, bins, f"{name}, ECE {error:.3f}")
         _unit_square(axes, "", f"share that is {positive}")
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, columnspacing=1.2, handletextpad=0.4)

@@ -119,6 +119,8 @@ class Report(TypedDict):
     """The ECE that perfect probabilities would show, as `ece_band` gives it."""
     units: int
     """Independent units that the intervals rest on."""
+    rarer_units: int
+    """Those of them that hold the rarer class."""
     grouped: bool
     """Whether the units are groups of images."""
     few_units: bool
@@ -171,7 +173,8 @@ def cautions(report: Report) -> Iterator[str]:
     """What a reader must know before believing the figures."""
     if report["few_units"]:
         kind = "groups" if report["grouped"] else "images"
-        yield f"The intervals rest on {report['units']} {kind}; with so few they may be too narrow."
+        rarer = f"{report['rarer_units']} of which hold the rarer class"
+        yield f"The intervals rest on {report['units']} {kind}, {rarer}; with so few they may be too narrow."
     if report["look"] is not None and report["look"] > 1:
         yield (
             f"VAL_TEST has now been looked at {times(report['look'])}. Whatever was changed after an earlier look "

@@ -1,14 +1,16 @@
 """What handing over buys: the risk among what is answered, against the share that is answered."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from streetvision.eval.counts import BoolArray, Counts, FloatArray, checked, confusion_counts
 from streetvision.eval.metrics import accuracy, fnr, fpr
 from streetvision.eval.reliability import wilson_interval
+from streetvision.eval.resampling import units_of
 from streetvision.eval.thresholds import decide
 
 RiskKind = Literal["fnr", "fpr", "error"]
@@ -29,11 +31,18 @@ class RiskCoverage:
 
 
 def risk_coverage(
-    labels: ArrayLike, probabilities: ArrayLike, *, threshold: float, kind: RiskKind = "error", level: float = 0.95
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    *,
+    threshold: float,
+    kind: RiskKind = "error",
+    groups: Sequence[Hashable] | None = None,
+    level: float = 0.95,
 ) -> RiskCoverage:
     """Hand over the rows nearest the threshold first, and watch the risk of labels (N,) and probabilities (N,).
 
-    El-Yaniv and Wiener 2010, JMLR 11:1605. Rows that are equally far from the threshold are answered together.
+    El-Yaniv and Wiener 2010, JMLR 11:1605. Rows that are equally far from the threshold are answered together. With
+    `groups` (N,), an interval counts the groups of the class at risk, not their rows.
 
     Raises:
         DataError: unusable arrays, as in `checked`.
@@ -50,8 +59,19 @@ def risk_coverage(
         "fpr": (counts.fp, counts.negatives),
         "error": (counts.fn + counts.fp, counts.total),
     }[kind]
-    low, high = wilson_interval(wrong, of, level=level)
-    return RiskCoverage(counts.total / truth.size, wrong / np.maximum(of, 1), low, high)
+    at_risk = {"fnr": truth, "fpr": ~truth, "error": np.ones_like(truth)}[kind]
+    risk, trials = wrong / np.maximum(of, 1), np.cumsum(_first_of_unit(groups, order, at_risk))[whole]
+    low, high = wilson_interval(risk * trials, trials, level=level)
+    return RiskCoverage(counts.total / truth.size, risk, low, high)
+
+
+def _first_of_unit(groups: Sequence[Hashable] | None, order: NDArray[np.intp], at_risk: BoolArray) -> BoolArray:
+    """Which rows (N,) in this order are the first at risk of their group."""
+    rows = np.flatnonzero(at_risk)
+    _, first = np.unique(units_of(groups, order.size).of_row[order][rows], return_index=True)
+    found = np.zeros(order.size, dtype=bool)
+    found[rows[first]] = True
+    return found
 
 
 def selective_figures(labels: ArrayLike, decisions: ArrayLike, answered: BoolArray) -> dict[str, float]:

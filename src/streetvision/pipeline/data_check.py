@@ -102,6 +102,8 @@ def _show_metadata(findings: Findings, console: Console) -> None:
         console.line("confounds", "too few groups to tell")
         return
     auc = findings.metadata_auc
-    console.line("confounds", f"size and brightness alone rank the classes with ROC-AUC {auc:.2f} (0.50 says nothing)")
+    console.line(
+        "confounds", f"size and brightness alone rank the classes with ROC-AUC {auc:.2f} (0.50 or less says nothing)"
+    )
     if findings.confounded:
         console.warn("size or brightness gives the label away: take both classes from the same cameras and hours")

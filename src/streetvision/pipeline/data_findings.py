@@ -120,14 +120,16 @@ def _conflicts(rows: Sequence[Row], lookalikes: Lookalikes | None) -> tuple[tupl
 
 
 def _metadata_auc(rows: Sequence[Row]) -> float | None:
-    """How well width, height and brightness, and their squares, rank the classes out of fold, whichever way."""
+    """How well width, height and brightness, and their squares, rank the classes out of fold.
+
+    Below 0.5 is no finding: leaving a group out moves the others' share of its class the other way.
+    """
     folds = _folds(rows)
     if folds is None:
         return None
     facts = np.array([[np.log(row.width), np.log(row.height), row.brightness] for row in rows])
     probabilities = out_of_fold_probabilities(np.hstack([facts, facts**2]), _labels(rows), folds)
-    auc = roc_auc([row.label for row in rows], probabilities.tolist())
-    return max(auc, 1 - auc)
+    return roc_auc([row.label for row in rows], probabilities.tolist())
 
 
 def _doubts(rows: Sequence[Row], features: NDArray[np.float64]) -> tuple[Doubt, ...]:

@@ -12,6 +12,7 @@ from streetvision.eval.plots import confusion_matrix, pr_curve, reliability_diag
 from streetvision.eval.report import Report
 from streetvision.eval.resampling import Resampling
 from streetvision.eval.stability import mcc_band
+from streetvision.eval.thresholds import threshold_for_prevalence
 from streetvision.pipeline.judgement import Case
 from streetvision.pipeline.overlay import draw_decisive
 from streetvision.pipeline.settings import EvaluationConfig
@@ -28,7 +29,7 @@ def draw_pictures(case: Case, config: EvaluationConfig) -> dict[str, bytes]:
         "roc_curve": roc_curve(labels, p, threshold=threshold, positive=positive),
         "pr_curve": pr_curve(labels, p, threshold=threshold, positive=positive),
         "confusion_matrix": confusion_matrix(counts, class_names=case.class_names),
-        "reliability_diagram": reliability_diagram(labels, p, positive=positive),
+        "reliability_diagram": reliability_diagram(labels, p, groups=case.groups, positive=positive),
     }
     if config.mode == "comprehensive":
         pictures["threshold_curve"] = _threshold_curve(case, config)
@@ -37,7 +38,8 @@ def draw_pictures(case: Case, config: EvaluationConfig) -> dict[str, bytes]:
 
 def _threshold_curve(case: Case, config: EvaluationConfig) -> bytes:
     shipped = case.shipped
-    at = np.unique(np.append(np.linspace(0, 1, CURVE_POINTS), shipped.threshold))
+    best = threshold_for_prevalence(case.labels, shipped.probabilities)
+    at = np.unique([*np.linspace(0, 1, CURVE_POINTS), shipped.threshold, best])
     how = Resampling(case.groups, config.n_resamples, config.level, config.seed)
     band = mcc_band(case.labels, shipped.probabilities, at, how)
     return threshold_curve(band, threshold=shipped.threshold)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from streetvision.contracts.policies import RiskControl
 from streetvision.contracts.split_contracts import Row
-from streetvision.eval.bootstrap import FEW_UNITS, Difference, Interval, bootstrap_intervals, paired_difference
+from streetvision.eval.bootstrap import Difference, Interval, bootstrap_intervals, paired_difference
 from streetvision.eval.counts import Counts, FloatArray, confusion_counts
 from streetvision.eval.reliability import ece_band
 from streetvision.eval.report import (
@@ -31,8 +31,6 @@ from streetvision.eval.thresholds import decide
 from streetvision.pipeline.settings import EvaluationConfig
 
 WORST = 10
-FEW_OF_CLASS = 5
-"""Below this many independent units of a class a slice says nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +121,9 @@ def make_report(case: Case, config: EvaluationConfig) -> Report:
         counts=_cells(confusion_counts(case.labels, shipped.decisions)),
         metrics={name: _figure(interval) for name, interval in intervals.items()},
         level=config.level,
-        ece_band=ece_band(shipped.probabilities, seed=config.seed, level=config.level),
+        ece_band=ece_band(shipped.probabilities, how),
         units=some.units,
+        rarer_units=some.rarer_units,
         grouped=case.groups is not None,
         few_units=some.few_units,
         look=case.look,
@@ -230,19 +229,18 @@ def _parts(rows: Sequence[Row]) -> list[Part]:
 def _slice(part: Part, case: Case, config: EvaluationConfig) -> Slice:
     labels, shipped, groups = case.labels[part.rows], case.shipped, case.groups
     units = [str(row) if groups is None else groups[row] for row in part.rows.tolist()]
-    of_class = [len({unit for unit, label in zip(units, labels, strict=True) if label == wanted}) for wanted in (0, 1)]
     judged = Judged(shipped.probabilities[part.rows], shipped.decisions[part.rows])
     found = bootstrap_intervals(labels, judged, _resampling(units, config))
     figures = {name: _figure(found[name]) for name in ("mcc", "fnr", "fpr")}
-    if 0 in of_class:  # MCC is 0 by convention there, which says nothing of the model
+    if found["mcc"].rarer_units == 0:  # MCC is 0 by convention there, which says nothing of the model
         figures["mcc"] = {"estimate": None, "low": None, "high": None}
     return Slice(
         column=part.column,
         value=part.value,
         counts=_cells(confusion_counts(labels, shipped.decisions[part.rows])),
         metrics=figures,
-        units=len(set(units)),
-        few=len(set(units)) < FEW_UNITS or min(of_class) < FEW_OF_CLASS,
+        units=found["mcc"].units,
+        few=found["mcc"].few_units,
     )
 
 

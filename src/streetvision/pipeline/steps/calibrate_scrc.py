@@ -53,13 +53,19 @@ def _as_set(scores: Scores, context: Context) -> CalibrationSet:
 
 def _draw(fitted: Scrc, rows: CalibrationSet, schema: ArtifactSchema, *, positive: str) -> None:
     labels, before, after = rows.labels, fitted.before, fitted.after
-    raw = reliability_diagram(labels, before, positive=positive, name="uncalibrated")
+    raw = reliability_diagram(labels, before, groups=rows.groups, positive=positive, name="uncalibrated")
     write_bytes_atomic(schema.reliability_before, raw)
     judged = "retrained" if fitted.params.method == MAC_CAL else "cross-fitted"
-    calibrated = reliability_diagram(labels, after, before=before, positive=positive, name=judged)
+    calibrated = reliability_diagram(labels, after, groups=rows.groups, before=before, positive=positive, name=judged)
     write_bytes_atomic(schema.reliability, calibrated)
     control = fitted.params.risk_control
-    curve = risk_coverage(labels, after, threshold=threshold_for_prevalence(labels, after), kind=control.kind)
+    curve = risk_coverage(
+        labels,
+        after,
+        threshold=threshold_for_prevalence(labels, after),
+        kind=control.kind,
+        groups=rows.groups,
+    )
     picture = risk_coverage_curve(curve, kind=control.kind, alpha=control.alpha, certified=_at_rule(rows, control))
     write_bytes_atomic(schema.risk_coverage, picture)
 
@@ -92,7 +98,7 @@ def _write_front(fitted: Scrc, schema: ArtifactSchema) -> tuple[Path, ...]:
 def _flat(params: ScrcParams) -> dict[str, float | int | None]:
     moments = {"before": params.before, "after": params.after}
     figures = {f"{name}_{moment}": f.estimate for moment, found in moments.items() for name, f in found.items()}
-    return {**figures, "mcc_at_threshold": params.operating_points["data"].metrics["mcc"]}
+    return {**figures, "mcc_in_sample": params.operating_points["data"].metrics["mcc"]}
 
 
 def _summary(params: ScrcParams, figures: dict[str, float | int | None]) -> str:
@@ -102,7 +108,8 @@ def _summary(params: ScrcParams, figures: dict[str, float | int | None]) -> str:
     control = params.risk_control
     kept = f"{control.why}, {control.handed_over:.0%} handed over" if control.certified else control.why
     if name == UNCALIBRATED:
-        found = f"no calibrator helps; NLL {figures['nll_before']:.3f}, ECE {figures['ece_before']:.3f}"
+        why = "left as it is" if params.method == UNCALIBRATED else "no calibrator helps"
+        found = f"{why}; NLL {figures['nll_before']:.3f}, ECE {figures['ece_before']:.3f}"
     else:
         found = (
             f"{what}; {judged} NLL {figures['nll_before']:.3f} -> {figures['nll_after']:.3f}, "
