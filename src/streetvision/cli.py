@@ -1,33 +1,32 @@
 """The command line: verbs in one table, heavy imports inside each verb."""
 
-import errno
 import sys
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from streetvision.cli_data import DATA_VERBS, Overrides, open_console
-from streetvision.contracts.errors import ConfigError, StreetVisionError
+from streetvision.cli_data import DATA_VERBS, Overrides, key_value, open_console
+from streetvision.cli_ending import COLLAPSED, USER_ERROR, interruptible, told_in_a_line
+from streetvision.contracts.errors import ConfigError
 
 if TYPE_CHECKING:
     from streetvision.contracts.artifact_schema import ArtifactSchema
     from streetvision.pipeline.console import Console
 
-USER_ERROR = 2
-COLLAPSED = 3
-INTERRUPTED = 130
-CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="A YAML file of settings, below those given here: see examples/.")
+]
+SERVER_SETTINGS = (
+    "max_in_flight=128 requests, max_batch=16 images, max_megabytes=20 and max_megapixels=50 of an image, "
+    "timeout_seconds=10, decoders=2 threads"
+)
 BundlePath = Annotated[Path, typer.Option("--bundle", help="A bundle's folder or its bundle.json.")]
 
 
 def demo(overrides: Overrides = None) -> None:
-    """Run every phase on procedural scenes, then judge the bundle and write the report."""
+    """Run every phase on procedural scenes in outputs/demo, then judge the bundle and write the report."""
     import platform
     from importlib import resources
 
@@ -45,10 +44,15 @@ def train(
     overrides: Overrides = None,
     config: ConfigFile = None,
     search: Annotated[
-        Path | None, typer.Option("--search", help="A YAML file of what to try: settings of phase 1, by VAL_SELECT.")
+        Path | None,
+        typer.Option("--search", help="A YAML file of what to try, judged on VAL_SELECT: see examples/search.yaml."),
     ] = None,
 ) -> None:
-    """Turn images into a bundle: data.root=FOLDER model=NAME training=frozen|peft|last_n|full run_dir=DIR."""
+    """Turn images into a bundle: data.root=FOLDER model=NAME training=frozen|peft|last_n|full run_dir=DIR.
+
+    DIR is outputs/NAME after the data if left out. A key that does not exist, such as model=? or training.?=, is
+    answered with those that do; docs/settings.md names what matters first.
+    """
     console = open_console()
     if search is not None:
         from streetvision.pipeline.search import launch_search
@@ -67,11 +71,11 @@ def train(
 
 def evaluate(
     bundle: BundlePath,
-    overrides: Overrides = None,
+    overrides: Annotated[list[str] | None, key_value("Settings: evaluation.n_resamples=2000")] = None,
     data: Annotated[str | None, typer.Option("--data", help="Another labelled set, as data.root= takes it.")] = None,
     mode: Annotated[
         Literal["quick", "comprehensive"] | None,
-        typer.Option(help="quick: the shipped policy's figures; comprehensive: other policies, slices, mistakes too."),
+        typer.Option(help="quick: the shipped policy's figures; comprehensive (default): policies, slices, mistakes."),
     ] = None,
 ) -> None:
     """Judge a bundle on the images that its run set aside, or on another labelled set."""
@@ -116,7 +120,10 @@ def predict(
         raise typer.Exit(USER_ERROR)
 
 
-def reward(bundle: BundlePath, overrides: Overrides = None) -> None:
+def reward(
+    bundle: BundlePath,
+    overrides: Annotated[list[str] | None, key_value("Settings: reward.streams=500")] = None,
+) -> None:
     """Simulate the subnet's windowed reward on the images that the bundle's run set aside: a look at VAL_TEST."""
     from streetvision.eval.reward import STATE
 
@@ -131,9 +138,7 @@ def reward(bundle: BundlePath, overrides: Overrides = None) -> None:
 def export(
     bundle: BundlePath,
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="--runtime: run_dir=RUN of a bundle that was moved.")
-    ] = None,
+    overrides: Annotated[list[str] | None, key_value("--runtime: run_dir=RUN of a bundle that was moved.")] = None,
     form: Annotated[
         Literal["miner", "hub"] | None,
         typer.Option("--format", help="miner: what the subnet's stock miner loads; hub: for the Hugging Face hub."),
@@ -146,10 +151,14 @@ def export(
         Literal["fp32", "bf16", "int8"] | None,
         typer.Option(help="--runtime: of the backbone; fp32 where none is given."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="--format: of the model, for its card.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="--format: of the model, for its card; streetvision if left out.")
+    ] = None,
     hotkey: Annotated[str | None, typer.Option(help="miner: who submits it.")] = None,
     version: Annotated[str | None, typer.Option(help="miner: X.Y.Z; 1.0.0 where none is given.")] = None,
-    license: Annotated[str | None, typer.Option(help="hub: an identifier such as apache-2.0.")] = None,
+    license: Annotated[
+        str | None, typer.Option(help="hub: an identifier such as apache-2.0; other if left out.")
+    ] = None,
 ) -> None:
     """Write a bundle as a folder that another program loads, or as a bundle that another runtime runs."""
     from streetvision.pipeline.exporting import Request, export_bundle
@@ -161,7 +170,7 @@ def export(
 
 
 def check_export(
-    folder: Path,
+    folder: Annotated[Path, typer.Argument(help="What export --format miner wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     bundle: BundlePath,
     python: Annotated[Path | None, typer.Option(help="Interpreter of another environment to load it in.")] = None,
@@ -176,8 +185,8 @@ def check_export(
 def serve(
     bundle: BundlePath,
     host: Annotated[str, typer.Option(help="Address; any but loopback needs STREETVISION_API_KEY.")] = "127.0.0.1",
-    port: int = 8000,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="max_in_flight=64")] = None,
+    port: Annotated[int, typer.Option(help="TCP port to listen on.")] = 8000,
+    overrides: Annotated[list[str] | None, key_value(SERVER_SETTINGS)] = None,
 ) -> None:
     """Answer over HTTP: /predict, /healthz, /metrics, and a page to drop an image on."""
     from streetvision.pipeline.serve import serve_bundle
@@ -186,7 +195,7 @@ def serve(
 
 
 def doctor() -> None:
-    """Say what this machine has and what is missing."""
+    """Say what this machine has: versions, device, disk, and what is to be done about them."""
     from streetvision.pipeline.inspection import examine_machine
 
     examine_machine(open_console())
@@ -213,10 +222,14 @@ def bench(
 def ablate(
     table: Annotated[str, typer.Argument(help="A packaged table (specification, backbone, smoke), or a YAML file.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the runs; outputs/ablation_TABLE.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the runs; outputs/ablation_TABLE if left out.")
+    ] = None,
     pair: Annotated[list[str] | None, typer.Option("--pair", help="Only this pair; may be given again.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Splits: seeds 0 to N-1 instead of the table's.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; one a core, on a GPU one.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; if left out one a core, on a GPU one.")
+    ] = None,
     page: Annotated[Path | None, typer.Option("--page", help="A Markdown page to write the table into.")] = None,
 ) -> None:
     """Run pairs of settings over seeds and data sets, and say what each is worth, with corrected intervals."""
@@ -246,17 +259,18 @@ VERBS: dict[str, Callable[..., None]] = {
 def build_app() -> typer.Typer:
     """The command line as a Typer application."""
     app = typer.Typer(
-        help="From a folder of street images to a classifier whose probabilities can be trusted.",
+        help="From a folder of street images to a classifier whose probabilities can be trusted. "
+        "--debug anywhere shows the traceback of an error.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # plain help: loading rich would take longer than all the rest
     )
     for name, verb in VERBS.items():
-        app.command(name)(_interruptible(verb))
-    data = typer.Typer(help="Look at a data set, or draw one.", no_args_is_help=True, rich_markup_mode=None)
+        app.command(name)(interruptible(verb))
+    data = typer.Typer(help="Look at a data set, import one, or draw one.", no_args_is_help=True, rich_markup_mode=None)
     for name, verb in DATA_VERBS.items():
-        data.command(name)(_interruptible(verb))
+        data.command(name)(interruptible(verb))
     app.add_typer(data, name="data")
     return app
 
@@ -264,53 +278,14 @@ def build_app() -> typer.Typer:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; what a user can mend ends in one line and exit code 2, its traceback under --debug."""
     given = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in given
-    try:
+    with told_in_a_line(debug="--debug" in given):
         build_app()(args=[a for a in given if a != "--debug"])
-    except StreetVisionError as error:
-        if debug:
-            raise
-        _fail(error.what, error.remedy)
-    except OSError as error:
-        if debug or error.errno not in CANNOT_WRITE:
-            raise
-        _fail(
-            f"cannot write {error.filename or 'a file'}: {error.strerror}", "free some space, or choose another folder"
-        )
-    except RuntimeError as error:
-        if debug or not (isinstance(error, BrokenExecutor) or "DataLoader worker" in str(error)):
-            raise
-        _fail(
-            "a worker process was killed",
-            "run the same line again and it goes on; fewer loader.workers= need less memory",
-        )
-
-
-def _interruptible(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb, ending with a sentence instead of "Aborted!" when it is interrupted."""
-
-    @wraps(verb)
-    def run(*arguments: object, **options: object) -> None:
-        try:
-            verb(*arguments, **options)
-        except KeyboardInterrupt:
-            typer.echo("interrupted; run the same line again and it goes on with the phase it was in", err=True)
-            sys.exit(INTERRUPTED)
-
-    return run
 
 
 def _refuse_options(why: str, **options: object) -> None:
     for name, value in options.items():
         if value is not None:
             raise ConfigError(f"--{name.replace('_', '-')} {why}", "leave it out")
-
-
-def _fail(what: str, remedy: str | None) -> NoReturn:
-    typer.echo(f"error: {what}", err=True)
-    if remedy:
-        typer.echo(f"       {remedy}", err=True)
-    sys.exit(USER_ERROR)
 
 
 def _train(overrides: list[str], config: Path | None, console: "Console") -> "ArtifactSchema":

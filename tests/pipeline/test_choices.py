@@ -48,7 +48,7 @@ def device(request, monkeypatch):
 
 def test_a_frozen_backbone_has_its_reason_in_the_data_and_the_machine(device):
     frozen = TrainingConfig(mode="frozen")
-    assert told(frozen, n=72) == ["training.mode=frozen: 72 images in TRAIN are few to adapt a backbone on"]
+    assert told(frozen, n=72) == ["training=frozen: 72 images in TRAIN are few to adapt a backbone on"]
     (line,) = told(frozen, n=1000)
     assert ("no GPU here" in line) == (device == "cpu")
     assert "training=peft" in line

@@ -46,3 +46,15 @@ def test_other_fractions_of_the_same_data_split_it_anew(run, command):
 def test_nothing_is_drawn_for_phases_that_read_no_images(tmp_path):
     settle([f"run_dir={tmp_path / 'run'}", "pipeline.phases=[phase2]"], file=None, console=Console())
     assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_no_phase_of_the_command_reads_are_named(run, command, tmp_path):
+    further = tmp_path / "more"
+    command("data", "scenes", further, *SCENES, "scenes.first_seed=90")
+    asked = ["phase4a.epochs=3", "phase5.folds=3", f"data.unlabeled=[{further}]", "loader.workers=0"]
+    _, out, _ = command("train", f"run_dir={run.root}", *SCENES, *asked, "pipeline.phases=[data]")
+    warned = [line.partition(" ")[2].strip() for line in out.splitlines() if line.startswith("warning")]
+    assert warned == [
+        "phase4a.epochs, phase5.folds: not read by data",
+        "data.unlabeled is read by phase4a_explora alone, which is not among pipeline.phases",
+    ]

@@ -27,7 +27,7 @@ def place_keys(columns: Sequence[Mapping[str, str]], *, metres: float, hours: fl
     located = [number for number, row in enumerate(columns) if row.get(LATITUDE) and row.get(LONGITUDE)]
     if not located:
         raise DataError(
-            f"data.group_by asks for place, and no row has the columns {LATITUDE} and {LONGITUDE}",
+            f"data.grouping.by asks for place, and no row has the columns {LATITUDE} and {LONGITUDE}",
             "import the images with `streetvision data import`, which reads EXIF, or leave place out",
         )
     points = np.array([_point(columns[number]) for number in located])

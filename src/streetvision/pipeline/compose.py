@@ -1,7 +1,7 @@
 """YAML and overrides in, one typed configuration out: the only module that knows Hydra and OmegaConf."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
@@ -165,6 +165,13 @@ def _implied(given: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     phases = given.get("pipeline.phases")
     if isinstance(phases, Sequence) and "phase4c_cvfm" in phases and not given.keys() & {"phase4c", "phase4c.mode"}:
         yield "phase4c", "cvfm"
+
+
+def unread(given: Iterable[str], read: Collection[type[BaseModel]]) -> list[str]:
+    """The keys among `given` whose section is none of those that are `read`; the run itself is always."""
+    kinds = {name: field.annotation for name, field in RunConfig.model_fields.items() if name != "run_dir"}
+    known = {name for name, kind in kinds.items() if kind in {PipelineConfig, *read}}
+    return sorted(key for key in given if key != "run_dir" and key.partition(".")[0] not in known)
 
 
 def given_keys(overrides: Sequence[str], *, file: Path | None = None) -> set[str]:

@@ -90,7 +90,7 @@ def export_miner(request: Request, console: Console) -> None:
     if written.transformers != PINNED:
         console.warn(
             f"the subnet pins transformers {PINNED}, which does not load this folder: it needs {needs}; "
-            "model=dinov2_small, vit_base and dinov3_convnext_tiny are loaded by both"
+            "model=dinov2_small, vit_base and dinov3_convnext_tiny, with model.pooling=cls, are loaded by both"
         )
     if line.error > CARRIED:
         console.warn(
@@ -112,7 +112,7 @@ def export_hub(request: Request, console: Console) -> None:
         console.warn("the card has no figures: run streetvision evaluate first, and export beside the run")
     if request.license is None:
         console.warn("the card says license: other; name yours with --license, and mind that of the backbone's weights")
-    console.line("next", f"huggingface-cli upload OWNER/NAME {request.out}")
+    console.line("next", f"hf upload OWNER/NAME {request.out}")
 
 
 def _own_evaluation(bundle: Bundle) -> dict[str, Any] | None:

@@ -1,20 +1,24 @@
 """From a command line to a finished run: compose the settings, find the data, hand the plan to the engine."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from pydantic import BaseModel
 
 from streetvision.bundle.format import Bundle, read_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
+from streetvision.contracts.phase import Phase
 from streetvision.contracts.progress import Silent
-from streetvision.data.scenes import write_scenes
+from streetvision.data.config import DataConfig
+from streetvision.data.scenes import SceneConfig, write_scenes
 from streetvision.io.atomic import read_json
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest
 from streetvision.io.validators import validate_json
-from streetvision.pipeline.compose import RunConfig, compose_config, given_keys
+from streetvision.pipeline.compose import RunConfig, compose_config, given_keys, unread
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine, ordered, trains
 from streetvision.pipeline.phases import PHASES
@@ -55,8 +59,22 @@ def _lead_training(overrides: Sequence[str], *, file: Path | None, console: Cons
     drawn = config.data.root is None or _same_place(config.data.root, str(schema.scenes))
     if trains(config.pipeline.phases) and config.model.backbone.source == "embedded" and not drawn:
         console.warn("the backbone that ships was taught on drawings; for photographs take model=dinov3_vits16 or kin")
-    Engine(schema, PHASES, config.sections(), console).run(ordered(config.pipeline.phases, PHASES))
+    phases = ordered(config.pipeline.phases, PHASES)
+    given = given_keys(overrides, file=file)
+    _warn_of_unread(given, phases, console, also={SceneConfig, DataConfig})
+    if "data.unlabeled" in given and not config.adapts:
+        console.warn("data.unlabeled is read by phase4a_explora alone, which is not among pipeline.phases")
+    Engine(schema, PHASES, config.sections(), console).run(phases)
     return schema
+
+
+def _warn_of_unread(
+    given: Collection[str], phases: Sequence[Phase], console: Console, *, also: Collection[type[BaseModel]] = ()
+) -> None:
+    """Name the settings of the command that none of the phases reads; sections in `also` are read by the rest."""
+    read = {section for phase in phases for section in phase.config}
+    if ignored := unread(given, {*also, *read}):
+        console.warn(f"{', '.join(ignored)}: not read by {', '.join(phase.id for phase in phases)}")
 
 
 def launch_evaluation(
@@ -90,7 +108,9 @@ def _ask_run(bundle: Path, overrides: Sequence[str], *, phase: str, section: str
             f"{str(schema.root)!r} is not the run that made this bundle: it has no splits.json",
             "name the run whose VAL_TEST it should be judged on: run_dir=..., or other images: --data ...",
         )
-    Engine(schema, PHASES, config.sections(), console).run(ordered([phase], PHASES))
+    phases = ordered([phase], PHASES)
+    _warn_of_unread(given_keys(overrides), phases, console)
+    Engine(schema, PHASES, config.sections(), console).run(phases)
     return schema
 
 
@@ -112,7 +132,9 @@ def _evaluate_elsewhere(
             f"{str(schema.root)!r} is a run of its own, and the evaluation on {data!r} would stand among its files",
             "give another folder: run_dir=...",
         )
-    Engine(schema, PHASES, config.sections(), console).run(ordered(["evaluate_data"], PHASES))
+    phases = ordered(["evaluate_data"], PHASES)
+    _warn_of_unread(given_keys(overrides), phases, console)
+    Engine(schema, PHASES, config.sections(), console).run(phases)
     return schema
 
 

@@ -35,7 +35,7 @@ def _of_the_training(context: Context, config: LearningConfig, section: str) -> 
             why = f"no GPU here; training=peft may learn more from {n} images in TRAIN, in far more time"
         else:
             why = f"the quickest; training=peft may learn more from {n} images in TRAIN"
-        yield f"{section}.mode=frozen", why
+        yield f"{section}=frozen", why
     elif config.precision == "auto":
         fast = has_fast_bf16(device)
         why = f"this {device.type} {'computes' if fast else 'does not compute'} in bf16 natively"

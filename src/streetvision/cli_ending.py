@@ -1,0 +1,63 @@
+"""How a command ends: its exit code, and one line for what a user can mend."""
+
+import errno
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
+from functools import wraps
+from typing import NoReturn
+
+import typer
+
+from streetvision.contracts.errors import StreetVisionError
+
+USER_ERROR = 2
+COLLAPSED = 3
+INTERRUPTED = 130
+CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@contextmanager
+def told_in_a_line(*, debug: bool) -> Iterator[None]:
+    """End the process with exit code 2 and no traceback for what a user can mend; with `debug`, as Python would."""
+    try:
+        yield
+    except StreetVisionError as error:
+        if debug:
+            raise
+        _fail(error.what, error.remedy)
+    except OSError as error:
+        if debug or error.errno not in CANNOT_WRITE:
+            raise
+        _fail(
+            f"cannot write {error.filename or 'a file'}: {error.strerror}", "free some space, or choose another folder"
+        )
+    except RuntimeError as error:
+        if debug or not (isinstance(error, BrokenExecutor) or "DataLoader worker" in str(error)):
+            raise
+        _fail(
+            "a worker process was killed",
+            "run the same line again and it goes on; fewer loader.workers= need less memory",
+        )
+
+
+def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb, ending with a sentence instead of "Aborted!" when it is interrupted."""
+
+    @wraps(verb)
+    def run(*arguments: object, **options: object) -> None:
+        try:
+            verb(*arguments, **options)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; run the same line again and it goes on with the phase it was in", err=True)
+            sys.exit(INTERRUPTED)
+
+    return run
+
+
+def _fail(what: str, remedy: str | None) -> NoReturn:
+    typer.echo(f"error: {what}", err=True)
+    if remedy:
+        typer.echo(f"       {remedy}", err=True)
+    sys.exit(USER_ERROR)
