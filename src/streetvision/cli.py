@@ -185,7 +185,7 @@ def check_export(
 def serve(
     bundle: BundlePath,
     host: Annotated[str, typer.Option(help="Address; any but loopback needs STREETVISION_API_KEY.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="TCP port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port to listen on; 0 for one that is free.")] = 8000,
     overrides: Annotated[list[str] | None, key_value(SERVER_SETTINGS)] = None,
 ) -> None:
     """Answer over HTTP: /predict, /healthz, /metrics, and a page to drop an image on."""

@@ -153,6 +153,8 @@ class TestSources:
                     beside = {"weather": "fog", "group": f"ride {shard}", "boxes": [1, 2]}
                     parts = {"jpg": photo(shard * 90 + number), "cls": b"1" if number else b"0"}
                     for suffix, content in (parts | {"json": json.dumps(beside).encode()}).items():
+                        hidden = tarfile.TarInfo(f"a/._{number}.{suffix}")
+                        archive.addfile(hidden)
                         info = tarfile.TarInfo(f"../../{number}.{suffix}")
                         info.size = len(content)
                         archive.addfile(info, io.BytesIO(content))

@@ -327,3 +327,8 @@ def test_real_traffic_signs_come_with_their_tracks():
     assert sum(image.label for image in listing.images) == 480
     assert len({image.group for image in listing.images}) == 182
     assert len(listing.images) == 1980
+
+
+def test_the_plots_of_a_run_among_the_photos_are_none(tmp_path):
+    touch(tmp_path, "None/a.jpg", "Roadwork/b.jpg", "Roadwork/run/evaluation/roc_curve.png", "Roadwork/run/splits.json")
+    assert [listed.path for listed in listing_of(tmp_path).images] == ["None/a.jpg", "Roadwork/b.jpg"]

@@ -79,3 +79,22 @@ def test_the_first_wrong_field_is_named_with_what_to_do(tmp_path, text, where):
     with pytest.raises(ConfigError, match=rf"table\.yaml', {where}") as raised:
         read_declared(path, Table, remedy="see the documentation")
     assert raised.value.remedy == "see the documentation"
+
+
+def test_an_alias_stands_for_what_an_anchor_names(tmp_path):
+    (tmp_path / "table.yaml").write_text("a: &few [1, 2]\nb: *few\nc: {d: *few}\n")
+    assert read_yaml(tmp_path / "table.yaml") == {"a": [1, 2], "b": [1, 2], "c": {"d": [1, 2]}}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: &a [*a]", "an alias inside an anchor"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "an alias inside an anchor"),
+        ("training: {epochs: 3}\ntraining: {batch_size: 7}", "training stands twice"),
+    ],
+)
+def test_what_unfolds_without_end_or_says_two_things_is_refused(tmp_path, text, reason):
+    (tmp_path / "table.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        read_yaml(tmp_path / "table.yaml")

@@ -95,3 +95,12 @@ def test_a_worker_that_outlives_its_killed_parent_holds_nothing(tmp_path):
             pass
     finally:
         os.kill(worker, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_lock_that_leads_to_another_file_leaves_that_alone(tmp_path, link):
+    (tmp_path / "mine.txt").write_text("dear diary")
+    link(tmp_path / "mine.txt", tmp_path / ".lock")
+    with pytest.raises(ArtifactError, match="lock"), run_lock(tmp_path / ".lock"):
+        pass
+    assert (tmp_path / "mine.txt").read_text() == "dear diary"

@@ -187,3 +187,15 @@ def test_phase_1_starts_from_the_adapted_backbone_when_the_adaptation_is_asked_f
     assert compose_config([ADAPT]).settled.model.init_from_explora is True
     assert compose_config([ADAPT, "model.init_from_explora=false"]).settled.model.init_from_explora is False
     assert compose_config(["model.init_from_explora=true"]).settled.model.init_from_explora is True
+
+
+def test_values_from_outside_refer_to_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "s3cret")
+    file = tmp_path / "run.yaml"
+    file.write_text("data: {class_names: ['${oc.env:SECRET}', b], root: '\\${oc.env:SECRET}'}")
+    config = compose_config([], file=file)
+    assert config.data.class_names == ("${oc.env:SECRET}", "b")
+    assert config.data.root == "\\${oc.env:SECRET}"
+    given = compose_config(["data.class_names=['${oc.env:SECRET}',b]", "training.seed=7", "pipeline.seed=3"])
+    assert given.data.class_names == ("${oc.env:SECRET}", "b")
+    assert (given.training.seed, given.phase4a.seed) == (7, 3)

@@ -157,3 +157,25 @@ def test_an_evaluation_does_not_move_into_a_run(run_copy, others, command):
     code, _, err = command("evaluate", "--bundle", run_copy.export, "--data", others, f"run_dir={run_copy.root}")
     assert code == 2
     assert "is a run of its own" in err
+
+
+@pytest.mark.parametrize("way", ["here", "link"])
+def test_a_bundle_is_of_its_run_whichever_way_it_is_named(run_copy, command, monkeypatch, tmp_path, way):
+    content = read_json(run_copy.splits)
+    (tmp_path / "link").symlink_to(run_copy.export)
+    monkeypatch.chdir(run_copy.export)
+    bundle = {"here": ".", "link": tmp_path / "link"}[way]
+    code, out, err = command("evaluate", "--bundle", bundle, FEW)
+    assert code == 0, err
+    assert "look" in out
+    code, _, err = command("evaluate", "--bundle", bundle, FEW, "--data", content["root"], f"run_dir={tmp_path / 'on'}")
+    assert code == 2
+    assert "had a part in making this bundle" in err
+
+
+def test_a_bundle_without_its_run_says_that_none_could_be_looked_for(run_copy, command, tmp_path):
+    content = read_json(run_copy.splits)
+    alone = shutil.copytree(run_copy.export, tmp_path / "alone" / "export")
+    code, out, err = command("evaluate", "--bundle", alone, FEW, "--data", content["root"])
+    assert code == 0, err
+    assert "none could be looked for" in out

@@ -18,6 +18,7 @@ import pytest
 from streetvision.bundle.format import read_bundle
 from streetvision.bundle.predictor import load_bundle
 from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
+from streetvision.data.sources import list_sources
 from streetvision.io.atomic import read_json
 from streetvision.pipeline.answer_folder import claim, open_folder
 from streetvision.pipeline.console import Console
@@ -144,11 +145,29 @@ def test_a_listing_that_was_cut_off_is_made_anew(photos, tmp_path):
     (tmp_path / "listing").mkdir()
     (tmp_path / "listing" / "00000099.jsonl").write_text("half")
     (tmp_path / ".lock").write_text("process 1")
-    (tmp_path / ".left.tmp").write_text("half")
+    (tmp_path / ".left.12-0123abcd.tmp").write_text("half")
     with claim(tmp_path):
         open_folder(tmp_path, [photos], bundle="0" * 64, shard_size=50)
     assert sorted(path.name for path in (tmp_path / "listing").iterdir()) == ["00000000.jsonl", "00000001.jsonl"]
-    assert not (tmp_path / ".left.tmp").exists()
+    assert not (tmp_path / ".left.12-0123abcd.tmp").exists()
+
+
+def test_answers_that_were_cut_off_are_not_taken_for_whole(answered, export, photos, tmp_path):
+    out = shutil.copytree(answered, tmp_path / "out")
+    shard = out / "answers" / "00000000.jsonl"
+    shard.write_text("".join(shard.read_text().splitlines(keepends=True)[:5]))
+    with pytest.raises(ArtifactError, match="has 5 answers, and should have 7"):
+        answer(export, photos, out)
+    shard.write_text("[]\n" * SHARD)
+    with pytest.raises(ArtifactError, match="line 1 should be an object, and is list"):
+        answer(export, photos, out)
+
+
+def test_a_link_that_leads_nowhere_costs_no_other_image(photos, tmp_path):
+    folder = shutil.copytree(photos / "folder", tmp_path / "folder")
+    whole = {item.name for item in list_sources([folder])}
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    assert {item.name for item in list_sources([folder])} == whole | {str(folder / "loop.jpg")}
 
 
 class Killer(Console):

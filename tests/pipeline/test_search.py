@@ -109,6 +109,7 @@ def test_a_trial_that_fails_is_told_and_no_trial_at_all_is_an_error(one_process,
         ({"training.learning_rate": {"low": 0.1, "high": 0.01}}, "is no range"),
         ({"training.weight_decay": {"low": 0.0, "high": 0.1, "log": True}}, "is no range"),
         ({"training.epochs": {"from": 1}}, "docs/training.md"),
+        ({"training.learning_rate": {"low": 0.1, "high": float("inf")}}, "finite"),
     ],
 )
 def test_a_space_that_cannot_be_is_refused_before_anything_runs(scenes, tmp_path, space, command, space_of, told):
@@ -163,3 +164,19 @@ def test_without_optuna_the_extra_is_named(monkeypatch, scenes, tmp_path, space,
 def test_the_file_is_named_when_it_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match="cannot read"):
         read_search(tmp_path / "none.yaml")
+
+
+def test_a_study_lies_in_its_run_folder_whatever_that_is_called(tmp_path):
+    home = tmp_path / "what?now=#1 %20" / "search"
+    home.mkdir(parents=True)
+    optuna.create_study(storage=searching._storage(home), study_name="phase1")
+    assert [path.name for path in tmp_path.iterdir()] == ["what?now=#1 %20"]
+    assert (home / "study.db").is_file()
+
+
+def test_a_study_that_is_none_is_told_in_a_line(one_process, scenes, tmp_path, space, command):
+    (tmp_path / "run" / "search").mkdir(parents=True)
+    (tmp_path / "run" / "search" / "study.db").write_bytes(b"garbage" * 1000)
+    code, _, err = command("train", "--search", space(1), f"data.root={scenes}", f"run_dir={tmp_path / 'run'}")
+    assert code == 2
+    assert "cannot be read as a study" in err

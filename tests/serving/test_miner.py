@@ -264,10 +264,14 @@ def test_wrong_labels_and_a_moved_threshold_are_found(bundle_of, images, command
     code, told, _ = command(*check)
     assert code == 2
     assert f"{len(images)} answers are 0.5" in told
-    (out / "config.json").unlink()
+    (out / "config.json").write_text("{}")
     code, _, err = command(*check)
     assert code == 2
     assert "the stock miner fails" in err
+    (out / "config.json").unlink()
+    code, _, err = command(*check)
+    assert code == 2
+    assert "there is no miner folder" in err
 
 
 def test_the_version_is_checked_before_anything_is_written(command, finished_run, tmp_path):

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import socket
 import threading
 
 import httpx
@@ -223,3 +224,11 @@ def test_limits_are_settings_and_the_key_is_none_of_them():
         serving_config(["max_flight=7"], api_key=None)
     with pytest.raises(ConfigError, match="environment"):
         serving_config(["api_key=secret"], api_key=None)
+
+
+def test_a_port_that_is_taken_is_told_in_a_line(command, finished_run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = command("serve", "--bundle", finished_run / "export", "--port", port)
+    assert code == 2
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in err

@@ -86,9 +86,15 @@ def write_bundle(
     return Bundle(folder, manifest)
 
 
+def bundle_folder(path: Path) -> Path:
+    """The folder of a bundle that is named by itself or by its bundle.json, such that its parent is where it lies."""
+    folder = path.parent if path.name == BUNDLE_JSON else path
+    return folder.resolve() if folder.name in {"", ".."} or folder.is_symlink() else folder
+
+
 def read_bundle(path: Path) -> Bundle:
     """The bundle at `path`, a folder or its bundle.json; raises ArtifactError that names what is wrong."""
-    folder = path.parent if path.name == BUNDLE_JSON else path
+    folder = bundle_folder(path)
     if not (folder / BUNDLE_JSON).is_file():
         raise ArtifactError(
             f"there is no bundle at {str(path)!r} (expected a folder with {BUNDLE_JSON})",

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import HF_SPLIT
 from streetvision.data.hub import is_local_dataset, list_dataset
@@ -100,15 +101,22 @@ def list_unlabeled(sources: Sequence[Path]) -> tuple[Listed, ...]:
 
 
 def files_under(folder: Path, root: Path) -> tuple[list[str], list[str]]:
-    """Posix paths relative to `root` of the images and of the other files in `folder`, sorted."""
+    """Posix paths relative to `root` of the images and of the other files in `folder`, sorted.
+
+    What lies in the folder of a run is passed over: its plots are no photos.
+    """
     pictures: list[str] = []
     others: list[str] = []
     for place, folders, names in os.walk(folder):
-        folders[:] = filter(_is_mentioned, folders)
+        folders[:] = [name for name in folders if _is_mentioned(name) and not _is_run(Path(place, name))]
         for name in filter(_is_mentioned, names):
             path = Path(place, name)
             (pictures if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path.relative_to(root).as_posix())
     return sorted(pictures), sorted(others)
+
+
+def _is_run(folder: Path) -> bool:
+    return ArtifactSchema(folder).splits.is_file()
 
 
 def _is_mentioned(name: str) -> bool:

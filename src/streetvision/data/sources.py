@@ -19,6 +19,7 @@ from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 from streetvision.data.decode import UndecodableImage, read_image_bytes
 from streetvision.data.index import IMAGE_SUFFIXES
 from streetvision.data.parquet_index import SCHEMA
+from streetvision.data.webdataset import DAMAGED_TAR
 
 IMAGE = "image"
 """Column of a Parquet file with the images: their bytes, or a struct with a field `bytes` as Hugging Face writes it."""
@@ -102,15 +103,21 @@ def _list_folder(folder: Path) -> Iterator[Item]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                path, suffix = Path(entry.path), Path(entry.name).suffix.lower()
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _list_folder(path)
-                elif entry.is_file() and (suffix in LISTED or suffix in IMAGE_SUFFIXES):
-                    yield from LISTED.get(suffix, _list_file)(path)
+                if not entry.name.startswith("."):
+                    yield from _list_entry(entry)
     except OSError as error:
         yield _unreadable(folder, error.strerror or str(error))
+
+
+def _list_entry(entry: "os.DirEntry[str]") -> Iterator[Item]:
+    path, suffix = Path(entry.path), Path(entry.name).suffix.lower()
+    try:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _list_folder(path)
+        elif (suffix in LISTED or suffix in IMAGE_SUFFIXES) and entry.is_file():
+            yield from LISTED.get(suffix, _list_file)(path)
+    except OSError as error:
+        yield _unreadable(path, error.strerror or str(error))
 
 
 def _list_file(path: Path) -> Iterator[Item]:
@@ -125,7 +132,7 @@ def _list_tar(path: Path) -> Iterator[Item]:
                 name = PurePosixPath(member.name)
                 if member.isreg() and name.suffix.lower() in IMAGE_SUFFIXES and not name.name.startswith("."):
                     yield Item(f"{path}/{member.name}", "tar", str(path), member.size, member.offset_data)
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except DAMAGED_TAR as error:
         yield _unreadable(path, f"as an uncompressed tar: {error}")
 
 

@@ -11,6 +11,8 @@ from streetvision.data.config import DEFAULT_LIMITS
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 MOST_BYTES_OF_TEXT = 2**20
+DAMAGED_TAR = (tarfile.TarError, OSError, EOFError, ValueError, RecursionError)
+"""What tarfile raises for headers that are damaged, or made to hurt."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,16 @@ def read_shard(shard: Path) -> Iterator[Sample]:
     try:
         with tarfile.open(shard, "r|*") as archive:
             yield from _samples(shard, archive)
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except DAMAGED_TAR as error:
         raise DataError(f"{str(shard)!r} cannot be read as a tar: {error}") from error
 
 
 def _samples(shard: Path, archive: tarfile.TarFile) -> Iterator[Sample]:
     key, parts = "", dict[str, bytes]()
     for member in archive:
-        if not member.isfile():
-            continue
         path = PurePosixPath(member.name)
+        if not member.isfile() or path.name.startswith("."):
+            continue
         stem, _, suffix = path.name.partition(".")
         name = str(path.with_name(stem))
         if name != key:

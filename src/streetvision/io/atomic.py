@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,8 @@ from typing import BinaryIO
 from streetvision.contracts.errors import ArtifactError
 
 TEMP_SUFFIX = ".tmp"
+TEMP_NAME = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+"""Of a file on its way: `atomic_path` makes them."""
 
 
 @contextmanager
@@ -111,7 +114,8 @@ def sha256_json(value: object) -> str:
 def remove_stray_temps(root: Path) -> None:
     """Delete temp files that a killed process left under `root`."""
     for path in root.rglob(f".*{TEMP_SUFFIX}"):
-        path.unlink(missing_ok=True)
+        if TEMP_NAME.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _refuse_constant(name: str) -> object:

@@ -2,9 +2,11 @@
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from streetvision.contracts.errors import ArtifactError
 from streetvision.io.atomic import cannot_write
@@ -29,11 +31,7 @@ def run_lock(path: Path, *, option: str = "run_dir=...") -> Iterator[None]:
 
     `option` is how another folder is asked for. Raises ArtifactError that names the process when another one holds it.
     """
-    try:
-        handle = path.open("a+")
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    with handle:
+    with _opened(path) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -43,7 +41,8 @@ def run_lock(path: Path, *, option: str = "run_dir=...") -> Iterator[None]:
                 f"folder {str(path.parent)!r} is in use by {holder}",
                 f"wait for it to end, or give a folder of its own: {option}",
             ) from error
-        handle.truncate(0)
+        handle.seek(0)
+        handle.truncate()
         handle.write(f"process {os.getpid()}")
         handle.flush()
         _held.add(handle.fileno())
@@ -51,3 +50,16 @@ def run_lock(path: Path, *, option: str = "run_dir=...") -> Iterator[None]:
             yield
         finally:
             _held.discard(handle.fileno())
+
+
+def _opened(path: Path) -> IO[str]:
+    """The lock file, made where there is none; never another file that a link of its name leads to."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        raise ArtifactError(f"{str(path)!r} is not a plain file of its own", "remove it, and run the same line again")
+    return os.fdopen(descriptor, "r+")

@@ -173,10 +173,17 @@ def answer_shard(predictor: Predictor, folder: AnswerFolder, shard: int) -> Done
 
 def finish(folder: AnswerFolder) -> AnswersManifest:
     """Gather the failures of all shards in one file, and note that the answers are whole."""
-    failures = 0
+    failures, size = 0, folder.manifest.shard_size
     with open_atomic(folder.failures_path) as handle:
         for shard in range(folder.manifest.shards):
-            for answer in _read_lines(folder.answers(shard)):
+            answers = list(_read_lines(folder.answers(shard)))
+            expected = min(size, folder.manifest.images - shard * size)
+            if len(answers) != expected:
+                raise ArtifactError(
+                    f"{str(folder.answers(shard))!r} has {len(answers)} answers, and should have {expected}",
+                    "remove it and run the same line again; with the same outcome, give another --out",
+                )
+            for answer in answers:
                 if "error" in answer:
                     failures += 1
                     handle.write(_line(answer))
@@ -232,6 +239,11 @@ def _line(value: dict[str, object]) -> bytes:
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(read_bytes(path).splitlines(), start=1):
         try:
-            yield json.loads(line)
-        except ValueError as error:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{str(path)!r} line {number} is not JSON: {error}", ELSEWHERE) from error
+        if not isinstance(value, dict):
+            raise ArtifactError(
+                f"{str(path)!r} line {number} should be an object, and is {type(value).__name__}", ELSEWHERE
+            )
+        yield value

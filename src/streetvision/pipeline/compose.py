@@ -7,7 +7,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from types import UnionType
-from typing import Self, get_args
+from typing import Self, cast, get_args
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -146,10 +146,11 @@ def compose_config(
     try:
         with initialize_config_dir(str(folder), version_base="1.3"):
             composed = compose(config_name="config", overrides=[f"{k}={v}" for k, v in given if k in chosen])
-        for key, value in given:
+        veiled = {f"\0{number}": value for number, (_, value) in enumerate(given)}
+        for (key, _), veil in zip(given, veiled, strict=True):
             if key not in chosen:
-                OmegaConf.update(composed, key, _literal(value), force_add=True)
-        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+                OmegaConf.update(composed, key, veil, force_add=True)
+        plain = _unveiled(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True), veiled)
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no default", f"give it: {error.full_key}=...") from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -181,8 +182,7 @@ def given_keys(overrides: Sequence[str], *, file: Path | None = None) -> set[str
 
 def given_settings(overrides: Sequence[str], *, file: Path | None = None) -> dict[str, object]:
     """What a command sets itself, in its file or above it in its overrides: dotted key -> plain value."""
-    given = dict([*_flat(_read_yaml(file) if file else {}), *map(_parse, overrides)])
-    return {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in given.items()}
+    return dict([*_flat(_read_yaml(file) if file else {}), *map(_parse, overrides)])
 
 
 @cache
@@ -227,14 +227,16 @@ def _parse(override: str) -> tuple[str, object]:
     if key in groups() or (kinds & {str, Path} and text != "null"):
         return key, text
     try:
-        return key, OmegaConf.select(OmegaConf.from_dotlist([f"value={text}"]), "value")
+        return key, cast(dict[str, object], OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])))["value"]
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{key}={text!r} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def _literal(value: object) -> object:
-    """A value in which `${` is only two signs: settings given from outside refer to nothing."""
-    return value.replace("${", "\\${") if isinstance(value, str) else value
+def _unveiled(composed: object, veiled: Mapping[str, object]) -> object:
+    """What was composed, with the values from outside where something stood for them: their `${` refers to nothing."""
+    if isinstance(composed, dict):
+        return {name: _unveiled(value, veiled) for name, value in composed.items()}
+    return veiled.get(composed, composed) if isinstance(composed, str) else composed
 
 
 def _read_yaml(file: Path) -> dict[str, object]:

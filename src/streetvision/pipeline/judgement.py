@@ -161,6 +161,7 @@ def tell(report: Report) -> list[str]:
         f"ECE {_spoken(metrics['ece'])} {chance}",
         f"  recall {_spoken(metrics['recall'])}   misses {counts['fn']} of {positives}, "
         f"false alarms {counts['fp']} of {negatives}",
+        *(f"  {note}" for note in report["notes"]),
     ]
 
 

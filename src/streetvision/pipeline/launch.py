@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from streetvision.bundle.format import Bundle, read_bundle
+from streetvision.bundle.format import Bundle, bundle_folder, read_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Phase
@@ -99,7 +99,7 @@ def launch_reward(bundle: Path, overrides: Sequence[str], *, console: Console) -
 
 def _ask_run(bundle: Path, overrides: Sequence[str], *, phase: str, section: str, console: Console) -> ArtifactSchema:
     """Run a phase that judges a bundle in the run around it, or in the one that run_dir= names."""
-    folder = bundle.parent if bundle.suffix == ".json" else bundle
+    folder = bundle_folder(bundle)
     config = compose_config(overrides, beneath={section: {"bundle": str(folder)}, "run_dir": str(folder.parent)})
     schema = ArtifactSchema(config.root)
     read_bundle(folder)  # that there is none is worse than that its run is missing

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle, write_bundle
+from streetvision.bundle.format import Bundle, bundle_folder, read_bundle, write_bundle
 from streetvision.bundle.graph import Graph, capture
 from streetvision.bundle.parity import ask, check_parity, measure_parity
 from streetvision.bundle.predictor import Predictor, Prepared, open_classifier
@@ -88,7 +88,7 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
 
 def _context(bundle: Path, overrides: Sequence[str], console: Console) -> Context:
     """What the export may open of the run around the bundle."""
-    folder = bundle.parent if bundle.name == BUNDLE_JSON else bundle
+    folder = bundle_folder(bundle)
     config = compose_config(overrides, beneath={"run_dir": str(folder.absolute().parent)})
     schema = ArtifactSchema(config.root)
     read_bundle(folder)  # that there is none is worse than that its run is missing

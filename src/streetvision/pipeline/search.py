@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from yaml import safe_dump
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.contracts.errors import ConfigError, StreetVisionError
+from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
 from streetvision.io.atomic import sha256_json, write_text_atomic
 from streetvision.io.declared import read_declared
 from streetvision.io.lock import run_lock
@@ -46,8 +46,8 @@ class Part(BaseModel):
 class Range(Part):
     """Numbers between two ends, both of them in; whole numbers where both ends are."""
 
-    low: int | float
-    high: int | float
+    low: int | float = Field(allow_inf_nan=False)
+    high: int | float = Field(allow_inf_nan=False)
     log: bool = False
     """Spread evenly over orders of magnitude."""
 
@@ -158,13 +158,21 @@ def _open_study(home: Path, config: SearchConfig, common: Mapping[str, object]) 
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     asked = sha256_json([config.model_dump(mode="json", include={"space", "seed", "prune"}), dict(common)])
-    study = optuna.create_study(
-        storage=_storage(home),
-        study_name="phase1",
-        direction="maximize",
-        load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=config.seed),
-    )
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        study = optuna.create_study(
+            storage=_storage(home),
+            study_name="phase1",
+            direction="maximize",
+            load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(seed=config.seed),
+        )
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise ArtifactError(
+            f"{str(home / 'study.db')!r} cannot be read as a study: {str(error).splitlines()[0]}",
+            "remove it, or give another run_dir=",
+        ) from error
     if study.user_attrs.setdefault("asked", asked) != asked:
         raise ConfigError(
             f"{str(home / 'study.db')!r} is of a search with another space or other settings", "give another run_dir="
@@ -178,7 +186,9 @@ def _open_study(home: Path, config: SearchConfig, common: Mapping[str, object]) 
 
 
 def _storage(home: Path) -> str:
-    return f"sqlite:///{(home / 'study.db').absolute()}"
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=str((home / "study.db").absolute())).render_as_string()
 
 
 def _run_trials(

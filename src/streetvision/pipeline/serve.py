@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,9 +26,22 @@ def serve_bundle(bundle: Path, overrides: Sequence[str], *, host: str, port: int
         )
     import uvicorn
 
-    app = create_app(load_bundle(bundle), config)
-    console.line("serving", f"http://{host}:{port}/  (at most {config.max_in_flight} requests in flight)")
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+    with _listening(host, port) as listener:
+        app = create_app(load_bundle(bundle), config)
+        address = f"http://{host}:{listener.getsockname()[1]}/"
+        console.line("serving", f"{address}  (at most {config.max_in_flight} requests in flight)")
+        settings = uvicorn.Config(app, log_level="warning", server_header=False)
+        uvicorn.Server(settings).run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there; raises ConfigError where it cannot."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}", "give another --port or --host") from error
 
 
 def is_loopback(host: str) -> bool:

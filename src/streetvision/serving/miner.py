@@ -200,6 +200,11 @@ def check_miner(predictor: Predictor, folder: Path, images: Sequence[Path], *, p
 
     Raises ArtifactError when it cannot load the folder or answer an image.
     """
+    if not (folder / "config.json").is_file():
+        raise ArtifactError(
+            f"there is no miner folder at {str(folder)!r} (expected one with config.json)",
+            "make one with: streetvision export --format miner",
+        )
     paths = [str(path.resolve()) for path in images]
     told = _told_here(folder, paths) if python is None else _told_elsewhere(folder, paths, python)
     answers = np.array([row["answer"] for row in told], dtype=np.float64)

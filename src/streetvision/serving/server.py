@@ -16,6 +16,7 @@ from importlib import resources
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect
 
 from streetvision.bundle.predictor import Prediction, Predictor, Prepared
 from streetvision.contracts.errors import DataError
@@ -89,6 +90,8 @@ class Service:
             body = await asyncio.wait_for(reading, self.config.timeout_seconds)
         except TimeoutError as error:
             raise Refusal(408, "the body took too long to arrive") from error
+        except ClientDisconnect as error:
+            raise Refusal(400, "the connection was closed before the body had come") from error
         try:
             loop = asyncio.get_running_loop()
             image = await loop.run_in_executor(self._decoders, self._predictor.prepare, body)
