@@ -5,6 +5,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -228,3 +229,33 @@ class TestDamagedIndex:
         run(photos, tmp_path / "index")
         with pytest.raises(DataError, match="has no column 'ride'"):
             listed(tmp_path / "index", group_column="ride")
+
+
+def test_the_exif_of_a_png_is_read_without_its_pixels(monkeypatch):
+    exif = Image.Exif()
+    exif[0x132] = "2026:05:04 03:02:01"
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG", exif=exif.tobytes())
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda *_: pytest.fail("unpacked"))
+    assert read_exif(buffer.getvalue())["taken"] == "2026-05-04T03:02:01"
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("secret.txt", "is not an image"),
+        (None, "without bytes or path"),
+        ("/dev/zero", "is not a file"),
+        ("a\0b", "name"),
+    ],
+)
+def test_a_dataset_takes_no_file_of_this_disk_that_is_no_image(tmp_path, path, told):
+    (tmp_path / "secret.txt").write_text("s3cret")
+    named = None if path is None else str(tmp_path / path)
+    images = pa.array([{"bytes": None, "path": named}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    table = pa.table({"image": images, "label": pa.array([1])})
+    pq.write_table(table, tmp_path / "set" / "data" / "train-00000.parquet")
+    with pytest.raises(DataError, match=told):
+        run(tmp_path / "set", tmp_path / "index")
+    assert not list((tmp_path / "index").rglob("*.txt"))

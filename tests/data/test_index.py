@@ -332,3 +332,13 @@ def test_real_traffic_signs_come_with_their_tracks():
 def test_the_plots_of_a_run_among_the_photos_are_none(tmp_path):
     touch(tmp_path, "None/a.jpg", "Roadwork/b.jpg", "Roadwork/run/evaluation/roc_curve.png", "Roadwork/run/splits.json")
     assert [listed.path for listed in listing_of(tmp_path).images] == ["None/a.jpg", "Roadwork/b.jpg"]
+
+
+def test_a_name_that_is_no_text_is_left_out_with_its_reason(tmp_path):
+    touch(tmp_path, "None/a.jpg", "Roadwork/b.jpg")
+    os.close(os.open(os.fsencode(tmp_path / "Roadwork") + b"/caf\xe9.jpg", os.O_CREAT))
+    listing = listing_of(tmp_path)
+    assert [listed.path for listed in listing.images] == ["None/a.jpg", "Roadwork/b.jpg"]
+    assert [(bad.path, bad.reason) for bad in listing.left_out] == [
+        (r"Roadwork/caf\udce9.jpg", "has a name that is not UTF-8")
+    ]

@@ -9,6 +9,7 @@ Legend: H and W are pixels, after orientation.
 
 import io
 import re
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -97,12 +98,22 @@ def read_image(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS) -> torch.Te
 def read_image_bytes(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS) -> bytes:
     """The bytes of `path`; raises UndecodableImage when it cannot be read or is over the limit, before reading it."""
     try:
-        _check_length(path.stat().st_size, limits)
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise UndecodableImage("is not a file")
+        _check_length(found.st_size, limits)
         return path.read_bytes()
     except FileNotFoundError as error:
         raise UndecodableImage("is not there") from error
+    except ValueError as error:
+        raise UndecodableImage("has a name that no file can have") from error
     except OSError as error:
         raise UndecodableImage(f"cannot be read: {error.strerror}") from error
+
+
+def looks_like_image(data: bytes) -> bool:
+    """Whether the first bytes are those of a format that is read here."""
+    return data.startswith(tuple(READERS))
 
 
 def resize_squash(image: torch.Tensor, size: int) -> torch.Tensor:

@@ -6,6 +6,9 @@ from datetime import datetime
 from typing import Any
 
 from PIL.ExifTags import GPS, IFD, Base
+from PIL.Image import Exif
+from PIL.ImageFile import ImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from streetvision.data.decode import READERS
 from streetvision.data.places import LATITUDE, LONGITUDE, TAKEN
@@ -20,7 +23,7 @@ def read_exif(data: bytes) -> dict[str, str]:
     if reader is None:
         return {}
     try:
-        exif = reader(io.BytesIO(data)).getexif()
+        exif = _of_header(reader(io.BytesIO(data)))
         details, gps = exif.get_ifd(IFD.Exif), exif.get_ifd(IFD.GPSInfo)
     except Exception:  # damaged EXIF says nothing, and decoders raise nearly every type there is on it
         return {}
@@ -32,6 +35,15 @@ def read_exif(data: bytes) -> dict[str, str]:
     if north is not None and east is not None and (north, east) != (0, 0):  # 0, 0 is what cameras write without a fix
         columns |= {LATITUDE: f"{north:.7f}", LONGITUDE: f"{east:.7f}"}
     return columns
+
+
+def _of_header(image: ImageFile) -> Exif:
+    """The EXIF that stands before the pixels; of a PNG, Pillow would unpack the pixels to look behind them."""
+    if not isinstance(image, PngImageFile):
+        return image.getexif()
+    exif = Exif()
+    exif.load(image.info.get("exif", b""))
+    return exif
 
 
 def _time(value: object) -> str | None:

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streetvision.contracts.errors import DataError
-from streetvision.data.listing import Listed, Listing, check_classes, count_classes, label_of, naming_remedy
+from streetvision.data.decode import UndecodableImage, looks_like_image, read_image_bytes
+from streetvision.data.listing import (
+    Listed,
+    Listing,
+    check_classes,
+    count_classes,
+    image_suffix,
+    label_of,
+    naming_remedy,
+)
 from streetvision.data.parquet_index import INDEX
 from streetvision.data.tables import Columns
 from streetvision.io.atomic import sha256_bytes, write_bytes_atomic
@@ -126,15 +135,21 @@ def _image_bytes(image: dict[str, Any] | None, where: str) -> bytes:
         raise DataError(f"{where} has no image", "drop the row from the dataset")
     if image["bytes"] is not None:
         return bytes(image["bytes"])
+    path = image.get("path")
+    if not isinstance(path, str):
+        raise DataError(f"{where} has an image without bytes or path", "drop the row from the dataset")
     try:
-        return Path(image["path"]).read_bytes()
-    except OSError as error:
-        raise DataError(f"{where}: image {image['path']!r} cannot be read: {error.strerror}") from error
+        data = read_image_bytes(Path(path))
+    except UndecodableImage as error:
+        raise DataError(f"{where}: image {path!r} {error.what}") from error
+    if not looks_like_image(data):  # a dataset names what it likes on this disk
+        raise DataError(f"{where}: {path!r} is not an image", "drop the row from the dataset")
+    return data
 
 
 def _write_once(data: bytes, original: str | None, folder: Path) -> str:
     """Write `data` unless it is there already; returns its name in `folder`."""
-    path = folder / f"{sha256_bytes(data)}{Path(original or '').suffix.lower()}"
+    path = folder / f"{sha256_bytes(data)}{image_suffix(original)}"
     if not path.exists():
         write_bytes_atomic(path, data)
     return path.name

@@ -14,7 +14,7 @@ from streetvision.data.decode import UndecodableImage, read_image_bytes
 from streetvision.data.exif import read_exif
 from streetvision.data.hub import is_local_dataset, stream_dataset
 from streetvision.data.index import HUB_PREFIX, list_images
-from streetvision.data.listing import Listed, label_of, naming_remedy
+from streetvision.data.listing import Listed, image_suffix, label_of, naming_remedy
 from streetvision.data.parquet_index import IndexParts, Record
 from streetvision.data.tables import Columns
 from streetvision.data.webdataset import find_shards, read_shard
@@ -151,7 +151,7 @@ def _dataset_entries(source: str, config: DataConfig) -> Iterator[Entry]:
     for data, original, listed in stream_dataset(
         name, split=config.hf_split, class_names=config.class_names, columns=columns
     ):
-        suffix, further = Path(original or "").suffix.lower(), dict(listed.columns)
+        suffix, further = image_suffix(original), dict(listed.columns)
         yield Entry(listed.label, partial(bytes, data), None, suffix, listed.group, listed.source, further)
 
 

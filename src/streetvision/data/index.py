@@ -8,11 +8,10 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import HF_SPLIT
 from streetvision.data.hub import is_local_dataset, list_dataset
-from streetvision.data.listing import BadFile, Listed, Listing, check_classes, naming_remedy
+from streetvision.data.listing import BadFile, Listed, Listing, check_classes, image_suffix, naming_remedy
 from streetvision.data.parquet_index import INDEX, list_parquet
 from streetvision.data.tables import Columns, list_csv, list_labels_json, list_paths
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 UNMENTIONED = frozenset({"thumbs.db", "desktop.ini"})
 """Files that systems leave in folders of images; like hidden ones they are passed over in silence."""
 
@@ -80,7 +79,7 @@ def list_folders(root: Path, *, class_names: tuple[str, str]) -> Listing:
             left_out.append(BadFile(child.name, f"is a folder of no class (images in it: {len(pictures):,})"))
             continue
         images += [Listed(path, label) for path in pictures]
-        left_out += [BadFile(path, "is not an image by its name") for path in others]
+        left_out += others
     remedy = f"each class is a folder under data.root; {naming_remedy(class_names)}"
     check_classes(root, found, class_names=class_names, remedy=remedy)
     return Listing(root, tuple(images), tuple(left_out))
@@ -100,19 +99,32 @@ def list_unlabeled(sources: Sequence[Path]) -> tuple[Listed, ...]:
     return tuple(images.values())
 
 
-def files_under(folder: Path, root: Path) -> tuple[list[str], list[str]]:
-    """Posix paths relative to `root` of the images and of the other files in `folder`, sorted.
+def files_under(folder: Path, root: Path) -> tuple[list[str], list[BadFile]]:
+    """Posix paths relative to `root` of the images in `folder`, and the other files with what is wrong, both sorted.
 
     What lies in the folder of a run is passed over: its plots are no photos.
     """
     pictures: list[str] = []
-    others: list[str] = []
+    others: list[BadFile] = []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if _is_mentioned(name) and not _is_run(Path(place, name))]
         for name in filter(_is_mentioned, names):
-            path = Path(place, name)
-            (pictures if path.suffix.lower() in IMAGE_SUFFIXES else others).append(path.relative_to(root).as_posix())
-    return sorted(pictures), sorted(others)
+            path = Path(place, name).relative_to(root).as_posix()
+            if not _is_text(path):
+                others.append(BadFile(path.encode(errors="backslashreplace").decode(), "has a name that is not UTF-8"))
+            elif image_suffix(name):
+                pictures.append(path)
+            else:
+                others.append(BadFile(path, "is not an image by its name"))
+    return sorted(pictures), sorted(others, key=lambda bad: bad.path)
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_run(folder: Path) -> bool:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from streetvision.contracts.errors import DataError
 
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -67,3 +69,9 @@ def check_classes(root: object, found: Mapping[str, int], *, class_names: tuple[
 def count_classes(images: Iterable[Listed], class_names: tuple[str, str]) -> dict[str, int]:
     """Class name -> number of images, for the classes that have any."""
     return dict(Counter(class_names[image.label] for image in images))
+
+
+def image_suffix(name: str | None) -> str:
+    """The suffix of an image's file name, or none."""
+    suffix = Path(name or "").suffix.lower()
+    return suffix if suffix in IMAGE_SUFFIXES else ""

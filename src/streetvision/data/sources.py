@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 from streetvision.data.decode import UndecodableImage, read_image_bytes
-from streetvision.data.index import IMAGE_SUFFIXES
+from streetvision.data.listing import IMAGE_SUFFIXES
 from streetvision.data.parquet_index import SCHEMA
 from streetvision.data.webdataset import DAMAGED_TAR
 

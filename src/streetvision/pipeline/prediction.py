@@ -12,7 +12,7 @@ from typing import Literal
 from streetvision.bundle.predictor import Prediction, Predictor, Prepared, load_bundle
 from streetvision.contracts.errors import DataError
 from streetvision.data.decode import UndecodableImage, read_image
-from streetvision.data.index import IMAGE_SUFFIXES
+from streetvision.data.listing import IMAGE_SUFFIXES
 from streetvision.io.atomic import write_bytes_atomic
 from streetvision.pipeline.overlay import draw_overlay
 from streetvision.training.predict import images_at_once
