@@ -84,13 +84,15 @@ def test_writers_of_one_path_do_not_meet(tmp_path):
 
 def test_stray_temps_go_and_other_files_stay(tmp_path):
     (tmp_path / "phase1").mkdir()
-    (tmp_path / "phase1" / ".model.pth.12-0123abcd.tmp").write_text("half")
+    (tmp_path / "phase1" / ".model.pth.99999999-0123abcd.tmp").write_text("half")
+    (tmp_path / "phase1" / f".in use.{os.getppid()}-0123abcd.tmp").write_text("of a process that runs")
     (tmp_path / "phase1" / ".my draft.tmp").write_text("not ours")
-    (tmp_path / ".folder.12-0123abcd.tmp").mkdir()
+    (tmp_path / ".folder.99999999-0123abcd.tmp").mkdir()
     (tmp_path / ".lock").write_text("")
     remove_stray_temps(tmp_path)
     left = sorted(p.name for p in tmp_path.rglob("*"))
-    assert left == [".folder.12-0123abcd.tmp", ".lock", ".my draft.tmp", "phase1"]
+    in_use = f".in use.{os.getppid()}-0123abcd.tmp"
+    assert left == sorted([".folder.99999999-0123abcd.tmp", in_use, ".lock", ".my draft.tmp", "phase1"])
 
 
 def test_digests(tmp_path):

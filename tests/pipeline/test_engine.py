@@ -168,7 +168,7 @@ def test_a_run_folder_has_one_writer(house):
 
 
 def test_temps_of_a_killed_process_are_cleared(house):
-    stray = house.schema.root / "phase1" / ".model_best.pth.1-0123abcd.tmp"
+    stray = house.schema.root / "phase1" / ".model_best.pth.99999999-0123abcd.tmp"
     stray.parent.mkdir(parents=True)
     stray.write_text("half")
     house.run("phase1")

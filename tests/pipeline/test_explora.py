@@ -167,19 +167,21 @@ def test_unlabelled_images_may_come_in_groups(scenes, tmp_path, command):
     line = ["train", f"data.root={scenes}", f"run_dir={schema.root}", *SHORT, "pipeline.phases=[data]"]
     assert command(*line)[0] == 0
     judged = partition_from_json(read_json(schema.splits), schema.splits).rows(Split.VAL_TEST)[0]
-    for name in "abc":
+    for name in "abce":
         picture = torch.randint(0, 255, (3, 72, 96), generator=torch.Generator().manual_seed(ord(name))).byte()
         torchvision.io.write_jpeg(picture, str(further / f"{name}.jpg"))
     listed = csv.DictReader((scenes / "index.csv").open())
     group = next(row["group"] for row in listed if row["path"] == judged.path)
-    table.write_text(f"path,group\nmore/a.jpg,ride 1\nmore/b.jpg,{group}\n{further / 'c.jpg'},\n")
+    shutil.copy(scenes / judged.path, further / "d.jpg")
+    linked = "more/d.jpg,ride 7\nmore/e.jpg,ride 7\n"  # e has a ride in common with a copy of what is judged
+    table.write_text(f"path,group\nmore/a.jpg,ride 1\nmore/b.jpg,{group}\n{further / 'c.jpg'},\n{linked}")
     assert command(*line, f"data.unlabeled=[{table}]")[0] == 0
     found = read_json(schema.unlabeled)
     assert [(row["path"], row["group"]) for row in found["rows"]] == [
         (str(further / "a.jpg"), "ride 1"),
         (str(further / "c.jpg"), None),
     ]
-    assert list(found["left_out"]) == [str(further / "b.jpg")]
+    assert sorted(found["left_out"]) == [str(further / f"{name}.jpg") for name in "bde"]
 
 
 def test_images_of_one_group_are_not_told_apart(scenes, tmp_path, command):

@@ -145,11 +145,11 @@ def test_a_listing_that_was_cut_off_is_made_anew(photos, tmp_path):
     (tmp_path / "listing").mkdir()
     (tmp_path / "listing" / "00000099.jsonl").write_text("half")
     (tmp_path / ".lock").write_text("process 1")
-    (tmp_path / ".left.12-0123abcd.tmp").write_text("half")
+    (tmp_path / ".left.99999999-0123abcd.tmp").write_text("half")
     with claim(tmp_path):
         open_folder(tmp_path, [photos], bundle="0" * 64, shard_size=50)
     assert sorted(path.name for path in (tmp_path / "listing").iterdir()) == ["00000000.jsonl", "00000001.jsonl"]
-    assert not (tmp_path / ".left.12-0123abcd.tmp").exists()
+    assert not (tmp_path / ".left.99999999-0123abcd.tmp").exists()
 
 
 def test_answers_that_were_cut_off_are_not_taken_for_whole(answered, export, photos, tmp_path):

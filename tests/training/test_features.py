@@ -49,7 +49,7 @@ def test_they_are_computed_once(scenes, tmp_path, monkeypatch):
     assert torch.equal(first, again)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"image_size": 48}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"image_size": 48}, {"heads": 1}])
 def test_another_backbone_or_size_is_another_file(scenes, tmp_path, change):
     for model in (classifier(), classifier(**change)):
         cache(tmp_path, model).features(rows_of(scenes), root=scenes, name="train")

@@ -161,6 +161,10 @@ class TestCollapse:
         assert uniformity(torch.ones(10, 3)) == pytest.approx(0)
         assert uniformity(torch.eye(2)) == pytest.approx(-4)
 
+    def test_of_many_rows_some_are_paired(self):
+        some = torch.randn(4096, 3, generator=torch.Generator().manual_seed(0))
+        assert uniformity(some.repeat_interleave(7, dim=0)) == pytest.approx(uniformity(some), abs=1e-9)
+
 
 def simclr(first, second):
     return SimCLRLoss(0.2)(first, second)

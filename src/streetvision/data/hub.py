@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streetvision.contracts.errors import DataError
-from streetvision.data.decode import UndecodableImage, looks_like_image, read_image_bytes
 from streetvision.data.listing import (
     Listed,
     Listing,
@@ -135,6 +134,9 @@ def _image_bytes(image: dict[str, Any] | None, where: str) -> bytes:
         raise DataError(f"{where} has no image", "drop the row from the dataset")
     if image["bytes"] is not None:
         return bytes(image["bytes"])
+    # Imported here because it brings torch, which a run with nothing to do does not need.
+    from streetvision.data.decode import UndecodableImage, looks_like_image, read_image_bytes
+
     path = image.get("path")
     if not isinstance(path, str):
         raise DataError(f"{where} has an image without bytes or path", "drop the row from the dataset")

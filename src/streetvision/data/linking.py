@@ -21,15 +21,15 @@ def join_groups(rows: Sequence[Row], *further: Keys) -> tuple[Row, ...]:
     the content that sorts first. A row that is linked to no other keeps the group it had.
     """
     contents, given = [row.sha256 for row in rows], [row.group for row in rows]
-    components: dict[int, list[Row]] = defaultdict(list)
-    numbers = _components([contents, given, *further], len(rows))
+    members_of: dict[int, list[Row]] = defaultdict(list)
+    numbers = components([contents, given, *further], len(rows))
     for row, number in zip(rows, numbers, strict=True):
-        components[number].append(row)
-    names = {number: _name(members) for number, members in components.items()}
+        members_of[number].append(row)
+    names = {number: _name(members) for number, members in members_of.items()}
     return tuple(replace(row, group=names[number]) for row, number in zip(rows, numbers, strict=True))
 
 
-def _components(links: Sequence[Keys], n: int) -> list[int]:
+def components(links: Sequence[Keys], n: int) -> list[int]:
     """The number of the component of each of the `n` rows, in the graph of rows and the keys they have."""
     nodes: dict[tuple[int, Hashable], int] = {}
     edges: list[tuple[int, int]] = []

@@ -5,13 +5,13 @@ from itertools import compress
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.config import DecodeLimits, GroupingConfig
 from streetvision.data.index import NO_LABEL, list_unlabeled
+from streetvision.data.linking import components
 from streetvision.data.listing import Listing
 from streetvision.data.near_duplicates import find_near_duplicates
 from streetvision.data.perceptual import join_looks
@@ -56,23 +56,24 @@ def scan_unlabeled(sources: Sequence[Path], *, limits: DecodeLimits, progress: P
 def keep_apart(unlabeled: Scan, labelled: Scan, roles: Sequence[Split], config: GroupingConfig) -> UnlabeledImages:
     """The images that show nothing of VAL_SELECT, VAL_CALIB or VAL_TEST.
 
-    No copy and no near-duplicate of a labelled row there, and none of the same group; `roles` are those of the rows.
+    No copy, no near-duplicate and none of the group of a row there, over as many steps as it takes, as groups are
+    joined where images are dealt; `roles` are those of the labelled rows.
     """
     judged = [role is not Split.TRAIN for role in roles]
-    contents = {row.sha256 for row in compress(labelled.index.rows, judged)}
-    groups = {row.group for row in compress(labelled.index.rows, judged)} - {None}
     assert unlabeled.looks is not None
     assert labelled.looks is not None
-    own, others = unlabeled.index.rows, labelled.looks.where(judged)
-    together = join_looks(unlabeled.looks, others)
-    pairs = find_near_duplicates(together, radius=config.radius, correlation=config.correlation).pairs
-    crossing = pairs[(pairs[:, 0] < len(own)) & (pairs[:, 1] >= len(own))]  # those judged stand behind the others
-    near = set(np.unique(crossing[:, 0]).tolist())
+    together = join_looks(unlabeled.looks, labelled.looks.where(judged))
+    found = find_near_duplicates(together, radius=config.radius, correlation=config.correlation)
+    own = unlabeled.index.rows
+    every = [*own, *compress(labelled.index.rows, judged)]
+    links = [[row.sha256 for row in every], [row.group for row in every], found.clusters.tolist()]
+    numbers = components(links, len(every))
+    touched = set(numbers[len(own) :])
     left_out = {file.path: file.reason for file in unlabeled.bad}
     rows: dict[str, UnlabeledRow] = {}
-    for number, row in enumerate(own):
-        if row.sha256 in contents or row.group in groups or number in near:
-            left_out[row.path] = "shows what an image that is judged shows"
+    for row, number in zip(own, numbers, strict=False):
+        if number in touched:
+            left_out[row.path] = "belongs with an image that is judged"
         else:
             record = {name: getattr(row, name) for name in UnlabeledRow.model_fields}
             rows.setdefault(row.sha256, UnlabeledRow.model_validate(record))  # each content once

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from streetvision.contracts.errors import ArtifactError
 
 TEMP_SUFFIX = ".tmp"
-TEMP_NAME = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+TEMP_NAME = re.compile(r"\..+\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
 """Of a file on its way: `atomic_path` makes them."""
 
 
@@ -114,8 +114,14 @@ def sha256_json(value: object) -> str:
 def remove_stray_temps(root: Path) -> None:
     """Delete temp files that a killed process left under `root`."""
     for path in root.rglob(f".*{TEMP_SUFFIX}"):
-        if TEMP_NAME.fullmatch(path.name) and path.is_file():
+        named = TEMP_NAME.fullmatch(path.name)
+        if named and path.is_file() and not _runs(int(named["pid"])):
             path.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    """Whether another process of that number runs: it may be writing still, in a folder of its own below."""
+    return pid != os.getpid() and Path("/proc", str(pid)).exists()
 
 
 def _refuse_constant(name: str) -> object:

@@ -13,6 +13,7 @@ from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import LoaderConfig
 from streetvision.io.atomic import sha256_json
+from streetvision.io.manifests import code_sha256
 from streetvision.io.scores import rows_digest
 from streetvision.io.tensors import load_state, save_tensors
 from streetvision.models.fused import FusedClassifier
@@ -87,7 +88,8 @@ class ViewCache:
 
 
 def model_key(classifier: Classifier) -> list[object]:
-    """What decides the features of an image: the backbone, its pooling and the preprocessing."""
-    described = classifier.description
+    """What decides the features of an image: code, the backbone with its weights, its pooling and the preprocessing."""
+    described, backbone = classifier.description, classifier.backbone
     normalised = [*classifier.mean.flatten().tolist(), *classifier.std.flatten().tolist()]
-    return [state_digest(classifier.backbone), described.image_size, described.pooling, *normalised]
+    network = [dict(backbone.spec.architecture), state_digest(backbone)]
+    return [code_sha256(), *network, described.image_size, described.pooling, *normalised]

@@ -3,6 +3,7 @@
 # ruff: noqa: ARG002 (Lightning hands its hooks more than they use)
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -159,8 +160,8 @@ class Epochs(Callback):
         next(self._ticks, None)
 
     def on_train_end(self, *_: object) -> None:
-        """Take the bar away."""
-        next(self._ticks, None)
+        """Take the bar away, wherever it stands: patience ends a training early."""
+        deque(self._ticks, maxlen=0)
 
     def write_row(self, trainer: Trainer, row: EpochRow) -> None:
         """End an epoch: its row, with the rate and the time so far, to the history and to every sink."""
