@@ -20,6 +20,7 @@ def made(tmp_path):
         "phase1",
         root=tmp_path,
         config={"Section": {"value": 1}},
+        config_sha256="0" * 64,
         files=({"phase1/in.txt": seal(tmp_path / "phase1" / "in.txt")}, [tmp_path / "phase1" / "out.txt"]),
         outcome=("done", {"mcc": 0.5, "note": None}),
         duration_seconds=1.23456,
@@ -45,7 +46,14 @@ def test_it_says_which_code_and_versions_made_it(made):
 
 def test_an_output_that_is_missing_is_an_error_and_not_left_out(tmp_path):
     with pytest.raises(ArtifactError, match=r"gone\.txt"):
-        create_step_manifest("phase1", root=tmp_path, config={}, files=({}, [tmp_path / "gone.txt"]), outcome=("", {}))
+        create_step_manifest(
+            "phase1",
+            root=tmp_path,
+            config={},
+            config_sha256="0" * 64,
+            files=({}, [tmp_path / "gone.txt"]),
+            outcome=("", {}),
+        )
 
 
 @pytest.mark.parametrize("content", [{}, [], {"phase": "phase1", "surprise": 1}])

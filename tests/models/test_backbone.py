@@ -336,3 +336,12 @@ def test_real_deit_weights_load_and_separate_images() -> None:
     assert torch.equal(backbone(pixels), reference.eval().forward_features(pixels))
     resized = load_backbone(BackboneConfig(source="timm", name="deit_tiny_patch16_224", weights=file, image_size=160))
     check_contract(resized)
+
+
+def test_a_dinov3_in_train_mode_is_a_function_of_its_images_alone() -> None:
+    """Its configuration moves positions at random, once a call, which parts of a batch would not share."""
+    backbone = load_backbone(BackboneConfig(source="random", width=16, depth=1, heads=2, image_size=32))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        judged, trained = backbone(images), backbone.train()(images)
+    assert torch.equal(judged, trained)

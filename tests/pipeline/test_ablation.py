@@ -10,7 +10,8 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.eval.metrics import all_metrics
 from streetvision.io.atomic import read_json
 from streetvision.io.predictions import read_predictions
-from streetvision.pipeline.ablation import Request, _plan, launch_ablation
+from streetvision.pipeline.ablation import Request, _plan, _run_all, _settle_data, launch_ablation
+from streetvision.pipeline.arm import ArmRun
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.ledger import looks_so_far
 from streetvision.research.ablation import packaged_tables, read_table
@@ -114,6 +115,33 @@ def test_settings_that_cannot_be_name_their_pair_before_anything_runs(table, tmp
     code, _, err = command("ablate", table, "--out", out, "--pair", "treshold")
     assert code == 2
     assert "did you mean 'threshold'" in err
+
+
+def test_settings_that_are_the_same_however_written_are_one_run(tmp_path):
+    written = ({"settings": ["training.epochs=3"]}, {"settings": ["training.epochs=0x3"]})
+    pair = {"name": "same", "a": written[0], "b": written[1], "expected": {"mcc": "+0"}}
+    content = {"title": "t", "seeds": [0], "data": {"d": ["data.root=photos"]}, "pairs": [pair]}
+    (tmp_path / "t.yaml").write_text(safe_dump(content))
+    table = read_table(str(tmp_path / "t.yaml"))
+    plan = _plan(table, table.data, Request("t", tmp_path))
+    assert len(plan) == 2
+    assert len(set(plan.values())) == 1
+
+
+def test_other_scenes_are_another_data_set(tmp_path):
+    """Their folder is named after them: arms on the ones before are no arms on these."""
+    table = read_table("smoke")
+    first, again, other = (
+        _settle_data("tiny", table, Request("smoke", tmp_path, overrides=(f"scenes.count={count}",)), Console())
+        for count in (4, 4, 5)
+    )
+    assert first == again != other
+
+
+def test_an_arm_whose_code_changed_while_it_ran_has_failed(tmp_path, monkeypatch):
+    arm = ArmRun((), "0" * 64, tmp_path / "arm")
+    monkeypatch.setattr("streetvision.pipeline.ablation.in_processes", lambda *_: [(arm, 0)])
+    assert _run_all([arm], 1, Console()) == {arm: "the code was changed while it ran"}
 
 
 def test_an_arm_cannot_choose_its_folder(tmp_path):

@@ -2,21 +2,24 @@
 
 import json
 from dataclasses import replace
+from typing import Annotated
 
 import pytest
 from pydantic import BaseModel
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
-from streetvision.contracts.phase import Outcome, Phase
+from streetvision.contracts.phase import NO_MATTER, Outcome, Phase
 from streetvision.io.atomic import write_text_atomic
 from streetvision.io.lock import run_lock
+from streetvision.io.manifests import read_manifest
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine, ordered
 
 
 class Setting(BaseModel):
     value: int = 0
+    workers: Annotated[int, NO_MATTER] = 0
 
 
 class Other(BaseModel):
@@ -82,6 +85,15 @@ def test_a_changed_setting_runs_its_phase_and_those_behind_it(house):
     house.other = Other(value=3)
     assert house.run("phase1", "phase2", "phase5") == ["phase2", "phase5"]
     assert house.schema.scrc_params.read_text() == "phase1:0;phase2:3;phase5:3;"
+
+
+def test_a_setting_of_how_and_not_of_what_runs_nothing_again(house):
+    house.settings = Setting(workers=1)
+    house.run("phase1")
+    recorded = read_manifest(house.schema.manifest("phase1"))
+    house.settings = Setting(workers=2)
+    assert house.run("phase1") == []
+    assert recorded.config == {"Setting": {"value": 0, "workers": 1}}
 
 
 def test_a_changed_input_from_outside_is_noticed(house):

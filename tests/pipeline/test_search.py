@@ -63,6 +63,7 @@ def test_a_search_leaves_settings_that_train_takes_and_goes_on(one_process, scen
 
     settings = safe_load((run / "search" / "best.yaml").read_text())
     assert {key: settings[key] for key in SPACE} == study_of(run).best_params
+    assert settings["pipeline.phases"] == ["phase1", "phase2", "phase5", "phase6"]
     again = [
         "train",
         "--config",
@@ -152,6 +153,19 @@ def test_a_trial_below_the_median_of_the_others_is_given_up(tmp_path):
     patient = searching._Watched(Trial(kept.number, kept._trial_id, tmp_path, storage, prune=False))
     for epoch in (1, 2, 3):
         patient.epoch({"epoch": epoch, "val_select_mcc": 0.1})
+
+
+def test_trials_at_a_time_with_the_same_settings_have_folders_of_their_own(tmp_path):
+    study = optuna.create_study()
+    config = SearchConfig(trials=3, space={"training.ema_decay": Choice(choices=(None, 0.9))})
+    for _ in range(3):
+        study.enqueue_trial({"training.ema_decay": 0.9})
+    running = set()
+    asked = searching._asked(study, config, {}, tmp_path, 3, running)
+    first, second = next(asked).root, next(asked).root
+    assert second == first.with_name(f"{first.name}_1")
+    running.discard(first)
+    assert next(asked).root == first
 
 
 def test_without_optuna_the_extra_is_named(monkeypatch, scenes, tmp_path, space, command):

@@ -36,8 +36,10 @@ def test_two_processes_train_like_one(scenes, tmp_path, command, settings):
     alone = [setting for setting in own if not setting.startswith("training.hardware")]
     one, two = ArtifactSchema(tmp_path / "one"), ArtifactSchema(tmp_path / "two")
     assert command("train", f"data.root={scenes}", f"run_dir={one.root}", *alone)[0] == 0
+    assert command("train", f"data.root={scenes}", f"run_dir={two.root}", *alone, "pipeline.phases=[data]")[0] == 0
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    asked = ["-m", "streetvision", "train", f"data.root={scenes}", f"run_dir={two.root}", *own]
+    rest = [setting for setting in own if not setting.startswith("data.")]  # a run knows its data
+    asked = ["-m", "streetvision", "train", f"run_dir={two.root}", *rest]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*starter, *asked, "training.hardware.devices=2"], capture_output=True, text=True, env=environment, timeout=300
@@ -52,6 +54,22 @@ def test_two_processes_train_like_one(scenes, tmp_path, command, settings):
     alone, shared = (torch.load(schema.val_calib_logits, weights_only=True) for schema in (one, two))
     assert alone.shape == shared.shape
     torch.testing.assert_close(alone, shared, rtol=1e-3, atol=1e-4)
+
+
+def test_what_the_first_process_refuses_is_told_by_it_alone(scenes, tmp_path):
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    asked = ["-m", "streetvision", "train", "data.root=nowhere", f"run_dir={tmp_path / 'run'}", *SETTINGS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*starter, *asked, "training=full", "training.hardware.devices=2"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == 1  # of torchrun
+    assert done.stderr.count("error: data.root 'nowhere' is not there") == 1
+    assert 'streetvision/cli.py", line' not in done.stderr  # no traceback of ours
 
 
 def test_processes_that_were_not_started_are_asked_for_by_their_command():

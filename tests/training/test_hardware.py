@@ -8,8 +8,8 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Silent
 from streetvision.training import hardware
 from streetvision.training.config import CompileConfig, HardwareConfig, TrainingConfig
-from streetvision.training.hardware import create_model_with_compile, lightning_precision, prepare_memory
-from tests.training.test_trainer import run
+from streetvision.training.hardware import create_model_with_compile, lightning_precision, memory_as_asked
+from tests.training.test_trainer import interrupted, run
 
 
 @pytest.fixture
@@ -83,35 +83,49 @@ def test_compiled_training_is_the_same_and_its_keys_carry_no_prefix(compiles_eag
         torch.testing.assert_close(compiled.last[name], value)
 
 
-def test_a_compiled_model_that_answers_worse_is_dropped(monkeypatch):
-    class Recorder(Silent):
-        def warn(self, message):
-            said.append(message)
+@pytest.fixture
+def compiles_wrongly(monkeypatch):
+    """torch.compile whose answers are the opposite where they are judged."""
 
     def wrong(model, **_):
         return lambda inputs: torch.where(torch.tensor(model.training), model(inputs), -model(inputs))
 
-    said = []
     monkeypatch.setattr(torch, "compile", wrong)
+
+
+def test_a_compiled_model_that_answers_worse_is_dropped(compiles_wrongly):
+    class Recorder(Silent):
+        def warn(self, message):
+            said.append(message)
+
+    said = []
     _, fitted = run(COMPILED, progress=Recorder())
     assert len(said) == 1
     assert "loses 1." in said[0]
     assert fitted.history[0]["val_select_mcc"] < 0 < fitted.history[1]["val_select_mcc"]
 
 
+def test_what_was_dropped_stays_dropped_over_an_interruption(compiles_wrongly, tmp_path):
+    config = COMPILED.model_copy(update={"checkpoint_steps": 2})
+    interrupted(config, steps=10, checkpoint=tmp_path / "c.ckpt", key="k")
+    _, fitted = run(config, checkpoint=tmp_path / "c.ckpt", key="k")
+    assert fitted.resumed_at is not None
+    assert fitted.history[0]["val_select_mcc"] < 0 < fitted.history[1]["val_select_mcc"]
+
+
 def test_memory_is_laid_out_as_asked(monkeypatch):
     model = torch.nn.Conv2d(3, 4, 2)
-    prepare_memory(model, HardwareConfig(), torch.device("cpu"))
-    assert model.weight.is_contiguous()
-    prepare_memory(model, HardwareConfig(channels_last=True), torch.device("cpu"))
-    assert model.weight.is_contiguous(memory_format=torch.channels_last)
+    with memory_as_asked(model, HardwareConfig(), torch.device("cpu")):
+        assert model.weight.is_contiguous()
+    with memory_as_asked(model, HardwareConfig(channels_last=True), torch.device("cpu")):
+        assert model.weight.is_contiguous(memory_format=torch.channels_last)
     asked = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
     for tf32 in (True, False):
-        prepare_memory(model, HardwareConfig(tf32=tf32), torch.device("cuda"))
-        assert torch.backends.cudnn.allow_tf32 is tf32
-    assert asked == ["high", "highest"]
-    torch.backends.cudnn.allow_tf32 = True
+        with memory_as_asked(model, HardwareConfig(tf32=tf32), torch.device("cuda")):
+            assert torch.backends.cudnn.allow_tf32 is tf32
+        assert torch.backends.cudnn.allow_tf32  # as before
+    assert asked == ["high", "highest", "highest", "highest"]
 
 
 def test_images_come_channels_last_when_asked():

@@ -73,6 +73,26 @@ def test_rates_fall_from_the_head_to_the_patches_by_one_factor_a_block(source):
             assert scale == 0.5 ** (depth + 1), name
 
 
+def test_what_stands_between_blocks_goes_with_the_one_behind_it():
+    """A Swin merges patches between its stages of 2, 2, 6 and 2 blocks."""
+    torch.manual_seed(0)
+    model = load_classifier(
+        ModelConfig(
+            backbone=BackboneConfig(source="timm", name="swin_tiny_patch4_window7_224", image_size=64), pooling="mean"
+        )
+    )
+    scales = rate_scales(model, 0.5)
+    for stage, first in ((1, 3), (2, 5), (3, 11)):
+        assert scales[f"backbone.network.layers.{stage}.downsample.reduction.weight"] == 0.5 ** (13 - first)
+        assert scales[f"backbone.network.layers.{stage}.blocks.0.mlp.fc1.weight"] == 0.5 ** (13 - first)
+    assert scales["backbone.network.patch_embed.proj.weight"] == 0.5**13
+    prepare(model, TrainingConfig(mode="last_n", last_blocks=3))
+    parts = {name.partition("network.")[2] for name in learning(model) if name.startswith("backbone.")}
+    opened = ("layers.2.blocks.5.", "layers.3.downsample.", "layers.3.blocks.0.", "layers.3.blocks.1.", "norm.")
+    assert all(name.startswith(opened) for name in parts)
+    assert all(any(name.startswith(part) for name in parts) for part in opened)
+
+
 def test_scales_reach_the_optimizer():
     model = classifier()
     optimizer = make_adamw(model, learning_rate=2.0, weight_decay=0.1, scales=rate_scales(model, 0.5))

@@ -1,4 +1,5 @@
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -171,6 +172,16 @@ class Interrupting(Silent):
             yield item
 
 
+def interrupted(config, *, steps, **settings):
+    """A run that is interrupted after so many batches."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(config, progress=Interrupting(steps), **settings)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 @pytest.mark.parametrize("steps", [3, 5, 9, 13])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, steps, accumulate):
@@ -185,12 +196,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, steps, accumulate
 
     _, whole = run(config, model=net())
     place = {"checkpoint": tmp_path / "c.ckpt", "key": "k"}
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run(config, model=net(), progress=Interrupting(steps * accumulate), **place)
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    interrupted(config, steps=steps * accumulate, model=net(), **place)
     _, resumed = run(config, model=net(), **place)
     assert resumed.resumed_at is not None
     assert len(resumed.history) == 3
@@ -207,9 +213,50 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, steps, accumulate
 def test_sums_of_a_checkpoint_lie_on_the_cpu_and_those_of_the_epoch_where_the_model_is():
     """On a GPU; a meta device stands for it here."""
     module = SupervisedModule(torch.nn.Linear(4, 2), TrainingConfig(), loss=torch.nn.CrossEntropyLoss())
-    module.sums["train"] = torch.ones(2)
+    module.take_up_sums({"train": torch.ones(2)})
     module._add("train", torch.ones(2, device="meta"))
-    assert module.sums["train"].device.type == "meta"
+    assert module._sums["train"].device.type == "meta"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sums_of_all_processes_are_recorded_once_and_taken_up_once(rank, monkeypatch):
+    module = SupervisedModule(torch.nn.Linear(4, 2), TrainingConfig(), loss=torch.nn.CrossEntropyLoss())
+    module._add("train", torch.tensor([3.0, 2.0]))
+    strategy = SimpleNamespace(reduce=lambda value, *, reduce_op: {"sum": value.mul_(2)}[reduce_op])
+    monkeypatch.setattr(SupervisedModule, "trainer", SimpleNamespace(strategy=strategy))
+    monkeypatch.setattr(SupervisedModule, "global_rank", rank)
+    joint = module.joint_sums()
+    assert joint["train"].tolist() == [6.0, 4.0]
+    assert module._sums["train"].tolist() == [3.0, 2.0]
+    module.take_up_sums(joint)
+    assert {name: value.tolist() for name, value in module._sums.items()} == ({"train": [6.0, 4.0]} if not rank else {})
+
+
+class Modes(torch.nn.Module):
+    """Notes in which mode it is called while gradients are taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, inputs):
+        if torch.is_grad_enabled():
+            self.seen.append(self.training)
+        return inputs
+
+
+def test_what_learns_trains_and_what_does_not_stays_as_it_is_judged():
+    """However the model came: a backbone is loaded in eval mode."""
+    still, learning = torch.nn.BatchNorm1d(4), torch.nn.BatchNorm1d(4)
+    still.requires_grad_(False)
+    frozen = torch.nn.Sequential(Modes(), still)
+    model = torch.nn.Sequential(frozen, Modes(), learning, torch.nn.Linear(4, 2)).eval()
+    _, fitted = run(CONFIG, model=model)
+    assert set(frozen[0].seen) == {False}
+    assert set(model[1].seen) == {True}
+    assert still.num_batches_tracked == 0
+    assert learning.num_batches_tracked == 6 * 7
+    assert fitted.last["2.running_mean"].abs().max() > 0
 
 
 def test_a_damaged_checkpoint_is_left_aside(tmp_path):

@@ -3,11 +3,12 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.phase import NO_MATTER
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.partition import Fractions
 
@@ -103,7 +104,7 @@ class LoaderConfig(BaseModel):
 
     batch_size: int = Field(default=64, ge=1)
     """Images, or views of images, a forward pass when nothing is trained."""
-    workers: int | None = Field(default=None, ge=0)
+    workers: Annotated[int | None, NO_MATTER] = Field(default=None, ge=0)
     """Processes that decode; None takes one a core beyond the second, none on one or two cores."""
     cache_pixels: int | None = Field(default=None, ge=32)
     """Shorter side of small JPEGs from which images are trained on, made once; null trains from the originals."""

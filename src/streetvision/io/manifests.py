@@ -32,6 +32,7 @@ class StepManifest(Sealed):
     config: dict[str, JsonValue]
     """The sections that the phase reads."""
     config_sha256: Digest
+    """Digest of the settings that decide the result."""
     external_sha256: Digest | None
     """Digest of inputs outside the run folder."""
     inputs: dict[str, FileSeal]
@@ -49,6 +50,7 @@ def create_step_manifest(
     *,
     root: Path,
     config: Mapping[str, JsonValue],
+    config_sha256: str,
     files: tuple[Mapping[str, FileSeal], Iterable[Path]],
     outcome: tuple[str, Mapping[str, float | int | str | None]],
     external_sha256: str | None = None,
@@ -67,7 +69,7 @@ def create_step_manifest(
         git_sha=git_sha(),
         code_sha256=code_sha256(),
         config=dict(config),
-        config_sha256=sha256_json(config),
+        config_sha256=config_sha256,
         external_sha256=external_sha256,
         inputs=dict(inputs),
         outputs={relative(path, root): seal(path) for path in outputs},

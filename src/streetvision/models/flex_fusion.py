@@ -16,6 +16,8 @@ from streetvision.models.config import ViewsConfig
 from streetvision.models.multi_view import plan_views
 
 Backend = Literal["flex", "sdpa"]
+LEAST_FLEX_CHANNELS = 16
+"""Of a head; with fewer, FlexAttention does not compile on CUDA."""
 UNIT = 10_000
 """Pixels a side of the image on which distances are measured, before they are scaled to 1."""
 
@@ -33,7 +35,8 @@ class CrossViewAttention(nn.Module):
     """Each view takes from the others what it asks for: multi-head attention with a bias of -slope x distance.
 
     The slope of each head is learned and positive, as in ALiBi (Press et al. 2022, arXiv 2108.12409), over distances in
-    the image instead of in a text. On CUDA through FlexAttention, elsewhere through scaled_dot_product_attention.
+    the image instead of in a text. On CUDA through FlexAttention, elsewhere, and where a head has few channels, through
+    scaled_dot_product_attention.
     """
 
     distances: Tensor
@@ -50,8 +53,9 @@ class CrossViewAttention(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Latent views (B, V, L) and mask (B, V) -> (B, V, L); what masked views hold reaches no other view."""
-        backend: Backend = "flex" if tokens.is_cuda else "sdpa"
         batch, views, width = tokens.shape
+        flex = tokens.is_cuda and width // self.heads >= LEAST_FLEX_CHANNELS
+        backend: Backend = "flex" if flex else "sdpa"
         parts = self.qkv(self.norm(tokens)).view(batch, views, 3, self.heads, width // self.heads)
         q, k, v = parts.permute(2, 0, 3, 1, 4)  # (B, H, V, E) each
         attended = ATTENTIONS[backend](q, k, v, F.softplus(self.slopes), self.distances, mask)

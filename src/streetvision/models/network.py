@@ -21,9 +21,7 @@ Reader = Callable[[nn.Module, Tensor], Tensor]
 class Backbone(nn.Module):
     """A network that turns normalised images into tokens, prefix tokens (CLS, registers) first.
 
-    A DINOv3 ViT in train() mode rescales its positions at random on every call (`pos_embed_rescale`), frozen or not:
-    a caller who freezes a backbone must also put it in eval(). Mask tokens never reach the output and ask for no
-    gradient.
+    It comes in eval mode. Mask tokens never reach the output and ask for no gradient.
     """
 
     def __init__(self, network: nn.Module, spec: BackboneSpec, read: Reader) -> None:

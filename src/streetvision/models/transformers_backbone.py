@@ -56,10 +56,17 @@ class Family:
     mean: Channels = IMAGENET_MEAN
     std: Channels = IMAGENET_STD
     options: Mapping[str, object] = field(default_factory=dict)
+    pretraining: tuple[str, ...] = ()
+    """Fields that move positions at random in train mode, once a call; off here, so that a step is a function of its
+    images alone, however many processes or parts see them."""
 
 
 FAMILIES: Mapping[str, Family] = {
-    "dinov3_vit": Family("DINOv3ViTConfig", "DINOv3ViTModel"),
+    "dinov3_vit": Family(
+        "DINOv3ViTConfig",
+        "DINOv3ViTModel",
+        pretraining=("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"),
+    ),
     # Its tokens are the pooled map as CLS, then the map, so it has one prefix token.
     "dinov3_convnext": Family("DINOv3ConvNextConfig", "DINOv3ConvNextModel"),
     "dinov2": Family("Dinov2Config", "Dinov2Model"),
@@ -162,6 +169,8 @@ def _library_config(values: Mapping[str, object]) -> Any:
     for key in ("image_size", "patch_size"):
         if not isinstance(getattr(config, key, 1), int) or getattr(config, key, 1) < 1:
             raise ArtifactError(f"{family.config}.{key} must be one positive number: images and patches are square")
+    for key in family.pretraining:
+        setattr(config, key, None)
     return config
 
 

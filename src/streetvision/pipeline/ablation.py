@@ -93,8 +93,8 @@ def _settle_data(name: str, table: AblationTable, request: Request, console: Con
         if drawing:
             raise ConfigError(f"data set {name!r} has a data.root, and {drawing[0]} draws scenes", "leave out one")
         return tuple(table.data[name])
-    folder = request.out / "data" / name
     scenes = compose_config(drawing).scenes
+    folder = request.out / "data" / f"{name}_{sha256_json(scenes.model_dump(mode='json'))[:NAME_DIGITS]}"
     write_scenes(folder, scenes, console)
     return (*_parted(table.data[name])[1], f"data.root={folder.absolute()}")
 
@@ -106,9 +106,10 @@ def _parted(settings: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _plan(table: AblationTable, data: Mapping[str, tuple[str, ...]], request: Request) -> dict[Side, ArmRun]:
-    """The run of each side; what is the same in settings is the same run."""
+    """The run of each side; what is the same in settings, however it was written, is the same run."""
     own = tuple(_parted(request.overrides)[1])
     plan: dict[Side, ArmRun] = {}
+    by_root: dict[Path, ArmRun] = {}
     for (pair, name), seed in product(table.comparisons, table.seeds):
         for side, arm in (("a", pair.a), ("b", pair.b)):
             overrides = (
@@ -120,7 +121,8 @@ def _plan(table: AblationTable, data: Mapping[str, tuple[str, ...]], request: Re
                 *own,
                 f"pipeline.seed={seed}",
             )
-            plan[pair.name, name, seed, side] = _arm_run(overrides, request.out / "runs" / name / f"seed_{seed}", pair)
+            run = _arm_run(overrides, request.out / "runs" / name / f"seed_{seed}", pair)
+            plan[pair.name, name, seed, side] = by_root.setdefault(run.root, run)
     return plan
 
 
@@ -148,8 +150,8 @@ def _run_all(arms: Sequence[ArmRun], jobs: int | None, console: Console) -> dict
     console.line("arms", f"{told}; {min(at_once, max(1, len(waiting)))} at a time")
     failed: dict[ArmRun, str] = {}
     for done, (arm, exit_code) in enumerate(in_processes(run_arm, waiting, at_once), start=1):
-        if exit_code:
-            failed[arm] = last_words(arm.log, exit_code)
+        if exit_code or arm.done() is None:
+            failed[arm] = last_words(arm.log, exit_code) if exit_code else "the code was changed while it ran"
             console.warn(f"a run failed: {failed[arm]} ({arm.log})")
         else:
             console.line("", f"{done} of {len(waiting)}: {arm.root}")

@@ -104,7 +104,7 @@ def _train(arm: ArmRun) -> float | None:
 
     afresh = not arm.root.exists()
     overrides = [*arm.overrides, f"run_dir={arm.root}"]
-    launch_training([*overrides, "pipeline.phases=[data]"], file=None, console=Console())
+    launch_training(overrides, file=None, console=Console(), only={"data"})
     started = _seconds()
     launch_training(overrides, file=None, console=Console())
     return _seconds() - started if afresh else None

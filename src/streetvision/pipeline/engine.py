@@ -4,11 +4,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, unknown_name
-from streetvision.contracts.phase import Context, Phase
+from streetvision.contracts.phase import Context, Phase, deciding
 from streetvision.contracts.policies import FileSeal
 from streetvision.contracts.split_contracts import MAY_OPEN, Partition, Split
 from streetvision.data.splits_json import partition_from_json
@@ -87,7 +87,8 @@ class Engine:
         manifest = create_step_manifest(
             phase.id,
             root=self.schema.root,
-            config=self._settings(phase),
+            config={kind.__name__: self.configs[kind].model_dump(mode="json") for kind in phase.config},
+            config_sha256=self._settings_sha256(phase),
             files=(inputs, [*map(self.schema.path, phase.makes), *outcome.also_makes]),
             outcome=(outcome.summary, outcome.metrics),
             external_sha256=external,
@@ -109,8 +110,8 @@ class Engine:
     def _load_partition(self) -> Partition:
         return partition_from_json(read_json(self.schema.splits), self.schema.splits)
 
-    def _settings(self, phase: Phase) -> dict[str, JsonValue]:
-        return {kind.__name__: self.configs[kind].model_dump(mode="json") for kind in phase.config}
+    def _settings_sha256(self, phase: Phase) -> str:
+        return sha256_json({kind.__name__: deciding(self.configs[kind]) for kind in phase.config})
 
     def _checked_input(self, phase: Phase, name: str) -> tuple[str, FileSeal]:
         """The relative path and the seal of a needed artifact, which its maker's manifest vouches for."""
@@ -141,7 +142,7 @@ class Engine:
         outputs = [root / name for name in manifest.outputs]
         same = (
             manifest.code_sha256 == code_sha256()
-            and manifest.config_sha256 == sha256_json(self._settings(phase))
+            and manifest.config_sha256 == self._settings_sha256(phase)
             and manifest.external_sha256 == external
             and all(path.is_file() for path in outputs)
             and manifest.inputs == inputs

@@ -22,25 +22,28 @@ from streetvision.pipeline.compose import RunConfig, compose_config, given_keys,
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine, ordered, trains
 from streetvision.pipeline.phases import PHASES
-from streetvision.training.distributed import check_started, follow, place, together
+from streetvision.training.distributed import announce, check_started, follow, hear, place, together
 
 NOT_SPLIT = ("data.fractions", "data.seed", "data.unlabeled")
 """Settings of a split, which there is none of where a whole set is judged."""
 
 
-def launch_training(overrides: Sequence[str], *, file: Path | None, console: Console) -> ArtifactSchema:
-    """Run the phases that the settings ask for; returns the paths of the run.
+def launch_training(
+    overrides: Sequence[str], *, file: Path | None, console: Console, only: Collection[str] | None = None
+) -> ArtifactSchema:
+    """Run the phases that the settings ask for, or `only` these of them; returns the paths of the run.
 
     Started by torchrun, every process but the first only trains beside it.
     """
     check_started(compose_config(overrides, file=file).training.hardware)
     with together():
         if place()[0] > 0:
-            return _train_beside(compose_config(overrides, file=file), console)
-        return _lead_training(overrides, file=file, console=console)
+            return _train_beside(console)
+        return _lead_training(overrides, file=file, console=console, only=only)
 
 
-def _train_beside(config: RunConfig, console: Console) -> ArtifactSchema:
+def _train_beside(console: Console) -> ArtifactSchema:
+    config = RunConfig.model_validate_json(hear())  # the leader knows where the data is when the command does not say
     schema = ArtifactSchema(config.root)
     engine = Engine(schema, PHASES, config.sections(), console)
 
@@ -53,8 +56,11 @@ def _train_beside(config: RunConfig, console: Console) -> ArtifactSchema:
     return schema
 
 
-def _lead_training(overrides: Sequence[str], *, file: Path | None, console: Console) -> ArtifactSchema:
+def _lead_training(
+    overrides: Sequence[str], *, file: Path | None, console: Console, only: Collection[str] | None
+) -> ArtifactSchema:
     config = settle(overrides, file=file, console=console)
+    announce(config.model_dump_json())
     schema = ArtifactSchema(config.root)
     drawn = config.data.root is None or _same_place(config.data.root, str(schema.scenes))
     if trains(config.pipeline.phases) and config.model.backbone.source == "embedded" and not drawn:
@@ -64,7 +70,8 @@ def _lead_training(overrides: Sequence[str], *, file: Path | None, console: Cons
     _warn_of_unread(given, phases, console, also={SceneConfig, DataConfig})
     if "data.unlabeled" in given and not config.adapts:
         console.warn("data.unlabeled is read by phase4a_explora alone, which is not among pipeline.phases")
-    Engine(schema, PHASES, config.sections(), console).run(phases)
+    wanted = phases if only is None else [phase for phase in phases if phase.id in only]
+    Engine(schema, PHASES, config.sections(), console).run(wanted)
     return schema
 
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 SEARCHED = ("training", "model", "augmentation", "phase4a")
 """Sections that phase 1, and the adaptation before it, read. Trials on different splits could not be compared."""
-BEFORE_THE_TEST = ("phase4a_explora", "phase1")
-"""Phases of a trial, as far as they are asked for."""
-OWN = ("run_dir", "pipeline.phases", "scenes.")
+BEFORE_THE_TEST = frozenset({"data", "phase4a_explora", "phase1"})
+"""Phases that a trial runs, as far as they are asked for."""
+OWN = ("run_dir", "scenes.")
 """Settings of the command that are not the trials'."""
 PRUNED, USER_ERROR = 4, 2
 """Exit codes of a trial's process."""
@@ -120,13 +120,15 @@ def launch_search(search: Path, overrides: Sequence[str], *, file: Path | None, 
     composed = settle(overrides, file=file, console=console)
     home = ArtifactSchema(composed.root).root / "search"
     given = given_settings(overrides, file=file)
-    common = {key: value for key, value in given.items() if not key.startswith(OWN)} | {"data.root": composed.data.root}
-    phases = [phase for phase in BEFORE_THE_TEST if phase in {*composed.pipeline.phases, "phase1"}]
+    common = {key: value for key, value in given.items() if not key.startswith(OWN)} | {
+        "data.root": composed.data.root,
+        "pipeline.phases": [*dict.fromkeys((*composed.pipeline.phases, "phase1"))],
+    }
     _check_space(config, common)
     home.mkdir(parents=True, exist_ok=True)
     with run_lock(home / ".lock"):
         study = _open_study(home, config, common)
-        _run_trials(study, config, {**common, "pipeline.phases": phases}, home, console)
+        _run_trials(study, config, common, home, console)
         return _write_best(study, common, home, console)
 
 
@@ -197,8 +199,10 @@ def _run_trials(
     """Ask, run, tell, until the study has its trials."""
     left = config.trials - len(_counted(study))
     jobs = min(config.jobs or usual_jobs(), max(1, left))
+    running: set[Path] = set()
     console.line("search", f"{config.trials} trials, {config.trials - left} of them done; {jobs} at a time")
-    for trial, exit_code in in_processes(run_trial, _asked(study, config, common, home, left), jobs):
+    for trial, exit_code in in_processes(run_trial, _asked(study, config, common, home, left, running), jobs):
+        running.discard(trial.root)
         console.line("", f"trial {trial.number}: {_tell(study, trial, exit_code)}")
 
 
@@ -211,13 +215,21 @@ def _counted(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
 
 
 def _asked(
-    study: "optuna.Study", config: SearchConfig, common: Mapping[str, object], home: Path, count: int
+    study: "optuna.Study",
+    config: SearchConfig,
+    common: Mapping[str, object],
+    home: Path,
+    count: int,
+    running: set[Path],
 ) -> Iterator[Trial]:
+    """The next trials, as they are taken; each joins `running`, and the same settings again go beside it."""
     distributions = {key: where.distribution() for key, where in config.space.items()}
     for _ in range(count):
         asked = study.ask(distributions)
         settings = {**common, **asked.params}
         root = home / "trials" / sha256_json(settings)[:12]
+        root = root.with_name(f"{root.name}_{asked.number}") if root in running else root
+        running.add(root)
         trial = Trial(asked.number, asked._trial_id, root, _storage(home), config.prune)
         write_text_atomic(trial.settings, safe_dump(settings, sort_keys=False))
         yield trial
@@ -261,7 +273,7 @@ def run_trial(trial: Trial, threads: int) -> None:
 
     torch.set_num_threads(threads)
     try:
-        launch_training([f"run_dir={trial.root}"], file=trial.settings, console=_Watched(trial))
+        launch_training([f"run_dir={trial.root}"], file=trial.settings, console=_Watched(trial), only=BEFORE_THE_TEST)
     except _BelowMedian:
         sys.exit(PRUNED)
     except StreetVisionError as error:

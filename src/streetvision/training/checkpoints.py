@@ -81,9 +81,10 @@ class Checkpoints(Callback):
             "step": module.global_step,
             "place": self._place,
             "random": random,
-            "sums": {name: value.cpu() for name, value in module.sums.items()},
+            "sums": module.joint_sums(),
             "average": None if module.average is None else module.average.state(),
             "guarding": module.guarding,
+            "eager": module.eager,
         }
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -95,8 +96,8 @@ class Checkpoints(Callback):
         """Put back what `state_dict` gave."""
         module = self._module
         self._random, self._place = state_dict["random"], state_dict["place"]
-        module.sums.update(state_dict["sums"])
-        module.guarding = state_dict["guarding"]
+        module.take_up_sums(state_dict["sums"])
+        module.guarding, module.eager = state_dict["guarding"], state_dict["eager"]
         if module.average is not None:
             module.average.load(state_dict["average"])
         self.resumed_at = state_dict["step"]

@@ -1,11 +1,12 @@
 """Settings of a training run; apart from the code that reads them, because that code loads Lightning."""
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.phase import NO_MATTER
 from streetvision.models.config import AdapterConfig
 
 LossName = Literal["cross_entropy", "weighted_cross_entropy", "focal"]
@@ -119,13 +120,13 @@ class LearningConfig(BaseModel):
     """Share of all optimizer steps in which the rate rises linearly."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of a step's gradient; null does not clip."""
-    checkpoint_steps: int = Field(default=200, ge=1)
+    checkpoint_steps: Annotated[int, NO_MATTER] = Field(default=200, ge=1)
     """Not frozen: optimizer steps between checkpoints to go on from, besides one after each epoch."""
     precision: PrecisionName = "auto"
     """Not frozen: auto takes bf16 where the device has it, else fp32. Heads on features and scores are always fp32."""
-    tracker: Literal["none", "wandb", "mlflow"] = "none"
+    tracker: Annotated[Literal["none", "wandb", "mlflow"], NO_MATTER] = "none"
     """Where epochs are shown besides metrics.csv and TensorBoard: Weights & Biases or MLflow (extra: tracking)."""
-    tracker_offline: bool = True
+    tracker_offline: Annotated[bool, NO_MATTER] = True
     """wandb: files in the run folder for a later `wandb sync`, nothing is sent. mlflow: the same, as its file store."""
     hardware: HardwareConfig = HardwareConfig()
     """Not frozen: devices and memory."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.errors import ConfigError, StreetVisionError
 from streetvision.training.config import HardwareConfig
 
 PATIENCE = timedelta(days=7)
@@ -51,23 +51,30 @@ def together() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def announce(phase: str) -> None:
-    """The leader: call the others to train in `phase` with it."""
+def announce(words: str) -> None:
+    """The leader: tell the others the settings of the run, then each phase in which they train with it."""
     if place()[1] > 1:
-        import torch
-        import torch.distributed as dist
+        _broadcast(words)
 
-        dist.broadcast_object_list([phase], src=0, device=torch.device("cpu"))
+
+def hear() -> str:
+    """The others: what the leader announces next; DONE when it is done. Raises StreetVisionError when it has ended."""
+    try:
+        return _broadcast(DONE)
+    except RuntimeError as error:
+        raise StreetVisionError("the first process ended before it was done", "what it said last says why") from error
 
 
 def follow(join: Callable[[str], None]) -> None:
     """The others: join the leader in every phase that it announces, until it is done."""
+    while (phase := hear()) != DONE:
+        join(phase)
+
+
+def _broadcast(words: str) -> str:
     import torch
     import torch.distributed as dist
 
-    while True:
-        heard: list[str] = [DONE]
-        dist.broadcast_object_list(heard, src=0, device=torch.device("cpu"))
-        if heard[0] == DONE:
-            return
-        join(heard[0])
+    heard = [words]
+    dist.broadcast_object_list(heard, src=0, device=torch.device("cpu"))
+    return heard[0]

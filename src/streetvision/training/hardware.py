@@ -1,6 +1,7 @@
 """What this machine can do, and how a model is made to use it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -49,10 +50,22 @@ def create_model_with_compile(model: nn.Module, config: CompileConfig) -> Callab
     return compiled
 
 
-def prepare_memory(model: nn.Module, config: HardwareConfig, device: torch.device) -> None:
-    """Set the layout of the weights, and on a GPU whether fp32 products may use TF32."""
+@contextmanager
+def memory_as_asked(model: nn.Module, config: HardwareConfig, device: torch.device) -> Iterator[None]:
+    """Set the layout of the weights, and on a GPU, inside the block, whether fp32 products may use TF32.
+
+    Behind it they may or may not as before: what is scored and shipped is not rounded because something was trained.
+    """
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = config.tf32
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = config.tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

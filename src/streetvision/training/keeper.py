@@ -99,7 +99,7 @@ class Keeper(Epochs):
         module.guarding = False
         lost = module.take_figures("eager")["mcc"] - compiled_mcc
         if lost > MAX_COMPILE_DROP:
-            module.drop_compiled()
+            module.eager = True
             self.progress.warn(
                 f"the compiled model loses {lost:.3f} of VAL_SELECT MCC against the same weights run eagerly, "
                 "so training goes on without it; leave out training.compile.enabled"

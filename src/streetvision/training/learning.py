@@ -39,6 +39,8 @@ class LearningModule(LightningModule):
         self.average = average
         self.guarding = False
         """Whether the compiled model is still to be judged against the eager one."""
+        self.eager = False
+        """Whether the compiled model has been given up."""
         self._sums: dict[str, Tensor] = {}
 
     def configure_model(self) -> None:
@@ -52,12 +54,9 @@ class LearningModule(LightningModule):
         if self.average is not None:
             self.average.to(self.device)
 
-    def on_train_epoch_start(self) -> None:
-        """What does not learn stays as it is judged: dropout off, running statistics kept."""
-        for module in self.model.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
-                module.eval()
+    def on_train_start(self) -> None:
+        """What learns is in train mode from the first step, in the middle of an epoch too."""
+        train_what_learns(self.model)
 
     def optimizer_step(self, *arguments: object, **options: object) -> None:
         """The optimizer's step, and the average's behind it."""
@@ -90,10 +89,13 @@ class LearningModule(LightningModule):
         """Of the steps; a child whose inputs are features answers fp32."""
         return self.settings.precision
 
-    @property
-    def sums(self) -> dict[str, Tensor]:
-        """What has been added up in the epoch so far, for a checkpoint."""
-        return self._sums
+    def joint_sums(self) -> dict[str, Tensor]:
+        """What all processes have added up in the epoch so far, for a checkpoint; all of them take part."""
+        return {name: self._joint(value.clone()).cpu() for name, value in self._sums.items()}
+
+    def take_up_sums(self, sums: Mapping[str, Tensor]) -> None:
+        """Go on from `joint_sums`: the first process does, and the others from nothing."""
+        self._sums = dict(sums) if self.global_rank == 0 else {}
 
     def laid_out(self, images: Tensor) -> Tensor:
         """Images as hardware.channels_last wants them in memory."""
@@ -120,9 +122,24 @@ class LearningModule(LightningModule):
         self._sums[name] = value if before is None else before.to(value.device) + value
 
     def _reduced(self, name: str) -> list[float]:
-        total = self.trainer.strategy.reduce(self._sums.pop(name), reduce_op="sum")
+        return [float(value) for value in self._joint(self._sums.pop(name)).flatten().tolist()]
+
+    def _joint(self, value: Tensor) -> Tensor:
+        total = self.trainer.strategy.reduce(value, reduce_op="sum")
         assert isinstance(total, Tensor)
-        return [float(value) for value in total.flatten().tolist()]
+        return total
+
+
+def train_what_learns(model: nn.Module) -> None:
+    """Put `model` in train mode, however it came, but leave the parts in which nothing learns as they are judged.
+
+    In those, dropout stays off and running statistics stay as they are.
+    """
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            module.eval()
 
 
 class Epochs(Callback):

@@ -26,11 +26,11 @@ def _peft(classifier: Classifier, config: TrainingConfig) -> None:
 def _last_n(classifier: Classifier, config: TrainingConfig) -> None:
     """The last blocks and all that comes after them: most networks end in a norm."""
     backbone = classifier.backbone
-    learning = tuple(f"{block}." for block in last_blocks(backbone.spec.lora_targets, config.last_blocks))
-    for name, layer in _by_depth(backbone).items():
+    opened = last_blocks(backbone.spec.lora_targets, config.last_blocks)
+    still = len(block_names(backbone.spec.lora_targets)) - len(opened)
+    for name, depth in _by_depth(backbone).items():
         parameter = backbone.get_parameter(name)
-        after = layer > len(block_names(backbone.spec.lora_targets))
-        parameter.requires_grad_(parameter.requires_grad and (after or name.startswith(learning)))
+        parameter.requires_grad_(parameter.requires_grad and depth > still)
 
 
 def _full(_: Classifier, __: TrainingConfig) -> None:
@@ -58,13 +58,15 @@ def rate_scales(classifier: Classifier, decay: float) -> dict[str, float]:
 
 
 def _by_depth(backbone: nn.Module) -> dict[str, int]:
-    """Parameter name -> 0 before the first block, i in the i-th of n (from 1), n + 1 after the last."""
+    """Parameter name -> 0 before the first block, i in the i-th of n (from 1) or just before it, n + 1 after the last.
+
+    What stands between two blocks, such as the merging of patches, goes with the one that reads it.
+    """
     blocks = block_names(backbone.spec.lora_targets)  # type: ignore[arg-type, union-attr]
     depths: dict[str, int] = {}
-    reached = 0
-    for name, _ in backbone.named_parameters():
+    follows = len(blocks) + 1
+    for name in reversed([name for name, _ in backbone.named_parameters()]):
         inside = next((i for i, block in enumerate(blocks, start=1) if name.startswith(f"{block}.")), None)
-        if inside is not None:
-            reached = max(reached, inside)
-        depths[name] = inside if inside is not None else (0 if not reached else len(blocks) + 1)
+        follows = inside or follows
+        depths[name] = inside or (follows if follows > 1 else 0)
     return depths

@@ -45,14 +45,14 @@ class SupervisedModule(LearningModule):
         inputs, labels = batch
         inputs = self.laid_out(inputs)
         targets = labels if labels.ndim > 1 else F.one_hot(labels, N_CLASSES).float()
-        loss: Tensor = self.loss(self._compiled[0](inputs).float(), targets)
+        loss: Tensor = self.loss(self._run(inputs).float(), targets)
         self._count_loss(loss, len(labels), batch_idx)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Add a batch's confusion counts and summed cross-entropy to the epoch's."""
         inputs, labels = batch
-        self._judge("raw", self._compiled[0](inputs), labels)
+        self._judge("raw", self._run(inputs), labels)
         if self.guarding:
             self._judge("eager", self.model(inputs), labels)
         if self.average is not None:
@@ -69,9 +69,9 @@ class SupervisedModule(LearningModule):
             "called": (tp + fp) / total,
         }
 
-    def drop_compiled(self) -> None:
-        """Go on without the compiled module."""
-        self._compiled = (self.model,)
+    def _run(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.model(inputs) if self.eager else self._compiled[0](inputs)
+        return logits
 
     def _judge(self, name: str, logits: Tensor, labels: Tensor) -> None:
         logits = logits.float()

@@ -16,7 +16,7 @@ from streetvision.contracts.progress import Progress
 from streetvision.data.datamodule import Batch
 from streetvision.training.checkpoints import Checkpoints
 from streetvision.training.config import TrainingConfig
-from streetvision.training.hardware import lightning_precision, pick_device, prepare_memory
+from streetvision.training.hardware import lightning_precision, memory_as_asked, pick_device
 from streetvision.training.keeper import Keeper, Kept, State, learnt_state
 from streetvision.training.learning import EpochRow, Epochs, LearningModule
 from streetvision.training.losses import make_loss
@@ -112,10 +112,9 @@ def train_module(
 ) -> int | None:
     """Run every epoch of `module`; returns the optimizer step of the checkpoint that it went on from."""
     device, config = pick_device(), module.settings
-    prepare_memory(module.model, config.hardware, device)
     checkpoints = Checkpoints(following.checkpoint, key=following.key, every=config.checkpoint_steps)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), _interrupts_passed_on():
+    with warnings.catch_warnings(), _interrupts_passed_on(), memory_as_asked(module.model, config.hardware, device):
         warnings.filterwarnings("ignore", module="lightning.*")
         trainer = Trainer(
             max_epochs=config.epochs,

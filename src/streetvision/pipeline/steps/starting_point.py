@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from streetvision.contracts.phase import Context
+from streetvision.contracts.phase import Context, deciding
 from streetvision.io.atomic import sha256_file, sha256_json
 from streetvision.io.manifests import code_sha256
 from streetvision.io.tensors import load_into, load_state
@@ -24,7 +24,7 @@ def starting_classifier(context: Context) -> Classifier:
 
 def resume_key(context: Context, artifacts: Iterable[str]) -> str:
     """Digest of all that decides what a training gives: settings, code, data, weights, and what it reads of the run."""
-    settings = [section.model_dump(mode="json") for section in context.configs.values()]
+    settings = [deciding(section) for section in context.configs.values()]
     files = [context.schema.splits, *map(context.schema.path, artifacts)]
     digests = [sha256_file(path) for path in files]
     return sha256_json([code_sha256(), context.fingerprint, digests, digest_of_weights(context), settings])
