@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from streetvision.cli_data import DATA_VERBS, Overrides, key_value, open_console
-from streetvision.cli_ending import COLLAPSED, USER_ERROR, interruptible, told_in_a_line
+from streetvision.cli_ending import COLLAPSED, USER_ERROR, interruptible, show_any_name, told_in_a_line
 from streetvision.contracts.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -278,7 +278,10 @@ def build_app() -> typer.Typer:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; what a user can mend ends in one line and exit code 2, its traceback under --debug."""
     given = sys.argv[1:] if arguments is None else arguments
+    show_any_name()
     with told_in_a_line(debug="--debug" in given):
+        if "" in given:
+            raise ConfigError("one of the arguments is empty", "a variable of the shell may not be set")
         build_app()(args=[a for a in given if a != "--debug"])
 
 

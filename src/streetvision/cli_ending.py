@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from functools import wraps
+from io import TextIOWrapper
 from typing import NoReturn
 
 import typer
@@ -16,6 +17,8 @@ USER_ERROR = 2
 COLLAPSED = 3
 INTERRUPTED = 130
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+NO_SUCH_PLACE = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EIO}
+"""What a path is answered with that no file can have, or that is a file where a folder should be, or the reverse."""
 
 
 @contextmanager
@@ -28,8 +31,10 @@ def told_in_a_line(*, debug: bool) -> Iterator[None]:
             raise
         _fail(error.what, error.remedy)
     except OSError as error:
-        if debug or error.errno not in CANNOT_WRITE:
+        if debug or error.errno not in CANNOT_WRITE | NO_SUCH_PLACE:
             raise
+        if error.errno in NO_SUCH_PLACE:
+            _fail(f"{str(error.filename)!r}: {error.strerror}", "give another path")
         _fail(
             f"cannot write {error.filename or 'a file'}: {error.strerror}", "free some space, or choose another folder"
         )
@@ -40,6 +45,13 @@ def told_in_a_line(*, debug: bool) -> Iterator[None]:
             "a worker process was killed",
             "run the same line again and it goes on; fewer loader.workers= need less memory",
         )
+
+
+def show_any_name() -> None:
+    """Let this process print file names that are no text, or not in the terminal's encoding, escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def interruptible(verb: Callable[..., None]) -> Callable[..., None]:

@@ -165,6 +165,15 @@ class TestSources:
         assert listing.images[0].columns == {"weather": "fog"}
         assert all((listing.root / image.path).parent == tmp_path / "index" / "images" for image in listing.images)
 
+    def test_text_that_is_no_text(self, tmp_path):
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for suffix, content in {"jpg": photo(1), "json": b'{"label": 0, "place": "\\ud800"}'}.items():
+                info = tarfile.TarInfo(f"1.{suffix}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        with pytest.raises(DataError, match=r"a\.tar/1\.json is not valid JSON: it holds half of a letter"):
+            run(tmp_path / "a.tar", tmp_path / "index")
+
     @pytest.mark.parametrize("content", [b"no tar", b"\x1f\x8b\x08broken"])
     def test_a_damaged_tar(self, tmp_path, content):
         (tmp_path / "a.tar").write_bytes(content)

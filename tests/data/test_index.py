@@ -342,3 +342,13 @@ def test_a_name_that_is_no_text_is_left_out_with_its_reason(tmp_path):
     assert [(bad.path, bad.reason) for bad in listing.left_out] == [
         (r"Roadwork/caf\udce9.jpg", "has a name that is not UTF-8")
     ]
+
+
+def test_a_link_to_a_folder_is_told_and_not_followed(tmp_path):
+    touch(tmp_path, "None/a.jpg", "Roadwork/b.jpg", "elsewhere/c.jpg")
+    (tmp_path / "Roadwork" / "more").symlink_to(tmp_path / "elsewhere")
+    listing = listing_of(tmp_path)
+    assert [listed.path for listed in listing.images] == ["None/a.jpg", "Roadwork/b.jpg"]
+    assert ("Roadwork/more", "is a link to a folder, and none is followed") in [
+        (bad.path, bad.reason) for bad in listing.left_out
+    ]

@@ -102,9 +102,14 @@ def test_an_index_is_the_files_that_it_names(folder, tmp_path):
     named = [{"path": "images/a.jpg", **row}, {"path": str(folder / "b.jpg"), **row}]
     (tmp_path / "import" / "images").mkdir(parents=True)
     (tmp_path / "import" / "images" / "a.jpg").write_bytes(b"A")
-    parts.append([*named, {"path": "images/gone.jpg", **row}], until=3, left_out={})
+    (parts.parts / "part-of-someone.parquet").parent.mkdir()
+    (parts.parts / "part-of-someone.parquet").write_bytes(b"")
+    gone = [{"path": name, **row} for name in ("images/gone.jpg", "images/a\0.jpg")]
+    parts.append([*named, *gone], until=4, left_out={})
+    assert parts.done() == 4
     parts.finish()
-    assert list(contents(tmp_path / "import" / "index.parquet").values()) == [b"A", PICTURES["b.jpg"], "is not there"]
+    found = list(contents(tmp_path / "import" / "index.parquet").values())
+    assert found == [b"A", PICTURES["b.jpg"], "is not there", "is not there"]
     assert len(contents(tmp_path / "import")) == 1
 
 

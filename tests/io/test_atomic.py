@@ -32,11 +32,16 @@ def test_numbers_that_json_lacks_are_refused_and_leave_the_old_file(tmp_path, nu
     assert read_json(path) == {"old": 1}
 
 
-@pytest.mark.parametrize("text", ["{", "NaN", '{"a": Infinity}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["{", "NaN", '{"a": Infinity}', "[" * 100_000, '"\\ud800"', '{"\\uDFff": 1}'])
 def test_what_is_not_json_is_named(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ArtifactError, match=r"x\.json"):
         read_json(tmp_path / "x.json")
+
+
+def test_letters_beyond_the_first_65536_are_letters(tmp_path):
+    (tmp_path / "x.json").write_text('"\\ud83d\\udea7"')
+    assert read_json(tmp_path / "x.json") == "\N{CONSTRUCTION SIGN}"
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

@@ -6,6 +6,7 @@ import torch
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.policies import FusionRef
 from streetvision.contracts.split_contracts import Row, Split
+from streetvision.io.atomic import read_json, write_json_atomic
 from streetvision.io.scores import Scores, load_scores, rows_digest, save_scores
 from streetvision.io.tensors import save_tensors
 
@@ -54,6 +55,15 @@ def test_the_digest_of_rows_moves_with_content_label_and_order_and_not_with_the_
     assert rows_digest(tuple(replace(one, path="b.jpg") for one in rows)) == rows_digest(rows)
     for other in (rows[::-1], rows[:1], (row, row), (replace(row, sha256="1" * 64), rows[1])):
         assert rows_digest(other) != rows_digest(rows)
+
+
+def test_a_split_that_is_none_is_named(paths):
+    save_scores(SCORES, **paths)
+    content = read_json(paths["record"])
+    content["reference"]["split"] = "val_tset"
+    write_json_atomic(paths["record"], content)
+    with pytest.raises(ArtifactError, match="'val_tset', and there is no such split"):
+        load_scores(**paths)
 
 
 def test_tensors_of_another_run_are_refused(paths):

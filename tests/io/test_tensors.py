@@ -1,5 +1,6 @@
 import pickle
 import resource
+import zipfile
 
 import pytest
 import torch
@@ -56,6 +57,34 @@ def test_damaged_files_are_named(tmp_path, content, suffix):
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=rf"x\{suffix}"):
         load_state(path)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.eye(3).to_sparse(),
+        torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        torch.ones(3, dtype=torch.complex64),
+        torch.ones(3, device="meta"),
+        torch.ones(1).expand(1000),
+    ],
+    ids=["sparse", "quantized", "complex", "meta", "expanded"],
+)
+def test_a_tensor_that_torch_would_stumble_over_is_named(tmp_path, tensor):
+    for value, load in ((tensor, load_tensor), ({"a": tensor}, load_state)):
+        torch.save(value, tmp_path / "x.pth")
+        with pytest.raises(ArtifactError, match=r"x\.pth.*it holds a tensor"):
+            load(tmp_path / "x.pth")
+
+
+def test_a_file_that_unpacks_to_more_than_it_is_is_refused(tmp_path):
+    torch.save(torch.zeros(100_000), tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth") as plain, zipfile.ZipFile(tmp_path / "y.pth", "w") as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry), compress_type=zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "y.pth").stat().st_size < 10_000
+    with pytest.raises(ArtifactError, match="it is compressed"):
+        load_tensor(tmp_path / "y.pth")
 
 
 def test_a_tensor_is_not_a_state_and_a_state_is_not_a_tensor(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.io.atomic import read_json
+from streetvision.io.atomic import read_json, write_json_atomic
 from tests.conftest import TINY_MODEL, reseal
 
 
@@ -156,6 +156,17 @@ class TestSettings:
         (tmp_path / "my.yaml").write_text(text)
         fails("train", "--config", tmp_path / "my.yaml")
 
+    def test_a_seed_that_no_generator_takes(self, fails):
+        assert "training.seed=4294967296: input should be less" in fails("train", "training.seed=4294967296")
+
+    def test_an_argument_or_a_root_that_is_empty(self, fails):
+        assert "one of the arguments is empty" in fails("predict", "--bundle", "export", "")
+        assert "data.root=''" in fails("train", "data.root=")
+
+    def test_a_text_with_nul(self, fails, tmp_path):
+        (tmp_path / "my.yaml").write_text('run_dir: "a\\0b"')
+        assert "holds the character NUL" in fails("train", "--config", tmp_path / "my.yaml")
+
     def test_a_config_file_that_is_not_there(self, fails, tmp_path):
         assert "cannot read" in fails("train", "--config", tmp_path / "my.yaml")
 
@@ -174,6 +185,24 @@ class TestSettings:
 
 
 class TestDisk:
+    def test_a_name_that_no_file_can_have(self, fails, photos, finished_run, tmp_path):
+        long = tmp_path / ("a" * 300)
+        assert "File name too long" in fails("train", f"data.root={photos}", f"run_dir={long}")
+        assert "File name too long" in fails("predict", "--bundle", finished_run / "export", photos, "--out", long)
+
+    def test_a_folder_where_a_file_should_be(self, fails, finished_run, tmp_path):
+        run = shutil.copytree(finished_run, tmp_path / "run")
+        manifest = ArtifactSchema(run).manifest("phase2")
+        manifest.unlink()
+        manifest.mkdir()
+        assert "Is a directory" in fails("train", f"run_dir={run}", "pipeline.phases=[phase2]")
+
+    def test_a_manifest_that_does_not_know_its_data(self, fails, finished_run, tmp_path):
+        run = shutil.copytree(finished_run, tmp_path / "run")
+        path = ArtifactSchema(run).manifest("data")
+        write_json_atomic(path, {**read_json(path), "config": {}})
+        assert "does not say which data this run is about" in fails("train", f"run_dir={run}")
+
     def test_a_run_folder_that_cannot_be_made(self, fails, photos, tmp_path):
         (tmp_path / "file").write_text("")
         assert "cannot be created" in fails("train", f"data.root={photos}", f"run_dir={tmp_path / 'file' / 'run'}")

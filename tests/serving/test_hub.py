@@ -48,6 +48,15 @@ def test_figures_of_another_bundle_are_not_its_own(finished_run, command, tmp_pa
     assert "nothing is known of how good it is" in body
 
 
+def test_a_report_that_is_none_is_named(finished_run, command, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    ArtifactSchema(run).evaluation_report.write_text("{}")
+    code, _, err = command("export", "--bundle", run / "export", "--out", tmp_path / "hub", "--format", "hub")
+    assert code == 2
+    assert "evaluation_report.json': title: Field required" in err
+    assert not (tmp_path / "hub").exists()
+
+
 def test_an_option_that_the_format_does_not_read_is_an_error(finished_run, command, tmp_path):
     asked = ["export", "--bundle", finished_run / "export", "--out", tmp_path / "out", "--format"]
     for form, option in (("hub", "--hotkey"), ("hub", "--version"), ("miner", "--license")):

@@ -76,6 +76,7 @@ def bomb():
         (lambda jpeg: {"files": {"other": ("a.jpg", jpeg, "image/jpeg")}}, 422),
         (lambda jpeg: {"json": {"image": "no base64!"}}, 422),
         (lambda jpeg: {"json": ["image"]}, 422),
+        (lambda jpeg: {"json": {"image": base64.b64encode(jpeg).decode(), "more": [[] for _ in range(99)]}}, 422),
         (lambda jpeg: {"content": b"{", "headers": {"Content-Type": "application/json"}}, 422),
         (lambda jpeg: {"content": jpeg, "headers": {"Content-Type": "image/jpeg"}}, 422),
         (lambda jpeg: {"content": b"--x\r\ncut", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, 422),

@@ -51,13 +51,13 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    root: str | None = None
+    root: str | None = Field(default=None, min_length=1)
     """Folder, CSV, labels.json, or Hugging Face dataset (a folder, or hf://owner/name on the hub); None: scenes."""
     class_names: tuple[str, str] = ("None", "Roadwork")
     """Names of class 0 and class 1, in that order."""
     fractions: Fractions = {Split.TRAIN: 0.60, Split.VAL_SELECT: 0.15, Split.VAL_CALIB: 0.15, Split.VAL_TEST: 0.10}
     """Share of the rows for every split, each above 0; they sum to 1."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Which of the possible partitions is taken; any whole number."""
     max_bad_share: float = Field(default=0.05, ge=0, le=1)
     """Share of the listed images that may be unusable before the run stops."""

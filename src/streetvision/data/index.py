@@ -108,15 +108,23 @@ def files_under(folder: Path, root: Path) -> tuple[list[str], list[BadFile]]:
     others: list[BadFile] = []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if _is_mentioned(name) and not _is_run(Path(place, name))]
+        linked = [name for name in folders if Path(place, name).is_symlink()]
+        others += [
+            BadFile(_shown(Path(place, name), root), "is a link to a folder, and none is followed") for name in linked
+        ]
         for name in filter(_is_mentioned, names):
             path = Path(place, name).relative_to(root).as_posix()
             if not _is_text(path):
-                others.append(BadFile(path.encode(errors="backslashreplace").decode(), "has a name that is not UTF-8"))
+                others.append(BadFile(_shown(Path(place, name), root), "has a name that is not UTF-8"))
             elif image_suffix(name):
                 pictures.append(path)
             else:
                 others.append(BadFile(path, "is not an image by its name"))
     return sorted(pictures), sorted(others, key=lambda bad: bad.path)
+
+
+def _shown(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix().encode(errors="backslashreplace").decode()
 
 
 def _is_text(path: str) -> bool:

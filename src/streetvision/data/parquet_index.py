@@ -39,7 +39,7 @@ class IndexParts:
 
     def done(self) -> int:
         """Entries of the source that the parts have dealt with, rows or not."""
-        return max((int(path.stem.partition("-")[2]) for path in self.parts.glob("part-*.parquet")), default=0)
+        return max((int(path.stem.partition("-")[2]) for path in self._paths()), default=0)
 
     def append(self, records: Sequence[Record], *, until: int, left_out: Mapping[str, int]) -> None:
         """Write the rows of the next entries of the source, which end before entry `until`; the others are counted."""
@@ -55,7 +55,7 @@ class IndexParts:
         """
         counts: Counter[str] = Counter()
         with open_atomic(self.folder / INDEX) as handle, pq.ParquetWriter(handle, SCHEMA) as writer:
-            for path in sorted(self.parts.glob("part-*.parquet")):
+            for path in sorted(self._paths()):
                 table = pq.read_table(path)
                 counts["rows"] += len(table)
                 told = table.schema.metadata or {}
@@ -63,6 +63,9 @@ class IndexParts:
                 writer.write_table(table.cast(SCHEMA))
         shutil.rmtree(self.parts)
         return counts
+
+    def _paths(self) -> list[Path]:
+        return list(self.parts.glob(f"part-{'[0-9]' * 12}.parquet"))
 
 
 def list_parquet(path: Path, *, class_names: tuple[str, str], columns: Columns) -> Listing:

@@ -171,7 +171,7 @@ def _list_named_parquet(path: Path) -> Iterator[Item]:
 def _list_named(path: Path) -> Iterator[Item]:
     try:
         yield from _list_file(path)
-    except OSError:
+    except (OSError, ValueError):
         yield Item(str(path), "unreadable", str(path), 0, reason="is not there")
 
 

@@ -1,13 +1,13 @@
 """Images listed by a file: a CSV, or `images/` with a labels.json."""
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from streetvision.contracts.errors import DataError
 from streetvision.data.listing import Listed, Listing, check_classes, count_classes, label_of, naming_remedy
+from streetvision.io.atomic import parse_json
 
 CSV_REMEDY = "the first line names the columns: path,label and, where known, group,source"
 STRICT = {"filename", "label", "group", "source"}
@@ -111,8 +111,8 @@ def _check_header(path: Path, header: list[str], needed: Sequence[str]) -> None:
 
 def _json_records(path: Path) -> Iterator[Record]:
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        entries = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise DataError(f"{str(path)!r} cannot be read as JSON: {error}", JSON_REMEDY) from error
     if not isinstance(entries, list):
         raise DataError(f"{path.name} holds one {type(entries).__name__}, not a list", JSON_REMEDY)

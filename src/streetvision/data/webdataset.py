@@ -1,6 +1,5 @@
 """Samples of WebDataset tars: files of one name and several suffixes, read in order and never unpacked by name."""
 
-import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import DEFAULT_LIMITS
+from streetvision.io.atomic import parse_json
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 MOST_BYTES_OF_TEXT = 2**20
@@ -80,8 +80,8 @@ def _sample(shard: Path, key: str, parts: dict[str, bytes]) -> Iterator[Sample]:
 
 def _json_fields(text: bytes, where: str) -> dict[str, str]:
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(text)
+    except ValueError as error:
         raise DataError(f"{where}.json is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise DataError(f"{where}.json holds a {type(fields).__name__}, not an object")

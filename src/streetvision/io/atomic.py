@@ -15,6 +15,7 @@ from streetvision.contracts.errors import ArtifactError
 TEMP_SUFFIX = ".tmp"
 TEMP_NAME = re.compile(r"\..+\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
 """Of a file on its way: `atomic_path` makes them."""
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextmanager
@@ -85,11 +86,26 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> object:
-    """The JSON value in `path`; raises ArtifactError when it is missing, not UTF-8, not JSON or holds NaN."""
+    """The JSON value in `path`; raises ArtifactError when it is missing or nothing that `parse_json` takes."""
     try:
-        return json.loads(read_bytes(path), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        return parse_json(read_bytes(path))
+    except ValueError as error:
         raise ArtifactError(f"{str(path)!r} is not valid JSON: {error}") from error
+
+
+def parse_json(data: bytes) -> object:
+    """The JSON value in `data`; ValueError if it is no UTF-8 or JSON, nests too deep, or holds NaN or half a letter."""
+    text = data.decode("utf-8-sig")
+    try:
+        value: object = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("it nests too deep") from error
+    if SURROGATE.search(text):  # half of a letter is an error, a pair of halves is a letter
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"it holds half of a letter, {error.object[error.start]!r}") from error
+    return value
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -76,10 +76,14 @@ def load_scores(*, logits: Path, labels: Path, record: Path) -> Scores:
     """Read scores back; raises ArtifactError when tensors and record do not belong together."""
     found = validate_json(record, ScoresRecord)
     values = validate_logits(logits)
+    try:
+        split = Split(found.reference.split)
+    except ValueError as error:
+        raise ArtifactError(f"{str(record)!r} is of {found.reference.split!r}, and there is no such split") from error
     scores = Scores(
         logits=values,
         labels=validate_labels(labels, n=len(values)),
-        split=Split(found.reference.split),
+        split=split,
         model_sha256=found.reference.model_sha256,
         rows_sha256=found.rows_sha256,
         fusion=found.reference.fusion,

@@ -1,5 +1,6 @@
 """Tensors and state dicts to and from disk: no pickle is executed, no key is dropped in silence."""
 
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -99,12 +100,33 @@ def _load(path: Path) -> object:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _check_unpacked(path)
+        value: object = torch.load(path, map_location="cpu", weights_only=True)
+        for tensor in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(tensor, Tensor):
+                _check_plain(tensor)
+        return value
     except OSError as error:
         raise ArtifactError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except Exception as error:  # on damaged bytes, the readers raise nearly every type there is
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise ArtifactError(f"{str(path)!r} is damaged or not a tensor file: {reason}") from error
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raise unless the file holds its bytes as they are: torch writes them so, and packed ones may be far more."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is compressed")
+
+
+def _check_plain(tensor: Tensor) -> None:
+    """Raise for a tensor that torch would rather stumble over later, or that claims more values than came with it."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+        raise ValueError("it holds a tensor that is sparse, quantized, complex or without values")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError("it holds a tensor of more values than were stored")
 
 
 def _some(names: list[str]) -> str:

@@ -42,7 +42,7 @@ class BackboneConfig(BaseModel):
     """random: pixels along one side of a patch."""
     registers: int = Field(default=4, ge=0)
     """random: number of register tokens."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """random, and timm without weights: seed of the weights."""
 
     @model_validator(mode="after")

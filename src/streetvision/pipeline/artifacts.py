@@ -133,10 +133,10 @@ def _stamps(root: Path, images: Sequence[Listed]) -> list[list[object]]:
 
 
 def _stamp(path: Path) -> list[str | int]:
-    """What changes when a file does; a file that is not there is for the scan to name."""
+    """What changes when a file does; one that is not there, or cannot be, is for the scan to name."""
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return [str(path)]
     return [path.name, found.st_size, found.st_mtime_ns]
 

@@ -252,6 +252,8 @@ def _check(key: str, value: object, choices: Mapping[str, list[str]], known: Map
             raise unknown_name(key, str(value), choices[key])
     elif key not in known:
         raise _unknown_key(key, [*choices, *known])
+    if any(isinstance(part, str) and "\0" in part for part in (value if isinstance(value, list) else [value])):
+        raise ConfigError(f"{key}={value!r}: no text or path holds the character NUL")
 
 
 def _unknown_key(key: str, known: Sequence[str]) -> ConfigError:

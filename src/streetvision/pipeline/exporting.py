@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle
 from streetvision.bundle.predictor import load_bundle
@@ -12,11 +11,12 @@ from streetvision.bundle.runtimes import RUNTIMES
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.policies import Precision
-from streetvision.io.atomic import read_json, sha256_file
+from streetvision.io.atomic import sha256_file
+from streetvision.io.validators import validate_json
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.prediction import expand
 from streetvision.pipeline.runtime_export import RuntimeRequest, export_runtime
-from streetvision.serving.hub import BUNDLE_FOLDER, Card, write_hub
+from streetvision.serving.hub import BUNDLE_FOLDER, Card, ShownEvaluation, write_hub
 from streetvision.serving.miner import Submission, check_miner, write_miner
 from streetvision.serving.stock_head import PINNED
 
@@ -115,12 +115,13 @@ def export_hub(request: Request, console: Console) -> None:
     console.line("next", f"hf upload OWNER/NAME {request.out}")
 
 
-def _own_evaluation(bundle: Bundle) -> dict[str, Any] | None:
+def _own_evaluation(bundle: Bundle) -> ShownEvaluation | None:
     """evaluation_report.json of the run around the bundle, if it judged these very bytes."""
     path = ArtifactSchema(bundle.folder.parent).evaluation_report
-    report = read_json(path) if path.is_file() else None
-    own = isinstance(report, dict) and report["provenance"]["bundle"] == sha256_file(bundle.folder / BUNDLE_JSON)
-    return dict(report) if own and isinstance(report, dict) else None
+    if not path.is_file():
+        return None
+    report = validate_json(path, ShownEvaluation)
+    return report if report.provenance.bundle == sha256_file(bundle.folder / BUNDLE_JSON) else None
 
 
 EXPORTS: Mapping[str, Export] = {

@@ -43,7 +43,8 @@ def launch_training(
 
 
 def _train_beside(console: Console) -> ArtifactSchema:
-    config = RunConfig.model_validate_json(hear())  # the leader knows where the data is when the command does not say
+    config = hear()  # the leader knows where the data is when the command does not say
+    assert isinstance(config, RunConfig)
     schema = ArtifactSchema(config.root)
     engine = Engine(schema, PHASES, config.sections(), console)
 
@@ -60,7 +61,7 @@ def _lead_training(
     overrides: Sequence[str], *, file: Path | None, console: Console, only: Collection[str] | None
 ) -> ArtifactSchema:
     config = settle(overrides, file=file, console=console)
-    announce(config.model_dump_json())
+    announce(config)
     schema = ArtifactSchema(config.root)
     drawn = config.data.root is None or _same_place(config.data.root, str(schema.scenes))
     if trains(config.pipeline.phases) and config.model.backbone.source == "embedded" and not drawn:
@@ -185,8 +186,11 @@ def _recorded_data(schema: ArtifactSchema) -> dict[str, object] | None:
     """The data section that the run folder's splits.json was made with, if it has one."""
     if not schema.manifest("data").is_file():
         return None
-    recorded = read_manifest(schema.manifest("data")).config["DataConfig"]
-    assert isinstance(recorded, dict)
+    recorded = read_manifest(schema.manifest("data")).config.get("DataConfig")
+    if not isinstance(recorded, dict):
+        raise ArtifactError(
+            f"{str(schema.manifest('data'))!r} does not say which data this run is about", "give another run_dir="
+        )
     return dict(recorded)
 
 

@@ -83,7 +83,7 @@ class SearchConfig(Part):
     """Trials at a time; null: one a core, on a GPU one. With one, the same seed asks for the same trials."""
     prune: bool = True
     """End a trial whose best VAL_SELECT MCC so far lies below the median of the others at that epoch."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the sampler."""
 
 

@@ -30,7 +30,8 @@ def serve_bundle(bundle: Path, overrides: Sequence[str], *, host: str, port: int
         app = create_app(load_bundle(bundle), config)
         address = f"http://{host}:{listener.getsockname()[1]}/"
         console.line("serving", f"{address}  (at most {config.max_in_flight} requests in flight)")
-        settings = uvicorn.Config(app, log_level="warning", server_header=False)
+        # h11 bounds the length of the headers; the other that uvicorn may find does not.
+        settings = uvicorn.Config(app, http="h11", log_level="warning", server_header=False)
         uvicorn.Server(settings).run(sockets=[listener])
 
 

@@ -1,12 +1,11 @@
 """A folder for the Hugging Face hub: the bundle as it is, and a model card that says how it was judged."""
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict
 
 from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle
 from streetvision.contracts.errors import ConfigError
@@ -18,6 +17,40 @@ SHOWN = ("mcc", "roc_auc", "accuracy", "recall", "precision", "fpr", "ece", "bri
 """Metrics of the table, in this order."""
 
 
+class Shown(BaseModel):
+    """A part of evaluation_report.json; the page shows more."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ShownMetric(Shown):
+    """A metric with its interval; None where it is not defined."""
+
+    estimate: float | None
+    low: float | None
+    high: float | None
+
+
+class JudgedBundle(Shown):
+    """What was judged."""
+
+    bundle: str
+    """sha256 of bundle.json."""
+
+
+class ShownEvaluation(Shown):
+    """What a card shows of evaluation_report.json."""
+
+    title: str
+    data: str
+    look: int | None
+    level: float
+    counts: dict[str, int]
+    metrics: dict[str, ShownMetric]
+    notes: list[str]
+    provenance: JudgedBundle
+
+
 @dataclass(frozen=True)
 class Card:
     """What a person says of the model; the rest is read from the bundle and its evaluation."""
@@ -27,7 +60,7 @@ class Card:
     """An identifier that the hub knows, for example apache-2.0."""
 
 
-def write_hub(bundle: Bundle, folder: Path, card: Card, report: Mapping[str, Any] | None) -> None:
+def write_hub(bundle: Bundle, folder: Path, card: Card, report: ShownEvaluation | None) -> None:
     """Write the bundle into `folder`/bundle and README.md beside it; `report` is the bundle's own evaluation, if any.
 
     Raises ConfigError for a folder that holds something.
@@ -45,7 +78,7 @@ def write_hub(bundle: Bundle, folder: Path, card: Card, report: Mapping[str, Any
         raise
 
 
-def model_card(bundle: Bundle, card: Card, report: Mapping[str, Any] | None) -> str:
+def model_card(bundle: Bundle, card: Card, report: ShownEvaluation | None) -> str:
     """README.md: metadata as YAML between two rules, then Markdown."""
     metadata: dict[str, object] = {
         "license": card.license,
@@ -82,38 +115,38 @@ for answer in predictor.predict(["street.jpg"]):
 Every file is checked by its sha256, and none is unpickled. A digest shows that a bundle is whole, not who made it."""
 
 
-def _evaluation(report: Mapping[str, Any] | None) -> str:
+def _evaluation(report: ShownEvaluation | None) -> str:
     if report is None:
         return "No evaluation came with this bundle: nothing is known of how good it is."
-    n = sum(report["counts"].values())
-    look = f", look {report['look']} at it" if report["look"] else ""
+    n = sum(report.counts.values())
+    look = f", look {report.look} at it" if report.look else ""
     rows = [
-        f"| {name} | {_number(found['estimate'])} | {_number(found['low'])} to {_number(found['high'])} |"
+        f"| {name} | {_number(found.estimate)} | {_number(found.low)} to {_number(found.high)} |"
         for name in SHOWN
-        if (found := report["metrics"].get(name))
+        if (found := report.metrics.get(name))
     ]
     return "\n".join(
         [
-            f"On {n:,} images of {report['data']} that had no part in making the model{look}; intervals at level "
-            f"{report['level']:g}.",
+            f"On {n:,} images of {report.data} that had no part in making the model{look}; intervals at level "
+            f"{report.level:g}.",
             "",
             "| metric | estimate | interval |",
             "|---|---|---|",
             *rows,
-            *(f"\n{note}" for note in report["notes"]),
+            *(f"\n{note}" for note in report.notes),
         ]
     )
 
 
-def _result(report: Mapping[str, Any]) -> dict[str, object]:
+def _result(report: ShownEvaluation) -> dict[str, object]:
     metrics = [
-        {"type": name, "value": round(found["estimate"], 4)}
+        {"type": name, "value": round(found.estimate, 4)}
         for name in SHOWN
-        if (found := report["metrics"].get(name)) and found["estimate"] is not None
+        if (found := report.metrics.get(name)) and found.estimate is not None
     ]
     return {
         "task": {"type": "image-classification"},
-        "dataset": {"name": f"{report['title']}, {report['data']}", "type": "private"},
+        "dataset": {"name": f"{report.title}, {report.data}", "type": "private"},
         "metrics": metrics,
     }
 

@@ -1,5 +1,6 @@
 """The image in a request body, multipart or base64 in JSON, counted as it streams in."""
 
+import asyncio
 import base64
 import binascii
 import json
@@ -13,6 +14,8 @@ FIELD = "image"
 MEGABYTE = 1_000_000
 JSON_OVERHEAD = 1.4
 """How much longer base64 in JSON is than what it encodes, at most, with some spaces."""
+MOST_JSON_PARTS = 64
+"""Lists, objects and commas of a body: one of millions would take many times its length in memory."""
 
 
 class Refusal(Exception):  # noqa: N818 (what it is, not that it went wrong here)
@@ -29,7 +32,8 @@ async def read_upload(request: Request, *, max_megabytes: float) -> bytes:
     if kind == "multipart/form-data":
         return await _from_form(request, max_megabytes)
     if kind == "application/json":
-        return _from_json(b"".join([chunk async for chunk in _counted(request, max_megabytes * JSON_OVERHEAD)]))
+        body = b"".join([chunk async for chunk in _counted(request, max_megabytes * JSON_OVERHEAD)])
+        return await asyncio.to_thread(_from_json, body)
     raise Refusal(422, f"send multipart/form-data or application/json with a field {FIELD!r}")
 
 
@@ -60,7 +64,9 @@ async def _from_form(request: Request, max_megabytes: float) -> bytes:
 
 def _from_json(body: bytes) -> bytes:
     try:
+        if sum(body.count(mark) for mark in (b"[", b"{", b",")) > MOST_JSON_PARTS:
+            raise ValueError("more than an image and a few words beside it")
         value = json.loads(body)
         return base64.b64decode(value[FIELD], validate=True)
-    except (ValueError, TypeError, KeyError, RecursionError, binascii.Error) as error:
+    except (ValueError, TypeError, KeyError, binascii.Error) as error:
         raise Refusal(422, f'expected {{"{FIELD}": "<base64>"}}') from error

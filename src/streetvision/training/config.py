@@ -130,7 +130,7 @@ class LearningConfig(BaseModel):
     """wandb: files in the run folder for a later `wandb sync`, nothing is sent. mlflow: the same, as its file store."""
     hardware: HardwareConfig = HardwareConfig()
     """Not frozen: devices and memory."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Of initial weights, order of rows and augmentation."""
 
     def check_shared(self) -> None:
@@ -209,7 +209,7 @@ class MacCalConfig(BaseModel):
     """Share of weights given up for each unit of confidence above accuracy, after each epoch."""
     least_retention: float = Field(default=0.1, gt=0, le=1)
     """The share never falls below this."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Of the new weights, the masks and the order of rows."""
 
 

@@ -51,13 +51,13 @@ def together() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def announce(words: str) -> None:
+def announce(news: object) -> None:
     """The leader: tell the others the settings of the run, then each phase in which they train with it."""
     if place()[1] > 1:
-        _broadcast(words)
+        _broadcast(news)
 
 
-def hear() -> str:
+def hear() -> object:
     """The others: what the leader announces next; DONE when it is done. Raises StreetVisionError when it has ended."""
     try:
         return _broadcast(DONE)
@@ -67,14 +67,14 @@ def hear() -> str:
 
 def follow(join: Callable[[str], None]) -> None:
     """The others: join the leader in every phase that it announces, until it is done."""
-    while (phase := hear()) != DONE:
-        join(phase)
+    while phase := hear():
+        join(str(phase))
 
 
-def _broadcast(words: str) -> str:
+def _broadcast(news: object) -> object:
     import torch
     import torch.distributed as dist
 
-    heard = [words]
+    heard = [news]
     dist.broadcast_object_list(heard, src=0, device=torch.device("cpu"))
     return heard[0]
