@@ -119,6 +119,21 @@ def test_the_single_view_beside_it_is_phase_1s(fused_run):
     torch.testing.assert_close(logits, saved, rtol=1e-5, atol=1e-5)
 
 
+def test_phase_1_is_judged_beside_it(fused_run):
+    schema, _ = fused_run
+    fused, alone = (read_json(schema.manifest(phase))["metrics"] for phase in ("phase4c_cvfm", "phase1"))
+    assert fused["single_view_val_select_mcc"] == pytest.approx(alone["val_select_mcc"])
+
+
+def test_a_fusion_that_loses_to_the_whole_image_is_warned_of(finished_run, tmp_path, command, monkeypatch):
+    monkeypatch.setattr("streetvision.pipeline.steps.train_cvfm._without_views", lambda *_: 1.0)
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    asked = ["train", f"run_dir={run}", "pipeline.phases=[phase4c_cvfm]"]
+    code, out, err = command(*asked, "phase4c.mode=multiview_mean", *CUT[:2])
+    assert code == 0, err
+    assert "and the single view 1.000: leave out phase4c_cvfm" in out
+
+
 def test_the_moved_bundle_looks_the_same_way(fused_run, scenes, tmp_path):
     images = sorted(scenes.rglob("*.jpg"))[:6]
     moved = shutil.copytree(fused_run[0].export, tmp_path / "elsewhere")

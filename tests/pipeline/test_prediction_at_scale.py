@@ -152,6 +152,18 @@ def test_a_listing_that_was_cut_off_is_made_anew(photos, tmp_path):
     assert not (tmp_path / ".left.99999999-0123abcd.tmp").exists()
 
 
+def test_names_that_are_no_letters_come_back_as_they_are(export, photos, tmp_path, command):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    image = next(photos.rglob("*.jpg")).read_bytes()
+    odd = os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg")
+    Path(odd).write_bytes(image)
+    code, _, err = command("predict", "--bundle", export, folder, "--out", tmp_path / "out", "--workers", "1")
+    assert code == 0, err
+    (line,) = (tmp_path / "out" / "answers" / "00000000.jsonl").read_text().splitlines()
+    assert json.loads(line)["image"] == odd
+
+
 def test_answers_that_were_cut_off_are_not_taken_for_whole(answered, export, photos, tmp_path):
     out = shutil.copytree(answered, tmp_path / "out")
     shard = out / "answers" / "00000000.jsonl"

@@ -28,7 +28,6 @@ from streetvision.io.atomic import (
     TEMP_SUFFIX,
     cannot_write,
     open_atomic,
-    parse_json,
     read_bytes,
     remove_stray_temps,
     sha256_bytes,
@@ -240,8 +239,8 @@ def _line(value: dict[str, object]) -> bytes:
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(read_bytes(path).splitlines(), start=1):
         try:
-            value = parse_json(line)
-        except ValueError as error:
+            value = json.loads(line)  # a path may hold bytes that are no letters
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{str(path)!r} line {number} is not JSON: {error}", ELSEWHERE) from error
         if not isinstance(value, dict):
             raise ArtifactError(

@@ -270,4 +270,5 @@ def _described(error: ValidationError) -> ConfigError:
         return unknown_name(key, given, re.findall(r"'([^']*)'", first["ctx"]["expected"]))
     cause = first.get("ctx", {}).get("error")
     message = str(cause) if cause else first["msg"][:1].lower() + first["msg"][1:]
-    return ConfigError(f"{key}={given!r}: {message}")
+    remedy = "in quotes it is text: no, yes, on, off and numbers are none" if first["type"] == "string_type" else None
+    return ConfigError(f"{key}={given!r}: {message}", remedy)

@@ -97,5 +97,10 @@ def fused_logits(model: FusedClassifier, seen: SeenViews) -> Tensor:
 def judge(model: FusedClassifier, select: SeenViews) -> dict[str, float]:
     """VAL_SELECT's MCC, of the class with the larger logit, and NLL."""
     logits = fused_logits(model, select)
-    counts = confusion_counts(select.labels.numpy(), logits.argmax(dim=1).numpy() == 1)
-    return {"val_select_mcc": float(mcc(counts)), "val_select_nll": F.cross_entropy(logits, select.labels).item()}
+    nll = F.cross_entropy(logits, select.labels).item()
+    return {"val_select_mcc": argmax_mcc(logits, select.labels), "val_select_nll": nll}
+
+
+def argmax_mcc(logits: Tensor, labels: Tensor) -> float:
+    """MCC of the class with the larger logit (N, C)."""
+    return float(mcc(confusion_counts(labels.numpy(), logits.argmax(dim=1).numpy() == 1)))

@@ -6,18 +6,19 @@ its epoch.
 
 import torch
 
-from streetvision.contracts.phase import Context, Outcome
+from streetvision.contracts.phase import Context, Metrics, Outcome
 from streetvision.contracts.policies import FusionRef
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import LoaderConfig
 from streetvision.io.atomic import sha256_file, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.models.fused import FusedClassifier, load_fused
+from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import CVFM_SCORES
 from streetvision.pipeline.steps.scores import open_classifier, save_val_calib
 from streetvision.pipeline.steps.train_baseline import as_csv
-from streetvision.training.features import SeenViews, ViewCache
-from streetvision.training.fusion import FusionFit, fit_fusion, judge
+from streetvision.training.features import FeatureCache, SeenViews, ViewCache
+from streetvision.training.fusion import FusionFit, argmax_mcc, fit_fusion, judge
 from streetvision.training.fusion_config import CvfmConfig
 
 
@@ -27,7 +28,7 @@ def run(context: Context) -> Outcome:
     at_once = context.settings(LoaderConfig).batch_size
     torch.manual_seed(config.seed)
     model = FusedClassifier(open_classifier(context, schema.model_best), config.description, at_once=at_once)
-    fitted = _fit(model, context)
+    fitted, alone = _fit(model, context), _without_views(model, context)
     learns = config.mode == "cvfm_trained"
     schema.cvfm_weights.unlink(missing_ok=True)
     if learns:
@@ -41,7 +42,24 @@ def run(context: Context) -> Outcome:
     classifier = open_classifier(context, schema.model_best)
     saved = load_fused(classifier, config.description, weights, at_once=at_once)
     save_val_calib(context, saved, schema.model_best, artifacts=CVFM_SCORES, fusion=reference)
-    return Outcome(_summary(config, fitted), dict(fitted.best_row), also_makes=(weights,) if weights else ())
+    if (found := float(fitted.best_row["val_select_mcc"])) < alone:
+        context.progress.warn(
+            f"fused views reach MCC {found:.3f} on VAL_SELECT, and the single view {alone:.3f}: "
+            "leave out phase4c_cvfm, or try other phase4c.views or another phase4c.mode"
+        )
+    metrics: Metrics = {**fitted.best_row, "single_view_val_select_mcc": alone}
+    return Outcome(_summary(config, fitted, alone), metrics, also_makes=(weights,) if weights else ())
+
+
+def _without_views(model: FusedClassifier, context: Context) -> float:
+    """VAL_SELECT's MCC of phase 1 as it would ship without this phase."""
+    assert isinstance(model.classifier, Classifier)
+    loader = context.settings(LoaderConfig)
+    cache = FeatureCache(context.schema.features, model.classifier, loader=loader, progress=context.progress)
+    rows = context.rows(Split.VAL_SELECT)
+    features, labels = cache.features(rows, root=context.data_root, name=Split.VAL_SELECT.value)
+    with torch.no_grad():
+        return argmax_mcc(model.classifier.head(features), labels)
 
 
 def _fit(model: FusedClassifier, context: Context) -> FusionFit:
@@ -59,10 +77,11 @@ def _seen(model: FusedClassifier, context: Context, split: Split) -> SeenViews:
     return cache.seen(context.rows(split), root=context.data_root, name=split.value)
 
 
-def _summary(config: CvfmConfig, fitted: FusionFit) -> str:
+def _summary(config: CvfmConfig, fitted: FusionFit, alone: float) -> str:
     best, mode = fitted.best_row, config.mode
     how = f" by {config.inference.mode}" if mode == "cvfm_inference" else ""
-    found = f"{mode}{how}, {config.views.count} views an image; VAL_SELECT MCC {best['val_select_mcc']:.3f}"
+    beside = f"{alone:.3f} by the single view"
+    found = f"{mode}{how}, {config.views.count} views an image; VAL_SELECT MCC {best['val_select_mcc']:.3f} ({beside})"
     if mode != "cvfm_trained":
         return found
     gain = best["val_select_mcc"] - fitted.history[0]["val_select_mcc"]
