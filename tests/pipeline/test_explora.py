@@ -11,12 +11,14 @@ import torchvision.io
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import LeakageError
+from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Split, check_may_open
 from streetvision.data.splits_json import partition_from_json
 from streetvision.io.atomic import read_json, sha256_file
 from streetvision.io.tensors import load_into, load_state
 from streetvision.models.backbone import build_backbone
 from streetvision.models.network import state_digest
+from streetvision.pipeline.steps.train_explora import warn_of_what_is_lost
 from tests.conftest import TINY_MODEL
 
 SHORT = [
@@ -105,6 +107,17 @@ def test_no_more_neighbours_are_asked_than_wanted(adapted, scenes, tmp_path, com
     assert command("train", f"data.root={scenes}", f"run_dir={schema.root}", *SHORT, *asked)[0] == 0
     few, many = (next(csv.DictReader(of.explora_metrics.open())) for of in (schema, adapted))
     assert few["knn_mcc"] != many["knn_mcc"]
+
+
+@pytest.mark.parametrize(("after", "warned"), [(0.9, False), (0.86, False), (0.84, True), (float("nan"), False)])
+def test_labels_that_neighbours_share_less_are_warned_of(after, warned):
+    class Recorder(Silent):
+        def warn(self, message):
+            said.append(message)
+
+    said = []
+    warn_of_what_is_lost(0.9, after, Recorder())
+    assert bool(said) is warned
 
 
 def test_another_seed_draws_other_weights(scenes, tmp_path, command):
