@@ -36,7 +36,7 @@ from streetvision.training.trainer import Following, seed_all, train_module
 from streetvision.training.watch import Watch
 
 TOLERATED_LOSS = 0.05
-"""Of the MCC of neighbours; the packaged backbone loses 0.17 on drawn scenes by the packaged views, and is worse off."""
+"""Of the MCC of neighbours; by the packaged views the packaged backbone loses 0.17 on drawn scenes, and is worse."""
 
 
 def run(context: Context) -> Outcome:
