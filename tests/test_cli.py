@@ -122,3 +122,13 @@ def test_the_help_of_bench_names_every_section(command):
 
     told = command("bench", "--help")[1].replace(",", " ").split()
     assert set(SECTIONS) <= set(told)
+
+
+def test_names_that_a_terminal_cannot_show_are_printed_escaped(monkeypatch):
+    from streetvision.cli_ending import show_any_name
+
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    show_any_name()
+    print("caf\udce9 \N{CONSTRUCTION SIGN}", flush=True)  # noqa: T201
+    assert written.getvalue() == b"caf\\udce9 \\U0001f6a7\n"

@@ -17,7 +17,7 @@ USER_ERROR = 2
 COLLAPSED = 3
 INTERRUPTED = 130
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-NO_SUCH_PLACE = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EIO}
+NO_SUCH_PLACE = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
 """What a path is answered with that no file can have, or that is a file where a folder should be, or the reverse."""
 
 
@@ -34,7 +34,7 @@ def told_in_a_line(*, debug: bool) -> Iterator[None]:
         if debug or error.errno not in CANNOT_WRITE | NO_SUCH_PLACE:
             raise
         if error.errno in NO_SUCH_PLACE:
-            _fail(f"{str(error.filename)!r}: {error.strerror}", "give another path")
+            _fail(f"{error.filename or 'a file'}: {error.strerror}", "give another path")
         _fail(
             f"cannot write {error.filename or 'a file'}: {error.strerror}", "free some space, or choose another folder"
         )

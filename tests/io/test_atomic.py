@@ -32,7 +32,9 @@ def test_numbers_that_json_lacks_are_refused_and_leave_the_old_file(tmp_path, nu
     assert read_json(path) == {"old": 1}
 
 
-@pytest.mark.parametrize("text", ["{", "NaN", '{"a": Infinity}', "[" * 100_000, '"\\ud800"', '{"\\uDFff": 1}'])
+@pytest.mark.parametrize(
+    "text", ["{", "NaN", '{"a": Infinity}', "1e999", "[-1e999]", "[" * 100_000, '"\\ud800"', '{"\\uDFff": 1}']
+)
 def test_what_is_not_json_is_named(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ArtifactError, match=r"x\.json"):

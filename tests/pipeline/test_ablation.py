@@ -10,7 +10,7 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.eval.metrics import all_metrics
 from streetvision.io.atomic import read_json
 from streetvision.io.predictions import read_predictions
-from streetvision.pipeline.ablation import Request, _plan, _run_all, _settle_data, launch_ablation
+from streetvision.pipeline.ablation import NO_RECORD, Request, _plan, _run_all, _settle_data, launch_ablation
 from streetvision.pipeline.arm import ArmRun
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.ledger import looks_so_far
@@ -35,6 +35,8 @@ def test_an_ablation_from_its_table_to_a_page(table, tmp_path, capsys):
     what_came_through_is_measured_and_what_failed_is_told(out)
     the_figures_are_those_of_the_runs_own_evaluations(out)
     arms_with_the_same_settings_are_one_run_with_one_look(out)
+    for log in (out / "runs").rglob("*.log"):
+        assert "not read by data" not in log.read_text()
     capsys.readouterr()
     the_same_command_again_runs_nothing_and_writes_the_page(out, table, tmp_path / "page.md")
     assert "2 runs, 2 of them there already" in capsys.readouterr().out
@@ -126,6 +128,8 @@ def test_settings_that_are_the_same_however_written_are_one_run(tmp_path):
     plan = _plan(table, table.data, Request("t", tmp_path))
     assert len(plan) == 2
     assert len(set(plan.values())) == 1
+    other = _plan(table, table.data, Request("t", tmp_path, overrides=("loader.workers=2",)))
+    assert {run.root for run in other.values()} == {run.root for run in plan.values()}  # how, not what
 
 
 def test_other_scenes_are_another_data_set(tmp_path):
@@ -141,7 +145,7 @@ def test_other_scenes_are_another_data_set(tmp_path):
 def test_an_arm_whose_code_changed_while_it_ran_has_failed(tmp_path, monkeypatch):
     arm = ArmRun((), "0" * 64, tmp_path / "arm")
     monkeypatch.setattr("streetvision.pipeline.ablation.in_processes", lambda *_: [(arm, 0)])
-    assert _run_all([arm], 1, Console()) == {arm: "the code was changed while it ran"}
+    assert _run_all([arm], 1, Console()) == {arm: NO_RECORD}
 
 
 def test_an_arm_cannot_choose_its_folder(tmp_path):

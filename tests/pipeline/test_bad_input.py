@@ -157,7 +157,7 @@ class TestSettings:
         fails("train", "--config", tmp_path / "my.yaml")
 
     def test_a_class_that_yaml_takes_for_a_truth(self, fails):
-        assert "in quotes it is text" in fails("train", "data.class_names=[no,yes]")
+        assert "write it in quotes" in fails("train", "data.class_names=[no,yes]")
 
     def test_a_seed_that_no_generator_takes(self, fails):
         assert "training.seed=4294967296: input should be less" in fails("train", "training.seed=4294967296")

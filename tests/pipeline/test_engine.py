@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
-from streetvision.contracts.phase import NO_MATTER, Outcome, Phase
+from streetvision.contracts.phase import Outcome, Phase
+from streetvision.contracts.settings import NO_MATTER
 from streetvision.io.atomic import write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest

@@ -83,7 +83,7 @@ def test_a_search_leaves_settings_that_train_takes_and_goes_on(one_process, scen
     assert code == 0
     assert "3 trials, 2 of them done" in out
     assert study_of(run).trials[3].params == killed
-    assert "3 of them done" in command("train", "--search", space(3), *asked)[1]
+    assert "3 of them done" in command("train", "--search", space(3), *asked, "loader.workers=2")[1]
 
     code, _, err = command("train", "--search", space(3), *asked, "training.weight_decay=0.3")
     assert code == 2

@@ -53,7 +53,7 @@ def test_a_report_that_is_none_is_named(finished_run, command, tmp_path):
     ArtifactSchema(run).evaluation_report.write_text("{}")
     code, _, err = command("export", "--bundle", run / "export", "--out", tmp_path / "hub", "--format", "hub")
     assert code == 2
-    assert "evaluation_report.json': title: Field required" in err
+    assert "evaluation_report.json': provenance: Field required" in err
     assert not (tmp_path / "hub").exists()
 
 

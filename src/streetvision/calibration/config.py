@@ -5,6 +5,7 @@ from typing import Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.settings import Seed
 
 AUTO: Literal["auto"] = "auto"
 ENSEMBLE: Literal["ensemble"] = "ensemble"
@@ -63,7 +64,7 @@ class Phase5Config(BaseModel):
     """What is promised of an answer, and how surely."""
     folds: int = Field(default=5, ge=2)
     """Parts of VAL_CALIB for cross-fitting; whole groups stay together."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: Seed = 0
     """Of the folds, of the weights tried by multi_objective and of the frame taken from each track."""
 
     @model_validator(mode="after")

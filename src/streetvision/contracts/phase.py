@@ -6,22 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Partition, Row, Split, check_may_open
 
 Settings = TypeVar("Settings", bound=BaseModel)
-NO_MATTER = "no matter to the result"
-"""Annotates a setting that decides how something is made and not what: changing it leaves what is made as it is."""
 Metrics = dict[str, float | int | str | None]
-
-
-def deciding(section: BaseModel) -> dict[str, JsonValue]:
-    """The settings of a section that decide a result, for a digest: all but those annotated NO_MATTER."""
-    how = {name for name, field in type(section).model_fields.items() if NO_MATTER in field.metadata}
-    return section.model_dump(mode="json", exclude=how)
 
 
 @dataclass(frozen=True)

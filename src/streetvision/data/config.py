@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError
-from streetvision.contracts.phase import NO_MATTER
+from streetvision.contracts.settings import NO_MATTER, Seed
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.partition import Fractions
 
@@ -57,7 +57,7 @@ class DataConfig(BaseModel):
     """Names of class 0 and class 1, in that order."""
     fractions: Fractions = {Split.TRAIN: 0.60, Split.VAL_SELECT: 0.15, Split.VAL_CALIB: 0.15, Split.VAL_TEST: 0.10}
     """Share of the rows for every split, each above 0; they sum to 1."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: Seed = 0
     """Which of the possible partitions is taken; any whole number."""
     max_bad_share: float = Field(default=0.05, ge=0, le=1)
     """Share of the listed images that may be unusable before the run stops."""

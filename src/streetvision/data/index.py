@@ -85,18 +85,20 @@ def list_folders(root: Path, *, class_names: tuple[str, str]) -> Listing:
     return Listing(root, tuple(images), tuple(left_out))
 
 
-def list_unlabeled(sources: Sequence[Path]) -> tuple[Listed, ...]:
-    """Every image that the sources name, by absolute path; raises DataError for a source that names none.
+def list_unlabeled(sources: Sequence[Path]) -> Listing:
+    """Every image that the sources name, and the files left out, by absolute path; DataError if a source names none.
 
     A source is a folder, or a CSV with the column path and, where images belong together, group.
     """
     images: dict[str, Listed] = {}
+    left_out: list[BadFile] = []
     for source in sources:
-        found = _unlabeled(source.expanduser().absolute())
+        found, others = _unlabeled(source.expanduser().absolute())
         if not found:
             raise DataError(f"data.unlabeled {str(source)!r} names no images")
         images |= {listed.path: listed for listed in found}
-    return tuple(images.values())
+        left_out += others
+    return Listing(Path("/"), tuple(images.values()), tuple(left_out))
 
 
 def files_under(folder: Path, root: Path) -> tuple[list[str], list[BadFile]]:
@@ -143,9 +145,10 @@ def _is_mentioned(name: str) -> bool:
     return not name.startswith(".") and name.casefold() not in UNMENTIONED
 
 
-def _unlabeled(source: Path) -> list[Listed]:
+def _unlabeled(source: Path) -> tuple[list[Listed], list[BadFile]]:
     if source.is_dir():
-        return [Listed(str(source / path), NO_LABEL) for path in files_under(source, source)[0]]
+        pictures, others = files_under(source, Path("/"))
+        return [Listed(f"/{path}", NO_LABEL) for path in pictures], [BadFile(f"/{o.path}", o.reason) for o in others]
     if source.suffix.casefold() != ".csv" or not source.is_file():
         raise DataError(f"data.unlabeled {str(source)!r} is neither a folder nor a CSV")
-    return [Listed(path, NO_LABEL, group=group) for path, group in list_paths(source)]
+    return [Listed(path, NO_LABEL, group=group) for path, group in list_paths(source)], []

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.progress import Progress
+from streetvision.contracts.settings import Seed
 from streetvision.data.scene_canvas import MARK, Canvas
 from streetvision.data.scene_dice import Dice
 from streetvision.data.scene_furniture import everyday_props
@@ -50,7 +51,7 @@ class SceneConfig(BaseModel):
 
     count: int = Field(default=1600, ge=1)
     """Number of scenes."""
-    first_seed: int = Field(default=0, ge=0)
+    first_seed: Seed = 0
     """Seed of the first scene; the others follow one by one."""
     width: int = Field(default=320, ge=64, le=4096)
     """Pixels."""

@@ -12,7 +12,6 @@ from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.config import DecodeLimits, GroupingConfig
 from streetvision.data.index import NO_LABEL, list_unlabeled
 from streetvision.data.linking import components
-from streetvision.data.listing import Listing
 from streetvision.data.near_duplicates import find_near_duplicates
 from streetvision.data.perceptual import join_looks
 from streetvision.data.scan import Scan, scan_images
@@ -49,8 +48,7 @@ class UnlabeledImages(BaseModel):
 
 def scan_unlabeled(sources: Sequence[Path], *, limits: DecodeLimits, progress: Progress) -> Scan:
     """Read every image that `list_unlabeled` finds, of whatever class."""
-    listing = Listing(Path("/"), list_unlabeled(sources), ())
-    return scan_images(listing, class_names=("", ""), limits=limits, looking=True, progress=progress)
+    return scan_images(list_unlabeled(sources), class_names=("", ""), limits=limits, looking=True, progress=progress)
 
 
 def keep_apart(unlabeled: Scan, labelled: Scan, roles: Sequence[Split], config: GroupingConfig) -> UnlabeledImages:
@@ -69,7 +67,7 @@ def keep_apart(unlabeled: Scan, labelled: Scan, roles: Sequence[Split], config: 
     links = [[row.sha256 for row in every], [row.group for row in every], found.clusters.tolist()]
     numbers = components(links, len(every))
     touched = set(numbers[len(own) :])
-    left_out = {file.path: file.reason for file in unlabeled.bad}
+    left_out = {file.path: file.reason for file in (*unlabeled.bad, *unlabeled.left_out)}
     rows: dict[str, UnlabeledRow] = {}
     for row, number in zip(own, numbers, strict=False):
         if number in touched:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -94,17 +95,17 @@ def read_json(path: Path) -> object:
 
 
 def parse_json(data: bytes) -> object:
-    """The JSON value in `data`; ValueError if it is no UTF-8 or JSON, nests too deep, or holds NaN or half a letter."""
+    """The JSON value in `data`; ValueError if it is no UTF-8 or JSON, too deep, or has NaN, infinity or half a sign."""
     text = data.decode("utf-8-sig")
     try:
-        value: object = json.loads(text, parse_constant=_refuse_constant)
+        value: object = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("it nests too deep") from error
-    if SURROGATE.search(text):  # half of a letter is an error, a pair of halves is a letter
+    if SURROGATE.search(text):  # half of a sign is an error, a pair of halves is a letter
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"it holds half of a letter, {error.object[error.start]!r}") from error
+            raise ValueError(f"it holds half of a sign, {error.object[error.start]!r}") from error
     return value
 
 
@@ -138,6 +139,12 @@ def remove_stray_temps(root: Path) -> None:
 def _runs(pid: int) -> bool:
     """Whether another process of that number runs: it may be writing still, in a folder of its own below."""
     return pid != os.getpid() and Path("/proc", str(pid)).exists()
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        _refuse_constant(number)
+    return value
 
 
 def _refuse_constant(name: str) -> object:

@@ -1,7 +1,7 @@
 """Tensors and state dicts to and from disk: no pickle is executed, no key is dropped in silence."""
 
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +102,8 @@ def _load(path: Path) -> object:
             return load_file(path)
         _check_unpacked(path)
         value: object = torch.load(path, map_location="cpu", weights_only=True)
-        for tensor in value.values() if isinstance(value, dict) else [value]:
-            if isinstance(tensor, Tensor):
-                _check_plain(tensor)
+        for tensor in _tensors_in(value):
+            _check_plain(tensor)
         return value
     except OSError as error:
         raise ArtifactError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
@@ -119,6 +118,14 @@ def _check_unpacked(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("it is compressed")
+
+
+def _tensors_in(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors_in(part)
 
 
 def _check_plain(tensor: Tensor) -> None:

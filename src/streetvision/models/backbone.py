@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError, unknown_name
+from streetvision.contracts.settings import Seed
 from streetvision.models.backbone_spec import IMAGENET_MEAN, IMAGENET_STD, MAX_PARAMETERS, read_description
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class BackboneConfig(BaseModel):
     """random: pixels along one side of a patch."""
     registers: int = Field(default=4, ge=0)
     """random: number of register tokens."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: Seed = 0
     """random, and timm without weights: seed of the weights."""
 
     @model_validator(mode="after")

@@ -57,8 +57,8 @@ class Family:
     std: Channels = IMAGENET_STD
     options: Mapping[str, object] = field(default_factory=dict)
     pretraining: tuple[str, ...] = ()
-    """Fields that move positions at random in train mode, once a call; off here, so that a step is a function of its
-    images alone, however many processes or parts see them."""
+    """Fields that move positions at random in train mode, once a call; off here, so that a step gives the same however
+    many processes or parts see its images."""
 
 
 FAMILIES: Mapping[str, Family] = {

@@ -13,7 +13,7 @@ from streetvision.io.atomic import sha256_json, write_json_atomic, write_text_at
 from streetvision.io.lock import run_lock
 from streetvision.io.predictions import Answers, read_predictions
 from streetvision.pipeline.arm import ArmRun, run_arm
-from streetvision.pipeline.compose import compose_config, given_keys
+from streetvision.pipeline.compose import compose_config, given_keys, settings_sha256
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.ledger import looks_so_far
 from streetvision.pipeline.workers import in_processes, last_words, usual_jobs
@@ -24,6 +24,7 @@ from streetvision.research.pages import around_place, put_into_page
 
 ONE_PROCESS = ("loader.workers=0",)
 """Beneath the settings of every arm: it shares the cores with others."""
+NO_RECORD = "it left no record of this code and these settings; was the code changed while it ran?"
 NAME_DIGITS = 12
 """Of a settings digest in the name of a run folder."""
 
@@ -139,7 +140,7 @@ def _digest(overrides: tuple[str, ...]) -> str:
     config = compose_config(overrides)
     if config.run_dir is not None:
         raise ConfigError("an arm names a run_dir", "every arm has a folder of its own below --out")
-    return sha256_json(config.model_dump(mode="json"))
+    return settings_sha256(config)
 
 
 def _run_all(arms: Sequence[ArmRun], jobs: int | None, console: Console) -> dict[ArmRun, str]:
@@ -151,7 +152,7 @@ def _run_all(arms: Sequence[ArmRun], jobs: int | None, console: Console) -> dict
     failed: dict[ArmRun, str] = {}
     for done, (arm, exit_code) in enumerate(in_processes(run_arm, waiting, at_once), start=1):
         if exit_code or arm.done() is None:
-            failed[arm] = last_words(arm.log, exit_code) if exit_code else "the code was changed while it ran"
+            failed[arm] = last_words(arm.log, exit_code) if exit_code else NO_RECORD
             console.warn(f"a run failed: {failed[arm]} ({arm.log})")
         else:
             console.line("", f"{done} of {len(waiting)}: {arm.root}")

@@ -103,7 +103,8 @@ def _train(arm: ArmRun) -> float | None:
     from streetvision.pipeline.launch import launch_training
 
     afresh = not arm.root.exists()
-    overrides = [*arm.overrides, f"run_dir={arm.root}"]
+    of_training = [setting for setting in arm.overrides if not setting.startswith("evaluation.")]
+    overrides = [*of_training, f"run_dir={arm.root}"]
     launch_training(overrides, file=None, console=Console(), only={"data"})
     started = _seconds()
     launch_training(overrides, file=None, console=Console())

@@ -115,7 +115,7 @@ def _digest_of_bundle(config: EvaluationConfig | RewardConfig, context: Context)
 def digest_of_data(context: Context) -> str:
     """Digest of the data set as it lies there: what is listed, with sizes and times; a hub name stands for itself."""
     labelled, sources = _digest_of_labelled(context), context.settings(DataConfig).unlabeled
-    return sha256_json([labelled, _stamps(Path("/"), list_unlabeled(sources))]) if sources else labelled
+    return sha256_json([labelled, _stamps(Path("/"), list_unlabeled(sources).images)]) if sources else labelled
 
 
 def _digest_of_labelled(context: Context) -> str:

@@ -18,8 +18,10 @@ from yaml import YAMLError, safe_load
 
 from streetvision.calibration.config import MAC_CAL, Phase5Config
 from streetvision.contracts.errors import ConfigError, unknown_name
+from streetvision.contracts.settings import deciding
 from streetvision.data.config import AugmentationConfig, DataConfig, LoaderConfig
 from streetvision.data.scenes import SceneConfig
+from streetvision.io.atomic import sha256_json
 from streetvision.io.declared import read_yaml
 from streetvision.models.config import ModelConfig
 from streetvision.pipeline.settings import (
@@ -161,6 +163,11 @@ def compose_config(
         raise _described(error) from error
 
 
+def settings_sha256(config: RunConfig) -> str:
+    """Digest of the settings that decide the results of a run, wherever it lies."""
+    return sha256_json({kind.__name__: deciding(section) for kind, section in config.sections().items()})
+
+
 def _implied(given: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """Whoever asks for phase 4c and does not say how takes the way that learns."""
     phases = given.get("pipeline.phases")
@@ -270,5 +277,6 @@ def _described(error: ValidationError) -> ConfigError:
         return unknown_name(key, given, re.findall(r"'([^']*)'", first["ctx"]["expected"]))
     cause = first.get("ctx", {}).get("error")
     message = str(cause) if cause else first["msg"][:1].lower() + first["msg"][1:]
-    remedy = "in quotes it is text: no, yes, on, off and numbers are none" if first["type"] == "string_type" else None
+    unquoted = first["type"] == "string_type" and isinstance(given, bool | int | float)
+    remedy = "write it in quotes: in YAML yes, no, on, off and numbers are no text" if unquoted else None
     return ConfigError(f"{key}={given!r}: {message}", remedy)

@@ -8,8 +8,9 @@ from pydantic import BaseModel
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, unknown_name
-from streetvision.contracts.phase import Context, Phase, deciding
+from streetvision.contracts.phase import Context, Phase
 from streetvision.contracts.policies import FileSeal
+from streetvision.contracts.settings import deciding
 from streetvision.contracts.split_contracts import MAY_OPEN, Partition, Split
 from streetvision.data.splits_json import partition_from_json
 from streetvision.io.atomic import read_json, remove_stray_temps, sha256_json, write_json_atomic

@@ -16,7 +16,7 @@ from streetvision.io.validators import validate_json
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.prediction import expand
 from streetvision.pipeline.runtime_export import RuntimeRequest, export_runtime
-from streetvision.serving.hub import BUNDLE_FOLDER, Card, ShownEvaluation, write_hub
+from streetvision.serving.hub import BUNDLE_FOLDER, Card, Judgement, ShownEvaluation, write_hub
 from streetvision.serving.miner import Submission, check_miner, write_miner
 from streetvision.serving.stock_head import PINNED
 
@@ -120,8 +120,8 @@ def _own_evaluation(bundle: Bundle) -> ShownEvaluation | None:
     path = ArtifactSchema(bundle.folder.parent).evaluation_report
     if not path.is_file():
         return None
-    report = validate_json(path, ShownEvaluation)
-    return report if report.provenance.bundle == sha256_file(bundle.folder / BUNDLE_JSON) else None
+    judged = validate_json(path, Judgement).provenance.bundle
+    return validate_json(path, ShownEvaluation) if judged == sha256_file(bundle.folder / BUNDLE_JSON) else None
 
 
 EXPORTS: Mapping[str, Export] = {

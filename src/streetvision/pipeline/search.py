@@ -4,18 +4,19 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from yaml import safe_dump
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
+from streetvision.contracts.settings import Seed
 from streetvision.io.atomic import sha256_json, write_text_atomic
 from streetvision.io.declared import read_declared
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest
-from streetvision.pipeline.compose import compose_config, given_settings
+from streetvision.pipeline.compose import compose_config, given_settings, settings_sha256
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.launch import launch_training, settle
 from streetvision.pipeline.workers import in_processes, last_words, usual_jobs, write_output_to
@@ -83,7 +84,7 @@ class SearchConfig(Part):
     """Trials at a time; null: one a core, on a GPU one. With one, the same seed asks for the same trials."""
     prune: bool = True
     """End a trial whose best VAL_SELECT MCC so far lies below the median of the others at that epoch."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     """Of the sampler."""
 
 
@@ -159,7 +160,7 @@ def _open_study(home: Path, config: SearchConfig, common: Mapping[str, object]) 
             "a search needs optuna, which is not installed", "pip install 'streetvision[search]'"
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    asked = sha256_json([config.model_dump(mode="json", include={"space", "seed", "prune"}), dict(common)])
+    asked = sha256_json([config.model_dump(mode="json", include={"space", "seed", "prune"}), _of_trials(common)])
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
@@ -185,6 +186,10 @@ def _open_study(home: Path, config: SearchConfig, common: Mapping[str, object]) 
         study.set_user_attr(f"interrupted {trial.number}", True)
         study.enqueue_trial(trial.params)
     return study
+
+
+def _of_trials(common: Mapping[str, object]) -> str:
+    return settings_sha256(compose_config([], beneath=common))
 
 
 def _storage(home: Path) -> str:
@@ -227,7 +232,7 @@ def _asked(
     for _ in range(count):
         asked = study.ask(distributions)
         settings = {**common, **asked.params}
-        root = home / "trials" / sha256_json(settings)[:12]
+        root = home / "trials" / sha256_json([_of_trials(common), asked.params])[:12]
         root = root.with_name(f"{root.name}_{asked.number}") if root in running else root
         running.add(root)
         trial = Trial(asked.number, asked._trial_id, root, _storage(home), config.prune)

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from streetvision.contracts.settings import Seed
+
 
 class Section(BaseModel):
     """A part of the configuration; unknown keys are errors."""
@@ -17,7 +19,7 @@ class PipelineConfig(Section):
 
     phases: tuple[str, ...]
     """Ids from PHASES, in any order; they run in the order of the data."""
-    seed: int = Field(ge=0, lt=2**31)
+    seed: Seed
     """Every other seed follows it unless it is set on its own."""
 
 
@@ -32,7 +34,7 @@ class Phase2Config(Section):
     """Largest share of the negatives that the operating point `fpr` calls positive."""
     n_resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples for the interval of the threshold and the band of the curve."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: Seed = 0
     """Of the resamples."""
 
 
@@ -56,7 +58,7 @@ class EvaluationConfig(Section):
     """Bootstrap resamples for each interval."""
     level: float = Field(default=0.95, gt=0.5, lt=1)
     """Share of data sets whose truth the interval should hold."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: Seed = 0
     """Of the resamples."""
 
 
@@ -71,5 +73,5 @@ class RewardConfig(Section):
     """Challenges of each stream; the score is taken at its end."""
     timeout_share: float = Field(default=0.05, gt=0, lt=1)
     """Share of challenges answered too late in the rows on timeouts."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: Seed = 0
     """Of the distortions and of the streams."""

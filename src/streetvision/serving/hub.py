@@ -20,7 +20,7 @@ SHOWN = ("mcc", "roc_auc", "accuracy", "recall", "precision", "fpr", "ece", "bri
 class Shown(BaseModel):
     """A part of evaluation_report.json; the page shows more."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class ShownMetric(Shown):
@@ -38,8 +38,14 @@ class JudgedBundle(Shown):
     """sha256 of bundle.json."""
 
 
-class ShownEvaluation(Shown):
-    """What a card shows of evaluation_report.json."""
+class Judgement(Shown):
+    """Any evaluation_report.json."""
+
+    provenance: JudgedBundle
+
+
+class ShownEvaluation(Judgement):
+    """What a card shows of the bundle's own."""
 
     title: str
     data: str
@@ -48,7 +54,6 @@ class ShownEvaluation(Shown):
     counts: dict[str, int]
     metrics: dict[str, ShownMetric]
     notes: list[str]
-    provenance: JudgedBundle
 
 
 @dataclass(frozen=True)

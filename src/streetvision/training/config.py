@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError
-from streetvision.contracts.phase import NO_MATTER
+from streetvision.contracts.settings import NO_MATTER, Seed
 from streetvision.models.config import AdapterConfig
 
 LossName = Literal["cross_entropy", "weighted_cross_entropy", "focal"]
@@ -130,7 +130,7 @@ class LearningConfig(BaseModel):
     """wandb: files in the run folder for a later `wandb sync`, nothing is sent. mlflow: the same, as its file store."""
     hardware: HardwareConfig = HardwareConfig()
     """Not frozen: devices and memory."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: Seed = 0
     """Of initial weights, order of rows and augmentation."""
 
     def check_shared(self) -> None:
@@ -209,7 +209,7 @@ class MacCalConfig(BaseModel):
     """Share of weights given up for each unit of confidence above accuracy, after each epoch."""
     least_retention: float = Field(default=0.1, gt=0, le=1)
     """The share never falls below this."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: Seed = 0
     """Of the new weights, the masks and the order of rows."""
 
 

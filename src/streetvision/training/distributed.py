@@ -60,7 +60,7 @@ def announce(news: object) -> None:
 def hear() -> object:
     """The others: what the leader announces next; DONE when it is done. Raises StreetVisionError when it has ended."""
     try:
-        return _broadcast(DONE)
+        return _broadcast(None)
     except RuntimeError as error:
         raise StreetVisionError("the first process ended before it was done", "what it said last says why") from error
 

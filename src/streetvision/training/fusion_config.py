@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.settings import Seed
 from streetvision.models.config import FusionConfig, FusionDescription, TrainedFusionConfig, ViewsConfig
 
 
@@ -32,7 +33,7 @@ class CvfmConfig(BaseModel):
     """Of cvfm_trained: of weight matrices."""
     reconstruction: float = Field(default=0.1, ge=0)
     """Of cvfm_trained: weight of the reconstruction of each view's features, beside the cross-entropy."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: Seed = 0
     """Of cvfm_trained: of the fusion's first weights and the order of rows."""
 
     @model_validator(mode="after")

@@ -52,9 +52,9 @@ def create_model_with_compile(model: nn.Module, config: CompileConfig) -> Callab
 
 @contextmanager
 def memory_as_asked(model: nn.Module, config: HardwareConfig, device: torch.device) -> Iterator[None]:
-    """Set the layout of the weights, and on a GPU, inside the block, whether fp32 products may use TF32.
+    """Lay out the weights for good, and on a GPU let fp32 products use TF32, or not, for as long as the block lasts.
 
-    Behind it they may or may not as before: what is scored and shipped is not rounded because something was trained.
+    What is scored behind it is not rounded because something was trained.
     """
     if config.channels_last:
         model.to(memory_format=torch.channels_last)

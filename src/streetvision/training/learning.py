@@ -131,9 +131,9 @@ class LearningModule(LightningModule):
 
 
 def train_what_learns(model: nn.Module) -> None:
-    """Put `model` in train mode, however it came, but leave the parts in which nothing learns as they are judged.
+    """Put `model` in train mode, however it came, but leave a part whose parameters all stand still as it is judged.
 
-    In those, dropout stays off and running statistics stay as they are.
+    In that, dropout stays off and running statistics stay as they are.
     """
     model.train()
     for module in model.modules():

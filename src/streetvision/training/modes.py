@@ -24,7 +24,7 @@ def _peft(classifier: Classifier, config: TrainingConfig) -> None:
 
 
 def _last_n(classifier: Classifier, config: TrainingConfig) -> None:
-    """The last blocks and all that comes after them: most networks end in a norm."""
+    """The last blocks, what merges patches for the first of them, and all that comes after: most end in a norm."""
     backbone = classifier.backbone
     opened = last_blocks(backbone.spec.lora_targets, config.last_blocks)
     still = len(block_names(backbone.spec.lora_targets)) - len(opened)

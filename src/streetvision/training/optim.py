@@ -50,20 +50,22 @@ def cosine_with_warmup(optimizer: Optimizer, *, total_steps: int, warmup_steps: 
 
 
 class WeightAverage:
-    """Exponential moving average of the parameters that learn, in their order (Polyak and Juditsky, 1992)."""
+    """Exponential moving average of what learns, and of running statistics beside it (Polyak and Juditsky, 1992)."""
 
     def __init__(self, module: nn.Module, decay: float, *, ramped: bool = True) -> None:
         self.decay, self.ramped, self.steps = decay, ramped, 0
-        self.values = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+        still = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+        moving = {name: value for name, value in module.state_dict().items() if name not in still}
+        self.values = {name: value.detach().clone() for name, value in moving.items() if value.is_floating_point()}
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Take in the weights after an optimizer step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (EMA_START + self.steps)) if self.ramped else self.decay
-        own = dict(module.named_parameters())
+        own = module.state_dict()
         for name, value in self.values.items():
-            value.lerp_(own[name].detach(), 1.0 - decay)
+            value.lerp_(own[name], 1.0 - decay)
 
     def to(self, device: torch.device) -> None:
         """Move the average."""

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from streetvision.contracts.phase import Context, deciding
+from streetvision.contracts.phase import Context
+from streetvision.contracts.settings import deciding
 from streetvision.io.atomic import sha256_file, sha256_json
 from streetvision.io.manifests import code_sha256
 from streetvision.io.tensors import load_into, load_state
