@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 
 from streetvision.contracts.errors import DataError
+from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.data import scan as scan_module
 from streetvision.data.config import DecodeLimits
 from streetvision.data.index import list_images
 from streetvision.data.listing import BadFile, Listed, Listing
 from streetvision.data.scan import check_bad_share, mean_luminance, scan_images
+from streetvision.data.unlabeled import scan_unlabeled
 
 NAMES = ("None", "Roadwork")
 REAL_DATA = os.environ.get("STREETVISION_REAL_DATA")
@@ -170,6 +172,20 @@ def test_the_report_is_json_that_names_every_file(tmp_path):
     assert report["bad"] == [{"path": "gone.png", "reason": "is not there"}]
     assert report["left_out"] == [{"path": "notes.txt", "reason": "is not an image by its name"}]
     assert (report["rows"], report["duplicates"], report["bad_share"]) == (1, 0, 0.5)
+
+
+def test_what_is_left_out_among_unlabelled_images_is_told(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(picture(3))
+    (photos / "notes.txt").write_text("")
+    (photos / "more").symlink_to(tmp_path)
+    found = scan_unlabeled([photos], limits=DecodeLimits(), progress=Silent())
+    assert [row.path for row in found.index.rows] == [str(photos / "a.png")]
+    assert {file.path: file.reason for file in found.left_out} == {
+        str(photos / "notes.txt"): "is not an image by its name",
+        str(photos / "more"): "is a link to a folder, and none is followed",
+    }
 
 
 def test_progress_sees_every_image(tmp_path):
