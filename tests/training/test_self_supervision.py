@@ -135,6 +135,15 @@ class TestSwav:
         prototypes = torch.randn(8, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         assert swav_loss(first, second, prototypes) < swav_loss(first, second.roll(1, 0), prototypes)
 
+    def test_where_embeddings_lie_together_only_sharp_codes_tell_them_apart(self):
+        first, second = (9 + 0.3 * view for view in pairs(32, near=0.1))  # cosines over 0.99, as projections begin
+        prototypes = torch.randn(8, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        agreed, not_agreed = (
+            [swav_loss(first, rows, prototypes, epsilon=epsilon) for rows in (second, second.roll(1, 0))]
+            for epsilon in (0.001, 0.05)
+        )
+        assert agreed[1] - agreed[0] > 10 * (not_agreed[1] - not_agreed[0])
+
     def test_gradients_reach_views_and_prototypes(self):
         first, second = (view.requires_grad_() for view in pairs(8))
         prototypes = torch.randn(4, 16, dtype=torch.float64, requires_grad=True)

@@ -36,6 +36,8 @@ class ExPLoRAConfig(LearningConfig):
     """byol: share of the target that stays in a step."""
     prototypes: int = Field(default=64, ge=2)
     """swav: number of prototypes; at most about as many as a batch has images."""
+    epsilon: float = Field(default=0.01, gt=0)
+    """swav: what similarities are divided by where codes are made even; too high, and every code comes out the same."""
     at_once: int | None = Field(default=None, ge=1)
     """simclr: views in memory at a time, by gradient caching: the same step for one more pass forward. null: all."""
     probed: int = Field(default=1024, ge=2)
@@ -63,6 +65,7 @@ READ_BY: dict[str, frozenset[Method]] = {
     "temperature": frozenset({"simclr", "swav", "byol_swav"}),
     "momentum": frozenset({"byol", "byol_swav"}),
     "prototypes": frozenset({"swav", "byol_swav"}),
+    "epsilon": frozenset({"swav", "byol_swav"}),
     "at_once": frozenset({"simclr"}),
 }
 """Setting -> the methods that read it; those that are not listed are read by all."""

@@ -126,15 +126,18 @@ def byol_loss(predicted: Tensor, target: Tensor) -> Tensor:
     return (2 - 2 * F.cosine_similarity(_at_least_float32(predicted), _at_least_float32(target.detach()), dim=1)).mean()
 
 
-def swav_loss(first: Tensor, second: Tensor, prototypes: Tensor, *, temperature: float = 0.1) -> Tensor:
+def swav_loss(
+    first: Tensor, second: Tensor, prototypes: Tensor, *, temperature: float = 0.1, epsilon: float = 0.05
+) -> Tensor:
     """Each view must predict to which prototypes (K, D) its partner belongs, in a batch spread evenly over them.
 
-    Caron et al. 2020, arXiv 2006.09882, equations 1 to 3.
+    Caron et al. 2020, arXiv 2006.09882, equations 1 to 3. At ln K nothing is told apart: a lower epsilon,
+    which makes the codes sharper, gets away from there.
     """
     first, second, directions = (F.normalize(_at_least_float32(rows), dim=1) for rows in (first, second, prototypes))
     scores = [view @ directions.T for view in (first, second)]  # (N, K) each
     with torch.no_grad():
-        codes = [sinkhorn(score) for score in scores]
+        codes = [sinkhorn(score, epsilon=epsilon) for score in scores]
     predictions = [F.log_softmax(score / temperature, dim=1) for score in scores]
     losses = [-(codes[one] * predictions[1 - one]).sum(dim=1).mean() for one in (0, 1)]
     return (losses[0] + losses[1]) / 2
