@@ -167,12 +167,16 @@ def test_a_head_retrained_for_calibration_is_what_is_calibrated_and_what_ships(r
     assert (run_copy.export / "model.pth").read_bytes() == run_copy.model_best.read_bytes()
 
 
+def write_sealed_policy(run, policy):
+    """A policy that phase 5 seems to have written."""
+    run.scrc_params.write_text(json.dumps(policy))
+    manifest = read_json(run.manifest("phase5"))
+    manifest["outputs"]["phase5_scrc/scrc_params.json"] = seal(run.scrc_params).model_dump()
+    run.manifest("phase5").write_text(json.dumps(manifest))
+
+
 def test_a_policy_of_an_older_version_is_refused_by_name(run_copy, command):
-    policy = read_json(run_copy.scrc_params) | {"schema_version": 1}
-    run_copy.scrc_params.write_text(json.dumps(policy))
-    manifest = read_json(run_copy.manifest("phase5"))
-    manifest["outputs"]["phase5_scrc/scrc_params.json"] = seal(run_copy.scrc_params).model_dump()
-    run_copy.manifest("phase5").write_text(json.dumps(manifest))
+    write_sealed_policy(run_copy, read_json(run_copy.scrc_params) | {"schema_version": 1})
     code, _, err = command("train", f"run_dir={run_copy.root}", "pipeline.phases=[phase6]")
     assert code == 2
     assert "scrc.schema_version: Input should be 2" in err
@@ -190,10 +194,7 @@ def test_export_refuses_a_policy_of_another_model(run_copy, command):
     """A policy edited to look whole still belongs to the scores of another model."""
     policy = read_json(run_copy.scrc_params)
     policy["scores"]["model_sha256"] = "0" * 64
-    run_copy.scrc_params.write_text(json.dumps(policy))
-    manifest = read_json(run_copy.manifest("phase5"))
-    manifest["outputs"]["phase5_scrc/scrc_params.json"] = seal(run_copy.scrc_params).model_dump()
-    run_copy.manifest("phase5").write_text(json.dumps(manifest))
+    write_sealed_policy(run_copy, policy)
     code, _, err = command("train", f"run_dir={run_copy.root}", "pipeline.phases=[phase6]")
     assert code == 2
     assert "the chain does not close" in err
