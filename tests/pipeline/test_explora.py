@@ -18,7 +18,7 @@ from streetvision.io.atomic import read_json, sha256_file
 from streetvision.io.tensors import load_into, load_state
 from streetvision.models.backbone import build_backbone
 from streetvision.models.network import state_digest
-from streetvision.pipeline.steps.train_explora import warn_of_what_is_lost
+from streetvision.pipeline.steps.train_explora import warn_of_equal_codes, warn_of_what_is_lost
 from tests.conftest import TINY_MODEL
 
 SHORT = [
@@ -109,15 +109,33 @@ def test_no_more_neighbours_are_asked_than_wanted(adapted, scenes, tmp_path, com
     assert few["knn_mcc"] != many["knn_mcc"]
 
 
+class Recorder(Silent):
+    def __init__(self):
+        self.said = []
+
+    def warn(self, message):
+        self.said.append(message)
+
+
 @pytest.mark.parametrize(("after", "warned"), [(0.9, False), (0.86, False), (0.84, True), (float("nan"), False)])
 def test_labels_that_neighbours_share_less_are_warned_of(after, warned):
-    class Recorder(Silent):
-        def warn(self, message):
-            said.append(message)
+    recorder = Recorder()
+    warn_of_what_is_lost(0.9, after, recorder)
+    assert bool(recorder.said) is warned
 
-    said = []
-    warn_of_what_is_lost(0.9, after, Recorder())
-    assert bool(said) is warned
+
+@pytest.mark.parametrize(("loss", "warned"), [(4.158, True), (4.3, True), (4.105, False)])
+def test_one_code_for_all_is_warned_of(loss, warned):
+    recorder = Recorder()
+    warn_of_equal_codes(loss, 64, recorder)
+    assert ["lower phase4a.epsilon" in words for words in recorder.said] == [True] * warned
+
+
+def test_a_run_that_tells_nothing_apart_says_so(scenes, tmp_path, command):
+    asked = ["phase4a.method=swav", "phase4a.epsilon=5", "pipeline.phases=[phase4a_explora]"]
+    code, out, err = command("train", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *SHORT, *asked)
+    assert code == 0, err
+    assert "swav told no image from another" in (out + err).replace("\n", " ")
 
 
 def test_another_seed_draws_other_weights(scenes, tmp_path, command):

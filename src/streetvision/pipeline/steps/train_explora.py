@@ -1,5 +1,6 @@
 """phase4a_explora: adapt the backbone on the images of TRAIN and on unlabelled ones, without any label."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,6 +38,8 @@ from streetvision.training.watch import Watch
 
 TOLERATED_LOSS = 0.05
 """Of the MCC of neighbours; by the packaged views the packaged backbone loses 0.17 on drawn scenes, and is worse."""
+TOLD_APART = 0.02
+"""Of SwAV's loss, in nats: stuck on 800 scenes it is 0.001 under ln 64, and where it learns 0.05 after one epoch."""
 
 
 def run(context: Context) -> Outcome:
@@ -55,6 +58,8 @@ def run(context: Context) -> Outcome:
     schema.explora_training.unlink(missing_ok=True)
     before, after = watch.history[0], watch.history[-1]
     warn_of_what_is_lost(before["knn_mcc"], after["knn_mcc"], context.progress)
+    if config.method == "swav":
+        warn_of_equal_codes(after["select_loss"], config.prototypes, context.progress)
     rate = len(rows) * config.epochs / seconds
     resumed = "" if resumed_at is None else f", went on from step {resumed_at}"
     return Outcome(
@@ -71,6 +76,16 @@ def warn_of_what_is_lost(before: float, after: float, progress: Progress) -> Non
         progress.warn(
             f"neighbours in TRAIN share their labels less than before (MCC {before:.3f} to {after:.3f}): the views may "
             "hide what decides; keep more of each image in phase4a.views, or leave out phase4a_explora"
+        )
+
+
+def warn_of_equal_codes(loss: float, prototypes: int, progress: Progress) -> None:
+    """Say so where SwAV's loss on VAL_SELECT is what one code for all images gives."""
+    nothing_told_apart = math.log(prototypes)
+    if loss > nothing_told_apart - TOLD_APART:
+        progress.warn(
+            f"swav told no image from another: its loss, {loss:.3f}, is that of one code for all (ln {prototypes} = "
+            f"{nothing_told_apart:.3f}); lower phase4a.epsilon, or give larger batches"
         )
 
 
