@@ -148,6 +148,15 @@ def test_several_aims_leave_their_front_and_one_aim_none(run_copy, command):
     assert not run_copy.pareto_front.exists()
 
 
+def test_an_ensemble_is_told_by_its_members_the_heaviest_first(run_copy, command):
+    asked = ["pipeline.phases=[phase5]", "phase5.folds=2", "phase5.method=ensemble"]
+    code, out, err = command("train", f"run_dir={run_copy.root}", *asked)
+    assert code == 0, err
+    weights = read_json(run_copy.scrc_params)["scrc_params"]["ensemble_weights"]
+    told = [f"{weights[name]:.0%} {name}" for name in sorted(weights, key=weights.__getitem__, reverse=True)]
+    assert f"ensemble of {', '.join(told)}; cross-fitted NLL" in out
+
+
 def test_a_head_retrained_for_calibration_is_what_is_calibrated_and_what_ships(run_copy, command, images):
     again = ["train", f"run_dir={run_copy.root}", "phase5.folds=2"]
     code, _, err = command(*again, "pipeline.phases=[phase5]", "phase5.method=mac_cal")

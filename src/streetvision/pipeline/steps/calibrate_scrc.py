@@ -103,7 +103,9 @@ def _flat(params: ScrcParams) -> dict[str, float | int | None]:
 
 def _summary(params: ScrcParams, figures: dict[str, float | int | None]) -> str:
     name = MAC_CAL if params.method == MAC_CAL else params.calibrator.name
-    what = f"{name} of {len(params.ensemble_weights)}" if params.ensemble_weights else name
+    by_weight = sorted(params.ensemble_weights.items(), key=lambda member: -member[1])
+    members = ", ".join(f"{weight:.0%} {member}" for member, weight in by_weight)
+    what = f"{name} of {members}" if members else name
     judged = "VAL_CALIB" if params.method == MAC_CAL else "cross-fitted"
     control = params.risk_control
     kept = f"{control.why}, {control.handed_over:.0%} handed over" if control.certified else control.why
