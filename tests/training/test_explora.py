@@ -14,14 +14,7 @@ from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import HeadConfig, ModelConfig
 from streetvision.models.module import load_classifier
 from streetvision.training import watch as watching
-from streetvision.training.explora import (
-    METHODS,
-    ExPLoRAModule,
-    StandardisedLinear,
-    Student,
-    open_backbone,
-    two_standardised_layers,
-)
+from streetvision.training.explora import METHODS, ExPLoRAModule, Student, open_backbone
 from streetvision.training.explora_config import ExPLoRAConfig
 from streetvision.training.trainer import Following, seed_all, train_module
 from streetvision.training.watch import Watch
@@ -114,39 +107,6 @@ def test_every_method_trains_what_is_open_and_nothing_else(rows, method):
     assert [row["epoch"] for row in watch.history] == [0, 1]
     finite = ("select_loss", "alignment", "uniformity", "effective_rank", "knn_mcc")
     assert all(torch.isfinite(torch.tensor(float(row[name]))) for row in watch.history for name in finite)
-
-
-def test_a_standardised_layer_keeps_variance_and_sees_no_common_shift():
-    torch.manual_seed(0)
-    layer = StandardisedLinear(400, 300, bias=False).double().requires_grad_(False)
-    rows = torch.randn(2000, 400).double()
-    torch.testing.assert_close(layer(rows), layer(rows + 7))
-    assert float(layer(rows).std()) == pytest.approx(1, abs=0.02)
-    torch.testing.assert_close(layer(rows), rows @ _standardised(layer.weight, 1e-12).T)
-
-
-def _standardised(weight, tiny):
-    """Equations 2 and 3 of Qiao et al., over the square root of the width."""
-    mean, deviation = weight.mean(dim=1, keepdim=True), weight.std(dim=1, keepdim=True, correction=0)
-    return (weight - mean) / (deviation + tiny) / weight.shape[1] ** 0.5
-
-
-@pytest.mark.parametrize(("hidden", "groups"), [(96, 3), (33, 1), (2, 1)])
-def test_standardised_layers_tell_images_apart_in_any_width_and_each_by_itself(hidden, groups):
-    torch.manual_seed(0)
-    layers, rows = two_standardised_layers(5, hidden, 4), torch.randn(6, 5)
-    together = layers(rows)
-    assert layers[1].num_groups == groups
-    assert float(together.detach().std(dim=0).min()) > 0
-    torch.testing.assert_close(together, torch.cat([layers(row[None]) for row in rows]))
-
-
-@pytest.mark.parametrize(
-    ("method", "kind"), [("simclr", "LayerNorm"), ("byol", "GroupNorm"), ("byol_swav", "GroupNorm")]
-)
-def test_methods_without_a_contrast_have_standardised_layers(method, kind):
-    norms = {type(module).__name__ for module in student(config(method=method)).projection}
-    assert kind in norms
 
 
 def test_no_worker_outlives_the_training_though_the_trainer_holds_its_loader(rows):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streetvision.data.datamodule import Batch
@@ -20,9 +19,6 @@ from streetvision.training.gradient_cache import GradientCache
 from streetvision.training.learning import LearningModule
 from streetvision.training.optim import WeightAverage
 from streetvision.training.self_supervision import SimCLRLoss, byol_loss, gather, swav_loss
-
-GROUPED_UNITS = 32
-"""Hidden units that are normalised together; all of them where it does not divide them."""
 
 
 def open_backbone(classifier: Classifier, config: ExPLoRAConfig) -> int:
@@ -49,30 +45,6 @@ def open_backbone(classifier: Classifier, config: ExPLoRAConfig) -> int:
 def two_layers(width: int, hidden: int, out: int) -> nn.Sequential:
     """(B, width) -> (B, out) through one hidden layer, LayerNorm and GELU; no statistic of the batch leaks in."""
     return nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out))
-
-
-class StandardisedLinear(nn.Linear):
-    """A linear layer each of whose rows of weights has mean 0 and, over its width, the length 1.
-
-    Weight standardisation, Qiao et al. 2019, arXiv 1903.10520, scaled to keep variance.
-    """
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """(B, width) -> (B, out)."""
-        centred = self.weight - self.weight.mean(dim=1, keepdim=True)
-        return F.linear(rows, F.normalize(centred, dim=1), self.bias)
-
-
-def two_standardised_layers(width: int, hidden: int, out: int) -> nn.Sequential:
-    """As `two_layers`, for methods without a contrast, which fall into one point behind a LayerNorm.
-
-    Weight standardisation and groups keep them apart as statistics of the batch do, and leave each image on its own:
-    Richemond et al. 2020, arXiv 2010.10241.
-    """
-    groups = 1 if hidden % GROUPED_UNITS else hidden // GROUPED_UNITS
-    return nn.Sequential(
-        StandardisedLinear(width, hidden), nn.GroupNorm(groups, hidden), nn.ReLU(), StandardisedLinear(hidden, out)
-    )
 
 
 class Seen(NamedTuple):
@@ -108,7 +80,7 @@ class BYOL(nn.Module):
 
     def __init__(self, config: ExPLoRAConfig) -> None:
         super().__init__()
-        self.predictor = two_standardised_layers(config.projection_dim, config.projection_hidden, config.projection_dim)
+        self.predictor = two_layers(config.projection_dim, config.projection_hidden, config.projection_dim)
 
     def forward(self, seen: Seen) -> Tensor:
         """Loss of the embeddings (B, D) of two views, given the slow copy's."""
@@ -162,10 +134,8 @@ class Student(nn.Module):
     def __init__(self, classifier: Classifier, width: int, config: ExPLoRAConfig) -> None:
         super().__init__()
         self.classifier = classifier
-        method = METHODS[config.method]
-        layers = two_standardised_layers if method.has_target else two_layers
-        self.projection = layers(width, config.projection_hidden, config.projection_dim)
-        self.method = method(config)
+        self.projection = two_layers(width, config.projection_hidden, config.projection_dim)
+        self.method = METHODS[config.method](config)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) -> embeddings (B, D) float32."""
