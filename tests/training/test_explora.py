@@ -219,6 +219,15 @@ def test_a_collapsed_run_stops_and_says_so(rows, monkeypatch):
         trained(rows, config())
 
 
+@pytest.mark.parametrize(
+    "changes", [{"momentum": 0.01, "learning_rate": 0.02}, {"momentum": 0.5, "learning_rate": 5e-3}]
+)
+def test_a_run_that_really_collapses_is_stopped(rows, changes):
+    """To a point (uniformity -0.001 from epoch 3 on) and to a line (effective rank 1.3 from epoch 6 on)."""
+    with pytest.raises(StreetVisionError, match="collapsed in epoch"):
+        trained(rows, config(method="byol", epochs=12, **changes))
+
+
 def test_watching_changes_nothing(rows):
     settings = config()
     module = ExPLoRAModule(student(settings), settings)

@@ -18,7 +18,7 @@ from streetvision.training.learning import EpochRow, Epochs
 from streetvision.training.self_supervision import alignment, effective_rank, uniformity
 
 COLLAPSED_UNIFORMITY = -0.002
-"""Above it the embeddings are one point: their mean cosine is over 0.9995. BYOL comes to -0.019 and goes back."""
+"""Above it the embeddings are one point: their mean cosine is over 0.9995. BYOL came to -0.019, and went back."""
 COLLAPSED_RANK = 1.5
 """Below it they lie on one line."""
 
