@@ -19,7 +19,7 @@ from streetvision.models.fused import FusedClassifier
 from streetvision.models.module import load_classifier
 from streetvision.models.multi_view import Views
 from streetvision.models.network import seeded
-from streetvision.training.hardware import has_fast_bf16
+from streetvision.training.precision import has_fast_bf16
 
 SIDE = 64
 CLOSE = {"fp32": 1e-5, "bf16": 0.05, "int8": 0.3}

@@ -6,9 +6,8 @@ from pydantic import ValidationError
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Silent
-from streetvision.training import hardware
 from streetvision.training.config import CompileConfig, HardwareConfig, TrainingConfig
-from streetvision.training.hardware import create_model_with_compile, lightning_precision, memory_as_asked
+from streetvision.training.hardware import create_model_with_compile, memory_as_asked
 from tests.training.test_trainer import interrupted, run
 
 
@@ -26,16 +25,6 @@ def compiles_eagerly(monkeypatch):
     yield calls
     torch.compiler.set_stance("default")
     torch._dynamo.reset()
-
-
-def test_precision_follows_the_device_and_is_never_fp16(monkeypatch):
-    for fast, expected in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr(hardware, "has_fast_bf16", lambda _, fast=fast: fast)
-        assert lightning_precision("auto", torch.device("cpu")) == expected
-    assert lightning_precision("fp32", torch.device("cpu")) == "32-true"
-    assert lightning_precision("bf16", torch.device("cpu")) == "bf16-mixed"
-    with pytest.raises(ValidationError):
-        TrainingConfig(mode="full", precision="fp16")
 
 
 def test_without_compile_the_model_itself_is_called():

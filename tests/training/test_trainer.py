@@ -296,6 +296,6 @@ def test_what_lightning_does_is_what_was_asked(monkeypatch):
     for precision, word in (("fp32", "32-true"), ("bf16", "bf16-mixed")):
         with pytest.raises(Stop):
             run(TrainingConfig(mode="full", batch_size=64, accumulate=2, precision=precision, hardware=hardware))
-        assert given["precision"] == word
+        assert [plugin.precision for plugin in given["plugins"]] == [word]
     assert (given["devices"], given["num_nodes"], given["strategy"]) == (2, 4, "ddp")
     assert given["accumulate_grad_batches"] == 2

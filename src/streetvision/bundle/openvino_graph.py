@@ -16,7 +16,7 @@ from torch import Tensor
 from streetvision.bundle.graph import INPUT, OUTPUTS, Graph, Seen, need
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.policies import Precision
-from streetvision.training.hardware import has_fast_bf16
+from streetvision.training.precision import has_fast_bf16
 
 EXTRA = "openvino"
 

@@ -9,7 +9,8 @@ import torch
 
 from streetvision.io.manifests import versions
 from streetvision.pipeline.console import Console
-from streetvision.training.hardware import has_fast_bf16, pick_device
+from streetvision.training.hardware import pick_device
+from streetvision.training.precision import has_fast_bf16
 
 
 def examine_machine(console: Console) -> None:

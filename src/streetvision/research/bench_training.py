@@ -27,6 +27,7 @@ from streetvision.data.scenes import SceneConfig, write_scenes
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import HeadConfig, ModelConfig
 from streetvision.models.module import load_classifier, make_head
+from streetvision.research.bench_precision import bench_precision
 from streetvision.research.figures import Figure, in_turn
 from streetvision.training.config import TrainingConfig
 from streetvision.training.features import FeatureCache
@@ -45,13 +46,14 @@ CLOSE = 1e-4
 
 
 def bench_training(progress: Progress) -> list[Figure]:
-    """Seconds of the three, and the memory of the contrast."""
+    """Seconds of the three and of steps in bf16, and the memory of the contrast."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_scenes(folder / "scenes", SceneConfig(count=IMAGES), progress)
         listing = list_images(str(folder / "scenes"), class_names=("None", "Roadwork"), import_to=folder)
         rows = scan_images(listing, class_names=("None", "Roadwork")).index.rows
-        return [_head(rows, listing.root, progress), _adapters(rows, listing.root), *_contrast()]
+        head, adapters = _head(rows, listing.root, progress), _adapters(rows, listing.root)
+        return [head, adapters, *bench_precision(), *_contrast()]
 
 
 def _head(rows: tuple[Row, ...], root: Path, progress: Progress) -> Figure:

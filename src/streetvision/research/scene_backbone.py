@@ -36,8 +36,9 @@ from streetvision.eval.metrics import mcc, roc_auc
 from streetvision.io.atomic import write_text_atomic
 from streetvision.models.backbone import BackboneConfig, load_backbone
 from streetvision.models.network import Backbone
-from streetvision.training.hardware import has_fast_bf16, pick_device
+from streetvision.training.hardware import pick_device
 from streetvision.training.optim import cosine_with_warmup, make_adamw
+from streetvision.training.precision import has_fast_bf16
 
 TRAIN_SEEDS = 10_000_000
 """Seed of the first training scene; the demo and the tests stay far below."""

@@ -16,10 +16,11 @@ from streetvision.contracts.progress import Progress
 from streetvision.data.datamodule import Batch
 from streetvision.training.checkpoints import Checkpoints
 from streetvision.training.config import TrainingConfig
-from streetvision.training.hardware import lightning_precision, memory_as_asked, pick_device
+from streetvision.training.hardware import memory_as_asked, pick_device
 from streetvision.training.keeper import Keeper, Kept, State, learnt_state
 from streetvision.training.learning import EpochRow, Epochs, LearningModule
 from streetvision.training.losses import make_loss
+from streetvision.training.precision import lightning_precision
 from streetvision.training.sharding import lightning_strategy
 from streetvision.training.supervised import SupervisedModule
 
@@ -122,7 +123,7 @@ def train_module(
             devices=config.hardware.devices,
             num_nodes=config.hardware.nodes,
             strategy=lightning_strategy(config.hardware),
-            precision=lightning_precision(module.wanted_precision, device),
+            plugins=[lightning_precision(module.wanted_precision, device)],
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip_norm,
             logger=False,

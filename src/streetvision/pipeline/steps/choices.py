@@ -7,7 +7,8 @@ from streetvision.contracts.phase import Context
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import LoaderConfig
 from streetvision.training.config import LearningConfig, TrainingConfig
-from streetvision.training.hardware import has_fast_bf16, pick_device
+from streetvision.training.hardware import pick_device
+from streetvision.training.precision import has_fast_bf16
 
 FEW = 300
 """Images in TRAIN below which a backbone is left as it is, unless it is asked for."""
