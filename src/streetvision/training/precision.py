@@ -45,8 +45,8 @@ class Bf16OnCpu(MixedPrecision):
 class AttentionInFp32(TorchFunctionMode):
     """Under autocast on the CPU, attention is computed in fp32, and its result rounded.
 
-    The backward pass of torch's fused attention takes five times as long in bf16 there as in fp32, and makes a small
-    ViT learn slower than without bf16 at all: docs/benchmarks.md has both.
+    Torch's fused attention is slow there in bf16 on its way back: steps of the packaged ViT take longer with it than in
+    fp32, and less time with all but attention in bf16. `streetvision bench training` times the three.
     """
 
     def __torch_function__(
