@@ -19,10 +19,10 @@ from PIL import Image, ImageEnhance
 
 from streetvision.data.config import RADIUS
 from streetvision.data.decode import decode_image, read_image
-from streetvision.data.hamming import pairs_within
-from streetvision.data.near_duplicates import find_near_duplicates
-from streetvision.data.perceptual import Look, look_at, stack_looks
-from streetvision.data.scenes import SceneConfig, draw_scene
+from streetvision.data.grouping.hamming import pairs_within
+from streetvision.data.grouping.near_duplicates import find_near_duplicates
+from streetvision.data.perceptual_hash import Look, look_at, stack_looks
+from streetvision.synthetic.scenes import SceneConfig, draw_scene
 
 SCENES = 400
 

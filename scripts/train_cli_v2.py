@@ -2,7 +2,7 @@
 
 import sys
 
-from streetvision.cli import main
+from streetvision.cli.app import main
 
 if __name__ == "__main__":
     main(["train", *sys.argv[1:]])

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import typer
 
+from scripts.scene_backbone import Recipe, make_backbone
 from streetvision.pipeline.console import Console
-from streetvision.research.scene_backbone import Recipe, make_backbone
 
 
 def main(out: Path, scenes: int = Recipe.scenes, epochs: int = Recipe.epochs) -> None:

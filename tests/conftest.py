@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from streetvision.cli import main
+from streetvision.cli.app import main
 
 settings.register_profile("here", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("here")
@@ -55,7 +55,7 @@ def command(capsys):
 def scenes(tmp_path_factory):
     """A folder of 160 small procedural scenes with an index."""
     from streetvision.contracts.progress import Silent
-    from streetvision.data.scenes import SceneConfig, write_scenes
+    from streetvision.synthetic.scenes import SceneConfig, write_scenes
 
     folder = tmp_path_factory.mktemp("scenes")
     write_scenes(folder, SceneConfig(count=160, width=96, height=72), Silent())

@@ -11,12 +11,12 @@ import pytest
 import typer
 
 from streetvision.calibration.calibrators import CALIBRATORS
-from streetvision.cli import build_app
+from streetvision.cli.app import build_app
 from streetvision.contracts.split_contracts import MAY_OPEN
+from streetvision.experiments.ablation_table import read_table
+from streetvision.experiments.search import read_search
 from streetvision.models.backbone import BACKBONES
-from streetvision.pipeline.compose import compose_config
-from streetvision.pipeline.search import read_search
-from streetvision.research.ablation import read_table
+from streetvision.pipeline.config import compose_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -140,7 +140,7 @@ def test_the_checklist_names_what_exists():
 
 
 def test_a_row_of_the_checklist_that_names_nothing_is_noticed():
-    row = ("x", "`cli.py`, `gone.py`", "`test_docs.py::test_gone`", "`make gone`, `python scripts/gone.py`")
+    row = ("x", "`cli/app.py`, `gone.py`", "`test_docs.py::test_gone`", "`make gone`, `python scripts/gone.py`")
     assert [name for _, name in missing(*row)] == ["gone.py", "test_docs.py::test_gone", "make gone", "scripts/gone.py"]
 
 

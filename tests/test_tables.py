@@ -6,12 +6,11 @@ import pytest
 
 from streetvision.calibration.calibrators import CALIBRATORS
 from streetvision.calibration.config import CalibratorName
-from streetvision.models.config import FusionMode
+from streetvision.models.config import LOSS_READS, FusionMode, LossName
 from streetvision.models.fusion import FUSIONS
-from streetvision.training import explora
-from streetvision.training.config import LOSS_READS, LossName
-from streetvision.training.explora_config import Method
-from streetvision.training.losses import LOSSES
+from streetvision.models.losses import LOSSES
+from streetvision.training.ssl import explora
+from streetvision.training.ssl.config import Method
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """`python -m streetvision` is the command line."""
 
-from streetvision.cli import main
+from streetvision.cli.app import main
 
 main()

@@ -2,7 +2,7 @@
 
 import torch
 
-from streetvision.bundle.graph import Seen
+from streetvision.bundle.runtimes.graph import Seen
 
 
 class Altered:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from streetvision.contracts.errors import ArtifactError, LeakageError
 from streetvision.contracts.split_contracts import Lookalikes, Partition, Split
-from streetvision.data.partition import bridges, make_partition
-from streetvision.data.splits_json import partition_from_json, partition_to_json
+from streetvision.data.splitting.partition import bridges, make_partition
+from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
 from tests.data.test_partition import (
     FRACTIONS,
     SOURCE,

@@ -15,10 +15,10 @@ from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.data import scan as scan_module
 from streetvision.data.config import DecodeLimits
-from streetvision.data.index import list_images
-from streetvision.data.listing import BadFile, Listed, Listing
+from streetvision.data.records import BadFile, Listed, Listing
 from streetvision.data.scan import check_bad_share, mean_luminance, scan_images
-from streetvision.data.unlabeled import scan_unlabeled
+from streetvision.data.sources.data_root import list_images
+from streetvision.data.sources.unlabeled import scan_unlabeled
 
 NAMES = ("None", "Roadwork")
 REAL_DATA = os.environ.get("STREETVISION_REAL_DATA")

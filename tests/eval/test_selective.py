@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from streetvision.eval.risk_plots import front_picture, risk_coverage_curve
+from streetvision.eval.report.risk_plots import front_picture, risk_coverage_curve
 from streetvision.eval.selective import risk_coverage, selective_figures
 
 PNG = b"\x89PNG"

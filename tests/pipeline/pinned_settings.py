@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from streetvision.pipeline.compose import settings
+from streetvision.pipeline.config import settings
 from tests.pipeline.test_settings_matter import SECTIONS, shown_by
 
 TESTS = Path(__file__).parents[1]

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from streetvision.data.config import LoaderConfig
+from streetvision.pipeline import auto_settings as choices
+from streetvision.pipeline.auto_settings import tell_choices
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.steps import choices
-from streetvision.pipeline.steps.choices import tell_choices
 from streetvision.training.config import TrainingConfig
-from streetvision.training.explora_config import ExPLoRAConfig
+from streetvision.training.ssl.config import ExPLoRAConfig
 
 
 @dataclass

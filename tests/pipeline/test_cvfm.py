@@ -16,7 +16,7 @@ from streetvision.io.atomic import read_json, sha256_file
 from streetvision.io.manifests import seal
 from streetvision.models.config import ViewsConfig
 from streetvision.models.multi_view import make_views
-from streetvision.pipeline.compose import compose_config
+from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine
 from streetvision.pipeline.phases import PHASES
@@ -33,7 +33,7 @@ MODES = {
 @pytest.fixture(scope="module", params=MODES)
 def fused_run(request, finished_run, tmp_path_factory):
     """A run in which phase 4c was asked for, and its mode."""
-    from streetvision.cli import main
+    from streetvision.cli.app import main
 
     root = shutil.copytree(finished_run, tmp_path_factory.mktemp("fused") / "run")
     with pytest.raises(SystemExit) as stop:

@@ -10,8 +10,8 @@ import pytest
 from streetvision import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.progress import Silent
-from streetvision.data.scenes import SceneConfig, write_scenes
 from streetvision.io.atomic import read_json
+from streetvision.synthetic.scenes import SceneConfig, write_scenes
 
 FEW = "evaluation.n_resamples=100"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from streetvision import load_bundle
-from streetvision.cli import main
+from streetvision.cli.app import main
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.io.atomic import read_json
 from streetvision.pipeline.steps.expect_reward import VARIANTS, Asked, Question, questions

@@ -13,7 +13,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import LeakageError
 from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Split, check_may_open
-from streetvision.data.splits_json import partition_from_json
+from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json, sha256_file
 from streetvision.io.tensors import load_into, load_state
 from streetvision.models.backbone import build_backbone
@@ -37,7 +37,7 @@ ORDER = "pipeline.phases=[phase4a_explora,phase1,phase2,phase5,phase6]"
 @pytest.fixture(scope="module")
 def adapted(scenes, tmp_path_factory):
     """A run that adapts first, with unlabelled images beside TRAIN, one of them a copy of a judged one."""
-    from streetvision.cli import main
+    from streetvision.cli.app import main
 
     root, further = tmp_path_factory.mktemp("runs") / "adapted", tmp_path_factory.mktemp("further")
     with pytest.raises(SystemExit):

@@ -7,8 +7,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from streetvision import load_bundle
-from streetvision.bundle.onnx_graph import OnnxGraph
-from streetvision.bundle.runtimes import RUNTIMES
+from streetvision.bundle.runtimes.onnx_graph import OnnxGraph
+from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.split_contracts import Split
 from streetvision.io.atomic import read_json
@@ -94,7 +94,9 @@ def test_a_worse_graph_is_refused_with_the_figure_and_leaves_nothing(exported, c
 
 
 def test_int8_takes_its_ranges_from_images_of_train(exported, command, monkeypatch, tmp_path):
-    monkeypatch.setattr("streetvision.bundle.parity.MAX_MCC_FALL", 2.0)  # a tiny model on 24 images: not what is tested
+    monkeypatch.setattr(
+        "streetvision.bundle.runtimes.parity.MAX_MCC_FALL", 2.0
+    )  # a tiny model on 24 images: not what is tested
     monkeypatch.setattr("streetvision.pipeline.runtime_export.CALIBRATION_IMAGES", 6)
     asked = ["export", "--bundle", exported / "export", "--out", tmp_path / "int8", "--runtime", "openvino"]
     code, out, err = command(*asked, "--precision", "int8", f"run_dir={exported}")

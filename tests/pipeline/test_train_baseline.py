@@ -51,7 +51,7 @@ def test_a_model_that_answers_one_class_only_ends_with_exit_code_3(phase1):
 
 
 def test_an_interrupted_phase_goes_on_where_it_was(phase1, monkeypatch):
-    from streetvision.training.keeper import Keeper
+    from streetvision.training.callbacks import Keeper
 
     settings = ["training=last_n", "training.last_blocks=1", "training.checkpoint_steps=1", "training.batch_size=16"]
     code, out, whole = phase1(*settings, name="whole")
@@ -81,7 +81,7 @@ def test_metrics_hold_one_row_an_epoch(phase1):
 
 
 def test_the_gate_leaves_its_verdict_and_a_harmful_policy_is_left_out(phase1, monkeypatch):
-    from streetvision.pipeline.steps import policy_gate
+    from streetvision.pipeline import augmentation_gate as policy_gate
 
     full = ["training=full", "training.batch_size=32"]
     gate = ["augmentation.gate.epochs=1", "augmentation.gate.runs=1", "augmentation.colour_jitter=0.5"]

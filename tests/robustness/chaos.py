@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from streetvision.cli import main as streetvision
+from streetvision.cli.app import main as streetvision
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.io.atomic import TEMP_SUFFIX, read_json, sha256_file, sha256_json
 
@@ -189,7 +189,7 @@ def _load_libraries() -> None:
     """What a run imports, before the first fork; none of it starts a thread."""
     import torch
 
-    import streetvision.pipeline.launch
+    import streetvision.pipeline.run
     import streetvision.pipeline.steps.evaluate_model  # noqa: F401
 
     torch.set_num_threads(1)

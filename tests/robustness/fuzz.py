@@ -243,13 +243,13 @@ def _seal_again(folder: Path, name: str) -> None:
 
 
 def _read_config(path: Path) -> None:
-    from streetvision.pipeline.compose import compose_config
+    from streetvision.pipeline.config import compose_config
 
     compose_config([], file=path)
 
 
 def _read_splits(path: Path) -> None:
-    from streetvision.data.splits_json import partition_from_json
+    from streetvision.data.splitting.splits_json import partition_from_json
     from streetvision.io.atomic import read_json
 
     partition_from_json(read_json(path), path)
@@ -269,7 +269,7 @@ def _read_bundle(path: Path) -> None:
 
 def finished_run(root: Path) -> Path:
     """A run of every phase on tiny scenes, with a configuration file beside it."""
-    from streetvision.cli import main as streetvision
+    from streetvision.cli.app import main as streetvision
     from tests.robustness.chaos import TINY_RUN
 
     try:

@@ -10,7 +10,7 @@ from tests.robustness.chaos import TINY_RUN, digests, strays_in
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    from streetvision.cli import main
+    from streetvision.cli.app import main
 
     root = tmp_path_factory.mktemp("undisturbed") / "run"
     with pytest.raises(SystemExit):

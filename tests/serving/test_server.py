@@ -12,7 +12,7 @@ from PIL import Image
 
 from streetvision import load_bundle
 from streetvision.contracts.errors import ConfigError
-from streetvision.pipeline.serve import is_loopback, serving_config
+from streetvision.serving.launch import is_loopback, serving_config
 from streetvision.serving.server import ServingConfig, create_app
 
 

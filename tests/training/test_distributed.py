@@ -8,7 +8,7 @@ import torch
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError
-from streetvision.training.config import HardwareConfig
+from streetvision.models.config import HardwareConfig
 from streetvision.training.distributed import check_started
 from tests.conftest import TINY_MODEL
 

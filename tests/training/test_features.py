@@ -10,7 +10,7 @@ from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import ModelConfig
 from streetvision.models.module import load_classifier
 from streetvision.training.features import FeatureCache
-from streetvision.training.predict import score_rows
+from streetvision.training.scoring import score_rows
 from tests.data.test_datamodule import rows_of
 
 

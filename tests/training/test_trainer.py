@@ -7,7 +7,8 @@ import torch
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Silent
 from streetvision.data.datamodule import FeatureBatches
-from streetvision.training.config import HardwareConfig, TrainingConfig
+from streetvision.models.config import HardwareConfig
+from streetvision.training.config import TrainingConfig
 from streetvision.training.supervised import SupervisedModule
 from streetvision.training.trainer import Following, fit, seed_all
 

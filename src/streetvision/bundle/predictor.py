@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from streetvision.bundle.format import Bundle, read_bundle
-from streetvision.bundle.runtimes import GraphClassifier, open_graph
+from streetvision.bundle.runtimes.registry import GraphClassifier, open_graph
+from streetvision.calibration.base import margins
 from streetvision.calibration.calibrators import restore_calibrator
-from streetvision.calibration.contract import margins
 from streetvision.calibration.risk_control import handed_over
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.policies import RiskControl, ScrcPolicy
@@ -30,11 +30,10 @@ from streetvision.eval.thresholds import decide
 from streetvision.io.tensors import load_into, load_state
 from streetvision.io.validators import validate_json
 from streetvision.models.config import FusionDescription
-from streetvision.models.fused import FusedClassifier, load_fused
+from streetvision.models.device import pick_device
+from streetvision.models.fused import FusedClassifier, Model, images_at_once, load_fused
 from streetvision.models.module import Classifier, ClassifierDescription, ImageClassifier, build_classifier
 from streetvision.models.multi_view import Box, Views, plan_views
-from streetvision.training.hardware import pick_device
-from streetvision.training.predict import Model, images_at_once, preparation
 
 ImageInput: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor
 HANDED_OVER = -1
@@ -92,7 +91,6 @@ class Predictor:
         self.device, self.classifier = device, classifier
         self.model: Model = _with_fusion(classifier, self.bundle) if fused else classifier
         self.model.to(device).eval()
-        self._prepare = preparation(self.model)
 
     def with_graph(self, graph: GraphClassifier) -> "Predictor":
         """The same predictor, its images through an exported graph."""
@@ -108,7 +106,7 @@ class Predictor:
     def with_single_view(self) -> "Predictor":
         """The same model without its fusion, whose logits are those that phase 2's threshold was chosen on."""
         plain = copy.copy(self)
-        plain.model, plain._prepare = self.classifier, preparation(self.classifier)
+        plain.model = self.classifier
         return plain
 
     @property
@@ -145,7 +143,7 @@ class Predictor:
 
     def prepare(self, image: ImageInput) -> Prepared:
         """One image as the model takes it, from its full resolution: uint8 (3, S, S), or its views."""
-        return self._prepare(as_pixels(image, self.limits))
+        return self.model.prepare(as_pixels(image, self.limits))
 
     def predict_prepared(self, images: Sequence[Prepared]) -> list[Prediction]:
         """Answers for images that `prepare` made, in one forward pass."""
@@ -157,7 +155,7 @@ class Predictor:
         pixels = as_pixels(image, self.limits)
         whole = Box(0, 0, pixels.shape[2], pixels.shape[1])
         if not isinstance(self.model, FusedClassifier):
-            logits = self.logits(default_collate([self._prepare(pixels)]))
+            logits = self.logits(default_collate([self.model.prepare(pixels)]))
             return replace(self.answers(logits)[0], views=_views([whole], logits, torch.ones(1)))
         views = self.model.prepare(pixels)
         look = self.model.look(default_collate([views]).to(self.device))

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
+from streetvision.calibration.base import Calibrator, Fitted
 from streetvision.calibration.config import ENSEMBLE
-from streetvision.calibration.contract import Calibrator, Fitted
 from streetvision.calibration.nonparametric import HistogramCalibrator, IsotonicCalibrator, SmoothIsotonicCalibrator
 from streetvision.calibration.parametric import (
     BetaCalibrator,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streetvision.calibration.contract import Fitted
+from streetvision.calibration.base import Fitted
 from streetvision.contracts.errors import DataError
 from streetvision.eval.counts import BoolArray, FloatArray
 from streetvision.eval.resampling import Judged

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from streetvision.calibration.base import Fitted
 from streetvision.calibration.calibrators import CALIBRATORS, Ensemble, make_calibrator
 from streetvision.calibration.config import ENSEMBLE
-from streetvision.calibration.contract import Fitted
 from streetvision.calibration.crossfit import CalibrationSet, assign_folds, crossfit
 from streetvision.eval.counts import FloatArray
 

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
-from streetvision.calibration.contract import MarginCalibrator
+from streetvision.calibration.base import MarginCalibrator
 from streetvision.contracts.policies import Probability, Sealed
 from streetvision.eval.counts import BoolArray, FloatArray
 

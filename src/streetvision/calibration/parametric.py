@@ -13,7 +13,7 @@ from scipy.interpolate import BSpline
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit
 
-from streetvision.calibration.contract import MarginCalibrator
+from streetvision.calibration.base import MarginCalibrator
 from streetvision.contracts.policies import Sealed
 from streetvision.eval.counts import BoolArray, FloatArray
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from streetvision.calibration.base import Fitted, margins
 from streetvision.calibration.config import ENSEMBLE, Phase5Config
-from streetvision.calibration.contract import Fitted, margins
 from streetvision.calibration.crossfit import CalibrationSet, crossfit_cut
 from streetvision.calibration.ensemble import fit_named
 from streetvision.calibration.risk_control import Scored, certify, handed_over

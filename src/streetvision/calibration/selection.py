@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from streetvision.calibration.base import Fitted
 from streetvision.calibration.config import AUTO, ENSEMBLE, MAC_CAL, MULTI_OBJECTIVE, Phase5Config
-from streetvision.calibration.contract import Fitted
 from streetvision.calibration.crossfit import CalibrationSet
 from streetvision.calibration.ensemble import (
     blend,

@@ -15,6 +15,14 @@ class Progress(Protocol):
         """Yield `items`, showing how many of `total` are done, and beside it what `note` says then."""
         ...
 
+    def line(self, label: str, text: str, *, seconds: float | None = None) -> None:
+        """Print one fact: a label, what was done, and how long it took."""
+        ...
+
+    def text(self, text: str = "") -> None:
+        """Print a line as it is."""
+        ...
+
     def warn(self, message: str) -> None:
         """Print one line that names what to do."""
         ...
@@ -41,6 +49,12 @@ class Silent:
     ) -> Iterator[Item]:
         """Yield `items` as they are."""
         yield from items
+
+    def line(self, label: str, text: str, *, seconds: float | None = None) -> None:
+        """Print nothing."""
+
+    def text(self, text: str = "") -> None:
+        """Print nothing."""
 
     def warn(self, message: str) -> None:
         """Drop the message."""

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from streetvision.data.colour import ColourJitter
 from streetvision.data.config import AugmentationConfig, Level
 from streetvision.data.decode import resize_squash
-from streetvision.data.distortions import distort
+from streetvision.data.transforms.color import ColourJitter
+from streetvision.data.transforms.validator_distortions import distort
 
 Transform = Callable[[Tensor], Any]
 """Pixels (3, H, W) -> a tensor, or a named tuple of tensors, of the same shapes for every image."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.settings import NO_MATTER, Seed
 from streetvision.contracts.split_contracts import Split
-from streetvision.data.partition import Fractions
+from streetvision.data.splitting.partition import Fractions
 
 Level = Literal[0, 1, 2, 3]
 HF_SPLIT = "train"

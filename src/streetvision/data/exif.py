@@ -11,7 +11,7 @@ from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from streetvision.data.decode import READERS
-from streetvision.data.places import LATITUDE, LONGITUDE, TAKEN
+from streetvision.data.grouping.geo import LATITUDE, LONGITUDE, TAKEN
 
 
 def read_exif(data: bytes) -> dict[str, str]:

@@ -16,10 +16,10 @@ from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress, Silent
 from streetvision.contracts.split_contracts import Index, Row
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
+from streetvision.data.connected_components import join_groups
 from streetvision.data.decode import UndecodableImage, decode_image, read_image_bytes
-from streetvision.data.linking import join_groups
-from streetvision.data.listing import BadFile, Listed, Listing
-from streetvision.data.perceptual import Look, Looks, look_at, stack_looks
+from streetvision.data.perceptual_hash import Look, Looks, look_at, stack_looks
+from streetvision.data.records import BadFile, Listed, Listing
 from streetvision.io.atomic import sha256_bytes
 
 NAMED_IN_ERROR = 3

@@ -4,7 +4,7 @@ Legend: B images, V views, C classes, P width of a view's features.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
@@ -45,6 +45,11 @@ class FusedClassifier(nn.Module):
         else:
             self.fusion = TrainableCVFM(description.views, classifier.width, N_CLASSES, description.trained)
 
+    @property
+    def views_per_image(self) -> int:
+        """Views that one image is cut into."""
+        return self.description.views.count
+
     def prepare(self, image: Tensor) -> Views:
         """uint8 (3, H, W) at full resolution -> its views."""
         return make_views(image, self.description.views, image_size=self.classifier.description.image_size)
@@ -79,6 +84,15 @@ class FusedClassifier(nn.Module):
             return Look(found.logits, logits, found.weights)
         weights = influence(logits, mask, content, self.fusion.config)
         return Look(self.fusion(logits, mask, content), logits, weights)
+
+
+Model: TypeAlias = ImageClassifier | FusedClassifier
+"""What makes logits of prepared images, with or without a fusion of views."""
+
+
+def images_at_once(model: Model, batch_size: int) -> int:
+    """Images of which `batch_size` views are made; at least one."""
+    return max(1, batch_size // model.views_per_image)
 
 
 def load_fused(

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from pydantic import Field, JsonValue
 from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from streetvision.contracts.policies import Sealed
 from streetvision.models.backbone import build_backbone, load_backbone
@@ -38,6 +40,15 @@ class ImageClassifier(nn.Module, ABC):
     head: nn.Sequential
     width: int
     """P."""
+
+    views_per_image = 1
+    """Views that one image is cut into."""
+
+    def prepare(self, image: Tensor) -> Tensor:
+        """A decoded image uint8 (3, H, W) -> what the model takes: uint8 (3, S, S), its aspect ratio given up."""
+        size = self.description.image_size
+        resized: Tensor = resize(image, [size, size], interpolation=InterpolationMode.BILINEAR, antialias=True)
+        return resized
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:

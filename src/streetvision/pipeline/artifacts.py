@@ -13,13 +13,13 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.phase import Context
 from streetvision.data.config import DataConfig
-from streetvision.data.hub import is_local_dataset
-from streetvision.data.index import list_images, list_unlabeled
-from streetvision.data.listing import Listed, Listing
+from streetvision.data.records import Listed, Listing
+from streetvision.data.sources.data_root import list_images, list_unlabeled
+from streetvision.data.sources.huggingface import is_local_dataset
 from streetvision.io.atomic import sha256_file, sha256_json
 from streetvision.models.backbone import local_files
 from streetvision.models.config import ModelConfig
-from streetvision.pipeline.settings import EvaluationConfig, Phase6Config, RewardConfig
+from streetvision.pipeline.phase_settings import EvaluationConfig, Phase6Config, RewardConfig
 from streetvision.training.fusion_config import CvfmConfig
 
 SCORES = ("val_calib_logits", "val_calib_labels", "val_calib_scores", "splits")

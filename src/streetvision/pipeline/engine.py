@@ -12,7 +12,7 @@ from streetvision.contracts.phase import Context, Phase
 from streetvision.contracts.policies import FileSeal
 from streetvision.contracts.settings import deciding
 from streetvision.contracts.split_contracts import MAY_OPEN, Partition, Split
-from streetvision.data.splits_json import partition_from_json
+from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json, remove_stray_temps, sha256_json, write_json_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import StepManifest, code_sha256, create_step_manifest, read_manifest, relative, seal

@@ -22,10 +22,10 @@ from streetvision.pipeline.artifacts import (
     served_scores,
     unlabelled_images,
 )
-from streetvision.pipeline.settings import EvaluationConfig, Phase2Config, Phase6Config, RewardConfig
+from streetvision.pipeline.phase_settings import EvaluationConfig, Phase2Config, Phase6Config, RewardConfig
 from streetvision.training.config import MacCalConfig, TrainingConfig
-from streetvision.training.explora_config import ExPLoRAConfig
 from streetvision.training.fusion_config import CvfmConfig
+from streetvision.training.ssl.config import ExPLoRAConfig
 
 
 def _step(module: str, function: str = "run") -> Callable[[Context], Any]:

@@ -9,20 +9,20 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from streetvision.bundle.format import Bundle, bundle_folder, read_bundle, write_bundle
-from streetvision.bundle.graph import Graph, capture
-from streetvision.bundle.parity import ask, check_parity, measure_parity
 from streetvision.bundle.predictor import Predictor, Prepared, open_classifier
-from streetvision.bundle.runtimes import RUNTIMES, open_graph
+from streetvision.bundle.runtimes.graph import Graph, capture
+from streetvision.bundle.runtimes.parity import ask, check_parity, measure_parity
+from streetvision.bundle.runtimes.registry import RUNTIMES, open_graph
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError, unknown_name
 from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import Precision, RuntimeParity, RuntimeRef
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import LoaderConfig
-from streetvision.data.splits_json import partition_from_json
+from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json
 from streetvision.models.multi_view import Views
-from streetvision.pipeline.compose import compose_config
+from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.steps.evaluate_model import own_bundle
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from streetvision.contracts.errors import ArtifactError
 from streetvision.io.atomic import atomic_path
 from streetvision.io.tensors import load_checkpoint
-from streetvision.training.learning import LearningModule
+from streetvision.training.lightning_module import LearningModule
 
 
 class Checkpoints(Callback):

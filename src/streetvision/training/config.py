@@ -1,104 +1,14 @@
 """Settings of a training run; apart from the code that reads them, because that code loads Lightning."""
 
-from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.settings import NO_MATTER, Seed
-from streetvision.models.config import AdapterConfig
+from streetvision.models.config import AdapterConfig, CompileConfig, HardwareConfig, LossConfig
 
-LossName = Literal["cross_entropy", "weighted_cross_entropy", "focal"]
 PrecisionName = Literal["auto", "bf16", "fp32"]
-Stance = Literal[
-    "default",
-    "eager_then_compile",
-    "aot_eager_then_compile",
-    "force_eager",
-    "eager_on_recompile",
-    "fail_on_recompile",
-]
-"""What torch.compiler.set_stance takes; any other name raises only at the first compiled call."""
-LOSS_READS: Mapping[LossName, frozenset[str]] = {
-    "cross_entropy": frozenset({"label_smoothing"}),
-    "weighted_cross_entropy": frozenset({"label_smoothing", "class_weights"}),
-    "focal": frozenset({"gamma", "alpha"}),
-}
-"""Loss -> the settings that it reads."""
-
-
-class LossConfig(BaseModel):
-    """What is minimised. A field that the loss does not read is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: LossName = "cross_entropy"
-    """A key of LOSSES."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """cross_entropy, weighted_cross_entropy: share of the target spread evenly over both classes."""
-    class_weights: tuple[float, float] | Literal["balanced"] = "balanced"
-    """weighted_cross_entropy: weights of class 0 and class 1; balanced takes them from TRAIN's counts."""
-    gamma: float = Field(default=2.0, ge=0)
-    """focal: how much less rows count that are already right; 0 is cross-entropy."""
-    alpha: float | None = Field(default=None, gt=0, lt=1)
-    """focal: weight of class 1, and 1 - alpha that of class 0; null weighs both by 1."""
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
-        if ignored := sorted(changed - LOSS_READS[self.name] - {"name"}):
-            raise ConfigError(
-                f"the loss {self.name} does not read {', '.join(ignored)}",
-                f"it reads: {', '.join(sorted(LOSS_READS[self.name]))}",
-            )
-        if not isinstance(self.class_weights, str) and min(self.class_weights) <= 0:
-            raise ConfigError(f"class weights are positive, and one of {self.class_weights} is not")
-        return self
-
-
-class CompileConfig(BaseModel):
-    """torch.compile of the classifier while it trains; what is saved and shipped is never the compiled module."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    enabled: bool = False
-    """Compile; worth its minutes on a GPU, not on a CPU."""
-    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
-    """How much time goes into the search for fast code."""
-    fullgraph: bool = False
-    """Refuse breaks of the graph."""
-    dynamic: bool | None = None
-    """One graph for all shapes; null: for those that were seen to change."""
-    stance: Stance = "default"
-    """What a call does that has no compiled code yet."""
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        changed = any(getattr(self, name) != field.default for name, field in type(self).model_fields.items())
-        if not self.enabled and changed:
-            raise ConfigError(
-                "training.compile is off, and one of its other settings was given",
-                "set training.compile.enabled=true or leave the others out",
-            )
-        return self
-
-
-class HardwareConfig(BaseModel):
-    """On what, and over how many processes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    devices: int = Field(default=1, ge=1)
-    """Processes on one node, each with a device of its own; above 1 the command is started by torchrun."""
-    nodes: int = Field(default=1, ge=1)
-    """Machines."""
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """auto is ddp as soon as there is more than one process; fsdp cuts the weights among them, for less memory."""
-    channels_last: bool = False
-    """Images as NHWC in memory, which convolutions on a GPU are quickest on."""
-    tf32: bool = True
-    """Let fp32 matrix products on a GPU use TF32; other devices have none."""
 
 
 class LearningConfig(BaseModel):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from streetvision.contracts.errors import ConfigError, StreetVisionError
-from streetvision.training.config import HardwareConfig
+from streetvision.models.config import HardwareConfig
 
 PATIENCE = timedelta(days=7)
 """How long the others wait for the leader to begin training."""

@@ -16,11 +16,11 @@ from streetvision.io.atomic import sha256_json
 from streetvision.io.manifests import code_sha256
 from streetvision.io.scores import rows_digest
 from streetvision.io.tensors import load_state, save_tensors
+from streetvision.models.device import pick_device
 from streetvision.models.fused import FusedClassifier
 from streetvision.models.module import Classifier
 from streetvision.models.network import state_digest
-from streetvision.training.hardware import pick_device
-from streetvision.training.predict import evaluation_loader, run_over
+from streetvision.training.scoring import evaluation_loader, run_over
 
 
 class FeatureCache:

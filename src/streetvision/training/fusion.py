@@ -15,10 +15,10 @@ from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc
 from streetvision.models.fused import FusedClassifier
 from streetvision.models.fusion import TrainableCVFM
+from streetvision.training.callbacks import State, cpu_state
 from streetvision.training.features import SeenViews
 from streetvision.training.fusion_config import CvfmConfig
-from streetvision.training.keeper import State, cpu_state
-from streetvision.training.learning import EpochRow
+from streetvision.training.lightning_module import EpochRow
 from streetvision.training.optim import make_adamw
 
 JUDGED_AT_ONCE = 1024

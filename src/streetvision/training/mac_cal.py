@@ -20,9 +20,9 @@ from torch.func import functional_call
 
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
+from streetvision.training.callbacks import State, cpu_state
 from streetvision.training.config import MacCalConfig
-from streetvision.training.keeper import State, cpu_state
-from streetvision.training.learning import EpochRow
+from streetvision.training.lightning_module import EpochRow
 from streetvision.training.optim import make_adamw
 
 Labelled = tuple[Tensor, Tensor]

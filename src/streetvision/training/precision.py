@@ -10,16 +10,8 @@ from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from streetvision.models.device import has_fast_bf16
 from streetvision.training.config import PrecisionName
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 natively; emulation would be slower than fp32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return False
 
 
 def lightning_precision(name: PrecisionName, device: torch.device) -> Precision:

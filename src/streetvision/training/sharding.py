@@ -10,8 +10,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from streetvision.models.adapters import block_names
+from streetvision.models.config import HardwareConfig
 from streetvision.models.network import Backbone
-from streetvision.training.config import HardwareConfig
 
 
 def lightning_strategy(config: HardwareConfig) -> str | Strategy:

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from streetvision.models.adapters import merge
 from streetvision.models.module import Classifier
+from streetvision.training.callbacks import State, cpu_state
 from streetvision.training.config import TrainingConfig
-from streetvision.training.keeper import State, cpu_state
 
 
 def whole_state(

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from streetvision.data.datamodule import Batch
 from streetvision.eval.counts import Counts
 from streetvision.eval.metrics import mcc
+from streetvision.models.device import create_model_with_compile
 from streetvision.models.module import N_CLASSES
 from streetvision.training.config import PrecisionName, TrainingConfig
-from streetvision.training.hardware import create_model_with_compile
-from streetvision.training.learning import LearningModule
+from streetvision.training.lightning_module import LearningModule
 from streetvision.training.optim import WeightAverage
 
 Weights = Literal["raw", "ema"]

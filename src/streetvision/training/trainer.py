@@ -14,12 +14,12 @@ from torch import nn
 
 from streetvision.contracts.progress import Progress
 from streetvision.data.datamodule import Batch
+from streetvision.models.device import memory_as_asked, pick_device
+from streetvision.models.losses import make_loss
+from streetvision.training.callbacks import Keeper, Kept, State, learnt_state
 from streetvision.training.checkpoints import Checkpoints
 from streetvision.training.config import TrainingConfig
-from streetvision.training.hardware import memory_as_asked, pick_device
-from streetvision.training.keeper import Keeper, Kept, State, learnt_state
-from streetvision.training.learning import EpochRow, Epochs, LearningModule
-from streetvision.training.losses import make_loss
+from streetvision.training.lightning_module import EpochRow, Epochs, LearningModule
 from streetvision.training.precision import lightning_precision
 from streetvision.training.sharding import lightning_strategy
 from streetvision.training.supervised import SupervisedModule

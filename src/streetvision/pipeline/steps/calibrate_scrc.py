@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from streetvision.calibration.base import margins
 from streetvision.calibration.config import MAC_CAL, Phase5Config
-from streetvision.calibration.contract import margins
 from streetvision.calibration.crossfit import CalibrationSet
 from streetvision.calibration.pareto import OBJECTIVES, front_csv
 from streetvision.calibration.risk_control import handed_over
@@ -16,14 +16,14 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.policies import RiskControl, ScrcParams, ScrcPolicy
 from streetvision.contracts.split_contracts import Split
-from streetvision.eval.plots import reliability_diagram
-from streetvision.eval.risk_plots import front_picture, risk_coverage_curve
+from streetvision.eval.report.plots import reliability_diagram
+from streetvision.eval.report.risk_plots import front_picture, risk_coverage_curve
 from streetvision.eval.selective import risk_coverage, selective_figures
 from streetvision.eval.thresholds import threshold_for_prevalence
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.scores import Scores
 from streetvision.pipeline.artifacts import CVFM_SCORES, MAC_CAL_SCORES, SCORES, fuses
-from streetvision.pipeline.steps.scores import groups_of, open_scores
+from streetvision.pipeline.scores import groups_of, open_scores
 
 
 def run(context: Context) -> Outcome:

@@ -18,10 +18,10 @@ from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.policies import ThresholdPolicy
 from streetvision.contracts.split_contracts import Partition, Row, Split
 from streetvision.data.config import DataConfig, LoaderConfig
-from streetvision.data.grouping import group_rows
-from streetvision.data.splits_json import partition_from_json
+from streetvision.data.grouping.group_rows import group_rows
+from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.eval.metrics import positive_probability
-from streetvision.eval.page import render_report
+from streetvision.eval.report.page import render_report
 from streetvision.io.atomic import (
     read_json,
     sha256_file,
@@ -32,13 +32,13 @@ from streetvision.io.atomic import (
 from streetvision.io.manifests import git_sha, read_manifest
 from streetvision.io.predictions import Answers, write_predictions
 from streetvision.io.validators import PolicyValidator
+from streetvision.models.fused import images_at_once
 from streetvision.pipeline.artifacts import REPORT
-from streetvision.pipeline.illustration import draw_pictures, draw_thumbnails
-from streetvision.pipeline.judgement import Case, Promise, Ruling, make_report, tell, told_rulings
-from streetvision.pipeline.ledger import Looks, record_look
-from streetvision.pipeline.settings import EvaluationConfig
+from streetvision.pipeline.phase_settings import EvaluationConfig
+from streetvision.pipeline.report_builder import Case, Promise, Ruling, make_report, tell, told_rulings
+from streetvision.pipeline.report_images import draw_pictures, draw_thumbnails
 from streetvision.pipeline.steps.prepare_data import scan_data
-from streetvision.training.predict import images_at_once
+from streetvision.pipeline.test_access_log import Looks, record_look
 
 ABOVE_HALF = float(np.nextafter(0.5, 1))
 """argmax takes class 0 when both logits are equal."""

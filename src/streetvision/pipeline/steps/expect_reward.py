@@ -15,15 +15,15 @@ from streetvision.contracts.policies import Sealed
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.config import LoaderConfig
 from streetvision.data.decode import read_image
-from streetvision.data.distortions import PROFILES, distort
+from streetvision.data.transforms.validator_distortions import PROFILES, distort
 from streetvision.eval.counts import FloatArray
-from streetvision.eval.reward import STATE, Challenges, Standing, best_threshold, standing
 from streetvision.eval.thresholds import decide
 from streetvision.io.atomic import sha256_file, write_json_atomic
 from streetvision.models.network import seeded
-from streetvision.pipeline.ledger import record_look
-from streetvision.pipeline.settings import RewardConfig
+from streetvision.pipeline.phase_settings import RewardConfig
 from streetvision.pipeline.steps.evaluate_model import own_bundle
+from streetvision.pipeline.test_access_log import record_look
+from streetvision.subnet.reward import STATE, Challenges, Standing, best_threshold, standing
 
 ALL = "all"
 CUTS = ("bundle", "balanced", "best")

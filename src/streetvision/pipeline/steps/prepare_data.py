@@ -6,11 +6,11 @@ from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.split_contracts import Partition, Split
 from streetvision.data.config import DataConfig, LoaderConfig
-from streetvision.data.grouping import group_rows
-from streetvision.data.partition import NOTHING_KEPT, bridges, make_partition
+from streetvision.data.grouping.group_rows import group_rows
 from streetvision.data.scan import Scan, check_bad_share, scan_images
-from streetvision.data.splits_json import partition_from_json, partition_to_json
-from streetvision.data.unlabeled import keep_apart, scan_unlabeled
+from streetvision.data.sources.unlabeled import keep_apart, scan_unlabeled
+from streetvision.data.splitting.partition import NOTHING_KEPT, bridges, make_partition
+from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
 from streetvision.io.atomic import read_json, write_json_atomic
 from streetvision.pipeline.artifacts import list_data
 

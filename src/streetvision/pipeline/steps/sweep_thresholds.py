@@ -9,7 +9,7 @@ from streetvision.contracts.policies import OperatingPoint, ThresholdInterval, T
 from streetvision.contracts.split_contracts import Split
 from streetvision.eval.counts import FloatArray, confusion_counts
 from streetvision.eval.metrics import count_metrics, positive_probability
-from streetvision.eval.plots import plot_mcc_curve
+from streetvision.eval.report.plots import plot_mcc_curve
 from streetvision.eval.resampling import Resampling
 from streetvision.eval.stability import mcc_band, threshold_interval
 from streetvision.eval.thresholds import (
@@ -21,8 +21,8 @@ from streetvision.eval.thresholds import (
     threshold_for_recall,
 )
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
-from streetvision.pipeline.settings import Phase2Config
-from streetvision.pipeline.steps.scores import groups_of, open_scores
+from streetvision.pipeline.phase_settings import Phase2Config
+from streetvision.pipeline.scores import groups_of, open_scores
 
 BAND_POINTS = 201
 """Thresholds at which the picture shows the interval of MCC."""

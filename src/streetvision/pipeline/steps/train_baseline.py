@@ -14,23 +14,23 @@ from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import AugmentationConfig, LoaderConfig
 from streetvision.data.datamodule import FeatureBatches
 from streetvision.data.decode import read_image, resize_squash
-from streetvision.eval.learning_curve import learning_curve
+from streetvision.eval.report.learning_curve import learning_curve
 from streetvision.io.atomic import sha256_file, write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_here
-from streetvision.pipeline.steps.choices import tell_choices
-from streetvision.pipeline.steps.image_training import fit_images
-from streetvision.pipeline.steps.policy_gate import admitted_policy
-from streetvision.pipeline.steps.scores import make_scores
-from streetvision.pipeline.steps.starting_point import resume_key, starting_classifier
+from streetvision.pipeline.augmentation_gate import admitted_policy
+from streetvision.pipeline.auto_settings import tell_choices
+from streetvision.pipeline.image_training import fit_images
+from streetvision.pipeline.initialization import resume_key, starting_classifier
+from streetvision.pipeline.scores import make_scores
+from streetvision.training.callbacks import State
 from streetvision.training.config import TrainingConfig
 from streetvision.training.distributed import announce
 from streetvision.training.features import FeatureCache
-from streetvision.training.follow import Sink, sinks
-from streetvision.training.keeper import State
-from streetvision.training.learning import EpochRow
-from streetvision.training.modes import prepare
+from streetvision.training.finetune_modes import prepare
+from streetvision.training.lightning_module import EpochRow
+from streetvision.training.loggers import Sink, sinks
 from streetvision.training.ship import whole_state
 from streetvision.training.trainer import Fit, Following, fit, seed_all
 

@@ -15,7 +15,7 @@ from streetvision.io.tensors import save_tensors
 from streetvision.models.fused import FusedClassifier, load_fused
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import CVFM_SCORES
-from streetvision.pipeline.steps.scores import open_classifier, save_val_calib
+from streetvision.pipeline.scores import open_classifier, save_val_calib
 from streetvision.pipeline.steps.train_baseline import as_csv
 from streetvision.training.features import FeatureCache, SeenViews, ViewCache
 from streetvision.training.fusion import FusionFit, argmax_mcc, fit_fusion, judge

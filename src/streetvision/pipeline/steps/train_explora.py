@@ -13,9 +13,9 @@ from streetvision.data.augmentation import Transform, get_val_transforms
 from streetvision.data.cache import ImageCache
 from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader
-from streetvision.data.unlabeled import UnlabeledImages
-from streetvision.data.view_pairs import PartnersFromGroups, TwoViews
-from streetvision.eval.adaptation_curve import adaptation_curve
+from streetvision.data.sources.unlabeled import UnlabeledImages
+from streetvision.data.two_views import PartnersFromGroups, TwoViews
+from streetvision.eval.report.adaptation_curve import adaptation_curve
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.io.validators import validate_json
@@ -24,17 +24,17 @@ from streetvision.models.config import ModelConfig
 from streetvision.models.module import Classifier, load_classifier
 from streetvision.models.pooling import pooled_dim
 from streetvision.pipeline.artifacts import unlabelled_images
-from streetvision.pipeline.steps.choices import tell_choices
-from streetvision.pipeline.steps.image_training import small_copies
-from streetvision.pipeline.steps.starting_point import resume_key
+from streetvision.pipeline.auto_settings import tell_choices
+from streetvision.pipeline.image_training import small_copies
+from streetvision.pipeline.initialization import resume_key
 from streetvision.pipeline.steps.train_baseline import as_csv, some_images
+from streetvision.training.callbacks import cpu_state
 from streetvision.training.distributed import announce, place
-from streetvision.training.explora import ExPLoRAModule, Student, open_backbone
-from streetvision.training.explora_config import ExPLoRAConfig
-from streetvision.training.follow import Sink, sinks
-from streetvision.training.keeper import cpu_state
+from streetvision.training.loggers import Sink, sinks
+from streetvision.training.ssl.collapse_monitor import Watch
+from streetvision.training.ssl.config import ExPLoRAConfig
+from streetvision.training.ssl.explora import ExPLoRAModule, Student, open_backbone
 from streetvision.training.trainer import Following, seed_all, train_module
-from streetvision.training.watch import Watch
 
 TOLERATED_LOSS = 0.05
 """Of the MCC of neighbours; by the packaged views the packaged backbone loses 0.17 on drawn scenes, and is worse."""

@@ -13,11 +13,11 @@ from streetvision.io.tensors import save_tensors
 from streetvision.models.module import Classifier, make_head
 from streetvision.models.pooling import pooled_dim
 from streetvision.pipeline.artifacts import MAC_CAL_SCORES
-from streetvision.pipeline.steps.scores import make_scores, open_classifier
+from streetvision.pipeline.scores import make_scores, open_classifier
 from streetvision.pipeline.steps.train_baseline import as_csv
+from streetvision.training.callbacks import cpu_state
 from streetvision.training.config import MacCalConfig
 from streetvision.training.features import FeatureCache
-from streetvision.training.keeper import cpu_state
 from streetvision.training.mac_cal import MacCalFit, fit_mac_cal
 
 

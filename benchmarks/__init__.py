@@ -1,0 +1,1 @@
+"""Benchmarks of streetvision against peers and floors; not part of the wheel."""

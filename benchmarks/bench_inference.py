@@ -1,0 +1,172 @@
+"""`streetvision bench inference`: photographs through each runtime that passes the gate, beside transformers.
+
+All run a ViT-S/16 at 224 pixels with the same number of threads. Ours knows drawn scenes, its head is fitted on some of
+them and the gate looks at others: what passes is said with its MCC. The peer's is transformers' own ViT of that size,
+which has neither registers nor rotary positions to compute; its weights are random, as they do not matter for time.
+"""
+
+import csv
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import default_collate
+
+from benchmarks.bench_data import photographs
+from benchmarks.figures import Figure, in_turn
+from benchmarks.net2net_vit import DEPTH, HEADS, HIDDEN, SIDE, WIDTH, widened_vit_s
+from streetvision.bundle.format import MODEL_CHECKPOINT, MODEL_DESCRIPTION, Bundle, write_bundle
+from streetvision.bundle.predictor import Predictor, open_classifier
+from streetvision.bundle.runtimes.graph import capture
+from streetvision.bundle.runtimes.parity import ask, check_parity, measure_parity
+from streetvision.bundle.runtimes.registry import RUNTIMES, open_graph
+from streetvision.contracts.errors import StreetVisionError
+from streetvision.contracts.policies import OperatingPoint, ScoresRef, ThresholdInterval, ThresholdPolicy
+from streetvision.contracts.progress import Progress
+from streetvision.contracts.split_contracts import Split
+from streetvision.data.decode import read_image, resize_squash
+from streetvision.eval.thresholds import select_threshold_max_mcc
+from streetvision.io.atomic import sha256_bytes, sha256_file, write_json_atomic
+from streetvision.io.tensors import save_tensors
+from streetvision.models.config import HeadConfig
+from streetvision.models.module import Classifier
+from streetvision.synthetic.scenes import SceneConfig, write_scenes
+
+PHOTOGRAPHS, BATCH, REPEATS = 32, 16, 3
+FITTED, JUDGED = 200, 500
+"""Scenes that fit the head, and scenes for the gate: among 500 one decision is about 0.004 of MCC."""
+STEPS, RATE = 300, 0.01
+"""Of the head's fit."""
+PEER = 'transformers.pipeline("image-classification")'
+
+
+def bench_inference(progress: Progress) -> list[Figure]:
+    """Images/s from files to answers: PyTorch, then every runtime and precision that the gate lets through."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        photos = photographs(folder / "photos", progress, count=PHOTOGRAPHS)
+        bundle, judged, labels = _bundle(folder, progress)
+        predictor = Predictor(bundle)
+        peer = _pipeline(folder / "vit")
+        figures = []
+        for label, candidate in _candidates(bundle, predictor, judged, labels, folder, progress):
+            ours, theirs = in_turn(
+                _walk(candidate, photos), lambda: peer([str(path) for path in photos]), repeats=REPEATS
+            )
+            figures.append(Figure(label, len(photos) / ours, PEER, len(photos) / theirs, "images/s"))
+    return figures
+
+
+def _candidates(
+    bundle: Bundle, predictor: Predictor, paths: list[Path], labels: list[int], folder: Path, progress: Progress
+) -> Iterator[tuple[str, Predictor]]:
+    """PyTorch, and every runtime that the gate lets through; of the others it is said why they are left out."""
+    yield "PyTorch fp32", predictor
+    expected = ask(predictor, paths, progress)
+    classifier = open_classifier(bundle)
+    program = capture(classifier)
+    calibration = [default_collate([predictor.prepare(path)]) for path in _fitted(folder)[0]]
+    for name, graph in RUNTIMES.items():
+        for precision in graph.precisions:
+            label, home = f"{name} {precision}", folder / f"{name}-{precision}"
+            home.mkdir()
+            try:
+                graph.write(program, home, precision, calibration)
+                found = predictor.with_graph(open_graph(classifier, home, name=name, precision=precision))
+                parity = measure_parity(predictor, expected, ask(found, paths, progress), labels)
+                check_parity(parity, name=label)
+            except StreetVisionError as error:
+                progress.warn(f"{label} is left out: {error.what}")
+                continue
+            told = f"MCC {parity.mcc:.3f}, in PyTorch {parity.pytorch_mcc:.3f}"
+            yield f"{label} ({told}; logits within {parity.max_logit_difference:.1e})", found
+
+
+def _pipeline(folder: Path) -> Any:
+    """The peer, from a folder that it loads by its defaults."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
+    from transformers.utils import logging as library_logging
+
+    logging: Any = library_logging
+    logging.disable_progress_bar()
+    sizes: dict[str, Any] = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": HEADS,
+        "intermediate_size": HIDDEN,
+        "image_size": SIDE,
+    }
+    ViTForImageClassification(ViTConfig(**sizes)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+    return pipeline("image-classification", model=str(folder), device="cpu")
+
+
+def _bundle(folder: Path, progress: Progress) -> tuple[Bundle, list[Path], list[int]]:
+    """A bundle of the backbone and a fitted head, with the images of the gate and their labels."""
+    write_scenes(folder / "scenes", SceneConfig(count=FITTED + JUDGED), progress)
+    classifier = Classifier(widened_vit_s(), pooling="cls", head=HeadConfig()).eval()
+    paths, labels = _fitted(folder)
+    logits = _fit(classifier, paths, torch.tensor(labels), progress)
+    save_tensors(folder / MODEL_CHECKPOINT, classifier.state_dict())
+    write_json_atomic(folder / MODEL_DESCRIPTION, classifier.description.model_dump(mode="json"))
+    files = {name: folder / name for name in (MODEL_CHECKPOINT, MODEL_DESCRIPTION)}
+    policy = _policy(logits, torch.tensor(labels), sha256_file(folder / MODEL_CHECKPOINT))
+    made = write_bundle(
+        folder / "bundle", files, policy=policy, class_names=("None", "Roadwork"), data_fingerprint=policy.scores.sha256
+    )
+    return made, *_scenes(folder, slice(FITTED, None))
+
+
+def _fitted(folder: Path) -> tuple[list[Path], list[int]]:
+    return _scenes(folder, slice(FITTED))
+
+
+def _scenes(folder: Path, part: slice) -> tuple[list[Path], list[int]]:
+    with (folder / "scenes" / "index.csv").open() as index:
+        rows = list(csv.DictReader(index))[part]
+    return [folder / "scenes" / row["path"] for row in rows], [int(row["label"]) for row in rows]
+
+
+def _fit(classifier: Classifier, paths: list[Path], labels: Tensor, progress: Progress) -> Tensor:
+    """Fit the head on frozen features; returns the logits of the same images."""
+    side = classifier.description.image_size
+    tracked = progress.track(paths, total=len(paths), label="features")
+    with torch.no_grad():
+        features = torch.cat([classifier.embed(resize_squash(read_image(path), side)[None]) for path in tracked])
+    optimizer = torch.optim.Adam(classifier.head.parameters(), lr=RATE)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss: Tensor = F.cross_entropy(classifier.head(features), labels)
+        torch.autograd.backward(loss)
+        optimizer.step()
+    with torch.no_grad():
+        logits: Tensor = classifier.head(features)
+    return logits
+
+
+def _policy(logits: Tensor, labels: Tensor, model: str) -> ThresholdPolicy:
+    threshold, _, metrics = select_threshold_max_mcc(logits, labels)
+    scores = ScoresRef(
+        sha256=sha256_bytes(logits.numpy().tobytes()),
+        model_sha256=model,
+        split=Split.VAL_CALIB,
+        n=len(labels),
+        positives=int(labels.sum()),
+    )
+    interval = ThresholdInterval(low=threshold, high=threshold, level=0.95, n_resamples=2, units=len(labels))
+    point = OperatingPoint(threshold=threshold, metrics={})
+    return ThresholdPolicy(
+        threshold=threshold, interval=interval, metrics=metrics, operating_points={"balanced": point}, scores=scores
+    )
+
+
+def _walk(predictor: Predictor, paths: list[Path]) -> Callable[[], None]:
+    def walk() -> None:
+        for _ in predictor.stream(paths, batch_size=BATCH):
+            pass
+
+    return walk

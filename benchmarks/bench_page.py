@@ -1,0 +1,77 @@
+"""What `streetvision bench` measured, as a table of a page, with a picture of the costs that grow."""
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import cycle
+from math import isnan
+from pathlib import Path
+
+import torch
+
+from benchmarks.figures import Curve, Figure
+from streetvision.eval.report.plots import BLUE, GREY, ORANGE, picture
+from streetvision.experiments.doc_tables import around_place, put_into_page
+from streetvision.io.atomic import write_bytes_atomic
+
+COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", GREY)
+
+
+def check_place(page: Path, section: str) -> None:
+    """Raise ConfigError, before anything is measured, where `page` has no place for the section."""
+    around_place(page, _mark(section))
+
+
+def write_figures(page: Path, section: str, figures: Sequence[Figure]) -> None:
+    """Write the section's table anew into `page`, and its picture, if there is one, beside it as SECTION.png."""
+    lines = [f"{machine()}.", "", "| what | figure | beside | its figure | ratio |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {one.name} | {_told(one.value, one.unit)} | {one.beside} | {_told(one.beside_value, one.unit)} "
+        f"| {_told(one.ratio)} |"
+        for one in figures
+    ]
+    curves = [one.curve for one in figures if one.curve is not None]
+    if curves:
+        write_bytes_atomic(page.parent / f"{section}.png", growth_picture(curves))
+        lines += ["", f"![{section}]({section}.png)"]
+    put_into_page(page, _mark(section), "\n".join(lines) + "\n")
+
+
+def growth_picture(curves: Sequence[Curve]) -> bytes:
+    """PNG of seconds over sizes, both logarithmic, each curve with its exponent."""
+    most = max(curves, key=lambda curve: curve.exponent)
+    with picture(f"The steepest cost, in {most.of}, grows as N^{most.exponent:.2f}") as (figure, png):
+        axes = figure.subplots()
+        for curve, colour in zip(curves, cycle(COLOURS), strict=False):
+            label = f"{curve.of}: N^{curve.exponent:.2f}"
+            axes.loglog(curve.sizes, curve.seconds, color=colour, marker=".", label=label)
+        axes.set_xlabel("N")
+        axes.set_ylabel("seconds")
+        axes.legend()
+    return png.getvalue()
+
+
+def machine() -> str:
+    """Day, processor or GPU, threads and torch: what has to be known of a figure."""
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    threads = torch.get_num_threads()
+    cores = f"{os.cpu_count()} cores of {_processor()}, {threads} thread{'s' * (threads > 1)}"
+    return f"{datetime.now(UTC).date()}, {gpu}{cores}, torch {torch.__version__}"
+
+
+def _mark(section: str) -> str:
+    return f"bench {section}"
+
+
+def _processor() -> str:
+    """Its own name where the system tells it."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text(encoding="utf-8").splitlines() if told.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _told(value: float, unit: str = "") -> str:
+    """Three digits that count, and never a power of ten."""
+    return "absent" if isnan(value) else f"{float(f'{value:.3g}'):,.10g} {unit}".rstrip()

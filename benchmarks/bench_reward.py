@@ -1,0 +1,21 @@
+"""`streetvision bench reward`: the subnet's reward of 1,000 streams of 1,000 answers, against drawing these streams."""
+
+import numpy as np
+
+from benchmarks.figures import Figure, in_turn
+from streetvision.contracts.progress import Progress
+from streetvision.subnet.reward import Challenges, standing
+
+STREAMS, STEPS = 1000, 1000
+
+
+def bench_reward(_: Progress) -> list[Figure]:
+    """Seconds for reward and score of every stream at every step."""
+    labels = np.repeat([0, 1], 500)
+
+    def draw() -> Challenges:
+        return Challenges.draw(labels, streams=STREAMS, steps=STEPS, seed=0)
+
+    challenges = draw()
+    ours, floor = in_turn(lambda: standing(challenges.rewards(labels)), draw)
+    return [Figure(f"reward and score of {STREAMS:,} streams x {STEPS:,} challenges", ours, "drawing them", floor)]

@@ -1,0 +1,212 @@
+"""`streetvision bench training`: a head on features, adapters beside a loop by hand, and the contrast beside lightly's.
+
+lightly is in the dependency group `bench`; where it is not installed its figure is nan, and named so.
+"""
+
+import importlib
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.bench_precision import bench_precision
+from benchmarks.figures import Figure, in_turn
+from streetvision.contracts.progress import Progress, Silent
+from streetvision.contracts.split_contracts import Row
+from streetvision.data.augmentation import get_train_transforms, get_val_transforms
+from streetvision.data.config import DEFAULT_LIMITS, AugmentationConfig, LoaderConfig
+from streetvision.data.datamodule import EpochBatches, FeatureBatches, ImageDataset, ImageLoader
+from streetvision.data.scan import scan_images
+from streetvision.data.sources.data_root import list_images
+from streetvision.models.backbone import BackboneConfig
+from streetvision.models.config import HeadConfig, ModelConfig
+from streetvision.models.module import load_classifier, make_head
+from streetvision.synthetic.scenes import SceneConfig, write_scenes
+from streetvision.training.config import TrainingConfig
+from streetvision.training.features import FeatureCache
+from streetvision.training.finetune_modes import prepare
+from streetvision.training.ssl.losses import SimCLRLoss
+from streetvision.training.trainer import Following, fit
+
+IMAGES, TRAINED, JUDGED, BATCH, IMAGE_SIZE = 512, 96, 16, 16, 224
+VIT = "deit_tiny_patch16_224"
+CONTRASTED, WIDTH, TEMPERATURE = 4096, 256, 0.1
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Embeddings (N, D) of two views -> their loss."""
+LIGHTLY = "NTXentLoss of lightly"
+CLOSE = 1e-4
+"""Largest relative difference from the peer's gradient before figures of it would compare different things."""
+
+
+def bench_training(progress: Progress) -> list[Figure]:
+    """Seconds of the three and of steps in bf16, and the memory of the contrast."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_scenes(folder / "scenes", SceneConfig(count=IMAGES), progress)
+        listing = list_images(str(folder / "scenes"), class_names=("None", "Roadwork"), import_to=folder)
+        rows = scan_images(listing, class_names=("None", "Roadwork")).index.rows
+        head, adapters = _head(rows, listing.root, progress), _adapters(rows, listing.root)
+        return [head, adapters, *bench_precision(), *_contrast()]
+
+
+def _head(rows: tuple[Row, ...], root: Path, progress: Progress) -> Figure:
+    """Ten epochs of a head on cached features, against computing the features once."""
+    classifier = load_classifier(
+        ModelConfig(backbone=BackboneConfig(source="embedded", name="dinov3_scenes"), pooling="cls_mean")
+    )
+
+    def compute_features() -> tuple[Tensor, Tensor]:
+        with tempfile.TemporaryDirectory() as empty:
+            cache = FeatureCache(Path(empty), classifier, loader=LoaderConfig(), progress=progress)
+            return cache.features(rows, root=root, name="bench")
+
+    features, labels = compute_features()
+    config = TrainingConfig(epochs=10, batch_size=256)
+
+    def ten_epochs() -> None:
+        torch.manual_seed(0)
+        batches = FeatureBatches(features, labels, batch_size=256, seed=0)
+        head = make_head(HeadConfig(), features.shape[1])
+        judged = FeatureBatches(features, labels, batch_size=4096)
+        fit(head, batches, judged, config=config, following=Following(Silent()))
+
+    ours, beside = in_turn(ten_epochs, compute_features)
+    return Figure(f"ten epochs of the head, {IMAGES} images", ours, "features of the same images, once", beside)
+
+
+def _adapters(rows: tuple[Row, ...], root: Path) -> Figure:
+    """An epoch of training=peft on one set of images and a judgement on another, against the same by hand."""
+    train, judged = rows[:TRAINED], rows[TRAINED : TRAINED + JUDGED]
+    config = TrainingConfig(mode="peft", epochs=1, batch_size=BATCH, learning_rate=2e-3)
+
+    def ours() -> None:
+        torch.manual_seed(0)
+        classifier = load_classifier(ModelConfig(backbone=BackboneConfig(source="timm", name=VIT)))
+        prepare(classifier, config)
+        fit(
+            classifier,
+            _loader(train, root, get_train_transforms(AugmentationConfig(), image_size=IMAGE_SIZE), shuffle=True),
+            _loader(judged, root, get_val_transforms(image_size=IMAGE_SIZE), shuffle=False),
+            config=config,
+            following=Following(Silent()),
+        )
+
+    seconds = in_turn(ours, partial(_by_hand, train, judged, root), repeats=3)
+    label = f"{VIT}, adapters, an epoch of {TRAINED} images"
+    return Figure(label, seconds[0], "the same by hand in timm, PEFT and torch", seconds[1])
+
+
+def _loader(rows: tuple[Row, ...], root: Path, transform: Any, *, shuffle: bool) -> ImageLoader:
+    dataset = ImageDataset(rows, root=root, transform=transform, limits=DEFAULT_LIMITS)
+    return ImageLoader(dataset, EpochBatches(len(rows), batch_size=BATCH, shuffle=shuffle), workers=0)
+
+
+def _by_hand(train: tuple[Row, ...], judged: tuple[Row, ...], root: Path) -> None:
+    """What one writes without this project: PIL, a DataLoader, timm, PEFT, a loop."""
+    import timm
+    from peft import LoraConfig, inject_adapter_in_model
+    from PIL import Image
+    from torch.utils.data import DataLoader
+    from torchvision.transforms import v2
+
+    end = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
+    changes = [v2.RandomResizedCrop(IMAGE_SIZE, (0.7, 1.0)), v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2, 0.2)]
+    learning, judging = v2.Compose([*changes, *end]), v2.Compose([v2.Resize((IMAGE_SIZE, IMAGE_SIZE)), *end])
+
+    class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
+        def __init__(self, rows: tuple[Row, ...], transform: Callable[[object], Tensor]) -> None:
+            self.rows, self.transform = rows, transform
+
+        def __len__(self) -> int:
+            return len(self.rows)
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            row = self.rows[index]
+            return self.transform(Image.open(root / row.path).convert("RGB")), row.label
+
+    torch.manual_seed(0)
+    model: Any = timm.create_model(VIT, num_classes=2)
+    targets = ["qkv", "attn.proj", "fc1", "fc2"]
+    inject_adapter_in_model(LoraConfig(r=16, lora_alpha=32, target_modules=targets), model)
+    model.get_classifier().requires_grad_(True)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
+    batches = DataLoader(Images(train, learning), batch_size=BATCH, shuffle=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=len(batches))
+    model.train()
+    for images, labels in batches:
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    model.eval()
+    with torch.no_grad():
+        for images, _ in DataLoader(Images(judged, judging), batch_size=BATCH):
+            model(images).argmax(dim=1)
+
+
+def _contrast() -> list[Figure]:
+    """Forward and backward of the contrast, after both were seen to give the same loss and gradient."""
+    label, ours, theirs = f"SimCLR loss, forward and backward, N = {CONTRASTED:,}", SimCLRLoss(TEMPERATURE), _lightly()
+    if theirs is None:
+        beside, absent = f"{LIGHTLY}, which is not installed", np.nan
+        seconds, memory = (in_turn(partial(_step, ours), lambda: None, repeats=3)[0], absent), (_peak(ours), absent)
+    else:
+        for one, other in zip(_step(ours), _step(theirs), strict=True):
+            torch.testing.assert_close(one, other, rtol=CLOSE, atol=1e-7)
+        beside = LIGHTLY
+        seconds, memory = in_turn(partial(_step, ours), partial(_step, theirs), repeats=3), (_peak(ours), _peak(theirs))
+    return [
+        Figure(label, seconds[0], beside, seconds[1]),
+        Figure(f"{label}: memory of a step", memory[0], beside, memory[1], unit="MB"),
+    ]
+
+
+def _lightly() -> Loss | None:
+    """The peer; None where it is not installed."""
+    try:
+        found: Loss = importlib.import_module("lightly.loss").NTXentLoss(TEMPERATURE)
+    except ImportError:
+        return None
+    return found
+
+
+def _step(loss: Loss) -> tuple[Tensor, Tensor]:
+    """The loss (1,) and its gradient at the first views (N, D)."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(CONTRASTED, WIDTH, generator=generator)
+    second = (first + 0.5 * torch.randn(CONTRASTED, WIDTH, generator=generator)).requires_grad_()
+    first.requires_grad_()
+    value = loss(first, second)
+    value.backward()  # type: ignore[no-untyped-call]
+    assert first.grad is not None
+    return value.detach()[None], first.grad
+
+
+def _peak(loss: Loss) -> float:
+    """MB that one step takes at most, in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_grown, loss).result()
+
+
+def _grown(loss: Loss) -> float:
+    before = _high_water()
+    _step(loss)
+    return _high_water() - before
+
+
+def _high_water() -> float:
+    """MB that this process has held at most; nan where the system does not tell. An exec does not lower `ru_maxrss`."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return np.nan
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024

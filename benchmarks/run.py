@@ -1,0 +1,43 @@
+"""Benchmarks: each figure beside the peer or the floor that it is judged against, both measured in the same run."""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from benchmarks.figures import Figure
+from streetvision.contracts.errors import unknown_name
+from streetvision.contracts.progress import Progress
+
+SECTIONS = (
+    "calibration",
+    "data",
+    "gpu",
+    "growth",
+    "inference",
+    "pipeline",
+    "reward",
+    "startup",
+    "statistics",
+    "training",
+    "views",
+)
+"""Each is measured by `bench_SECTION` of the module of that name."""
+
+
+def run_benchmarks(section: str, progress: Progress, page: Path | None = None) -> list[Figure]:
+    """The figures of a section of SECTIONS, which are also written into `page` where one is given.
+
+    Raises ConfigError when there is no section of that name, or no place for it in the page.
+    """
+    if section not in SECTIONS:
+        raise unknown_name("benchmark section", section, SECTIONS)
+    module = import_module(f"benchmarks.bench_{section}")
+    measure: Callable[[Progress], list[Figure]] = getattr(module, f"bench_{section}")
+    if page is None:
+        return measure(progress)
+    from benchmarks.bench_page import check_place, write_figures  # loads torch
+
+    check_place(page, section)
+    figures = measure(progress)
+    write_figures(page, section, figures)
+    return figures

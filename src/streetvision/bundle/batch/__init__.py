@@ -1,0 +1,1 @@
+"""Predictions for many images: files, folders, archives, shards."""

@@ -1,0 +1,1 @@
+"""The assignment of groups to splits, and splits.json."""

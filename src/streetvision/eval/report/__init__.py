@@ -1,0 +1,1 @@
+"""The evaluation report: its contents, its plots and its HTML page."""

@@ -1,0 +1,1 @@
+"""Folders for other programs: the Hugging Face hub."""

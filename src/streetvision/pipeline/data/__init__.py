@@ -1,0 +1,1 @@
+"""Data check and data import."""

@@ -1,0 +1,41 @@
+"""streetvision data import: one writer to the folder, and a line that says what came of it."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from streetvision.contracts.errors import ConfigError
+from streetvision.data.sources.imports import Consistency, import_images
+from streetvision.io.atomic import cannot_write, remove_stray_temps
+from streetvision.io.lock import run_lock
+from streetvision.pipeline.config import compose_config
+from streetvision.pipeline.console import Console
+
+
+def import_data(
+    source: str, folder: Path, overrides: Sequence[str], *, copy: bool, consistent: str | None, console: Console
+) -> None:
+    """Index `source` in `folder`; `consistent` is COLUMN=WORD,WORD."""
+    config = compose_config(overrides, beneath={"data": {"root": source}}).data
+    consistency = None if consistent is None else _consistency(consistent)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    started = time.perf_counter()
+    with run_lock(folder / ".lock"):
+        remove_stray_temps(folder)
+        counts = import_images(source, folder, config=config, copy=copy, consistency=consistency, progress=console)
+    left_out = f"{counts['unreadable']} unreadable and {counts['inconsistent']} inconsistent ones left out"
+    console.line("import", f"{counts['rows']} images, {left_out}", seconds=time.perf_counter() - started)
+    console.line("next", f"streetvision data check {folder}")
+
+
+def _consistency(text: str) -> Consistency:
+    column, _, words = text.partition("=")
+    parted = tuple(word.strip() for word in words.split(",") if word.strip())
+    if not column or not parted:
+        raise ConfigError(
+            f"{text!r} is not a filter", "write it as COLUMN=WORD,WORD: --consistent scene_description=cone,digger"
+        )
+    return Consistency(column, parted)

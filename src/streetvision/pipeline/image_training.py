@@ -1,0 +1,91 @@
+"""Training of a classifier on augmented images: the loaders over TRAIN and VAL_SELECT, and the fit."""
+
+import os
+from collections.abc import Sequence
+
+from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.phase import Context
+from streetvision.contracts.split_contracts import Row, Split
+from streetvision.data.augmentation import get_batch_transform, get_train_transforms
+from streetvision.data.cache import ImageCache
+from streetvision.data.config import AugmentationConfig, LoaderConfig
+from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader
+from streetvision.models.module import Classifier
+from streetvision.training.config import TrainingConfig
+from streetvision.training.distributed import place
+from streetvision.training.finetune_modes import rate_scales
+from streetvision.training.scoring import evaluation_loader
+from streetvision.training.trainer import Fit, Following, fit
+
+
+def fit_images(
+    classifier: Classifier,
+    context: Context,
+    *,
+    config: TrainingConfig,
+    policy: AugmentationConfig,
+    following: Following,
+) -> Fit:
+    """Fit what of the classifier learns on this process's share of TRAIN, judged on its share of VAL_SELECT."""
+    loader, (rank, world) = context.settings(LoaderConfig), place()
+    select = context.rows(Split.VAL_SELECT)
+    if config.hardware.strategy != "fsdp":  # where weights are gathered for each batch, all need as many batches
+        select = select[rank::world]
+    with (
+        _train_loader(classifier, context, config=config, policy=policy) as batches,
+        evaluation_loader(classifier, select, root=context.data_root, loader=loader) as validation,
+    ):
+        return fit(
+            classifier,
+            batches,
+            validation,
+            config=config,
+            following=following,
+            scales=rate_scales(classifier, config.layer_decay),
+        )
+
+
+def _train_loader(
+    classifier: Classifier, context: Context, *, config: TrainingConfig, policy: AugmentationConfig
+) -> ImageLoader:
+    loader, rows = context.settings(LoaderConfig), context.rows(Split.TRAIN)
+    spec = classifier.backbone.spec
+    mix = get_batch_transform(policy, image_size=spec.image_size, patch_size=spec.patch_size)
+    if policy.scales != (1.0,) and spec.architecture["source"] == "timm":
+        raise ConfigError(
+            "augmentation.scales needs a backbone that takes images of any size, and those of timm take one",
+            "leave it out, or take a backbone from transformers",
+        )
+    dataset = ImageDataset(
+        rows,
+        root=context.data_root,
+        transform=get_train_transforms(policy, image_size=spec.image_size),
+        limits=loader.limits,
+        seed=config.seed,
+        cache=small_copies(rows, context),
+    )
+    order = EpochBatches(
+        len(rows),
+        batch_size=config.batch_size,
+        shuffle=True,
+        seed=config.seed,
+        parts=config.accumulate,
+        rank_of=place(),
+    )
+    return ImageLoader(dataset, order, workers=loader.worker_count, mix=mix)
+
+
+def small_copies(rows: Sequence[Row], context: Context) -> ImageCache | None:
+    """Small copies of what is trained on, when they are asked for; what is judged is always read from the originals."""
+    loader = context.settings(LoaderConfig)
+    if loader.cache_pixels is None:
+        return None
+    cache = ImageCache(context.schema.image_cache, pixels=loader.cache_pixels)
+    cache.build(
+        rows,
+        root=context.data_root,
+        limits=loader.limits,
+        workers=os.cpu_count() or 1,
+        progress=context.progress,
+    )
+    return cache

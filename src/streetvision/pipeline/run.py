@@ -1,0 +1,231 @@
+"""From a command line to a finished run: compose the settings, find the data, hand the plan to the engine."""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from streetvision.bundle.format import Bundle, bundle_folder, read_bundle
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.errors import ArtifactError, ConfigError
+from streetvision.contracts.phase import Phase
+from streetvision.contracts.progress import Silent
+from streetvision.data.config import DataConfig
+from streetvision.io.atomic import read_json
+from streetvision.io.lock import run_lock
+from streetvision.io.manifests import read_manifest
+from streetvision.io.validators import validate_json
+from streetvision.pipeline.config import RunConfig, compose_config, given_keys, unread
+from streetvision.pipeline.console import Console
+from streetvision.pipeline.engine import Engine, ordered, trains
+from streetvision.pipeline.phases import PHASES
+from streetvision.synthetic.scenes import SceneConfig, write_scenes
+from streetvision.training.distributed import announce, check_started, follow, hear, place, together
+
+NOT_SPLIT = ("data.fractions", "data.seed", "data.unlabeled")
+"""Settings of a split, which there is none of where a whole set is judged."""
+
+
+def launch_training(
+    overrides: Sequence[str], *, file: Path | None, console: Console, only: Collection[str] | None = None
+) -> ArtifactSchema:
+    """Run the phases that the settings ask for, or `only` these of them; returns the paths of the run.
+
+    Started by torchrun, every process but the first only trains beside it.
+    """
+    check_started(compose_config(overrides, file=file).training.hardware)
+    with together():
+        if place()[0] > 0:
+            return _train_beside(console)
+        return _lead_training(overrides, file=file, console=console, only=only)
+
+
+def _train_beside(console: Console) -> ArtifactSchema:
+    config = hear()  # the leader knows where the data is when the command does not say
+    assert isinstance(config, RunConfig)
+    schema = ArtifactSchema(config.root)
+    engine = Engine(schema, PHASES, config.sections(), console)
+
+    def take_part(announced: str) -> None:
+        phase = PHASES[announced]
+        assert phase.join is not None, f"{announced} does not train"
+        phase.join(replace(engine.context(phase), progress=Silent()))
+
+    follow(take_part)
+    return schema
+
+
+def _lead_training(
+    overrides: Sequence[str], *, file: Path | None, console: Console, only: Collection[str] | None
+) -> ArtifactSchema:
+    config = settle(overrides, file=file, console=console)
+    announce(config)
+    schema = ArtifactSchema(config.root)
+    drawn = config.data.root is None or _same_place(config.data.root, str(schema.scenes))
+    if trains(config.pipeline.phases) and config.model.backbone.source == "embedded" and not drawn:
+        console.warn("the backbone that ships was taught on drawings; for photographs take model=dinov3_vits16 or kin")
+    phases = ordered(config.pipeline.phases, PHASES)
+    given = given_keys(overrides, file=file)
+    _warn_of_unread(given, phases, console, also={SceneConfig, DataConfig})
+    if "data.unlabeled" in given and not config.adapts:
+        console.warn("data.unlabeled is read by phase4a_explora alone, which is not among pipeline.phases")
+    wanted = phases if only is None else [phase for phase in phases if phase.id in only]
+    Engine(schema, PHASES, config.sections(), console).run(wanted)
+    return schema
+
+
+def _warn_of_unread(
+    given: Collection[str], phases: Sequence[Phase], console: Console, *, also: Collection[type[BaseModel]] = ()
+) -> None:
+    """Name the settings of the command that none of the phases reads; sections in `also` are read by the rest."""
+    read = {section for phase in phases for section in phase.config}
+    if ignored := unread(given, {*also, *read}):
+        console.warn(f"{', '.join(ignored)}: not read by {', '.join(phase.id for phase in phases)}")
+
+
+def launch_evaluation(
+    bundle: Path, overrides: Sequence[str], *, data: str | None = None, console: Console
+) -> ArtifactSchema:
+    """Judge a bundle on VAL_TEST of the run that it came from, or on `data`; returns the paths of the evaluation.
+
+    The run is the folder above the bundle's, unless run_dir= names it because the bundle was moved. The evaluation on
+    other data has a folder of its own in that run, unless run_dir= names another.
+    """
+    if data is not None:
+        found = read_bundle(bundle)
+        judged = {"evaluation": {"bundle": str(found.folder)}}
+        return _evaluate_elsewhere(found, overrides, judged=judged, data=data, console=console)
+    return _ask_run(bundle, overrides, phase="evaluate", section="evaluation", console=console)
+
+
+def launch_reward(bundle: Path, overrides: Sequence[str], *, console: Console) -> ArtifactSchema:
+    """Simulate the subnet's reward on VAL_TEST of the run that the bundle came from; returns the paths of that run."""
+    return _ask_run(bundle, overrides, phase="reward", section="reward", console=console)
+
+
+def _ask_run(bundle: Path, overrides: Sequence[str], *, phase: str, section: str, console: Console) -> ArtifactSchema:
+    """Run a phase that judges a bundle in the run around it, or in the one that run_dir= names."""
+    folder = bundle_folder(bundle)
+    config = compose_config(overrides, beneath={section: {"bundle": str(folder)}, "run_dir": str(folder.parent)})
+    schema = ArtifactSchema(config.root)
+    read_bundle(folder)  # that there is none is worse than that its run is missing
+    if not schema.splits.is_file():
+        raise ArtifactError(
+            f"{str(schema.root)!r} is not the run that made this bundle: it has no splits.json",
+            "name the run whose VAL_TEST it should be judged on: run_dir=..., or other images: --data ...",
+        )
+    phases = ordered([phase], PHASES)
+    _warn_of_unread(given_keys(overrides), phases, console)
+    Engine(schema, PHASES, config.sections(), console).run(phases)
+    return schema
+
+
+def _evaluate_elsewhere(
+    bundle: Bundle, overrides: Sequence[str], *, judged: Mapping[str, object], data: str, console: Console
+) -> ArtifactSchema:
+    if ignored := sorted(key for key in given_keys(overrides) if key.startswith(NOT_SPLIT)):
+        raise ConfigError(f"{ignored[0]} is not read with --data: all of its images are judged", "leave it out")
+    name = Path(data).expanduser().resolve().stem
+    beneath = {
+        **judged,
+        "run_dir": str(bundle.folder.parent / f"on_{name}"),
+        "data": {"root": data, "class_names": list(bundle.manifest.class_names)},
+    }
+    config = compose_config(overrides, beneath=beneath)
+    schema = ArtifactSchema(config.root)
+    if schema.splits.is_file():
+        raise ConfigError(
+            f"{str(schema.root)!r} is a run of its own, and the evaluation on {data!r} would stand among its files",
+            "give another folder: run_dir=...",
+        )
+    phases = ordered(["evaluate_data"], PHASES)
+    _warn_of_unread(given_keys(overrides), phases, console)
+    Engine(schema, PHASES, config.sections(), console).run(phases)
+    return schema
+
+
+def settle(overrides: Sequence[str], *, file: Path | None, console: Console) -> RunConfig:
+    """The configuration with its data in place.
+
+    A run folder is about one data set. When it has one and the command names none, that one stands; when the command
+    names another, ConfigError. Without data at all, procedural scenes are drawn into the run folder.
+    """
+    config = compose_config(overrides, file=file)
+    schema = ArtifactSchema(config.root)
+    recorded = _recorded_data(schema)
+    named = any(key.startswith(("data.", "scenes.")) for key in given_keys(overrides, file=file))
+    if recorded is not None and not named:
+        return compose_config(overrides, file=file, beneath={"data": recorded, "run_dir": str(config.root)})
+    root = config.data.root or str(schema.scenes.absolute())
+    if recorded is not None and not _same_place(str(recorded["root"]), root):
+        raise ConfigError(
+            f"run folder {str(schema.root)!r} is about {recorded['root']!r}, and this command asks for {root!r}",
+            f"give data.root={recorded['root']}, or a folder of its own for this run: run_dir=...",
+        )
+    if config.data.root is None and (trains(config.pipeline.phases) or "data" in config.pipeline.phases):
+        _draw_scenes(schema, config, console)
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+
+
+def _draw_scenes(schema: ArtifactSchema, config: RunConfig, console: Console) -> None:
+    schema.ensure_dirs()
+    started = time.perf_counter()
+    with run_lock(schema.lock):
+        write_scenes(schema.scenes, config.scenes, console)
+    seconds = time.perf_counter() - started
+    console.line("scenes", f"{config.scenes.count} drawn, since no data.root was given", seconds=seconds)
+
+
+def _same_place(first: str, second: str) -> bool:
+    return first == second or Path(first).expanduser().absolute() == Path(second).expanduser().absolute()
+
+
+def _recorded_data(schema: ArtifactSchema) -> dict[str, object] | None:
+    """The data section that the run folder's splits.json was made with, if it has one."""
+    if not schema.manifest("data").is_file():
+        return None
+    recorded = read_manifest(schema.manifest("data")).config.get("DataConfig")
+    if not isinstance(recorded, dict):
+        raise ArtifactError(
+            f"{str(schema.manifest('data'))!r} does not say which data this run is about", "give another run_dir="
+        )
+    return dict(recorded)
+
+
+def answers_one_class_only(schema: ArtifactSchema) -> bool:
+    """Whether the model of this run gave every image of VAL_SELECT the same answer."""
+    manifest = schema.manifest("phase1")
+    return manifest.is_file() and bool(read_manifest(manifest).metrics.get("one_class_only"))
+
+
+def reward_lines(schema: ArtifactSchema) -> list[str]:
+    """The expected reward, for a terminal."""
+    from streetvision.pipeline.steps.expect_reward import RewardReport, tell
+
+    return list(tell(validate_json(schema.reward_report, RewardReport)))
+
+
+def report_lines(schema: ArtifactSchema) -> list[str]:
+    """What the evaluation found, for a terminal."""
+    report = read_json(schema.evaluation_report)
+    assert isinstance(report, dict)
+    return [str(line) for line in report["summary"]]
+
+
+def show_where(schema: ArtifactSchema, console: Console) -> None:
+    """Print where everything is that a reader may want to open."""
+    console.text()
+    for label, path in (
+        ("run", schema.root),
+        ("adapted", schema.explora_checkpoint),
+        ("model", schema.model_best),
+        ("threshold", schema.thresholds),
+        ("calibration", schema.scrc_params),
+        ("bundle", schema.export),
+        ("archive", schema.bundle_archive),
+        ("report", schema.report_html),
+    ):
+        if path.exists():
+            console.line(label, str(path))

@@ -1,0 +1,1 @@
+"""The NATIX StreetVision subnet: the miner folder, its check, the reward."""

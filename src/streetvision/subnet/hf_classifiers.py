@@ -1,0 +1,35 @@
+"""Which stock classifier of transformers carries which backbone: one table."""
+
+from collections.abc import Callable, Mapping
+
+from streetvision.contracts.errors import ArtifactError
+from streetvision.models.module import Classifier
+from streetvision.subnet.hf_convnext import carry_convnext
+from streetvision.subnet.hf_dinov3 import carry_dinov3
+from streetvision.subnet.hf_head import LinearHead, Stock, linear_head
+from streetvision.subnet.hf_vit import carry_vit
+
+CARRIERS: Mapping[str, Callable[[Classifier, LinearHead], Stock]] = {
+    "timm": carry_vit,
+    "vit": carry_vit,
+    "dinov2": carry_vit,
+    "dinov2_with_registers": carry_vit,
+    "dinov3_vit": carry_dinov3,
+    "dinov3_convnext": carry_convnext,
+}
+"""model_type of a transformers backbone, or another source of backbones -> what writes its stock classifier."""
+
+
+def stock_classifier(classifier: Classifier, *, slope: float, cut: float) -> Stock:
+    """The stock classifier whose logits are 0 for class 0 and slope * (margin - cut) for class 1.
+
+    The margin is our logit of class 1 less that of class 0. Raises ArtifactError for an architecture, pooling or head
+    that no stock classifier carries.
+    """
+    head = linear_head(classifier, slope=slope, cut=cut)
+    architecture = classifier.backbone.spec.architecture
+    config = architecture.get("config")
+    kind = str(config.get("model_type") if isinstance(config, dict) else architecture.get("source"))
+    if kind not in CARRIERS:
+        raise ArtifactError(f"a backbone of type {kind!r} has no stock classifier that is written here")
+    return CARRIERS[kind](classifier, head)

@@ -1,0 +1,228 @@
+"""A classifier of ours as one of the stock image classifiers of transformers, under the names that 4.45 gave them.
+
+The stock heads are one linear layer on the CLS token behind the network's last LayerNorm; ours standardises that token
+once more before its linear layer, which no linear layer can. So the stock network gets one more block. Its attention
+writes zeros; its MLP has the old last LayerNorm before it, and passes the result z on as LOUD * z, through
+gelu(z) - gelu(-z) = z. Against LOUD * z the residual stream is nothing, and a LayerNorm does not see its scale: the new
+last LayerNorm is the head's own, and everything behind the backbone is exact to float32.
+
+Legend: D the width of a token.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pydantic import JsonValue
+
+from streetvision.contracts.errors import ArtifactError
+from streetvision.models.module import Classifier
+from streetvision.subnet.hf_head import PINNED, LinearHead, State, Stock, check_config, saved_state
+
+LOUD = 2.0**24
+"""A power of two, so that it rounds nothing."""
+
+OPEN = 128.0
+"""What a gate says to let everything pass."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names in one of the stock classifiers."""
+
+    model_type: str
+    architecture: str
+    attention_norm: str
+    mlp_norm: str
+    up: str
+    down: str
+    scales: tuple[str, ...] = ()
+    """LayerScale vectors of a block."""
+    head_inputs: int = 1
+    """Input width of the stock head as a multiple of D; what follows the CLS token gets no weight."""
+    gated: bool = False
+    """Whether `up` is a gate, then what passes it, and the MLP silu(gate) * up."""
+    transformers: str = PINNED
+    """The version that has it first."""
+
+    def block(self, layer: int, part: str) -> str:
+        """The name of a part of a block."""
+        return f"encoder.layer.{layer}.{part}"
+
+
+VIT = Family(
+    "vit",
+    "ViTForImageClassification",
+    attention_norm="layernorm_before",
+    mlp_norm="layernorm_after",
+    up="intermediate.dense",
+    down="output.dense",
+)
+DINOV2 = Family(
+    "dinov2",
+    "Dinov2ForImageClassification",
+    attention_norm="norm1",
+    mlp_norm="norm2",
+    up="mlp.fc1",
+    down="mlp.fc2",
+    scales=("layer_scale1.lambda1", "layer_scale2.lambda1"),
+    head_inputs=2,
+)
+REGISTERS = replace(
+    DINOV2,
+    model_type="dinov2_with_registers",
+    architecture="Dinov2WithRegistersForImageClassification",
+    transformers="4.48",
+)
+FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (VIT, DINOV2, REGISTERS)}
+"""model_type -> the stock classifier that carries it."""
+
+TIMM_TO_VIT = {
+    "norm1": "layernorm_before",
+    "attn.proj": "attention.output.dense",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+ATTENTION = tuple(f"attention.attention.{part}" for part in ("query", "key", "value"))
+
+
+@dataclass(frozen=True)
+class Body:
+    """A backbone under stock names, without its prefix."""
+
+    family: Family
+    config: dict[str, JsonValue]
+    state: State
+
+
+def carry_vit(classifier: Classifier, head: LinearHead) -> Stock:
+    """The classifier for the stock class of the backbone's family; raises ArtifactError for one that has none."""
+    body = _body(classifier)
+    family, state = body.family, dict(body.state)
+    layer, width = int(str(body.config["num_hidden_layers"])), len(head.weight)
+    state |= _loud_block(body, layer, width)
+    state |= {"layernorm.weight": head.norm.weight, "layernorm.bias": head.norm.bias}
+    weight = torch.zeros(2, family.head_inputs * width)
+    weight[1, :width] = head.weight
+    named = {f"{family.model_type}.{name}": value for name, value in state.items()}
+    named |= {"classifier.weight": weight, "classifier.bias": torch.tensor([0.0, head.bias])}
+    config = body.config | {
+        "num_hidden_layers": layer + 1,
+        "model_type": family.model_type,
+        "architectures": [family.architecture],
+        "image_size": classifier.description.image_size,
+        "torch_dtype": "float32",
+    }
+    return Stock(config, named, family.transformers)
+
+
+def _body(classifier: Classifier) -> Body:
+    config = classifier.backbone.spec.architecture.get("config")
+    if isinstance(config, dict):
+        return _from_transformers(classifier, FAMILIES[str(config["model_type"])])
+    return _from_timm(classifier)
+
+
+def _from_transformers(classifier: Classifier, family: Family) -> Body:
+    network: Any = classifier.backbone.network
+    if getattr(network.config, "use_swiglu_ffn", False):
+        family = replace(family, up="mlp.weights_in", down="mlp.weights_out", gated=True)
+    else:
+        check_config(network.config, {"hidden_act": "gelu"})
+    state = saved_state(network)
+    side, width = classifier.description.image_size, network.config.hidden_size
+    stored = state["embeddings.position_embeddings"]
+    if network.config.image_size != side:  # the stock call does not interpolate, or not as this version does
+        tokens = (side // network.config.patch_size) ** 2 + 1
+        stored = network.embeddings.interpolate_pos_encoding(torch.empty(1, tokens, width), side, side)
+    state["embeddings.position_embeddings"] = stored
+    config = {key: value for key, value in network.config.to_dict().items() if key in _CONFIG_KEYS}
+    return Body(family, config, state)
+
+
+_CONFIG_KEYS = {
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "mlp_ratio", "hidden_act"),
+    *("layer_norm_eps", "patch_size", "num_channels", "qkv_bias", "use_swiglu_ffn", "layerscale_value"),
+    "num_register_tokens",
+}
+
+
+def _from_timm(classifier: Classifier) -> Body:
+    network: Any = classifier.backbone.network
+    depth, state = len(getattr(network, "blocks", ())), dict(network.state_dict())
+    found: State = {}
+    try:
+        found["embeddings.cls_token"] = state.pop("cls_token")
+        found["embeddings.position_embeddings"] = state.pop("pos_embed")
+        for kind in ("weight", "bias"):
+            found[f"embeddings.patch_embeddings.projection.{kind}"] = state.pop(f"patch_embed.proj.{kind}")
+            found[f"layernorm.{kind}"] = state.pop(f"norm.{kind}")
+            for layer in range(depth):
+                for part, value in zip(ATTENTION, state.pop(f"blocks.{layer}.attn.qkv.{kind}").chunk(3), strict=True):
+                    found[VIT.block(layer, f"{part}.{kind}")] = value
+                for theirs, stock in TIMM_TO_VIT.items():
+                    found[VIT.block(layer, f"{stock}.{kind}")] = state.pop(f"blocks.{layer}.{theirs}.{kind}")
+    except KeyError as error:
+        state[f"(without {error})"] = torch.empty(0)
+    if state:
+        name = classifier.backbone.spec.architecture.get("name")
+        raise ArtifactError(
+            f"timm's {name!r} is no plain vision transformer: {', '.join(sorted(state)[:3])}",
+            "train with a plain one for this export, for example model=deit_tiny",
+        )
+    block = network.blocks[0]
+    config: dict[str, JsonValue] = {
+        "hidden_size": network.embed_dim,
+        "num_hidden_layers": depth,
+        "num_attention_heads": block.attn.num_heads,
+        "intermediate_size": block.mlp.fc1.out_features,
+        "hidden_act": "gelu",
+        "layer_norm_eps": network.norm.eps,
+        "patch_size": classifier.backbone.spec.patch_size,
+        "num_channels": 3,
+        "qkv_bias": True,
+    }
+    return Body(VIT, config, found)
+
+
+def _loud_block(body: Body, layer: int, width: int) -> State:
+    """The block that is added: zeros from its attention, LOUD times the old last LayerNorm from its MLP."""
+    family, state = body.family, body.state
+    like = {name.removeprefix(family.block(0, "")): value for name, value in state.items()}
+    added = {name: torch.zeros_like(value) for name, value in like.items() if family.block(0, name) in state}
+    added[f"{family.attention_norm}.weight"] = torch.ones(width)
+    added[f"{family.mlp_norm}.weight"] = state["layernorm.weight"]
+    added[f"{family.mlp_norm}.bias"] = state["layernorm.bias"]
+    fill = _pass_gated if family.gated else _pass_through_gelu
+    added |= fill(family, added, width)
+    added |= {name: torch.ones(width) for name in family.scales}
+    return {family.block(layer, name): value for name, value in added.items()}
+
+
+def _pass_through_gelu(family: Family, zeros: State, width: int) -> State:
+    """LOUD * (gelu(z) - gelu(-z)) = LOUD * z."""
+    up, down = zeros[f"{family.up}.weight"].clone(), zeros[f"{family.down}.weight"].clone()
+    _check_hidden(len(up), 2 * width)
+    identity = torch.eye(width)
+    up[: 2 * width] = torch.cat([identity, -identity])
+    down[:, : 2 * width] = LOUD * torch.cat([identity, -identity], dim=1)
+    return {f"{family.up}.weight": up, f"{family.down}.weight": down}
+
+
+def _pass_gated(family: Family, zeros: State, width: int) -> State:
+    """LOUD / OPEN * silu(OPEN) * z = LOUD * z, since the sigmoid of OPEN is 1 in float32."""
+    up, gate = zeros[f"{family.up}.weight"].clone(), zeros[f"{family.up}.bias"].clone()
+    down = zeros[f"{family.down}.weight"].clone()
+    hidden = len(up) // 2
+    _check_hidden(hidden, width)
+    gate[:width] = OPEN
+    up[hidden : hidden + width] = torch.eye(width)
+    down[:, :width] = LOUD / OPEN * torch.eye(width)
+    return {f"{family.up}.weight": up, f"{family.up}.bias": gate, f"{family.down}.weight": down}
+
+
+def _check_hidden(hidden: int, needed: int) -> None:
+    if hidden < needed:
+        raise ArtifactError(f"the added block needs {needed} hidden units, and this backbone's blocks have {hidden}")

@@ -1,0 +1,1 @@
+"""Self-supervised adaptation of a backbone (phase 4a)."""

@@ -1,0 +1,18 @@
+from benchmarks import bench_data
+from streetvision.contracts.progress import Silent
+
+
+def test_every_pass_sees_the_same_images(monkeypatch):
+    monkeypatch.setattr(bench_data, "IMAGES", 8)
+    monkeypatch.setattr(bench_data, "WIDTH", 384)
+    monkeypatch.setattr(bench_data, "HEIGHT", 288)
+    walked = []
+
+    def once(ours, theirs):
+        walked.append((ours(), theirs()))
+        return 1.0, 2.0
+
+    monkeypatch.setattr(bench_data, "in_turn", once)
+    figures = bench_data.bench_data(Silent())
+    assert [figure.ratio for figure in figures] == [0.5] * 4
+    assert len(walked) == 4

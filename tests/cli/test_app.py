@@ -1,0 +1,134 @@
+"""The command line as a person meets it."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from streetvision.cli.app import VERBS
+from tests.conftest import TINY_MODEL
+
+
+def run_watched(*arguments):
+    """Run the command line in a process of its own; returns what it printed and the libraries that it loaded."""
+    code = (
+        "import sys\nfrom streetvision.cli.app import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "print('loaded:', *sorted(name for name in sys.modules if '.' not in name))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    said, _, loaded = done.stdout.rpartition("loaded:")
+    return said + done.stderr, set(loaded.split())
+
+
+def test_help_names_every_verb_and_imports_no_torch():
+    said, loaded = run_watched("--help")
+    assert all(verb in said for verb in VERBS)
+    assert not loaded & {"torch", "lightning", "transformers", "timm", "hydra", "numpy", "pydantic", "rich"}
+
+
+SLOW_TO_LOAD = {"torch", "torchvision", "lightning", "transformers", "timm", "scipy", "matplotlib"}
+
+
+def test_a_mistake_is_told_before_anything_heavy_is_loaded(finished_run):
+    said, loaded = run_watched("train", f"run_dir={finished_run}", "training.mode=froze")
+    assert "did you mean 'frozen'?" in said
+    assert not loaded & SLOW_TO_LOAD
+
+
+def test_a_run_with_nothing_to_do_loads_nothing_heavy(finished_run):
+    said, loaded = run_watched("train", f"run_dir={finished_run}", *TINY_MODEL)
+    assert said.count("(unchanged)") == 5
+    assert not loaded & SLOW_TO_LOAD
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(command, verb):
+    code, out, _ = command(verb, "--help")
+    assert code == 0
+    assert "Usage:" in out
+
+
+def test_an_unknown_verb_or_option_is_a_users_mistake(command):
+    assert command("trian")[0] == 2
+    assert command("train", "--epochs", "3")[0] == 2
+
+
+def test_debug_shows_where_an_error_came_from():
+    from streetvision.cli.app import main
+    from streetvision.contracts.errors import ConfigError
+
+    with pytest.raises(ConfigError):
+        main(["--debug", "train", "training.epoch=3"])
+
+
+def test_an_interrupt_says_how_to_go_on(command, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("streetvision.pipeline.run.launch_training", interrupted)
+    code, _, err = command("train")
+    assert code == 130
+    assert err.startswith("interrupted; run the same line again")
+
+
+def test_doctor_names_the_device(command):
+    code, out, _ = command("doctor")
+    assert code == 0
+    assert "torch" in out
+    assert "device" in out
+
+
+def test_predict_answers_files_and_folders_as_json_lines_and_csv(command, finished_run, scenes):
+    export = finished_run / "export"
+    code, out, _ = command("predict", "--bundle", export, scenes / "images")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert len(answers) == 160
+    assert all(answer["label"] == ["None", "Roadwork"][answer["decision"]] for answer in answers)
+    code, out, _ = command("predict", "--bundle", export, "--format", "csv", scenes / "images")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [float(row["probability"]) for row in rows] == [answer["probability"] for answer in answers]
+
+
+def test_data_check_tells_what_is_there(command, scenes, tmp_path):
+    code, out, _ = command("data", "check", scenes, "--page", tmp_path / "check.html")
+    assert code == 0
+    assert "160: " in out
+    assert "unusable      0" in out
+
+
+def test_data_scenes_draws_a_data_set(command, tmp_path):
+    settings = ["scenes.count=3", "scenes.width=64", "scenes.height=64"]
+    code, _, _ = command("data", "scenes", tmp_path / "drawn", *settings)
+    assert code == 0
+    assert len((tmp_path / "drawn" / "index.csv").read_text().splitlines()) == 4
+
+
+def test_a_log_holds_whole_lines_without_control_characters(finished_run, scenes, command):
+    _, out, _ = command("train", f"data.root={scenes}", f"run_dir={finished_run}", *TINY_MODEL)
+    assert "\x1b" not in out
+    assert "\r" not in out
+    assert out.count("(unchanged)") == 5
+
+
+def test_the_help_of_bench_names_every_section(command):
+    from benchmarks.run import SECTIONS
+
+    told = command("bench", "--help")[1].replace(",", " ").split()
+    assert set(SECTIONS) <= set(told)
+
+
+def test_names_that_a_terminal_cannot_show_are_printed_escaped(monkeypatch):
+    from streetvision.cli.errors import show_any_name
+
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    show_any_name()
+    print("caf\udce9 \N{CONSTRUCTION SIGN}", flush=True)  # noqa: T201
+    assert written.getvalue() == b"caf\\udce9 \\U0001f6a7\n"

@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streetvision.data.grouping.hamming import pairs_within
+
+
+def brute(hashes, others, radius):
+    differing = np.bitwise_count(hashes[:, None] ^ others[None])
+    return np.argwhere(differing <= radius)
+
+
+def near_ones(rng, n):
+    """Hashes around a few centres, so that every distance occurs."""
+    centres = rng.integers(0, 2**64, 5, dtype=np.uint64)[rng.integers(0, 5, n)]
+    flips = rng.random((n, 64)) < rng.random((n, 1)) * 0.3
+    return centres ^ np.packbits(flips, axis=1).view(np.uint64)[:, 0]
+
+
+@pytest.mark.parametrize("radius", [0, 1, 3, 4, 8, 12, 15])
+def test_it_finds_what_comparing_all_with_all_finds(radius):
+    hashes = near_ones(np.random.default_rng(radius), 300)
+    expected = brute(hashes, hashes, radius)
+    expected = expected[expected[:, 0] < expected[:, 1]]
+    assert radius < 8 or len(expected) > 100
+    np.testing.assert_array_equal(pairs_within(hashes, radius), expected)
+
+
+@pytest.mark.parametrize("radius", [0, 5, 12])
+def test_two_sets(radius):
+    both = near_ones(np.random.default_rng(radius), 300)
+    hashes, others = both[:120], both[120:]
+    np.testing.assert_array_equal(pairs_within(hashes, radius, others=others), brute(hashes, others, radius))
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=6), st.integers(0, 11))
+def test_any_hashes(values, radius):
+    hashes = np.array(values, dtype=np.uint64)
+    expected = brute(hashes, hashes, radius).reshape(-1, 2)
+    np.testing.assert_array_equal(pairs_within(hashes, radius), expected[expected[:, 0] < expected[:, 1]])
+
+
+def test_many_equal_hashes_are_all_paired(monkeypatch):
+    monkeypatch.setattr("streetvision.data.grouping.hamming.MOST_AT_ONCE", 1000)
+    assert len(pairs_within(np.full(200, 7, dtype=np.uint64), 0)) == 200 * 199 // 2

@@ -1,0 +1,346 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from streetvision.contracts.errors import DataError
+from streetvision.contracts.split_contracts import Split
+from streetvision.data.config import DataConfig
+from streetvision.data.records import BadFile, Listed
+from streetvision.data.sources.data_root import list_images
+
+NAMES = ("None", "Roadwork")
+REAL_DATA = os.environ.get("STREETVISION_REAL_DATA")
+
+
+def listing_of(root, **options):
+    return list_images(str(root), class_names=NAMES, import_to=Path(root).parent / "imported", **options)
+
+
+def error_of(root, **options) -> DataError:
+    with pytest.raises(DataError) as caught:
+        listing_of(root, **options)
+    return caught.value
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def write_csv(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / "index.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+class TestConfig:
+    def test_defaults(self):
+        config = DataConfig()
+        assert config.fractions == {
+            Split.TRAIN: 0.60,
+            Split.VAL_SELECT: 0.15,
+            Split.VAL_CALIB: 0.15,
+            Split.VAL_TEST: 0.10,
+        }
+        assert config.class_names == NAMES
+
+    def test_fractions_are_keyed_by_split_name(self):
+        fractions = {"train": 0.4, "val_select": 0.2, "val_calib": 0.2, "val_test": 0.2}
+        assert DataConfig(fractions=fractions).fractions[Split.TRAIN] == 0.4
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"fractions": {"train": 0.5, "val_select": 0.2, "val_calib": 0.2, "val_test": 0.2}}, "sum to 1, not 1.1"),
+            ({"fractions": {"train": 1.0}}, "each of train, val_select, val_calib, val_test"),
+            ({"fractions": {"train": 0.8, "val_select": 0.2, "val_calib": 0, "val_test": 0}}, "a share above 0"),
+            ({"class_names": ("Roadwork", "roadwork ")}, "two different names"),
+            ({"class_names": ("", "roadwork")}, "two different names"),
+            ({"max_bad_share": 1.5}, "less than or equal to 1"),
+            ({"max_bad": 0.1}, "Extra inputs"),
+        ],
+    )
+    def test_what_makes_no_sense_is_refused(self, change, message):
+        with pytest.raises(ValidationError, match=message):
+            DataConfig(**change)
+
+
+class TestFolders:
+    def test_class_folders_in_any_case_and_at_any_depth(self, tmp_path):
+        touch(tmp_path, "NONE/b.JPG", "NONE/a.png", "roadwork/day1/c.webp")
+        assert listing_of(tmp_path).images == (
+            Listed("NONE/a.png", 0),
+            Listed("NONE/b.JPG", 0),
+            Listed("roadwork/day1/c.webp", 1),
+        )
+        assert listing_of(tmp_path).root == tmp_path
+
+    def test_what_is_left_out_is_named_and_system_files_are_not(self, tmp_path):
+        touch(tmp_path, "none/a.png", "none/notes.txt", "roadwork/b.png", "unsure/c.png", "loose.jpg")
+        touch(tmp_path, "none/.DS_Store", "none/Thumbs.db", "none/.cache/d.png", ".git/e.png", "desktop.ini")
+        assert [image.path for image in listing_of(tmp_path).images] == ["none/a.png", "roadwork/b.png"]
+        assert set(listing_of(tmp_path).left_out) == {
+            BadFile("loose.jpg", "lies in no class folder"),
+            BadFile("none/notes.txt", "is not an image by its name"),
+            BadFile("unsure", "is a folder of no class (images in it: 1)"),
+        }
+
+    def test_a_missing_class_names_what_was_found(self, tmp_path):
+        touch(tmp_path, "none/a.png", "none/b.png", "works/c.png", "roadwork/readme.txt")
+        error = error_of(tmp_path)
+        found = "found: none 2, roadwork 0, works 1"
+        assert error.what == f"data.root {str(tmp_path)!r} has no images of class 'Roadwork' ({found})"
+        assert error.remedy == (
+            "each class is a folder under data.root; names are set by data.class_names=[None,Roadwork]"
+        )
+
+    def test_an_empty_folder(self, tmp_path):
+        assert "has no images of class 'None' (found: nothing)" in error_of(tmp_path).what
+
+    def test_a_column_of_folders_is_refused(self, tmp_path):
+        touch(tmp_path, "none/a.png", "roadwork/b.png")
+        assert "has no column 'track'" in error_of(tmp_path, group_column="track").what
+
+    def test_a_folder_that_is_not_there(self, tmp_path):
+        assert error_of(tmp_path / "gone").what == f"data.root {str(tmp_path / 'gone')!r} is not there"
+
+    def test_a_file_of_another_kind(self, tmp_path):
+        touch(tmp_path, "images.zip")
+        assert error_of(tmp_path / "images.zip").what.endswith("is a file, and neither .csv nor .json")
+
+
+class TestCsv:
+    def test_labels_by_number_and_name_with_group_and_source(self, tmp_path):
+        path = write_csv(
+            tmp_path, "path,label,group,source\na.png,0,ride 1,bus\n/far/b.png,ROADWORK,,\n./c.png,none,,x\n"
+        )
+        expected = (
+            Listed("a.png", 0, "ride 1", "bus"),
+            Listed("/far/b.png", 1),
+            Listed("c.png", 0, None, "x"),
+        )
+        assert listing_of(path).images == expected
+        assert listing_of(tmp_path).images == expected
+        assert listing_of(path).root == tmp_path
+
+    def test_byte_order_mark_header_case_blank_lines_and_other_columns(self, tmp_path):
+        write_csv(tmp_path, "Label,PATH,Weather\r\n0,a.png, rain\r\n\r\n1,b.png,\r\n", encoding="utf-8-sig")
+        expected = (Listed("a.png", 0, columns={"weather": "rain"}), Listed("b.png", 1))
+        assert listing_of(tmp_path).images == expected
+
+    def test_quoted_names(self, tmp_path):
+        write_csv(tmp_path, 'path,label\n"a, b.png",0\nc.png,1\n')
+        assert listing_of(tmp_path).images[0].path == "a, b.png"
+
+    def test_the_csv_wins_over_class_folders(self, tmp_path):
+        touch(tmp_path, "none/a.png", "roadwork/b.png")
+        write_csv(tmp_path, "path,label,group\nnone/a.png,0,g\nroadwork/b.png,1,h\n")
+        assert [image.group for image in listing_of(tmp_path).images] == ["g", "h"]
+
+    def test_a_group_column_of_another_name(self, tmp_path):
+        write_csv(tmp_path, "path,label,Track,group\na.png,0,t1,g\nb.png,1,t2,g\n")
+        images = listing_of(tmp_path, group_column="track").images
+        assert [image.group for image in images] == ["t1", "t2"]
+        assert [image.columns for image in images] == [{"group": "g"}] * 2
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("", "index.csv line 1: there is no column 'path' (found: nothing)"),
+            ("path;label\na.png;0\n", "index.csv line 1: there is no column 'path' (found: path;label)"),
+            ("path,class\na.png,0\n", "index.csv line 1: there is no column 'label' (found: path, class)"),
+            ("path,label,path\n", "index.csv line 1: a column stands there twice (found: path, label, path)"),
+            ("path,label\na.png,0\nb.png\n", "index.csv line 3: 1 fields, and the header has 2"),
+            ("path,label\na.png,0\n ,1\n", "index.csv line 3: 'path' is empty"),
+            ("path,label\na.png,0\nb.png,2\n", "index.csv line 3: label '2' is not 0, 1, 'None' or 'Roadwork'"),
+            ("path,label\na.png,0\nb.png,\n", "index.csv line 3: label '' is not 0, 1, 'None' or 'Roadwork'"),
+            ("path,label\na.png,0\n./a.png,1\n", "index.csv line 3: './a.png' is listed already, further up"),
+            ('path,label\n"a.png,0\n', "index.csv line 2: unexpected end of data"),
+        ],
+    )
+    def test_errors_name_line_and_field(self, tmp_path, text, message):
+        write_csv(tmp_path, text)
+        assert error_of(tmp_path).what == message
+
+    def test_labels_that_are_no_class_are_listed(self, tmp_path):
+        write_csv(tmp_path, "path,label\na.png,clear\nb.png,works\n")
+        assert error_of(tmp_path).remedy == (
+            "names are set by data.class_names=[None,Roadwork]; labels in this file: clear, works"
+        )
+
+    def test_text_that_is_not_utf8(self, tmp_path):
+        write_csv(tmp_path, "path,label\nStraße.png,0\n", encoding="latin-1")
+        assert "cannot be read as UTF-8 text" in error_of(tmp_path).what
+
+    def test_one_class_only(self, tmp_path):
+        write_csv(tmp_path, "path,label\na.png,0\nb.png,0\n")
+        assert error_of(tmp_path).what.endswith("has no images of class 'Roadwork' (found: None 2)")
+
+    def test_a_column_that_was_asked_for_and_is_not_there(self, tmp_path):
+        write_csv(tmp_path, "path,label\na.png,0\nb.png,1\n")
+        assert error_of(tmp_path, source_column="camera").what == (
+            "index.csv has no column 'camera', which data.source_column asks for (columns: path, label)"
+        )
+
+
+class TestLabelsJson:
+    def write(self, folder: Path, entries) -> None:
+        (folder / "labels.json").write_text(json.dumps(entries))
+
+    def test_names_are_relative_to_images(self, tmp_path):
+        (tmp_path / "images").mkdir()
+        self.write(
+            tmp_path, [{"filename": "a.png", "label": 0, "group": 7}, {"filename": "b.png", "label": "roadwork"}]
+        )
+        assert listing_of(tmp_path).images == (Listed("images/a.png", 0, "7"), Listed("images/b.png", 1))
+        assert listing_of(tmp_path / "labels.json").root == tmp_path
+
+    def test_names_are_relative_to_the_file_without_images(self, tmp_path):
+        self.write(tmp_path, [{"filename": "a.png", "label": 0}, {"filename": "b.png", "label": 1, "source": None}])
+        assert [image.path for image in listing_of(tmp_path).images] == ["a.png", "b.png"]
+
+    def test_other_fields_are_kept_as_text_if_they_are_one_value(self, tmp_path):
+        extras = {"Speed": 31.5, "night": True, "note": None, "boxes": [1, 2], "gps": {"lat": 1}}
+        self.write(tmp_path, [{"filename": "a.png", "label": 0, **extras}, {"filename": "b.png", "label": 1}])
+        first, second = listing_of(tmp_path).images
+        assert (first.columns, second.columns) == ({"speed": "31.5", "night": "True"}, {})
+
+    @pytest.mark.parametrize(
+        ("entries", "message"),
+        [
+            ({"a.png": 0}, "labels.json holds one dict, not a list"),
+            (["a.png"], "labels.json entry 1: 'a.png' is not an object"),
+            ([{"label": 0}], "labels.json entry 1: 'filename' is empty"),
+            ([{"filename": "a.png", "label": True}], "labels.json entry 1: 'label' is True, neither text nor"),
+            ([{"filename": ["a.png"], "label": 0}], "labels.json entry 1: 'filename' is ['a.png'], neither text nor"),
+            ([{"filename": "a.png", "label": 5}], "labels.json entry 1: label '5' is not 0, 1"),
+            ([], "has no images of class 'None' (found: nothing)"),
+        ],
+    )
+    def test_errors_name_entry_and_field(self, tmp_path, entries, message):
+        self.write(tmp_path, entries)
+        assert message in error_of(tmp_path).what
+
+    def test_text_that_is_not_json(self, tmp_path):
+        (tmp_path / "labels.json").write_text("[{")
+        assert "cannot be read as JSON" in error_of(tmp_path).what
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [folder / "a.png", folder / "b.png", folder / "c.png"]
+    for path, colour in zip(paths, ("red", "lime", "blue"), strict=True):
+        Image.new("RGB", (8, 8), colour).save(path)
+    return paths
+
+
+class TestDataset:
+    def save(self, folder: Path, pictures: list[Path], *, labels, names=None, **columns):
+        datasets = pytest.importorskip("datasets")
+        label = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
+        features = {"image": datasets.Image(), "label": label}
+        features |= {column: datasets.Value("string") for column in columns}
+        rows = {"image": [str(path) for path in pictures], "label": labels, **columns}
+        dataset = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+        datasets.disable_progress_bars()
+        return dataset, folder
+
+    def test_bytes_are_written_out_once_under_their_digest(self, tmp_path, pictures):
+        dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 0], group=["g", "h", None])
+        dataset.save_to_disk(folder)
+        listing = listing_of(folder)
+        assert listing.root == tmp_path / "imported"
+        assert [(image.label, image.group) for image in listing.images] == [(0, "g"), (1, "h"), (0, None)]
+        written = [listing.root / image.path for image in listing.images]
+        assert [path.read_bytes() for path in written] == [path.read_bytes() for path in pictures]
+        before = [path.stat().st_mtime_ns for path in written]
+        assert listing_of(folder) == listing
+        assert [path.stat().st_mtime_ns for path in written] == before
+
+    def test_parquet_as_the_hub_lays_it_out(self, tmp_path, pictures, monkeypatch):
+        datasets = pytest.importorskip("datasets")
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1])
+        (folder / "data").mkdir(parents=True)
+        dataset.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+        assert [image.label for image in listing_of(folder).images] == [0, 1, 1]
+
+    def test_the_dataset_s_own_order_of_names_does_not_matter(self, tmp_path, pictures):
+        dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1], names=["roadwork", "none"])
+        dataset.save_to_disk(folder)
+        assert [image.label for image in listing_of(folder).images] == [1, 0, 0]
+
+    def test_further_features_are_kept_as_text(self, tmp_path, pictures):
+        dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1], weather=["rain", None, "sun"])
+        dataset.save_to_disk(folder)
+        assert [image.columns for image in listing_of(folder).images] == [{"weather": "rain"}, {}, {"weather": "sun"}]
+
+    def test_a_label_that_is_no_class(self, tmp_path, pictures):
+        dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 2])
+        dataset.save_to_disk(folder)
+        assert error_of(folder).what.endswith("row 2: label '2' is not 0, 1, 'None' or 'Roadwork'")
+
+    def test_a_feature_that_is_missing(self, tmp_path, pictures):
+        dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1])
+        dataset.rename_column("image", "photo").save_to_disk(folder)
+        assert "has no feature 'image' (found: photo, label)" in error_of(folder).what
+
+    def test_a_split_that_is_missing(self, tmp_path, pictures):
+        datasets = pytest.importorskip("datasets")
+        dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1])
+        datasets.DatasetDict({"train": dataset}).save_to_disk(folder)
+        assert len(listing_of(folder).images) == 3
+        assert "with a split 'test' (data.hf_split)" in (error_of(folder, hf_split="test").remedy or "")
+
+    def test_a_split_of_what_is_no_such_dataset(self, scenes):
+        assert "is read of a Hugging Face dataset" in error_of(scenes, hf_split="test").what
+
+    def test_a_name_that_cannot_be_loaded(self, monkeypatch):
+        datasets = pytest.importorskip("datasets")
+
+        def offline(root, split, streaming):
+            raise ConnectionError("no network\nat all")
+
+        monkeypatch.setattr(datasets, "load_dataset", offline)
+        with pytest.raises(DataError) as caught:
+            list_images("hf://some-owner/some-set", class_names=NAMES, import_to=Path("unused"))
+        assert caught.value.what == (
+            "data.root 'some-owner/some-set' is no folder of images, and cannot be loaded as a dataset: no network"
+        )
+
+    def test_a_mistyped_folder_never_goes_to_the_network(self, monkeypatch):
+        datasets = pytest.importorskip("datasets")
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the network"))
+        assert error_of("my/photoss").what == "data.root 'my/photoss' is not there"
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="STREETVISION_REAL_DATA is not set: no real photographs on this machine")
+def test_real_traffic_signs_come_with_their_tracks():
+    root = Path(REAL_DATA or "") / "gtsrb_roadwork"
+    listing = list_images(str(root), class_names=("no_roadwork", "roadwork"), import_to=Path("unused"))
+    assert sum(image.label for image in listing.images) == 480
+    assert len({image.group for image in listing.images}) == 182
+    assert len(listing.images) == 1980
+
+
+def test_the_plots_of_a_run_among_the_photos_are_none(tmp_path):
+    touch(tmp_path, "None/a.jpg", "Roadwork/b.jpg", "Roadwork/run/evaluation/roc_curve.png", "Roadwork/run/splits.json")
+    assert [listed.path for listed in listing_of(tmp_path).images] == ["None/a.jpg", "Roadwork/b.jpg"]
+
+
+def test_names_that_are_no_text_and_links_to_folders_are_left_out_with_their_reasons(tmp_path):
+    touch(tmp_path, "None/a.jpg", "Roadwork/b.jpg", "elsewhere/c.jpg")
+    os.close(os.open(os.fsencode(tmp_path / "Roadwork") + b"/caf\xe9.jpg", os.O_CREAT))
+    (tmp_path / "Roadwork" / "more").symlink_to(tmp_path / "elsewhere")
+    listing = listing_of(tmp_path)
+    assert [listed.path for listed in listing.images] == ["None/a.jpg", "Roadwork/b.jpg"]
+    assert {bad.path: bad.reason for bad in listing.left_out if bad.path != "elsewhere"} == {
+        r"Roadwork/caf\udce9.jpg": "has a name that is not UTF-8",
+        "Roadwork/more": "is a link to a folder, and none is followed",
+    }

@@ -1,0 +1,270 @@
+import io
+import json
+import tarfile
+from hashlib import sha256
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from streetvision.contracts.errors import DataError
+from streetvision.contracts.progress import Silent
+from streetvision.data.config import DataConfig
+from streetvision.data.exif import read_exif
+from streetvision.data.sources.data_root import list_images
+from streetvision.data.sources.imports import Consistency, import_images
+from streetvision.data.sources.streams import imports
+
+CONFIG = DataConfig()
+BERLIN = {1: "N", 2: (52.0, 31.0, 12.0), 3: "E", 4: (13.0, 24.0, 18.0)}
+
+
+def photo(shade: int, *, gps: dict | None = None, taken: str | None = None) -> bytes:
+    exif = Image.Exif()
+    if taken:
+        exif.get_ifd(0x8769)[0x9003] = taken
+    if gps:
+        exif.get_ifd(0x8825).update(gps)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), (shade, 0, 0)).save(buffer, "JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+def natix_like(n: int) -> datasets.Dataset:
+    """The features of natix-network-org/roadwork: image, label and scene_description; places are in the EXIF."""
+    texts = ("an empty road", "cones beside a digger")
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.Value("int64"), "scene_description": datasets.Value("string")}
+    )
+    rows = [
+        {
+            "image": {"bytes": photo(9 * number, gps=BERLIN), "path": f"{number}.jpg"},
+            "label": number % 2,
+            "scene_description": texts[number % 2],
+        }
+        for number in range(n)
+    ]
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+def listed(folder, **columns):
+    return list_images(str(folder), class_names=CONFIG.class_names, import_to=Path("unused"), **columns)
+
+
+def run(source, folder, **options):
+    counts = import_images(str(source), folder, config=CONFIG, progress=Silent(), **options)
+    listing = listed(folder)
+    assert counts["rows"] == len(listing.images)
+    return counts, listing
+
+
+@pytest.fixture
+def photos(tmp_path):
+    root = tmp_path / "photos"
+    for name in CONFIG.class_names:
+        (root / name).mkdir(parents=True)
+        for number in range(5):
+            (root / name / f"{number}.jpg").write_bytes(photo(40 * number + len(name)))
+    return root
+
+
+class TestExif:
+    def test_time_and_place(self):
+        data = photo(1, gps=BERLIN, taken="2026:05:01 08:30:00")
+        assert read_exif(data) == {"taken": "2026-05-01T08:30:00", "latitude": "52.5200000", "longitude": "13.4050000"}
+
+    def test_south_and_west_are_negative(self):
+        found = read_exif(photo(1, gps=BERLIN | {1: "S", 3: "W"}))
+        assert (found["latitude"], found["longitude"]) == ("-52.5200000", "-13.4050000")
+
+    @pytest.mark.parametrize(
+        "gps",
+        [
+            {2: (52.0, 31.0, 12.0)},
+            BERLIN | {2: (91.0, 0.0, 0.0)},
+            {1: "N", 2: (0.0, 0.0, 0.0), 3: "E", 4: (0.0, 0.0, 0.0)},
+        ],
+    )
+    def test_half_a_place_or_an_impossible_one_is_none(self, gps):
+        assert read_exif(photo(1, gps=gps)) == {}
+
+    @pytest.mark.parametrize("data", [b"", b"no image", photo(1)[:40], photo(1, taken="yesterday")])
+    def test_what_is_not_there_or_damaged_is_left_out(self, data):
+        assert read_exif(data) == {}
+
+
+class TestSources:
+    def test_folders_stay_where_they_are(self, photos, tmp_path):
+        counts, listing = run(photos, tmp_path / "index")
+        assert counts["rows"] == 10
+        assert listing.images[0].path == str(photos / "None" / "0.jpg")
+        assert {(image.label, Path(image.path).parent.name) for image in listing.images} == {
+            (0, "None"),
+            (1, "Roadwork"),
+        }
+        assert not (tmp_path / "index" / "images").exists()
+
+    def test_digest_and_size_are_those_of_the_file(self, photos, tmp_path):
+        run(photos, tmp_path / "index")
+        row = pq.read_table(tmp_path / "index" / "index.parquet").to_pylist()[0]
+        content = Path(row["path"]).read_bytes()
+        assert (row["sha256"], row["bytes"]) == (sha256(content).hexdigest(), len(content))
+
+    def test_copies_hold_the_same_bytes_and_can_be_moved(self, photos, tmp_path):
+        run(photos, tmp_path / "index", copy=True)
+        listing = listed((tmp_path / "index").rename(tmp_path / "moved"))
+        for image in listing.images:
+            assert sha256((listing.root / image.path).read_bytes()).hexdigest() == Path(image.path).stem
+
+    def test_a_csv_keeps_group_source_and_further_columns(self, photos, tmp_path):
+        rows = ["path,label,group,source,weather", "None/0.jpg,0,ride,bus,rain", "Roadwork/1.jpg,1,,,"]
+        (photos / "index.csv").write_text("\n".join(rows))
+        first, second = run(photos, tmp_path / "index")[1].images
+        assert (first.group, first.source, first.columns) == ("ride", "bus", {"weather": "rain"})
+        assert (second.group, second.source, second.columns) == (None, None, {})
+
+    def test_labels_json(self, photos, tmp_path):
+        entries = [{"filename": "None/0.jpg", "label": 0}, {"filename": "Roadwork/0.jpg", "label": 1}]
+        (photos / "labels.json").write_text(json.dumps(entries))
+        assert run(photos, tmp_path / "index")[0]["rows"] == 2
+
+    @pytest.mark.parametrize("saved", [True, False])
+    def test_a_dataset(self, tmp_path, saved):
+        dataset = natix_like(6)
+        if saved:
+            dataset.save_to_disk(str(tmp_path / "set"))
+        else:
+            (tmp_path / "set" / "data").mkdir(parents=True)
+            dataset.to_parquet(str(tmp_path / "set" / "data" / "train-00000.parquet"))
+        _, listing = run(tmp_path / "set", tmp_path / "index")
+        assert [image.label for image in listing.images] == [0, 1] * 3
+        assert listing.images[1].columns["scene_description"] == "cones beside a digger"
+        assert float(listing.images[0].columns["latitude"]) == pytest.approx(52.52)
+        assert (listing.root / listing.images[0].path).is_file()
+
+    def test_tars(self, tmp_path):
+        shards = tmp_path / "shards"
+        shards.mkdir()
+        for shard in range(2):
+            with tarfile.open(shards / f"{shard}.tar", "w") as archive:
+                for number in range(3):
+                    beside = {"weather": "fog", "group": f"ride {shard}", "boxes": [1, 2]}
+                    parts = {"jpg": photo(shard * 90 + number), "cls": b"1" if number else b"0"}
+                    for suffix, content in (parts | {"json": json.dumps(beside).encode()}).items():
+                        hidden = tarfile.TarInfo(f"a/._{number}.{suffix}")
+                        archive.addfile(hidden)
+                        info = tarfile.TarInfo(f"../../{number}.{suffix}")
+                        info.size = len(content)
+                        archive.addfile(info, io.BytesIO(content))
+        _, listing = run(shards, tmp_path / "index")
+        assert [image.label for image in listing.images] == [0, 1, 1] * 2
+        assert [image.group for image in listing.images] == ["ride 0"] * 3 + ["ride 1"] * 3
+        assert listing.images[0].columns == {"weather": "fog"}
+        assert all((listing.root / image.path).parent == tmp_path / "index" / "images" for image in listing.images)
+
+    def test_text_that_is_no_text(self, tmp_path):
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for suffix, content in {"jpg": photo(1), "json": b'{"label": 0, "place": "\\ud800"}'}.items():
+                info = tarfile.TarInfo(f"1.{suffix}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        with pytest.raises(DataError, match=r"a\.tar/1\.json is not valid JSON: it holds half of a sign"):
+            run(tmp_path / "a.tar", tmp_path / "index")
+
+    @pytest.mark.parametrize("content", [b"no tar", b"\x1f\x8b\x08broken"])
+    def test_a_damaged_tar(self, tmp_path, content):
+        (tmp_path / "a.tar").write_bytes(content)
+        with pytest.raises(DataError, match="cannot be read as a tar"):
+            run(tmp_path / "a.tar", tmp_path / "index")
+
+
+def test_text_that_contradicts_the_label_leaves_the_image_out(photos, tmp_path):
+    rows = ["None/0.jpg,0,a road", "None/1.jpg,0,Cones!", "Roadwork/0.jpg,1,a CONE", "Roadwork/1.jpg,1,a road"]
+    (photos / "index.csv").write_text("\n".join(["path,label,text", *rows, "Roadwork/2.jpg,1,"]))
+    counts, listing = run(photos, tmp_path / "index", consistency=Consistency("text", ("cone", "digger")))
+    assert [Path(image.path).parent.name for image in listing.images] == ["None", "Roadwork", "Roadwork"]
+    assert (counts["rows"], counts["inconsistent"]) == (3, 2)
+
+
+def test_unreadable_files_are_counted(photos, tmp_path):
+    (photos / "None" / "empty.jpg").write_bytes(b"")
+    assert run(photos, tmp_path / "index")[0]["unreadable"] == 1
+
+
+class TestResume:
+    @pytest.fixture
+    def killed(self, photos, tmp_path, monkeypatch):
+        """What is read after an import was interrupted at its eighth image, two parts after its beginning."""
+        monkeypatch.setattr(imports, "PART", 3)
+        read, seen = imports.read_image_bytes, []
+
+        def stop(path):
+            if len(seen) == 7:
+                raise KeyboardInterrupt
+            seen.append(path)
+            return read(path)
+
+        monkeypatch.setattr(imports, "read_image_bytes", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(photos, tmp_path / "index")
+        seen.clear()
+        return seen
+
+    def test_it_goes_on_and_ends_in_the_same_index(self, killed, photos, tmp_path):
+        _, listing = run(photos, tmp_path / "index")
+        assert len(killed) == 4
+        assert [Path(image.path).name for image in listing.images] == [f"{number}.jpg" for number in range(5)] * 2
+        assert not (tmp_path / "index" / "parts").exists()
+
+    def test_a_source_that_changed_meanwhile_is_not_mixed_in(self, killed, photos, tmp_path):
+        (photos / "None" / "00.jpg").write_bytes(photo(3))
+        with pytest.raises(DataError, match="the beginning of another import, or its source has changed"):
+            run(photos, tmp_path / "index")
+
+
+class TestDamagedIndex:
+    def test_no_parquet_and_another_parquet(self, tmp_path):
+        (tmp_path / "index.parquet").write_bytes(b"no parquet")
+        with pytest.raises(DataError, match="cannot be read as Parquet"):
+            listed(tmp_path)
+        pq.write_table(natix_like(2).data.table, tmp_path / "index.parquet")
+        with pytest.raises(DataError, match="is not an index: its columns are image, label"):
+            listed(tmp_path)
+
+    def test_a_column_that_was_asked_for_and_is_not_there(self, photos, tmp_path):
+        run(photos, tmp_path / "index")
+        with pytest.raises(DataError, match="has no column 'ride'"):
+            listed(tmp_path / "index", group_column="ride")
+
+
+def test_the_exif_of_a_png_is_read_without_its_pixels(monkeypatch):
+    exif = Image.Exif()
+    exif[0x132] = "2026:05:04 03:02:01"
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG", exif=exif.tobytes())
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda *_: pytest.fail("unpacked"))
+    assert read_exif(buffer.getvalue())["taken"] == "2026-05-04T03:02:01"
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("secret.txt", "is not an image"),
+        (None, "without bytes or path"),
+        ("/dev/zero", "is not a file"),
+        ("a\0b", "name"),
+    ],
+)
+def test_a_dataset_takes_no_file_of_this_disk_that_is_no_image(tmp_path, path, told):
+    (tmp_path / "secret.txt").write_text("s3cret")
+    named = None if path is None else str(tmp_path / path)
+    images = pa.array([{"bytes": None, "path": named}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    table = pa.table({"image": images, "label": pa.array([1])})
+    pq.write_table(table, tmp_path / "set" / "data" / "train-00000.parquet")
+    with pytest.raises(DataError, match=told):
+        run(tmp_path / "set", tmp_path / "index")
+    assert not list((tmp_path / "index").rglob("*.txt"))

@@ -1,0 +1,54 @@
+"""Two views: of one image, or of two that belong together."""
+
+import pytest
+import torch
+from torchvision.io import write_png
+
+from streetvision.contracts.split_contracts import Row
+from streetvision.data.config import DecodeLimits, PairConfig
+from streetvision.data.two_views import PartnersFromGroups, TwoViews
+
+GREYS = [0, 40, 80, 120, 160, 200]
+GROUPS = [0, 1, 0, 1, 0, 2]
+PLAIN = PairConfig(partner="group", colour_jitter=0, grey_probability=0, blur=False)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Grey squares, each of its own shade."""
+    rows = []
+    for number, (grey, group) in enumerate(zip(GREYS, GROUPS, strict=True)):
+        write_png(torch.full((3, 20 + number, 24), grey, dtype=torch.uint8), str(tmp_path / f"{number}.png"))
+        rows.append(Row(f"{number}.png", group, f"{number:064d}", 24, 20 + number, 0.5))
+    return PartnersFromGroups(
+        rows, root=tmp_path, transform=TwoViews(PLAIN, image_size=16), limits=DecodeLimits(), seed=3
+    )
+
+
+def shades(pairs, epoch, position):
+    views, group, _ = pairs[epoch, position]
+    assert views.shape == (2, 3, 16, 16)
+    assert group == GROUPS[position]
+    assert all(view.min() == view.max() for view in views)
+    return [int(view[0, 0, 0]) for view in views]
+
+
+def test_the_second_view_is_of_any_image_of_the_group(pairs):
+    for position, group in enumerate(GROUPS):
+        seen = [shades(pairs, epoch, position) for epoch in range(40)]
+        assert {first for first, _ in seen} == {GREYS[position]}
+        assert {second for _, second in seen} == {GREYS[p] for p, own in enumerate(GROUPS) if own == group}
+
+
+def test_a_pair_depends_on_epoch_and_position_alone(pairs):
+    first = [shades(pairs, epoch, 0) for epoch in range(8)]
+    shades(pairs, 3, 4)
+    assert [shades(pairs, epoch, 0) for epoch in range(8)] == first
+    assert len({second for _, second in first}) > 1
+
+
+def test_one_image_gives_two_views_of_itself():
+    image = torch.randint(0, 255, (3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    views = TwoViews(PairConfig(), image_size=16)(image)
+    assert views.shape == (2, 3, 16, 16)
+    assert not torch.equal(views[0], views[1])

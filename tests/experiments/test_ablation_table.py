@@ -1,0 +1,63 @@
+import pytest
+from yaml import safe_dump
+
+from streetvision.contracts.errors import ConfigError
+from streetvision.experiments.ablation_table import AblationTable, packaged_tables, read_table
+
+PAIR = {"name": "loss", "b": {"settings": ["training.loss.name=focal"]}}
+TABLE = {"title": "t", "seeds": [0], "data": {"scenes": []}, "pairs": [PAIR]}
+
+
+@pytest.mark.parametrize("name", packaged_tables())
+def test_every_packaged_table_is_read(name):
+    assert read_table(name).comparisons
+
+
+def test_the_specifications_gains_stand_in_its_tables():
+    expected = [pair.expected for name in ("specification", "backbone") for pair in read_table(name).pairs]
+    for claim in ({"mcc": "+6 to 8 %"}, {"mcc": "+8 to 12 %"}, {"ece": "below 0.02"}, {"cost": "a third"}):
+        assert claim in expected
+
+
+def test_a_table_may_be_a_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(safe_dump(TABLE))
+    assert read_table(str(file)) == AblationTable.model_validate(TABLE)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"pairs": [PAIR, PAIR]}, "pair 'loss' stands twice"),
+        ({"seeds": [1, 1]}, "seed 1 stands twice"),
+        ({"pairs": [{"name": "loss"}]}, "arms of pair 'loss' are the same"),
+        ({"pairs": [{**PAIR, "data": ["scene"]}]}, "did you mean 'scenes'"),
+        ({"pairs": [{**PAIR, "expect": {}}]}, "Extra inputs"),
+        ({"pairs": []}, "at least 1 item"),
+    ],
+)
+def test_what_cannot_be_a_table_is_refused_by_name(tmp_path, change, told):
+    file = tmp_path / "mine.yaml"
+    file.write_text(safe_dump(TABLE | change))
+    with pytest.raises(ConfigError, match=told):
+        read_table(str(file))
+
+
+def test_no_table_of_that_name_and_no_yaml(tmp_path):
+    with pytest.raises(ConfigError, match="'specfication'; did you mean 'specification'"):
+        read_table("specfication")
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_table(str(tmp_path / "none.yaml"))
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        read_table(str(tmp_path / "bad.yaml"))
+
+
+def test_some_pairs_alone_in_the_order_asked_for():
+    table = read_table("smoke")
+    assert [pair.name for pair in table.only(("calibrator", "threshold", "calibrator")).pairs] == [
+        "calibrator",
+        "threshold",
+    ]
+    with pytest.raises(ConfigError, match="no pair 'loss'"):
+        table.only(("loss",))

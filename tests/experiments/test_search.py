@@ -1,0 +1,196 @@
+"""streetvision train --search: what is asked, what decides, what is left behind."""
+
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from yaml import safe_dump, safe_load
+
+from streetvision.contracts.errors import ConfigError
+from streetvision.experiments import search as searching
+from streetvision.experiments.search import Choice, Range, SearchConfig, Trial, read_search
+from streetvision.io.atomic import read_json
+from tests.conftest import TINY_MODEL
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SPACE = {
+    "training.learning_rate": {"low": 1e-4, "high": 1e-1, "log": True},
+    "training.loss.name": {"choices": ["cross_entropy", "focal"]},
+}
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """Trials in this process, one after the other: test_ablation.py has them in their own."""
+
+    def in_turn(work, tasks, at_once):
+        for task in tasks:
+            code = 0
+            try:
+                work(task, 1)
+            except SystemExit as stop:
+                code = stop.code
+            yield task, code
+
+    monkeypatch.setattr(searching, "in_processes", in_turn)
+    monkeypatch.setattr(searching, "write_output_to", lambda log: None)
+
+
+@pytest.fixture
+def space(tmp_path):
+    def write(trials, **changed):
+        file = tmp_path / "search.yaml"
+        file.write_text(safe_dump({"trials": trials, "jobs": 1, "space": SPACE, **changed}))
+        return file
+
+    return write
+
+
+def study_of(run):
+    return optuna.load_study(study_name="phase1", storage=f"sqlite:///{run / 'search' / 'study.db'}")
+
+
+def test_a_search_leaves_settings_that_train_takes_and_goes_on(one_process, scenes, tmp_path, space, command):
+    run = tmp_path / "run"
+    asked = [f"data.root={scenes}", f"run_dir={run}", *TINY_MODEL]
+    code, out, err = command("train", "--search", space(2), *asked)
+    assert code == 0, err
+    trials = study_of(run).trials
+    roots = [folder for folder in (run / "search" / "trials").iterdir() if folder.is_dir()]
+    assert len(trials) == len(roots) == 2
+    assert {path.name for root in roots for path in root.iterdir() if path.is_dir()} <= {"phase1", "cache"}
+
+    settings = safe_load((run / "search" / "best.yaml").read_text())
+    assert {key: settings[key] for key in SPACE} == study_of(run).best_params
+    assert settings["pipeline.phases"] == ["phase1", "phase2", "phase5", "phase6"]
+    again = [
+        "train",
+        "--config",
+        run / "search" / "best.yaml",
+        f"run_dir={tmp_path / 'best'}",
+        "pipeline.phases=[phase1]",
+    ]
+    assert command(*again)[0] == 0
+    found = read_json(tmp_path / "best" / "phase1" / "manifest.json")["metrics"]["val_select_mcc"]
+    assert found == pytest.approx(study_of(run).best_value)
+
+    study_of(run).ask(
+        {key: part.distribution() for key, part in read_search(space(3)).space.items()}
+    )  # and then killed
+    killed = study_of(run).trials[2].params
+    code, out, _ = command("train", "--search", space(3), *asked)
+    assert code == 0
+    assert "3 trials, 2 of them done" in out
+    assert study_of(run).trials[3].params == killed
+    assert "3 of them done" in command("train", "--search", space(3), *asked, "loader.workers=2")[1]
+
+    code, _, err = command("train", "--search", space(3), *asked, "training.weight_decay=0.3")
+    assert code == 2
+    assert "is of a search with another space or other settings" in err
+
+
+def test_a_trial_that_fails_is_told_and_no_trial_at_all_is_an_error(one_process, scenes, tmp_path, space, command):
+    only = {"training.learning_rate": {"low": 1e30, "high": 2e30}}
+    code, out, err = command(
+        "train", "--search", space(1, space=only), f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *TINY_MODEL
+    )
+    assert code == 2
+    assert "trial 0: failed" in out
+    assert "no trial came through" in err
+
+
+@pytest.mark.parametrize(
+    ("space_of", "told"),
+    [
+        ({"phase5.folds": {"low": 2, "high": 5}}, "phase5.folds cannot be searched"),
+        ({"data.seed": {"low": 0, "high": 5}}, "data.seed cannot be searched"),
+        ({"training.learning_rat": {"low": 1, "high": 5}}, "did you mean training.learning_rate"),
+        ({"training.loss.name": {"choices": ["focal", "fokal"]}}, "fokal"),
+        ({"training.learning_rate": {"low": 0.1, "high": 0.01}}, "is no range"),
+        ({"training.weight_decay": {"low": 0.0, "high": 0.1, "log": True}}, "is no range"),
+        ({"training.epochs": {"from": 1}}, "docs/training.md"),
+        ({"training.learning_rate": {"low": 0.1, "high": float("inf")}}, "finite"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused_before_anything_runs(scenes, tmp_path, space, command, space_of, told):
+    run = tmp_path / "run"
+    code, _, err = command("train", "--search", space(1, space=space_of), f"data.root={scenes}", f"run_dir={run}")
+    assert code == 2
+    assert told in err
+    assert not (run / "search").exists()
+
+
+def test_the_packaged_example_is_a_search():
+    assert read_search(EXAMPLES / "search.yaml").trials == 30
+
+
+def test_whole_numbers_stay_whole():
+    config = SearchConfig(
+        trials=1, space={"a": Range(low=2, high=8), "b": Range(low=0.1, high=1), "c": Choice(choices=(1, None))}
+    )
+    drawn = optuna.create_study().ask({key: part.distribution() for key, part in config.space.items()}).params
+    assert isinstance(drawn["a"], int)
+    assert isinstance(drawn["b"], float)
+    assert drawn["c"] in (1, None)
+
+
+def test_a_trial_below_the_median_of_the_others_is_given_up(tmp_path):
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    study = optuna.create_study(storage=storage, study_name="phase1", direction="maximize")
+    for _ in range(6):
+        done = study.ask()
+        for epoch in (1, 2, 3):
+            done.report(0.9, epoch)
+        study.tell(done, 0.9)
+    asked = study.ask()
+    watched = searching._Watched(Trial(asked.number, asked._trial_id, tmp_path, storage, prune=True))
+    watched.epoch({"epoch": 1, "val_select_mcc": 0.1})
+    with pytest.raises(searching._BelowMedian):
+        watched.epoch({"epoch": 2, "val_select_mcc": 0.2, "ema_val_select_mcc": 0.3})
+    assert study.trials[6].intermediate_values == {1: 0.1, 2: 0.3}
+    kept = study.ask()
+    patient = searching._Watched(Trial(kept.number, kept._trial_id, tmp_path, storage, prune=False))
+    for epoch in (1, 2, 3):
+        patient.epoch({"epoch": epoch, "val_select_mcc": 0.1})
+
+
+def test_trials_at_a_time_with_the_same_settings_have_folders_of_their_own(tmp_path):
+    study = optuna.create_study()
+    config = SearchConfig(trials=3, space={"training.ema_decay": Choice(choices=(None, 0.9))})
+    for _ in range(3):
+        study.enqueue_trial({"training.ema_decay": 0.9})
+    running = set()
+    asked = searching._asked(study, config, {}, tmp_path, 3, running)
+    first, second = next(asked).root, next(asked).root
+    assert second == first.with_name(f"{first.name}_1")
+    running.discard(first)
+    assert next(asked).root == first
+
+
+def test_without_optuna_the_extra_is_named(monkeypatch, scenes, tmp_path, space, command):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    code, _, err = command("train", "--search", space(1), f"data.root={scenes}", f"run_dir={tmp_path / 'run'}")
+    assert code == 2
+    assert "streetvision[search]" in err
+
+
+def test_the_file_is_named_when_it_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_search(tmp_path / "none.yaml")
+
+
+def test_a_study_lies_in_its_run_folder_whatever_that_is_called(tmp_path):
+    home = tmp_path / "what?now=#1 %20" / "search"
+    home.mkdir(parents=True)
+    optuna.create_study(storage=searching._storage(home), study_name="phase1")
+    assert [path.name for path in tmp_path.iterdir()] == ["what?now=#1 %20"]
+    assert (home / "study.db").is_file()
+
+
+def test_a_study_that_is_none_is_told_in_a_line(one_process, scenes, tmp_path, space, command):
+    (tmp_path / "run" / "search").mkdir(parents=True)
+    (tmp_path / "run" / "search" / "study.db").write_bytes(b"garbage" * 1000)
+    code, _, err = command("train", "--search", space(1), f"data.root={scenes}", f"run_dir={tmp_path / 'run'}")
+    assert code == 2
+    assert "cannot be read as a study" in err

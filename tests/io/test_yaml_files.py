@@ -1,0 +1,100 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict
+
+from streetvision.contracts.errors import ConfigError
+from streetvision.io.yaml_files import read_declared, read_yaml
+
+
+class Pair(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    a: str
+    b: str
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    seeds: int
+    pairs: list[Pair] = []
+
+
+def test_what_was_declared_comes_back_typed(tmp_path):
+    path = tmp_path / "table.yaml"
+    path.write_text("seeds: 3\npairs:\n  - {a: größer, b: kleiner}\n", encoding="utf-8")
+    table = read_declared(path, Table, remedy="see the documentation")
+    assert (table.seeds, table.pairs) == (3, [Pair(a="größer", b="kleiner")])
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read .*missing\.yaml': No such file"):
+        read_yaml(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"a: [", b"a: b: c", b"\xff\xfe\xff", b"when: 2026-13-45", b"n: !!int ''", b"t: !!timestamp soon", b"[" * 5000],
+)
+def test_what_is_not_yaml_is_named_on_one_line(tmp_path, content):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"x\.yaml' is not YAML: .") as raised:
+        read_yaml(path)
+    assert "\n" not in raised.value.what
+
+
+def test_a_tag_runs_no_code(tmp_path, capfd):
+    path = tmp_path / "x.yaml"
+    path.write_text("!!python/object/apply:os.system ['echo executed']")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        read_yaml(path)
+    assert capfd.readouterr().out == ""
+
+
+@given(text=st.text(st.sampled_from("ab01:-[]{}!'\"&*#|>,.?% \n\t") | st.characters(codec="utf-8"), max_size=30))
+def test_any_text_is_a_value_or_one_clear_error(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("yaml") / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    try:
+        read_yaml(path)
+    except ConfigError as error:
+        assert "x.yaml" in error.what
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("seeds: many", "seeds: "),
+        ("seeds: 3\npairs: [{a: x}]", r"pairs\.0\.b: "),
+        ("seeds: 3\nsurprise: 1", "surprise: "),
+        ("- seeds", "the file: "),
+        ("", "the file: "),
+    ],
+)
+def test_the_first_wrong_field_is_named_with_what_to_do(tmp_path, text, where):
+    path = tmp_path / "table.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"table\.yaml', {where}") as raised:
+        read_declared(path, Table, remedy="see the documentation")
+    assert raised.value.remedy == "see the documentation"
+
+
+def test_an_alias_stands_for_what_an_anchor_names(tmp_path):
+    (tmp_path / "table.yaml").write_text("a: &few [1, 2]\nb: *few\nc: {d: *few}\n")
+    assert read_yaml(tmp_path / "table.yaml") == {"a": [1, 2], "b": [1, 2], "c": {"d": [1, 2]}}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: &a [*a]", "an alias inside an anchor"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "an alias inside an anchor"),
+        ("training: {epochs: 3}\ntraining: {batch_size: 7}", "training stands twice"),
+    ],
+)
+def test_what_unfolds_without_end_or_says_two_things_is_refused(tmp_path, text, reason):
+    (tmp_path / "table.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        read_yaml(tmp_path / "table.yaml")
