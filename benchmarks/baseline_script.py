@@ -1,4 +1,4 @@
-"""What one writes without this project, in one go: the peer of `streetvision bench pipeline`.
+"""What one writes without this project, in one go: the peer of `streetvision dev bench pipeline`.
 
     python -m benchmarks.baseline_script SCENES OUT.pt
 

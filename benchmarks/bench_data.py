@@ -1,4 +1,4 @@
-"""`streetvision bench data`: the training loader beside torchvision's ImageFolder, and beside its own decoder."""
+"""`streetvision dev bench data`: the training loader beside torchvision's ImageFolder, and beside its own decoder."""
 
 import os
 import tempfile

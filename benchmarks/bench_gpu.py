@@ -1,4 +1,4 @@
-"""`streetvision bench gpu`: steps of a ViT-L/16 on a CUDA device, beside plain fp32 and beside the device's own pace.
+"""`streetvision dev bench gpu`: training steps of a ViT-L/16 on a CUDA device, against fp32 and the device's limit.
 
 Every step is one of `train_module`, as the phases take it, on random images that lie in memory already.
 """

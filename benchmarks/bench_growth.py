@@ -1,4 +1,4 @@
-"""`streetvision bench growth`: how cost grows with images, views, thresholds and resamples, beside linear growth."""
+"""`streetvision dev bench growth`: how cost grows with images, views, thresholds and resamples."""
 
 import tempfile
 from collections.abc import Callable

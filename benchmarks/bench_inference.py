@@ -1,4 +1,4 @@
-"""`streetvision bench inference`: photographs through each runtime that passes the gate, beside transformers.
+"""`streetvision dev bench inference`: photographs through each runtime that passes the gate, beside transformers.
 
 All run a ViT-S/16 at 224 pixels with the same number of threads. Ours knows drawn scenes, its head is fitted on some of
 them and the gate looks at others: what passes is said with its MCC. The peer's is transformers' own ViT of that size,

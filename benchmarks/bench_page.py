@@ -1,4 +1,4 @@
-"""What `streetvision bench` measured, as a table of a page, with a picture of the costs that grow."""
+"""What `streetvision dev bench` measured, as a table of a page, with a picture of the costs that grow."""
 
 import os
 import platform

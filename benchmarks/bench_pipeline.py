@@ -1,4 +1,4 @@
-"""`streetvision bench pipeline`: from labelled images to an evaluated bundle, beside a loose script; and once more."""
+"""`streetvision dev bench pipeline`: from labelled images to an evaluated bundle, compared with a baseline script."""
 
 import importlib.util
 import subprocess

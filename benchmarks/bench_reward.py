@@ -1,4 +1,4 @@
-"""`streetvision bench reward`: the subnet's reward of 1,000 streams of 1,000 answers, against drawing these streams."""
+"""`streetvision dev bench reward`: the subnet reward of 1,000 streams of 1,000 predictions, and drawing them."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""`streetvision bench startup`: the help text and a mistake, against an interpreter that starts, and imports torch."""
+"""`streetvision dev bench startup`: the help text and an error, compared with starting Python and importing torch."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`streetvision bench training`: a head on features, adapters beside a loop by hand, and the contrast beside lightly's.
+"""`streetvision dev bench training`: a head on features, adapters, and the contrastive loss, compared with peers.
 
 lightly is in the dependency group `bench`; where it is not installed its figure is nan, and named so.
 """

@@ -53,7 +53,7 @@ def test_the_pages_show_commands():
         "evaluate",
         "predict",
         "serve",
-        "ablate",
+        "dev",
     }
 
 

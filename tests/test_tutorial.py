@@ -10,7 +10,7 @@ from tests.conftest import TINY_MODEL
 from tests.test_docs import ROOT, commands
 
 WEIGHTS_OF_ITS_OWN = "model=dinov3_vits16"
-SMALLER = {"train": [*TINY_MODEL, "model.backbone.seed=0"], "ablate": [*TINY_MODEL, "phase5.method=none"]}
+SMALLER = {"train": [*TINY_MODEL, "model.backbone.seed=0"], "dev": [*TINY_MODEL, "phase5.method=none"]}
 """Verb -> what makes it quick; the model also takes the place of one whose weights lie on the hub."""
 
 
@@ -37,7 +37,7 @@ def test_every_step_of_it_does_what_it_says(photos, command):
         if verb == "serve":
             continue  # it would not end; tests/serving starts it
         words = [word for word in words if word != WEIGHTS_OF_ITS_OWN] + SMALLER.get(verb, [])
-        if verb == "ablate":
+        if verb == "dev":
             words = [{"5": "1"}.get(word, word) for word in words] + ["--jobs", "2"]
         code, out, err = command(*words)
         failed += [(words, code, err)] if code else []
@@ -48,4 +48,4 @@ def test_every_step_of_it_does_what_it_says(photos, command):
     assert (photos / "outputs" / "photos" / "evaluation" / "report.html").is_file()
     answers = [json.loads(line) for line in said["predict"].splitlines()]
     assert [answer["image"] for answer in answers] == ["street.jpg", "more/one.jpg", "more/two.jpg"]
-    assert "loss, focal" in said["ablate"]
+    assert "loss, focal" in said["dev"]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from streetvision.cli.app import VERBS
+from streetvision.cli.app import GROUPS, VERBS
 from tests.conftest import TINY_MODEL
 
 
@@ -28,7 +28,7 @@ def run_watched(*arguments):
 
 def test_help_names_every_verb_and_imports_no_torch():
     said, loaded = run_watched("--help")
-    assert all(verb in said for verb in VERBS)
+    assert all(verb in said for verb in (*VERBS, *GROUPS))
     assert not loaded & {"torch", "lightning", "transformers", "timm", "hydra", "numpy", "pydantic", "rich"}
 
 
@@ -47,11 +47,19 @@ def test_a_run_with_nothing_to_do_loads_nothing_heavy(finished_run):
     assert not loaded & SLOW_TO_LOAD
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself(command, verb):
-    code, out, _ = command(verb, "--help")
+WORDS = [(verb,) for verb in VERBS] + [(group, verb) for group, (_, verbs) in GROUPS.items() for verb in verbs]
+
+
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_every_verb_explains_itself(command, words):
+    code, out, _ = command(*words, "--help")
     assert code == 0
     assert "Usage:" in out
+
+
+@pytest.mark.parametrize("group", [(), *((group,) for group in GROUPS)], ids=" ".join)
+def test_the_first_help_line_of_every_verb_fits_on_its_line(command, group):
+    assert "..." not in command(*group, "--help")[1]
 
 
 def test_an_unknown_verb_or_option_is_a_users_mistake(command):
@@ -120,7 +128,7 @@ def test_a_log_holds_whole_lines_without_control_characters(finished_run, scenes
 def test_the_help_of_bench_names_every_section(command):
     from benchmarks.run import SECTIONS
 
-    told = command("bench", "--help")[1].replace(",", " ").split()
+    told = command("dev", "bench", "--help")[1].replace(",", " ").split()
     assert set(SECTIONS) <= set(told)
 
 

@@ -1,4 +1,4 @@
-"""streetvision ablate, from a table to its differences, through the command line."""
+"""streetvision dev ablate, from a table to its differences, through the command line."""
 
 from pathlib import Path
 
@@ -110,11 +110,11 @@ def test_the_example_of_few_labels_composes(tmp_path):
 
 def test_settings_that_cannot_be_name_their_pair_before_anything_runs(table, tmp_path, command):
     out = tmp_path / "out"
-    code, _, err = command("ablate", table, "training.epoch=3", "--out", out, "data.root=nowhere")
+    code, _, err = command("dev", "ablate", table, "training.epoch=3", "--out", out, "data.root=nowhere")
     assert code == 2
     assert "pair 'threshold': training.epoch is not a setting" in err
     assert not (out / "runs").exists()
-    code, _, err = command("ablate", table, "--out", out, "--pair", "treshold")
+    code, _, err = command("dev", "ablate", table, "--out", out, "--pair", "treshold")
     assert code == 2
     assert "did you mean 'threshold'" in err
 

@@ -27,7 +27,7 @@ def told(run):
     """What the command printed."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as stop:
-        main(["reward", "--bundle", str(run.export), *FEW])
+        main(["subnet", "reward", "--bundle", str(run.export), *FEW])
     assert not stop.value.code
     return printed.getvalue()
 
@@ -89,20 +89,20 @@ def test_the_thresholds_are_the_bundles_own_the_balanced_one_and_one_found_elsew
 
 def test_it_costs_a_look_once_and_the_seed_decides(run, told, command):
     looks, report = read_json(run.looks), read_json(run.reward_report)
-    code, out, err = command("reward", "--bundle", run.export, *FEW)
+    code, out, err = command("subnet", "reward", "--bundle", run.export, *FEW)
     assert code == 0, err
     assert "(unchanged)" in out
     assert read_json(run.looks) == looks
-    code, _, err = command("reward", "--bundle", run.export, *FEW, "reward.seed=7")
+    code, _, err = command("subnet", "reward", "--bundle", run.export, *FEW, "reward.seed=7")
     assert code == 0, err
     assert len(read_json(run.looks)) == len(looks) + 1
     assert read_json(run.reward_report)["rows"] != report["rows"]
-    assert command("reward", "--bundle", run.export, *FEW)[0] == 0
+    assert command("subnet", "reward", "--bundle", run.export, *FEW)[0] == 0
     assert read_json(run.reward_report) == report | {"look": len(looks) + 2}
 
 
 def test_a_bundle_away_from_its_run_is_sent_back_to_it(run, command, tmp_path):
     moved = shutil.copytree(run.export, tmp_path / "moved")
-    code, _, err = command("reward", "--bundle", moved, *FEW)
+    code, _, err = command("subnet", "reward", "--bundle", moved, *FEW)
     assert code == 2
     assert "is not the run that made this bundle" in err

@@ -255,7 +255,7 @@ def test_wrong_labels_and_a_moved_threshold_are_found(bundle_of, images, command
     code, told, err = command("export", "--bundle", tmp_path / "export", "--out", out, "--format", "miner")
     assert code == 0, err
     assert "--hotkey" in told
-    check = ["check-export", out, *images, "--bundle", tmp_path / "export"]
+    check = ["subnet", "check-export", out, *images, "--bundle", tmp_path / "export"]
     code, told, err = command(*check)
     assert code == 0, err
     assert "0 differ; 0 answers" in told

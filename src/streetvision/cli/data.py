@@ -1,37 +1,29 @@
-"""The verbs below `streetvision data`, and what every verb takes."""
+"""streetvision data check | import | scenes."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from streetvision.pipeline.console import Console
+from streetvision.cli.options import key_value, open_console
 
-CONSISTENT_HELP = "Leave out images whose text in COLUMN has none of the words in class 1, or one in class 0."
-
-
-def key_value(example: str) -> Any:
-    """What is written behind a command, and its help."""
-    return typer.Argument(metavar="KEY=VALUE", help=example)
-
-
-Overrides = Annotated[list[str] | None, key_value("Settings: training.epochs=5")]
+CONSISTENT_HELP = "Leave out class-1 images whose COLUMN has none of the words, and class-0 images with one of them."
 
 
 def check(
-    root: Annotated[str, typer.Argument(help="The data set, as data.root= takes it.")],
+    root: Annotated[str, typer.Argument(help="The data set, as for data.root=.")],
     overrides: Annotated[list[str] | None, key_value("Settings: data.group_column=ride")] = None,
-    labels: Annotated[bool, typer.Option("--labels", help="Also doubt labels, by a classifier on features.")] = False,
+    labels: Annotated[
+        bool, typer.Option("--labels", help="Also list suspicious labels, by a classifier on features.")
+    ] = False,
     embeddings: Annotated[
-        bool, typer.Option("--embeddings", help="Also ask the backbone (model=NAME) which images are nearly the same.")
+        bool, typer.Option("--embeddings", help="Also find near-duplicates by the features of model=NAME.")
     ] = False,
     page: Annotated[
-        Path | None, typer.Option("--page", help="The page with the pictures; outputs/NAME_check.html if left out.")
+        Path | None, typer.Option("--page", help="The HTML page; default: outputs/NAME_check.html.")
     ] = None,
 ) -> None:
-    """Read every image of a data set and say what is wrong with it."""
+    """Find corrupt files, duplicates, conflicts and leaks."""
     from streetvision.pipeline.data.check import check_data
 
     check_data(root, overrides or [], labels=labels, embeddings=embeddings, page=page, console=open_console())
@@ -39,19 +31,22 @@ def check(
 
 def import_(
     source: Annotated[str, typer.Argument(help="A folder, CSV, labels.json, hf://owner/name, tar or folder of tars.")],
-    folder: Annotated[Path, typer.Option("--to", help="Folder of the index, and of images that are no files yet.")],
+    folder: Annotated[Path, typer.Option("--to", help="Folder for the index and for images from archives.")],
     overrides: Annotated[list[str] | None, key_value("Settings: data.group_column=ride")] = None,
-    copy: Annotated[bool, typer.Option("--copy", help="Copy images that are files, too.")] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Also copy images that are files already.")] = False,
     consistent: Annotated[str | None, typer.Option(metavar="COLUMN=WORD,WORD", help=CONSISTENT_HELP)] = None,
 ) -> None:
-    """Index a folder, CSV, labels.json, Hugging Face dataset or WebDataset tars; the same line again goes on."""
+    """Index a folder, table, archive or Hugging Face dataset.
+
+    Run the same command again to resume an interrupted import.
+    """
     from streetvision.pipeline.data.import_data import import_data
 
     import_data(source, folder, overrides or [], copy=copy, consistent=consistent, console=open_console())
 
 
 def scenes(
-    folder: Annotated[Path, typer.Argument(help="A new folder, or one of earlier scenes with the same settings.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder, or an earlier one with the same settings.")],
     overrides: Annotated[list[str] | None, key_value("Settings: scenes.count=1600 scenes.first_seed=0")] = None,
 ) -> None:
     """Draw procedural street scenes with a CSV index."""
@@ -61,13 +56,3 @@ def scenes(
     console = open_console()
     config = compose_config(overrides or []).scenes
     console.line("data", f"{config.count} scenes: {write_scenes(folder, config, console)}")
-
-
-def open_console() -> "Console":
-    """Where a verb prints; loaded when one runs."""
-    from streetvision.pipeline.console import Console
-
-    return Console()
-
-
-DATA_VERBS: dict[str, Callable[..., None]] = {"check": check, "import": import_, "scenes": scenes}

@@ -99,7 +99,7 @@ def export_miner(request: Request, console: Console) -> None:
         )
     if not request.hotkey:
         console.warn("model_card.json has no submitted_by: give --hotkey before you submit it")
-    console.line("next", f"streetvision check-export {request.out} IMAGES... --bundle {request.bundle}")
+    console.line("next", f"streetvision subnet check-export {request.out} IMAGES... --bundle {request.bundle}")
 
 
 def export_hub(request: Request, console: Console) -> None:

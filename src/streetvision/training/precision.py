@@ -38,7 +38,7 @@ class AttentionInFp32(TorchFunctionMode):
     """Under autocast on the CPU, attention is computed in fp32, and its result rounded.
 
     Torch's fused attention is slow there in bf16 on its way back: steps of the packaged ViT take longer with it than in
-    fp32, and less time with all but attention in bf16. `streetvision bench training` times the three.
+    fp32, and less time with all but attention in bf16. `streetvision dev bench training` times the three.
     """
 
     def __torch_function__(

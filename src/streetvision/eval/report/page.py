@@ -249,7 +249,7 @@ def _settings(report: Report) -> str:
 
 def html_page(title: str, body: str) -> str:
     """A whole page around `body`, in the product's style; nothing in it may be fetched or run."""
-    style = files("streetvision.eval").joinpath("report.css").read_text(encoding="utf-8")
+    style = files("streetvision.eval.report").joinpath("report.css").read_text(encoding="utf-8")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -1,0 +1,25 @@
+"""streetvision evaluate."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from streetvision.cli.options import BundlePath, key_value, open_console, print_evaluation
+
+
+def evaluate(
+    bundle: BundlePath,
+    overrides: Annotated[list[str] | None, key_value("Settings: evaluation.n_resamples=2000")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Another labelled data set, as for data.root=.")] = None,
+    mode: Annotated[
+        Literal["quick", "comprehensive"] | None,
+        typer.Option(help="quick: shipped policy only; comprehensive (default): policies, slices, mistakes."),
+    ] = None,
+) -> None:
+    """Evaluate a bundle on VAL_TEST or on another data set."""
+    from streetvision.pipeline.run import launch_evaluation
+
+    console = open_console()
+    settings = [*(overrides or []), *([f"evaluation.mode={mode}"] if mode else [])]
+    schema = launch_evaluation(bundle, settings, data=data, console=console)
+    print_evaluation(schema, bundle, console)

@@ -1,0 +1,62 @@
+"""What several verbs share: options, the console, and how a run and an evaluation are printed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streetvision.cli.errors import COLLAPSED
+
+if TYPE_CHECKING:
+    from streetvision.contracts.artifact_schema import ArtifactSchema
+    from streetvision.pipeline.console import Console
+
+
+def key_value(example: str) -> Any:
+    """The KEY=VALUE arguments at the end of a command, with their help."""
+    return typer.Argument(metavar="KEY=VALUE", help=example)
+
+
+Overrides = Annotated[list[str] | None, key_value("Settings: training.epochs=5")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="A YAML file of settings (see examples/); KEY=VALUE wins over it.")
+]
+BundlePath = Annotated[Path, typer.Option("--bundle", help="Folder of the bundle, or its bundle.json.")]
+
+
+def open_console() -> "Console":
+    """The console that a verb prints to; imported only when a verb runs."""
+    from streetvision.pipeline.console import Console
+
+    return Console()
+
+
+def run_training(overrides: list[str], config: Path | None, console: "Console") -> "ArtifactSchema":
+    """Train, printing the run folder first because the imports take seconds."""
+    from streetvision.pipeline.config import compose_config
+
+    composed = compose_config(overrides, file=config)
+    console.line("run", f"{composed.root}: {', '.join(composed.pipeline.phases)}")
+    from streetvision.pipeline.run import launch_training
+
+    return launch_training(overrides, file=config, console=console)
+
+
+def print_evaluation(schema: "ArtifactSchema", bundle: Path, console: "Console") -> None:
+    """Print the figures of an evaluation, the paths of the run, and the next command."""
+    from streetvision.pipeline.run import report_lines, show_where
+
+    console.text()
+    for line in report_lines(schema):
+        console.text(line)
+    show_where(schema, console)
+    console.line("next", f"streetvision predict --bundle {bundle} your.jpg")
+
+
+def exit_if_collapsed(schema: "ArtifactSchema", console: "Console") -> None:
+    """Exit with code 3 when the trained model predicts one class only."""
+    from streetvision.pipeline.run import answers_one_class_only
+
+    if answers_one_class_only(schema):
+        console.warn("the model predicts one class only: check the labels and training.learning_rate, or train longer")
+        raise typer.Exit(COLLAPSED)

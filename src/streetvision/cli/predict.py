@@ -1,0 +1,54 @@
+"""streetvision predict."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from streetvision.cli.errors import USER_ERROR
+from streetvision.cli.options import BundlePath, open_console
+from streetvision.contracts.errors import ConfigError
+
+
+def predict(
+    bundle: BundlePath,
+    images: Annotated[list[Path], typer.Argument(help="Image files or folders; with --out also .tar and .parquet.")],
+    form: Annotated[Literal["jsonl", "csv"], typer.Option("--format", help="Output format.")] = "jsonl",
+    explain: Annotated[
+        Path | None, typer.Option("--explain", metavar="FOLDER", help="Also draw each image with its views there.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for predictions of any number of images.")] = None,
+    workers: Annotated[int | None, typer.Option(help="With --out: worker processes; default: one a core.")] = None,
+    engine: Annotated[
+        Literal["local", "ray"] | None, typer.Option(help="With --out: local processes (default) or a Ray cluster.")
+    ] = None,
+    shard_size: Annotated[int | None, typer.Option(help="With --out: images a shard; default: 500.")] = None,
+) -> None:
+    """Predict labels and calibrated probabilities of images."""
+    if out is None:
+        _refuse_options("needs --out", workers=workers, engine=engine, shard_size=shard_size)
+        from streetvision.bundle.batch.files import print_predictions
+
+        failures = print_predictions(bundle, images, form=form, explain=explain)
+    else:
+        _refuse_options("has no effect with --out", explain=explain, format=None if form == "jsonl" else form)
+        from streetvision.bundle.batch.predict import answer_sources
+
+        finished = answer_sources(
+            bundle,
+            images,
+            out,
+            engine=engine or "local",
+            workers=workers,
+            shard_size=shard_size,
+            console=open_console(),
+        )
+        failures = finished.failures or 0
+    if failures:
+        raise typer.Exit(USER_ERROR)
+
+
+def _refuse_options(why: str, **options: object) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} {why}", "leave it out")

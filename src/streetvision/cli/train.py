@@ -1,0 +1,37 @@
+"""streetvision train."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from streetvision.cli.options import ConfigFile, Overrides, exit_if_collapsed, open_console, run_training
+
+
+def train(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    search: Annotated[
+        Path | None,
+        typer.Option("--search", help="A YAML search space; trials are compared on VAL_SELECT (examples/search.yaml)."),
+    ] = None,
+) -> None:
+    """Train on images and export a bundle.
+
+    Usual settings: data.root=FOLDER model=NAME training=frozen|peft|last_n|full run_dir=DIR. The default of run_dir is
+    outputs/NAME, named after the data. An unknown key or name prints the ones that exist; docs/settings.md lists all.
+    """
+    console = open_console()
+    if search is not None:
+        from streetvision.experiments.search import launch_search
+
+        best = launch_search(search, overrides or [], file=config, console=console)
+        console.line("next", f"streetvision train --config {best} run_dir=...")
+        return
+    schema = run_training(overrides or [], config, console)
+    from streetvision.pipeline.run import show_where
+
+    show_where(schema, console)
+    exit_if_collapsed(schema, console)
+    if schema.bundle.is_file():
+        console.line("next", f"streetvision evaluate --bundle {schema.export}")
