@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, log_expit, xlog1py, xlogy
 
-from benchmarks.figures import Figure, in_turn
+from benchmarks.figures import Figure, interleaved_median
 from streetvision.calibration.calibrators import make_calibrator
 from streetvision.calibration.config import Phase5Config, RiskConfig
 from streetvision.calibration.crossfit import CalibrationSet
-from streetvision.calibration.risk_control import Scored, certify, handed_over
+from streetvision.calibration.risk_control import Scored, abstained, certify
 from streetvision.calibration.selection import choose
 from streetvision.contracts.progress import Progress
 from streetvision.eval.counts import BoolArray, FloatArray
@@ -61,7 +61,7 @@ def _compare(name: str, peer: str, module: str, method: str) -> Iterator[Figure]
         return
     their_gap = float(np.mean([_excess(truth, theirs(margin, labels)(new)) for margin, _, labels in draws]))
     yield Figure(f"{name}: NLL above the truth x 1000, {ROWS:,} rows", gap, peer, their_gap, unit="")
-    times = in_turn(lambda: ours(margin, labels)(new), lambda: theirs(margin, labels)(new))
+    times = interleaved_median(lambda: ours(margin, labels)(new), lambda: theirs(margin, labels)(new))
     yield Figure(f"{name}: fit, then {NEW_ROWS:,} probabilities", times[0], peer, times[1])
 
 
@@ -130,7 +130,7 @@ def _risk_control() -> list[Figure]:
         _by_mapie(mapie, margin, labels, hi) for (margin, _, labels), (_, hi) in zip(draws, certified, strict=True)
     ]
     margin, _, labels = draws[0]
-    times = in_turn(
+    times = interleaved_median(
         lambda: _certified(margin, labels == 1), lambda: _by_mapie(mapie, margin, labels, certified[0][1]), repeats=3
     )
     return [
@@ -143,7 +143,7 @@ def _certified(margin: FloatArray, truth: BoolArray) -> tuple[float, float]:
     """The share handed over, and the upper end."""
     found = certify(Scored(margin, truth, [None] * truth.size), RiskConfig(), seed=0)
     assert found.lo is not None and found.hi is not None, found.why
-    return float(handed_over(margin, found.lo, found.hi).mean()), found.hi
+    return float(abstained(margin, found.lo, found.hi).mean()), found.hi
 
 
 def _by_mapie(mapie: Any, margin: FloatArray, labels: Labels, hi: float) -> float:
@@ -167,7 +167,7 @@ def _by_mapie(mapie: Any, margin: FloatArray, labels: Labels, hi: float) -> floa
         list_predict_params=np.column_stack([lows, np.full(STEPS, hi)]),
     ).calibrate(margin[:, None], labels)
     best = controller.best_predict_param
-    return float(handed_over(margin, best[0] if best is not None else -np.inf, hi).mean())
+    return float(abstained(margin, best[0] if best is not None else -np.inf, hi).mean())
 
 
 def _draw(seed: int, n: int) -> tuple[FloatArray, FloatArray, Labels]:

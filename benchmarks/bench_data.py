@@ -9,13 +9,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.figures import Figure, in_turn
+from benchmarks.figures import Figure, interleaved_median
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.augmentation import get_train_transforms
 from streetvision.data.cache import ImageCache
 from streetvision.data.config import DEFAULT_LIMITS, AugmentationConfig, PairConfig
-from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader
+from streetvision.data.datamodule import EpochBatchSampler, ImageDataset, ImageLoader
 from streetvision.data.decode import read_image
 from streetvision.data.two_views import TwoViews
 from streetvision.io.atomic import sha256_file
@@ -48,7 +48,7 @@ def bench_data(progress: Progress) -> list[Figure]:
             ("loader, from the cache", cached, "ImageFolder, PIL, the same transforms", theirs),
             ("loader, from the cache", cached, "decode and transform in a bare loop", ceiling),
         ):
-            seconds = in_turn(_walk(ours), beside)
+            seconds = interleaved_median(_walk(ours), beside)
             figures.append(Figure(f"{label}, {IMAGES} images", seconds[0], beside_label, seconds[1]))
         return [*figures, _views(read_image(cache.path(rows[0], root=folder)))]
 
@@ -70,7 +70,7 @@ def photographs(folder: Path, progress: Progress, *, count: int) -> list[Path]:
 def _ours(rows: list[Row], root: Path, cache: ImageCache | None) -> ImageLoader:
     transform = get_train_transforms(AugmentationConfig(), image_size=IMAGE_SIZE)
     dataset = ImageDataset(rows, root=root, transform=transform, limits=DEFAULT_LIMITS, cache=cache)
-    return ImageLoader(dataset, EpochBatches(len(rows), batch_size=BATCH, shuffle=True), workers=1)
+    return ImageLoader(dataset, EpochBatchSampler(len(rows), batch_size=BATCH, shuffle=True), workers=1)
 
 
 def _image_folder(paths: list[Path], folder: Path) -> Iterable[object]:
@@ -84,7 +84,7 @@ def _image_folder(paths: list[Path], folder: Path) -> Iterable[object]:
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(path)
     policy = AugmentationConfig()
-    jitter = policy.colour_jitter
+    jitter = policy.color_jitter
     steps = [
         v2.RandomResizedCrop(IMAGE_SIZE, scale=policy.crop_scale, ratio=(0.8, 1.8)),
         v2.RandomHorizontalFlip(policy.flip_probability),
@@ -120,7 +120,7 @@ def _views(image: Tensor) -> Figure:
         v2.RandomApply([v2.GaussianBlur(2 * round(IMAGE_SIZE / 20) + 1, (0.1, 2.0))], p=0.5),
     ]
     theirs = v2.Compose(steps)
-    seconds = in_turn(lambda: [ours(image) for _ in range(10)], lambda: [theirs(image) for _ in range(20)])
+    seconds = interleaved_median(lambda: [ours(image) for _ in range(10)], lambda: [theirs(image) for _ in range(20)])
     return Figure("two views, ten times", seconds[0], "the same steps of torchvision", seconds[1])
 
 

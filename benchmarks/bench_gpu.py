@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.figures import Figure, in_turn
+from benchmarks.figures import Figure, interleaved_median
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Progress, Silent
 from streetvision.data.datamodule import Batch
@@ -30,7 +30,7 @@ from streetvision.models.losses import make_loss
 from streetvision.models.module import Classifier, load_classifier
 from streetvision.training.config import TrainingConfig
 from streetvision.training.finetune_modes import prepare
-from streetvision.training.lightning_module import Epochs, LearningModule
+from streetvision.training.lightning_module import BaseModule, EpochLogger
 from streetvision.training.ssl.config import ExPLoRAConfig
 from streetvision.training.ssl.explora import ExPLoRAModule, Student, open_backbone
 from streetvision.training.supervised import SupervisedModule
@@ -132,7 +132,7 @@ def _attention(device: torch.device) -> list[Figure]:
 
     for one, other in zip(step(attend_flex), step(attend_sdpa), strict=True):
         torch.testing.assert_close(one, other, rtol=AGREE, atol=AGREE)
-    flex, sdpa = in_turn(lambda: step(attend_flex), lambda: step(attend_sdpa))
+    flex, sdpa = interleaved_median(lambda: step(attend_flex), lambda: step(attend_sdpa))
     return [Figure(f"attention across {views} views of 4,096 images, FlexAttention", flex, "SDPA with a bias", sdpa)]
 
 
@@ -155,7 +155,7 @@ class Repeated:
         return [int(label) for label in self.batch[1]]
 
 
-class Stopwatch(Epochs):
+class Stopwatch(EpochLogger):
     """Seconds from the end of step `warm_up` to that of the last, when the device has done all of it."""
 
     def __init__(self, settings: Any, *, warm_up: int) -> None:
@@ -171,7 +171,7 @@ class Stopwatch(Epochs):
             self.marks.append(time.perf_counter())
 
 
-def _seconds_an_image(module: LearningModule, batches: Repeated, *, warm_up: int = WARM_UP) -> float:
+def _seconds_an_image(module: BaseModule, batches: Repeated, *, warm_up: int = WARM_UP) -> float:
     watch = Stopwatch(module.settings, warm_up=warm_up)
     train_module(module, batches, None, epochs=watch, following=Following(Silent()))
     started, ended = watch.marks

@@ -11,12 +11,12 @@ from scipy.special import expit
 
 from benchmarks.bench_statistics import scored_rows
 from benchmarks.bench_views import some_views, together
-from benchmarks.figures import Curve, Figure, all_in_turn
+from benchmarks.figures import Curve, Figure, interleaved_medians
 from streetvision.contracts.progress import Progress
 from streetvision.data.augmentation import get_val_transforms
 from streetvision.data.decode import read_image
 from streetvision.eval.bootstrap import bootstrap_intervals
-from streetvision.eval.resampling import Judged, Resampling
+from streetvision.eval.resampling import Predictions, Resampling
 from streetvision.eval.thresholds import select_threshold_max_mcc
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import ModelConfig
@@ -66,7 +66,7 @@ def _thresholds() -> Figure:
 
 def _resamples() -> Figure:
     labels, logits = scored_rows(ROWS)
-    judged = Judged.cut(expit(logits[:, 1].astype(np.float64)), 0.5)
+    judged = Predictions.cut(expit(logits[:, 1].astype(np.float64)), 0.5)
     return _grown(
         f"resamples of {ROWS:,} rows",
         RESAMPLES,
@@ -75,6 +75,6 @@ def _resamples() -> Figure:
 
 
 def _grown(of: str, sizes: tuple[int, ...], at: Callable[[int], Callable[[], object]]) -> Figure:
-    curve = Curve(of, sizes, tuple(all_in_turn([at(size) for size in sizes], repeats=REPEATS)))
+    curve = Curve(of, sizes, tuple(interleaved_medians([at(size) for size in sizes], repeats=REPEATS)))
     ends = f"{sizes[0]:,} to {sizes[-1]:,}, {curve.seconds[0]:.2g} to {curve.seconds[-1]:.2g} s"
     return Figure(f"{of}: {ends}", curve.exponent, "linear", 1.0, unit="exponent", curve=curve)

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from torch.utils.data import default_collate
 
 from benchmarks.bench_data import photographs
-from benchmarks.figures import Figure, in_turn
-from benchmarks.net2net_vit import DEPTH, HEADS, HIDDEN, SIDE, WIDTH, widened_vit_s
+from benchmarks.figures import Figure, interleaved_median
+from benchmarks.net2net_vit import DEPTH, HEADS, HIDDEN, SIDE, WIDTH, net2net_vit_s
 from streetvision.bundle.format import MODEL_CHECKPOINT, MODEL_DESCRIPTION, Bundle, write_bundle
 from streetvision.bundle.predictor import Predictor, open_classifier
 from streetvision.bundle.runtimes.graph import capture
@@ -28,7 +28,7 @@ from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.policies import OperatingPoint, ScoresRef, ThresholdInterval, ThresholdPolicy
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Split
-from streetvision.data.decode import read_image, resize_squash
+from streetvision.data.decode import read_image, resize_square
 from streetvision.eval.thresholds import select_threshold_max_mcc
 from streetvision.io.atomic import sha256_bytes, sha256_file, write_json_atomic
 from streetvision.io.tensors import save_tensors
@@ -54,7 +54,7 @@ def bench_inference(progress: Progress) -> list[Figure]:
         peer = _pipeline(folder / "vit")
         figures = []
         for label, candidate in _candidates(bundle, predictor, judged, labels, folder, progress):
-            ours, theirs = in_turn(
+            ours, theirs = interleaved_median(
                 _walk(candidate, photos), lambda: peer([str(path) for path in photos]), repeats=REPEATS
             )
             figures.append(Figure(label, len(photos) / ours, PEER, len(photos) / theirs, "images/s"))
@@ -80,7 +80,7 @@ def _candidates(
                 parity = measure_parity(predictor, expected, ask(found, paths, progress), labels)
                 check_parity(parity, name=label)
             except StreetVisionError as error:
-                progress.warn(f"{label} is left out: {error.what}")
+                progress.warn(f"{label} is left out: {error.message}")
                 continue
             told = f"MCC {parity.mcc:.3f}, in PyTorch {parity.pytorch_mcc:.3f}"
             yield f"{label} ({told}; logits within {parity.max_logit_difference:.1e})", found
@@ -108,7 +108,7 @@ def _pipeline(folder: Path) -> Any:
 def _bundle(folder: Path, progress: Progress) -> tuple[Bundle, list[Path], list[int]]:
     """A bundle of the backbone and a fitted head, with the images of the gate and their labels."""
     write_scenes(folder / "scenes", SceneConfig(count=FITTED + JUDGED), progress)
-    classifier = Classifier(widened_vit_s(), pooling="cls", head=HeadConfig()).eval()
+    classifier = Classifier(net2net_vit_s(), pooling="cls", head=HeadConfig()).eval()
     paths, labels = _fitted(folder)
     logits = _fit(classifier, paths, torch.tensor(labels), progress)
     save_tensors(folder / MODEL_CHECKPOINT, classifier.state_dict())
@@ -136,7 +136,7 @@ def _fit(classifier: Classifier, paths: list[Path], labels: Tensor, progress: Pr
     side = classifier.description.image_size
     tracked = progress.track(paths, total=len(paths), label="features")
     with torch.no_grad():
-        features = torch.cat([classifier.embed(resize_squash(read_image(path), side)[None]) for path in tracked])
+        features = torch.cat([classifier.embed(resize_square(read_image(path), side)[None]) for path in tracked])
     optimizer = torch.optim.Adam(classifier.head.parameters(), lr=RATE)
     for _ in range(STEPS):
         optimizer.zero_grad()

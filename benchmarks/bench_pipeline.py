@@ -7,7 +7,7 @@ import tempfile
 from itertools import count
 from pathlib import Path
 
-from benchmarks.figures import Figure, in_turn
+from benchmarks.figures import Figure, interleaved_median
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
@@ -39,8 +39,8 @@ def bench_pipeline(progress: Progress) -> list[Figure]:
         def loose() -> None:
             _python("-m", "benchmarks.baseline_script", str(scenes), str(folder / "loose.pt"))
 
-        first, by_hand = in_turn(ours, loose, repeats=REPEATS)
-        repeated, fresh = in_turn(again, ours, repeats=1)
+        first, by_hand = interleaved_median(ours, loose, repeats=REPEATS)
+        repeated, fresh = interleaved_median(again, ours, repeats=1)
     return [
         Figure(f"from {IMAGES} scenes to an evaluated bundle", first, "a loose script, nothing checked", by_hand),
         Figure("the same line once more, all being done", repeated, "the first time", fresh),

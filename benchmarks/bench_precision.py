@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.plugins import MixedPrecision, Precision
 
-from benchmarks.figures import Figure, all_in_turn
+from benchmarks.figures import Figure, interleaved_medians
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import ModelConfig
 from streetvision.models.device import has_fast_bf16
@@ -28,7 +28,7 @@ def bench_precision(backbones: tuple[BackboneConfig, ...] = BACKBONES) -> Iterat
     for backbone in backbones:
         classifier = load_classifier(ModelConfig(backbone=backbone)).train()
         ways = (lightning_precision("bf16", CPU), MixedPrecision("bf16-mixed", "cpu"), Precision())
-        ours, autocast, fp32 = all_in_turn([Step(classifier, way) for way in ways])
+        ours, autocast, fp32 = interleaved_medians([Step(classifier, way) for way in ways])
         label = f"{backbone.name}, a step of {BATCH} images in bf16"
         yield Figure(label, ours, "bf16 by torch's autocast", autocast)
         yield Figure(label, ours, "fp32", fp32)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks.figures import Figure, in_turn
+from benchmarks.figures import Figure, interleaved_median
 from streetvision.contracts.progress import Progress
 from streetvision.subnet.reward import Challenges, standing
 
@@ -17,5 +17,5 @@ def bench_reward(_: Progress) -> list[Figure]:
         return Challenges.draw(labels, streams=STREAMS, steps=STEPS, seed=0)
 
     challenges = draw()
-    ours, floor = in_turn(lambda: standing(challenges.rewards(labels)), draw)
+    ours, floor = interleaved_median(lambda: standing(challenges.rewards(labels)), draw)
     return [Figure(f"reward and score of {STREAMS:,} streams x {STEPS:,} challenges", ours, "drawing them", floor)]

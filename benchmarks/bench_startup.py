@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from benchmarks.figures import Figure, in_turn
+from benchmarks.figures import Figure, interleaved_median
 from streetvision.contracts.progress import Progress
 
 USER_ERROR = 2
@@ -18,8 +18,8 @@ def bench_startup(_: Progress) -> list[Figure]:
     def python(*arguments: str, code: int = 0) -> Callable[[], object]:
         return partial(_run, arguments, code)
 
-    ours, floor = in_turn(python("-m", "streetvision", "--help"), python("-c", "pass"))
-    mistake, torch = in_turn(
+    ours, floor = interleaved_median(python("-m", "streetvision", "--help"), python("-c", "pass"))
+    mistake, torch = interleaved_median(
         python("-m", "streetvision", "train", "training.mode=froze", code=USER_ERROR), python("-c", "import torch")
     )
     return [

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from scipy.special import expit, xlogy
 from scipy.stats import bootstrap
 
-from benchmarks.figures import Figure, in_turn
+from benchmarks.figures import Figure, interleaved_median
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
 from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.counts import FloatArray
 from streetvision.eval.metrics import ECE_BINS, METRICS, all_metrics
-from streetvision.eval.resampling import Judged, Ranked, Resampling, draw_weights, replicates
+from streetvision.eval.resampling import Predictions, Resampling, SortedScores, draw_weights, replicates
 from streetvision.eval.thresholds import select_threshold_max_mcc
 
 ROWS, RESAMPLES, THRESHOLD = 10_000, 1000, 0.5
@@ -39,7 +39,7 @@ def _sweeps() -> list[Figure]:
     for rows, repeats in ((200_000, 7), (1_000_000, 3), (10_000_000, 1)):
         labels, logits = scored_rows(rows)
         sweep = partial(select_threshold_max_mcc, logits, labels)
-        ours, theirs = in_turn(sweep, partial(_peer_sweep, labels, logits), repeats=repeats)
+        ours, theirs = interleaved_median(sweep, partial(_peer_sweep, labels, logits), repeats=repeats)
         name = f"threshold sweep, {rows:,} rows: exact and 5,000 on a grid"
         figures.append(Figure(name, ours, "roc_curve of scikit-learn, MCC in numpy", theirs))
         peak = _peak_megabytes(sweep)
@@ -54,7 +54,7 @@ def _bootstraps() -> list[Figure]:
     _check_equal(labels, p)
 
     def ours() -> object:
-        return bootstrap_intervals(labels, Judged.cut(p, THRESHOLD), Resampling(n_resamples=RESAMPLES))
+        return bootstrap_intervals(labels, Predictions.cut(p, THRESHOLD), Resampling(n_resamples=RESAMPLES))
 
     def scipys() -> object:
         options: dict[str, Any] = {"paired": True, "vectorized": True, "method": "percentile", "batch": BATCH}
@@ -66,8 +66,8 @@ def _bootstraps() -> list[Figure]:
         return [_by_scikit_learn(*_drawn(labels, p, rng.integers(0, ROWS, ROWS))) for _ in range(LOOPED)]
 
     name = f"{RESAMPLES:,} resamples x {len(METRICS)} metrics, {ROWS:,} rows"
-    quick, vectorised = in_turn(ours, scipys, repeats=5)
-    again, looped = in_turn(ours, loop, repeats=3)
+    quick, vectorised = interleaved_median(ours, scipys, repeats=5)
+    again, looped = interleaved_median(ours, loop, repeats=3)
     return [
         Figure(name, quick, "scipy.stats.bootstrap, vectorised, percentile", vectorised),
         Figure(name, again, f"a loop over scikit-learn ({LOOPED} resamples, scaled)", looped * RESAMPLES / LOOPED),
@@ -136,7 +136,7 @@ def _by_scikit_learn(labels: IntArray, p: FloatArray) -> list[float]:
 
 def _check_equal(labels: IntArray, p: FloatArray) -> None:
     """A benchmark of two things that give other numbers says nothing: raise unless all three agree."""
-    how, ranked = Resampling(n_resamples=LOOPED), Ranked(labels, Judged.cut(p, THRESHOLD))
+    how, ranked = Resampling(n_resamples=LOOPED), SortedScores(labels, Predictions.cut(p, THRESHOLD))
     units = how.units(labels.size)
     (ours,) = replicates([ranked], units, how)
     weights = np.concatenate(list(draw_weights(units, LOOPED, seed=0)))

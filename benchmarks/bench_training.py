@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bench_precision import bench_precision
-from benchmarks.figures import Figure, in_turn
+from benchmarks.figures import Figure, interleaved_median
 from streetvision.contracts.progress import Progress, Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.augmentation import get_train_transforms, get_val_transforms
 from streetvision.data.config import DEFAULT_LIMITS, AugmentationConfig, LoaderConfig
-from streetvision.data.datamodule import EpochBatches, FeatureBatches, ImageDataset, ImageLoader
+from streetvision.data.datamodule import EpochBatchSampler, FeatureBatches, ImageDataset, ImageLoader
 from streetvision.data.scan import scan_images
 from streetvision.data.sources.data_root import list_images
 from streetvision.models.backbone import BackboneConfig
@@ -77,7 +77,7 @@ def _head(rows: tuple[Row, ...], root: Path, progress: Progress) -> Figure:
         judged = FeatureBatches(features, labels, batch_size=4096)
         fit(head, batches, judged, config=config, following=Following(Silent()))
 
-    ours, beside = in_turn(ten_epochs, compute_features)
+    ours, beside = interleaved_median(ten_epochs, compute_features)
     return Figure(f"ten epochs of the head, {IMAGES} images", ours, "features of the same images, once", beside)
 
 
@@ -98,14 +98,14 @@ def _adapters(rows: tuple[Row, ...], root: Path) -> Figure:
             following=Following(Silent()),
         )
 
-    seconds = in_turn(ours, partial(_by_hand, train, judged, root), repeats=3)
+    seconds = interleaved_median(ours, partial(_by_hand, train, judged, root), repeats=3)
     label = f"{VIT}, adapters, an epoch of {TRAINED} images"
     return Figure(label, seconds[0], "the same by hand in timm, PEFT and torch", seconds[1])
 
 
 def _loader(rows: tuple[Row, ...], root: Path, transform: Any, *, shuffle: bool) -> ImageLoader:
     dataset = ImageDataset(rows, root=root, transform=transform, limits=DEFAULT_LIMITS)
-    return ImageLoader(dataset, EpochBatches(len(rows), batch_size=BATCH, shuffle=shuffle), workers=0)
+    return ImageLoader(dataset, EpochBatchSampler(len(rows), batch_size=BATCH, shuffle=shuffle), workers=0)
 
 
 def _by_hand(train: tuple[Row, ...], judged: tuple[Row, ...], root: Path) -> None:
@@ -158,12 +158,18 @@ def _contrast() -> list[Figure]:
     label, ours, theirs = f"SimCLR loss, forward and backward, N = {CONTRASTED:,}", SimCLRLoss(TEMPERATURE), _lightly()
     if theirs is None:
         beside, absent = f"{LIGHTLY}, which is not installed", np.nan
-        seconds, memory = (in_turn(partial(_step, ours), lambda: None, repeats=3)[0], absent), (_peak(ours), absent)
+        seconds, memory = (
+            (interleaved_median(partial(_step, ours), lambda: None, repeats=3)[0], absent),
+            (_peak(ours), absent),
+        )
     else:
         for one, other in zip(_step(ours), _step(theirs), strict=True):
             torch.testing.assert_close(one, other, rtol=CLOSE, atol=1e-7)
         beside = LIGHTLY
-        seconds, memory = in_turn(partial(_step, ours), partial(_step, theirs), repeats=3), (_peak(ours), _peak(theirs))
+        seconds, memory = (
+            interleaved_median(partial(_step, ours), partial(_step, theirs), repeats=3),
+            (_peak(ours), _peak(theirs)),
+        )
     return [
         Figure(label, seconds[0], beside, seconds[1]),
         Figure(f"{label}: memory of a step", memory[0], beside, memory[1], unit="MB"),

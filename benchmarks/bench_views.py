@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from benchmarks.figures import Figure, in_turn
+from benchmarks.figures import Figure, interleaved_median
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
 from streetvision.models.backbone import BackboneConfig
@@ -31,13 +31,13 @@ def bench_views(_: Progress) -> list[Figure]:
         furthest = float((together(classifier, few) - one_view_at_a_time(classifier, few)).abs().max())
         if furthest > TOLERANCE:
             raise StreetVisionError(f"one call and a loop over views differ by {furthest:.1e}, more than {TOLERANCE}")
-        at_once, looped = in_turn(
+        at_once, looped = interleaved_median(
             lambda: together(classifier, few), lambda: one_view_at_a_time(classifier, few), repeats=REPEATS
         )
-        again, one_by_one = in_turn(
+        again, one_by_one = interleaved_median(
             lambda: together(classifier, few), lambda: one_image_at_a_time(classifier, few), repeats=REPEATS
         )
-        longer, shorter = in_turn(
+        longer, shorter = interleaved_median(
             lambda: together(classifier, many), lambda: together(classifier, few), repeats=REPEATS
         )
     what = f"{VIEWS} views of {IMAGES} images"

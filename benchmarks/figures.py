@@ -46,13 +46,15 @@ class Figure:
         return self.value / self.beside_value
 
 
-def in_turn(ours: Callable[[], object], theirs: Callable[[], object], *, repeats: int = REPEATS) -> tuple[float, float]:
+def interleaved_median(
+    ours: Callable[[], object], theirs: Callable[[], object], *, repeats: int = REPEATS
+) -> tuple[float, float]:
     """Median seconds of two functions that run in turn, so that a drifting machine slows both; one warm-up each."""
-    first, second = all_in_turn((ours, theirs), repeats=repeats)
+    first, second = interleaved_medians((ours, theirs), repeats=repeats)
     return first, second
 
 
-def all_in_turn(functions: Sequence[Callable[[], object]], *, repeats: int = REPEATS) -> list[float]:
+def interleaved_medians(functions: Sequence[Callable[[], object]], *, repeats: int = REPEATS) -> list[float]:
     """Median seconds of each function, all of them run in turn; one warm-up each."""
     taken: list[list[float]] = [[] for _ in functions]
     for repeat in range(repeats + 1):

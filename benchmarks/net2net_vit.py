@@ -21,7 +21,7 @@ QUIET = 1e-6
 """Scale of what a block in between adds: nothing, but no compiler can know that and leave it out."""
 
 
-def widened_vit_s() -> Backbone:
+def net2net_vit_s() -> Backbone:
     """The packaged backbone as a ViT-S/16 for 224 pixels; each of its channels stands there three times."""
     small = load_backbone(BackboneConfig(source="embedded", name="dinov3_scenes"))
     wide = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "intermediate_size": HIDDEN}

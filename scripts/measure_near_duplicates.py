@@ -21,7 +21,7 @@ from streetvision.data.config import RADIUS
 from streetvision.data.decode import decode_image, read_image
 from streetvision.data.grouping.hamming import pairs_within
 from streetvision.data.grouping.near_duplicates import find_near_duplicates
-from streetvision.data.perceptual_hash import Look, look_at, stack_looks
+from streetvision.data.perceptual_hash import Look, compute_hash, stack_hashes
 from streetvision.synthetic.scenes import SceneConfig, draw_scene
 
 SCENES = 400
@@ -47,7 +47,7 @@ def encoded_look(image: Image.Image, quality: int) -> Look:
     """The look of an image after a JPEG of `quality`."""
     jpeg = io.BytesIO()
     image.save(jpeg, "JPEG", quality=quality)
-    return look_at(decode_image(jpeg.getvalue()))
+    return compute_hash(decode_image(jpeg.getvalue()))
 
 
 def speed() -> None:
@@ -64,12 +64,12 @@ def copies() -> None:
     """Share of altered copies of drawn scenes that are found, and pairs of different scenes that are merged."""
     pictures = [Image.fromarray(draw_scene(seed, SceneConfig()).image) for seed in range(SCENES)]
     originals = [encoded_look(picture, 90) for picture in pictures]
-    merged = len(find_near_duplicates(stack_looks(originals)).pairs)
+    merged = len(find_near_duplicates(stack_hashes(originals)).pairs)
     say(f"{SCENES} scenes: {merged} of {SCENES * (SCENES - 1) // 2} pairs of different ones merged")
     for name, alter in ALTERED.items():
         quality = 40 if name == "encoded again at 40" else 85
         altered = [encoded_look(alter(picture), quality) for picture in pictures]
-        found = find_near_duplicates(stack_looks([*originals, *altered]))
+        found = find_near_duplicates(stack_hashes([*originals, *altered]))
         right = sum(other - one == SCENES for one, other in found.pairs.tolist())
         say(f"  {name}: {right / SCENES:.3f} found")
 
@@ -77,7 +77,7 @@ def copies() -> None:
 def tracks(folder: Path) -> None:
     """Recall of a track's neighbours and merges across tracks, for some limits of the correlation."""
     rows = list(csv.DictReader((folder / "index.csv").open()))
-    looks = stack_looks(look_at(read_image(folder / row["path"])) for row in rows)
+    looks = stack_hashes(compute_hash(read_image(folder / row["path"])) for row in rows)
     track = np.array([row["group"] for row in rows])
     order = np.lexsort((np.array([row["path"] for row in rows]), track))
     neighbours = {tuple(sorted(pair)) for pair in pairwise(order) if track[pair[0]] == track[pair[1]]}

@@ -29,7 +29,7 @@ from transformers import DINOv3ViTModel
 
 from streetvision.contracts.progress import Progress
 from streetvision.data.datamodule import shuffled
-from streetvision.data.decode import decode_image, resize_squash
+from streetvision.data.decode import decode_image, resize_square
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc, roc_auc
 from streetvision.io.atomic import write_text_atomic
@@ -132,7 +132,7 @@ def draw_one(seed: int, *, size: int, grid: int) -> Drawn:
     Image.fromarray(scene.image).save(jpeg, "JPEG", quality=90)
     mask = torch.from_numpy(scene.roadwork)[None, None].float()
     share = F.interpolate(mask, size=(grid, grid), mode="area")[0, 0]
-    image = resize_squash(decode_image(jpeg.getvalue()), size).contiguous()
+    image = resize_square(decode_image(jpeg.getvalue()), size).contiguous()
     return image.numpy(), (255 * share).round().byte().numpy(), scene.label
 
 

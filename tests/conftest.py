@@ -31,7 +31,7 @@ def reseal(folder, change):
 
     content = read_json(folder / "bundle.json")
     change(content)
-    content["seal"] = sha256_json({key: value for key, value in content.items() if key != "seal"})
+    content["digest"] = sha256_json({key: value for key, value in content.items() if key != "digest"})
     write_json_atomic(folder / "bundle.json", content)
 
 

@@ -12,7 +12,7 @@ def test_every_pass_sees_the_same_images(monkeypatch):
         walked.append((ours(), theirs()))
         return 1.0, 2.0
 
-    monkeypatch.setattr(bench_data, "in_turn", once)
+    monkeypatch.setattr(bench_data, "interleaved_median", once)
     figures = bench_data.bench_data(Silent())
     assert [figure.ratio for figure in figures] == [0.5] * 4
     assert len(walked) == 4

@@ -14,7 +14,7 @@ def test_the_four_costs_are_measured_at_every_size(monkeypatch):
         seen.append([function() for function in functions])
         return [1.0, 2.0]
 
-    monkeypatch.setattr(bench_growth, "all_in_turn", one_each)
+    monkeypatch.setattr(bench_growth, "interleaved_medians", one_each)
     figures = bench_growth.bench_growth(Silent())
     assert [figure.value for figure in figures] == pytest.approx([1.0] * 4)
     assert [figure.curve.sizes for figure in figures] == [(2, 4), (1, 2), (50, 100), (5, 10)]

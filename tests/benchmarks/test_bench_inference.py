@@ -30,7 +30,7 @@ class Blank(OnnxGraph):
 
 
 def test_what_passes_is_timed_and_what_does_not_is_told(monkeypatch):
-    monkeypatch.setattr(bench_inference, "widened_vit_s", lambda: load_backbone(TINY))
+    monkeypatch.setattr(bench_inference, "net2net_vit_s", lambda: load_backbone(TINY))
     monkeypatch.setattr(bench_inference, "PHOTOGRAPHS", 2)
     for name, size in {"WIDTH": 32, "DEPTH": 1, "HEADS": 2, "HIDDEN": 64, "SIDE": 32}.items():
         monkeypatch.setattr(bench_inference, name, size)
@@ -49,7 +49,7 @@ def test_what_passes_is_timed_and_what_does_not_is_told(monkeypatch):
         answers.append(theirs())
         return 1.0, 4.0
 
-    monkeypatch.setattr(bench_inference, "in_turn", once)
+    monkeypatch.setattr(bench_inference, "interleaved_median", once)
     heard = Heard()
     plain, exported = bench_inference.bench_inference(heard)
     assert plain.name == "PyTorch fp32"

@@ -13,7 +13,9 @@ def test_both_start_from_the_same_images_and_the_repeat_from_a_finished_run(monk
     ran = []
     monkeypatch.setattr(bench_pipeline, "IMAGES", 4)
     monkeypatch.setattr(bench_pipeline, "_python", lambda *words: ran.append(words))
-    monkeypatch.setattr(bench_pipeline, "in_turn", lambda ours, theirs, repeats: (ours(), theirs(), 1.0, 2.0)[2:])
+    monkeypatch.setattr(
+        bench_pipeline, "interleaved_median", lambda ours, theirs, repeats: (ours(), theirs(), 1.0, 2.0)[2:]
+    )
     assert [figure.ratio for figure in bench_pipeline.bench_pipeline(Silent())] == [0.5, 0.5]
     (_, _, _, scenes, first), (*_, bundle), (_, script, folder, _), again, fresh, _ = ran
     assert (script, scenes) == ("benchmarks.baseline_script", f"data.root={folder}")

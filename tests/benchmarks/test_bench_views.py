@@ -10,7 +10,7 @@ from streetvision.contracts.progress import Silent
 def small(monkeypatch):
     monkeypatch.setattr(bench_views, "IMAGES", 2)
     monkeypatch.setattr(bench_views, "VIEWS", 3)
-    monkeypatch.setattr(bench_views, "in_turn", lambda ours, theirs, repeats: (2.0 * bool(len(ours())), 1.0))
+    monkeypatch.setattr(bench_views, "interleaved_median", lambda ours, theirs, repeats: (2.0 * bool(len(ours())), 1.0))
 
 
 def test_both_ways_see_the_same_and_a_view_is_counted_among_its_kin(small):

@@ -4,7 +4,7 @@ from importlib import import_module
 import pytest
 
 from benchmarks import bench_startup
-from benchmarks.figures import Figure, in_turn
+from benchmarks.figures import Figure, interleaved_median
 from benchmarks.run import SECTIONS, run_benchmarks
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Silent
@@ -12,7 +12,7 @@ from streetvision.contracts.progress import Silent
 
 def test_both_are_called_in_turn_with_one_warm_up():
     calls = []
-    in_turn(lambda: calls.append("ours"), lambda: calls.append("theirs"), repeats=2)
+    interleaved_median(lambda: calls.append("ours"), lambda: calls.append("theirs"), repeats=2)
     assert calls == ["ours", "theirs"] * 3
 
 
@@ -21,7 +21,9 @@ def test_the_ratio_is_ours_over_theirs():
 
 
 def test_start_up_is_measured_of_commands_that_end_as_they_should(monkeypatch):
-    monkeypatch.setattr(bench_startup, "in_turn", lambda *functions: tuple(timed_once(each) for each in functions))
+    monkeypatch.setattr(
+        bench_startup, "interleaved_median", lambda *functions: tuple(timed_once(each) for each in functions)
+    )
     assert all(figure.value > 0 and figure.beside_value > 0 for figure in bench_startup.bench_startup(Silent()))
 
 

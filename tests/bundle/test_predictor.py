@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from streetvision import load_bundle
-from streetvision.bundle.predictor import HANDED_OVER
+from streetvision.bundle.predictor import ABSTAINED
 from streetvision.contracts.errors import ArtifactError, DataError
 
 
@@ -60,15 +60,15 @@ def careful(predictor):
 def test_between_the_two_ends_a_person_decides(careful, predictor):
     margin = torch.tensor([-0.25, -0.125, 0.0, 0.1875, 0.25, 0.5])
     logits = torch.stack([torch.zeros(6), margin], dim=1)
-    assert careful.certified(logits).tolist() == [0, HANDED_OVER, HANDED_OVER, HANDED_OVER, 1, 1]
-    assert predictor.risk_control.certified or predictor.certified(logits).tolist() == [HANDED_OVER] * 6
+    assert careful.certified(logits).tolist() == [0, ABSTAINED, ABSTAINED, ABSTAINED, 1, 1]
+    assert predictor.risk_control.certified or predictor.certified(logits).tolist() == [ABSTAINED] * 6
 
 
 def test_every_image_gets_a_decision_and_the_certified_answer_if_there_is_one(careful, scenes):
     paths = sorted((scenes / "images").iterdir())[:30]
     logits = careful.logits(torch.stack([careful.prepare(path) for path in paths]))
     answers, certified = careful.predict(paths), careful.certified(logits).tolist()
-    assert [answer.certified for answer in answers] == [None if c == HANDED_OVER else c for c in certified]
+    assert [answer.certified for answer in answers] == [None if c == ABSTAINED else c for c in certified]
     assert [answer.decision for answer in answers] == [int(a.probability >= careful.threshold) for a in answers]
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from streetvision.calibration.config import RiskConfig
-from streetvision.calibration.risk_control import KINDS, Scored, certify, handed_over, least_answered, one_per_group
+from streetvision.calibration.risk_control import KINDS, Scored, abstained, certify, least_answered, one_per_group
 
 
 def draw(n=1000, *, distance=2.0, seed=0, groups=None):
@@ -16,7 +16,7 @@ def draw(n=1000, *, distance=2.0, seed=0, groups=None):
 
 def risk_of(rows, lo, hi, kind):
     """The risk among the answered on the rows themselves."""
-    answered = ~handed_over(rows.margin, lo, hi)
+    answered = ~abstained(rows.margin, lo, hi)
     says = rows.margin >= hi
     wrong = answered & (says != rows.truth)
     at_risk = {"fnr": rows.truth, "fpr": ~rows.truth, "error": np.ones(len(says), bool)}[kind] & answered
@@ -61,7 +61,7 @@ def test_false_alarms_are_misses_in_the_mirror():
 def test_nothing_is_handed_over_where_the_classes_lie_apart(kind):
     rows = draw(1000, distance=40.0)
     found = certify(rows, RiskConfig(kind=kind), seed=0)
-    assert not handed_over(rows.margin, found.lo, found.hi).any()
+    assert not abstained(rows.margin, found.lo, found.hi).any()
     assert risk_of(rows, found.lo, found.hi, kind) <= 0.05
 
 
@@ -150,6 +150,6 @@ def test_rows_on_the_middle_are_handed_over_where_answering_them_fails():
     margin[others] = 2 * np.sign(rng.normal(size=others.sum()))
     found = certify(Scored(margin, truth, [None] * n), RiskConfig(kind="error"), seed=2077)
     assert (found.lo, found.hi) == (0.0, np.nextafter(0.0, 1.0))
-    assert np.array_equal(handed_over(margin, found.lo, found.hi), margin == 0)
+    assert np.array_equal(abstained(margin, found.lo, found.hi), margin == 0)
     assert found.n == 400
     assert "certified with 400 rows" in found.why

@@ -64,7 +64,7 @@ def test_both_ends_of_the_risk_control_are_told_as_probabilities(fitted):
     calibrator = restore_calibrator(fitted.params.calibrator)
     ends = calibrator.probabilities([[0.0, control.lo], [0.0, control.hi]])
     assert (control.lo_probability, control.hi_probability) == pytest.approx(tuple(ends))
-    assert 0 < control.handed_over < 1
+    assert 0 < control.abstained < 1
 
 
 def test_groups_are_units():
@@ -90,7 +90,7 @@ def test_retrained_scores_ship_as_they_are_and_are_judged_beside_those_before():
 def test_what_cannot_be_certified_hands_nothing_over():
     control = fit_scrc(draw(40), Phase5Config(method="none", folds=2)).params.risk_control
     assert not control.certified
-    assert (control.lo, control.hi, control.lo_probability, control.handed_over) == (None, None, None, 0.0)
+    assert (control.lo, control.hi, control.lo_probability, control.abstained) == (None, None, None, 0.0)
     assert "cannot be certified" in control.why
     assert control.units == "rows"
 

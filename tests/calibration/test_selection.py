@@ -7,7 +7,7 @@ from streetvision.calibration.calibrators import CALIBRATORS, Ensemble, restore_
 from streetvision.calibration.config import METHODS, Phase5Config, PreferenceConfig
 from streetvision.calibration.crossfit import CalibrationSet, assign_folds
 from streetvision.calibration.ensemble import blend, blend_out_of_fold, ensemble_weights, out_of_fold
-from streetvision.calibration.selection import choose, guarded, judge, take_retrained
+from streetvision.calibration.selection import choose, guarded, judge, select_retrained
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.policies import CalibratorState
 from streetvision.eval.metrics import ece, mcc, nll
@@ -44,7 +44,7 @@ def test_a_calibrator_taken_by_name_is_that_calibrator():
 def test_retrained_scores_stand_as_they_are_beside_the_tiers_on_the_old_ones():
     base = draw(temperature=3.0)
     better = CalibrationSet(base.logits / 3, base.labels, base.groups)
-    choice = take_retrained(better, base, Phase5Config(method="mac_cal"))
+    choice = select_retrained(better, base, Phase5Config(method="mac_cal"))
     assert choice.name == "none"
     assert [c.name for c in choice.table[:2]] == ["none", "isotonic"]
     before, after = choice.table[0], choice.table[-1]

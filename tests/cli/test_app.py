@@ -133,10 +133,10 @@ def test_the_help_of_bench_names_every_section(command):
 
 
 def test_names_that_a_terminal_cannot_show_are_printed_escaped(monkeypatch):
-    from streetvision.cli.errors import show_any_name
+    from streetvision.cli.errors import escape_unprintable
 
     written = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
-    show_any_name()
+    escape_unprintable()
     print("caf\udce9 \N{CONSTRUCTION SIGN}", flush=True)  # noqa: T201
     assert written.getvalue() == b"caf\\udce9 \\U0001f6a7\n"

@@ -2,32 +2,34 @@ from pathlib import Path
 
 import pytest
 
-from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.artifact_schema import PHASE_FOLDERS, ArtifactSchema
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.split_contracts import MAY_OPEN
 
+ARTIFACTS = [name for name, value in vars(ArtifactSchema).items() if type(value).__name__ == "_At"]
 
-def test_nothing_is_created_until_it_is_asked_for(tmp_path):
+
+def test_nothing_is_created_until_ensure_dirs_makes_every_folder(tmp_path):
     schema = ArtifactSchema(tmp_path / "run")
-    assert schema.model_best == tmp_path / "run" / "phase1" / "model_best.pth"
-    assert not schema.root.exists()
+    assert schema.phase1_checkpoint == tmp_path / "run" / "phase1" / "model_best.pth"
+    assert not schema.output_dir.exists()
     schema.ensure_dirs()
-    assert schema.root.is_dir()
+    assert schema.phase2_dir.is_dir()
+    assert all((schema.output_dir / place).is_dir() for place in PHASE_FOLDERS.values())
 
 
-def test_every_artifact_lies_under_the_root():
+def test_every_artifact_lies_under_the_output_dir():
     schema = ArtifactSchema(Path("run"))
-    properties = [name for name in dir(ArtifactSchema) if isinstance(getattr(ArtifactSchema, name), property)]
-    assert len(properties) > 20
-    for name in properties:
+    assert len(ARTIFACTS) > 20
+    for name in ARTIFACTS:
         assert schema.path(name).is_relative_to("run")
 
 
 def test_every_rank_has_a_checkpoint_of_its_own_beside_the_best():
     schema = ArtifactSchema(Path("run"))
-    ranked = [schema.model_ranked(rank) for rank in (2, 3)]
-    assert len({schema.model_best, schema.model_last, *ranked}) == 4
-    assert {path.parent for path in ranked} == {schema.phase1}
+    ranked = [schema.phase1_ranked_checkpoint(rank) for rank in (2, 3)]
+    assert len({schema.phase1_checkpoint, schema.phase1_last_checkpoint, *ranked}) == 4
+    assert {path.parent for path in ranked} == {schema.phase1_dir}
 
 
 def test_what_is_no_path_is_no_artifact():

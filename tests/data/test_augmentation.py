@@ -23,11 +23,11 @@ def test_the_plain_policy_is_what_is_judged():
     [
         {"crop_scale": (0.3, 0.5)},
         {"flip_probability": 1.0},
-        {"colour_jitter": 0.9},
+        {"color_jitter": 0.9},
         {"policy": "trivial_augment"},
         {"policy": "augmix"},
         {"erasing_probability": 1.0},
-        {"validator_share": 1.0},
+        {"validator_distortion_p": 1.0},
     ],
     ids=str,
 )
@@ -38,7 +38,9 @@ def test_every_setting_of_the_augmentation_changes_the_picture(change):
 
 
 def test_levels_of_the_validator_are_those_that_were_asked_for():
-    first, second = (seen(PLAIN.model_copy(update={"validator_share": 1.0, "validator_levels": (n,)})) for n in (0, 3))
+    first, second = (
+        seen(PLAIN.model_copy(update={"validator_distortion_p": 1.0, "validator_levels": (n,)})) for n in (0, 3)
+    )
     assert not torch.equal(first, second)
     torch.manual_seed(0)
     judged = [get_val_transforms(image_size=32, validator_level=n)(IMAGE) for n in (0, 1)]
@@ -46,7 +48,7 @@ def test_levels_of_the_validator_are_those_that_were_asked_for():
 
 
 def test_half_of_the_images_come_through_the_validator():
-    transform = get_train_transforms(PLAIN.model_copy(update={"validator_share": 0.5}), image_size=16)
+    transform = get_train_transforms(PLAIN.model_copy(update={"validator_distortion_p": 0.5}), image_size=16)
     plain = get_val_transforms(image_size=16)(IMAGE)
     torch.manual_seed(0)
     share = sum(torch.equal(transform(IMAGE), plain) for _ in range(60)) / 60
@@ -80,7 +82,7 @@ def test_a_batch_has_one_size_of_whole_patches():
         {"validator_levels": (3,)},
         {"scales": ()},
         {"scales": (0.0, 1.0)},
-        {"validator_share": 0.5, "validator_levels": ()},
+        {"validator_distortion_p": 0.5, "validator_levels": ()},
         {"gate": GateConfig(runs=3)},
     ],
     ids=str,

@@ -9,7 +9,7 @@ from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.cache import ImageCache
 from streetvision.data.config import DEFAULT_LIMITS
-from streetvision.data.decode import UndecodableImage, read_image, resize_squash
+from streetvision.data.decode import UndecodableImage, read_image, resize_square
 from streetvision.io.atomic import sha256_file
 from tests.data.test_datamodule import rows_of
 
@@ -32,8 +32,8 @@ def test_copies_are_small_and_show_the_same(scenes, rows, tmp_path):
     for row in rows:
         copy = read_image(cache.path(row, root=scenes))
         assert copy.shape == (3, 36, 48)
-        original = resize_squash(read_image(scenes / row.path), 32)
-        assert (resize_squash(copy, 32).int() - original.int()).abs().float().mean() < 6
+        original = resize_square(read_image(scenes / row.path), 32)
+        assert (resize_square(copy, 32).int() - original.int()).abs().float().mean() < 6
 
 
 def test_what_is_there_is_not_made_again_and_what_is_missing_is(scenes, rows, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.augmentation import get_batch_transform, get_train_transforms, get_val_transforms
 from streetvision.data.config import DEFAULT_LIMITS, AugmentationConfig, LoaderConfig
-from streetvision.data.datamodule import EpochBatches, FeatureBatches, ImageDataset, ImageLoader, shuffled
+from streetvision.data.datamodule import EpochBatchSampler, FeatureBatches, ImageDataset, ImageLoader, shuffled
 from streetvision.data.decode import UndecodableImage
 
 
@@ -22,7 +22,7 @@ def loader(scenes, *, workers=0, seed=0, augment=True, mix=None):
     rows = rows_of(scenes)
     dataset = ImageDataset(rows, root=scenes, transform=transform, limits=DEFAULT_LIMITS, seed=seed)
     return ImageLoader(
-        dataset, EpochBatches(len(rows), batch_size=5, shuffle=augment, seed=seed), workers=workers, mix=mix
+        dataset, EpochBatchSampler(len(rows), batch_size=5, shuffle=augment, seed=seed), workers=workers, mix=mix
     )
 
 
@@ -70,8 +70,8 @@ def test_an_image_that_is_gone_is_named(scenes, workers):
     transform = get_val_transforms(image_size=8)
     dataset = ImageDataset((*rows_of(scenes), gone), root=scenes, transform=transform, limits=DEFAULT_LIMITS)
     with pytest.raises(UndecodableImage) as caught:
-        list(ImageLoader(dataset, EpochBatches(17, batch_size=4, shuffle=False), workers=workers))
-    assert caught.value.what == f"{str(scenes / gone.path)!r} is not there"
+        list(ImageLoader(dataset, EpochBatchSampler(17, batch_size=4, shuffle=False), workers=workers))
+    assert caught.value.message == f"{str(scenes / gone.path)!r} is not there"
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 3), (9, 3), (2, 5)])
@@ -106,8 +106,8 @@ def test_what_is_mixed_depends_on_seed_and_epoch_and_not_on_workers(scenes):
 )
 def test_parts_of_all_processes_make_up_the_batches_of_one(n, batch_size, parts, world):
     settings = {"batch_size": batch_size, "shuffle": True, "seed": 4}
-    whole = EpochBatches(n, **settings).positions(1)
-    shares = [EpochBatches(n, **settings, parts=parts, rank_of=(r, world)).positions(1) for r in range(world)]
+    whole = EpochBatchSampler(n, **settings).positions(1)
+    shares = [EpochBatchSampler(n, **settings, parts=parts, rank_of=(r, world)).positions(1) for r in range(world)]
     assert {len(share) for share in shares} == {len(whole) * parts}
     for number, batch in enumerate(whole):
         pieces = [piece for share in shares for piece in share[number * parts : (number + 1) * parts]]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from streetvision.data.config import DecodeLimits
-from streetvision.data.decode import UndecodableImage, decode_image, read_image, resize_squash
+from streetvision.data.decode import UndecodableImage, decode_image, read_image, resize_square
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 
@@ -312,7 +312,7 @@ def test_read_image_names_the_file(tmp_path):
     for path, reason in ((cut, "is truncated"), (gone, "is not there"), (tmp_path, "is not a file")):
         with pytest.raises(UndecodableImage) as caught:
             read_image(path)
-        assert caught.value.what == f"{str(path)!r} {reason}"
+        assert caught.value.message == f"{str(path)!r} {reason}"
 
 
 def test_read_image_refuses_a_large_file_unread(tmp_path):
@@ -326,18 +326,18 @@ def test_read_image_refuses_a_large_file_unread(tmp_path):
 def test_resize_squash_squashes_and_averages():
     image = torch.zeros(3, 40, 80, dtype=torch.uint8)
     image[:, :, 40:] = 200
-    small = resize_squash(image, 8)
+    small = resize_square(image, 8)
     assert small.shape == (3, 8, 8)
     assert small.dtype == torch.uint8
     assert small[0, 0].tolist()[0] == 0
     assert small[0, 0].tolist()[-1] == 200
     stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
     stripes[:, :, ::2] = 200
-    assert resize_squash(stripes, 16)[:, :, 1:-1].unique().tolist() == [100]
+    assert resize_square(stripes, 16)[:, :, 1:-1].unique().tolist() == [100]
 
 
 def test_resize_squash_equals_pillow():
     image = photo(129, 67)
     expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
-    resized = as_array(resize_squash(decode_image(encoded(image, "PNG")), 32))
+    resized = as_array(resize_square(decode_image(encoded(image, "PNG")), 32))
     assert np.abs(resized - expected).max() <= 1

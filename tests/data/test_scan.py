@@ -147,20 +147,20 @@ def test_too_many_bad_files_stop_and_name_the_report(tmp_path):
     images = [(Listed(f"bad{number}.png", 0), b"no image") for number in range(5)]
     scan = scan_of(tmp_path, [*images, (Listed("good.png", 0), picture(1))])
     with pytest.raises(DataError) as caught:
-        check_bad_share(scan, max_bad_share=0.05, report=Path("run/data_report.json"))
+        check_bad_share(scan, max_invalid_fraction=0.05, report=Path("run/data_report.json"))
     reason = "is not a JPEG, PNG, WebP, BMP, GIF or TIFF image"
-    assert caught.value.what == (
+    assert caught.value.message == (
         f"5 of 6 images of data.root {str(tmp_path)!r} cannot be used (83.3%; the limit is 5.0%): "
         f"bad0.png {reason}; bad1.png {reason}; bad2.png {reason}; and 2 more"
     )
-    assert caught.value.remedy.startswith("all are named in run/data_report.json")
+    assert caught.value.hint.startswith("all are named in run/data_report.json")
 
 
 def test_the_limit_of_bad_files_is_inclusive(tmp_path):
     scan = scan_of(tmp_path, [(Listed("bad.png", 0), b""), (Listed("good.png", 0), picture(1))])
-    check_bad_share(scan, max_bad_share=0.5, report=Path("unused"))
+    check_bad_share(scan, max_invalid_fraction=0.5, report=Path("unused"))
     with pytest.raises(DataError):
-        check_bad_share(scan, max_bad_share=0.49, report=Path("unused"))
+        check_bad_share(scan, max_invalid_fraction=0.49, report=Path("unused"))
 
 
 def test_the_report_is_json_that_names_every_file(tmp_path):

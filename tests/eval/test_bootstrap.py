@@ -7,11 +7,11 @@ from scipy.special import expit
 from streetvision.contracts.errors import DataError
 from streetvision.eval.bootstrap import Pairing, bootstrap_intervals, mean_difference, paired_difference
 from streetvision.eval.metrics import METRICS, all_metrics
-from streetvision.eval.resampling import Judged, Resampling
+from streetvision.eval.resampling import Predictions, Resampling
 
 
 def intervals_of(labels, p, *, threshold, **how):
-    return bootstrap_intervals(labels, Judged.cut(p, threshold), Resampling(**how))
+    return bootstrap_intervals(labels, Predictions.cut(p, threshold), Resampling(**how))
 
 
 def rows(n=300, seed=0):
@@ -134,7 +134,7 @@ def test_one_class_is_defined_or_said_to_be_undefined():
 def test_paired_difference_finds_the_better_model():
     labels, p = rows(600)
     worse = expit(np.log(p / (1 - p)) + np.random.default_rng(1).normal(0, 2, 600))
-    found = paired_difference(labels, Judged.cut(p, 0.5), Judged.cut(worse, 0.5))
+    found = paired_difference(labels, Predictions.cut(p, 0.5), Predictions.cut(worse, 0.5))
     for name, metric in METRICS.items():
         difference = found[name]
         assert difference.low <= difference.estimate <= difference.high
@@ -148,34 +148,36 @@ def test_paired_difference_finds_the_better_model():
 def test_pairing_is_surer_than_two_intervals():
     labels, p = rows(600)
     near = expit(np.log(p / (1 - p)) + np.random.default_rng(1).normal(0, 0.3, 600))
-    paired = paired_difference(labels, Judged.cut(p, 0.5), Judged.cut(near, 0.5))["roc_auc"]
+    paired = paired_difference(labels, Predictions.cut(p, 0.5), Predictions.cut(near, 0.5))["roc_auc"]
     alone = intervals_of(labels, p, threshold=0.5)["roc_auc"]
     assert paired.high - paired.low < (alone.high - alone.low) / 2
 
 
 def test_a_model_against_itself_differs_by_nothing_but_what_is_unseen():
     labels, p = rows()
-    for difference in paired_difference(labels, Judged.cut(p, 0.5), Judged.cut(p, 0.5)).values():
+    for difference in paired_difference(labels, Predictions.cut(p, 0.5), Predictions.cut(p, 0.5)).values():
         assert (difference.estimate, difference.p_value, difference.method) == (0.0, 1.0, "unseen")
         assert difference.low < 0 < difference.high
 
 
 def test_right_against_wrong_is_as_sure_as_a_sign_test():
     labels, p = np.array([0, 1, 0, 1]), np.array([0.0, 1.0, 0.0, 1.0])
-    found = paired_difference(labels, Judged.cut(p, 0.5), Judged.cut(1 - p, 0.5))["accuracy"]
+    found = paired_difference(labels, Predictions.cut(p, 0.5), Predictions.cut(1 - p, 0.5))["accuracy"]
     assert (found.estimate, found.p_value) == (1.0, 2 * 0.5**2)
 
 
 def test_three_positives_prove_little_however_many_negatives_stand_beside_them():
     labels = np.repeat([0, 1], [997, 3])
-    found = paired_difference(labels, Judged(labels * 1.0, labels), Judged(labels * 1.0, np.zeros(1000)))["mcc"]
+    found = paired_difference(labels, Predictions(labels * 1.0, labels), Predictions(labels * 1.0, np.zeros(1000)))[
+        "mcc"
+    ]
     assert (found.estimate, found.p_value) == (1.0, 0.25)
     assert found.low < 0
 
 
 def test_two_models_that_call_nothing_positive_may_still_differ_by_far():
     labels, p = np.repeat([0, 1], [900, 100]), np.linspace(0, 0.4, 1000)
-    found = paired_difference(labels, Judged.cut(p, 0.5), Judged.cut(p, 0.6))
+    found = paired_difference(labels, Predictions.cut(p, 0.5), Predictions.cut(p, 0.6))
     assert found["precision"].high == 1.0
     assert found["mcc"].high > 0.15
     assert found["recall"].high == pytest.approx(0.036, abs=1e-3)
@@ -193,7 +195,7 @@ def test_exactly_right_probabilities_that_are_nearly_certain_may_have_no_error()
 
 
 def test_paired_differences_without_both_classes_are_undefined():
-    found = paired_difference([1, 1, 1], Judged.cut([0.1, 0.5, 0.9], 0.5), Judged.cut([0.2, 0.6, 0.7], 0.5))
+    found = paired_difference([1, 1, 1], Predictions.cut([0.1, 0.5, 0.9], 0.5), Predictions.cut([0.2, 0.6, 0.7], 0.5))
     assert found["roc_auc"].method == "undefined"
 
 
@@ -206,22 +208,22 @@ def test_options_that_make_no_sense_are_errors(options, message):
     with pytest.raises(DataError, match=message):
         intervals_of(labels, p, threshold=0.5, **options)
     with pytest.raises(DataError, match=message):
-        paired_difference(labels, Judged.cut(p, 0.5), Judged.cut(p, 0.4), Resampling(**options))
+        paired_difference(labels, Predictions.cut(p, 0.5), Predictions.cut(p, 0.4), Resampling(**options))
 
 
 def test_decisions_need_not_be_a_cut_of_the_probabilities():
     labels, p = rows()
     decisions = np.random.default_rng(5).random(300) < 0.2 + 0.6 * labels
-    found = bootstrap_intervals(labels, Judged(p, decisions))
+    found = bootstrap_intervals(labels, Predictions(p, decisions))
     values = all_metrics(labels, p, decisions)
     assert {name: interval.estimate for name, interval in found.items()} == values
     assert found["mcc"].low < values["mcc"] < found["mcc"].high
     with pytest.raises(DataError, match="decisions must be one a label"):
-        bootstrap_intervals(labels, Judged(p, [0, 1]))
+        bootstrap_intervals(labels, Predictions(p, [0, 1]))
 
 
 def noisy(labels, *, seed, scale):
-    return Judged.cut(expit(4 * (labels - 0.5) + np.random.default_rng(seed).normal(0, scale, labels.size)), 0.5)
+    return Predictions.cut(expit(4 * (labels - 0.5) + np.random.default_rng(seed).normal(0, scale, labels.size)), 0.5)
 
 
 def test_the_mean_over_one_test_set_is_its_difference():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from streetvision.eval import embedding_duplicates as module
-from streetvision.eval.embedding_duplicates import alikeness
+from streetvision.eval.embedding_duplicates import embedding_duplicates
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def circle():
 
 
 def test_a_pair_that_was_not_found(circle):
-    found = alikeness(*circle, most=5)
+    found = embedding_duplicates(*circle, most=5)
     assert found.within == pytest.approx(np.cos(0.01))
     assert found.limit == pytest.approx((np.cos(0.01) + np.cos(0.99)) / 2, abs=0.3)
     assert [pair[:2] for pair in found.apart] == [(8, 9)]
@@ -25,22 +25,22 @@ def test_a_pair_that_was_not_found(circle):
 def test_a_pair_that_was_joined_by_mistake(circle):
     features, clusters = circle
     clusters[5] = 0  # the second of the third pair among the first
-    found = alikeness(features, clusters, most=1)
+    found = embedding_duplicates(features, clusters, most=1)
     assert [set(pair[:2]) & {5} for pair in found.together] == [{5}]
 
 
 def test_without_clusters_nothing_is_as_alike_as_a_copy(circle):
-    found = alikeness(circle[0], np.arange(12), most=5)
+    found = embedding_duplicates(circle[0], np.arange(12), most=5)
     assert np.isnan(found.within)
     assert found.apart == found.together == ()
 
 
 def test_blocks_change_nothing(circle, monkeypatch):
-    whole = alikeness(*circle, most=5)
+    whole = embedding_duplicates(*circle, most=5)
     monkeypatch.setattr(module, "BLOCK", 5)
-    assert alikeness(*circle, most=5) == whole
+    assert embedding_duplicates(*circle, most=5) == whole
 
 
 def test_one_cluster_has_nothing_to_be_compared_with():
     with pytest.raises(ValueError, match="one cluster"):
-        alikeness(np.eye(3), np.zeros(3, dtype=np.int64), most=1)
+        embedding_duplicates(np.eye(3), np.zeros(3, dtype=np.int64), most=1)

@@ -4,7 +4,7 @@ import pytest
 from streetvision.contracts.errors import DataError
 from streetvision.eval import resampling
 from streetvision.eval.metrics import METRICS, all_metrics
-from streetvision.eval.resampling import Judged, Ranked, Resampling, draw_weights, replicates, units_of
+from streetvision.eval.resampling import Predictions, Resampling, SortedScores, draw_weights, replicates, units_of
 
 
 def rows(n=120, levels=15, seed=0):
@@ -19,7 +19,7 @@ def rows(n=120, levels=15, seed=0):
 def test_every_metric_under_weights_is_that_of_the_repeated_rows(levels, cut):
     labels, p = rows(levels=levels)
     decisions = p >= 0.5 if cut else np.random.default_rng(4).random(p.size) < 0.5
-    ranked = Ranked(labels, Judged(p, decisions))
+    ranked = SortedScores(labels, Predictions(p, decisions))
     weights = np.concatenate(list(draw_weights(units_of(None, labels.size), 7, seed=1)))
     together = ranked.metrics(ranked.statistics(weights))
     assert list(together) == list(METRICS)
@@ -52,7 +52,7 @@ def test_groups_are_drawn_whole_and_rows_without_a_group_stand_alone():
 
 def test_resamples_depend_on_the_seed_and_not_on_the_memory_they_get(monkeypatch):
     labels, p = rows()
-    units, ranked = units_of(None, labels.size), [Ranked(labels, Judged.cut(p, 0.5))]
+    units, ranked = units_of(None, labels.size), [SortedScores(labels, Predictions.cut(p, 0.5))]
     (roomy,) = replicates(ranked, units, Resampling(n_resamples=50, seed=3))
     monkeypatch.setattr(resampling, "WEIGHTS_AT_ONCE", 1)
     (tight,) = replicates(ranked, units, Resampling(n_resamples=50, seed=3))
@@ -63,7 +63,7 @@ def test_resamples_depend_on_the_seed_and_not_on_the_memory_they_get(monkeypatch
 
 def test_two_models_are_judged_on_the_same_resamples():
     labels, p = rows()
-    models = [Ranked(labels, Judged.cut(p, 0.5)), Ranked(labels, Judged.cut(1 - p, 0.5 + 1e-9))]
+    models = [SortedScores(labels, Predictions.cut(p, 0.5)), SortedScores(labels, Predictions.cut(1 - p, 0.5 + 1e-9))]
     one, other = replicates(models, units_of(None, labels.size), Resampling(n_resamples=40))
     assert one["roc_auc"] == pytest.approx(1 - other["roc_auc"], abs=1e-12)
     assert one["accuracy"] == pytest.approx(1 - other["accuracy"], abs=1e-12)

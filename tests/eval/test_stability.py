@@ -6,7 +6,7 @@ from streetvision.contracts.errors import DataError
 from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc
-from streetvision.eval.resampling import Judged, Resampling, draw_weights, units_of
+from streetvision.eval.resampling import Predictions, Resampling, draw_weights, units_of
 from streetvision.eval.stability import mcc_band, threshold_interval
 from streetvision.eval.thresholds import threshold_for_prevalence
 
@@ -23,7 +23,7 @@ def test_the_band_is_the_interval_of_mcc_at_each_threshold():
     thresholds = [0.1, 0.5, 0.8]
     band = mcc_band(labels, p, thresholds, Resampling(seed=3))
     for column, threshold in enumerate(thresholds):
-        alone = bootstrap_intervals(labels, Judged.cut(p, threshold), Resampling(seed=3))["mcc"]
+        alone = bootstrap_intervals(labels, Predictions.cut(p, threshold), Resampling(seed=3))["mcc"]
         found = (band.mcc[column], band.low[column], band.high[column])
         assert found == pytest.approx((alone.estimate, alone.low, alone.high), abs=1e-12)
 

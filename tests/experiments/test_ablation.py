@@ -9,12 +9,12 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError
 from streetvision.eval.metrics import all_metrics
 from streetvision.experiments.ablation import NO_RECORD, Request, _plan, _run_all, _settle_data, launch_ablation
-from streetvision.experiments.ablation_run import ArmRun
+from streetvision.experiments.ablation_run import AblationRun
 from streetvision.experiments.ablation_table import packaged_tables, read_table
 from streetvision.io.atomic import read_json
 from streetvision.io.predictions import read_predictions
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.test_access_log import looks_so_far
+from streetvision.pipeline.test_access_log import read_test_accesses
 
 BROKEN = {"name": "broken", "b": {"settings": ["training.learning_rate=1e30"]}, "expected": {"mcc": "+1"}}
 
@@ -66,11 +66,11 @@ def what_came_through_is_measured_and_what_failed_is_told(out):
 def the_figures_are_those_of_the_runs_own_evaluations(out):
     arms = {(arm["pair"], arm["side"]): ArtifactSchema(Path(arm["run"])) for arm in arms_of(out)}
     schema, rows = arms["threshold", "a"], rows_of(out, "threshold")
-    policies = {policy["name"]: policy["metrics"] for policy in read_json(schema.evaluation_report)["policies"]}
+    policies = {policy["name"]: policy["metrics"] for policy in read_json(schema.evaluation_report_json)["policies"]}
     assert rows["mcc"]["a"] == pytest.approx(policies["argmax"]["mcc"]["estimate"])
     assert rows["mcc"]["b"] == pytest.approx(policies["threshold"]["mcc"]["estimate"])
     assert rows_of(out, "calibrator")["ece"]["b"] == pytest.approx(policies["scrc"]["ece"]["estimate"])
-    for answers in read_predictions(schema.predictions):
+    for answers in read_predictions(schema.predictions_csv):
         found = all_metrics(answers.labels, answers.probabilities, answers.decisions)
         assert found["mcc"] == pytest.approx(policies[answers.policy]["mcc"]["estimate"])
 
@@ -79,7 +79,7 @@ def arms_with_the_same_settings_are_one_run_with_one_look(out):
     runs = {(arm["pair"], arm["side"]): arm["run"] for arm in arms_of(out)}
     assert runs["threshold", "a"] == runs["threshold", "b"] == runs["calibrator", "b"] == runs["broken", "a"]
     assert len(set(runs.values())) == 3
-    assert looks_so_far(ArtifactSchema(Path(runs["threshold", "a"])).looks) == 1
+    assert read_test_accesses(ArtifactSchema(Path(runs["threshold", "a"])).test_access_log_json) == 1
     assert read_json(out / "ablation.json")["looks_at_val_test"] == {"tiny, seed 0": 2}
 
 
@@ -128,8 +128,8 @@ def test_settings_that_are_the_same_however_written_are_one_run(tmp_path):
     plan = _plan(table, table.data, Request("t", tmp_path))
     assert len(plan) == 2
     assert len(set(plan.values())) == 1
-    other = _plan(table, table.data, Request("t", tmp_path, overrides=("loader.workers=2",)))
-    assert {run.root for run in other.values()} == {run.root for run in plan.values()}  # how, not what
+    other = _plan(table, table.data, Request("t", tmp_path, overrides=("loader.num_workers=2",)))
+    assert {run.output_dir for run in other.values()} == {run.output_dir for run in plan.values()}  # how, not what
 
 
 def test_other_scenes_are_another_data_set(tmp_path):
@@ -143,8 +143,8 @@ def test_other_scenes_are_another_data_set(tmp_path):
 
 
 def test_an_arm_whose_code_changed_while_it_ran_has_failed(tmp_path, monkeypatch):
-    arm = ArmRun((), "0" * 64, tmp_path / "arm")
-    monkeypatch.setattr("streetvision.experiments.ablation.in_processes", lambda *_: [(arm, 0)])
+    arm = AblationRun((), "0" * 64, tmp_path / "arm")
+    monkeypatch.setattr("streetvision.experiments.ablation.run_in_processes", lambda *_: [(arm, 0)])
     assert _run_all([arm], 1, Console()) == {arm: NO_RECORD}
 
 

@@ -24,7 +24,7 @@ SPACE = {
 def one_process(monkeypatch):
     """Trials in this process, one after the other: test_ablation.py has them in their own."""
 
-    def in_turn(work, tasks, at_once):
+    def interleaved_median(work, tasks, at_once):
         for task in tasks:
             code = 0
             try:
@@ -33,7 +33,7 @@ def one_process(monkeypatch):
                 code = stop.code
             yield task, code
 
-    monkeypatch.setattr(searching, "in_processes", in_turn)
+    monkeypatch.setattr(searching, "run_in_processes", interleaved_median)
     monkeypatch.setattr(searching, "write_output_to", lambda log: None)
 
 
@@ -83,7 +83,7 @@ def test_a_search_leaves_settings_that_train_takes_and_goes_on(one_process, scen
     assert code == 0
     assert "3 trials, 2 of them done" in out
     assert study_of(run).trials[3].params == killed
-    assert "3 of them done" in command("train", "--search", space(3), *asked, "loader.workers=2")[1]
+    assert "3 of them done" in command("train", "--search", space(3), *asked, "loader.num_workers=2")[1]
 
     code, _, err = command("train", "--search", space(3), *asked, "training.weight_decay=0.3")
     assert code == 2

@@ -22,7 +22,7 @@ def test_the_card_has_the_figures_of_the_evaluation_and_the_bundle_loads(finishe
     assert code == 0, err
     assert "warning" not in told
     head, body = metadata((out / "README.md").read_text())
-    report = read_json(ArtifactSchema(finished_run).evaluation_report)
+    report = read_json(ArtifactSchema(finished_run).evaluation_report_json)
     assert (head["license"], head["pipeline_tag"]) == ("mit", "image-classification")
     (entry,) = head["model-index"]
     values = {metric["type"]: metric["value"] for metric in entry["results"][0]["metrics"]}
@@ -50,7 +50,7 @@ def test_figures_of_another_bundle_are_not_its_own(finished_run, command, tmp_pa
 
 def test_a_report_that_is_none_is_named(finished_run, command, tmp_path):
     run = shutil.copytree(finished_run, tmp_path / "run")
-    ArtifactSchema(run).evaluation_report.write_text("{}")
+    ArtifactSchema(run).evaluation_report_json.write_text("{}")
     code, _, err = command("export", "--bundle", run / "export", "--out", tmp_path / "hub", "--format", "hub")
     assert code == 2
     assert "evaluation_report.json': provenance: Field required" in err

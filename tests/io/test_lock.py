@@ -60,7 +60,7 @@ def test_a_holder_that_has_not_said_who_it_is_is_another_process(tmp_path):
             run_lock(path, option="out=DIR"),
         ):
             pass
-    assert raised.value.remedy.endswith("give a folder of its own: out=DIR")
+    assert raised.value.hint.endswith("give a folder of its own: out=DIR")
 
 
 def test_a_folder_that_is_a_file_has_no_lock(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import streetvision
 from streetvision.contracts.errors import ArtifactError
 from streetvision.io.atomic import write_json_atomic
-from streetvision.io.manifests import code_sha256, create_step_manifest, git_sha, read_manifest, seal
+from streetvision.io.manifests import code_sha256, create_step_manifest, file_digest, git_sha, read_manifest
 
 GIT = shutil.which("git")
 
@@ -21,14 +21,14 @@ def made(tmp_path):
         root=tmp_path,
         config={"Section": {"value": 1}},
         config_sha256="0" * 64,
-        files=({"phase1/in.txt": seal(tmp_path / "phase1" / "in.txt")}, [tmp_path / "phase1" / "out.txt"]),
+        files=({"phase1/in.txt": file_digest(tmp_path / "phase1" / "in.txt")}, [tmp_path / "phase1" / "out.txt"]),
         outcome=("done", {"mcc": 0.5, "note": None}),
         duration_seconds=1.23456,
     )
 
 
 def test_it_names_files_by_relative_path_with_digest_and_size(made, tmp_path):
-    assert made.inputs == {"phase1/in.txt": seal(tmp_path / "phase1" / "in.txt")}
+    assert made.inputs == {"phase1/in.txt": file_digest(tmp_path / "phase1" / "in.txt")}
     assert made.outputs["phase1/out.txt"].bytes == 7
     assert str(tmp_path) not in made.model_dump_json()
 

@@ -65,7 +65,7 @@ def test_an_interrupt_while_a_process_starts_leaves_none_behind(tmp_path, monkey
 
     monkeypatch.setattr(ForkServerProcess, "start", start_and_hear_of_it)
     with pytest.raises(KeyboardInterrupt):
-        list(workers.in_processes(sleep_long, [str(tmp_path / "pid")], 1))
+        list(workers.run_in_processes(sleep_long, [str(tmp_path / "pid")], 1))
     assert not active_children()
 
 

@@ -24,7 +24,7 @@ class Table(BaseModel):
 def test_what_was_declared_comes_back_typed(tmp_path):
     path = tmp_path / "table.yaml"
     path.write_text("seeds: 3\npairs:\n  - {a: größer, b: kleiner}\n", encoding="utf-8")
-    table = read_declared(path, Table, remedy="see the documentation")
+    table = read_declared(path, Table, hint="see the documentation")
     assert (table.seeds, table.pairs) == (3, [Pair(a="größer", b="kleiner")])
 
 
@@ -42,7 +42,7 @@ def test_what_is_not_yaml_is_named_on_one_line(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"x\.yaml' is not YAML: .") as raised:
         read_yaml(path)
-    assert "\n" not in raised.value.what
+    assert "\n" not in raised.value.message
 
 
 def test_a_tag_runs_no_code(tmp_path, capfd):
@@ -60,7 +60,7 @@ def test_any_text_is_a_value_or_one_clear_error(tmp_path_factory, text):
     try:
         read_yaml(path)
     except ConfigError as error:
-        assert "x.yaml" in error.what
+        assert "x.yaml" in error.message
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_the_first_wrong_field_is_named_with_what_to_do(tmp_path, text, where):
     path = tmp_path / "table.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=rf"table\.yaml', {where}") as raised:
-        read_declared(path, Table, remedy="see the documentation")
-    assert raised.value.remedy == "see the documentation"
+        read_declared(path, Table, hint="see the documentation")
+    assert raised.value.hint == "see the documentation"
 
 
 def test_an_alias_stands_for_what_an_anchor_names(tmp_path):

@@ -96,7 +96,7 @@ def test_a_compiled_model_that_answers_worse_is_dropped(compiles_wrongly):
 
 
 def test_what_was_dropped_stays_dropped_over_an_interruption(compiles_wrongly, tmp_path):
-    config = COMPILED.model_copy(update={"checkpoint_steps": 2})
+    config = COMPILED.model_copy(update={"checkpoint_every_n_steps": 2})
     interrupted(config, steps=10, checkpoint=tmp_path / "c.ckpt", key="k")
     _, fitted = run(config, checkpoint=tmp_path / "c.ckpt", key="k")
     assert fitted.resumed_at is not None

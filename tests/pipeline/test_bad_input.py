@@ -104,12 +104,12 @@ class TestData:
         rows = [f"{name},{i % 2},odd{i},odd" for i, name in enumerate(good + bad)]
         (photos / "index.csv").write_text("\n".join([*index, *rows]))
         schema = ArtifactSchema(tmp_path / "run")
-        settings = [f"data.root={photos}", f"run_dir={schema.root}", "pipeline.phases=[phase1]", *TINY_MODEL]
+        settings = [f"data.root={photos}", f"run_dir={schema.output_dir}", "pipeline.phases=[phase1]", *TINY_MODEL]
         code, out, err = command("train", *settings)
         assert code == 0, err
         assert "3 unusable images" in out
-        assert sorted(file["path"] for file in read_json(schema.data_report)["bad"]) == sorted(bad)
-        rows = {row["path"]: row for row in read_json(schema.splits)["rows"]}
+        assert sorted(file["path"] for file in read_json(schema.data_report_json)["bad"]) == sorted(bad)
+        rows = {row["path"]: row for row in read_json(schema.splits_json)["rows"]}
         assert set(good) <= set(rows)
         assert (rows["turned.jpg"]["width"], rows["turned.jpg"]["height"]) == (40, 60)
 

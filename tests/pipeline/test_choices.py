@@ -7,7 +7,7 @@ import torch
 
 from streetvision.data.config import LoaderConfig
 from streetvision.pipeline import auto_settings as choices
-from streetvision.pipeline.auto_settings import tell_choices
+from streetvision.pipeline.auto_settings import log_auto_settings
 from streetvision.pipeline.console import Console
 from streetvision.training.config import TrainingConfig
 from streetvision.training.ssl.config import ExPLoRAConfig
@@ -36,7 +36,7 @@ class Told:
 
 def told(config, *, n=1000, workers=0, section="training"):
     context = Told(n, LoaderConfig(workers=workers))
-    tell_choices(context, config, section=section)
+    log_auto_settings(context, config, section=section)
     return context.lines
 
 
@@ -68,12 +68,12 @@ def test_what_was_asked_for_is_not_told_again():
 def test_workers_follow_the_cores(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert told(TrainingConfig(mode="full", precision="fp32"), workers=None) == [
-        "loader.workers=6: 8 cores, two of them for the model"
+        "loader.num_workers=6: 8 cores, two of them for the model"
     ]
 
 
 def test_a_choice_is_said_once_however_many_phases_ask(capsys):
     console = Console()
     for _ in range(2):
-        console.chosen("loader.workers=0", "2 cores, for the model")
-    assert capsys.readouterr().out.count("loader.workers=0") == 1
+        console.chosen("loader.num_workers=0", "2 cores, for the model")
+    assert capsys.readouterr().out.count("loader.num_workers=0") == 1

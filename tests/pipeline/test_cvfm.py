@@ -13,7 +13,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import LeakageError
 from streetvision.contracts.split_contracts import Split
 from streetvision.io.atomic import read_json, sha256_file
-from streetvision.io.manifests import seal
+from streetvision.io.manifests import file_digest
 from streetvision.models.config import ViewsConfig
 from streetvision.models.multi_view import make_views
 from streetvision.pipeline.config import compose_config
@@ -45,27 +45,27 @@ def fused_run(request, finished_run, tmp_path_factory):
 @pytest.fixture
 def trained(fused_run, tmp_path):
     """A copy of the run with the trained fusion, to break."""
-    return ArtifactSchema(shutil.copytree(fused_run[0].root, tmp_path / "run"))
+    return ArtifactSchema(shutil.copytree(fused_run[0].output_dir, tmp_path / "run"))
 
 
 only_trained = pytest.mark.parametrize("fused_run", ["cvfm_trained"], indirect=True)
 
 
 def rows_of(schema, split):
-    splits = read_json(schema.splits)
+    splits = read_json(schema.splits_json)
     return [(Path(splits["root"]) / row["path"], row["label"]) for row in splits["rows"] if row["split"] == split]
 
 
 def reseal(schema, phase, path):
     """Let the manifest vouch for a file that was tampered with."""
     manifest = read_json(schema.manifest(phase))
-    manifest["outputs"][path.relative_to(schema.root).as_posix()] = seal(path).model_dump()
+    manifest["outputs"][path.relative_to(schema.output_dir).as_posix()] = file_digest(path).model_dump()
     schema.manifest(phase).write_text(json.dumps(manifest))
 
 
 def test_what_was_fused_and_calibrated_is_what_ships(fused_run):
     schema, mode = fused_run
-    predictor = load_bundle(schema.export)
+    predictor = load_bundle(schema.export_dir)
     assert predictor.inference == mode
     saved = torch.load(schema.cvfm_logits, weights_only=True)
     rows = rows_of(schema, "val_calib")
@@ -77,32 +77,32 @@ def test_what_was_fused_and_calibrated_is_what_ships(fused_run):
 
 def test_policies_know_which_scores_are_theirs(fused_run):
     schema, mode = fused_run
-    fused, single = (read_json(path)["reference"] for path in (schema.cvfm_scores, schema.val_calib_scores))
-    assert read_json(schema.scrc_params)["scores"] == fused
-    assert read_json(schema.thresholds)["scores"] == single
+    fused, single = (read_json(path)["reference"] for path in (schema.cvfm_scores_json, schema.val_calib_scores_json))
+    assert read_json(schema.scrc_params_json)["scores"] == fused
+    assert read_json(schema.thresholds_json)["scores"] == single
     assert single["fusion"] is None
     weights = sha256_file(schema.cvfm_weights) if mode == "cvfm_trained" else None
-    assert fused["fusion"] == {"description_sha256": sha256_file(schema.cvfm_config), "weights_sha256": weights}
+    assert fused["fusion"] == {"description_sha256": sha256_file(schema.cvfm_config_json), "weights_sha256": weights}
     assert fused["model_sha256"] == single["model_sha256"]
-    assert (schema.export / "cvfm_weights.pth").exists() == (mode == "cvfm_trained")
+    assert (schema.export_dir / "cvfm_weights.pth").exists() == (mode == "cvfm_trained")
 
 
 def test_evaluation_predictor_and_command_give_the_same_numbers(fused_run, command, tmp_path):
-    schema = ArtifactSchema(shutil.copytree(fused_run[0].root, tmp_path / "run"))
-    code, _, err = command("evaluate", "--bundle", schema.export, "evaluation.n_resamples=100")
+    schema = ArtifactSchema(shutil.copytree(fused_run[0].output_dir, tmp_path / "run"))
+    code, _, err = command("evaluate", "--bundle", schema.export_dir, "evaluation.n_resamples=100")
     assert code == 0, err
-    report, rows = read_json(schema.evaluation_report), rows_of(schema, "val_test")
+    report, rows = read_json(schema.evaluation_report_json), rows_of(schema, "val_test")
     policies = [(row["name"], row["inference"]) for row in report["policies"]]
     assert report["many_views"]
     assert ("Each frame is a view" in schema.report_html.read_text()) == bool(report["mistakes"])
     mode = fused_run[1]
     singles = [("argmax", "single_view"), ("threshold", "single_view")]
     assert policies == [*singles, ("argmax", mode), ("scrc", mode)]
-    predictor = load_bundle(schema.export)
+    predictor = load_bundle(schema.export_dir)
     answers = predictor.predict(path for path, _ in rows)
     right = sum(answer.decision == label for answer, (_, label) in zip(answers, rows, strict=True))
     assert report["metrics"]["accuracy"]["estimate"] == pytest.approx(right / len(rows), abs=1e-12)
-    code, out, _ = command("predict", "--bundle", schema.export, *(path for path, _ in rows))
+    code, out, _ = command("predict", "--bundle", schema.export_dir, *(path for path, _ in rows))
     assert code == 0
     printed = [json.loads(line)["probability"] for line in out.splitlines()]
     assert printed == pytest.approx([answer.probability for answer in answers], abs=1e-6)
@@ -112,7 +112,7 @@ def test_evaluation_predictor_and_command_give_the_same_numbers(fused_run, comma
 
 def test_the_single_view_beside_it_is_phase_1s(fused_run):
     schema, _ = fused_run
-    plain = load_bundle(schema.export).with_single_view()
+    plain = load_bundle(schema.export_dir).with_single_view()
     assert plain.inference == "single_view"
     logits = torch.cat(list(plain.stream_logits(path for path, _ in rows_of(schema, "val_calib"))))
     saved = torch.load(schema.val_calib_logits, weights_only=True)
@@ -136,12 +136,12 @@ def test_a_fusion_that_loses_to_the_whole_image_is_warned_of(finished_run, tmp_p
 
 def test_the_moved_bundle_looks_the_same_way(fused_run, scenes, tmp_path):
     images = sorted(scenes.rglob("*.jpg"))[:6]
-    moved = shutil.copytree(fused_run[0].export, tmp_path / "elsewhere")
-    assert load_bundle(moved).predict(images) == load_bundle(fused_run[0].export).predict(images)
+    moved = shutil.copytree(fused_run[0].export_dir, tmp_path / "elsewhere")
+    assert load_bundle(moved).predict(images) == load_bundle(fused_run[0].export_dir).predict(images)
 
 
 def test_views_are_cut_from_the_full_resolution(fused_run):
-    predictor = load_bundle(fused_run[0].export)
+    predictor = load_bundle(fused_run[0].export_dir)
     image = torch.randint(0, 256, (3, 900, 1600), dtype=torch.uint8)
     views = predictor.prepare(image)
     assert views.pixels.shape == (3, 3, 64, 64)
@@ -155,10 +155,10 @@ def test_every_view_is_explained(fused_run, scenes, tmp_path, command):
     """Pictures and JSON, with the same probability as without; what the views said is what was fused."""
     schema, mode = fused_run
     image = sorted(scenes.rglob("*.jpg"))[0]
-    code, out, _ = command("predict", "--bundle", schema.export, "--explain", tmp_path / "p", image)
+    code, out, _ = command("predict", "--bundle", schema.export_dir, "--explain", tmp_path / "p", image)
     assert code == 0
     answer = json.loads(out)
-    predictor = load_bundle(schema.export)
+    predictor = load_bundle(schema.export_dir)
     assert answer["probability"] == pytest.approx(predictor.predict(image)[0].probability, abs=1e-6)
     assert len(answer["views"]) == 3
     said = torch.tensor([view["probability"] for view in answer["views"]], dtype=torch.float64).logit()
@@ -173,20 +173,20 @@ def test_every_view_is_explained(fused_run, scenes, tmp_path, command):
 
 def test_metrics_have_a_row_for_the_untrained_fusion_and_one_an_epoch(fused_run):
     schema, mode = fused_run
-    lines = schema.cvfm_metrics.read_text().splitlines()
+    lines = schema.cvfm_metrics_csv.read_text().splitlines()
     assert len(lines) == (8 if mode == "cvfm_trained" else 2)
     assert lines[1].startswith("0,")
 
 
 def test_backbone_and_head_are_phase_1s_to_the_byte(fused_run, finished_run):
     schema = fused_run[0]
-    assert schema.model_best.read_bytes() == ArtifactSchema(finished_run).model_best.read_bytes()
-    assert (schema.export / "model.pth").read_bytes() == schema.model_best.read_bytes()
+    assert schema.phase1_checkpoint.read_bytes() == ArtifactSchema(finished_run).phase1_checkpoint.read_bytes()
+    assert (schema.export_dir / "model.pth").read_bytes() == schema.phase1_checkpoint.read_bytes()
 
 
 def test_val_test_is_refused(fused_run):
     schema, mode = fused_run
-    config = compose_config([f"run_dir={schema.root}", *MODES[mode]])
+    config = compose_config([f"run_dir={schema.output_dir}", *MODES[mode]])
     context = Engine(schema, PHASES, config.sections(), Console()).context(PHASES["phase4c_cvfm"])
     assert context.rows(Split.VAL_CALIB)
     with pytest.raises(LeakageError, match="phase4c_cvfm asked for val_test"):
@@ -195,20 +195,22 @@ def test_val_test_is_refused(fused_run):
 
 @only_trained
 def test_the_same_line_again_finds_nothing_to_do(trained, command):
-    code, out, _ = command("train", f"run_dir={trained.root}", PHASES_OF_VIEWS, *MODES["cvfm_trained"])
+    code, out, _ = command("train", f"run_dir={trained.output_dir}", PHASES_OF_VIEWS, *MODES["cvfm_trained"])
     assert code == 0
     assert out.count("(unchanged)") == 4
 
 
 @only_trained
 def test_another_mode_leaves_no_weights_of_the_one_before(trained, command):
-    code, _, err = command("train", f"run_dir={trained.root}", PHASES_OF_VIEWS, *MODES["multiview_mean"])
+    code, _, err = command("train", f"run_dir={trained.output_dir}", PHASES_OF_VIEWS, *MODES["multiview_mean"])
     assert code == 0, err
     assert not trained.cvfm_weights.exists()
-    assert load_bundle(trained.export).inference == "multiview_mean"
-    code, _, err = command("train", f"run_dir={trained.root}", "pipeline.phases=[phase5,phase6]", "phase5.folds=2")
+    assert load_bundle(trained.export_dir).inference == "multiview_mean"
+    code, _, err = command(
+        "train", f"run_dir={trained.output_dir}", "pipeline.phases=[phase5,phase6]", "phase5.folds=2"
+    )
     assert code == 0, err
-    assert load_bundle(trained.export).inference == "single_view"
+    assert load_bundle(trained.export_dir).inference == "single_view"
 
 
 @only_trained
@@ -218,7 +220,7 @@ def test_export_refuses_a_fusion_of_other_scores(trained, command):
     torch.save({**weights, "place": weights["place"] + 1}, trained.cvfm_weights)
     reseal(trained, "phase4c_cvfm", trained.cvfm_weights)
     trained.manifest("phase6").unlink()
-    code, _, err = command("train", f"run_dir={trained.root}", "pipeline.phases=[phase6]", *MODES["cvfm_trained"])
+    code, _, err = command("train", f"run_dir={trained.output_dir}", "pipeline.phases=[phase6]", *MODES["cvfm_trained"])
     assert code == 2
     assert "the chain does not close" in err
     assert "fused in another way" in err
@@ -233,7 +235,7 @@ def test_fused_scores_that_are_not_there_are_asked_for(finished_run, tmp_path, c
 
 @only_trained
 def test_the_stock_miner_cannot_take_a_fusion_and_the_export_says_so(fused_run, command, tmp_path):
-    line = ["export", "--format", "miner", "--bundle", fused_run[0].export, "--out", tmp_path / "miner"]
+    line = ["export", "--format", "miner", "--bundle", fused_run[0].export_dir, "--out", tmp_path / "miner"]
     code, _, err = command(*line)
     assert (code, "fuses many views" in err) == (2, True)
     assert not (tmp_path / "miner").exists() or not any((tmp_path / "miner").iterdir())
@@ -242,10 +244,10 @@ def test_the_stock_miner_cannot_take_a_fusion_and_the_export_says_so(fused_run, 
 @only_trained
 def test_another_runtime_sees_every_view(fused_run, scenes, command, monkeypatch, tmp_path):
     schema, _ = fused_run
-    asked = ["export", "--bundle", schema.export, f"run_dir={schema.root}", "--runtime"]
+    asked = ["export", "--bundle", schema.export_dir, f"run_dir={schema.output_dir}", "--runtime"]
     code, _, err = command(*asked, "onnx", "--out", tmp_path / "onnx")
     assert code == 0, err
-    ours, theirs = load_bundle(schema.export), load_bundle(tmp_path / "onnx")
+    ours, theirs = load_bundle(schema.export_dir), load_bundle(tmp_path / "onnx")
     assert theirs.inference == "cvfm_trained"
     path = sorted((scenes / "images").iterdir())[0]
     one, other = ours.explain(path), theirs.explain(path)

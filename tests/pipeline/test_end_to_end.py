@@ -12,7 +12,7 @@ from streetvision import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.split_contracts import MAY_OPEN
 from streetvision.io.atomic import read_json
-from streetvision.io.manifests import seal
+from streetvision.io.manifests import file_digest
 from tests.conftest import TINY_MODEL
 
 
@@ -46,11 +46,11 @@ def test_every_phase_leaves_what_the_design_names(finished_run):
 
 
 def test_the_moved_bundle_predicts_the_same_numbers(run_copy, images, tmp_path):
-    before = probabilities(run_copy.export, images)
+    before = probabilities(run_copy.export_dir, images)
     moved = tmp_path / "elsewhere" / "bundle"
     moved.parent.mkdir()
-    run_copy.export.rename(moved)
-    shutil.rmtree(run_copy.root)
+    run_copy.export_dir.rename(moved)
+    shutil.rmtree(run_copy.output_dir)
     assert probabilities(moved, images) == before
     assert len(set(before)) > 1
 
@@ -58,9 +58,9 @@ def test_the_moved_bundle_predicts_the_same_numbers(run_copy, images, tmp_path):
 def test_what_was_calibrated_is_what_ships(finished_run):
     """The saved logits of VAL_CALIB are what the exported model says of those images."""
     schema = ArtifactSchema(finished_run)
-    splits = read_json(schema.splits)
+    splits = read_json(schema.splits_json)
     rows = [row for row in splits["rows"] if row["split"] == "val_calib"]
-    predictor = load_bundle(schema.export)
+    predictor = load_bundle(schema.export_dir)
     prepared = [predictor.prepare(Path(splits["root"]) / row["path"]) for row in rows]
     saved = torch.load(schema.val_calib_logits, weights_only=True)
     torch.testing.assert_close(predictor.logits(torch.stack(prepared)), saved, rtol=1e-5, atol=1e-5)
@@ -70,16 +70,16 @@ def test_what_was_calibrated_is_what_ships(finished_run):
 
 def test_the_evaluation_counts_what_the_bundle_answers(finished_run):
     schema = ArtifactSchema(finished_run)
-    report = read_json(schema.evaluation_report)
-    splits = read_json(schema.splits)
+    report = read_json(schema.evaluation_report_json)
+    splits = read_json(schema.splits_json)
     rows = [row for row in splits["rows"] if row["split"] == "val_test"]
-    answers = load_bundle(schema.export).predict([Path(splits["root"]) / row["path"] for row in rows])
+    answers = load_bundle(schema.export_dir).predict([Path(splits["root"]) / row["path"] for row in rows])
     right = np.mean([answer.decision == row["label"] for answer, row in zip(answers, rows, strict=True)])
     assert report["metrics"]["accuracy"]["estimate"] == pytest.approx(right, abs=1e-12)
 
 
 def test_a_second_run_finds_nothing_to_do(run_copy, scenes, command):
-    code, out, _ = command("train", f"data.root={scenes}", f"run_dir={run_copy.root}", *TINY_MODEL)
+    code, out, _ = command("train", f"data.root={scenes}", f"run_dir={run_copy.output_dir}", *TINY_MODEL)
     assert code == 0
     assert out.count("(unchanged)") == 5
 
@@ -87,26 +87,30 @@ def test_a_second_run_finds_nothing_to_do(run_copy, scenes, command):
 def test_the_same_seed_gives_the_same_bundle(finished_run, scenes, tmp_path, command):
     code, _, _ = command("train", f"data.root={scenes}", f"run_dir={tmp_path / 'again'}", *TINY_MODEL)
     assert code == 0
-    first, again = (ArtifactSchema(root).bundle.read_bytes() for root in (finished_run, tmp_path / "again"))
+    first, again = (ArtifactSchema(root).bundle_json.read_bytes() for root in (finished_run, tmp_path / "again"))
     assert first == again
 
 
 def test_one_phase_runs_alone_in_a_run_that_has_the_rest(run_copy, command):
-    before = run_copy.model_best.read_bytes()
-    code, out, _ = command("train", f"run_dir={run_copy.root}", "pipeline.phases=[phase2]", "phase2.n_thresholds=100")
+    before = run_copy.phase1_checkpoint.read_bytes()
+    code, out, _ = command(
+        "train", f"run_dir={run_copy.output_dir}", "pipeline.phases=[phase2]", "phase2.n_thresholds=100"
+    )
     assert code == 0
     assert "grid of 100" in out
-    assert len(run_copy.threshold_sweep.read_text().splitlines()) == 101
-    assert run_copy.model_best.read_bytes() == before
+    assert len(run_copy.threshold_sweep_csv.read_text().splitlines()) == 101
+    assert run_copy.phase1_checkpoint.read_bytes() == before
 
 
 def test_a_threshold_can_ship_without_calibration(run_copy, command, images):
-    code, _, _ = command("train", f"run_dir={run_copy.root}", "pipeline.phases=[phase6]", "phase6.policy=threshold")
+    code, _, _ = command(
+        "train", f"run_dir={run_copy.output_dir}", "pipeline.phases=[phase6]", "phase6.policy=threshold"
+    )
     assert code == 0
-    predictor = load_bundle(run_copy.export)
+    predictor = load_bundle(run_copy.export_dir)
     assert predictor.manifest.policy_type == "threshold"
-    assert not (run_copy.export / "scrc_params.json").exists()
-    threshold = read_json(run_copy.thresholds)["threshold"]
+    assert not (run_copy.export_dir / "scrc_params.json").exists()
+    threshold = read_json(run_copy.thresholds_json)["threshold"]
     for answer in predictor.predict(images):
         assert answer.decision == (answer.probability >= threshold)
 
@@ -115,8 +119,8 @@ def test_the_archive_is_the_same_bytes_twice(run_copy, command):
     archives = []
     for _ in range(2):
         run_copy.manifest("phase6").unlink()
-        settings = ["pipeline.phases=[phase6]", "phase6.compression=true"]
-        assert command("train", f"run_dir={run_copy.root}", *settings)[0] == 0
+        settings = ["pipeline.phases=[phase6]", "phase6.archive=true"]
+        assert command("train", f"run_dir={run_copy.output_dir}", *settings)[0] == 0
         archives.append(run_copy.bundle_archive.read_bytes())
     assert archives[0] == archives[1]
 
@@ -124,41 +128,41 @@ def test_the_archive_is_the_same_bytes_twice(run_copy, command):
 def test_the_full_mode_trains_everything(scenes, tmp_path, command):
     schema = ArtifactSchema(tmp_path / "full")
     sizes = ["training=full", "training.epochs=1", "pipeline.phases=[phase1]"]
-    code, out, err = command("train", f"data.root={scenes}", f"run_dir={schema.root}", *TINY_MODEL, *sizes)
+    code, out, err = command("train", f"data.root={scenes}", f"run_dir={schema.output_dir}", *TINY_MODEL, *sizes)
     assert code == 0, err
     assert "full, epoch 1 of 1" in out
     fresh = ArtifactSchema(tmp_path / "fresh")
     frozen = [*TINY_MODEL, "training.epochs=1", "pipeline.phases=[phase1]"]
-    assert command("train", f"data.root={scenes}", f"run_dir={fresh.root}", *frozen)[0] == 0
-    trained, kept = (torch.load(s.model_best, weights_only=True) for s in (schema, fresh))
+    assert command("train", f"data.root={scenes}", f"run_dir={fresh.output_dir}", *frozen)[0] == 0
+    trained, kept = (torch.load(s.phase1_checkpoint, weights_only=True) for s in (schema, fresh))
     moved = [name for name in trained if name.startswith("backbone") and not torch.equal(trained[name], kept[name])]
     assert any("q_proj" in name for name in moved)
 
 
 def test_several_aims_leave_their_front_and_one_aim_none(run_copy, command):
-    again = ["train", f"run_dir={run_copy.root}", "pipeline.phases=[phase5]", "phase5.folds=2"]
+    again = ["train", f"run_dir={run_copy.output_dir}", "pipeline.phases=[phase5]", "phase5.folds=2"]
     code, out, err = command(*again, "phase5.method=multi_objective")
     assert code == 0, err
     assert "cannot be certified with" in out
-    rows = run_copy.pareto_front.read_text().splitlines()
+    rows = run_copy.pareto_front_csv.read_text().splitlines()
     assert rows[0] == "weights,nll,ece,mcc_loss,fnr,on_front,chosen"
     assert sum(row.endswith("true,true") for row in rows) == 1
-    assert run_copy.pareto_picture.is_file()
+    assert run_copy.pareto_front_plot.is_file()
     assert command(*again)[0] == 0
-    assert not run_copy.pareto_front.exists()
+    assert not run_copy.pareto_front_csv.exists()
 
 
 def test_an_ensemble_is_told_by_its_members_the_heaviest_first(run_copy, command):
     asked = ["pipeline.phases=[phase5]", "phase5.folds=2", "phase5.method=ensemble"]
-    code, out, err = command("train", f"run_dir={run_copy.root}", *asked)
+    code, out, err = command("train", f"run_dir={run_copy.output_dir}", *asked)
     assert code == 0, err
-    weights = read_json(run_copy.scrc_params)["scrc_params"]["ensemble_weights"]
+    weights = read_json(run_copy.scrc_params_json)["scrc_params"]["ensemble_weights"]
     told = [f"{weights[name]:.0%} {name}" for name in sorted(weights, key=weights.__getitem__, reverse=True)]
     assert f"ensemble of {', '.join(told)}; cross-fitted NLL" in out
 
 
 def test_a_head_retrained_for_calibration_is_what_is_calibrated_and_what_ships(run_copy, command, images):
-    again = ["train", f"run_dir={run_copy.root}", "phase5.folds=2"]
+    again = ["train", f"run_dir={run_copy.output_dir}", "phase5.folds=2"]
     code, _, err = command(*again, "pipeline.phases=[phase5]", "phase5.method=mac_cal")
     assert code == 2
     assert "phase5 needs phase5_maccal/val_calib_logits.pt of phase5_maccal" in err
@@ -166,45 +170,47 @@ def test_a_head_retrained_for_calibration_is_what_is_calibrated_and_what_ships(r
     code, out, err = command(*again, phases, "phase5.method=mac_cal", "mac_cal.epochs=3")
     assert code == 0, err
     assert "mac_cal; VAL_CALIB NLL" in out
-    policy = read_json(run_copy.scrc_params)
-    assert policy["scores"] == read_json(run_copy.mac_cal_scores)["reference"]
+    policy = read_json(run_copy.scrc_params_json)
+    assert policy["scores"] == read_json(run_copy.mac_cal_scores_json)["reference"]
     assert {"none", "temperature", "ensemble", "mac_cal"} <= {c["name"] for c in policy["scrc_params"]["candidates"]}
-    assert (run_copy.export / "model.pth").read_bytes() == run_copy.mac_cal_model.read_bytes()
-    trained, kept = (torch.load(p, weights_only=True) for p in (run_copy.mac_cal_model, run_copy.model_best))
+    assert (run_copy.export_dir / "model.pth").read_bytes() == run_copy.mac_cal_checkpoint.read_bytes()
+    trained, kept = (
+        torch.load(p, weights_only=True) for p in (run_copy.mac_cal_checkpoint, run_copy.phase1_checkpoint)
+    )
     assert {name.split(".")[0] for name in trained if not torch.equal(trained[name], kept[name])} == {"head"}
     assert command(*again, "pipeline.phases=[phase5,phase6]")[0] == 0
-    assert (run_copy.export / "model.pth").read_bytes() == run_copy.model_best.read_bytes()
+    assert (run_copy.export_dir / "model.pth").read_bytes() == run_copy.phase1_checkpoint.read_bytes()
 
 
 def write_sealed_policy(run, policy):
     """A policy that phase 5 seems to have written."""
-    run.scrc_params.write_text(json.dumps(policy))
+    run.scrc_params_json.write_text(json.dumps(policy))
     manifest = read_json(run.manifest("phase5"))
-    manifest["outputs"]["phase5_scrc/scrc_params.json"] = seal(run.scrc_params).model_dump()
+    manifest["outputs"]["phase5_scrc/scrc_params.json"] = file_digest(run.scrc_params_json).model_dump()
     run.manifest("phase5").write_text(json.dumps(manifest))
 
 
 def test_a_policy_of_an_older_version_is_refused_by_name(run_copy, command):
-    write_sealed_policy(run_copy, read_json(run_copy.scrc_params) | {"schema_version": 1})
-    code, _, err = command("train", f"run_dir={run_copy.root}", "pipeline.phases=[phase6]")
+    write_sealed_policy(run_copy, read_json(run_copy.scrc_params_json) | {"schema_version": 1})
+    code, _, err = command("train", f"run_dir={run_copy.output_dir}", "pipeline.phases=[phase6]")
     assert code == 2
     assert "scrc.schema_version: Input should be 2" in err
 
 
 def test_policies_carry_the_digest_of_the_scores_they_were_fitted_on(finished_run):
     schema = ArtifactSchema(finished_run)
-    reference = read_json(schema.val_calib_scores)["reference"]
-    assert read_json(schema.thresholds)["scores"] == reference
-    assert read_json(schema.scrc_params)["scores"] == reference
-    assert read_json(schema.bundle)["files"]["model.pth"]["sha256"] == reference["model_sha256"]
+    reference = read_json(schema.val_calib_scores_json)["reference"]
+    assert read_json(schema.thresholds_json)["scores"] == reference
+    assert read_json(schema.scrc_params_json)["scores"] == reference
+    assert read_json(schema.bundle_json)["files"]["model.pth"]["sha256"] == reference["model_sha256"]
 
 
 def test_export_refuses_a_policy_of_another_model(run_copy, command):
     """A policy edited to look whole still belongs to the scores of another model."""
-    policy = read_json(run_copy.scrc_params)
+    policy = read_json(run_copy.scrc_params_json)
     policy["scores"]["model_sha256"] = "0" * 64
     write_sealed_policy(run_copy, policy)
-    code, _, err = command("train", f"run_dir={run_copy.root}", "pipeline.phases=[phase6]")
+    code, _, err = command("train", f"run_dir={run_copy.output_dir}", "pipeline.phases=[phase6]")
     assert code == 2
     assert "the chain does not close" in err
 
@@ -212,7 +218,7 @@ def test_export_refuses_a_policy_of_another_model(run_copy, command):
 def test_a_file_of_settings_is_kept_when_the_run_already_has_its_data(run_copy, tmp_path, command):
     file = tmp_path / "few.yaml"
     file.write_text("phase2: {n_thresholds: 50}\npipeline: {phases: [phase2]}\n")
-    code, out, _ = command("train", "--config", file, f"run_dir={run_copy.root}")
+    code, out, _ = command("train", "--config", file, f"run_dir={run_copy.output_dir}")
     assert code == 0
     assert "grid of 50" in out
 

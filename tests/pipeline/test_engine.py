@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Outcome, Phase
-from streetvision.contracts.settings import NO_MATTER
+from streetvision.contracts.settings import RESULT_NEUTRAL
 from streetvision.io.atomic import write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest
@@ -20,7 +20,7 @@ from streetvision.pipeline.engine import Engine, ordered
 
 class Setting(BaseModel):
     value: int = 0
-    workers: Annotated[int, NO_MATTER] = 0
+    workers: Annotated[int, RESULT_NEUTRAL] = 0
 
 
 class Other(BaseModel):
@@ -37,9 +37,9 @@ class House:
         self.other = Other()
         self.outside = "a" * 64
         self.phases = {
-            "phase1": self.phase("phase1", (), "model_best", Setting),
-            "phase2": self.phase("phase2", ("model_best",), "thresholds", Other),
-            "phase5": self.phase("phase5", ("thresholds",), "scrc_params", Other),
+            "phase1": self.phase("phase1", (), "phase1_checkpoint", Setting),
+            "phase2": self.phase("phase2", ("phase1_checkpoint",), "thresholds_json", Other),
+            "phase5": self.phase("phase5", ("thresholds_json",), "scrc_params_json", Other),
         }
         self.phases["phase1"] = replace(self.phases["phase1"], external=lambda _: self.outside)
         self.phases["data"] = Phase("data", "toy", (), (), (), lambda _: Outcome("nothing to split"))
@@ -67,7 +67,7 @@ def house(tmp_path):
 
 def test_phases_run_in_the_order_of_the_data_however_they_are_named(house):
     assert house.run("phase5", "phase1", "phase2") == ["phase1", "phase2", "phase5"]
-    assert house.schema.scrc_params.read_text() == "phase1:0;phase2:0;phase5:0;"
+    assert house.schema.scrc_params_json.read_text() == "phase1:0;phase2:0;phase5:0;"
 
 
 def test_what_is_unchanged_is_skipped_and_still_serves(house, capsys):
@@ -85,7 +85,7 @@ def test_a_changed_setting_runs_its_phase_and_those_behind_it(house):
     house.run("phase1", "phase2", "phase5")
     house.other = Other(value=3)
     assert house.run("phase1", "phase2", "phase5") == ["phase2", "phase5"]
-    assert house.schema.scrc_params.read_text() == "phase1:0;phase2:3;phase5:3;"
+    assert house.schema.scrc_params_json.read_text() == "phase1:0;phase2:3;phase5:3;"
 
 
 def test_a_setting_of_how_and_not_of_what_runs_nothing_again(house):
@@ -112,22 +112,22 @@ def test_changed_code_is_noticed(house, monkeypatch):
 @pytest.mark.parametrize("damage", [lambda p: p.write_text("other"), lambda p: p.unlink()])
 def test_a_damaged_artifact_is_made_again(house, damage):
     house.run("phase1", "phase2")
-    damage(house.schema.model_best)
+    damage(house.schema.phase1_checkpoint)
     assert house.run("phase1", "phase2") == ["phase1"]
 
 
 def test_a_damaged_artifact_of_a_phase_that_was_not_asked_for_is_an_error(house):
     house.run("phase1")
-    house.schema.model_best.write_text("other")
+    house.schema.phase1_checkpoint.write_text("other")
     with pytest.raises(ArtifactError, match="not what phase1 wrote") as caught:
         house.run("phase2")
-    assert "pipeline.phases=[phase1,phase2]" in caught.value.remedy
+    assert "pipeline.phases=[phase1,phase2]" in caught.value.hint
 
 
 def test_a_missing_artifact_names_its_maker(house):
     with pytest.raises(ArtifactError, match=r"phase2 needs phase1/model_best\.pth of phase1") as caught:
         house.run("phase2")
-    assert "pipeline.phases=[phase1,phase2]" in caught.value.remedy
+    assert "pipeline.phases=[phase1,phase2]" in caught.value.hint
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"phase": NaN}'])
@@ -141,7 +141,7 @@ def test_a_phase_that_breaks_leaves_no_manifest_and_runs_again(house):
     house.run("phase1", "phase2")
 
     def fail(_):
-        house.schema.thresholds.write_text("half")
+        house.schema.thresholds_json.write_text("half")
         raise RuntimeError("boom")
 
     whole = house.phases["phase2"]
@@ -163,7 +163,7 @@ def test_a_phase_that_does_not_write_what_it_makes_is_an_error(house):
 def test_an_unknown_phase_lists_those_that_exist(house):
     with pytest.raises(ConfigError, match="did you mean 'phase2'") as caught:
         house.run("phase22")
-    assert "data, phase1, phase2, phase5" in caught.value.remedy
+    assert "data, phase1, phase2, phase5" in caught.value.hint
 
 
 def test_reading_a_section_without_declaring_it_is_a_bug(house):
@@ -176,12 +176,12 @@ def test_reading_a_section_without_declaring_it_is_a_bug(house):
 
 def test_a_run_folder_has_one_writer(house):
     house.schema.ensure_dirs()
-    with run_lock(house.schema.lock), pytest.raises(ArtifactError, match="in use by process"):
+    with run_lock(house.schema.lock_file), pytest.raises(ArtifactError, match="in use by process"):
         house.run("phase1")
 
 
 def test_temps_of_a_killed_process_are_cleared(house):
-    stray = house.schema.root / "phase1" / ".model_best.pth.99999999-0123abcd.tmp"
+    stray = house.schema.output_dir / "phase1" / ".model_best.pth.99999999-0123abcd.tmp"
     stray.parent.mkdir(parents=True)
     stray.write_text("half")
     house.run("phase1")
@@ -190,11 +190,11 @@ def test_temps_of_a_killed_process_are_cleared(house):
 
 def test_an_input_that_changes_while_a_phase_runs_is_recorded_as_it_was_read(house):
     house.run("phase1")
-    before = house.schema.model_best.read_text()
+    before = house.schema.phase1_checkpoint.read_text()
 
     def run(_):
-        write_text_atomic(house.schema.thresholds, "from the old input")
-        house.schema.model_best.write_text("new")
+        write_text_atomic(house.schema.thresholds_json, "from the old input")
+        house.schema.phase1_checkpoint.write_text("new")
         return Outcome("done")
 
     house.phases["phase2"] = replace(house.phases["phase2"], run=run)

@@ -35,7 +35,7 @@ def others(tmp_path_factory):
 
 def taken_from_run(schema, splits, folder):
     """A data set of the run's own images of some splits, under other names."""
-    content = read_json(schema.splits)
+    content = read_json(schema.splits_json)
     rows = [row for row in content["rows"] if row["split"] in splits]
     lines = [f"{Path(content['root']) / row['path']},{row['label']}" for row in rows]
     folder.mkdir()
@@ -45,125 +45,129 @@ def taken_from_run(schema, splits, folder):
 
 def test_the_policies_are_argmax_phase_2_and_the_bundle(finished_run):
     schema = ArtifactSchema(finished_run)
-    policies = read_json(schema.evaluation_report)["policies"]
+    policies = read_json(schema.evaluation_report_json)["policies"]
     assert [row["name"] for row in policies] == ["argmax", "threshold", "scrc"]
     assert [row["shipped"] for row in policies] == [False, False, True]
-    assert policies[1]["threshold"] == read_json(schema.thresholds)["threshold"]
-    assert policies[2]["threshold"] == load_bundle(schema.export).threshold
+    assert policies[1]["threshold"] == read_json(schema.thresholds_json)["threshold"]
+    assert policies[2]["threshold"] == load_bundle(schema.export_dir).threshold
     assert {row["inference"] for row in policies} == {"single_view"}
 
 
 def test_a_shipped_threshold_is_not_told_twice(run_copy, command):
-    train = ["train", f"run_dir={run_copy.root}", "pipeline.phases=[phase6]", "phase6.policy=threshold"]
+    train = ["train", f"run_dir={run_copy.output_dir}", "pipeline.phases=[phase6]", "phase6.policy=threshold"]
     assert command(*train)[0] == 0
-    code, _, err = command("evaluate", "--bundle", run_copy.export, FEW)
+    code, _, err = command("evaluate", "--bundle", run_copy.export_dir, FEW)
     assert code == 0, err
-    policies = read_json(run_copy.evaluation_report)["policies"]
+    policies = read_json(run_copy.evaluation_report_json)["policies"]
     assert [(row["name"], row["shipped"]) for row in policies] == [("argmax", False), ("threshold", True)]
 
 
 def test_the_threshold_of_another_model_is_left_out_and_said_to_be(run_copy, command):
-    policy = read_json(run_copy.thresholds)
+    policy = read_json(run_copy.thresholds_json)
     policy["scores"]["model_sha256"] = "f" * 64
-    run_copy.thresholds.write_text(json.dumps(policy))
+    run_copy.thresholds_json.write_text(json.dumps(policy))
     run_copy.manifest("phase2").unlink()
-    code, _, err = command("evaluate", "--bundle", run_copy.export, FEW)
+    code, _, err = command("evaluate", "--bundle", run_copy.export_dir, FEW)
     assert code == 0, err
-    report = read_json(run_copy.evaluation_report)
+    report = read_json(run_copy.evaluation_report_json)
     assert [row["name"] for row in report["policies"]] == ["argmax", "scrc"]
     assert "leaves out phase 2's threshold" in report["notes"][0]
 
 
 def test_quick_leaves_no_picture_of_an_earlier_comprehensive_look(run_copy, command):
     assert run_copy.threshold_curve.is_file()
-    code, out, err = command("evaluate", "--bundle", run_copy.export, "--mode", "quick", FEW)
+    code, out, err = command("evaluate", "--bundle", run_copy.export_dir, "--mode", "quick", FEW)
     assert code == 0, err
     assert not run_copy.threshold_curve.exists()
     assert "look number 2" in out
-    assert "slices" not in read_json(run_copy.evaluation_report)
+    assert "slices" not in read_json(run_copy.evaluation_report_json)
 
 
 def test_looks_at_val_test_are_counted_and_repeats_are_not_looks(run_copy, command):
-    again = ["evaluate", "--bundle", run_copy.export, FEW]
+    again = ["evaluate", "--bundle", run_copy.export_dir, FEW]
     assert "first look" in command(*again)[1]
-    assert len(read_json(run_copy.looks)) == 1
+    assert len(read_json(run_copy.test_access_log_json)) == 1
     code, out, _ = command(*again, "evaluation.seed=1")
     assert code == 0
     assert "look number 2" in out
-    looks = read_json(run_copy.looks)
+    looks = read_json(run_copy.test_access_log_json)
     assert len(looks) == 2
-    earlier = read_json(run_copy.evaluation_report)["earlier_looks"]
+    earlier = read_json(run_copy.evaluation_report_json)["earlier_looks"]
     assert earlier == [{"bundle_sha256": looks[0]["bundle_sha256"], "times": 1, "last": looks[0]["at"]}]
 
 
 def test_a_bundle_that_was_moved_is_judged_on_the_run_that_made_it(run_copy, tmp_path, command):
-    moved = run_copy.export.rename(tmp_path / "moved")
+    moved = run_copy.export_dir.rename(tmp_path / "moved")
     code, _, err = command("evaluate", "--bundle", moved)
     assert code == 2
     assert "run_dir=" in err
-    code, _, err = command("evaluate", "--bundle", moved, f"run_dir={run_copy.root}", FEW)
+    code, _, err = command("evaluate", "--bundle", moved, f"run_dir={run_copy.output_dir}", FEW)
     assert code == 0, err
 
 
 def test_other_data_are_judged_in_a_folder_of_their_own(run_copy, others, command):
-    code, out, err = command("evaluate", "--bundle", run_copy.export, "--data", others, FEW)
+    code, out, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", others, FEW)
     assert code == 0, err
     assert "60 images" in out
-    assert f"streetvision predict --bundle {run_copy.export} " in out
-    there = ArtifactSchema(run_copy.root / f"on_{others.name}")
-    report = read_json(there.evaluation_report)
+    assert f"streetvision predict --bundle {run_copy.export_dir} " in out
+    there = ArtifactSchema(run_copy.output_dir / f"on_{others.name}")
+    report = read_json(there.evaluation_report_json)
     assert (report["look"], report["notes"], report["data"]) == (None, [], others.name)
     assert [row["name"] for row in report["policies"]] == ["argmax", "threshold", "scrc"]
     assert {part["value"] for part in report["slices"] if part["column"] == "road"} == {"wet", "dry"}
-    assert len(read_json(run_copy.looks)) == 1
-    assert "(unchanged)" in command("evaluate", "--bundle", run_copy.export, "--data", others, FEW)[1]
+    assert len(read_json(run_copy.test_access_log_json)) == 1
+    assert "(unchanged)" in command("evaluate", "--bundle", run_copy.export_dir, "--data", others, FEW)[1]
 
 
 def test_other_data_are_not_split(run_copy, others, command):
-    code, _, err = command("evaluate", "--bundle", run_copy.export, "--data", others, "data.fractions.train=0.5")
+    code, _, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", others, "data.fractions.train=0.5")
     assert code == 2
     assert "data.fractions.train is not read with --data" in err
 
 
 def test_images_that_made_the_bundle_do_not_judge_it(run_copy, tmp_path, command):
     data, n = taken_from_run(run_copy, {"train", "val_calib"}, tmp_path / "leak")
-    code, _, err = command("evaluate", "--bundle", run_copy.export, "--data", data, FEW)
+    code, _, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", data, FEW)
     assert code == 2
     assert f"{n} of {n} images had a part in making this bundle (train " in err
 
 
 def test_val_test_under_another_name_is_a_look_at_val_test(run_copy, tmp_path, command):
     data, _ = taken_from_run(run_copy, {"val_test"}, tmp_path / "again")
-    code, _, err = command("evaluate", "--bundle", run_copy.export, "--data", data, FEW)
+    code, _, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", data, FEW)
     assert code == 0, err
-    report = read_json(ArtifactSchema(run_copy.root / "on_again").evaluation_report)
+    report = read_json(ArtifactSchema(run_copy.output_dir / "on_again").evaluation_report_json)
     assert report["look"] == 2
-    assert len(read_json(run_copy.looks)) == 2
-    assert report["metrics"]["accuracy"] == pytest.approx(read_json(run_copy.evaluation_report)["metrics"]["accuracy"])
+    assert len(read_json(run_copy.test_access_log_json)) == 2
+    assert report["metrics"]["accuracy"] == pytest.approx(
+        read_json(run_copy.evaluation_report_json)["metrics"]["accuracy"]
+    )
 
 
 def test_without_its_run_a_bundle_is_judged_with_a_caution(run_copy, others, tmp_path, command):
     alone = tmp_path / "alone" / "bundle"
     alone.parent.mkdir()
-    run_copy.export.rename(alone)
+    run_copy.export_dir.rename(alone)
     code, _, err = command("evaluate", "--bundle", alone, "--data", others, f"run_dir={tmp_path / 'out'}", FEW)
     assert code == 0, err
-    report = read_json(ArtifactSchema(tmp_path / "out").evaluation_report)
+    report = read_json(ArtifactSchema(tmp_path / "out").evaluation_report_json)
     assert "not listed beside it" in report["notes"][0]
     assert "caution" not in err
 
 
 def test_an_evaluation_does_not_move_into_a_run(run_copy, others, command):
-    code, _, err = command("evaluate", "--bundle", run_copy.export, "--data", others, f"run_dir={run_copy.root}")
+    code, _, err = command(
+        "evaluate", "--bundle", run_copy.export_dir, "--data", others, f"run_dir={run_copy.output_dir}"
+    )
     assert code == 2
     assert "is a run of its own" in err
 
 
 @pytest.mark.parametrize("way", ["here", "link"])
 def test_a_bundle_is_of_its_run_whichever_way_it_is_named(run_copy, command, monkeypatch, tmp_path, way):
-    content = read_json(run_copy.splits)
-    (tmp_path / "link").symlink_to(run_copy.export)
-    monkeypatch.chdir(run_copy.export)
+    content = read_json(run_copy.splits_json)
+    (tmp_path / "link").symlink_to(run_copy.export_dir)
+    monkeypatch.chdir(run_copy.export_dir)
     bundle = {"here": ".", "link": tmp_path / "link"}[way]
     code, out, err = command("evaluate", "--bundle", bundle, FEW)
     assert code == 0, err
@@ -174,8 +178,8 @@ def test_a_bundle_is_of_its_run_whichever_way_it_is_named(run_copy, command, mon
 
 
 def test_a_bundle_without_its_run_says_that_none_could_be_looked_for(run_copy, command, tmp_path):
-    content = read_json(run_copy.splits)
-    alone = shutil.copytree(run_copy.export, tmp_path / "alone" / "export")
+    content = read_json(run_copy.splits_json)
+    alone = shutil.copytree(run_copy.export_dir, tmp_path / "alone" / "export")
     code, out, err = command("evaluate", "--bundle", alone, FEW, "--data", content["root"])
     assert code == 0, err
     assert "none could be looked for" in out

@@ -14,7 +14,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.io.atomic import read_json
 from streetvision.pipeline.steps.expect_reward import VARIANTS, Asked, Question, questions
 
-FEW = ["reward.streams=40", "reward.steps=120"]
+FEW = ["reward.n_simulations=40", "reward.steps=120"]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def told(run):
     """What the command printed."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as stop:
-        main(["subnet", "reward", "--bundle", str(run.export), *FEW])
+        main(["subnet", "reward", "--bundle", str(run.export_dir), *FEW])
     assert not stop.value.code
     return printed.getvalue()
 
@@ -38,8 +38,8 @@ def test_the_first_line_is_the_state_of_the_subnet(told):
 
 
 def test_a_row_for_each_profile_and_level_and_for_timeouts(run, told):
-    every = read_json(run.reward_report)["rows"]
-    rows = {(row["profile"], row["level"], row["timeout_share"]): row for row in every if row["source"] == "all"}
+    every = read_json(run.reward_report_json)["rows"]
+    rows = {(row["profile"], row["level"], row["timeout_fraction"]): row for row in every if row["source"] == "all"}
     levels = {"jan2026": ["all", *"0123"], "apr2026": ["all", *"0123"], "may2026": ["all"]}
     expected = {(profile, level, 0.0) for profile, found in levels.items() for level in found}
     assert rows.keys() == expected | {(profile, "all", 0.05) for profile in levels}
@@ -77,8 +77,8 @@ def test_sources_have_rows_of_their_own_where_there_are_several():
 
 
 def test_the_thresholds_are_the_bundles_own_the_balanced_one_and_one_found_elsewhere(run, told):
-    predictor = load_bundle(run.export)
-    report = read_json(run.reward_report)
+    predictor = load_bundle(run.export_dir)
+    report = read_json(run.reward_report_json)
     params = predictor.manifest.policy.scrc_params
     assert report["thresholds"] == {
         "bundle": params.threshold,
@@ -88,21 +88,21 @@ def test_the_thresholds_are_the_bundles_own_the_balanced_one_and_one_found_elsew
 
 
 def test_it_costs_a_look_once_and_the_seed_decides(run, told, command):
-    looks, report = read_json(run.looks), read_json(run.reward_report)
-    code, out, err = command("subnet", "reward", "--bundle", run.export, *FEW)
+    looks, report = read_json(run.test_access_log_json), read_json(run.reward_report_json)
+    code, out, err = command("subnet", "reward", "--bundle", run.export_dir, *FEW)
     assert code == 0, err
     assert "(unchanged)" in out
-    assert read_json(run.looks) == looks
-    code, _, err = command("subnet", "reward", "--bundle", run.export, *FEW, "reward.seed=7")
+    assert read_json(run.test_access_log_json) == looks
+    code, _, err = command("subnet", "reward", "--bundle", run.export_dir, *FEW, "reward.seed=7")
     assert code == 0, err
-    assert len(read_json(run.looks)) == len(looks) + 1
-    assert read_json(run.reward_report)["rows"] != report["rows"]
-    assert command("subnet", "reward", "--bundle", run.export, *FEW)[0] == 0
-    assert read_json(run.reward_report) == report | {"look": len(looks) + 2}
+    assert len(read_json(run.test_access_log_json)) == len(looks) + 1
+    assert read_json(run.reward_report_json)["rows"] != report["rows"]
+    assert command("subnet", "reward", "--bundle", run.export_dir, *FEW)[0] == 0
+    assert read_json(run.reward_report_json) == report | {"look": len(looks) + 2}
 
 
 def test_a_bundle_away_from_its_run_is_sent_back_to_it(run, command, tmp_path):
-    moved = shutil.copytree(run.export, tmp_path / "moved")
+    moved = shutil.copytree(run.export_dir, tmp_path / "moved")
     code, _, err = command("subnet", "reward", "--bundle", moved, *FEW)
     assert code == 2
     assert "is not the run that made this bundle" in err

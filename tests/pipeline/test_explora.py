@@ -24,7 +24,7 @@ from tests.conftest import TINY_MODEL
 SHORT = [
     *TINY_MODEL,
     "model.backbone.depth=2",
-    "phase4a.epochs=1",
+    "phase4a.num_epochs=1",
     "phase4a.batch_size=16",
     "phase4a.rank=4",
     "phase4a.projection_hidden=32",
@@ -43,7 +43,7 @@ def adapted(scenes, tmp_path_factory):
     with pytest.raises(SystemExit):
         main(["train", f"data.root={scenes}", f"run_dir={root}", *SHORT, "pipeline.phases=[data]"])
     schema = ArtifactSchema(root)
-    partition = partition_from_json(read_json(schema.splits), schema.splits)
+    partition = partition_from_json(read_json(schema.splits_json), schema.splits_json)
     for split in Split:
         shutil.copy(scenes / partition.rows(split)[0].path, further / f"{split.value}.jpg")
     for seed in range(8):
@@ -65,14 +65,16 @@ def test_phase1_starts_from_the_adapted_backbone_and_names_it(adapted):
     assert recorded["metrics"]["adapted_backbone_sha256"] == digest
     assert recorded["inputs"]["phase4a_explora/explora_checkpoint.pth"]["sha256"] == digest
     assert "adapted backbone" in recorded["summary"]
-    shipped = {k.removeprefix("backbone."): v for k, v in load_state(adapted.model_best).items() if "backbone." in k}
+    shipped = {
+        k.removeprefix("backbone."): v for k, v in load_state(adapted.phase1_checkpoint).items() if "backbone." in k
+    }
     merged = load_state(adapted.explora_checkpoint)
     assert shipped.keys() == merged.keys()
     assert all(torch.equal(shipped[name], merged[name]) for name in merged)  # phase 1 was frozen
 
 
 def test_the_checkpoint_loads_with_strict_keys_and_differs_from_where_it_came_from(adapted):
-    backbone = build_backbone(read_json(adapted.explora_config))
+    backbone = build_backbone(read_json(adapted.explora_config_json))
     before = state_digest(backbone)
     load_into(backbone, load_state(adapted.explora_checkpoint), source="it")
     assert state_digest(backbone) != before
@@ -81,7 +83,7 @@ def test_the_checkpoint_loads_with_strict_keys_and_differs_from_where_it_came_fr
 
 
 def test_what_is_judged_is_kept_out_of_the_unlabelled(adapted):
-    found = read_json(adapted.unlabeled)
+    found = read_json(adapted.unlabeled_json)
     names = {row["path"].rpartition("/")[2] for row in found["rows"]}
     assert names == {"train.jpg", *(f"new_{seed}.jpg" for seed in range(8))}
     assert {path.rpartition("/")[2] for path in found["left_out"]} == {
@@ -95,17 +97,17 @@ def test_what_is_judged_is_kept_out_of_the_unlabelled(adapted):
 
 
 def test_every_epoch_is_in_the_metrics_file_and_the_picture(adapted):
-    rows = list(csv.DictReader(adapted.explora_metrics.open()))
+    rows = list(csv.DictReader(adapted.explora_metrics_csv.open()))
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert {"train_loss", "select_loss", "alignment", "uniformity", "effective_rank", "knn_mcc"} <= rows[0].keys()
-    assert adapted.explora_curve.read_bytes().startswith(b"\x89PNG")
+    assert adapted.explora_curve_plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_no_more_neighbours_are_asked_than_wanted(adapted, scenes, tmp_path, command):
     schema = ArtifactSchema(tmp_path / "run")
-    asked = ["phase4a.probed=5", "pipeline.phases=[phase4a_explora]"]
-    assert command("train", f"data.root={scenes}", f"run_dir={schema.root}", *SHORT, *asked)[0] == 0
-    few, many = (next(csv.DictReader(of.explora_metrics.open())) for of in (schema, adapted))
+    asked = ["phase4a.knn_probe_size=5", "pipeline.phases=[phase4a_explora]"]
+    assert command("train", f"data.root={scenes}", f"run_dir={schema.output_dir}", *SHORT, *asked)[0] == 0
+    few, many = (next(csv.DictReader(of.explora_metrics_csv.open())) for of in (schema, adapted))
     assert few["knn_mcc"] != many["knn_mcc"]
 
 
@@ -144,7 +146,7 @@ def test_another_seed_draws_other_weights(scenes, tmp_path, command):
         schema = ArtifactSchema(tmp_path / name)
         phases = "pipeline.phases=[phase4a_explora]"
         code, _, err = command(
-            "train", f"data.root={scenes}", f"run_dir={schema.root}", *SHORT, phases, f"phase4a.seed={seed}"
+            "train", f"data.root={scenes}", f"run_dir={schema.output_dir}", *SHORT, phases, f"phase4a.seed={seed}"
         )
         assert code == 0, err
         digests.append(sha256_file(schema.explora_checkpoint))
@@ -153,22 +155,29 @@ def test_another_seed_draws_other_weights(scenes, tmp_path, command):
 
 def test_small_copies_are_what_is_adapted_on(scenes, tmp_path, command):
     schema = ArtifactSchema(tmp_path / "run")
-    small = ["loader.cache_pixels=48", "pipeline.phases=[phase4a_explora]"]
-    assert command("train", f"data.root={scenes}", f"run_dir={schema.root}", *SHORT, *small)[0] == 0
-    trained = [row for row in read_json(schema.splits)["rows"] if row["split"] == "train"]
-    assert len(list(schema.image_cache.rglob("*.jpg"))) == len({row["sha256"] for row in trained})
+    small = ["loader.cache_image_size=48", "pipeline.phases=[phase4a_explora]"]
+    assert command("train", f"data.root={scenes}", f"run_dir={schema.output_dir}", *SHORT, *small)[0] == 0
+    trained = [row for row in read_json(schema.splits_json)["rows"] if row["split"] == "train"]
+    assert len(list(schema.image_cache_dir.rglob("*.jpg"))) == len({row["sha256"] for row in trained})
 
 
 def test_the_same_line_again_does_nothing_again(adapted, scenes, command):
-    further = read_json(adapted.unlabeled)["rows"][0]["path"].rpartition("/")[0]
-    line = ["train", f"data.root={scenes}", f"run_dir={adapted.root}", *SHORT, ORDER, f"data.unlabeled=[{further}]"]
+    further = read_json(adapted.unlabeled_json)["rows"][0]["path"].rpartition("/")[0]
+    line = [
+        "train",
+        f"data.root={scenes}",
+        f"run_dir={adapted.output_dir}",
+        *SHORT,
+        ORDER,
+        f"data.unlabeled=[{further}]",
+    ]
     _, out, _ = command(*line)
     assert out.count("(unchanged)") == 6, out
 
 
 def test_another_run_starts_from_the_checkpoint_that_it_is_given(adapted, scenes, tmp_path, command):
     run = ArtifactSchema(tmp_path / "run")
-    line = ["train", f"data.root={scenes}", f"run_dir={run.root}", *SHORT, "pipeline.phases=[phase1]"]
+    line = ["train", f"data.root={scenes}", f"run_dir={run.output_dir}", *SHORT, "pipeline.phases=[phase1]"]
     given = f"model.explora_checkpoint_path={adapted.explora_checkpoint}"
     command(*line, given)
     assert torch.equal(torch.load(run.val_calib_logits), torch.load(adapted.val_calib_logits))
@@ -195,9 +204,9 @@ def test_unlabelled_images_may_come_in_groups(scenes, tmp_path, command):
     table, further = tmp_path / "more.csv", tmp_path / "more"
     further.mkdir()
     schema = ArtifactSchema(tmp_path / "run")
-    line = ["train", f"data.root={scenes}", f"run_dir={schema.root}", *SHORT, "pipeline.phases=[data]"]
+    line = ["train", f"data.root={scenes}", f"run_dir={schema.output_dir}", *SHORT, "pipeline.phases=[data]"]
     assert command(*line)[0] == 0
-    judged = partition_from_json(read_json(schema.splits), schema.splits).rows(Split.VAL_TEST)[0]
+    judged = partition_from_json(read_json(schema.splits_json), schema.splits_json).rows(Split.VAL_TEST)[0]
     for name in "abce":
         picture = torch.randint(0, 255, (3, 72, 96), generator=torch.Generator().manual_seed(ord(name))).byte()
         torchvision.io.write_jpeg(picture, str(further / f"{name}.jpg"))
@@ -207,7 +216,7 @@ def test_unlabelled_images_may_come_in_groups(scenes, tmp_path, command):
     linked = "more/d.jpg,ride 7\nmore/e.jpg,ride 7\n"  # e has a ride in common with a copy of what is judged
     table.write_text(f"path,group\nmore/a.jpg,ride 1\nmore/b.jpg,{group}\n{further / 'c.jpg'},\n{linked}")
     assert command(*line, f"data.unlabeled=[{table}]")[0] == 0
-    found = read_json(schema.unlabeled)
+    found = read_json(schema.unlabeled_json)
     assert [(row["path"], row["group"]) for row in found["rows"]] == [
         (str(further / "a.jpg"), "ride 1"),
         (str(further / "c.jpg"), None),
@@ -227,16 +236,16 @@ def test_images_of_one_group_are_not_told_apart(scenes, tmp_path, command):
             for number, row in enumerate(rows):
                 ride = f"{row['label']} {number * 5 // len(rows)}"
                 writer.writerow([scenes / row["path"], row["label"], ride if together else ""])
-        line = ["train", f"data.root={table}", f"run_dir={run.root}", *SHORT, "pipeline.phases=[phase4a_explora]"]
+        line = ["train", f"data.root={table}", f"run_dir={run.output_dir}", *SHORT, "pipeline.phases=[phase4a_explora]"]
         assert command(*line)[0] == 0
-        losses.append(float(next(csv.DictReader(run.explora_metrics.open()))["select_loss"]))
+        losses.append(float(next(csv.DictReader(run.explora_metrics_csv.open()))["select_loss"]))
     assert losses[0] < losses[1] - 0.1
 
 
 def test_partners_from_groups_need_groups(scenes, tmp_path, command):
     """Every scene is a group of its own, so there is no partner to take."""
     line = ["train", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *SHORT, "pipeline.phases=[phase4a_explora]"]
-    code, _, err = command(*line, "phase4a.views.partner=group")
+    code, _, err = command(*line, "phase4a.views.positives=same_group")
     assert code == 2
     assert "no two images share a group" in " ".join(err.split())
 
@@ -271,14 +280,14 @@ def test_two_processes_adapt_like_one(scenes, tmp_path, command):
     one, two = ArtifactSchema(tmp_path / "one"), ArtifactSchema(tmp_path / "two")
     even = "data.fractions={train: 0.5, val_select: 0.2, val_calib: 0.2, val_test: 0.1}"
     line = ["train", f"data.root={scenes}", *SHORT, "pipeline.phases=[phase4a_explora]", even]
-    assert command(*line, f"run_dir={one.root}")[0] == 0
+    assert command(*line, f"run_dir={one.output_dir}")[0] == 0
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    asked = ["-m", "streetvision", *line, f"run_dir={two.root}"]
+    asked = ["-m", "streetvision", *line, f"run_dir={two.output_dir}"]
     hardware = ["phase4a.hardware.devices=2", "training.hardware.devices=2", "training=full"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*starter, *asked, *hardware], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    rows = [list(csv.DictReader(schema.explora_metrics.open())) for schema in (one, two)]
+    rows = [list(csv.DictReader(schema.explora_metrics_csv.open())) for schema in (one, two)]
     for alone, shared in zip(*rows, strict=True):
         for name in ("select_loss", "alignment", "uniformity", "effective_rank"):
             assert float(shared[name]) == pytest.approx(float(alone[name]), rel=2e-3), name

@@ -22,10 +22,10 @@ def photos(scenes, tmp_path):
 def deal(command, photos, tmp_path):
     def run(*settings):
         schema = ArtifactSchema(tmp_path / "run")
-        arguments = [f"data.root={photos[0]}", f"run_dir={schema.root}", "pipeline.phases=[data]"]
+        arguments = [f"data.root={photos[0]}", f"run_dir={schema.output_dir}", "pipeline.phases=[data]"]
         code, out, err = command("train", *arguments, *settings)
         assert code == 0, err
-        return {row["path"]: row["split"] for row in read_json(schema.splits)["rows"]}, out
+        return {row["path"]: row["split"] for row in read_json(schema.splits_json)["rows"]}, out
 
     return run
 

@@ -12,7 +12,13 @@ from streetvision.eval.metrics import METRICS, mcc
 from streetvision.eval.resampling import Resampling
 from streetvision.pipeline import report_images as illustration
 from streetvision.pipeline.phase_settings import EvaluationConfig
-from streetvision.pipeline.report_builder import Case, Promise, Ruling, make_report, tell
+from streetvision.pipeline.report_builder import (
+    DecisionRule,
+    EvaluationInput,
+    RiskGuarantee,
+    make_report,
+    summary_lines,
+)
 
 CONFIG = EvaluationConfig(n_resamples=100)
 
@@ -35,7 +41,7 @@ def case(n=120, *, grouped=False, **changes):
         )
         for i, label in enumerate(labels)
     )
-    rulings = (Ruling("argmax", p**2, 0.5), Ruling("scrc", p, 0.5))
+    rulings = (DecisionRule("argmax", p**2, 0.5), DecisionRule("scrc", p, 0.5))
     fields = {
         "class_names": ("None", "Roadwork"),
         "title": "run",
@@ -44,7 +50,7 @@ def case(n=120, *, grouped=False, **changes):
         "settings": {},
         "look": 1,
     }
-    return Case(rows, rulings, **(fields | changes))
+    return EvaluationInput(rows, rulings, **(fields | changes))
 
 
 def test_the_figures_are_those_of_the_shipped_policy():
@@ -89,7 +95,7 @@ def test_slices_of_groups_count_groups():
 def test_a_slice_of_one_class_has_no_mcc():
     one = case()
     rows = tuple(Row(**{**vars(row), "source": str(row.label)}) for row in one.rows)
-    parts = make_report(Case(**{**vars(one), "rows": rows}), CONFIG)["slices"]
+    parts = make_report(EvaluationInput(**{**vars(one), "rows": rows}), CONFIG)["slices"]
     of_source = [part for part in parts if part["column"] == "source"]
     assert [part["metrics"]["mcc"]["estimate"] for part in of_source] == [None, None]
     assert all(part["few"] for part in of_source)
@@ -113,21 +119,21 @@ def test_what_is_answered_only_when_certified_is_judged_on_what_is_answered():
     one = case()
     p = one.shipped.probabilities
     answers = np.where((p >= 0.3) & (p < 0.7), -1, p >= 0.7)
-    found = make_report(case(promise=Promise(control, answers)), CONFIG)["selective"]
+    found = make_report(case(promise=RiskGuarantee(control, answers)), CONFIG)["selective"]
     kept = answers >= 0
     missed = (answers[kept] == 0) & (one.labels[kept] == 1)
     assert found["answered"] == kept.sum() == sum(found["counts"].values())
     assert found["found"]["estimate"] == pytest.approx(missed.sum() / (one.labels[kept] == 1).sum())
     assert found["found"]["low"] <= found["found"]["estimate"] <= found["found"]["high"]
     wrong = control.model_copy(update={"kind": "error"})
-    error = make_report(case(promise=Promise(wrong, answers)), CONFIG)["selective"]["found"]
+    error = make_report(case(promise=RiskGuarantee(wrong, answers)), CONFIG)["selective"]["found"]
     assert error["estimate"] == pytest.approx(np.mean((answers[kept] == 1) != one.labels[kept]))
     assert error["low"] <= error["estimate"] <= error["high"]
 
 
 def test_a_promise_that_could_not_be_made_answers_nothing():
     control = RiskControl(**CONTROL, certified=False)
-    found = make_report(case(promise=Promise(control, np.full(120, -1))), CONFIG)["selective"]
+    found = make_report(case(promise=RiskGuarantee(control, np.full(120, -1))), CONFIG)["selective"]
     assert (found["answered"], found["found"]["estimate"], found["certified"]) == (0, None, False)
     assert "selective" not in make_report(case(), CONFIG)
 
@@ -149,14 +155,14 @@ def test_the_quick_mode_leaves_out_what_takes_time():
     ],
 )
 def test_the_terminal_hears_what_was_judged(changes, first_line):
-    assert tell(make_report(case(**changes), CONFIG))[0] == first_line
+    assert summary_lines(make_report(case(**changes), CONFIG))[0] == first_line
 
 
 def test_hindsight_is_the_best_of_all_thresholds_and_not_of_a_grid(monkeypatch):
     bands = []
     monkeypatch.setattr(illustration, "threshold_curve", lambda band, threshold: bands.append(band))
     one = case()
-    saturated = Ruling("scrc", 1 - (1 - one.shipped.probabilities) / 1000, 0.9)
+    saturated = DecisionRule("scrc", 1 - (1 - one.shipped.probabilities) / 1000, 0.9)
     illustration.draw_pictures(replace(one, rulings=(saturated,)), CONFIG)
     p = saturated.probabilities
     best = max(float(mcc(confusion_counts(one.labels, p >= cut))) for cut in p)

@@ -2,7 +2,7 @@ import pytest
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.run import settle
+from streetvision.pipeline.run import resolve_run_config
 from tests.conftest import TINY_MODEL
 
 SCENES = ["scenes.count=48", "scenes.width=64", "scenes.height=64"]
@@ -19,42 +19,42 @@ def run(tmp_path, command):
 
 
 def settled(schema, *overrides):
-    return settle([f"run_dir={schema.root}", *overrides], file=None, console=Console())
+    return resolve_run_config([f"run_dir={schema.output_dir}", *overrides], file=None, console=Console())
 
 
 def test_a_run_keeps_its_data_when_the_command_names_none(run):
-    before = run.splits.stat().st_mtime_ns
+    before = run.splits_json.stat().st_mtime_ns
     config = settled(run, "training.epochs=3")
-    assert config.data.root == str(run.scenes)
+    assert config.data.root == str(run.scenes_dir)
     assert config.training.epochs == 3
-    assert run.splits.stat().st_mtime_ns == before
+    assert run.splits_json.stat().st_mtime_ns == before
 
 
 def test_the_same_data_by_another_path_is_the_same(run, monkeypatch):
-    monkeypatch.chdir(run.root.parent)
+    monkeypatch.chdir(run.output_dir.parent)
     assert settled(run, "data.root=run/scenes").data.root == "run/scenes"
 
 
 def test_other_fractions_of_the_same_data_split_it_anew(run, command):
-    before = run.splits.read_bytes()
+    before = run.splits_json.read_bytes()
     shares = ["data.fractions.train=0.5", "data.fractions.val_test=0.2"]
-    code, _, err = command("train", f"run_dir={run.root}", *SCENES, *shares, "pipeline.phases=[data]")
+    code, _, err = command("train", f"run_dir={run.output_dir}", *SCENES, *shares, "pipeline.phases=[data]")
     assert code == 0, err
-    assert run.splits.read_bytes() != before
+    assert run.splits_json.read_bytes() != before
 
 
 def test_nothing_is_drawn_for_phases_that_read_no_images(tmp_path):
-    settle([f"run_dir={tmp_path / 'run'}", "pipeline.phases=[phase2]"], file=None, console=Console())
+    resolve_run_config([f"run_dir={tmp_path / 'run'}", "pipeline.phases=[phase2]"], file=None, console=Console())
     assert not (tmp_path / "run").exists()
 
 
 def test_settings_that_no_phase_of_the_command_reads_are_named(run, command, tmp_path):
     further = tmp_path / "more"
     command("data", "scenes", further, *SCENES, "scenes.first_seed=90")
-    asked = ["phase4a.epochs=3", "phase5.folds=3", f"data.unlabeled=[{further}]", "loader.workers=0"]
-    _, out, _ = command("train", f"run_dir={run.root}", *SCENES, *asked, "pipeline.phases=[data]")
+    asked = ["phase4a.num_epochs=3", "phase5.folds=3", f"data.unlabeled=[{further}]", "loader.num_workers=0"]
+    _, out, _ = command("train", f"run_dir={run.output_dir}", *SCENES, *asked, "pipeline.phases=[data]")
     warned = [line.partition(" ")[2].strip() for line in out.splitlines() if line.startswith("warning")]
     assert warned == [
-        "phase4a.epochs, phase5.folds: not read by data",
+        "phase4a.num_epochs, phase5.folds: not read by data",
         "data.unlabeled is read by phase4a_explora alone, which is not among pipeline.phases",
     ]

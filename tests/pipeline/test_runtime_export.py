@@ -33,7 +33,7 @@ def paths(scenes):
 
 def test_the_record_is_of_val_select(exported):
     content = read_json(exported / "onnx" / "bundle.json")
-    rows = read_json(ArtifactSchema(exported).splits)["rows"]
+    rows = read_json(ArtifactSchema(exported).splits_json)["rows"]
     parity = content["runtime"]["parity"]
     select = [row["label"] for row in rows if row["split"] == Split.VAL_SELECT]
     assert (parity["n"], parity["positives"]) == (len(select), sum(select))
@@ -58,8 +58,8 @@ def test_it_is_evaluated_and_shipped_like_any_other(exported, command, tmp_path)
     run = shutil.copytree(exported, tmp_path / "run")
     code, _, err = command("evaluate", "--bundle", run / "onnx", "evaluation.n_resamples=100")
     assert code == 0, err
-    report = read_json(ArtifactSchema(run).evaluation_report)
-    before = read_json(ArtifactSchema(exported).evaluation_report)
+    report = read_json(ArtifactSchema(run).evaluation_report_json)
+    before = read_json(ArtifactSchema(exported).evaluation_report_json)
     assert report["counts"] == before["counts"]
     assert report["provenance"]["runtime"] == "onnx fp32"
     code, _, err = command("export", "--bundle", run / "onnx", "--out", tmp_path / "hub", "--format", "hub")

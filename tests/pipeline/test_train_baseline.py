@@ -19,7 +19,7 @@ def phase1(scenes, tmp_path, command):
 
     def run(*settings, name="run"):
         schema = ArtifactSchema(tmp_path / name)
-        code, out, err = command("train", f"data.root={scenes}", f"run_dir={schema.root}", *SHORT, *settings)
+        code, out, err = command("train", f"data.root={scenes}", f"run_dir={schema.output_dir}", *SHORT, *settings)
         return code, out + err, schema
 
     return run
@@ -30,16 +30,18 @@ def figures(schema):
 
 
 def test_adapters_are_merged_before_saving_and_the_error_is_recorded(phase1):
-    code, out, schema = phase1("training=peft", "training.adapter.rank=2", "training.keep_best=2", "training.epochs=2")
+    code, out, schema = phase1("training=peft", "training.adapter.rank=2", "training.save_top_k=2", "training.epochs=2")
     assert code == 0, out
     assert "peft, epoch" in out
     assert 0 <= figures(schema)["merge_error"] <= 1e-4
-    best, second = (torch.load(path, weights_only=True) for path in (schema.model_best, schema.model_ranked(2)))
+    best, second = (
+        torch.load(path, weights_only=True) for path in (schema.phase1_checkpoint, schema.phase1_ranked_checkpoint(2))
+    )
     assert not any("lora" in name for name in best)
     assert best.keys() == second.keys()
     assert "phase1/model_best_2.pth" in read_json(schema.manifest("phase1"))["outputs"]
     frozen = phase1(name="frozen")[2]
-    assert torch.load(frozen.model_best, weights_only=True).keys() == best.keys()
+    assert torch.load(frozen.phase1_checkpoint, weights_only=True).keys() == best.keys()
     assert figures(frozen)["parameters_trained"] < figures(schema)["parameters_trained"]
 
 
@@ -51,9 +53,14 @@ def test_a_model_that_answers_one_class_only_ends_with_exit_code_3(phase1):
 
 
 def test_an_interrupted_phase_goes_on_where_it_was(phase1, monkeypatch):
-    from streetvision.training.callbacks import Keeper
+    from streetvision.training.callbacks import BestCheckpoints
 
-    settings = ["training=last_n", "training.last_blocks=1", "training.checkpoint_steps=1", "training.batch_size=16"]
+    settings = [
+        "training=last_n",
+        "training.last_blocks=1",
+        "training.checkpoint_every_n_steps=1",
+        "training.batch_size=16",
+    ]
     code, out, whole = phase1(*settings, name="whole")
     assert code == 0, out
 
@@ -62,20 +69,20 @@ def test_an_interrupted_phase_goes_on_where_it_was(phase1, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "on_train_batch_end", impatient)
+        patch.setattr(BestCheckpoints, "on_train_batch_end", impatient)
         code, out, schema = phase1(*settings)
     assert code == 130
-    assert schema.training_checkpoint.is_file()
+    assert schema.phase1_training_checkpoint.is_file()
     code, out, schema = phase1(*settings)
     assert code == 0, out
     assert "went on from step 3" in out
-    assert schema.model_best.read_bytes() == whole.model_best.read_bytes()
-    assert not schema.training_checkpoint.exists()
+    assert schema.phase1_checkpoint.read_bytes() == whole.phase1_checkpoint.read_bytes()
+    assert not schema.phase1_training_checkpoint.exists()
 
 
 def test_metrics_hold_one_row_an_epoch(phase1):
     _, _, schema = phase1("training.epochs=3")
-    rows = list(csv.DictReader(schema.train_metrics.open()))
+    rows = list(csv.DictReader(schema.phase1_metrics_csv.open()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert json.dumps(figures(schema)["train_loss"])
 
@@ -84,13 +91,13 @@ def test_the_gate_leaves_its_verdict_and_a_harmful_policy_is_left_out(phase1, mo
     from streetvision.pipeline import augmentation_gate as policy_gate
 
     full = ["training=full", "training.batch_size=32"]
-    gate = ["augmentation.gate.epochs=1", "augmentation.gate.runs=1", "augmentation.colour_jitter=0.5"]
+    gate = ["augmentation.gate.epochs=1", "augmentation.gate.runs=1", "augmentation.color_jitter=0.5"]
     code, out, schema = phase1(*full, *gate, "augmentation.gate.tolerance=1")
     assert code in (0, 3), out
-    admitted = read_json(schema.augmentation_gate)
+    admitted = read_json(schema.augmentation_gate_json)
     assert admitted["verdict"] == "admitted"
     assert admitted["interval"][0] <= admitted["mcc_difference"] <= admitted["interval"][1]
-    assert (admitted["policy"]["colour_jitter"], admitted["tolerance"]) == (0.5, 1)
+    assert (admitted["policy"]["color_jitter"], admitted["tolerance"]) == (0.5, 1)
     assert "phase1/augmentation_gate.json" in read_json(schema.manifest("phase1"))["outputs"]
 
     runs = []
@@ -106,10 +113,10 @@ def test_the_gate_leaves_its_verdict_and_a_harmful_policy_is_left_out(phase1, mo
     assert read_json(rejected.augmentation_gate)["verdict"] == "rejected"
     assert "the augmentation costs 2.000 of VAL_SELECT MCC" in out
     assert runs == [0, 0]
-    plain = ["augmentation.crop_scale=[1,1]", "augmentation.flip_probability=0", "augmentation.colour_jitter=0"]
+    plain = ["augmentation.crop_scale=[1,1]", "augmentation.flip_probability=0", "augmentation.color_jitter=0"]
     without = phase1(*full, *plain, name="plain")[2]
     assert rejected.model_last.read_bytes() == without.model_last.read_bytes()
-    assert schema.model_last.read_bytes() != without.model_last.read_bytes()
+    assert schema.phase1_last_checkpoint.read_bytes() != without.model_last.read_bytes()
 
 
 def test_mixed_batches_of_several_sizes_train(phase1):
@@ -128,10 +135,10 @@ def test_layers_far_from_the_head_learn_more_slowly(phase1):
 
 
 def test_a_cache_of_small_copies_is_what_is_trained_on(phase1):
-    code, out, cached = phase1("training=full", "loader.cache_pixels=48")
+    code, out, cached = phase1("training=full", "loader.cache_image_size=48")
     assert code in (0, 3), out
     copies = list(cached.image_cache.rglob("*.jpg"))
-    trained = [row for row in read_json(cached.splits)["rows"] if row["split"] == "train"]
+    trained = [row for row in read_json(cached.splits_json)["rows"] if row["split"] == "train"]
     assert len(copies) == len({row["sha256"] for row in trained})
     plain = phase1("training=full", name="plain")[2]
     assert cached.model_last.read_bytes() != plain.model_last.read_bytes()

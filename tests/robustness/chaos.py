@@ -27,14 +27,14 @@ TINY_RUN = [
     "scenes.count=80",
     "scenes.width=96",
     "scenes.height=72",
-    "loader.workers=1",
+    "loader.num_workers=1",
     "loader.batch_size=16",
     "model=random_small",
     "model.backbone.width=32",
     "model.backbone.depth=1",
     "model.backbone.heads=2",
     "model.backbone.image_size=64",
-    "phase4a.epochs=1",
+    "phase4a.num_epochs=1",
     "phase4a.batch_size=16",
     "phase4a.unfreeze_blocks=0",
     "phase4a.rank=4",
@@ -43,7 +43,7 @@ TINY_RUN = [
     "phase4c.views.columns=2",
     "phase4c.epochs=2",
     "phase5.folds=2",
-    "phase6.compression=true",
+    "phase6.archive=true",
 ]
 VICTIMS = ("everything", "everything", "parent", "child")
 """Who is killed: the whole tree as a machine does it, the parent alone, which leaves orphans, or one child alone."""
@@ -87,8 +87,8 @@ def undisturbed(root: Path) -> tuple[dict[str, str], float]:
 def digests(root: Path) -> dict[str, str]:
     """sha256 by name of the bundle's files, its archive and the splits, without what tells the time or the folder."""
     schema = ArtifactSchema(root)
-    files = [*schema.export.iterdir(), schema.bundle_archive]
-    splits = read_json(schema.splits)
+    files = [*schema.export_dir.iterdir(), schema.bundle_archive]
+    splits = read_json(schema.splits_json)
     assert isinstance(splits, dict)
     bundle = {path.name: sha256_file(path) for path in files if path.name != "manifest.json"}
     return bundle | {"splits.json": sha256_json({name: splits[name] for name in splits if name != "root"})}

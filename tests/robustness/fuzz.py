@@ -58,7 +58,7 @@ def judge(cases: Iterator[tuple[str, Check]], *, most_megabytes: float = MEGABYT
             case()
             ending = "answer"
         except StreetVisionError as error:
-            ending = "error" if "\n" not in error.what else f"an error of several lines: {error.what}"
+            ending = "error" if "\n" not in error.message else f"an error of several lines: {error.message}"
         except Exception as error:
             ending = f"{type(error).__name__}: {error} {traceback.extract_tb(error.__traceback__)[-1]}"
         signal.alarm(0)
@@ -232,10 +232,10 @@ def _somewhere(value: object, rng: random.Random) -> tuple[dict | list | None, o
 
 def _seal_again(folder: Path, name: str) -> None:
     """Make the table of contents vouch for the damaged file, as whoever sends a hostile bundle would."""
-    from streetvision.io.manifests import seal
+    from streetvision.io.manifests import file_digest
 
     def vouch(bundle: dict[str, Any]) -> None:
-        bundle["files"][name] = seal(folder / name).model_dump()
+        bundle["files"][name] = file_digest(folder / name).model_dump()
         if name == "model.pth":
             bundle["policy"]["scores"]["model_sha256"] = bundle["files"][name]["sha256"]
 

@@ -187,7 +187,7 @@ def test_health_metrics_and_the_description_of_the_interface(predictor, files):
         return [await client.get(path) for path in ("/healthz", "/metrics", "/openapi.json", "/docs")]
 
     health, metrics, description, docs = talk(app, conversation)
-    assert health.json() == {"status": "ok", "bundle": predictor.manifest.seal}
+    assert health.json() == {"status": "ok", "bundle": predictor.manifest.digest}
     assert metrics.headers["content-type"].startswith("text/plain")
     lines = metrics.text.splitlines()
     assert 'streetvision_requests_total{status="200"} 1' in lines

@@ -8,7 +8,7 @@ from scipy.stats import norm
 from streetvision.eval.bootstrap import bootstrap_intervals, paired_difference
 from streetvision.eval.counts import Counts
 from streetvision.eval.metrics import mcc
-from streetvision.eval.resampling import Judged, Resampling
+from streetvision.eval.resampling import Predictions, Resampling
 
 DATA_SETS = 1000
 PREVALENCE = 0.4
@@ -28,7 +28,7 @@ def coverage(simulate, truth):
     held = dict.fromkeys(truth, 0)
     for seed in range(DATA_SETS):
         labels, probabilities, groups = simulate(np.random.default_rng(seed))
-        found = bootstrap_intervals(labels, Judged.cut(probabilities, 0.5), Resampling(groups, 500, seed=seed))
+        found = bootstrap_intervals(labels, Predictions.cut(probabilities, 0.5), Resampling(groups, 500, seed=seed))
         for name, value in truth.items():
             held[name] += bool(found[name].low <= value <= found[name].high)
     return {name: count / DATA_SETS for name, count in held.items()}
@@ -70,7 +70,7 @@ def test_equally_good_models_differ_significantly_one_time_in_twenty(record_prop
         rng = np.random.default_rng(seed)
         labels = rng.random(n) < PREVALENCE
         common = np.sqrt(0.7) * rng.normal(size=n) + distance * (labels - 0.5)
-        a, b = (Judged.cut(expit(common + np.sqrt(0.3) * rng.normal(size=n)), 0.5) for _ in range(2))
+        a, b = (Predictions.cut(expit(common + np.sqrt(0.3) * rng.normal(size=n)), 0.5) for _ in range(2))
         found = paired_difference(labels, a, b, Resampling(n_resamples=300, seed=seed))
         for name in alarms:
             alarms[name] += found[name].p_value < 0.05

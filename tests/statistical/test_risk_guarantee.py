@@ -32,7 +32,7 @@ def true_risk(kind, lo, hi):
     return wrong / (wrong + PREVALENCE * found + (1 - PREVALENCE) * cleared)
 
 
-def handed_over(lo, hi):
+def abstained(lo, hi):
     of = shares(lo, hi)
     return 1 - PREVALENCE * sum(of["positive"]) - (1 - PREVALENCE) * sum(of["negative"])
 
@@ -42,7 +42,7 @@ def best_possible():
     hi = norm.isf(CONFIG.alpha, loc=-DISTANCE / 2)
     found = norm.sf(hi - DISTANCE / 2)
     lo = norm.ppf(found * CONFIG.alpha / (1 - CONFIG.alpha)) + DISTANCE / 2
-    return handed_over(min(lo, hi), hi)
+    return abstained(min(lo, hi), hi)
 
 
 def independent(rng, n):
@@ -64,7 +64,7 @@ def simulate(draw, n, kind):
     config = RiskConfig(kind=kind, alpha=CONFIG.alpha, delta=CONFIG.delta)
     found = [certify(draw(np.random.default_rng(seed), n), config, seed=seed) for seed in range(SETS)]
     ends = [(c.lo, c.hi) for c in found if c.lo is not None]
-    return [true_risk(kind, *end) for end in ends], [handed_over(*end) for end in ends]
+    return [true_risk(kind, *end) for end in ends], [abstained(*end) for end in ends]
 
 
 @pytest.mark.parametrize("kind", ["fnr", "fpr", "error"])

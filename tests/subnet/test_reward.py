@@ -99,16 +99,16 @@ def test_rewards_and_scores_equal_a_replay_of_the_rules_on_1000_streams_exactly(
 def test_the_reference_means_are_reproduced(rates, mean):
     """No error is written beside them: they must lie where the mean of one stream of 1,000 challenges does."""
     *rates, timeouts = rates
-    found = means_of_streams(*rates, timeout_share=timeouts)
+    found = means_of_streams(*rates, timeout_fraction=timeouts)
     assert mean == pytest.approx(found.mean(), abs=2 * found.std())
 
 
-def means_of_streams(tpr, tnr, *, timeout_share, n=1000):
+def means_of_streams(tpr, tnr, *, timeout_fraction, n=1000):
     """The mean reward of each of 300 streams of a miner with these rates."""
     labels = np.repeat([0, 1], n)
     decisions = np.concatenate([np.arange(n) >= tnr * n, np.arange(n) < tpr * n])
     challenges = Challenges.draw(labels, streams=300, steps=1000, seed=0)
-    return challenges.rewards(decisions, timeout_share=timeout_share).mean(axis=1)
+    return challenges.rewards(decisions, timeout_fraction=timeout_fraction).mean(axis=1)
 
 
 def test_1_7_keeps_the_reward_at_0_for_98_more_challenges():

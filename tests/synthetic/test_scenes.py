@@ -54,18 +54,18 @@ def test_labels_and_sources_of_the_first_seeds_stay_as_they_were_published() -> 
 
 @pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 0), (1.0, 100, 100), (0.25, 15, 35)])
 def test_positives_come_at_the_rate_asked_for(share: float, least: int, most: int) -> None:
-    config = SceneConfig(width=64, height=64, positive_share=share)
+    config = SceneConfig(width=64, height=64, positive_fraction=share)
     assert least <= sum(draw_scene(seed, config).label for seed in range(100)) <= most
 
 
 @pytest.mark.parametrize(
     "config",
-    [SceneConfig(), SceneConfig(width=1280, height=720, area_share=(0.002, 0.02))],
+    [SceneConfig(), SceneConfig(width=1280, height=720, area_fraction=(0.002, 0.02))],
     ids=["default", "large with small roadwork"],
 )
 def test_roadwork_covers_the_share_asked_for(config: SceneConfig) -> None:
     shares = [draw_labelled(seed, 1, config).roadwork_share for seed in range(100, 112)]
-    low, high = config.area_share
+    low, high = config.area_fraction
     assert sum(low <= share <= high for share in shares) >= len(shares) - 1
     assert min(shares) > 0
     assert max(shares) / min(shares) > 3
@@ -187,7 +187,9 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_a_remedy(tmp_path: Pat
         write_scenes(tmp_path / "file" / "scenes", SMALL, Silent())
 
 
-@pytest.mark.parametrize("wrong", [{"area_share": (0.1, 0.05)}, {"area_share": (0.0, 0.1)}, {"seeds": 3}, {"count": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"area_fraction": (0.1, 0.05)}, {"area_fraction": (0.0, 0.1)}, {"seeds": 3}, {"count": 0}]
+)
 def test_a_wrong_configuration_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         SceneConfig.model_validate(wrong)

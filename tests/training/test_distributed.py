@@ -26,7 +26,12 @@ SETTINGS = [
     "settings",
     [
         ["training=full"],
-        ["training=peft", "training.hardware.strategy=fsdp", "training.clip_norm=1.0", "training.accumulate=2"],
+        [
+            "training=peft",
+            "training.hardware.strategy=fsdp",
+            "training.gradient_clip_norm=1.0",
+            "training.gradient_accumulation_steps=2",
+        ],
     ],
     ids=["ddp", "fsdp"],
 )
@@ -35,18 +40,20 @@ def test_two_processes_train_like_one(scenes, tmp_path, command, settings):
     own = [*SETTINGS, *settings]
     alone = [setting for setting in own if not setting.startswith("training.hardware")]
     one, two = ArtifactSchema(tmp_path / "one"), ArtifactSchema(tmp_path / "two")
-    assert command("train", f"data.root={scenes}", f"run_dir={one.root}", *alone)[0] == 0
-    assert command("train", f"data.root={scenes}", f"run_dir={two.root}", *alone, "pipeline.phases=[data]")[0] == 0
+    assert command("train", f"data.root={scenes}", f"run_dir={one.output_dir}", *alone)[0] == 0
+    assert (
+        command("train", f"data.root={scenes}", f"run_dir={two.output_dir}", *alone, "pipeline.phases=[data]")[0] == 0
+    )
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     rest = [setting for setting in own if not setting.startswith("data.")]  # a run knows its data
-    asked = ["-m", "streetvision", "train", f"run_dir={two.root}", *rest]
+    asked = ["-m", "streetvision", "train", f"run_dir={two.output_dir}", *rest]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*starter, *asked, "training.hardware.devices=2"], capture_output=True, text=True, env=environment, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("VAL_SELECT MCC") == 1  # the second process says nothing
-    rows = [list(csv.DictReader(schema.train_metrics.open())) for schema in (one, two)]
+    rows = [list(csv.DictReader(schema.phase1_metrics_csv.open())) for schema in (one, two)]
     assert len(rows[0]) == len(rows[1]) == 2
     for alone, shared in zip(*rows, strict=True):
         for name in set(alone) - {"seconds"}:
@@ -75,4 +82,4 @@ def test_what_the_first_process_refuses_is_told_by_it_alone(scenes, tmp_path):
 def test_processes_that_were_not_started_are_asked_for_by_their_command():
     with pytest.raises(ConfigError, match="2 devices on 1 nodes, and 1 process was started") as caught:
         check_started(HardwareConfig(devices=2))
-    assert caught.value.remedy.startswith("torchrun --nnodes=1 --nproc-per-node=2 -m streetvision train")
+    assert caught.value.hint.startswith("torchrun --nnodes=1 --nproc-per-node=2 -m streetvision train")

@@ -46,7 +46,7 @@ def test_a_tracker_that_is_not_installed_says_what_to_install(tmp_path, monkeypa
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(ConfigError, match="tracking") as caught:
         follow(tmp_path, tracker="wandb")
-    assert "wandb" in caught.value.what
+    assert "wandb" in caught.value.message
 
 
 @pytest.mark.parametrize("kind", [TrainingConfig, ExPLoRAConfig])

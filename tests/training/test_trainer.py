@@ -26,7 +26,9 @@ def run(config, *, train=None, select=None, model=None, scales=None, **following
     train = train or blobs(200, seed=1)
     fitted = fit(
         model,
-        FeatureBatches(*train, batch_size=config.batch_size, seed=config.seed, parts=config.accumulate),
+        FeatureBatches(
+            *train, batch_size=config.batch_size, seed=config.seed, parts=config.gradient_accumulation_steps
+        ),
         FeatureBatches(*(select or blobs(100, seed=2)), batch_size=64),
         config=config,
         following=Following(**{"progress": Silent()} | following),
@@ -80,7 +82,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_files():
     features[5] = float("nan")
     with pytest.raises(StreetVisionError, match=r"loss is nan at epoch 1, batch \d: .*") as caught:
         run(CONFIG.model_copy(update={"batch_size": 4}), train=(features, labels))
-    assert "row 5" in caught.value.what.split(": ")[1].split(", ")
+    assert "row 5" in caught.value.message.split(": ")[1].split(", ")
 
 
 def test_an_interrupt_is_passed_on():
@@ -122,17 +124,17 @@ def test_parts_of_a_batch_make_the_same_step():
 
 
 def test_clipping_shortens_the_steps():
-    free, clipped = (run(CONFIG.model_copy(update={"epochs": 1, "clip_norm": n}))[1] for n in (None, 1e-9))
+    free, clipped = (run(CONFIG.model_copy(update={"epochs": 1, "gradient_clip_norm": n}))[1] for n in (None, 1e-9))
     assert not torch.equal(free.last["weight"], clipped.last["weight"])
 
 
 def test_patience_ends_training_after_epochs_without_a_better_mcc():
-    _, fitted = run(TrainingConfig(epochs=30, batch_size=32, learning_rate=0.05, patience=2))
+    _, fitted = run(TrainingConfig(epochs=30, batch_size=32, learning_rate=0.05, early_stopping_patience=2))
     assert len(fitted.history) == fitted.best_epoch + 2 < 30
 
 
 def test_the_best_states_are_kept_in_order():
-    _, fitted = run(CONFIG.model_copy(update={"keep_best": 3}))
+    _, fitted = run(CONFIG.model_copy(update={"save_top_k": 3}))
     keys = sorted(((row["val_select_mcc"], -row["val_select_nll"]) for row in fitted.history), reverse=True)
     assert [(one.mcc, -one.nll) for one in fitted.kept] == keys[:3]
     assert not torch.equal(fitted.kept[0].state["weight"], fitted.kept[1].state["weight"])
@@ -140,7 +142,7 @@ def test_the_best_states_are_kept_in_order():
 
 def test_the_average_is_judged_beside_the_raw_weights_and_ships_when_it_wins():
     """At a wild rate the raw weights jump about, and their average does not."""
-    config = TrainingConfig(epochs=4, batch_size=8, learning_rate=3.0, warmup_share=0, ema_decay=0.98)
+    config = TrainingConfig(epochs=4, batch_size=8, learning_rate=3.0, warmup_fraction=0, ema_decay=0.98)
     select = blobs(300, seed=2)
     model, fitted = run(config, select=select)
     best = fitted.kept[0]
@@ -188,7 +190,13 @@ def interrupted(config, *, steps, **settings):
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, steps, accumulate):
     """In the first epoch and later ones, in the middle of one and right behind its validation."""
     config = TrainingConfig(
-        mode="full", epochs=3, batch_size=48, accumulate=accumulate, checkpoint_steps=2, ema_decay=0.9, precision="fp32"
+        mode="full",
+        epochs=3,
+        batch_size=48,
+        accumulate=accumulate,
+        checkpoint_every_n_steps=2,
+        ema_decay=0.9,
+        precision="fp32",
     )
 
     def net():
@@ -266,7 +274,7 @@ def test_a_damaged_checkpoint_is_left_aside(tmp_path):
     assert fitted.resumed_at is None
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 0.02}, {"weight_decay": 0.5}, {"warmup_share": 0.6}], ids=str)
+@pytest.mark.parametrize("change", [{"learning_rate": 0.02}, {"weight_decay": 0.5}, {"warmup_fraction": 0.6}], ids=str)
 def test_scalars_of_the_optimizer_move_the_weights(change):
     plain, changed = (run(CONFIG.model_copy(update=c))[1] for c in ({}, change))
     assert not torch.equal(plain.last["weight"], changed.last["weight"])

@@ -11,8 +11,8 @@ from types import MappingProxyType
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.policies import BundleManifest, RuntimeRef, ScrcPolicy, ThresholdPolicy
 from streetvision.io.atomic import open_atomic, write_json_atomic
-from streetvision.io.manifests import seal, versions
-from streetvision.io.validators import BundleValidator, bundle_seal
+from streetvision.io.manifests import file_digest, versions
+from streetvision.io.validators import BundleValidator, bundle_digest
 
 BUNDLE_JSON = "bundle.json"
 MODEL_CHECKPOINT = "model.pth"
@@ -74,14 +74,14 @@ def write_bundle(
             fusion_description=FUSION_DESCRIPTION if FUSION_DESCRIPTION in files else None,
             fusion_weights=FUSION_WEIGHTS if FUSION_WEIGHTS in files else None,
             runtime=runtime,
-            files={name: seal(folder / name) for name in sorted(files)},
+            files={name: file_digest(folder / name) for name in sorted(files)},
             data_fingerprint=data_fingerprint,
             made_with={**versions(), **also_made_with},
-            seal="0" * 64,
+            digest="0" * 64,
         )
     except ValueError as error:
         raise ArtifactError(f"the chain does not close: {error}", "run the phases again together") from error
-    manifest = manifest.model_copy(update={"seal": bundle_seal(manifest)})
+    manifest = manifest.model_copy(update={"digest": bundle_digest(manifest)})
     write_json_atomic(folder / BUNDLE_JSON, manifest.model_dump(mode="json"))
     return Bundle(folder, manifest)
 

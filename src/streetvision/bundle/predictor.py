@@ -20,7 +20,7 @@ from streetvision.bundle.format import Bundle, read_bundle
 from streetvision.bundle.runtimes.registry import GraphClassifier, open_graph
 from streetvision.calibration.base import margins
 from streetvision.calibration.calibrators import restore_calibrator
-from streetvision.calibration.risk_control import handed_over
+from streetvision.calibration.risk_control import abstained
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.policies import RiskControl, ScrcPolicy
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
@@ -36,7 +36,7 @@ from streetvision.models.module import Classifier, ClassifierDescription, ImageC
 from streetvision.models.multi_view import Box, Views, plan_views
 
 ImageInput: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor
-HANDED_OVER = -1
+ABSTAINED = -1
 """Among certified answers: a person decides."""
 ONE_IMAGE = (str, Path, bytes, Image.Image, np.ndarray, Tensor)
 SINGLE_VIEW = "single_view"
@@ -168,7 +168,7 @@ class Predictor:
         """Logits (B, 2) -> the bundle's calibrated probability, decision and certified answer for each row."""
         names, probabilities = self.manifest.class_names, self.probabilities(logits)
         decisions = decide(probabilities, self.threshold).astype(int).tolist()
-        certified = [None if answer == HANDED_OVER else answer for answer in self.certified(logits).tolist()]
+        certified = [None if answer == ABSTAINED else answer for answer in self.certified(logits).tolist()]
         rows = zip(decisions, probabilities.tolist(), certified, strict=True)
         return [Prediction(names[decision], decision, p, answer) for decision, p, answer in rows]
 
@@ -192,9 +192,9 @@ class Predictor:
         """
         control = self.risk_control
         if control is None or control.lo is None or control.hi is None:
-            return np.full(len(logits), HANDED_OVER)
+            return np.full(len(logits), ABSTAINED)
         margin = margins(logits.numpy())
-        return np.where(handed_over(margin, control.lo, control.hi), HANDED_OVER, margin >= control.hi)
+        return np.where(abstained(margin, control.lo, control.hi), ABSTAINED, margin >= control.hi)
 
     def probabilities(self, logits: Tensor) -> NDArray[np.float64]:
         """Logits (B, 2) -> calibrated probabilities of class 1 (B,)."""

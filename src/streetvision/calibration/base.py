@@ -12,10 +12,10 @@ from numpy.typing import ArrayLike
 from pydantic import JsonValue, ValidationError
 
 from streetvision.contracts.errors import ArtifactError, DataError, NotFittedError
-from streetvision.contracts.policies import Sealed
+from streetvision.contracts.policies import Artifact
 from streetvision.eval.counts import BoolArray, FloatArray, checked_labels
 
-Learned = TypeVar("Learned", bound=Sealed)
+Learned = TypeVar("Learned", bound=Artifact)
 
 
 class Fitted(Protocol):

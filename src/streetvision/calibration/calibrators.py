@@ -18,7 +18,7 @@ from streetvision.calibration.parametric import (
     Uncalibrated,
 )
 from streetvision.contracts.errors import ArtifactError, unknown_name
-from streetvision.contracts.policies import CalibratorState, Probability, Sealed
+from streetvision.contracts.policies import Artifact, CalibratorState, Probability
 from streetvision.eval.counts import FloatArray
 
 CALIBRATORS: dict[str, type[Calibrator]] = {
@@ -35,14 +35,14 @@ CALIBRATORS: dict[str, type[Calibrator]] = {
 SUMS_TO_ONE = 1e-9
 
 
-class Member(Sealed):
+class Member(Artifact):
     """One calibrator of an ensemble."""
 
     calibrator: CalibratorState
     weight: Probability
 
 
-class EnsembleState(Sealed):
+class EnsembleState(Artifact):
     """The members of an ensemble, whose weights sum to 1."""
 
     members: tuple[Member, ...] = Field(min_length=1, max_length=64)

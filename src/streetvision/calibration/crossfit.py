@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from streetvision.calibration.base import Fitted
 from streetvision.contracts.errors import DataError
 from streetvision.eval.counts import BoolArray, FloatArray
-from streetvision.eval.resampling import Judged
+from streetvision.eval.resampling import Predictions
 from streetvision.eval.thresholds import decide, threshold_for_prevalence
 
 
@@ -45,7 +45,7 @@ def crossfit(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int) -> Flo
     return probabilities
 
 
-def crossfit_cut(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int) -> Judged:
+def crossfit_cut(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int) -> Predictions:
     """The same, and what the best cut of the other folds' rows decides: 0.5 where they are of one class."""
     probabilities, decisions = np.empty(len(rows.labels)), np.empty(len(rows.labels), dtype=bool)
     for held_out in _held_out(rows, folds, seed):
@@ -55,7 +55,7 @@ def crossfit_cut(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int) ->
         threshold = 0.5 if one_class else threshold_for_prevalence(rest.labels, fitted.probabilities(rest.logits))
         probabilities[held_out] = fitted.probabilities(rows.logits[held_out])
         decisions[held_out] = decide(probabilities[held_out], threshold)
-    return Judged(probabilities, decisions)
+    return Predictions(probabilities, decisions)
 
 
 def _held_out(rows: CalibrationSet, folds: int, seed: int) -> Iterator[BoolArray]:

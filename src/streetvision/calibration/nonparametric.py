@@ -8,7 +8,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
 from streetvision.calibration.base import MarginCalibrator
-from streetvision.contracts.policies import Probability, Sealed
+from streetvision.contracts.policies import Artifact, Probability
 from streetvision.eval.counts import BoolArray, FloatArray
 
 SMOOTH_KNOTS = 12
@@ -16,7 +16,7 @@ SMOOTH_KNOTS = 12
 HISTOGRAM_BINS = 15
 
 
-class Knots(Sealed):
+class Knots(Artifact):
     """Probabilities at margins; constant beyond the ends."""
 
     margin: tuple[float, ...] = Field(min_length=1)

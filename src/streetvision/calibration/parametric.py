@@ -14,7 +14,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit
 
 from streetvision.calibration.base import MarginCalibrator
-from streetvision.contracts.policies import Sealed
+from streetvision.contracts.policies import Artifact
 from streetvision.eval.counts import BoolArray, FloatArray
 
 LOG_TEMPERATURE_BOUNDS = (-5.0, 5.0)
@@ -28,24 +28,24 @@ SPLINE_PENALTY = 0.5
 Rising = Annotated[float, Field(ge=0)]
 
 
-class NothingLearned(Sealed):
+class NothingLearned(Artifact):
     """The plain softmax has no numbers."""
 
 
-class Temperature(Sealed):
+class Temperature(Artifact):
     """The one number of temperature scaling."""
 
     temperature: float = Field(gt=0)
 
 
-class PlattLine(Sealed):
+class PlattLine(Artifact):
     """sigmoid(slope x margin + intercept)."""
 
     slope: Rising
     intercept: float
 
 
-class BetaCurve(Sealed):
+class BetaCurve(Artifact):
     """sigmoid(a log p - b log(1 - p) + c), p the sigmoid of the margin."""
 
     a: Rising
@@ -53,7 +53,7 @@ class BetaCurve(Sealed):
     c: float
 
 
-class SplineCurve(Sealed):
+class SplineCurve(Artifact):
     """sigmoid(intercept + slope x margin + sum of rising splines over the knots)."""
 
     knots: tuple[float, ...]

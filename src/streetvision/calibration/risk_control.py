@@ -121,7 +121,7 @@ AT_RISK = {"fnr": "positives", "fpr": "negatives", "error": "rows"}
 RISK_NAMES = {"fnr": "FNR", "fpr": "FPR", "error": "error"}
 
 
-def handed_over(margin: FloatArray, lo: float, hi: float) -> BoolArray:
+def abstained(margin: FloatArray, lo: float, hi: float) -> BoolArray:
     """True (N,) where a margin lies between the two ends: a person decides."""
     between: BoolArray = (margin >= lo) & (margin < hi)
     return between

@@ -10,8 +10,8 @@ from streetvision.calibration.base import Fitted, margins
 from streetvision.calibration.config import ENSEMBLE, Phase5Config
 from streetvision.calibration.crossfit import CalibrationSet, crossfit_cut
 from streetvision.calibration.ensemble import fit_named
-from streetvision.calibration.risk_control import Scored, certify, handed_over
-from streetvision.calibration.selection import UNCALIBRATED, Choice, choose, take_retrained
+from streetvision.calibration.risk_control import Scored, abstained, certify
+from streetvision.calibration.selection import UNCALIBRATED, Choice, choose, select_retrained
 from streetvision.contracts.policies import (
     CalibratorState,
     EstimateWithInterval,
@@ -23,7 +23,7 @@ from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.counts import FloatArray, confusion_counts
 from streetvision.eval.metrics import count_metrics
 from streetvision.eval.reliability import ece_band
-from streetvision.eval.resampling import Judged, Resampling
+from streetvision.eval.resampling import Predictions, Resampling
 from streetvision.eval.thresholds import decide, threshold_for_prevalence
 
 FIGURES = ("nll", "brier", "ece", "mcc")
@@ -51,7 +51,7 @@ def fit_scrc(rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet
     Raises:
         DataError: one class only, fewer groups than folds, logits that are not finite.
     """
-    choice = choose(rows, config) if base is None else take_retrained(rows, base, config)
+    choice = choose(rows, config) if base is None else select_retrained(rows, base, config)
     shipped = choice.calibrator.probabilities(rows.logits)
     points = {
         "data": _operating_point(rows.labels, shipped, None),
@@ -102,12 +102,12 @@ def _control(rows: CalibrationSet, calibrator: Fitted, config: Phase5Config) -> 
             "hi": found.hi,
             "lo_probability": lo_probability,
             "hi_probability": hi_probability,
-            "handed_over": float(handed_over(margin, found.lo, found.hi).mean()),
+            "abstained": float(abstained(margin, found.lo, found.hi).mean()),
         }
     )
 
 
-def _figures(labels: NDArray[np.int64], judged: Judged, how: Resampling) -> dict[str, EstimateWithInterval]:
+def _figures(labels: NDArray[np.int64], judged: Predictions, how: Resampling) -> dict[str, EstimateWithInterval]:
     intervals = bootstrap_intervals(labels, judged, how)
     ends = ("estimate", "low", "high")
     return {

@@ -53,12 +53,12 @@ class Choice:
     """Every point that multi_objective weighed; empty for other methods."""
 
 
-def take_retrained(rows: CalibrationSet, base: CalibrationSet, config: Phase5Config) -> Choice:
+def select_retrained(rows: CalibrationSet, base: CalibrationSet, config: Phase5Config) -> Choice:
     """The scores of a head that was retrained for calibration, as they are, beside what the tiers make of the old ones.
 
     `rows` are the new scores and `base` the old ones, of the same images. Nothing is fitted on either but the table.
     """
-    table = choose_in_tiers(base, config).table
+    table = select_tiered(base, config).table
     as_is = fit_named(UNCALIBRATED, rows, {})
     retrained = judge(MAC_CAL, rows.labels, as_is.probabilities(rows.logits))
     return Choice(UNCALIBRATED, as_is, {}, (*table, retrained))
@@ -66,10 +66,10 @@ def take_retrained(rows: CalibrationSet, base: CalibrationSet, config: Phase5Con
 
 def choose(rows: CalibrationSet, config: Phase5Config) -> Choice:
     """The calibrator that `config.method` leads to, fitted on all rows."""
-    return CHOOSERS.get(config.method, take_as_named)(rows, config)
+    return CHOOSERS.get(config.method, select_as_named)(rows, config)
 
 
-def choose_in_tiers(rows: CalibrationSet, config: Phase5Config) -> Choice:
+def select_tiered(rows: CalibrationSet, config: Phase5Config) -> Choice:
     """Tier 1 always, tier 2 when tier 1 leaves ECE above its limit, tier 3 the ensemble of what was tried."""
     split = {"folds": config.folds, "seed": config.seed}
     oof = out_of_fold([UNCALIBRATED, *TIER_1], rows, **split)
@@ -85,7 +85,7 @@ def choose_in_tiers(rows: CalibrationSet, config: Phase5Config) -> Choice:
     return Choice(name, fit_named(name, rows, weights), weights, tuple(table))
 
 
-def take_ensemble(rows: CalibrationSet, config: Phase5Config) -> Choice:
+def select_ensemble(rows: CalibrationSet, config: Phase5Config) -> Choice:
     """The ensemble of every calibrator of the tiers, without guards."""
     oof = out_of_fold(TIERS, rows, folds=config.folds, seed=config.seed)
     blended = blend_out_of_fold(oof, rows, folds=config.folds, seed=config.seed)
@@ -94,7 +94,7 @@ def take_ensemble(rows: CalibrationSet, config: Phase5Config) -> Choice:
     return Choice(ENSEMBLE, fit_named(ENSEMBLE, rows, weights), weights, table)
 
 
-def take_preferred(rows: CalibrationSet, config: Phase5Config) -> Choice:
+def select_preferred(rows: CalibrationSet, config: Phase5Config) -> Choice:
     """The point of the Pareto front of (NLL, ECE, 1 - MCC, FNR) that the configured preference picks.
 
     Candidates are the calibrators of the tiers and ensembles of them with weights drawn evenly over sparse mixtures.
@@ -108,7 +108,7 @@ def take_preferred(rows: CalibrationSet, config: Phase5Config) -> Choice:
     return Choice(ENSEMBLE, fit_named(ENSEMBLE, rows, weights), weights, table, marked(points, weights))
 
 
-def take_as_named(rows: CalibrationSet, config: Phase5Config) -> Choice:
+def select_as_named(rows: CalibrationSet, config: Phase5Config) -> Choice:
     """One calibrator beside the uncalibrated scores, without guards."""
     names = dict.fromkeys([UNCALIBRATED, config.method])
     oof = out_of_fold(names, rows, folds=config.folds, seed=config.seed)
@@ -117,9 +117,9 @@ def take_as_named(rows: CalibrationSet, config: Phase5Config) -> Choice:
 
 
 CHOOSERS: Mapping[str, Callable[[CalibrationSet, Phase5Config], Choice]] = {
-    AUTO: choose_in_tiers,
-    ENSEMBLE: take_ensemble,
-    MULTI_OBJECTIVE: take_preferred,
+    AUTO: select_tiered,
+    ENSEMBLE: select_ensemble,
+    MULTI_OBJECTIVE: select_preferred,
 }
 """Method -> how it comes to a calibrator; every other method is the name of one."""
 

@@ -8,7 +8,7 @@ import typer
 from streetvision.cli import data, dev, subnet
 from streetvision.cli.demo import demo
 from streetvision.cli.doctor import doctor
-from streetvision.cli.errors import interruptible, show_any_name, told_in_a_line
+from streetvision.cli.errors import escape_unprintable, interruptible, report_errors
 from streetvision.cli.evaluate import evaluate
 from streetvision.cli.export import export
 from streetvision.cli.predict import predict
@@ -57,8 +57,8 @@ def build_app() -> typer.Typer:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; user errors end in one line and exit code 2, with a traceback under --debug."""
     given = sys.argv[1:] if arguments is None else arguments
-    show_any_name()
-    with told_in_a_line(debug="--debug" in given):
+    escape_unprintable()
+    with report_errors(debug="--debug" in given):
         if "" in given:
             raise ConfigError("one of the arguments is empty", "a shell variable may be unset")
         build_app()(args=[a for a in given if a != "--debug"])

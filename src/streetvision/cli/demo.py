@@ -22,6 +22,6 @@ def demo(overrides: Overrides = None) -> None:
     schema = run_training(["run_dir=outputs/demo", *(overrides or [])], packaged, console)
     from streetvision.pipeline.run import launch_evaluation
 
-    launch_evaluation(schema.export, [], console=console)
-    print_evaluation(schema, schema.export, console)
+    launch_evaluation(schema.export_dir, [], console=console)
+    print_evaluation(schema, schema.export_dir, console)
     exit_if_collapsed(schema, console)

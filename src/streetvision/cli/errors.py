@@ -22,14 +22,14 @@ NO_SUCH_PLACE = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, 
 
 
 @contextmanager
-def told_in_a_line(*, debug: bool) -> Iterator[None]:
+def report_errors(*, debug: bool) -> Iterator[None]:
     """End the process with exit code 2 and no traceback for what a user can mend; with `debug`, as Python would."""
     try:
         yield
     except StreetVisionError as error:
         if debug:
             raise
-        _fail(error.what, error.remedy)
+        _fail(error.message, error.hint)
     except OSError as error:
         if debug or error.errno not in CANNOT_WRITE | NO_SUCH_PLACE:
             raise
@@ -43,11 +43,11 @@ def told_in_a_line(*, debug: bool) -> Iterator[None]:
             raise
         _fail(
             "a worker process was killed",
-            "run the same line again and it goes on; fewer loader.workers= need less memory",
+            "run the same line again and it goes on; fewer loader.num_workers= need less memory",
         )
 
 
-def show_any_name() -> None:
+def escape_unprintable() -> None:
     """Let this process print file names that are no text, or not in the terminal's encoding, escaped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -68,8 +68,8 @@ def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _fail(what: str, remedy: str | None) -> NoReturn:
-    typer.echo(f"error: {what}", err=True)
-    if remedy:
-        typer.echo(f"       {remedy}", err=True)
+def _fail(message: str, hint: str | None) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    if hint:
+        typer.echo(f"       {hint}", err=True)
     sys.exit(USER_ERROR)

@@ -44,12 +44,12 @@ def run_training(overrides: list[str], config: Path | None, console: "Console") 
 
 def print_evaluation(schema: "ArtifactSchema", bundle: Path, console: "Console") -> None:
     """Print the figures of an evaluation, the paths of the run, and the next command."""
-    from streetvision.pipeline.run import report_lines, show_where
+    from streetvision.pipeline.run import print_artifact_paths, report_lines
 
     console.text()
     for line in report_lines(schema):
         console.text(line)
-    show_where(schema, console)
+    print_artifact_paths(schema, console)
     console.line("next", f"streetvision predict --bundle {bundle} your.jpg")
 
 

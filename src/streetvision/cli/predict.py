@@ -32,9 +32,9 @@ def predict(
         failures = print_predictions(bundle, images, form=form, explain=explain)
     else:
         _refuse_options("has no effect with --out", explain=explain, format=None if form == "jsonl" else form)
-        from streetvision.bundle.batch.predict import answer_sources
+        from streetvision.bundle.batch.predict import predict_sources
 
-        finished = answer_sources(
+        finished = predict_sources(
             bundle,
             images,
             out,

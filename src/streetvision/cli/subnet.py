@@ -11,7 +11,7 @@ from streetvision.cli.options import BundlePath, key_value, open_console
 
 def reward(
     bundle: BundlePath,
-    overrides: Annotated[list[str] | None, key_value("Settings: reward.streams=500")] = None,
+    overrides: Annotated[list[str] | None, key_value("Settings: reward.n_simulations=500")] = None,
 ) -> None:
     """Simulate the subnet's reward; accesses VAL_TEST."""
     from streetvision.subnet.reward import STATE

@@ -29,9 +29,9 @@ def train(
         console.line("next", f"streetvision train --config {best} run_dir=...")
         return
     schema = run_training(overrides or [], config, console)
-    from streetvision.pipeline.run import show_where
+    from streetvision.pipeline.run import print_artifact_paths
 
-    show_where(schema, console)
+    print_artifact_paths(schema, console)
     exit_if_collapsed(schema, console)
-    if schema.bundle.is_file():
-        console.line("next", f"streetvision evaluate --bundle {schema.export}")
+    if schema.bundle_json.is_file():
+        console.line("next", f"streetvision evaluate --bundle {schema.export_dir}")

@@ -7,13 +7,13 @@ from difflib import get_close_matches
 class StreetVisionError(Exception):
     """A failure the person at the keyboard can act on: what is wrong, and what to do about it.
 
-    The command line prints `what` after `error:` and `remedy` below it, and exits with code 2.
+    The command line prints `message` after `error:` and `hint` below it, and exits with code 2.
     """
 
-    def __init__(self, what: str, remedy: str | None = None) -> None:
-        super().__init__(what if remedy is None else f"{what}\n{remedy}")
-        self.what = what
-        self.remedy = remedy
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message if hint is None else f"{message}\n{hint}")
+        self.message = message
+        self.hint = hint
 
 
 class ConfigError(StreetVisionError):

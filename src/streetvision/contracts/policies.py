@@ -22,13 +22,13 @@ Precision = Literal["fp32", "bf16", "int8"]
 """In which numbers an exported graph multiplies."""
 
 
-class Sealed(BaseModel):
+class Artifact(BaseModel):
     """Base of everything that is written to disk and read back."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class FusionRef(Sealed):
+class FusionRef(Artifact):
     """Which fusion of views made scores."""
 
     description_sha256: Digest
@@ -37,7 +37,7 @@ class FusionRef(Sealed):
     """Digest of the trained fusion's checkpoint; None where nothing was trained."""
 
 
-class ScoresRef(Sealed):
+class ScoresRef(Artifact):
     """Which scores a policy belongs to."""
 
     sha256: Digest
@@ -54,7 +54,7 @@ class ScoresRef(Sealed):
     """Rows of class 1."""
 
 
-class ThresholdInterval(Sealed):
+class ThresholdInterval(Artifact):
     """How far the threshold moves when it is chosen anew on resamples of the same rows."""
 
     low: Probability
@@ -66,7 +66,7 @@ class ThresholdInterval(Sealed):
     """Independent units that were drawn: groups, or rows where there are no groups."""
 
 
-class OperatingPoint(Sealed):
+class OperatingPoint(Artifact):
     """A threshold for another purpose than the highest MCC at the data's own prevalence."""
 
     threshold: Probability
@@ -74,7 +74,7 @@ class OperatingPoint(Sealed):
     """Figures of the counts at the threshold, on the scores it was fitted on."""
 
 
-class ThresholdPolicy(Sealed):
+class ThresholdPolicy(Artifact):
     """thresholds.json: cut the softmax probability of class 1 here."""
 
     policy_type: Literal["threshold"] = "threshold"
@@ -97,7 +97,7 @@ class ThresholdPolicy(Sealed):
         return point.threshold
 
 
-class CalibratorState(Sealed):
+class CalibratorState(Artifact):
     """A fitted calibrator as JSON."""
 
     name: str
@@ -106,7 +106,7 @@ class CalibratorState(Sealed):
     """What its `state()` returned."""
 
 
-class CandidateFigures(Sealed):
+class CandidateFigures(Artifact):
     """One way to calibrate, judged by cross-fitted probabilities of VAL_CALIB."""
 
     name: str
@@ -130,7 +130,7 @@ class CandidateFigures(Sealed):
     """Why it may not be chosen."""
 
 
-class EstimateWithInterval(Sealed):
+class EstimateWithInterval(Artifact):
     """A figure and its confidence interval; None where the scores leave it undefined."""
 
     estimate: float | None
@@ -138,7 +138,7 @@ class EstimateWithInterval(Sealed):
     high: float | None
 
 
-class RiskControl(Sealed):
+class RiskControl(Artifact):
     """Between which scores a person decides, so that the risk of an answer is kept."""
 
     kind: Literal["fnr", "fpr", "error"]
@@ -163,7 +163,7 @@ class RiskControl(Sealed):
     """The calibrated probability at `lo`, for people."""
     hi_probability: Probability | None = None
     """The calibrated probability at `hi`, for people."""
-    handed_over: Probability = 0.0
+    abstained: Probability = 0.0
     """Share of VAL_CALIB between the two."""
 
     @model_validator(mode="after")
@@ -176,7 +176,7 @@ class RiskControl(Sealed):
         return self
 
 
-class ScrcParams(Sealed):
+class ScrcParams(Artifact):
     """The calibrator, the operating points on its probabilities and the control of risk."""
 
     method: str
@@ -199,7 +199,7 @@ class ScrcParams(Sealed):
     """The ECE that the cross-fitted probabilities would show if they were exactly right: the central 95 %."""
 
 
-class ScrcPolicy(Sealed):
+class ScrcPolicy(Artifact):
     """scrc_params.json: calibrate first, then cut, and hand over where the risk would not be kept."""
 
     policy_type: Literal["scrc"] = "scrc"
@@ -221,14 +221,14 @@ class ScrcPolicy(Sealed):
 Policy = Annotated[ThresholdPolicy | ScrcPolicy, Field(discriminator="policy_type")]
 
 
-class FileSeal(Sealed):
+class FileDigest(Artifact):
     """Digest and size of one file."""
 
     sha256: Digest
     bytes: int = Field(ge=0)
 
 
-class RuntimeParity(Sealed):
+class RuntimeParity(Artifact):
     """How far the answers of an exported graph are from those of the model that was calibrated."""
 
     split: Literal["val_select"] = "val_select"
@@ -252,7 +252,7 @@ class RuntimeParity(Sealed):
     """Widest instructions of the processor that it was measured on; bf16 and int8 may round otherwise on another."""
 
 
-class RuntimeRef(Sealed):
+class RuntimeRef(Artifact):
     """The exported graph that takes the place of the backbone."""
 
     name: Literal["onnx", "openvino"]
@@ -265,7 +265,7 @@ class RuntimeRef(Sealed):
     parity: RuntimeParity
 
 
-class BundleManifest(Sealed):
+class BundleManifest(Artifact):
     """bundle.json: the one policy that ships and a seal for every file beside it."""
 
     schema_version: Literal[2, 3] = 2
@@ -284,13 +284,13 @@ class BundleManifest(Sealed):
     """File name of the trained fusion's state dict; None where nothing was trained."""
     runtime: RuntimeRef | None = None
     """What runs the backbone in place of PyTorch; None: PyTorch does."""
-    files: dict[str, FileSeal]
+    files: dict[str, FileDigest]
     """Every file of the bundle but this one, by name inside the folder."""
     data_fingerprint: Digest
     """Fingerprint of the data set whose splits made this bundle."""
     made_with: dict[str, str]
     """Versions of what made it."""
-    seal: Digest
+    digest: Digest
     """sha256 of everything else in this file, as canonical JSON."""
 
     @model_validator(mode="after")

@@ -97,7 +97,7 @@ class Index:
 
 
 @dataclass(frozen=True)
-class Lookalikes:
+class NearDuplicateClusters:
     """Which rows show nearly the same picture, and how they were looked for."""
 
     radius: int
@@ -120,7 +120,7 @@ class Partition:
     fractions: Mapping[Split, float]
     """What was asked for; sums to 1."""
     seed: int
-    lookalikes: Lookalikes | None = None
+    near_duplicates_found: NearDuplicateClusters | None = None
     """None where near-duplicates were not looked for."""
 
     def rows(self, split: Split) -> tuple[Row, ...]:

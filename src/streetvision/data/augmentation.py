@@ -8,8 +8,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from streetvision.data.config import AugmentationConfig, Level
-from streetvision.data.decode import resize_squash
-from streetvision.data.transforms.color import ColourJitter
+from streetvision.data.decode import resize_square
+from streetvision.data.transforms.color import ColorJitter
 from streetvision.data.transforms.validator_distortions import distort
 
 Transform = Callable[[Tensor], Any]
@@ -22,20 +22,20 @@ N_CLASSES = 2
 def get_train_transforms(config: AugmentationConfig, *, image_size: int) -> Transform:
     """uint8 (3, H, W) -> uint8 (3, image_size, image_size), changed at random by torch's global generator."""
     low, high = config.crop_scale
-    jitter = config.colour_jitter
+    jitter = config.color_jitter
     crop = v2.RandomResizedCrop(
         image_size, scale=(low, high), ratio=(0.8, 1.8), interpolation=InterpolationMode.BILINEAR, antialias=True
     )
-    steps: list[torch.nn.Module] = [crop if low < 1 else Squash(image_size)]
+    steps: list[torch.nn.Module] = [crop if low < 1 else ResizeSquare(image_size)]
     # Steps that change nothing are left out: the torchvision classes draw and copy even then.
     steps += [v2.RandomHorizontalFlip(config.flip_probability)] if config.flip_probability else []
-    steps += [ColourJitter(jitter, hue=0.1 * jitter)] if jitter else []
+    steps += [ColorJitter(jitter, hue=0.1 * jitter)] if jitter else []
     steps += [v2.TrivialAugmentWide(num_magnitude_bins=31)] if config.policy == "trivial_augment" else []
     steps += [v2.AugMix(severity=3, mixture_width=3)] if config.policy == "augmix" else []
     own = v2.Compose(steps)
-    either = Sometimes(Validator(config.validator_levels, image_size), own, config.validator_share)
+    either = RandomApply(Validator(config.validator_levels, image_size), own, config.validator_distortion_p)
     erase = [v2.RandomErasing(config.erasing_probability)] if config.erasing_probability else []
-    composed: Transform = v2.Compose([either if config.validator_share else own, *erase])
+    composed: Transform = v2.Compose([either if config.validator_distortion_p else own, *erase])
     return composed
 
 
@@ -46,7 +46,7 @@ def get_batch_transform(config: AugmentationConfig, *, image_size: int, patch_si
     sizes = [max(1, round(scale * image_size / patch_size)) * patch_size for scale in config.scales]
     if not mixers and sizes == [image_size]:
         return None
-    return BatchChanges(mixers, sizes)
+    return BatchAugment(mixers, sizes)
 
 
 def get_val_transforms(*, image_size: int, validator_level: Level | None = None) -> Transform:
@@ -55,10 +55,10 @@ def get_val_transforms(*, image_size: int, validator_level: Level | None = None)
     With `validator_level`, the image first goes through the validator's distortions, drawn from torch's global
     generator: what a model is worth to those who ask in that way.
     """
-    return Squash(image_size) if validator_level is None else Validator((validator_level,), image_size)
+    return ResizeSquare(image_size) if validator_level is None else Validator((validator_level,), image_size)
 
 
-class Squash(torch.nn.Module):
+class ResizeSquare(torch.nn.Module):
     """Resize to a square whatever the aspect ratio, as the subnet's stock image processor does."""
 
     def __init__(self, image_size: int) -> None:
@@ -67,7 +67,7 @@ class Squash(torch.nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """uint8 (3, H, W) -> uint8 (3, S, S)."""
-        return resize_squash(image, self.image_size)
+        return resize_square(image, self.image_size)
 
 
 class Validator(torch.nn.Module):
@@ -80,10 +80,10 @@ class Validator(torch.nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """uint8 (3, H, W) -> uint8 (3, S, S)."""
         level = self.levels[int(torch.randint(len(self.levels), ()))]
-        return resize_squash(distort(image, level), self.image_size)
+        return resize_square(distort(image, level), self.image_size)
 
 
-class Sometimes(torch.nn.Module):
+class RandomApply(torch.nn.Module):
     """One transform for a share of the images, another for the rest."""
 
     def __init__(self, first: torch.nn.Module, second: torch.nn.Module, share: float) -> None:
@@ -96,7 +96,7 @@ class Sometimes(torch.nn.Module):
         return chosen
 
 
-class BatchChanges:
+class BatchAugment:
     """MixUp or CutMix over a batch, and one of some sizes for all of it."""
 
     def __init__(self, mixers: list[torch.nn.Module], sizes: list[int]) -> None:
@@ -109,4 +109,4 @@ class BatchChanges:
             mixed, labels = mixer(images.float(), labels)
             images = mixed.round().to(torch.uint8)
         size = self.sizes[int(torch.randint(len(self.sizes), ()))]
-        return (images if size == images.shape[-1] else resize_squash(images, size)), labels
+        return (images if size == images.shape[-1] else resize_square(images, size)), labels

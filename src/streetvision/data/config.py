@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError
-from streetvision.contracts.settings import NO_MATTER, Seed
+from streetvision.contracts.settings import RESULT_NEUTRAL, Seed
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.splitting.partition import Fractions
 
@@ -59,7 +59,7 @@ class DataConfig(BaseModel):
     """Share of the rows for every split, each above 0; they sum to 1."""
     seed: Seed = 0
     """Which of the possible partitions is taken; any whole number."""
-    max_bad_share: float = Field(default=0.05, ge=0, le=1)
+    max_invalid_fraction: float = Field(default=0.05, ge=0, le=1)
     """Share of the listed images that may be unusable before the run stops."""
     hf_split: str = HF_SPLIT
     """Split of a Hugging Face dataset to read; it is dealt to our four splits anew."""
@@ -104,9 +104,9 @@ class LoaderConfig(BaseModel):
 
     batch_size: int = Field(default=64, ge=1)
     """Images, or views of images, a forward pass when nothing is trained."""
-    workers: Annotated[int | None, NO_MATTER] = Field(default=None, ge=0)
+    num_workers: Annotated[int | None, RESULT_NEUTRAL] = Field(default=None, ge=0)
     """Processes that decode; None takes one a core beyond the second, none on one or two cores."""
-    cache_pixels: int | None = Field(default=None, ge=32)
+    cache_image_size: int | None = Field(default=None, ge=32)
     """Shorter side of small JPEGs from which images are trained on, made once; null trains from the originals."""
     max_megapixels: float = Field(default=100.0, gt=0, le=178)
     """Millions of pixels above which an image is refused; Pillow itself refuses some formats beyond 178."""
@@ -118,8 +118,8 @@ class LoaderConfig(BaseModel):
 
     @property
     def worker_count(self) -> int:
-        """The number of processes that `workers` stands for on this machine."""
-        return max(0, (os.cpu_count() or 1) - 2) if self.workers is None else self.workers
+        """The number of processes that `num_workers` stands for on this machine."""
+        return max(0, (os.cpu_count() or 1) - 2) if self.num_workers is None else self.num_workers
 
 
 class GateConfig(BaseModel):
@@ -144,7 +144,7 @@ class AugmentationConfig(BaseModel):
     """Smallest and largest share of the image's area that a random crop keeps; 1, 1 crops nothing."""
     flip_probability: float = Field(default=0.5, ge=0, le=1)
     """Chance of a left-right flip."""
-    colour_jitter: float = Field(default=0.2, ge=0, le=1)
+    color_jitter: float = Field(default=0.2, ge=0, le=1)
     """Largest relative change of brightness, contrast and saturation; a tenth of it for hue."""
     policy: Literal["none", "trivial_augment", "augmix"] = "none"
     """TrivialAugmentWide with 31 strengths, or AugMix of severity 3 and width 3, behind crop, flip and jitter."""
@@ -156,7 +156,7 @@ class AugmentationConfig(BaseModel):
     """The same for a rectangle put into another image; 0: never. With both, each batch takes one of the two."""
     scales: tuple[float, ...] = (1.0,)
     """Each batch is shown at one of these multiples of the image size, rounded to whole patches."""
-    validator_share: float = Field(default=0.0, ge=0, le=1)
+    validator_distortion_p: float = Field(default=0.0, ge=0, le=1)
     """Share of images that come as the subnet's validator would send them, in place of crop, flip, jitter, policy."""
     validator_levels: tuple[Level, ...] = (0, 1, 2, 3)
     """Its levels, each as likely as the others."""
@@ -165,10 +165,10 @@ class AugmentationConfig(BaseModel):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
-        if self.validator_share == 0 and self.validator_levels != (0, 1, 2, 3):
+        if self.validator_distortion_p == 0 and self.validator_levels != (0, 1, 2, 3):
             raise ConfigError(
-                "augmentation.validator_levels is not read while augmentation.validator_share is 0",
-                "set augmentation.validator_share=0.5 or leave it out",
+                "augmentation.validator_levels is not read while augmentation.validator_distortion_p is 0",
+                "set augmentation.validator_distortion_p=0.5 or leave it out",
             )
         if self.gate.epochs == 0 and self.gate != type(self.gate)():
             raise ConfigError("the settings of a gate of 0 epochs are not read", "set augmentation.gate.epochs=2")
@@ -177,7 +177,7 @@ class AugmentationConfig(BaseModel):
         return self
 
 
-PLAIN = AugmentationConfig(crop_scale=(1.0, 1.0), flip_probability=0.0, colour_jitter=0.0)
+PLAIN = AugmentationConfig(crop_scale=(1.0, 1.0), flip_probability=0.0, color_jitter=0.0)
 """No change at all."""
 
 
@@ -186,16 +186,16 @@ class PairConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    partner: Literal["image", "group"] = "image"
+    positives: Literal["same_image", "same_group"] = "same_image"
     """What the second view shows: the same image, or any of its group. For tracks of one object, not for rides."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest share of the image's area that a view keeps. Small ones may lose a small cue."""
     flip_probability: float = Field(default=0.5, ge=0, le=1)
     """Chance of a left-right flip; 0 where left and right mean something."""
-    colour_jitter: float = Field(default=0.8, ge=0, le=1)
+    color_jitter: float = Field(default=0.8, ge=0, le=1)
     """Largest relative change of brightness, contrast and saturation; a quarter of it for hue. Less where colour is
     the cue."""
-    grey_probability: float = Field(default=0.2, ge=0, le=1)
+    grayscale_p: float = Field(default=0.2, ge=0, le=1)
     """Chance that a view loses its colours."""
     blur: bool = True
     """Blur half of the views, by up to two pixels at 224."""

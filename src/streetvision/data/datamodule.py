@@ -63,7 +63,7 @@ class ImageDataset(Dataset[Sample]):
         return read_image(self.paths[position], limits=self.limits)
 
 
-class EpochBatches(Sampler[list[Key]]):
+class EpochBatchSampler(Sampler[list[Key]]):
     """Batches of keys (epoch, position): in order, or in a new seeded order each time it is walked through.
 
     A batch of `batch_size` rows is cut into `parts` for each of `world` processes, of which this one is `rank`. All
@@ -114,7 +114,7 @@ class EpochBatches(Sampler[list[Key]]):
 class Trained:
     """What both kinds of training batches know of their place: `order` decides it, `names` tell the rows."""
 
-    order: EpochBatches
+    order: EpochBatchSampler
     names: Sequence[str]
     row_labels: Sequence[int]
 
@@ -137,7 +137,7 @@ class ImageLoader(Trained):
     """
 
     def __init__(
-        self, dataset: ImageDataset, order: EpochBatches, *, workers: int, mix: BatchTransform | None = None
+        self, dataset: ImageDataset, order: EpochBatchSampler, *, workers: int, mix: BatchTransform | None = None
     ) -> None:
         self.order = order
         self.names = [row.path for row in dataset.rows]
@@ -194,7 +194,7 @@ class FeatureBatches(Trained):
         names: Sequence[str] | None = None,
     ) -> None:
         self.features, self.labels = features, labels
-        self.order = EpochBatches(
+        self.order = EpochBatchSampler(
             len(labels), batch_size=batch_size, shuffle=seed is not None, seed=seed or 0, parts=parts
         )
         self.row_labels = labels.tolist()

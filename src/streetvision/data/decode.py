@@ -74,7 +74,7 @@ class UndecodableImage(DataError):  # noqa: N818 (it names the image, as the sen
 def decode_image(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> torch.Tensor:
     """Decode one image file.
 
-    Returns (3, H, W) uint8 RGB, channels last in memory: the layout that `resize_squash` is quickest on.
+    Returns (3, H, W) uint8 RGB, channels last in memory: the layout that `resize_square` is quickest on.
     Raises UndecodableImage, and nothing else, for bytes that are not a whole image within `limits`.
     """
     try:
@@ -116,7 +116,7 @@ def looks_like_image(data: bytes) -> bool:
     return data.startswith(tuple(READERS))
 
 
-def resize_squash(image: torch.Tensor, size: int) -> torch.Tensor:
+def resize_square(image: torch.Tensor, size: int) -> torch.Tensor:
     """Squash a uint8 image (3, H, W) to (3, size, size): the evaluation preprocessing of every model here.
 
     Bilinear with antialiasing, because that is what the image processor shipped to the subnet's miner computes, so

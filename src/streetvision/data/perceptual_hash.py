@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from scipy.fft import dctn
 
-from streetvision.data.decode import resize_squash
+from streetvision.data.decode import resize_square
 from streetvision.data.transforms.color import LUMA
 
 THUMBNAIL = 64
@@ -32,7 +32,7 @@ Thumbnails = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Look:
+class PerceptualHash:
     """What one image looks like."""
 
     hashes: tuple[int, ...]
@@ -44,7 +44,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Looks:
+class PerceptualHashes:
     """What N images look like."""
 
     hashes: Hashes
@@ -60,32 +60,32 @@ class Looks:
         blank: npt.NDArray[np.bool_] = self.thumbnails.std(axis=(1, 2)) < BLANK
         return blank
 
-    def where(self, chosen: Sequence[bool]) -> "Looks":
+    def where(self, chosen: Sequence[bool]) -> "PerceptualHashes":
         """The looks of the images that are chosen, one truth value an image."""
         mask = np.array(chosen, dtype=np.bool_)
-        return Looks(self.hashes[mask], self.thumbnails[mask], self.tiny[mask])
+        return PerceptualHashes(self.hashes[mask], self.thumbnails[mask], self.tiny[mask])
 
 
-def look_at(image: torch.Tensor) -> Look:
+def compute_hash(image: torch.Tensor) -> PerceptualHash:
     """The look of a decoded image, uint8 (3, H, W)."""
-    grey = _grey(resize_squash(image, WORKING))
+    grey = _grey(resize_square(image, WORKING))
     hashes = tuple(perceptual_hash(_resized(_trimmed(grey, trim), HASHED)) for trim in TRIMS)
-    return Look(hashes, _resized(grey, THUMBNAIL), tiny=min(image.shape[1:]) < THUMBNAIL)
+    return PerceptualHash(hashes, _resized(grey, THUMBNAIL), tiny=min(image.shape[1:]) < THUMBNAIL)
 
 
-def stack_looks(looks: Iterable[Look]) -> Looks:
+def stack_hashes(looks: Iterable[PerceptualHash]) -> PerceptualHashes:
     """Many looks as arrays."""
     every = list(looks)
-    return Looks(
+    return PerceptualHashes(
         np.array([look.hashes for look in every], dtype=np.uint64).reshape(-1, len(TRIMS)),
         np.array([look.thumbnail for look in every], dtype=np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL),
         np.array([look.tiny for look in every], dtype=np.bool_),
     )
 
 
-def join_looks(first: Looks, second: Looks) -> Looks:
+def join_hashes(first: PerceptualHashes, second: PerceptualHashes) -> PerceptualHashes:
     """The looks of some images, and of others behind them."""
-    return Looks(
+    return PerceptualHashes(
         np.concatenate([first.hashes, second.hashes]),
         np.concatenate([first.thumbnails, second.thumbnails]),
         np.concatenate([first.tiny, second.tiny]),
@@ -114,5 +114,5 @@ def _trimmed(grey: npt.NDArray[np.uint8], pixels: int) -> npt.NDArray[np.uint8]:
 
 
 def _resized(grey: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
-    resized = resize_squash(torch.from_numpy(np.ascontiguousarray(grey))[None], side)
+    resized = resize_square(torch.from_numpy(np.ascontiguousarray(grey))[None], side)
     return np.asarray(resized[0].numpy())

@@ -52,18 +52,18 @@ def label_of(text: str, class_names: tuple[str, str]) -> int | None:
     return names.get(text.strip().casefold())
 
 
-def naming_remedy(class_names: tuple[str, str]) -> str:
+def naming_hint(class_names: tuple[str, str]) -> str:
     """Where the class names of the current run are set."""
     return f"names are set by data.class_names=[{','.join(class_names)}]"
 
 
-def check_classes(root: object, found: Mapping[str, int], *, class_names: tuple[str, str], remedy: str) -> None:
+def check_classes(root: object, found: Mapping[str, int], *, class_names: tuple[str, str], hint: str) -> None:
     """Raise DataError unless both classes have images; `found` holds the number of images under each name met."""
     present = {name.casefold() for name, count in found.items() if count}
     for name in class_names:
         if name.casefold() not in present:
             counts = ", ".join(f"{met} {count:,}" for met, count in found.items()) or "nothing"
-            raise DataError(f"data.root {str(root)!r} has no images of class {name!r} (found: {counts})", remedy)
+            raise DataError(f"data.root {str(root)!r} has no images of class {name!r} (found: {counts})", hint)
 
 
 def count_classes(images: Iterable[Listed], class_names: tuple[str, str]) -> dict[str, int]:

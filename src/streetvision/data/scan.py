@@ -18,14 +18,14 @@ from streetvision.contracts.split_contracts import Index, Row
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 from streetvision.data.connected_components import join_groups
 from streetvision.data.decode import UndecodableImage, decode_image, read_image_bytes
-from streetvision.data.perceptual_hash import Look, Looks, look_at, stack_looks
+from streetvision.data.perceptual_hash import PerceptualHash, PerceptualHashes, compute_hash, stack_hashes
 from streetvision.data.records import BadFile, Listed, Listing
 from streetvision.io.atomic import sha256_bytes
 
 NAMED_IN_ERROR = 3
 """How many bad files an error names; the report holds them all."""
 
-Seen = tuple[Row, Look | None]
+Seen = tuple[Row, PerceptualHash | None]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Scan:
     """Files beside the images that were never listed."""
     duplicates: int
     """Usable rows that repeat the content of another row; they share its group."""
-    looks: Looks | None = None
+    looks: PerceptualHashes | None = None
     """What each row of the index looks like, in its order; None where that was not asked for."""
 
     @property
@@ -107,21 +107,21 @@ def scan_images(
         (*bad, *contradicted.values()),
         listing.left_out,
         duplicates=len(kept) - len({row.sha256 for row, _ in kept}),
-        looks=stack_looks(look for _, look in kept if look is not None) if looking else None,
+        looks=stack_hashes(look for _, look in kept if look is not None) if looking else None,
     )
 
 
-def check_bad_share(scan: Scan, *, max_bad_share: float, report: Path) -> None:
-    """Raise DataError when more than `max_bad_share` of the images are unusable; `report` is where all are named."""
-    if scan.bad_share <= max_bad_share:
+def check_bad_share(scan: Scan, *, max_invalid_fraction: float, report: Path) -> None:
+    """Raise DataError when more than `max_invalid_fraction` of the images are unusable; `report` lists them."""
+    if scan.bad_share <= max_invalid_fraction:
         return
     total = len(scan.bad) + len(scan.index.rows)
     first = "; ".join(f"{file.path} {file.reason}" for file in scan.bad[:NAMED_IN_ERROR])
     more = f"; and {len(scan.bad) - NAMED_IN_ERROR:,} more" if len(scan.bad) > NAMED_IN_ERROR else ""
     raise DataError(
         f"{len(scan.bad):,} of {total:,} images of data.root {str(scan.index.root)!r} cannot be used "
-        f"({scan.bad_share:.1%}; the limit is {max_bad_share:.1%}): {first}{more}",
-        f"all are named in {report}; mend or remove them, or raise data.max_bad_share",
+        f"({scan.bad_share:.1%}; the limit is {max_invalid_fraction:.1%}): {first}{more}",
+        f"all are named in {report}; mend or remove them, or raise data.max_invalid_fraction",
     )
 
 
@@ -133,7 +133,7 @@ def _scan_one(listed: Listed, *, root: Path, limits: DecodeLimits, looking: bool
         return BadFile(listed.path, error.reason)
     _, height, width = image.shape
     row = Row(sha256=sha256_bytes(data), width=width, height=height, brightness=mean_luminance(image), **vars(listed))
-    return row, look_at(image) if looking else None
+    return row, compute_hash(image) if looking else None
 
 
 def mean_luminance(image: Tensor) -> float:

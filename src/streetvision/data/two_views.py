@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode, v2
 from streetvision.data.config import PairConfig
 from streetvision.data.datamodule import ImageDataset
 from streetvision.data.transforms.blur import RandomBlur
-from streetvision.data.transforms.color import ColourJitter
+from streetvision.data.transforms.color import ColorJitter
 
 JITTERED = 0.8
 """Chance that a view's colours are changed at all."""
@@ -23,7 +23,7 @@ class TwoViews(nn.Module):
 
     def __init__(self, config: PairConfig, *, image_size: int) -> None:
         super().__init__()
-        jitter = config.colour_jitter
+        jitter = config.color_jitter
         steps: list[nn.Module] = [
             v2.RandomResizedCrop(
                 image_size, scale=config.crop_scale, interpolation=InterpolationMode.BILINEAR, antialias=True
@@ -31,8 +31,8 @@ class TwoViews(nn.Module):
         ]
         steps += [v2.RandomHorizontalFlip(config.flip_probability)] if config.flip_probability else []
         if jitter:
-            steps += [v2.RandomApply([ColourJitter(jitter, hue=jitter / 4)], p=JITTERED)]
-        steps += [v2.RandomGrayscale(config.grey_probability)] if config.grey_probability else []
+            steps += [v2.RandomApply([ColorJitter(jitter, hue=jitter / 4)], p=JITTERED)]
+        steps += [v2.RandomGrayscale(config.grayscale_p)] if config.grayscale_p else []
         if config.blur:
             # The kernel is a tenth of the side, as in the paper; sigma shrinks with it.
             least, most = (bound * image_size / 224 for bound in BLUR_SIGMA)

@@ -16,7 +16,7 @@ from streetvision.eval import intervals
 from streetvision.eval.counts import FloatArray, all_cuts, confusion_counts
 from streetvision.eval.metrics import METRICS, Basis, Metric, all_metrics
 from streetvision.eval.reliability import ece_band
-from streetvision.eval.resampling import Judged, Ranked, Resampling, Units, replicates
+from streetvision.eval.resampling import Predictions, Resampling, ResamplingUnits, SortedScores, replicates
 
 USUAL = Resampling()
 """A thousand resamples, 95 % intervals, rows that stand alone."""
@@ -52,7 +52,7 @@ class Difference(Interval):
     """Two-sided, for "there is no difference"."""
 
 
-def bootstrap_intervals(labels: ArrayLike, judged: Judged, how: Resampling = USUAL) -> dict[str, Interval]:
+def bootstrap_intervals(labels: ArrayLike, judged: Predictions, how: Resampling = USUAL) -> dict[str, Interval]:
     """An interval for every metric of the table, for labels (N,) and what was judged on the same rows.
 
     Count metrics, Brier score and NLL: BCa, with the jackknife over units. The Brier score and NLL are means of
@@ -66,14 +66,16 @@ def bootstrap_intervals(labels: ArrayLike, judged: Judged, how: Resampling = USU
     """
     truth, p, decisions = judged.checked(labels)
     order = np.argsort(p, kind="stable")  # rows that come sorted are ranked without a gather for each resample
-    ranked = Ranked(truth[order], Judged(p[order], decisions[order]))
+    ranked = SortedScores(truth[order], Predictions(p[order], decisions[order]))
     units = how.units(truth.size).reordered(order)
     sample = _Sample(ranked, units, how)
     (drawn,) = map(_of_both_classes, replicates([ranked], units, how))
     return {name: sample.interval(name, values) for name, values in drawn.items()}
 
 
-def paired_difference(labels: ArrayLike, a: Judged, b: Judged, how: Resampling = USUAL) -> dict[str, Difference]:
+def paired_difference(
+    labels: ArrayLike, a: Predictions, b: Predictions, how: Resampling = USUAL
+) -> dict[str, Difference]:
     """For every metric: that of `a` minus that of `b` on the same rows, its interval and p-value.
 
     Both are judged on the same resamples, so what they share cancels. Interval and p-value come from one normal
@@ -91,8 +93,8 @@ class Pairing(NamedTuple):
 
     labels: ArrayLike
     """(N,) 0 or 1."""
-    a: Judged
-    b: Judged
+    a: Predictions
+    b: Predictions
 
 
 def mean_difference(pairings: Sequence[Pairing], how: Resampling = USUAL) -> dict[str, Difference]:
@@ -104,7 +106,7 @@ def mean_difference(pairings: Sequence[Pairing], how: Resampling = USUAL) -> dic
     Raises:
         DataError: as `bootstrap_intervals` does.
     """
-    sides = [(Ranked(labels, a), Ranked(labels, b)) for labels, a, b in pairings]
+    sides = [(SortedScores(labels, a), SortedScores(labels, b)) for labels, a, b in pairings]
     ends = np.cumsum([0, *(first.truth.size for first, _ in sides)])
     units = how.units(int(ends[-1]))
     parts = [slice(*pair) for pair in pairwise(ends.tolist())]
@@ -120,7 +122,7 @@ def mean_difference(pairings: Sequence[Pairing], how: Resampling = USUAL) -> dic
 class _Sample:
     """The rows as they are: what the formulas need beside the replicates."""
 
-    def __init__(self, ranked: Ranked, units: Units, how: Resampling) -> None:
+    def __init__(self, ranked: SortedScores, units: ResamplingUnits, how: Resampling) -> None:
         self.ranked, self.units, self.level = ranked, units, how.level
         self.how = replace(how, groups=units.of_row.tolist() if units.grouped else None)
         self.estimates = all_metrics(ranked.truth, ranked.probabilities, ranked.decisions)
@@ -164,7 +166,7 @@ class _Sample:
 class _Pairs:
     """Both sides of every test set as they are."""
 
-    def __init__(self, sides: Sequence[tuple[Ranked, Ranked]], units: Units) -> None:
+    def __init__(self, sides: Sequence[tuple[SortedScores, SortedScores]], units: ResamplingUnits) -> None:
         self.of_sides = [
             tuple(all_metrics(one.truth, one.probabilities, one.decisions) for one in side) for side in sides
         ]

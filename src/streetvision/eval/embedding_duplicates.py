@@ -15,7 +15,7 @@ BLOCK = 1024
 
 
 @dataclass(frozen=True)
-class Alikeness:
+class EmbeddingDuplicates:
     """Cosines of embeddings between images of one cluster, and between those of different ones."""
 
     within: float
@@ -33,7 +33,7 @@ class Alikeness:
         return (self.within + self.between) / 2
 
 
-def alikeness(features: Features, clusters: Clusters, *, most: int) -> Alikeness:
+def embedding_duplicates(features: Features, clusters: Clusters, *, most: int) -> EmbeddingDuplicates:
     """Compare cosines of `features` (N, P) with `clusters` (N,); at most `most` pairs of a kind, each image once in it.
 
     Takes time in N squared. Raises ValueError with fewer than two clusters.
@@ -47,7 +47,7 @@ def alikeness(features: Features, clusters: Clusters, *, most: int) -> Alikeness
     within = float(np.median(far[joined])) if joined.any() else float("nan")
     between = float(np.median(near))
     limit = (within + between) / 2
-    return Alikeness(
+    return EmbeddingDuplicates(
         within,
         between,
         _pairs(nearest, near, near > limit, most=most, highest=True),

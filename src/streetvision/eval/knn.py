@@ -11,7 +11,7 @@ from streetvision.eval.metrics import mcc
 NEIGHBOURS = 10
 
 
-def neighbours_mcc(
+def knn_mcc(
     features: NDArray[np.float32], labels: NDArray[np.int64], groups: Sequence[str], *, k: int = NEIGHBOURS
 ) -> float:
     """MCC of the majority among the k nearest rows by cosine, none of them of the row's own group.

@@ -9,7 +9,7 @@ from streetvision.eval.bootstrap import Interval
 from streetvision.eval.intervals import NO_SPREAD
 
 
-def mean_over_splits(differences: Sequence[float], *, tested: float, level: float) -> Interval:
+def corrected_t_interval(differences: Sequence[float], *, tested: float, level: float) -> Interval:
     """The mean of differences (J,), one a split, with the corrected resampled t interval.
 
     `tested` is the number of images judged over the number of the others in a split. Splits of one data set overlap, so

@@ -10,7 +10,7 @@ from scipy.special import ndtri
 
 from streetvision.eval.counts import FloatArray, checked
 from streetvision.eval.metrics import ECE_BINS, bin_index
-from streetvision.eval.resampling import Resampling, Units, units_of
+from streetvision.eval.resampling import Resampling, ResamplingUnits, units_of
 
 ALONE = Resampling()
 """A thousand draws, a central range of 95 %, rows that stand alone."""
@@ -98,7 +98,7 @@ def ece_band(probabilities: ArrayLike, how: Resampling = ALONE) -> tuple[float, 
 
 
 def _grouped_positives(
-    p: FloatArray, bins: NDArray[np.intp], units: Units, rng: np.random.Generator, n_draws: int
+    p: FloatArray, bins: NDArray[np.intp], units: ResamplingUnits, rng: np.random.Generator, n_draws: int
 ) -> Iterator[NDArray[Any]]:
     """Positives (C, B) in every bin, when one number drawn for a unit decides all its rows."""
     columns = (bins[:, None] == np.arange(ECE_BINS)).astype(np.float64)

@@ -24,7 +24,7 @@ WEIGHTS_AT_ONCE = 1 << 16
 IntArray = NDArray[np.int64]
 
 
-class Judged(NamedTuple):
+class Predictions(NamedTuple):
     """A model or a policy on the rows of a test set: its probabilities and what it decides."""
 
     probabilities: ArrayLike
@@ -33,7 +33,7 @@ class Judged(NamedTuple):
     """(N,) 0 or 1."""
 
     @classmethod
-    def cut(cls, probabilities: ArrayLike, threshold: float) -> "Judged":
+    def cut(cls, probabilities: ArrayLike, threshold: float) -> "Predictions":
         """What calls a row class 1 where its probability is at least `threshold`."""
         return cls(probabilities, decide(probabilities, threshold))
 
@@ -66,13 +66,13 @@ class Resampling:
         if not 0 < self.level < 1:
             raise DataError(f"level must lie between 0 and 1; got {self.level}", "0.95 stands for 95 % intervals")
 
-    def units(self, n_rows: int) -> "Units":
+    def units(self, n_rows: int) -> "ResamplingUnits":
         """What is drawn from so many rows; raises DataError unless there is one group a row."""
         return units_of(self.groups, n_rows)
 
 
 @dataclass(frozen=True)
-class Units:
+class ResamplingUnits:
     """Which rows are drawn together."""
 
     of_row: IntArray
@@ -85,12 +85,12 @@ class Units:
         """False where every row is a unit of its own."""
         return self.count < self.of_row.size
 
-    def reordered(self, order: IntArray) -> "Units":
+    def reordered(self, order: IntArray) -> "ResamplingUnits":
         """The units of rows[order], numbered as they come; order (N,) is a permutation."""
         if not self.grouped:
             return self
         _, first, of_row = np.unique(self.of_row[order], return_index=True, return_inverse=True)
-        return Units(np.argsort(np.argsort(first))[of_row], self.count)
+        return ResamplingUnits(np.argsort(np.argsort(first))[of_row], self.count)
 
     def counts(self, truth: BoolArray, decided: BoolArray) -> Counts:
         """The four outcomes (U,) within each unit."""
@@ -102,14 +102,14 @@ class Units:
         return np.bincount(self.of_row, weights=values, minlength=self.count).astype(np.float64)
 
 
-def units_of(groups: Sequence[Hashable] | None, n_rows: int) -> Units:
+def units_of(groups: Sequence[Hashable] | None, n_rows: int) -> ResamplingUnits:
     """The units of rows with these `groups`; a row whose group is None stands alone.
 
     Raises:
         DataError: not one group a row.
     """
     if groups is None:
-        return Units(np.arange(n_rows), n_rows)
+        return ResamplingUnits(np.arange(n_rows), n_rows)
     if len(groups) != n_rows:
         raise DataError(
             f"expected one group a row; got {len(groups)} groups for {n_rows} rows",
@@ -118,7 +118,7 @@ def units_of(groups: Sequence[Hashable] | None, n_rows: int) -> Units:
     number: dict[Any, int] = {}
     keys = (object() if group is None else group for group in groups)
     of_row = np.array([number.setdefault(key, len(number)) for key in keys])
-    return Units(of_row, len(number))
+    return ResamplingUnits(of_row, len(number))
 
 
 class CountsAtEdges:
@@ -142,10 +142,10 @@ class CountsAtEdges:
         return Counts(tp=tp, tn=tn, fp=(rows[:, -1:] - positives[:, -1:]) - tn, fn=fn)
 
 
-class Ranked:
-    """A `Judged` whose rows are sorted once, so that every metric can be had for any weights of the rows."""
+class SortedScores:
+    """A `Predictions` whose rows are sorted once, so that every metric can be had for any weights of the rows."""
 
-    def __init__(self, labels: ArrayLike, judged: Judged) -> None:
+    def __init__(self, labels: ArrayLike, judged: Predictions) -> None:
         self.truth, self.probabilities, self.decisions = judged.checked(labels)
         order = np.argsort(self.probabilities, kind="stable")
         scores, truth = self.probabilities[order], self.truth[order]
@@ -190,7 +190,7 @@ class Ranked:
         return {name: values[name] for name in METRICS}
 
 
-def draw_weights(units: Units, n_resamples: int, seed: int) -> Iterator[IntArray]:
+def draw_weights(units: ResamplingUnits, n_resamples: int, seed: int) -> Iterator[IntArray]:
     """Weights (C, N) of resamples of the units, drawn with replacement; as many units as there are."""
     rng = np.random.default_rng(seed)
     at_once = max(1, WEIGHTS_AT_ONCE // max(units.of_row.size, units.count))
@@ -203,7 +203,7 @@ def draw_weights(units: Units, n_resamples: int, seed: int) -> Iterator[IntArray
 
 
 def replicates(
-    ranked: Sequence[Ranked], units: Units, how: Resampling, *, rows: slice = slice(None)
+    ranked: Sequence[SortedScores], units: ResamplingUnits, how: Resampling, *, rows: slice = slice(None)
 ) -> list[dict[str, FloatArray]]:
     """Every metric of the table (n_resamples,) for each of `ranked`, all on the same resamples of the same rows.
 

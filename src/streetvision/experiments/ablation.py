@@ -9,21 +9,21 @@ from pathlib import Path
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.experiments.ablation_page import as_csv, as_markdown, summary_lines
-from streetvision.experiments.ablation_run import PRELOADED, ArmRun, run_arm
+from streetvision.experiments.ablation_run import PRELOADED, AblationRun, execute_run
 from streetvision.experiments.ablation_table import AblationTable, Arm, Pair, read_table
 from streetvision.experiments.comparison import Comparison, Met, Row, Shown, compare
 from streetvision.experiments.doc_tables import around_place, put_into_page
 from streetvision.io.atomic import sha256_json, write_json_atomic, write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.predictions import Answers, read_predictions
-from streetvision.io.process_pool import in_processes, last_words
+from streetvision.io.process_pool import failure_reason, run_in_processes
 from streetvision.models.device import default_jobs
 from streetvision.pipeline.config import compose_config, given_keys, settings_sha256
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.test_access_log import looks_so_far
+from streetvision.pipeline.test_access_log import read_test_accesses
 from streetvision.synthetic.scenes import write_scenes
 
-ONE_PROCESS = ("loader.workers=0",)
+ONE_PROCESS = ("loader.num_workers=0",)
 """Beneath the settings of every arm: it shares the cores with others."""
 NO_RECORD = "it left no record of this code and these settings; was the code changed while it ran?"
 NAME_DIGITS = 12
@@ -107,11 +107,11 @@ def _parted(settings: Sequence[str]) -> tuple[list[str], list[str]]:
     return drawing, [setting for setting in settings if setting not in drawing]
 
 
-def _plan(table: AblationTable, data: Mapping[str, tuple[str, ...]], request: Request) -> dict[Side, ArmRun]:
+def _plan(table: AblationTable, data: Mapping[str, tuple[str, ...]], request: Request) -> dict[Side, AblationRun]:
     """The run of each side; what is the same in settings, however it was written, is the same run."""
     own = tuple(_parted(request.overrides)[1])
-    plan: dict[Side, ArmRun] = {}
-    by_root: dict[Path, ArmRun] = {}
+    plan: dict[Side, AblationRun] = {}
+    by_root: dict[Path, AblationRun] = {}
     for (pair, name), seed in product(table.comparisons, table.seeds):
         for side, arm in (("a", pair.a), ("b", pair.b)):
             overrides = (
@@ -128,12 +128,12 @@ def _plan(table: AblationTable, data: Mapping[str, tuple[str, ...]], request: Re
     return plan
 
 
-def _arm_run(overrides: tuple[str, ...], folder: Path, pair: Pair) -> ArmRun:
+def _arm_run(overrides: tuple[str, ...], folder: Path, pair: Pair) -> AblationRun:
     try:
         digest = _digest(overrides)
     except ConfigError as error:
-        raise ConfigError(f"pair {pair.name!r}: {error.what}", error.remedy) from error
-    return ArmRun(overrides, digest, folder / digest[:NAME_DIGITS])
+        raise ConfigError(f"pair {pair.name!r}: {error.message}", error.hint) from error
+    return AblationRun(overrides, digest, folder / digest[:NAME_DIGITS])
 
 
 @cache
@@ -144,16 +144,18 @@ def _digest(overrides: tuple[str, ...]) -> str:
     return settings_sha256(config)
 
 
-def _run_all(arms: Sequence[ArmRun], jobs: int | None, console: Console) -> dict[ArmRun, str]:
+def _run_all(arms: Sequence[AblationRun], jobs: int | None, console: Console) -> dict[AblationRun, str]:
     """Run what has no record yet; returns why arms failed."""
     waiting = [arm for arm in arms if arm.done() is None]
     at_once = jobs or default_jobs()
     told = f"{len(arms)} runs, {len(arms) - len(waiting)} of them there already"
     console.line("arms", f"{told}; {min(at_once, max(1, len(waiting)))} at a time")
-    failed: dict[ArmRun, str] = {}
-    for done, (arm, exit_code) in enumerate(in_processes(run_arm, waiting, at_once, preload=PRELOADED), start=1):
+    failed: dict[AblationRun, str] = {}
+    for done, (arm, exit_code) in enumerate(
+        run_in_processes(execute_run, waiting, at_once, preload=PRELOADED), start=1
+    ):
         if exit_code or arm.done() is None:
-            failed[arm] = last_words(arm.log, exit_code) if exit_code else NO_RECORD
+            failed[arm] = failure_reason(arm.log, exit_code) if exit_code else NO_RECORD
             console.warn(f"a run failed: {failed[arm]} ({arm.log})")
         else:
             console.line("", f"{done} of {len(waiting)}: {arm.root}")
@@ -161,14 +163,14 @@ def _run_all(arms: Sequence[ArmRun], jobs: int | None, console: Console) -> dict
 
 
 def _compare(
-    table: AblationTable, plan: Mapping[Side, ArmRun], failed: Mapping[ArmRun, str]
+    table: AblationTable, plan: Mapping[Side, AblationRun], failed: Mapping[AblationRun, str]
 ) -> tuple[list[Row], Comparison]:
     met = [_met(pair, name, plan, failed) for pair, name in table.comparisons]
     how = Comparison(comparisons=len(met))
     return [row for one in met for row in compare(one, how)], how
 
 
-def _met(pair: Pair, data: str, plan: Mapping[Side, ArmRun], failed: Mapping[ArmRun, str]) -> Met:
+def _met(pair: Pair, data: str, plan: Mapping[Side, AblationRun], failed: Mapping[AblationRun, str]) -> Met:
     splits, missing = {}, []
     for seed in [key[2] for key in plan if key[:2] == (pair.name, data) and key[3] == "a"]:
         runs = {side: plan[pair.name, data, seed, side] for side in ("a", "b")}
@@ -179,13 +181,15 @@ def _met(pair: Pair, data: str, plan: Mapping[Side, ArmRun], failed: Mapping[Arm
     return Met(data, pair, splits, tuple(missing))
 
 
-def _shown(run: ArmRun, arm: Arm) -> Shown:
+def _shown(run: AblationRun, arm: Arm) -> Shown:
     record = run.done()
     assert record is not None, "an arm that did not fail has a record"
-    return Shown(_judged(read_predictions(ArtifactSchema(run.root).predictions), arm, run), record.rest, record.cost)
+    return Shown(
+        _judged(read_predictions(ArtifactSchema(run.root).predictions_csv), arm, run), record.rest, record.cost
+    )
 
 
-def _judged(policies: Sequence[Answers], arm: Arm, run: ArmRun) -> Answers:
+def _judged(policies: Sequence[Answers], arm: Arm, run: AblationRun) -> Answers:
     """Of an evaluation's policies the one that the arm is judged by: the first of its name is that on single views."""
     for answers in policies:
         if answers.shipped if arm.judge == "shipped" else answers.policy == arm.judge:
@@ -193,17 +197,17 @@ def _judged(policies: Sequence[Answers], arm: Arm, run: ArmRun) -> Answers:
     raise ArtifactError(f"{str(run.root)!r} has no answers of policy {arm.judge!r}", "let phase2 run in this arm")
 
 
-def _looks(plan: Mapping[Side, ArmRun]) -> dict[str, int]:
+def _looks(plan: Mapping[Side, AblationRun]) -> dict[str, int]:
     """Data set and seed -> looks at that VAL_TEST over all arms, by the ledgers of their runs."""
     looks: dict[str, int] = {}
     for (name, seed), run in dict.fromkeys(((key[1], key[2]), run) for key, run in plan.items()):
         place = f"{name}, seed {seed}"
-        looks[place] = looks.get(place, 0) + looks_so_far(ArtifactSchema(run.root).looks)
+        looks[place] = looks.get(place, 0) + read_test_accesses(ArtifactSchema(run.root).test_access_log_json)
     return looks
 
 
 def _write(
-    rows: list[Row], how: Comparison, looks: dict[str, int], plan: Mapping[Side, ArmRun], request: Request
+    rows: list[Row], how: Comparison, looks: dict[str, int], plan: Mapping[Side, AblationRun], request: Request
 ) -> None:
     arms = [
         {"pair": pair, "data": data, "seed": seed, "side": side, "run": str(run.root), "settings": list(run.overrides)}

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, StreetVisionError
-from streetvision.contracts.policies import Digest, Sealed
+from streetvision.contracts.policies import Artifact, Digest
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json, write_json_atomic
@@ -31,7 +31,7 @@ JUDGING = ("evaluation.", "loader.batch_size", "loader.max_megapixels")
 
 
 @dataclass(frozen=True)
-class ArmRun:
+class AblationRun:
     """A run that an ablation wants."""
 
     overrides: tuple[str, ...]
@@ -51,17 +51,17 @@ class ArmRun:
         """What the run said."""
         return self.root.with_name(f"{self.root.name}.log")
 
-    def done(self) -> "ArmRecord | None":
+    def done(self) -> "AblationRecord | None":
         """The record, if this code has finished these settings."""
         try:
-            found = validate_json(self.record, ArmRecord)
+            found = validate_json(self.record, AblationRecord)
         except ArtifactError:
             return None
         same = (found.settings_sha256, found.code_sha256) == (self.settings_sha256, code_sha256())
-        return found if same and ArtifactSchema(self.root).predictions.is_file() else None
+        return found if same and ArtifactSchema(self.root).predictions_csv.is_file() else None
 
 
-class ArmRecord(Sealed):
+class AblationRecord(Artifact):
     """NAME.json beside a run folder."""
 
     settings_sha256: Digest
@@ -74,7 +74,7 @@ class ArmRecord(Sealed):
     None where the run did not go through in one go."""
 
 
-def run_arm(arm: ArmRun, threads: int) -> None:
+def execute_run(arm: AblationRun, threads: int) -> None:
     """Train, evaluate and write the record; to be called in a process of its own, whose output becomes the log.
 
     Ends the process with exit code 2 and one line for what a user can mend.
@@ -88,13 +88,13 @@ def run_arm(arm: ArmRun, threads: int) -> None:
     try:
         cost = _train(arm)
         judging = [setting for setting in arm.overrides if setting.startswith(JUDGING)]
-        launch_evaluation(ArtifactSchema(arm.root).export, judging, console=Console())
+        launch_evaluation(ArtifactSchema(arm.root).export_dir, judging, console=Console())
     except StreetVisionError as error:
-        print(f"error: {error.what}", flush=True)  # noqa: T201 (the log)
+        print(f"error: {error.message}", flush=True)  # noqa: T201 (the log)
         sys.exit(USER_ERROR)
-    splits = ArtifactSchema(arm.root).splits
+    splits = ArtifactSchema(arm.root).splits_json
     partition = partition_from_json(read_json(splits), splits)
-    record = ArmRecord(
+    record = AblationRecord(
         settings_sha256=arm.settings_sha256,
         code_sha256=code_sha256(),
         overrides=arm.overrides,
@@ -104,7 +104,7 @@ def run_arm(arm: ArmRun, threads: int) -> None:
     write_json_atomic(arm.record, record.model_dump(mode="json"))
 
 
-def _train(arm: ArmRun) -> float | None:
+def _train(arm: AblationRun) -> float | None:
     """Train up to the bundle; returns what it cost."""
     from streetvision.pipeline.run import launch_training
 

@@ -10,8 +10,8 @@ import numpy as np
 from streetvision.contracts.errors import ConfigError
 from streetvision.eval.bootstrap import Difference, Pairing, mean_difference
 from streetvision.eval.metrics import all_metrics
-from streetvision.eval.over_splits import mean_over_splits
-from streetvision.eval.resampling import Judged, Resampling
+from streetvision.eval.over_splits import corrected_t_interval
+from streetvision.eval.resampling import Predictions, Resampling
 from streetvision.experiments.ablation_table import Pair, Quantity
 from streetvision.io.predictions import Answers
 from streetvision.subnet.reward import Challenges, standing
@@ -127,7 +127,7 @@ def _row(quantity: Quantity, met: Met, how: Comparison, images: Difference | Non
     ratios = quantity == "cost"
     differences = np.diff(np.log(values) if ratios else values, axis=1).ravel()
     judged = [len(a.answers.labels) / a.rest for a, _ in met.splits.values()]
-    found = mean_over_splits(differences.tolist(), tested=float(np.mean(judged)), level=how.each)
+    found = corrected_t_interval(differences.tolist(), tested=float(np.mean(judged)), level=how.each)
     scale = math.exp if ratios else float
     return replace(
         nothing,
@@ -151,8 +151,8 @@ def _over_images(both: Sequence[tuple[Shown, Shown]], how: Comparison) -> dict[s
     return mean_difference(pairings, Resampling(groups, how.n_resamples, how.each, how.seed))
 
 
-def _judged(answers: Answers) -> Judged:
-    return Judged(answers.probabilities, answers.decisions)
+def _judged(answers: Answers) -> Predictions:
+    return Predictions(answers.probabilities, answers.decisions)
 
 
 def _check_same_images(met: Met) -> None:

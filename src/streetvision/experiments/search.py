@@ -16,12 +16,12 @@ from streetvision.experiments.ablation_run import PRELOADED
 from streetvision.io.atomic import sha256_json, write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest
-from streetvision.io.process_pool import in_processes, last_words, write_output_to
+from streetvision.io.process_pool import failure_reason, run_in_processes, write_output_to
 from streetvision.io.yaml_files import read_declared
 from streetvision.models.device import default_jobs
 from streetvision.pipeline.config import compose_config, given_settings, settings_sha256
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.run import launch_training, settle
+from streetvision.pipeline.run import launch_training, resolve_run_config
 
 if TYPE_CHECKING:
     import optuna
@@ -120,8 +120,8 @@ def launch_search(search: Path, overrides: Sequence[str], *, file: Path | None, 
     trial came through. VAL_CALIB and VAL_TEST have no say.
     """
     config = read_search(search)
-    composed = settle(overrides, file=file, console=console)
-    home = ArtifactSchema(composed.root).root / "search"
+    composed = resolve_run_config(overrides, file=file, console=console)
+    home = ArtifactSchema(composed.root).output_dir / "search"
     given = given_settings(overrides, file=file)
     common = {key: value for key, value in given.items() if not key.startswith(OWN)} | {
         "data.root": composed.data.root,
@@ -137,7 +137,7 @@ def launch_search(search: Path, overrides: Sequence[str], *, file: Path | None, 
 
 def read_search(path: Path) -> SearchConfig:
     """The search that a YAML file declares; raises ConfigError where it is none."""
-    return read_declared(path, SearchConfig, remedy="docs/training.md shows such a file")
+    return read_declared(path, SearchConfig, hint="docs/training.md shows such a file")
 
 
 def _check_space(config: SearchConfig, common: Mapping[str, object]) -> None:
@@ -208,7 +208,7 @@ def _run_trials(
     jobs = min(config.jobs or default_jobs(), max(1, left))
     running: set[Path] = set()
     console.line("search", f"{config.trials} trials, {config.trials - left} of them done; {jobs} at a time")
-    for trial, exit_code in in_processes(
+    for trial, exit_code in run_in_processes(
         run_trial, _asked(study, config, common, home, left, running), jobs, preload=PRELOADED
     ):
         running.discard(trial.root)
@@ -253,7 +253,7 @@ def _tell(study: "optuna.Study", trial: Trial, exit_code: int) -> str:
         return "given up, below the median"
     if exit_code:
         study.tell(trial.number, state=TrialState.FAIL)
-        return f"failed: {last_words(trial.log, exit_code)}"
+        return f"failed: {failure_reason(trial.log, exit_code)}"
     value = _objective(read_manifest(ArtifactSchema(trial.root).manifest("phase1")).metrics)
     study.tell(trial.number, value)
     return f"VAL_SELECT MCC {value:.3f}"
@@ -286,7 +286,7 @@ def run_trial(trial: Trial, threads: int) -> None:
     except _BelowMedian:
         sys.exit(PRUNED)
     except StreetVisionError as error:
-        print(f"error: {error.what}", flush=True)  # noqa: T201 (the log)
+        print(f"error: {error.message}", flush=True)  # noqa: T201 (the log)
         sys.exit(USER_ERROR)
 
 

@@ -12,13 +12,13 @@ from pydantic import Field, JsonValue, ValidationError
 
 import streetvision
 from streetvision.contracts.errors import ArtifactError
-from streetvision.contracts.policies import Digest, FileSeal, Sealed
+from streetvision.contracts.policies import Artifact, Digest, FileDigest
 from streetvision.io.atomic import read_json, sha256_bytes, sha256_file, sha256_json
 
 RECORDED_PACKAGES = ("streetvision", "torch", "torchvision", "lightning", "transformers", "timm", "numpy", "pillow")
 
 
-class StepManifest(Sealed):
+class StepManifest(Artifact):
     """manifest.json of one phase."""
 
     phase: str
@@ -35,9 +35,9 @@ class StepManifest(Sealed):
     """Digest of the settings that decide the result."""
     external_sha256: Digest | None
     """Digest of inputs outside the run folder."""
-    inputs: dict[str, FileSeal]
+    inputs: dict[str, FileDigest]
     """By path relative to the run folder."""
-    outputs: dict[str, FileSeal]
+    outputs: dict[str, FileDigest]
     """By path relative to the run folder."""
     metrics: dict[str, float | int | str | None]
     summary: str
@@ -51,7 +51,7 @@ def create_step_manifest(
     root: Path,
     config: Mapping[str, JsonValue],
     config_sha256: str,
-    files: tuple[Mapping[str, FileSeal], Iterable[Path]],
+    files: tuple[Mapping[str, FileDigest], Iterable[Path]],
     outcome: tuple[str, Mapping[str, float | int | str | None]],
     external_sha256: str | None = None,
     duration_seconds: float = 0.0,
@@ -72,7 +72,7 @@ def create_step_manifest(
         config_sha256=config_sha256,
         external_sha256=external_sha256,
         inputs=dict(inputs),
-        outputs={relative(path, root): seal(path) for path in outputs},
+        outputs={relative(path, root): file_digest(path) for path in outputs},
         summary=outcome[0],
         metrics=dict(outcome[1]),
         versions=versions(),
@@ -87,11 +87,11 @@ def read_manifest(path: Path) -> StepManifest:
         raise ArtifactError(f"{str(path)!r} is not a manifest: {error.errors()[0]['loc']}") from error
 
 
-def seal(path: Path) -> FileSeal:
+def file_digest(path: Path) -> FileDigest:
     """Digest and size of the file at `path`."""
     if not path.is_file():
         raise ArtifactError(f"{str(path)!r} should exist and does not")
-    return FileSeal(sha256=sha256_file(path), bytes=path.stat().st_size)
+    return FileDigest(sha256=sha256_file(path), bytes=path.stat().st_size)
 
 
 def relative(path: Path, root: Path) -> str:

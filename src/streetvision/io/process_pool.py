@@ -13,7 +13,7 @@ from typing import TypeVar
 Task = TypeVar("Task")
 
 
-def in_processes(
+def run_in_processes(
     work: Callable[[Task, int], None], tasks: Iterable[Task], at_once: int, *, preload: Sequence[str] = ()
 ) -> Iterator[tuple[Task, int]]:
     """Call work(task, threads) for each task; yields the task and the exit code of its process, as they end.
@@ -76,7 +76,7 @@ def write_output_to(log: Path) -> None:
             os.dup2(handle.fileno(), stream.fileno())
 
 
-def last_words(log: Path, exit_code: int) -> str:
+def failure_reason(log: Path, exit_code: int) -> str:
     """Why a process failed: the last line of its log, or the signal that ended it."""
     if exit_code < 0:
         return f"ended by signal {-exit_code}"

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from streetvision.contracts.errors import ArtifactError
-from streetvision.contracts.policies import Digest, FusionRef, ScoresRef, Sealed
+from streetvision.contracts.policies import Artifact, Digest, FusionRef, ScoresRef
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.io.atomic import sha256_bytes, sha256_json, write_json_atomic
 from streetvision.io.tensors import save_tensors, validate_labels, validate_logits
 from streetvision.io.validators import validate_json
 
 
-class ScoresRecord(Sealed):
+class ScoresRecord(Artifact):
     """val_calib_scores.json: what ties the two tensors beside it to a model and to rows."""
 
     reference: ScoresRef

@@ -75,7 +75,7 @@ class BundleValidator:
 
     def _check_own_seal(self, path: Path, manifest: BundleManifest) -> None:
         written = json_text(manifest.model_dump(mode="json")).encode()
-        if manifest.seal != bundle_seal(manifest) or read_bytes(path) != written:
+        if manifest.digest != bundle_digest(manifest) or read_bytes(path) != written:
             raise ArtifactError(
                 f"{str(path)!r} is not what was sealed: it was changed since",
                 "export the bundle again, or copy it again from where it came",
@@ -99,9 +99,9 @@ class BundleValidator:
             raise ArtifactError(f"bundle {str(folder)!r} holds files it does not name: {', '.join(strangers[:5])}")
 
 
-def bundle_seal(manifest: BundleManifest) -> str:
-    """The digest that `manifest.seal` must be."""
-    return sha256_json(manifest.model_dump(mode="json", exclude={"seal"}))
+def bundle_digest(manifest: BundleManifest) -> str:
+    """The digest that `manifest.digest` must be."""
+    return sha256_json(manifest.model_dump(mode="json", exclude={"digest"}))
 
 
 def _check_plain(name: str, folder: Path) -> None:

@@ -48,7 +48,7 @@ def read_yaml(path: Path) -> object:
         raise ConfigError(f"{str(path)!r} is not YAML: {reason}") from error
 
 
-def read_declared(path: Path, kind: type[Model], *, remedy: str) -> Model:
+def read_declared(path: Path, kind: type[Model], *, hint: str) -> Model:
     """What the file holds as a `kind`; raises ConfigError that names the first wrong field."""
     content = read_yaml(path)
     try:
@@ -56,4 +56,4 @@ def read_declared(path: Path, kind: type[Model], *, remedy: str) -> Model:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise ConfigError(f"{str(path)!r}, {where}: {first['msg']}", remedy) from error
+        raise ConfigError(f"{str(path)!r}, {where}: {first['msg']}", hint) from error

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError, unknown_name
-from streetvision.contracts.policies import Sealed
+from streetvision.contracts.policies import Artifact
 from streetvision.models.backbone import BackboneConfig
 
 FusionMode = Literal["simple_mean", "weighted_uncertainty", "content_aware", "top_k", "max", "noisy_or"]
@@ -175,7 +175,7 @@ class HardwareConfig(BaseModel):
 
     devices: int = Field(default=1, ge=1)
     """Processes on one node, each with a device of its own; above 1 the command is started by torchrun."""
-    nodes: int = Field(default=1, ge=1)
+    num_nodes: int = Field(default=1, ge=1)
     """Machines."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """auto is ddp as soon as there is more than one process; fsdp cuts the weights among them, for less memory."""
@@ -221,24 +221,24 @@ class TrainedFusionConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    latent: int = Field(default=64, ge=1, le=4096)
+    latent_dim: int = Field(default=64, ge=1, le=4096)
     """L."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Chance that a latent feature is dropped in training."""
     attention_heads: int = Field(default=0, ge=0, le=64)
-    """Heads with which views attend to each other before they are averaged; 0: they do not. Divides `latent`."""
+    """Heads with which views attend to each other before they are averaged; 0: they do not. Divides `latent_dim`."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        if self.attention_heads and self.latent % self.attention_heads:
+        if self.attention_heads and self.latent_dim % self.attention_heads:
             raise ConfigError(
-                f"latent={self.latent} is no multiple of attention_heads={self.attention_heads}",
+                f"latent_dim={self.latent_dim} is no multiple of attention_heads={self.attention_heads}",
                 "give a latent width that the heads divide",
             )
         return self
 
 
-class FusionDescription(Sealed):
+class FusionDescription(Artifact):
     """cvfm_config.json of phase 4c and of a bundle: how images are cut and views are fused, weights apart."""
 
     schema_version: Literal[1] = 1

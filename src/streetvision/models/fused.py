@@ -20,7 +20,7 @@ VIEWS_AT_ONCE = 64
 where the system hands out large blocks anew each time."""
 
 
-class Look(NamedTuple):
+class FusionOutput(NamedTuple):
     """What was seen in the views of B images."""
 
     logits: Tensor
@@ -75,15 +75,15 @@ class FusedClassifier(nn.Module):
         """Views of B images -> fused logits (B, C)."""
         return self.fuse(self.embed(views), views.mask, self.content(views))
 
-    def look(self, views: Views) -> Look:
+    def look(self, views: Views) -> FusionOutput:
         """The same with what each view said, and how much it counted."""
         features, mask, content = self.embed(views), views.mask, self.content(views)
         logits: Tensor = self.classifier.head(features)
         if isinstance(self.fusion, TrainableCVFM):
             found = self.fusion(features, logits, mask, content)
-            return Look(found.logits, logits, found.weights)
+            return FusionOutput(found.logits, logits, found.weights)
         weights = influence(logits, mask, content, self.fusion.config)
-        return Look(self.fusion(logits, mask, content), logits, weights)
+        return FusionOutput(self.fusion(logits, mask, content), logits, weights)
 
 
 Model: TypeAlias = ImageClassifier | FusedClassifier
@@ -107,7 +107,7 @@ def load_fused(
     state = {} if weights is None else load_state(weights)
     if description.trained is not None:
         # Before anything as large as the description says is made: it may come from anywhere.
-        expected = (description.views.count, description.trained.latent, classifier.width)
+        expected = (description.views.count, description.trained.latent_dim, classifier.width)
         found = tuple(state["decoders"].shape) if "decoders" in state else None
         if found != expected:
             raise ArtifactError(f"{str(weights)!r} does not fit: decoders {found}, expected {expected}")

@@ -118,19 +118,22 @@ class TrainableCVFM(nn.Module):
         super().__init__()
         views = cut.count
         self.encoder = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, config.latent), nn.GELU(), nn.Linear(config.latent, config.latent)
+            nn.LayerNorm(width),
+            nn.Linear(width, config.latent_dim),
+            nn.GELU(),
+            nn.Linear(config.latent_dim, config.latent_dim),
         )
         self.attention = (
-            CrossViewAttention(config.latent, config.attention_heads, view_distances(cut))
+            CrossViewAttention(config.latent_dim, config.attention_heads, view_distances(cut))
             if config.attention_heads
             else None
         )
         self.place = nn.Parameter(torch.zeros(views))
         self.content_slope = nn.Parameter(torch.zeros(views))
-        self.decoders = nn.Parameter(torch.randn(views, config.latent, width) * config.latent**-0.5)
+        self.decoders = nn.Parameter(torch.randn(views, config.latent_dim, width) * config.latent_dim**-0.5)
         self.decoder_biases = nn.Parameter(torch.zeros(views, width))
         self.dropout = nn.Dropout(config.dropout)
-        self.correction = nn.Linear(config.latent, classes)
+        self.correction = nn.Linear(config.latent_dim, classes)
         nn.init.zeros_(self.correction.weight)
         nn.init.zeros_(self.correction.bias)
 

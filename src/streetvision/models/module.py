@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from streetvision.contracts.policies import Sealed
+from streetvision.contracts.policies import Artifact
 from streetvision.models.backbone import build_backbone, load_backbone
 from streetvision.models.config import HeadConfig, ModelConfig
 from streetvision.models.network import Backbone
@@ -21,7 +21,7 @@ from streetvision.models.pooling import get_pooling, pooled_dim
 N_CLASSES = 2
 
 
-class ClassifierDescription(Sealed):
+class ClassifierDescription(Artifact):
     """config.json of phase 1 and of a bundle: enough to build the classifier and its preprocessing, weights apart."""
 
     schema_version: Literal[1] = 1

@@ -22,13 +22,13 @@ from streetvision.models.config import ModelConfig
 from streetvision.pipeline.phase_settings import EvaluationConfig, Phase6Config, RewardConfig
 from streetvision.training.fusion_config import CvfmConfig
 
-SCORES = ("val_calib_logits", "val_calib_labels", "val_calib_scores", "splits")
-MAC_CAL_SCORES = ("mac_cal_logits", "mac_cal_labels", "mac_cal_scores", "splits")
-CVFM_SCORES = ("cvfm_logits", "cvfm_labels", "cvfm_scores", "splits")
+SCORES = ("val_calib_logits", "val_calib_labels", "val_calib_scores_json", "splits_json")
+MAC_CAL_SCORES = ("mac_cal_logits", "mac_cal_labels", "mac_cal_scores_json", "splits_json")
+CVFM_SCORES = ("cvfm_logits", "cvfm_labels", "cvfm_scores_json", "splits_json")
 """Names of artifacts: the scores of VAL_CALIB by phase 1, by the retrained head, by the fusion."""
 REPORT = (
-    "evaluation_report",
-    "predictions",
+    "evaluation_report_json",
+    "predictions_csv",
     "report_html",
     "roc_curve",
     "pr_curve",
@@ -37,8 +37,8 @@ REPORT = (
 )
 """What every evaluation writes."""
 POLICY_ARTIFACTS = {
-    "scrc": ("scrc_params", "scrc_params_pickle"),
-    "threshold": ("thresholds",),
+    "scrc": ("scrc_params_json", "scrc_params_pkl"),
+    "threshold": ("thresholds_json",),
 }
 
 
@@ -49,7 +49,7 @@ def adapted_backbone(context: Context) -> Path | None:
     return config.explora_checkpoint_path or own
 
 
-def adapted_here(context: Context) -> tuple[str, ...]:
+def adapted_checkpoint_inputs(context: Context) -> tuple[str, ...]:
     """The artifacts of this run that training starts from."""
     return ("explora_checkpoint",) if adapted_backbone(context) == context.schema.explora_checkpoint else ()
 
@@ -66,7 +66,7 @@ def digest_of_weights(context: Context) -> str:
 
 def unlabelled_images(context: Context) -> tuple[str, ...]:
     """The list of images that phase 4a sees beside TRAIN, where there are any."""
-    return ("unlabeled",) if context.settings(DataConfig).unlabeled else ()
+    return ("unlabeled_json",) if context.settings(DataConfig).unlabeled else ()
 
 
 def fuses(context: Context) -> bool:
@@ -93,14 +93,14 @@ def judged_bundle(context: Context) -> str:
 
 def judged_data(context: Context) -> str:
     """Digest of the bundle, of what is read of the run around it, and of the data set."""
-    home = ArtifactSchema((context.settings(EvaluationConfig).bundle or context.schema.export).parent)
-    beside = [sha256_file(path) if path.is_file() else "" for path in (home.splits, home.thresholds)]
+    home = ArtifactSchema((context.settings(EvaluationConfig).bundle or context.schema.export_dir).parent)
+    beside = [sha256_file(path) if path.is_file() else "" for path in (home.splits_json, home.thresholds_json)]
     return sha256_json([judged_bundle(context), *beside, digest_of_data(context)])
 
 
-def run_s_thresholds(context: Context) -> tuple[str, ...]:
+def optional_thresholds(context: Context) -> tuple[str, ...]:
     """The threshold of phase 2, which an evaluation compares with, where the run has one."""
-    return ("thresholds",) if context.schema.manifest("phase2").exists() else ()
+    return ("thresholds_json",) if context.schema.manifest("phase2").exists() else ()
 
 
 def rewarded_bundle(context: Context) -> str:
@@ -109,7 +109,7 @@ def rewarded_bundle(context: Context) -> str:
 
 
 def _digest_of_bundle(config: EvaluationConfig | RewardConfig, context: Context) -> str:
-    return sha256_file((config.bundle or context.schema.export) / BUNDLE_JSON)
+    return sha256_file((config.bundle or context.schema.export_dir) / BUNDLE_JSON)
 
 
 def digest_of_data(context: Context) -> str:
@@ -147,7 +147,7 @@ def list_data(context: Context) -> Listing:
     return list_images(
         _root(config),
         class_names=config.class_names,
-        import_to=context.schema.imported,
+        import_to=context.schema.imported_dir,
         hf_split=config.hf_split,
         group_column=config.group_column,
         source_column=config.source_column,

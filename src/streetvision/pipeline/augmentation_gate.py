@@ -9,10 +9,10 @@ from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import PLAIN, AugmentationConfig, LoaderConfig
 from streetvision.eval.bootstrap import Difference, paired_difference
-from streetvision.eval.resampling import Judged, Resampling
+from streetvision.eval.resampling import Predictions, Resampling
 from streetvision.io.atomic import write_json_atomic
 from streetvision.pipeline.image_training import fit_images
-from streetvision.pipeline.initialization import starting_classifier
+from streetvision.pipeline.initialization import initial_classifier
 from streetvision.training.config import TrainingConfig
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.scoring import evaluation_loader, run_over
@@ -21,7 +21,7 @@ from streetvision.training.trainer import Following, seed_all
 ARGMAX = 0.5
 
 
-def admitted_policy(context: Context) -> AugmentationConfig:
+def accepted_augmentation(context: Context) -> AugmentationConfig:
     """The policy that was asked for, or none at all where it costs more VAL_SELECT MCC than is tolerated.
 
     Every pair of runs shares seed, initial weights and order of rows. The verdict goes to augmentation_gate.json with
@@ -36,13 +36,13 @@ def admitted_policy(context: Context) -> AugmentationConfig:
     rows = context.rows(Split.VAL_SELECT) * policy.gate.runs
     difference = paired_difference(
         [row.label for row in rows],
-        Judged.cut(np.concatenate(seen[0::2]), ARGMAX),
-        Judged.cut(np.concatenate(seen[1::2]), ARGMAX),
+        Predictions.cut(np.concatenate(seen[0::2]), ARGMAX),
+        Predictions.cut(np.concatenate(seen[1::2]), ARGMAX),
         # The runs judge the same rows, so a row's answers are drawn together.
         Resampling(groups=[row.group or row.path for row in rows]),
     )["mcc"]
     rejected = difference.estimate < -policy.gate.tolerance
-    write_json_atomic(context.schema.augmentation_gate, _verdict(policy, difference, rejected))
+    write_json_atomic(context.schema.augmentation_gate_json, _verdict(policy, difference, rejected))
     if rejected:
         progress.warn(
             f"the augmentation costs {-difference.estimate:.3f} of VAL_SELECT MCC in short runs, so training goes on "
@@ -58,7 +58,7 @@ def _probabilities(context: Context, run: int, policy: AugmentationConfig) -> ND
         update={"epochs": context.settings(AugmentationConfig).gate.epochs, "seed": training.seed + run}
     )
     seed_all(config.seed)
-    classifier = starting_classifier(context)
+    classifier = initial_classifier(context)
     prepare(classifier, config)
     fit_images(classifier, context, config=config, policy=policy, following=Following(Silent()))
     loader = context.settings(LoaderConfig)

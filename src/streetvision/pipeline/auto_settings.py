@@ -13,7 +13,7 @@ FEW = 300
 """Images in TRAIN below which a backbone is left as it is, unless it is asked for."""
 
 
-def tell_choices(context: Context, config: LearningConfig, *, section: str) -> None:
+def log_auto_settings(context: Context, config: LearningConfig, *, section: str) -> None:
     """Print every choice that `config`, which the settings call `section`, and the loader leave open."""
     for setting, reason in [*_of_the_loader(context), *_of_the_training(context, config, section)]:
         context.progress.chosen(setting, reason)
@@ -21,9 +21,9 @@ def tell_choices(context: Context, config: LearningConfig, *, section: str) -> N
 
 def _of_the_loader(context: Context) -> Iterator[tuple[str, str]]:
     loader, cores = context.settings(LoaderConfig), os.cpu_count() or 1
-    if loader.workers is None:
+    if loader.num_workers is None:
         why = f"{cores} cores, two of them for the model" if loader.worker_count else f"{cores} cores, for the model"
-        yield f"loader.workers={loader.worker_count}", why
+        yield f"loader.num_workers={loader.worker_count}", why
 
 
 def _of_the_training(context: Context, config: LearningConfig, section: str) -> Iterator[tuple[str, str]]:

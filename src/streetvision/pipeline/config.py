@@ -18,7 +18,7 @@ from yaml import YAMLError, safe_load
 
 from streetvision.calibration.config import MAC_CAL, Phase5Config
 from streetvision.contracts.errors import ConfigError, unknown_name
-from streetvision.contracts.settings import deciding
+from streetvision.contracts.settings import result_affecting
 from streetvision.data.config import AugmentationConfig, DataConfig, LoaderConfig
 from streetvision.io.atomic import sha256_json
 from streetvision.io.yaml_files import read_yaml
@@ -63,12 +63,12 @@ class RunConfig(BaseModel):
     def _nothing_is_ignored(self) -> Self:
         if self.training.mode == "frozen" and self.augmentation != AugmentationConfig():
             raise ConfigError("augmentation is not read by training.mode=frozen", "leave it out, or take training=full")
-        if self.training.mode == "frozen" and self.loader.cache_pixels is not None and not self.adapts:
+        if self.training.mode == "frozen" and self.loader.cache_image_size is not None and not self.adapts:
             raise ConfigError(
-                "loader.cache_pixels is not read by training.mode=frozen, which reads every image once",
+                "loader.cache_image_size is not read by training.mode=frozen, which reads every image once",
                 "leave it out, or take training=peft",
             )
-        if self.augmentation.gate.epochs and self.training.hardware.devices * self.training.hardware.nodes > 1:
+        if self.augmentation.gate.epochs and self.training.hardware.devices * self.training.hardware.num_nodes > 1:
             raise ConfigError(
                 "augmentation.gate runs in one process", "try the policy first with training.hardware.devices=1"
             )
@@ -77,7 +77,7 @@ class RunConfig(BaseModel):
                 "phase4a_explora makes a backbone, and model.explora_checkpoint_path names another",
                 "leave out one of the two",
             )
-        started = [(of.hardware.devices, of.hardware.nodes) for of in (self.phase4a, self.training)]
+        started = [(of.hardware.devices, of.hardware.num_nodes) for of in (self.phase4a, self.training)]
         if self.adapts and started[0] != started[1]:
             raise ConfigError(
                 f"phase4a.hardware asks for {started[0]} devices and nodes beside {started[1]} of training.hardware: "
@@ -165,7 +165,7 @@ def compose_config(
 
 def settings_sha256(config: RunConfig) -> str:
     """Digest of the settings that decide the results of a run, wherever it lies."""
-    return sha256_json({kind.__name__: deciding(section) for kind, section in config.sections().items()})
+    return sha256_json({kind.__name__: result_affecting(section) for kind, section in config.sections().items()})
 
 
 def _implied(given: Mapping[str, object]) -> Iterator[tuple[str, object]]:
@@ -278,5 +278,5 @@ def _described(error: ValidationError) -> ConfigError:
     cause = first.get("ctx", {}).get("error")
     message = str(cause) if cause else first["msg"][:1].lower() + first["msg"][1:]
     unquoted = first["type"] == "string_type" and isinstance(given, bool | int | float)
-    remedy = "write it in quotes: in YAML yes, no, on, off and numbers are no text" if unquoted else None
-    return ConfigError(f"{key}={given!r}: {message}", remedy)
+    hint = "write it in quotes: in YAML yes, no, on, off and numbers are no text" if unquoted else None
+    return ConfigError(f"{key}={given!r}: {message}", hint)

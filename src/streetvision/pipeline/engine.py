@@ -9,13 +9,20 @@ from pydantic import BaseModel
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, unknown_name
 from streetvision.contracts.phase import Context, Phase
-from streetvision.contracts.policies import FileSeal
-from streetvision.contracts.settings import deciding
+from streetvision.contracts.policies import FileDigest
+from streetvision.contracts.settings import result_affecting
 from streetvision.contracts.split_contracts import MAY_OPEN, Partition, Split
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json, remove_stray_temps, sha256_json, write_json_atomic
 from streetvision.io.lock import run_lock
-from streetvision.io.manifests import StepManifest, code_sha256, create_step_manifest, read_manifest, relative, seal
+from streetvision.io.manifests import (
+    StepManifest,
+    code_sha256,
+    create_step_manifest,
+    file_digest,
+    read_manifest,
+    relative,
+)
 from streetvision.pipeline.console import Console
 
 
@@ -57,9 +64,9 @@ class Engine:
 
     def run(self, plan: Sequence[Phase]) -> None:
         """Run the phases of `plan` in turn, alone in the run folder."""
-        self.schema.ensure_dirs()
-        with run_lock(self.schema.lock):
-            remove_stray_temps(self.schema.root)
+        self.schema.ensure_output_dir()
+        with run_lock(self.schema.lock_file):
+            remove_stray_temps(self.schema.output_dir)
             try:
                 for phase in plan:
                     self._run_one(phase)
@@ -68,9 +75,9 @@ class Engine:
 
     def _leave_no_empty_folder(self) -> None:
         """A mistyped command must not leave a run folder in which nothing ever was."""
-        if list(self.schema.root.iterdir()) == [self.schema.lock]:
-            self.schema.lock.unlink()
-            self.schema.root.rmdir()
+        if list(self.schema.output_dir.iterdir()) == [self.schema.lock_file]:
+            self.schema.lock_file.unlink()
+            self.schema.output_dir.rmdir()
 
     def _run_one(self, phase: Phase) -> None:
         context = self.context(phase)
@@ -87,7 +94,7 @@ class Engine:
         seconds = time.perf_counter() - started
         manifest = create_step_manifest(
             phase.id,
-            root=self.schema.root,
+            root=self.schema.output_dir,
             config={kind.__name__: self.configs[kind].model_dump(mode="json") for kind in phase.config},
             config_sha256=self._settings_sha256(phase),
             files=(inputs, [*map(self.schema.path, phase.makes), *outcome.also_makes]),
@@ -109,15 +116,15 @@ class Engine:
         )
 
     def _load_partition(self) -> Partition:
-        return partition_from_json(read_json(self.schema.splits), self.schema.splits)
+        return partition_from_json(read_json(self.schema.splits_json), self.schema.splits_json)
 
     def _settings_sha256(self, phase: Phase) -> str:
-        return sha256_json({kind.__name__: deciding(self.configs[kind]) for kind in phase.config})
+        return sha256_json({kind.__name__: result_affecting(self.configs[kind]) for kind in phase.config})
 
-    def _checked_input(self, phase: Phase, name: str) -> tuple[str, FileSeal]:
+    def _checked_input(self, phase: Phase, name: str) -> tuple[str, FileDigest]:
         """The relative path and the seal of a needed artifact, which its maker's manifest vouches for."""
         path = self.schema.path(name)
-        short = relative(path, self.schema.root)
+        short = relative(path, self.schema.output_dir)
         maker = next(other for other in self.phases.values() if name in other.makes + other.may_make)
         again = f"pipeline.phases=[{maker.id},{phase.id}]"
         if not self.schema.manifest(maker.id).exists():
@@ -126,20 +133,20 @@ class Engine:
                 f"run them together: {again}, or give run_dir= of a run that has it",
             )
         sealed = read_manifest(self.schema.manifest(maker.id)).outputs.get(short)
-        if sealed is None or not path.is_file() or seal(path) != sealed:
+        if sealed is None or not path.is_file() or file_digest(path) != sealed:
             raise ArtifactError(
                 f"{str(path)!r} is not what {maker.id} wrote: it was changed, damaged or removed since",
                 f"make it again: {again}",
             )
         return short, sealed
 
-    def _fresh(self, phase: Phase, inputs: Mapping[str, FileSeal], external: str | None) -> StepManifest | None:
+    def _fresh(self, phase: Phase, inputs: Mapping[str, FileDigest], external: str | None) -> StepManifest | None:
         """The manifest of the last run of `phase`, if running it again would give the same."""
         try:
             manifest = read_manifest(self.schema.manifest(phase.id))
         except ArtifactError:
             return None
-        root = self.schema.root
+        root = self.schema.output_dir
         outputs = [root / name for name in manifest.outputs]
         same = (
             manifest.code_sha256 == code_sha256()
@@ -147,7 +154,7 @@ class Engine:
             and manifest.external_sha256 == external
             and all(path.is_file() for path in outputs)
             and manifest.inputs == inputs
-            and manifest.outputs == {relative(path, root): seal(path) for path in outputs}
+            and manifest.outputs == {relative(path, root): file_digest(path) for path in outputs}
             and set(manifest.outputs) >= {relative(self.schema.path(name), root) for name in phase.makes}
         )
         return manifest if same else None

@@ -117,7 +117,7 @@ def export_hub(request: Request, console: Console) -> None:
 
 def _own_evaluation(bundle: Bundle) -> ShownEvaluation | None:
     """evaluation_report.json of the run around the bundle, if it judged these very bytes."""
-    path = ArtifactSchema(bundle.folder.parent).evaluation_report
+    path = ArtifactSchema(bundle.folder.parent).evaluation_report_json
     if not path.is_file():
         return None
     judged = validate_json(path, Judgement).provenance.bundle

@@ -9,10 +9,10 @@ from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.augmentation import get_batch_transform, get_train_transforms
 from streetvision.data.cache import ImageCache
 from streetvision.data.config import AugmentationConfig, LoaderConfig
-from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader
+from streetvision.data.datamodule import EpochBatchSampler, ImageDataset, ImageLoader
 from streetvision.models.module import Classifier
 from streetvision.training.config import TrainingConfig
-from streetvision.training.distributed import place
+from streetvision.training.distributed import rank_and_world_size
 from streetvision.training.finetune_modes import rate_scales
 from streetvision.training.scoring import evaluation_loader
 from streetvision.training.trainer import Fit, Following, fit
@@ -27,7 +27,7 @@ def fit_images(
     following: Following,
 ) -> Fit:
     """Fit what of the classifier learns on this process's share of TRAIN, judged on its share of VAL_SELECT."""
-    loader, (rank, world) = context.settings(LoaderConfig), place()
+    loader, (rank, world) = context.settings(LoaderConfig), rank_and_world_size()
     select = context.rows(Split.VAL_SELECT)
     if config.hardware.strategy != "fsdp":  # where weights are gathered for each batch, all need as many batches
         select = select[rank::world]
@@ -64,13 +64,13 @@ def _train_loader(
         seed=config.seed,
         cache=small_copies(rows, context),
     )
-    order = EpochBatches(
+    order = EpochBatchSampler(
         len(rows),
         batch_size=config.batch_size,
         shuffle=True,
         seed=config.seed,
-        parts=config.accumulate,
-        rank_of=place(),
+        parts=config.gradient_accumulation_steps,
+        rank_of=rank_and_world_size(),
     )
     return ImageLoader(dataset, order, workers=loader.worker_count, mix=mix)
 
@@ -78,9 +78,9 @@ def _train_loader(
 def small_copies(rows: Sequence[Row], context: Context) -> ImageCache | None:
     """Small copies of what is trained on, when they are asked for; what is judged is always read from the originals."""
     loader = context.settings(LoaderConfig)
-    if loader.cache_pixels is None:
+    if loader.cache_image_size is None:
         return None
-    cache = ImageCache(context.schema.image_cache, pixels=loader.cache_pixels)
+    cache = ImageCache(context.schema.image_cache_dir, pixels=loader.cache_image_size)
     cache.build(
         rows,
         root=context.data_root,

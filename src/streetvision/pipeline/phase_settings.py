@@ -28,9 +28,9 @@ class Phase2Config(Section):
 
     n_thresholds: int = Field(default=5000, ge=2)
     """Points of the grid in threshold_sweep.csv; the optimum is exact whatever the grid."""
-    wanted_recall: float = Field(default=0.95, ge=0, le=1)
+    target_recall: float = Field(default=0.95, ge=0, le=1)
     """Share of the positives that the operating point `recall` finds."""
-    wanted_fpr: float = Field(default=0.05, ge=0, le=1)
+    target_fpr: float = Field(default=0.05, ge=0, le=1)
     """Largest share of the negatives that the operating point `fpr` calls positive."""
     n_resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples for the interval of the threshold and the band of the curve."""
@@ -43,7 +43,7 @@ class Phase6Config(Section):
 
     policy: Literal["scrc", "threshold"] = "scrc"
     """scrc: phase 5's calibrated operating point; threshold: phase 2's cut on the plain softmax."""
-    compression: bool = False
+    archive: bool = False
     """Also write export.tar.gz, the same bytes for the same bundle."""
 
 
@@ -56,7 +56,7 @@ class EvaluationConfig(Section):
     """quick: the figures of the shipped policy; comprehensive: other policies, slices, thresholds, mistakes as well."""
     n_resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples for each interval."""
-    level: float = Field(default=0.95, gt=0.5, lt=1)
+    confidence_level: float = Field(default=0.95, gt=0.5, lt=1)
     """Share of data sets whose truth the interval should hold."""
     seed: Seed = 0
     """Of the resamples."""
@@ -67,11 +67,11 @@ class RewardConfig(Section):
 
     bundle: Path | None = Field(default=None, exclude=True)
     """The bundle's folder; None takes the run's own. Manifests know it by its digest, wherever it lies."""
-    streams: int = Field(default=1000, ge=20)
+    n_simulations: int = Field(default=1000, ge=20)
     """Streams of challenges; the percentiles are over them."""
     steps: int = Field(default=1000, ge=100)
     """Challenges of each stream; the score is taken at its end."""
-    timeout_share: float = Field(default=0.05, gt=0, lt=1)
+    timeout_fraction: float = Field(default=0.05, gt=0, lt=1)
     """Share of challenges answered too late in the rows on timeouts."""
     seed: Seed = 0
     """Of the distortions and of the streams."""

@@ -25,7 +25,7 @@ from streetvision.eval.report.contents import (
     Slice,
     of_val_test,
 )
-from streetvision.eval.resampling import Judged, Resampling
+from streetvision.eval.resampling import Predictions, Resampling
 from streetvision.eval.slices import Part, parts_of_column, parts_of_quantity
 from streetvision.eval.thresholds import decide
 from streetvision.pipeline.phase_settings import EvaluationConfig
@@ -34,7 +34,7 @@ WORST = 10
 
 
 @dataclass(frozen=True)
-class Ruling:
+class DecisionRule:
     """One way to decide on every row from the model's logits."""
 
     name: str
@@ -46,9 +46,9 @@ class Ruling:
     """How many looks at each image, and how they are fused."""
 
     @property
-    def judged(self) -> Judged:
+    def judged(self) -> Predictions:
         """What the bootstrap compares."""
-        return Judged(self.probabilities, self.decisions)
+        return Predictions(self.probabilities, self.decisions)
 
     @property
     def decisions(self) -> NDArray[np.bool_]:
@@ -57,7 +57,7 @@ class Ruling:
 
 
 @dataclass(frozen=True)
-class Promise:
+class RiskGuarantee:
     """What a policy promises of the answers that it gives only where their risk is certified."""
 
     control: RiskControl
@@ -66,11 +66,11 @@ class Promise:
 
 
 @dataclass(frozen=True)
-class Case:
+class EvaluationInput:
     """What was asked, what was answered in how many ways, and what is known of who answered."""
 
     rows: Sequence[Row]
-    rulings: tuple[Ruling, ...]
+    rulings: tuple[DecisionRule, ...]
     """The shipped policy is the last; differences are against the first."""
     class_names: tuple[str, str]
     title: str
@@ -79,7 +79,7 @@ class Case:
     provenance: dict[str, str]
     settings: dict[str, Any]
     """Phase -> the settings it ran with, as far as the run that made the bundle is at hand."""
-    promise: Promise | None = None
+    promise: RiskGuarantee | None = None
     """None where the policy promises nothing by its kind."""
     many_views: bool = False
     """Whether the bundle looks at many views of each image."""
@@ -89,7 +89,7 @@ class Case:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def shipped(self) -> Ruling:
+    def shipped(self) -> DecisionRule:
         """The policy in the bundle."""
         return self.rulings[-1]
 
@@ -105,10 +105,10 @@ class Case:
         return names if len(set(names)) < len(names) else None
 
 
-def make_report(case: Case, config: EvaluationConfig) -> Report:
+def make_report(case: EvaluationInput, config: EvaluationConfig) -> Report:
     """Every figure with its interval, by group where groups hold several rows."""
     how, shipped = _resampling(case.groups, config), case.shipped
-    told = told_rulings(case, config)
+    told = report_lines_of_rules(case, config)
     intervals_of = [bootstrap_intervals(case.labels, ruling.judged, how) for ruling in told]
     intervals = intervals_of[-1]
     some = next(iter(intervals.values()))
@@ -120,7 +120,7 @@ def make_report(case: Case, config: EvaluationConfig) -> Report:
         threshold=shipped.threshold,
         counts=_cells(confusion_counts(case.labels, shipped.decisions)),
         metrics={name: _figure(interval) for name, interval in intervals.items()},
-        level=config.level,
+        level=config.confidence_level,
         ece_band=ece_band(shipped.probabilities, how),
         units=some.units,
         rarer_units=some.rarer_units,
@@ -143,12 +143,12 @@ def make_report(case: Case, config: EvaluationConfig) -> Report:
     return report
 
 
-def told_rulings(case: Case, config: EvaluationConfig) -> tuple[Ruling, ...]:
+def report_lines_of_rules(case: EvaluationInput, config: EvaluationConfig) -> tuple[DecisionRule, ...]:
     """Those that the evaluation speaks of."""
     return case.rulings if config.mode == "comprehensive" else (case.shipped,)
 
 
-def tell(report: Report) -> list[str]:
+def summary_lines(report: Report) -> list[str]:
     """The evaluation in three lines, for a terminal."""
     counts, metrics = report["counts"], report["metrics"]
     positives, negatives = counts["tp"] + counts["fn"], counts["tn"] + counts["fp"]
@@ -166,10 +166,12 @@ def tell(report: Report) -> list[str]:
 
 
 def _resampling(groups: list[str] | None, config: EvaluationConfig) -> Resampling:
-    return Resampling(groups, config.n_resamples, config.level, config.seed)
+    return Resampling(groups, config.n_resamples, config.confidence_level, config.seed)
 
 
-def _policy_row(ruling: Ruling, intervals: Mapping[str, Interval], case: Case, how: Resampling) -> PolicyRow:
+def _policy_row(
+    ruling: DecisionRule, intervals: Mapping[str, Interval], case: EvaluationInput, how: Resampling
+) -> PolicyRow:
     first, labels = case.rulings[0], case.labels
     row = PolicyRow(
         name=ruling.name,
@@ -185,13 +187,13 @@ def _policy_row(ruling: Ruling, intervals: Mapping[str, Interval], case: Case, h
     return row
 
 
-def _selective(promise: Promise, case: Case, config: EvaluationConfig) -> Selective:
+def _selective(promise: RiskGuarantee, case: EvaluationInput, config: EvaluationConfig) -> Selective:
     answered = np.flatnonzero(promise.answers >= 0)
     labels, decisions, kind = case.labels[answered], promise.answers[answered] == 1, promise.control.kind
     found: Figure = {"estimate": None, "low": None, "high": None}
     if answered.size:
         groups = None if case.groups is None else [case.groups[row] for row in answered.tolist()]
-        judged = Judged(case.shipped.probabilities[answered], decisions)
+        judged = Predictions(case.shipped.probabilities[answered], decisions)
         intervals = bootstrap_intervals(labels, judged, _resampling(groups, config))
         found = _figure(intervals["accuracy" if kind == "error" else kind])
         if kind == "error":
@@ -227,10 +229,10 @@ def _parts(rows: Sequence[Row]) -> list[Part]:
     ]
 
 
-def _slice(part: Part, case: Case, config: EvaluationConfig) -> Slice:
+def _slice(part: Part, case: EvaluationInput, config: EvaluationConfig) -> Slice:
     labels, shipped, groups = case.labels[part.rows], case.shipped, case.groups
     units = [str(row) if groups is None else groups[row] for row in part.rows.tolist()]
-    judged = Judged(shipped.probabilities[part.rows], shipped.decisions[part.rows])
+    judged = Predictions(shipped.probabilities[part.rows], shipped.decisions[part.rows])
     found = bootstrap_intervals(labels, judged, _resampling(units, config))
     figures = {name: _figure(found[name]) for name in ("mcc", "fnr", "fpr")}
     if found["mcc"].rarer_units == 0:  # MCC is 0 by convention there, which says nothing of the model
@@ -245,7 +247,7 @@ def _slice(part: Part, case: Case, config: EvaluationConfig) -> Slice:
     )
 
 
-def _mistakes(case: Case) -> list[Mistake]:
+def _mistakes(case: EvaluationInput) -> list[Mistake]:
     """The wrong decisions whose probabilities lie farthest on the wrong side."""
     labels, shipped = case.labels, case.shipped
     wrong = np.flatnonzero(shipped.decisions != labels)

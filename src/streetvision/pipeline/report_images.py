@@ -15,12 +15,12 @@ from streetvision.eval.resampling import Resampling
 from streetvision.eval.stability import mcc_band
 from streetvision.eval.thresholds import threshold_for_prevalence
 from streetvision.pipeline.phase_settings import EvaluationConfig
-from streetvision.pipeline.report_builder import Case
+from streetvision.pipeline.report_builder import EvaluationInput
 
 CURVE_POINTS = 201
 
 
-def draw_pictures(case: Case, config: EvaluationConfig) -> dict[str, bytes]:
+def draw_pictures(case: EvaluationInput, config: EvaluationConfig) -> dict[str, bytes]:
     """The plots of an evaluation as PNG, by the names of their artifacts."""
     labels, shipped, positive = case.labels, case.shipped, case.class_names[1]
     p, threshold = shipped.probabilities, shipped.threshold
@@ -36,11 +36,11 @@ def draw_pictures(case: Case, config: EvaluationConfig) -> dict[str, bytes]:
     return pictures
 
 
-def _threshold_curve(case: Case, config: EvaluationConfig) -> bytes:
+def _threshold_curve(case: EvaluationInput, config: EvaluationConfig) -> bytes:
     shipped = case.shipped
     best = threshold_for_prevalence(case.labels, shipped.probabilities)
     at = np.unique([*np.linspace(0, 1, CURVE_POINTS), shipped.threshold, best])
-    how = Resampling(case.groups, config.n_resamples, config.level, config.seed)
+    how = Resampling(case.groups, config.n_resamples, config.confidence_level, config.seed)
     band = mcc_band(case.labels, shipped.probabilities, at, how)
     return threshold_curve(band, threshold=shipped.threshold)
 

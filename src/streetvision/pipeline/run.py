@@ -22,7 +22,14 @@ from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine, ordered, trains
 from streetvision.pipeline.phases import PHASES
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
-from streetvision.training.distributed import announce, check_started, follow, hear, place, together
+from streetvision.training.distributed import (
+    broadcast,
+    check_started,
+    process_group,
+    rank_and_world_size,
+    receive,
+    worker_loop,
+)
 
 NOT_SPLIT = ("data.fractions", "data.seed", "data.unlabeled")
 """Settings of a split, which there is none of where a whole set is judged."""
@@ -36,14 +43,14 @@ def launch_training(
     Started by torchrun, every process but the first only trains beside it.
     """
     check_started(compose_config(overrides, file=file).training.hardware)
-    with together():
-        if place()[0] > 0:
+    with process_group():
+        if rank_and_world_size()[0] > 0:
             return _train_beside(console)
         return _lead_training(overrides, file=file, console=console, only=only)
 
 
 def _train_beside(console: Console) -> ArtifactSchema:
-    config = hear()  # the leader knows where the data is when the command does not say
+    config = receive()  # the leader knows where the data is when the command does not say
     assert isinstance(config, RunConfig)
     schema = ArtifactSchema(config.root)
     engine = Engine(schema, PHASES, config.sections(), console)
@@ -53,17 +60,17 @@ def _train_beside(console: Console) -> ArtifactSchema:
         assert phase.join is not None, f"{announced} does not train"
         phase.join(replace(engine.context(phase), progress=Silent()))
 
-    follow(take_part)
+    worker_loop(take_part)
     return schema
 
 
 def _lead_training(
     overrides: Sequence[str], *, file: Path | None, console: Console, only: Collection[str] | None
 ) -> ArtifactSchema:
-    config = settle(overrides, file=file, console=console)
-    announce(config)
+    config = resolve_run_config(overrides, file=file, console=console)
+    broadcast(config)
     schema = ArtifactSchema(config.root)
-    drawn = config.data.root is None or _same_place(config.data.root, str(schema.scenes))
+    drawn = config.data.root is None or _same_place(config.data.root, str(schema.scenes_dir))
     if trains(config.pipeline.phases) and config.model.backbone.source == "embedded" and not drawn:
         console.warn("the backbone that ships was taught on drawings; for photographs take model=dinov3_vits16 or kin")
     phases = ordered(config.pipeline.phases, PHASES)
@@ -111,9 +118,9 @@ def _ask_run(bundle: Path, overrides: Sequence[str], *, phase: str, section: str
     config = compose_config(overrides, beneath={section: {"bundle": str(folder)}, "run_dir": str(folder.parent)})
     schema = ArtifactSchema(config.root)
     read_bundle(folder)  # that there is none is worse than that its run is missing
-    if not schema.splits.is_file():
+    if not schema.splits_json.is_file():
         raise ArtifactError(
-            f"{str(schema.root)!r} is not the run that made this bundle: it has no splits.json",
+            f"{str(schema.output_dir)!r} is not the run that made this bundle: it has no splits.json",
             "name the run whose VAL_TEST it should be judged on: run_dir=..., or other images: --data ...",
         )
     phases = ordered([phase], PHASES)
@@ -135,9 +142,9 @@ def _evaluate_elsewhere(
     }
     config = compose_config(overrides, beneath=beneath)
     schema = ArtifactSchema(config.root)
-    if schema.splits.is_file():
+    if schema.splits_json.is_file():
         raise ConfigError(
-            f"{str(schema.root)!r} is a run of its own, and the evaluation on {data!r} would stand among its files",
+            f"{str(schema.output_dir)!r} is a run of its own, and the evaluation on {data!r} would stand among its files",
             "give another folder: run_dir=...",
         )
     phases = ordered(["evaluate_data"], PHASES)
@@ -146,7 +153,7 @@ def _evaluate_elsewhere(
     return schema
 
 
-def settle(overrides: Sequence[str], *, file: Path | None, console: Console) -> RunConfig:
+def resolve_run_config(overrides: Sequence[str], *, file: Path | None, console: Console) -> RunConfig:
     """The configuration with its data in place.
 
     A run folder is about one data set. When it has one and the command names none, that one stands; when the command
@@ -158,10 +165,10 @@ def settle(overrides: Sequence[str], *, file: Path | None, console: Console) -> 
     named = any(key.startswith(("data.", "scenes.")) for key in given_keys(overrides, file=file))
     if recorded is not None and not named:
         return compose_config(overrides, file=file, beneath={"data": recorded, "run_dir": str(config.root)})
-    root = config.data.root or str(schema.scenes.absolute())
+    root = config.data.root or str(schema.scenes_dir.absolute())
     if recorded is not None and not _same_place(str(recorded["root"]), root):
         raise ConfigError(
-            f"run folder {str(schema.root)!r} is about {recorded['root']!r}, and this command asks for {root!r}",
+            f"run folder {str(schema.output_dir)!r} is about {recorded['root']!r}, and this command asks for {root!r}",
             f"give data.root={recorded['root']}, or a folder of its own for this run: run_dir=...",
         )
     if config.data.root is None and (trains(config.pipeline.phases) or "data" in config.pipeline.phases):
@@ -170,10 +177,10 @@ def settle(overrides: Sequence[str], *, file: Path | None, console: Console) -> 
 
 
 def _draw_scenes(schema: ArtifactSchema, config: RunConfig, console: Console) -> None:
-    schema.ensure_dirs()
+    schema.ensure_output_dir()
     started = time.perf_counter()
-    with run_lock(schema.lock):
-        write_scenes(schema.scenes, config.scenes, console)
+    with run_lock(schema.lock_file):
+        write_scenes(schema.scenes_dir, config.scenes, console)
     seconds = time.perf_counter() - started
     console.line("scenes", f"{config.scenes.count} drawn, since no data.root was given", seconds=seconds)
 
@@ -204,26 +211,26 @@ def reward_lines(schema: ArtifactSchema) -> list[str]:
     """The expected reward, for a terminal."""
     from streetvision.pipeline.steps.expect_reward import RewardReport, tell
 
-    return list(tell(validate_json(schema.reward_report, RewardReport)))
+    return list(tell(validate_json(schema.reward_report_json, RewardReport)))
 
 
 def report_lines(schema: ArtifactSchema) -> list[str]:
     """What the evaluation found, for a terminal."""
-    report = read_json(schema.evaluation_report)
+    report = read_json(schema.evaluation_report_json)
     assert isinstance(report, dict)
     return [str(line) for line in report["summary"]]
 
 
-def show_where(schema: ArtifactSchema, console: Console) -> None:
+def print_artifact_paths(schema: ArtifactSchema, console: Console) -> None:
     """Print where everything is that a reader may want to open."""
     console.text()
     for label, path in (
-        ("run", schema.root),
+        ("run", schema.output_dir),
         ("adapted", schema.explora_checkpoint),
-        ("model", schema.model_best),
-        ("threshold", schema.thresholds),
-        ("calibration", schema.scrc_params),
-        ("bundle", schema.export),
+        ("model", schema.phase1_checkpoint),
+        ("threshold", schema.thresholds_json),
+        ("calibration", schema.scrc_params_json),
+        ("bundle", schema.export_dir),
         ("archive", schema.bundle_archive),
         ("report", schema.report_html),
     ):

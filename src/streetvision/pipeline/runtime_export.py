@@ -92,9 +92,9 @@ def _context(bundle: Path, overrides: Sequence[str], console: Console) -> Contex
     config = compose_config(overrides, beneath={"run_dir": str(folder.absolute().parent)})
     schema = ArtifactSchema(config.root)
     read_bundle(folder)  # that there is none is worse than that its run is missing
-    if not schema.splits.is_file():
+    if not schema.splits_json.is_file():
         raise ArtifactError(
-            f"{str(schema.root)!r} is not the run that made this bundle: it has no splits.json, and an export is "
+            f"{str(schema.output_dir)!r} is not the run that made this bundle: it has no splits.json, and an export is "
             "measured on the run's VAL_SELECT",
             "name the run: run_dir=...",
         )
@@ -103,7 +103,7 @@ def _context(bundle: Path, overrides: Sequence[str], console: Console) -> Contex
         schema=schema,
         progress=console,
         configs={LoaderConfig: config.loader},
-        load_partition=lambda: partition_from_json(read_json(schema.splits), schema.splits),
+        load_partition=lambda: partition_from_json(read_json(schema.splits_json), schema.splits_json),
     )
 
 
@@ -172,7 +172,7 @@ def _tell(parity: RuntimeParity, request: RuntimeRequest, console: Console) -> N
 def _tell_where(made: Bundle, schema: ArtifactSchema, console: Console) -> None:
     size = sum(entry.bytes for entry in made.manifest.files.values())
     console.line("bundle", f"{made.folder}  ({size / 1e6:.1f} MB, every file sealed)")
-    around = made.folder.absolute().parent == schema.root.absolute()
+    around = made.folder.absolute().parent == schema.output_dir.absolute()
     console.line(
-        "next", f"streetvision evaluate --bundle {made.folder}" + ("" if around else f" run_dir={schema.root}")
+        "next", f"streetvision evaluate --bundle {made.folder}" + ("" if around else f" run_dir={schema.output_dir}")
     )

@@ -28,7 +28,7 @@ def make_scores(
 
 def open_classifier(context: Context, checkpoint: Path) -> Classifier:
     """The classifier of a checkpoint of phase 1, as it lies on disk."""
-    classifier = build_classifier(validate_json(context.schema.model_config, ClassifierDescription))
+    classifier = build_classifier(validate_json(context.schema.model_config_json, ClassifierDescription))
     load_into(classifier, load_state(checkpoint), source=str(checkpoint))
     return classifier
 

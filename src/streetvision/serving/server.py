@@ -96,7 +96,7 @@ class Service:
             loop = asyncio.get_running_loop()
             image = await loop.run_in_executor(self._decoders, self._predictor.prepare, body)
         except DataError as error:
-            raise Refusal(422, error.what) from error
+            raise Refusal(422, error.message) from error
         found = await self.batcher.ask(image)
         self.seconds += time.perf_counter() - started
         return found
@@ -171,7 +171,7 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
-        return {"status": "ok", "bundle": predictor.manifest.seal}
+        return {"status": "ok", "bundle": predictor.manifest.digest}
 
     @app.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> str:

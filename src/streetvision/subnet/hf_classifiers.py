@@ -4,18 +4,18 @@ from collections.abc import Callable, Mapping
 
 from streetvision.contracts.errors import ArtifactError
 from streetvision.models.module import Classifier
-from streetvision.subnet.hf_convnext import carry_convnext
-from streetvision.subnet.hf_dinov3 import carry_dinov3
+from streetvision.subnet.hf_convnext import convert_convnext
+from streetvision.subnet.hf_dinov3 import convert_dinov3
 from streetvision.subnet.hf_head import LinearHead, Stock, linear_head
-from streetvision.subnet.hf_vit import carry_vit
+from streetvision.subnet.hf_vit import convert_vit
 
-CARRIERS: Mapping[str, Callable[[Classifier, LinearHead], Stock]] = {
-    "timm": carry_vit,
-    "vit": carry_vit,
-    "dinov2": carry_vit,
-    "dinov2_with_registers": carry_vit,
-    "dinov3_vit": carry_dinov3,
-    "dinov3_convnext": carry_convnext,
+CONVERTERS: Mapping[str, Callable[[Classifier, LinearHead], Stock]] = {
+    "timm": convert_vit,
+    "vit": convert_vit,
+    "dinov2": convert_vit,
+    "dinov2_with_registers": convert_vit,
+    "dinov3_vit": convert_dinov3,
+    "dinov3_convnext": convert_convnext,
 }
 """model_type of a transformers backbone, or another source of backbones -> what writes its stock classifier."""
 
@@ -30,6 +30,6 @@ def stock_classifier(classifier: Classifier, *, slope: float, cut: float) -> Sto
     architecture = classifier.backbone.spec.architecture
     config = architecture.get("config")
     kind = str(config.get("model_type") if isinstance(config, dict) else architecture.get("source"))
-    if kind not in CARRIERS:
+    if kind not in CONVERTERS:
         raise ArtifactError(f"a backbone of type {kind!r} has no stock classifier that is written here")
-    return CARRIERS[kind](classifier, head)
+    return CONVERTERS[kind](classifier, head)

@@ -41,7 +41,7 @@ PARTS = {
 }
 
 
-def carry_convnext(classifier: Classifier, head: LinearHead) -> Stock:
+def convert_convnext(classifier: Classifier, head: LinearHead) -> Stock:
     """The classifier for ConvNextForImageClassification; raises ArtifactError for a map or setting it cannot carry."""
     network: Any = classifier.backbone.network
     config, image_size = network.config, classifier.description.image_size

@@ -27,7 +27,7 @@ PARTS = {
 """Part of a block in transformers -> in timm; without a gate, timm calls up_proj fc1."""
 
 
-def carry_dinov3(classifier: Classifier, head: LinearHead) -> Stock:
+def convert_dinov3(classifier: Classifier, head: LinearHead) -> Stock:
     """The classifier for TimmWrapper; raises ArtifactError for a setting that timm's architecture has otherwise."""
     network: Any = classifier.backbone.network
     config = network.config

@@ -97,7 +97,7 @@ class Body:
     state: State
 
 
-def carry_vit(classifier: Classifier, head: LinearHead) -> Stock:
+def convert_vit(classifier: Classifier, head: LinearHead) -> Stock:
     """The classifier for the stock class of the backbone's family; raises ArtifactError for one that has none."""
     body = _body(classifier)
     family, state = body.family, dict(body.state)

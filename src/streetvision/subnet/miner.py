@@ -34,7 +34,7 @@ BILINEAR = 2
 
 
 @dataclass(frozen=True)
-class Line:
+class LinearCalibration:
     """Calibration as a linear head carries it: the answer is sigmoid(slope * (margin - cut))."""
 
     slope: float
@@ -70,7 +70,7 @@ class Submission:
 class Written:
     """What a miner folder is."""
 
-    line: Line
+    line: LinearCalibration
     transformers: str
     """The version of transformers that first loads it."""
     also: str
@@ -125,7 +125,7 @@ def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> W
     return Written(line, stock.transformers, stock.also)
 
 
-def straight_line(predictor: Predictor) -> Line:
+def straight_line(predictor: Predictor) -> LinearCalibration:
     """The line through the calibrator that turns where its decision turns; exact for temperature and Platt.
 
     Ranking and decisions are kept for any other, since calibrators never fall. Raises ArtifactError when the bundle
@@ -148,7 +148,7 @@ def straight_line(predictor: Predictor) -> Line:
     if not np.isfinite(slope) or slope <= 0:
         raise ArtifactError("the bundle's probabilities do not rise with its scores: no linear head carries them")
     error = np.abs(expit(slope * (margins - cut) + logit(threshold)) - p).max()
-    return Line(slope, cut, float(error))
+    return LinearCalibration(slope, cut, float(error))
 
 
 def _calibrated(predictor: Predictor, margins: FloatArray) -> FloatArray:
@@ -160,7 +160,7 @@ def _called(predictor: Predictor, margin: float, threshold: float) -> bool:
     return bool(decide(_calibrated(predictor, np.array([margin])), threshold)[0])
 
 
-def _check_parity(predictor: Predictor, classifier: Classifier, folder: Path, line: Line) -> None:
+def _check_parity(predictor: Predictor, classifier: Classifier, folder: Path, line: LinearCalibration) -> None:
     """Raise unless the stock classifier in `folder` gives noise the logits that it should."""
     from transformers import AutoModelForImageClassification
 

@@ -93,10 +93,10 @@ class Challenges:
         none, works = (positions[rng.integers(0, positions.size, drawn.shape)] for positions in of_label)
         return cls(drawn, np.where(drawn == 1, works, none), rng.random(drawn.shape))
 
-    def rewards(self, decisions: ArrayLike, *, timeout_share: float = 0.0) -> FloatArray:
+    def rewards(self, decisions: ArrayLike, *, timeout_fraction: float = 0.0) -> FloatArray:
         """Rewards (S, T) of a miner that answers `decisions` (N,), some of them too late."""
         answers = np.asarray(decisions, dtype=np.float64)[self.images]
-        return rewards(self.labels, np.where(self.timeouts < timeout_share, NO_ANSWER, answers))
+        return rewards(self.labels, np.where(self.timeouts < timeout_fraction, NO_ANSWER, answers))
 
 
 @dataclass(frozen=True)

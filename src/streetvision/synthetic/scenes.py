@@ -57,16 +57,16 @@ class SceneConfig(BaseModel):
     """Pixels."""
     height: int = Field(default=240, ge=64, le=4096)
     """Pixels."""
-    positive_share: float = Field(default=0.5, ge=0.0, le=1.0)
+    positive_fraction: float = Field(default=0.5, ge=0.0, le=1.0)
     """Probability that a scene has roadwork, 0 to 1."""
-    area_share: tuple[float, float] = (0.02, 0.2)
+    area_fraction: tuple[float, float] = (0.02, 0.2)
     """Least and most of the image's area that roadwork covers where there is any, 0 to 1; met in nearly all scenes."""
 
     @model_validator(mode="after")
     def _range_is_a_range(self) -> Self:
-        low, high = self.area_share
+        low, high = self.area_fraction
         if not 0.0 < low < high <= 0.5:
-            raise ValueError(f"area_share is (least, most) with 0 < least < most <= 0.5, got ({low}, {high})")
+            raise ValueError(f"area_fraction is (least, most) with 0 < least < most <= 0.5, got ({low}, {high})")
         return self
 
 
@@ -91,7 +91,7 @@ class Scene:
 
 def draw_scene(seed: int, config: SceneConfig) -> Scene:
     """The scene of one seed; `count` and `first_seed` have no influence on it."""
-    label = int(Dice(seed, _LABEL).chance(config.positive_share))
+    label = int(Dice(seed, _LABEL).chance(config.positive_fraction))
     return draw_labelled(seed, label, config)
 
 
@@ -157,7 +157,7 @@ def _add_site(setting: _Setting, seed: int, config: SceneConfig) -> Canvas:
 
     Traffic may hide a site, so sites are drawn until one shows as much as was asked for; the last is taken as it is.
     """
-    low, high = config.area_share
+    low, high = config.area_fraction
     for attempt in range(_ATTEMPTS):
         dice = Dice(seed, _SITE, attempt)
         target = dice.log_between(low, high)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from streetvision.contracts.progress import Progress
 from streetvision.training.config import TrainingConfig
-from streetvision.training.lightning_module import EpochRow, Epochs
+from streetvision.training.lightning_module import EpochLogger, EpochRow
 from streetvision.training.sharding import whole
 from streetvision.training.supervised import SupervisedModule, Weights
 
@@ -21,7 +21,7 @@ MAX_COMPILE_DROP = 0.02
 
 
 @dataclass(frozen=True)
-class Kept:
+class Checkpoint:
     """A state that VAL_SELECT prefers."""
 
     mcc: float
@@ -43,7 +43,7 @@ class Kept:
         return self.called in (0.0, 1.0)
 
 
-class Keeper(Epochs):
+class BestCheckpoints(EpochLogger):
     """Judges the weights after each epoch, keeps the best, and stops when patience ends."""
 
     def __init__(
@@ -51,7 +51,7 @@ class Keeper(Epochs):
     ) -> None:
         super().__init__(config, progress, sinks)
         self.config = config
-        self.kept: list[Kept] = []
+        self.kept: list[Checkpoint] = []
 
     def news(self) -> str:
         """VAL_SELECT's judgement of the last epoch."""
@@ -64,13 +64,16 @@ class Keeper(Epochs):
         row: EpochRow = {"epoch": epoch, "train_loss": pl_module.take_train_loss()}
         weights: tuple[Weights, ...] = ("raw",) if pl_module.average is None else ("raw", "ema")
         for kind in weights:
-            figures = pl_module.take_figures(kind)
+            figures = pl_module.pop_metrics(kind)
             row |= {f"{'' if kind == 'raw' else 'ema_'}val_select_{name}": value for name, value in figures.items()}
-            self._consider(Kept(**figures, epoch=epoch, weights=kind, state={}), pl_module)
+            self._consider(Checkpoint(**figures, epoch=epoch, weights=kind, state={}), pl_module)
         if pl_module.guarding:
             self._guard(pl_module, float(row["val_select_mcc"]))
         self.write_row(trainer, row)
-        if self.config.patience is not None and epoch - self.kept[0].epoch >= self.config.patience:
+        if (
+            self.config.early_stopping_patience is not None
+            and epoch - self.kept[0].epoch >= self.config.early_stopping_patience
+        ):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,23 +84,23 @@ class Keeper(Epochs):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         super().load_state_dict(state_dict)
-        self.kept = [Kept(**one) for one in state_dict["kept"]]
+        self.kept = [Checkpoint(**one) for one in state_dict["kept"]]
 
-    def _consider(self, candidate: Kept, module: SupervisedModule) -> None:
+    def _consider(self, candidate: Checkpoint, module: SupervisedModule) -> None:
         ranked = sorted([*self.kept, candidate], key=lambda one: (one.mcc, -one.nll), reverse=True)
-        kept = ranked[: self.config.keep_best]
+        kept = ranked[: self.config.save_top_k]
         if candidate in kept:
             state = learnt_state(module.model)
             if candidate.weights == "ema":
                 assert module.average is not None
                 state |= {name: value.detach().cpu().clone() for name, value in module.average.values.items()}
-            kept[kept.index(candidate)] = Kept(**{**vars(candidate), "state": state})
+            kept[kept.index(candidate)] = Checkpoint(**{**vars(candidate), "state": state})
         self.kept = kept
 
     def _guard(self, module: SupervisedModule, compiled_mcc: float) -> None:
         """Judge the compiled model once against the same weights run eagerly."""
         module.guarding = False
-        lost = module.take_figures("eager")["mcc"] - compiled_mcc
+        lost = module.pop_metrics("eager")["mcc"] - compiled_mcc
         if lost > MAX_COMPILE_DROP:
             module.eager = True
             self.progress.warn(

@@ -12,7 +12,7 @@ from torch import Tensor
 from streetvision.contracts.errors import ArtifactError
 from streetvision.io.atomic import atomic_path
 from streetvision.io.tensors import load_checkpoint
-from streetvision.training.lightning_module import LearningModule
+from streetvision.training.lightning_module import BaseModule
 
 
 class Checkpoints(Callback):
@@ -59,8 +59,8 @@ class Checkpoints(Callback):
         batch_idx: int,
     ) -> None:
         """Write a checkpoint when its time has come."""
-        assert isinstance(pl_module, LearningModule)
-        done, parts = batch_idx + 1, pl_module.settings.accumulate
+        assert isinstance(pl_module, BaseModule)
+        done, parts = batch_idx + 1, pl_module.settings.gradient_accumulation_steps
         last = done == trainer.num_training_batches
         due = trainer.global_step % self.every == 0 or (done == parts and trainer.current_epoch > 0)
         if self.path is None or last or done % parts or not due:
@@ -89,7 +89,7 @@ class Checkpoints(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Know the module before a checkpoint is loaded."""
-        assert isinstance(pl_module, LearningModule)
+        assert isinstance(pl_module, BaseModule)
         self._module = pl_module
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

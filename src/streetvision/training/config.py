@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError
-from streetvision.contracts.settings import NO_MATTER, Seed
+from streetvision.contracts.settings import RESULT_NEUTRAL, Seed
 from streetvision.models.config import AdapterConfig, CompileConfig, HardwareConfig, LossConfig
 
 PrecisionName = Literal["auto", "bf16", "fp32"]
@@ -20,23 +20,23 @@ class LearningConfig(BaseModel):
     """Passes over the training images."""
     batch_size: int = Field(default=64, ge=1)
     """Rows an optimizer step, over all processes and parts."""
-    accumulate: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Parts that a batch is cut into, for less memory: the same step, but for a contrast, which is within a part."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak rate of AdamW."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of weight matrices; norms and biases do not decay."""
-    warmup_share: float = Field(default=0.1, ge=0, lt=1)
+    warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of all optimizer steps in which the rate rises linearly."""
-    clip_norm: float | None = Field(default=None, gt=0)
+    gradient_clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of a step's gradient; null does not clip."""
-    checkpoint_steps: Annotated[int, NO_MATTER] = Field(default=200, ge=1)
+    checkpoint_every_n_steps: Annotated[int, RESULT_NEUTRAL] = Field(default=200, ge=1)
     """Not frozen: optimizer steps between checkpoints to go on from, besides one after each epoch."""
     precision: PrecisionName = "auto"
     """Not frozen: auto takes bf16 where the device has it, else fp32. Heads on features and scores are always fp32."""
-    tracker: Annotated[Literal["none", "wandb", "mlflow"], NO_MATTER] = "none"
+    tracker: Annotated[Literal["none", "wandb", "mlflow"], RESULT_NEUTRAL] = "none"
     """Where epochs are shown besides metrics.csv and TensorBoard: Weights & Biases or MLflow (extra: tracking)."""
-    tracker_offline: Annotated[bool, NO_MATTER] = True
+    tracker_offline: Annotated[bool, RESULT_NEUTRAL] = True
     """wandb: files in the run folder for a later `wandb sync`, nothing is sent. mlflow: the same, as its file store."""
     hardware: HardwareConfig = HardwareConfig()
     """Not frozen: devices and memory."""
@@ -47,12 +47,12 @@ class LearningConfig(BaseModel):
         """Raise ConfigError where these settings contradict each other; a child's own check comes first."""
         if self.tracker == "none" and not self.tracker_offline:
             raise ConfigError("tracker_offline is not read without a tracker", "set training.tracker=wandb")
-        processes = self.hardware.devices * self.hardware.nodes
-        if self.batch_size % (self.accumulate * processes):
+        processes = self.hardware.devices * self.hardware.num_nodes
+        if self.batch_size % (self.gradient_accumulation_steps * processes):
             raise ConfigError(
-                f"a batch of {self.batch_size} rows cannot be cut into {self.accumulate} parts "
+                f"a batch of {self.batch_size} rows cannot be cut into {self.gradient_accumulation_steps} parts "
                 f"for each of {processes} processes",
-                "choose batch_size as a multiple of accumulate times devices times nodes",
+                "choose batch_size as a multiple of gradient_accumulation_steps times devices times nodes",
             )
         if self.hardware.strategy == "fsdp" and processes == 1:
             raise ConfigError(
@@ -69,9 +69,9 @@ class TrainingConfig(LearningConfig):
     """last_n, full: factor of the rate from each block to the one before it."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Weights averaged over steps by this decay, judged beside the raw ones; the better of the two ships."""
-    patience: int | None = Field(default=None, ge=1)
+    early_stopping_patience: int | None = Field(default=None, ge=1)
     """Epochs without a better VAL_SELECT MCC, or NLL at the same MCC, that end training; null runs all epochs."""
-    keep_best: int = Field(default=1, ge=1)
+    save_top_k: int = Field(default=1, ge=1)
     """Checkpoints kept by VAL_SELECT, the best of which ships."""
     last_blocks: int = Field(default=2, ge=1)
     """last_n: number of blocks that train."""
@@ -117,7 +117,7 @@ class MacCalConfig(BaseModel):
     """Share of weights that a mask keeps at first."""
     adaptation: float = Field(default=0.5, ge=0)
     """Share of weights given up for each unit of confidence above accuracy, after each epoch."""
-    least_retention: float = Field(default=0.1, gt=0, le=1)
+    min_retention: float = Field(default=0.1, gt=0, le=1)
     """The share never falls below this."""
     seed: Seed = 0
     """Of the new weights, the masks and the order of rows."""
@@ -126,10 +126,10 @@ class MacCalConfig(BaseModel):
 IMAGE_MODES = frozenset({"peft", "last_n", "full"})
 READ_BY = {
     "precision": IMAGE_MODES,
-    "checkpoint_steps": IMAGE_MODES,
+    "checkpoint_every_n_steps": IMAGE_MODES,
     "compile": IMAGE_MODES,
     "hardware": IMAGE_MODES,
-    "accumulate": IMAGE_MODES,
+    "gradient_accumulation_steps": IMAGE_MODES,
     "layer_decay": frozenset({"last_n", "full"}),
     "last_blocks": frozenset({"last_n"}),
     "adapter": frozenset({"peft"}),

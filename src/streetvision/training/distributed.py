@@ -17,26 +17,26 @@ PATIENCE = timedelta(days=7)
 DONE = ""
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """The rank of this process and the number of processes, as torchrun set them; (0, 1) without it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_started(config: HardwareConfig) -> None:
     """Raise ConfigError unless as many processes were started as the settings ask for."""
-    asked, (_, world) = config.devices * config.nodes, place()
+    asked, (_, world) = config.devices * config.num_nodes, rank_and_world_size()
     if asked != world:
         raise ConfigError(
-            f"training.hardware asks for {config.devices} devices on {config.nodes} nodes, "
+            f"training.hardware asks for {config.devices} devices on {config.num_nodes} nodes, "
             f"and {world} {'process was' if world == 1 else 'processes were'} started",
-            f"torchrun --nnodes={config.nodes} --nproc-per-node={config.devices} -m streetvision train ...",
+            f"torchrun --nnodes={config.num_nodes} --nproc-per-node={config.devices} -m streetvision train ...",
         )
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """A group of all processes, for as long as the block lasts."""
-    if place()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         yield
         return
     import torch
@@ -45,19 +45,19 @@ def together() -> Iterator[None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield
-        if place()[0] == 0:
-            announce(DONE)
+        if rank_and_world_size()[0] == 0:
+            broadcast(DONE)
     finally:
         dist.destroy_process_group()
 
 
-def announce(news: object) -> None:
+def broadcast(news: object) -> None:
     """The leader: tell the others the settings of the run, then each phase in which they train with it."""
-    if place()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         _broadcast(news)
 
 
-def hear() -> object:
+def receive() -> object:
     """The others: what the leader announces next; DONE when it is done. Raises StreetVisionError when it has ended."""
     try:
         return _broadcast(None)
@@ -65,9 +65,9 @@ def hear() -> object:
         raise StreetVisionError("the first process ended before it was done", "what it said last says why") from error
 
 
-def follow(join: Callable[[str], None]) -> None:
+def worker_loop(join: Callable[[str], None]) -> None:
     """The others: join the leader in every phase that it announces, until it is done."""
-    while phase := hear():
+    while phase := receive():
         join(str(phase))
 
 

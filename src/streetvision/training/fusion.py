@@ -53,7 +53,7 @@ def fit_fusion(
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = make_adamw(fusion, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     with torch.no_grad():
-        at_first = fusion_loss(model.eval(), train, reconstruction=config.reconstruction).item()
+        at_first = fusion_loss(model.eval(), train, reconstruction=config.reconstruction_weight).item()
     history: list[EpochRow] = [{"epoch": 0, "train_loss": at_first, **judge(model, select)}]
     states = [cpu_state(fusion)]
     for epoch in progress.track(range(1, config.epochs + 1), total=config.epochs, label="fuse"):
@@ -61,7 +61,7 @@ def fit_fusion(
         total = 0.0
         for rows in torch.split(torch.randperm(len(train.labels), generator=generator), config.batch_size):
             optimizer.zero_grad()
-            loss = fusion_loss(model, train.rows(rows), reconstruction=config.reconstruction)
+            loss = fusion_loss(model, train.rows(rows), reconstruction=config.reconstruction_weight)
             if not torch.isfinite(loss):
                 raise StreetVisionError(f"the loss is {loss.item()} at epoch {epoch}", "lower phase4c.learning_rate")
             loss.backward()  # type: ignore[no-untyped-call]

@@ -31,7 +31,7 @@ class CvfmConfig(BaseModel):
     """Of cvfm_trained: rate of AdamW."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of cvfm_trained: of weight matrices."""
-    reconstruction: float = Field(default=0.1, ge=0)
+    reconstruction_weight: float = Field(default=0.1, ge=0)
     """Of cvfm_trained: weight of the reconstruction of each view's features, beside the cross-entropy."""
     seed: Seed = 0
     """Of cvfm_trained: of the fusion's first weights and the order of rows."""

@@ -23,7 +23,7 @@ NAMED_FILES = 8
 """Files of a batch that an error names."""
 
 
-class LearningModule(LightningModule):
+class BaseModule(LightningModule):
     """Fits `model`; a child has the step. What it adds up over an epoch survives an interruption."""
 
     def __init__(
@@ -73,10 +73,10 @@ class LearningModule(LightningModule):
             weight_decay=c.weight_decay,
             scales=self.scales,
             # Lightning does not clip the gradients of a fused step under mixed precision.
-            fused=self.device.type == "cuda" and c.clip_norm is None,
+            fused=self.device.type == "cuda" and c.gradient_clip_norm is None,
         )
         total = int(self.trainer.estimated_stepping_batches)
-        schedule = cosine_with_warmup(optimizer, total_steps=total, warmup_steps=round(c.warmup_share * total))
+        schedule = cosine_with_warmup(optimizer, total_steps=total, warmup_steps=round(c.warmup_fraction * total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def take_train_loss(self) -> float:
@@ -142,7 +142,7 @@ def train_what_learns(model: nn.Module) -> None:
             module.eval()
 
 
-class Epochs(Callback):
+class EpochLogger(Callback):
     """One row an epoch to whoever follows the run, and a progress bar; a child says what the row holds."""
 
     label = "train"
@@ -163,7 +163,7 @@ class Epochs(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the bar where training starts, and the clock."""
         each = int(trainer.num_training_batches)
-        steps = range(trainer.global_step * self.settings.accumulate, each * (trainer.max_epochs or 1))
+        steps = range(trainer.global_step * self.settings.gradient_accumulation_steps, each * (trainer.max_epochs or 1))
         self._started, self._trained, self._note = time.perf_counter(), 0, ""
         self._ticks = self.progress.track(steps, total=len(steps), label=self.label, note=lambda: self._note)
 

@@ -66,7 +66,7 @@ def fit_mac_cal(
         history.append({"epoch": epoch, "retention": retention, **found})
         states.append(cpu_state(head))
         gap = found["val_select_confidence"] - found["val_select_accuracy"]
-        retention = min(1.0, max(config.least_retention, retention - config.adaptation * gap))
+        retention = min(1.0, max(config.min_retention, retention - config.adaptation * gap))
     best = min(range(config.epochs), key=lambda i: history[i]["val_select_nll"])
     return MacCalFit(best=states[best], history=tuple(history), best_epoch=best + 1)
 

@@ -10,7 +10,7 @@ from streetvision.training.callbacks import State, cpu_state
 from streetvision.training.config import TrainingConfig
 
 
-def whole_state(
+def merged_state_dict(
     classifier: Classifier, learnt: State, config: TrainingConfig, *, images: Tensor | None
 ) -> tuple[State, float | None]:
     """The classifier's state with `learnt` in it, adapters merged in fp32, and the merge error on `images`.

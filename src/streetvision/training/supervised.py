@@ -16,13 +16,13 @@ from streetvision.eval.metrics import mcc
 from streetvision.models.device import create_model_with_compile
 from streetvision.models.module import N_CLASSES
 from streetvision.training.config import PrecisionName, TrainingConfig
-from streetvision.training.lightning_module import LearningModule
+from streetvision.training.lightning_module import BaseModule
 from streetvision.training.optim import WeightAverage
 
 Weights = Literal["raw", "ema"]
 
 
-class SupervisedModule(LearningModule):
+class SupervisedModule(BaseModule):
     """Fits `model`, a map from a batch of inputs to logits (B, 2)."""
 
     def __init__(
@@ -59,7 +59,7 @@ class SupervisedModule(LearningModule):
             logits = torch.func.functional_call(self.model, self.average.values, (inputs,))
             self._judge("ema", logits, labels)
 
-    def take_figures(self, weights: Weights | Literal["eager"]) -> dict[str, float]:
+    def pop_metrics(self, weights: Weights | Literal["eager"]) -> dict[str, float]:
         """VAL_SELECT's MCC, NLL and share called class 1, from counts and sums over all processes; starts anew."""
         tn, fp, fn, tp = map(int, self._reduced(f"confusion_{weights}"))
         total = tn + fp + fn + tp

@@ -16,10 +16,10 @@ from streetvision.contracts.progress import Progress
 from streetvision.data.datamodule import Batch
 from streetvision.models.device import memory_as_asked, pick_device
 from streetvision.models.losses import make_loss
-from streetvision.training.callbacks import Keeper, Kept, State, learnt_state
+from streetvision.training.callbacks import BestCheckpoints, Checkpoint, State, learnt_state
 from streetvision.training.checkpoints import Checkpoints
 from streetvision.training.config import TrainingConfig
-from streetvision.training.lightning_module import EpochRow, Epochs, LearningModule
+from streetvision.training.lightning_module import BaseModule, EpochLogger, EpochRow
 from streetvision.training.precision import lightning_precision
 from streetvision.training.sharding import lightning_strategy
 from streetvision.training.supervised import SupervisedModule
@@ -51,7 +51,7 @@ class Following:
 class Fit:
     """What a training run leaves behind. States hold what learns, and no more."""
 
-    kept: tuple[Kept, ...]
+    kept: tuple[Checkpoint, ...]
     """The states with the highest VAL_SELECT MCC, best first; lower NLL breaks ties."""
     last: State
     """Weights of the last epoch."""
@@ -93,7 +93,7 @@ def fit(
     if config.hardware.strategy == "fsdp":
         model = copy.deepcopy(model)
     module = SupervisedModule(model, config, loss=make_loss(config.loss, batches.row_labels), scales=scales)
-    keeper = Keeper(config, following.progress, following.sinks)
+    keeper = BestCheckpoints(config, following.progress, following.sinks)
     resumed_at = train_module(module, batches, validation, epochs=keeper, following=following)
     return Fit(
         kept=tuple(keeper.kept),
@@ -104,16 +104,16 @@ def fit(
 
 
 def train_module(
-    module: LearningModule,
+    module: BaseModule,
     batches: Batches,
     validation: Iterable[Batch] | None,
     *,
-    epochs: Epochs,
+    epochs: EpochLogger,
     following: Following,
 ) -> int | None:
     """Run every epoch of `module`; returns the optimizer step of the checkpoint that it went on from."""
     device, config = pick_device(), module.settings
-    checkpoints = Checkpoints(following.checkpoint, key=following.key, every=config.checkpoint_steps)
+    checkpoints = Checkpoints(following.checkpoint, key=following.key, every=config.checkpoint_every_n_steps)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings(), _interrupts_passed_on(), memory_as_asked(module.model, config.hardware, device):
         warnings.filterwarnings("ignore", module="lightning.*")
@@ -121,11 +121,11 @@ def train_module(
             max_epochs=config.epochs,
             accelerator=device.type,
             devices=config.hardware.devices,
-            num_nodes=config.hardware.nodes,
+            num_nodes=config.hardware.num_nodes,
             strategy=lightning_strategy(config.hardware),
             plugins=[lightning_precision(module.wanted_precision, device)],
-            accumulate_grad_batches=config.accumulate,
-            gradient_clip_val=config.clip_norm,
+            accumulate_grad_batches=config.gradient_accumulation_steps,
+            gradient_clip_val=config.gradient_clip_norm,
             logger=False,
             callbacks=[epochs, checkpoints],
             enable_checkpointing=False,

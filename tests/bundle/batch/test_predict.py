@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from streetvision.bundle.batch.predict import answer_sources
+from streetvision.bundle.batch.predict import predict_sources
 from streetvision.bundle.batch.shards import claim, open_folder
 from streetvision.bundle.format import read_bundle
 from streetvision.bundle.predictor import load_bundle
@@ -86,7 +86,7 @@ def check_answers(out, photos, expected):
 
 def answer(export, photos, out, **options):
     sources = [photos / "folder", photos / "photos.tar", photos / "photos.parquet"]
-    return answer_sources(export, sources, out, **{"workers": 1, "shard_size": SHARD, "console": Console(), **options})
+    return predict_sources(export, sources, out, **{"workers": 1, "shard_size": SHARD, "console": Console(), **options})
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_a_worker_that_dies_is_named_with_its_shard(answered, export, photos, tm
     console = Killer()
     with pytest.raises(ArtifactError, match=r"worker process \d+ was killed by SIGKILL on shard \d+") as caught:
         answer(export, photos, tmp_path, workers=2, console=console)
-    assert str(console.killed) in caught.value.what
+    assert str(console.killed) in caught.value.message
     assert not multiprocessing.active_children()
     whole = list((tmp_path / "answers").glob("*.jsonl"))
     assert whole
@@ -230,7 +230,7 @@ def test_answers_of_another_bundle_or_shard_size_are_not_mixed(answered, export,
 def test_answers_of_other_images_are_not_mixed(export, photos, tmp_path):
     bad = shutil.copy(photos / "folder" / "bad.jpg", tmp_path)
     out = tmp_path / "out"
-    seal = read_bundle(export).manifest.seal
+    seal = read_bundle(export).manifest.digest
     open_folder(out, [tmp_path], bundle=seal, shard_size=None)
     open_folder(out, [tmp_path], bundle=seal, shard_size=None)
     shutil.copy(bad, tmp_path / "more.jpg")

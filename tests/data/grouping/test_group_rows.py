@@ -8,7 +8,7 @@ from streetvision.contracts.errors import DataError
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import GroupingConfig
 from streetvision.data.connected_components import join_groups
-from streetvision.data.grouping.geo import place_keys
+from streetvision.data.grouping.geo import geo_keys
 from streetvision.data.grouping.group_rows import group_rows
 from streetvision.data.records import Listed, Listing
 from streetvision.data.scan import scan_images
@@ -48,7 +48,7 @@ class TestPlaces:
 
     def keys(self, *rows, metres=30.0, hours=None):
         columns = [dict(zip(("latitude", "longitude", "taken"), row, strict=False)) for row in rows]
-        return place_keys(columns, metres=metres, hours=hours)
+        return geo_keys(columns, metres=metres, hours=hours)
 
     def test_neighbours_share_a_key(self):
         one, other, far, none = self.keys(self.BERLIN, self.NEXT_DOOR, self.ACROSS_TOWN, ("", ""))

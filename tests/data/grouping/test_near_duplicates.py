@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance
 
 from streetvision.data.decode import decode_image
 from streetvision.data.grouping.near_duplicates import find_near_duplicates
-from streetvision.data.perceptual_hash import look_at, perceptual_hash, stack_looks
+from streetvision.data.perceptual_hash import compute_hash, perceptual_hash, stack_hashes
 from streetvision.synthetic.scenes import SceneConfig, draw_scene
 
 N = 40
@@ -47,7 +47,7 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def originals(pictures):
-    return [look_at(jpeg(picture)) for picture in pictures]
+    return [compute_hash(jpeg(picture)) for picture in pictures]
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -59,8 +59,8 @@ def test_the_hash_is_that_of_imagehash(seed):
 
 @pytest.mark.parametrize("alteration", ALTERED)
 def test_altered_copies_are_found_and_nothing_else(pictures, originals, alteration):
-    copies = [look_at(ALTERED[alteration](picture)) for picture in pictures]
-    found = find_near_duplicates(stack_looks([*originals, *copies]))
+    copies = [compute_hash(ALTERED[alteration](picture)) for picture in pictures]
+    found = find_near_duplicates(stack_hashes([*originals, *copies]))
     pairs = set(map(tuple, found.pairs.tolist()))
     right = {(number, number + N) for number in range(N)}
     assert len(pairs & right) >= 0.98 * N
@@ -70,35 +70,37 @@ def test_altered_copies_are_found_and_nothing_else(pictures, originals, alterati
 
 
 def test_tiny_images_are_compared_without_a_hash(pictures):
-    small = [look_at(torch.from_numpy(np.array(picture.resize((40, 30)))).permute(2, 0, 1)) for picture in pictures]
+    small = [
+        compute_hash(torch.from_numpy(np.array(picture.resize((40, 30)))).permute(2, 0, 1)) for picture in pictures
+    ]
     assert all(look.tiny for look in small)
-    again = [look_at(jpeg(picture.resize((40, 30)))) for picture in pictures]
-    pairs = set(map(tuple, find_near_duplicates(stack_looks([*small, *again])).pairs.tolist()))
+    again = [compute_hash(jpeg(picture.resize((40, 30)))) for picture in pictures]
+    pairs = set(map(tuple, find_near_duplicates(stack_hashes([*small, *again])).pairs.tolist()))
     assert len(pairs & {(number, number + N) for number in range(N)}) >= 0.98 * N
 
 
 def test_a_chain_of_pairs_is_one_cluster_and_the_order_does_not_matter(originals):
     looks = [*originals[:4], originals[1], originals[1]]
-    found = find_near_duplicates(stack_looks(looks))
+    found = find_near_duplicates(stack_hashes(looks))
     assert found.pairs.tolist() == [[1, 4], [1, 5], [4, 5]]
     assert found.correlations.tolist() == pytest.approx([1, 1, 1], abs=1e-5)
     assert len(set(found.clusters.tolist())) == 4
-    assert len(find_near_duplicates(stack_looks(looks[::-1])).pairs) == 3
+    assert len(find_near_duplicates(stack_hashes(looks[::-1])).pairs) == 3
 
 
 def test_blank_images_resemble_nothing():
-    blank = look_at(torch.full((3, 80, 80), 17, dtype=torch.uint8))
-    tiny = look_at(torch.full((3, 20, 20), 17, dtype=torch.uint8))
-    assert len(find_near_duplicates(stack_looks([blank, blank, tiny, tiny])).pairs) == 0
+    blank = compute_hash(torch.full((3, 80, 80), 17, dtype=torch.uint8))
+    tiny = compute_hash(torch.full((3, 20, 20), 17, dtype=torch.uint8))
+    assert len(find_near_duplicates(stack_hashes([blank, blank, tiny, tiny])).pairs) == 0
 
 
 def test_no_images_at_all():
-    found = find_near_duplicates(stack_looks([]))
+    found = find_near_duplicates(stack_hashes([]))
     assert (len(found.pairs), len(found.clusters)) == (0, 0)
 
 
 def test_the_limits_are_what_they_say(originals):
-    looks = stack_looks(originals)
+    looks = stack_hashes(originals)
     loose = find_near_duplicates(looks, radius=15, correlation=0.1)
     strict = find_near_duplicates(looks, radius=15, correlation=0.6)
     assert len(strict.pairs) < len(loose.pairs) <= loose.candidates

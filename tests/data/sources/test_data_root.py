@@ -61,7 +61,7 @@ class TestConfig:
             ({"fractions": {"train": 0.8, "val_select": 0.2, "val_calib": 0, "val_test": 0}}, "a share above 0"),
             ({"class_names": ("Roadwork", "roadwork ")}, "two different names"),
             ({"class_names": ("", "roadwork")}, "two different names"),
-            ({"max_bad_share": 1.5}, "less than or equal to 1"),
+            ({"max_invalid_fraction": 1.5}, "less than or equal to 1"),
             ({"max_bad": 0.1}, "Extra inputs"),
         ],
     )
@@ -94,8 +94,8 @@ class TestFolders:
         touch(tmp_path, "none/a.png", "none/b.png", "works/c.png", "roadwork/readme.txt")
         error = error_of(tmp_path)
         found = "found: none 2, roadwork 0, works 1"
-        assert error.what == f"data.root {str(tmp_path)!r} has no images of class 'Roadwork' ({found})"
-        assert error.remedy == (
+        assert error.message == f"data.root {str(tmp_path)!r} has no images of class 'Roadwork' ({found})"
+        assert error.hint == (
             "each class is a folder under data.root; names are set by data.class_names=[None,Roadwork]"
         )
 
@@ -169,7 +169,7 @@ class TestCsv:
 
     def test_labels_that_are_no_class_are_listed(self, tmp_path):
         write_csv(tmp_path, "path,label\na.png,clear\nb.png,works\n")
-        assert error_of(tmp_path).remedy == (
+        assert error_of(tmp_path).hint == (
             "names are set by data.class_names=[None,Roadwork]; labels in this file: clear, works"
         )
 
@@ -296,7 +296,7 @@ class TestDataset:
         dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1])
         datasets.DatasetDict({"train": dataset}).save_to_disk(folder)
         assert len(listing_of(folder).images) == 3
-        assert "with a split 'test' (data.hf_split)" in (error_of(folder, hf_split="test").remedy or "")
+        assert "with a split 'test' (data.hf_split)" in (error_of(folder, hf_split="test").hint or "")
 
     def test_a_split_of_what_is_no_such_dataset(self, scenes):
         assert "is read of a Hugging Face dataset" in error_of(scenes, hf_split="test").what
@@ -310,7 +310,7 @@ class TestDataset:
         monkeypatch.setattr(datasets, "load_dataset", offline)
         with pytest.raises(DataError) as caught:
             list_images("hf://some-owner/some-set", class_names=NAMES, import_to=Path("unused"))
-        assert caught.value.what == (
+        assert caught.value.message == (
             "data.root 'some-owner/some-set' is no folder of images, and cannot be loaded as a dataset: no network"
         )
 

@@ -93,9 +93,9 @@ class TestWithoutGroups:
     def test_three_rows_of_a_class_are_not(self):
         with pytest.raises(DataError) as caught:
             deal(ungrouped(100, 3))
-        assert "class 'Roadwork' is missing from" in caught.value.what
-        assert "its 3 rows make 3 groups" in caught.value.what
-        assert caught.value.what.endswith("fewer groups than splits")
+        assert "class 'Roadwork' is missing from" in caught.value.message
+        assert "its 3 rows make 3 groups" in caught.value.message
+        assert caught.value.message.endswith("fewer groups than splits")
 
     def test_seeds_differ_and_all_roles_move(self):
         index = ungrouped(300, 100)
@@ -274,7 +274,7 @@ class TestJson:
         inner[path[-1]] = new
         with pytest.raises(ArtifactError) as caught:
             partition_from_json(value, SOURCE)
-        assert caught.value.what.startswith(f"run/splits.json: {message}")
+        assert caught.value.message.startswith(f"run/splits.json: {message}")
 
     @pytest.mark.parametrize("value", [None, [], "text"])
     def test_what_is_no_object(self, value):

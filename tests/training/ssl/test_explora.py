@@ -8,13 +8,13 @@ from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.augmentation import get_val_transforms
 from streetvision.data.config import DEFAULT_LIMITS, PairConfig
-from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader
+from streetvision.data.datamodule import EpochBatchSampler, ImageDataset, ImageLoader
 from streetvision.data.two_views import TwoViews
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import HeadConfig, ModelConfig
 from streetvision.models.module import load_classifier
 from streetvision.training.ssl import collapse_monitor as watching
-from streetvision.training.ssl.collapse_monitor import Watch
+from streetvision.training.ssl.collapse_monitor import CollapseMonitor
 from streetvision.training.ssl.config import ExPLoRAConfig
 from streetvision.training.ssl.explora import METHODS, ExPLoRAModule, Student, open_backbone
 from streetvision.training.trainer import Following, seed_all, train_module
@@ -42,7 +42,7 @@ def rows(scenes):
 
 def loader(rows, transform, batch_size=16, *, shuffle=False, parts=1, workers=0):
     dataset = ImageDataset(rows, root=rows_root(), transform=transform, limits=DEFAULT_LIMITS)
-    order = EpochBatches(len(rows), batch_size=batch_size, shuffle=shuffle, parts=parts)
+    order = EpochBatchSampler(len(rows), batch_size=batch_size, shuffle=shuffle, parts=parts)
     return ImageLoader(dataset, order, workers=workers)
 
 
@@ -55,14 +55,14 @@ def rows_root():
 def trained(rows, settings, *, workers=0, **following):
     module = ExPLoRAModule(student(settings), settings)
     pairs, plain = TwoViews(settings.views, image_size=32), get_val_transforms(image_size=32)
-    watch = Watch(
+    watch = CollapseMonitor(
         settings,
         Silent(),
         select=loader(rows[32:], pairs),
         probe=loader(rows[:32], plain),
         groups=[row.group for row in rows[:32]],
     )
-    shuffled = {"shuffle": True, "parts": settings.accumulate, "workers": workers}
+    shuffled = {"shuffle": True, "parts": settings.gradient_accumulation_steps, "workers": workers}
     seed_all(1)
     with loader(rows[:32], pairs, settings.batch_size, **shuffled) as batches:
         watch.resumed_at = train_module(module, batches, None, epochs=watch, following=Following(Silent(), **following))
@@ -160,8 +160,8 @@ def test_accumulation_is_another_step_for_a_contrast_and_the_same_for_byol(rows)
         ({"batch_size": 8}, {}),
         ({"learning_rate": 2e-3}, {}),
         ({"weight_decay": 0.5}, {}),
-        ({"warmup_share": 0.9}, {"epochs": 2}),
-        ({"clip_norm": 1e-3}, {}),
+        ({"warmup_fraction": 0.9}, {"epochs": 2}),
+        ({"gradient_clip_norm": 1e-3}, {}),
         ({"precision": "bf16"}, {}),
         ({"rank": 2}, {}),
         ({"alpha": 8.0}, {}),
@@ -188,13 +188,13 @@ def test_every_setting_changes_what_is_learnt(rows, monkeypatch, changes, beside
 @pytest.mark.parametrize(("looks", "step"), [(1, 1), (2, 3)])
 def test_an_interrupted_run_goes_on_to_the_same_weights(rows, tmp_path, looks, step):
     """Stopped at the end of an epoch of two steps: the checkpoint of its first one counts."""
-    settings = config(epochs=2, method="byol", checkpoint_steps=1)
+    settings = config(epochs=2, method="byol", checkpoint_every_n_steps=1)
     undisturbed, whole = trained(rows, settings)
 
     class StopError(Exception):
         pass
 
-    looked = Watch.look
+    looked = CollapseMonitor.look
 
     def interrupted(self, module):
         if len(self.history) == looks:
@@ -202,7 +202,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(rows, tmp_path, looks, s
         return looked(self, module)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Watch, "look", interrupted)
+        patch.setattr(CollapseMonitor, "look", interrupted)
         with pytest.raises(StopError):
             trained(rows, settings, checkpoint=tmp_path / "c.ckpt", key="k")
     module, watch = trained(rows, settings, checkpoint=tmp_path / "c.ckpt", key="k")
@@ -233,7 +233,7 @@ def test_watching_changes_nothing(rows):
     module = ExPLoRAModule(student(settings), settings)
     module.train()
     before, state = learnt(module), torch.get_rng_state()
-    watch = Watch(
+    watch = CollapseMonitor(
         settings,
         Silent(),
         select=loader(rows[32:], TwoViews(settings.views, image_size=32)),
@@ -266,8 +266,8 @@ def test_a_setting_that_nothing_reads_is_refused(changes, words):
     [
         {"crop_scale": (0.9, 1.0)},
         {"flip_probability": 0.0},
-        {"colour_jitter": 0.1},
-        {"grey_probability": 1.0},
+        {"color_jitter": 0.1},
+        {"grayscale_p": 1.0},
         {"blur": False},
     ],
 )

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from streetvision.bundle.batch.shards import AnswerFolder, Done, answer_shard
+from streetvision.bundle.batch.shards import Done, ShardFolder, predict_shard
 from streetvision.bundle.predictor import load_bundle
 from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
 from streetvision.models.device import pick_device
@@ -32,7 +32,7 @@ class Refused:
     """An error of ours on its way from a worker."""
 
     what: str
-    remedy: str | None
+    hint: str | None
 
 
 class ShardWorker:
@@ -40,22 +40,22 @@ class ShardWorker:
 
     def __init__(self, bundle: Path, root: Path) -> None:
         torch.set_num_threads(1)
-        self.predictor, self.folder = load_bundle(bundle), AnswerFolder(root)
-        if self.predictor.manifest.seal != self.folder.manifest.bundle:
+        self.predictor, self.folder = load_bundle(bundle), ShardFolder(root)
+        if self.predictor.manifest.digest != self.folder.manifest.bundle:
             raise ArtifactError(
                 f"the bundle {str(bundle)!r} is another one here", "every machine needs the same bundle"
             )
 
     def __call__(self, shard: int) -> Done:
         """Answer one shard and write it down."""
-        return answer_shard(self.predictor, self.folder, shard)
+        return predict_shard(self.predictor, self.folder, shard)
 
 
 Engine = Callable[[Path, Path, Sequence[int], int | None], Iterator[Done]]
 """Bundle, answer folder, shards to answer, most workers -> each shard as it is done, in any order."""
 
 
-def answer_here(bundle: Path, root: Path, shards: Sequence[int], workers: int | None) -> Iterator[Done]:
+def run_local(bundle: Path, root: Path, shards: Sequence[int], workers: int | None) -> Iterator[Done]:
     """By processes of this machine, where none are asked for one a processor, or one beside a GPU.
 
     Raises ArtifactError that names a worker which died, and its shard.
@@ -112,7 +112,7 @@ class _Worker:
                 f"worker process {self.process.pid} {self._ending()} on shard {self.shard}", GO_ON
             ) from None
         if isinstance(told, Refused):
-            raise StreetVisionError(told.what, told.remedy)
+            raise StreetVisionError(told.what, told.hint)
         assert isinstance(told, Done)
         return told
 
@@ -139,10 +139,10 @@ def _serve(bundle: Path, root: Path, line: Connection) -> None:
     except (EOFError, BrokenPipeError):
         return
     except StreetVisionError as error:
-        line.send(Refused(error.what, error.remedy))
+        line.send(Refused(error.message, error.hint))
 
 
-def answer_on_ray(bundle: Path, root: Path, shards: Sequence[int], workers: int | None) -> Iterator[Done]:
+def run_on_ray(bundle: Path, root: Path, shards: Sequence[int], workers: int | None) -> Iterator[Done]:
     """By actors of Ray Data, where none are asked for one a processor or GPU of the cluster.
 
     The cluster is the one that RAY_ADDRESS names, else one that runs here, else one that is started. All its machines
@@ -168,7 +168,7 @@ def answer_on_ray(bundle: Path, root: Path, shards: Sequence[int], workers: int 
     try:
         for row in answered.iter_rows():
             if row["what"]:
-                raise StreetVisionError(row["what"], row["remedy"] or None)
+                raise StreetVisionError(row["what"], row["hint"] or None)
             yield Done(row["shard"], row["images"], row["failures"])
     except ray.exceptions.RayError as error:
         raise ArtifactError(f"a Ray worker failed: {str(error).splitlines()[-1]}", GO_ON) from error
@@ -182,14 +182,14 @@ class _RayWorker:
         self.worker: ShardWorker | None = None  # made where an error of ours can be told
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        shard, what, remedy = int(batch["shard"][0]), "", ""
+        shard, what, hint = int(batch["shard"][0]), "", ""
         done = Done(shard, 0, 0)
         try:
             self.worker = self.worker or ShardWorker(self.bundle, self.root)
             done = self.worker(shard)
         except StreetVisionError as error:
-            what, remedy = error.what, error.remedy or ""
-        told = {"shard": shard, "images": done.images, "failures": done.failures, "what": what, "remedy": remedy}
+            what, hint = error.message, error.hint or ""
+        told = {"shard": shard, "images": done.images, "failures": done.failures, "what": what, "hint": hint}
         return {name: [value] for name, value in told.items()}
 
 
@@ -209,5 +209,5 @@ def _ray() -> Any:
     return ray
 
 
-ENGINES: Mapping[str, Engine] = {"local": answer_here, "ray": answer_on_ray}
+EXECUTORS: Mapping[str, Engine] = {"local": run_local, "ray": run_on_ray}
 """--engine -> who answers."""

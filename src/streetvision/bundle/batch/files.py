@@ -68,10 +68,12 @@ def _explained(predictor: Predictor, files: list[Path], folder: Path) -> Iterato
 
 
 def _answers(predictor: Predictor, files: list[Path]) -> Iterator[Answer]:
-    return answer_all(predictor, ((str(path), path) for path in files))
+    return predict_images(predictor, ((str(path), path) for path in files))
 
 
-def answer_all(predictor: Predictor, images: Iterable[tuple[str, Path | bytes | UndecodableImage]]) -> Iterator[Answer]:
+def predict_images(
+    predictor: Predictor, images: Iterable[tuple[str, Path | bytes | UndecodableImage]]
+) -> Iterator[Answer]:
     """One answer for each name with its image, in their order; one that cannot be decoded has an error in its place."""
     remaining, size = iter(images), images_at_once(predictor.model, BATCH)
     while batch := list(islice(remaining, size)):

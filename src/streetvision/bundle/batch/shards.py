@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from streetvision.bundle.batch.files import answer_all
+from streetvision.bundle.batch.files import predict_images
 from streetvision.bundle.predictor import Predictor
 from streetvision.contracts.errors import ArtifactError, ConfigError
-from streetvision.contracts.policies import Digest, Sealed
+from streetvision.contracts.policies import Artifact, Digest
 from streetvision.data.sources.streams import Item, list_sources, read_items
 from streetvision.io.atomic import (
     TEMP_SUFFIX,
@@ -44,7 +44,7 @@ MANIFEST, LISTING, LOCK = "manifest.json", "listing", ".lock"
 ELSEWHERE = "give the answers a folder of their own: --out ..."
 
 
-class AnswersManifest(Sealed):
+class ShardManifest(Artifact):
     """manifest.json: what the folder's answers belong to."""
 
     schema_version: Literal[1] = 1
@@ -76,15 +76,15 @@ class Done:
 
 
 @dataclass(frozen=True)
-class AnswerFolder:
+class ShardFolder:
     """Paths and contents of such a folder."""
 
     root: Path
 
     @cached_property
-    def manifest(self) -> AnswersManifest:
+    def manifest(self) -> ShardManifest:
         """What the folder's answers belong to, read once."""
-        return validate_json(self.manifest_path, AnswersManifest)
+        return validate_json(self.manifest_path, ShardManifest)
 
     @property
     def manifest_path(self) -> Path:
@@ -126,13 +126,13 @@ def claim(root: Path) -> Iterator[None]:
         yield
 
 
-def open_folder(root: Path, sources: Sequence[Path], *, bundle: str, shard_size: int | None) -> AnswerFolder:
+def open_folder(root: Path, sources: Sequence[Path], *, bundle: str, shard_size: int | None) -> ShardFolder:
     """The folder at `root`, its listing whole: made now, or found to be of the same bundle and the same images.
 
     `bundle` is the seal of the bundle. Raises ArtifactError for a folder of another bundle or of other images,
     ConfigError for one with another shard size.
     """
-    folder = AnswerFolder(root)
+    folder = ShardFolder(root)
     if not folder.manifest_path.is_file():
         _make(folder, sources, bundle=bundle, shard_size=shard_size or SHARD_SIZE)
         return folder
@@ -159,19 +159,19 @@ def open_folder(root: Path, sources: Sequence[Path], *, bundle: str, shard_size:
     return folder
 
 
-def answer_shard(predictor: Predictor, folder: AnswerFolder, shard: int) -> Done:
+def predict_shard(predictor: Predictor, folder: ShardFolder, shard: int) -> Done:
     """Answer the images of a shard and write them down, whole or not at all; memory holds one batch of images."""
     items = [Item(**fields) for fields in _read_lines(folder.listing(shard))]
     named = ((item.name, content) for item, content in read_items(items, limits=predictor.limits))
     failures = 0
     with open_atomic(folder.answers(shard)) as handle:
-        for answer in answer_all(predictor, named):
+        for answer in predict_images(predictor, named):
             failures += "error" in answer
             handle.write(_line(answer))
     return Done(shard, len(items), failures)
 
 
-def finish(folder: AnswerFolder) -> AnswersManifest:
+def finish(folder: ShardFolder) -> ShardManifest:
     """Gather the failures of all shards in one file, and note that the answers are whole."""
     failures, size = 0, folder.manifest.shard_size
     with open_atomic(folder.failures_path) as handle:
@@ -207,7 +207,7 @@ class _Census:
         return f"{self._sum % 2**256:064x}"
 
 
-def _make(folder: AnswerFolder, sources: Sequence[Path], *, bundle: str, shard_size: int) -> None:
+def _make(folder: ShardFolder, sources: Sequence[Path], *, bundle: str, shard_size: int) -> None:
     """List the sources, a shard in memory at a time; a listing that a killed run began is made anew."""
     if (folder.root / LISTING).is_dir():
         shutil.rmtree(folder.root / LISTING)
@@ -216,7 +216,7 @@ def _make(folder: AnswerFolder, sources: Sequence[Path], *, bundle: str, shard_s
         write_bytes_atomic(folder.listing(shard), b"".join(lines))
         for line in lines:
             census.count(line)
-    manifest = AnswersManifest(
+    manifest = ShardManifest(
         bundle=bundle,
         sources=tuple(str(source.expanduser().absolute()) for source in sources),
         images=census.images,

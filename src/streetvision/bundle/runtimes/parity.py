@@ -51,19 +51,19 @@ def check_parity(parity: RuntimeParity, *, name: str) -> None:
     Where PyTorch's own MCC is not above 0 it shows no fall, and then no decision may differ.
     """
     differ = f"{parity.decision_flips} of {parity.n} decisions differ"
-    remedy = "take a finer --precision, or the bundle as it is, which runs in PyTorch"
+    hint = "take a finer --precision, or the bundle as it is, which runs in PyTorch"
     fall = parity.pytorch_mcc - parity.mcc
     if fall > MAX_MCC_FALL:
         raise ArtifactError(
             f"{name} is refused: on VAL_SELECT its MCC is {parity.mcc:.4f} and PyTorch's {parity.pytorch_mcc:.4f}, a "
             f"fall of {fall:.4f}, and {MAX_MCC_FALL} is let through; {differ}",
-            remedy,
+            hint,
         )
     if parity.pytorch_mcc <= 0 and parity.decision_flips:
         raise ArtifactError(
             f"{name} is refused: {differ}, and with an MCC of {parity.pytorch_mcc:.4f} on VAL_SELECT in PyTorch nobody "
             "can see whether that is a fall",
-            remedy,
+            hint,
         )
 
 

@@ -17,7 +17,7 @@ EARTH_RADIUS = 6_371_000.0
 """Metres."""
 
 
-def place_keys(columns: Sequence[Mapping[str, str]], *, metres: float, hours: float | None) -> list[int | None]:
+def geo_keys(columns: Sequence[Mapping[str, str]], *, metres: float, hours: float | None) -> list[int | None]:
     """One key a row, equal for rows that a chain of neighbours joins; None for a row that has no position.
 
     Neighbours are at most `metres` apart and, unless `hours` is None, taken at most `hours` apart: a time that is not

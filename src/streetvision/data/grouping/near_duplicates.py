@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from streetvision.data.config import CORRELATION, RADIUS
 from streetvision.data.grouping.hamming import Positions, pairs_within
-from streetvision.data.perceptual_hash import THUMBNAIL, TRIMS, WORKING, Looks, Thumbnails
+from streetvision.data.perceptual_hash import THUMBNAIL, TRIMS, WORKING, PerceptualHashes, Thumbnails
 
 TINY_CORRELATION = 0.97
 """The same where one of the two is tiny: by 0.90, 1,791 in a million pairs of different traffic signs were merged."""
@@ -41,7 +41,9 @@ class NearDuplicates:
     """(N,) number of an image's cluster; an image without a near-duplicate is a cluster of its own."""
 
 
-def find_near_duplicates(looks: Looks, *, radius: int = RADIUS, correlation: float = CORRELATION) -> NearDuplicates:
+def find_near_duplicates(
+    looks: PerceptualHashes, *, radius: int = RADIUS, correlation: float = CORRELATION
+) -> NearDuplicates:
     """All pairs within `radius` bits whose thumbnails correlate by at least `correlation`.
 
     With a tiny image in it, a pair needs TINY_CORRELATION, or more if more is asked, and no hash. Blank images are in
@@ -57,7 +59,7 @@ def find_near_duplicates(looks: Looks, *, radius: int = RADIUS, correlation: flo
     return NearDuplicates(pairs, known, len(hashed), _clusters(pairs, len(looks.tiny)))
 
 
-def _hash_pairs(looks: Looks, radius: int) -> Positions:
+def _hash_pairs(looks: PerceptualHashes, radius: int) -> Positions:
     """(P, 2) of the images large enough for a hash: where the whole of one is near the whole or a trim of the other."""
     usable = np.flatnonzero(~looks.tiny & ~looks.blank)
     whole = looks.hashes[usable, 0]
@@ -67,7 +69,7 @@ def _hash_pairs(looks: Looks, radius: int) -> Positions:
     return np.unique(usable[pairs[pairs[:, 0] < pairs[:, 1]]], axis=0)
 
 
-def _tiny_pairs(looks: Looks, correlation: float) -> Iterator[tuple[Positions, Vectors]]:
+def _tiny_pairs(looks: PerceptualHashes, correlation: float) -> Iterator[tuple[Positions, Vectors]]:
     """Pairs that a tiny image is in, and how they correlate: each tiny image against all, in blocks."""
     seen = ~looks.blank
     tiny, every = np.flatnonzero(looks.tiny & seen), np.flatnonzero(seen)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from streetvision.contracts.errors import DataError
-from streetvision.data.records import Listed, Listing, check_classes, count_classes, label_of, naming_remedy
+from streetvision.data.records import Listed, Listing, check_classes, count_classes, label_of, naming_hint
 from streetvision.io.atomic import parse_json
 
-CSV_REMEDY = "the first line names the columns: path,label and, where known, group,source"
+CSV_HINT = "the first line names the columns: path,label and, where known, group,source"
 STRICT = {"filename", "label", "group", "source"}
 """Fields of a labels.json that must be text or whole numbers; of the others, lists and objects are passed over."""
-JSON_REMEDY = 'labels.json is a list: [{"filename": "a.jpg", "label": 0}, ...] and, where known, "group", "source"'
+JSON_HINT = 'labels.json is a list: [{"filename": "a.jpg", "label": 0}, ...] and, where known, "group", "source"'
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ def _csv_records(path: Path, needed: Sequence[str] = ("path", "label")) -> Itera
             for values in reader:
                 where = f"{path.name} line {reader.line_num}"
                 if values and len(values) != len(header):
-                    raise DataError(f"{where}: {len(values)} fields, and the header has {len(header)}", CSV_REMEDY)
+                    raise DataError(f"{where}: {len(values)} fields, and the header has {len(header)}", CSV_HINT)
                 if values:
                     yield Record(where, dict(zip(header, values, strict=True)))
     except csv.Error as error:
-        raise DataError(f"{path.name} line {reader.line_num}: {error}", CSV_REMEDY) from error
+        raise DataError(f"{path.name} line {reader.line_num}: {error}", CSV_HINT) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{str(path)!r} cannot be read as UTF-8 text: {error}") from error
 
@@ -104,29 +104,29 @@ def _check_header(path: Path, header: list[str], needed: Sequence[str]) -> None:
     found = ", ".join(header) or "nothing"
     for name in needed:
         if name not in header:
-            raise DataError(f"{path.name} line 1: there is no column {name!r} (found: {found})", CSV_REMEDY)
+            raise DataError(f"{path.name} line 1: there is no column {name!r} (found: {found})", CSV_HINT)
     if len(set(header)) < len(header):
-        raise DataError(f"{path.name} line 1: a column stands there twice (found: {found})", CSV_REMEDY)
+        raise DataError(f"{path.name} line 1: a column stands there twice (found: {found})", CSV_HINT)
 
 
 def _json_records(path: Path) -> Iterator[Record]:
     try:
         entries = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise DataError(f"{str(path)!r} cannot be read as JSON: {error}", JSON_REMEDY) from error
+        raise DataError(f"{str(path)!r} cannot be read as JSON: {error}", JSON_HINT) from error
     if not isinstance(entries, list):
-        raise DataError(f"{path.name} holds one {type(entries).__name__}, not a list", JSON_REMEDY)
+        raise DataError(f"{path.name} holds one {type(entries).__name__}, not a list", JSON_HINT)
     for number, entry in enumerate(entries, start=1):
         where = f"{path.name} entry {number}"
         if not isinstance(entry, dict):
-            raise DataError(f"{where}: {entry!r} is not an object", JSON_REMEDY)
+            raise DataError(f"{where}: {entry!r} is not an object", JSON_HINT)
         yield Record(where, dict(_texts({name.casefold(): value for name, value in entry.items()}, where)))
 
 
 def _texts(fields: Mapping[str, object], where: str) -> Iterator[tuple[str, str]]:
     for name, value in fields.items():
         if name in STRICT and (isinstance(value, bool) or not isinstance(value, str | int | None)):
-            raise DataError(f"{where}: {name!r} is {value!r}, neither text nor a whole number", JSON_REMEDY)
+            raise DataError(f"{where}: {name!r} is {value!r}, neither text nor a whole number", JSON_HINT)
         if not isinstance(value, list | dict):
             yield name, "" if value is None else str(value)
 
@@ -151,7 +151,7 @@ def _list(
         further = {name: text.strip() for name, text in record.fields.items() if name not in taken and text.strip()}
         images[image] = Listed(image, _label(record, records, class_names), **extras, columns=further)
     found = count_classes(images.values(), class_names)
-    check_classes(path, found, class_names=class_names, remedy=f"list both classes; {naming_remedy(class_names)}")
+    check_classes(path, found, class_names=class_names, hint=f"list both classes; {naming_hint(class_names)}")
     return Listing(path.parent, tuple(images.values()))
 
 
@@ -162,6 +162,6 @@ def _label(record: Record, records: list[Record], class_names: tuple[str, str]) 
         met = ", ".join(sorted({other.fields.get("label", "") for other in records})[:8])
         raise DataError(
             f"{record.where}: label {text!r} is not 0, 1, {class_names[0]!r} or {class_names[1]!r}",
-            f"{naming_remedy(class_names)}; labels in this file: {met}",
+            f"{naming_hint(class_names)}; labels in this file: {met}",
         )
     return label

@@ -7,7 +7,7 @@ from pathlib import Path
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import HF_SPLIT
-from streetvision.data.records import BadFile, Listed, Listing, check_classes, image_suffix, naming_remedy
+from streetvision.data.records import BadFile, Listed, Listing, check_classes, image_suffix, naming_hint
 from streetvision.data.sources.csv_json import Columns, list_csv, list_labels_json, list_paths
 from streetvision.data.sources.huggingface import is_local_dataset, list_dataset
 from streetvision.data.sources.parquet_index import INDEX, list_parquet
@@ -80,8 +80,8 @@ def list_folders(root: Path, *, class_names: tuple[str, str]) -> Listing:
             continue
         images += [Listed(path, label) for path in pictures]
         left_out += others
-    remedy = f"each class is a folder under data.root; {naming_remedy(class_names)}"
-    check_classes(root, found, class_names=class_names, remedy=remedy)
+    hint = f"each class is a folder under data.root; {naming_hint(class_names)}"
+    check_classes(root, found, class_names=class_names, hint=hint)
     return Listing(root, tuple(images), tuple(left_out))
 
 
@@ -138,7 +138,7 @@ def _is_text(path: str) -> bool:
 
 
 def _is_run(folder: Path) -> bool:
-    return ArtifactSchema(folder).splits.is_file()
+    return ArtifactSchema(folder).splits_json.is_file()
 
 
 def _is_mentioned(name: str) -> bool:

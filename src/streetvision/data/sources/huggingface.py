@@ -13,7 +13,7 @@ from streetvision.data.records import (
     count_classes,
     image_suffix,
     label_of,
-    naming_remedy,
+    naming_hint,
 )
 from streetvision.data.sources.csv_json import Columns
 from streetvision.data.sources.parquet_index import INDEX
@@ -44,7 +44,7 @@ def list_dataset(root: str, *, split: str, class_names: tuple[str, str], columns
     for data, original, image in stream_dataset(root, split=split, class_names=class_names, columns=columns):
         listed.append(replace(image, path=_write_once(data, original, import_to)))
     found = count_classes(listed, class_names)
-    check_classes(root, found, class_names=class_names, remedy=f"the split read is data.hf_split={split}")
+    check_classes(root, found, class_names=class_names, hint=f"the split read is data.hf_split={split}")
     return Listing(import_to, tuple(listed))
 
 
@@ -125,7 +125,7 @@ def _label(value: Any, feature: Any, where: str, class_names: tuple[str, str]) -
     label = label_of(text, class_names)
     if label is None:
         expected = f"is not 0, 1, {class_names[0]!r} or {class_names[1]!r}"
-        raise DataError(f"{where}: label {text!r} {expected}", naming_remedy(class_names))
+        raise DataError(f"{where}: label {text!r} {expected}", naming_hint(class_names))
     return label
 
 
@@ -143,7 +143,7 @@ def _image_bytes(image: dict[str, Any] | None, where: str) -> bytes:
     try:
         data = read_image_bytes(Path(path))
     except UndecodableImage as error:
-        raise DataError(f"{where}: image {path!r} {error.what}") from error
+        raise DataError(f"{where}: image {path!r} {error.message}") from error
     if not looks_like_image(data):  # a dataset names what it likes on this disk
         raise DataError(f"{where}: {path!r} is not an image", "drop the row from the dataset")
     return data

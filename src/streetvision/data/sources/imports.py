@@ -12,7 +12,7 @@ from streetvision.contracts.progress import Progress
 from streetvision.data.config import DataConfig
 from streetvision.data.decode import UndecodableImage, read_image_bytes
 from streetvision.data.exif import read_exif
-from streetvision.data.records import Listed, image_suffix, label_of, naming_remedy
+from streetvision.data.records import Listed, image_suffix, label_of, naming_hint
 from streetvision.data.sources.csv_json import Columns
 from streetvision.data.sources.data_root import HUB_PREFIX, list_images
 from streetvision.data.sources.huggingface import is_local_dataset, stream_dataset
@@ -139,7 +139,7 @@ def _shard_entries(shards: Iterable[Path], config: DataConfig) -> Iterator[Entry
         label = label_of(text, config.class_names)
         if label is None:
             expected = f"is not 0, 1, {config.class_names[0]!r} or {config.class_names[1]!r}"
-            raise DataError(f"{sample.name}: label {text!r} {expected}", naming_remedy(config.class_names))
+            raise DataError(f"{sample.name}: label {text!r} {expected}", naming_hint(config.class_names))
         group = columns.pop(config.group_column or "group", None)
         source = columns.pop(config.source_column or "source", None)
         yield Entry(label, partial(bytes, sample.picture), None, sample.suffix, group, source, columns)

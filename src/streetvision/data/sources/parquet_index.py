@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streetvision.contracts.errors import DataError
-from streetvision.data.records import Listed, Listing, check_classes, count_classes, naming_remedy
+from streetvision.data.records import Listed, Listing, check_classes, count_classes, naming_hint
 from streetvision.data.sources.csv_json import Columns
 from streetvision.io.atomic import open_atomic
 
@@ -72,7 +72,7 @@ def list_parquet(path: Path, *, class_names: tuple[str, str], columns: Columns) 
     """The images of an index that `streetvision data import` made; raises DataError for any other Parquet file."""
     images = tuple(_images(path, columns))
     found = count_classes(images, class_names)
-    check_classes(path, found, class_names=class_names, remedy=f"import both classes; {naming_remedy(class_names)}")
+    check_classes(path, found, class_names=class_names, hint=f"import both classes; {naming_hint(class_names)}")
     return Listing(path.parent, images)
 
 

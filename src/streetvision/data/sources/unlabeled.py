@@ -12,7 +12,7 @@ from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.config import DecodeLimits, GroupingConfig
 from streetvision.data.connected_components import components
 from streetvision.data.grouping.near_duplicates import find_near_duplicates
-from streetvision.data.perceptual_hash import join_looks
+from streetvision.data.perceptual_hash import join_hashes
 from streetvision.data.scan import Scan, scan_images
 from streetvision.data.sources.data_root import NO_LABEL, list_unlabeled
 
@@ -60,7 +60,7 @@ def keep_apart(unlabeled: Scan, labelled: Scan, roles: Sequence[Split], config: 
     judged = [role is not Split.TRAIN for role in roles]
     assert unlabeled.looks is not None
     assert labelled.looks is not None
-    together = join_looks(unlabeled.looks, labelled.looks.where(judged))
+    together = join_hashes(unlabeled.looks, labelled.looks.where(judged))
     found = find_near_duplicates(together, radius=config.radius, correlation=config.correlation)
     own = unlabeled.index.rows
     every = [*own, *compress(labelled.index.rows, judged)]

@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import AfterValidator
 
 from streetvision.contracts.errors import DataError, LeakageError
-from streetvision.contracts.split_contracts import Index, Lookalikes, Partition, Row, Split
-from streetvision.data.splitting.stratified import Counts, apportion, deal_groups, rows_held
+from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Partition, Row, Split
+from streetvision.data.splitting.stratified import Counts, allocate, assign_groups, rows_held
 
 SPLITS = tuple(Split)
 CLASSES = 2
@@ -43,7 +43,7 @@ def make_partition(
     fractions: Mapping[Split, float],
     seed: int,
     kept: Mapping[str, Split] = NOTHING_KEPT,
-    lookalikes: Lookalikes | None = None,
+    near_duplicates_found: NearDuplicateClusters | None = None,
 ) -> Partition:
     """A role for every row of `index`.
 
@@ -60,15 +60,15 @@ def make_partition(
     groups = [members for members in groups if roles[members[0]] == UNDEALT]
     singles = [position for position in singles if roles[position] == UNDEALT]
     counts = np.array([_count_labels(index.rows, members) for members in groups], dtype=np.int64).reshape(-1, CLASSES)
-    group_roles = deal_groups(counts, shares, singles=_count_labels(index.rows, singles), kept=already)
+    group_roles = assign_groups(counts, shares, singles=_count_labels(index.rows, singles), kept=already)
     for members, role in zip(groups, group_roles, strict=True):
         roles[members] = role
     held = already + rows_held(counts, group_roles, len(SPLITS))
     for label in range(CLASSES):
         of_class = [position for position in singles if index.rows[position].label == label]
         wanted = shares * (held[:, label].sum() + len(of_class)) - held[:, label]
-        roles[of_class] = np.repeat(range(len(SPLITS)), apportion(len(of_class), wanted, lacking=held[:, label] == 0))
-    partition = Partition(index, tuple(SPLITS[role] for role in roles), dict(fractions), seed, lookalikes)
+        roles[of_class] = np.repeat(range(len(SPLITS)), allocate(len(of_class), wanted, lacking=held[:, label] == 0))
+    partition = Partition(index, tuple(SPLITS[role] for role in roles), dict(fractions), seed, near_duplicates_found)
     check_leakage(partition, index.root)
     if problem := missing_class(partition):
         raise DataError(problem, "every split needs a group of each class: add other places, or name smaller groups")
@@ -160,12 +160,12 @@ def check_leakage(partition: Partition, source: object) -> None:
         for name in names:
             if role_of.setdefault(name, role) is not role:
                 raise _leakage(f"{source}: {name} stands in {role_of[name]} and in {role} (row {row.path!r})")
-    for paths in partition.lookalikes.clusters if partition.lookalikes else ():
+    for paths in partition.near_duplicates_found.clusters if partition.near_duplicates_found else ():
         roles = sorted({by_path[path] for path in paths})
         if len(roles) > 1:
             raise _leakage(f"{source}: near-duplicates of {paths[0]!r} stand in {' and in '.join(roles)}")
 
 
 def _leakage(what: str) -> LeakageError:
-    remedy = "what is fitted on one split must not be judged on the same data: deal the rows anew, in a new run"
-    return LeakageError(what, remedy)
+    hint = "what is fitted on one split must not be judged on the same data: deal the rows anew, in a new run"
+    return LeakageError(what, hint)

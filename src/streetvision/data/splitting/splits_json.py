@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from streetvision.contracts.errors import ArtifactError
-from streetvision.contracts.split_contracts import Index, Lookalikes, Partition, Row, Split
+from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Partition, Row, Split
 from streetvision.data.splitting.partition import SPLITS, Fractions, check_leakage, count_rows, missing_class
 
 
@@ -29,7 +29,7 @@ class _RowRecord(BaseModel):
     split: Split
 
 
-class _LookalikesRecord(BaseModel):
+class _NearDuplicatesRecord(BaseModel):
     """What splits.json says of near-duplicates, with the proof that none of their pairs crosses two splits."""
 
     model_config = ConfigDict(extra="forbid")
@@ -55,7 +55,7 @@ class _SplitsRecord(BaseModel):
     counts: dict[Split, dict[str, int]]
     fingerprint: str
     dealt_sha256: str
-    near_duplicates: _LookalikesRecord | None
+    near_duplicates: _NearDuplicatesRecord | None
     rows: list[_RowRecord]
 
 
@@ -69,7 +69,9 @@ def partition_to_json(partition: Partition) -> dict[str, object]:
         "seed": partition.seed,
         "fractions": {split.value: partition.fractions[split] for split in SPLITS},
         **_derived(partition),
-        "near_duplicates": None if (found := partition.lookalikes) is None else vars(found) | {"crossing": 0},
+        "near_duplicates": None
+        if (found := partition.near_duplicates_found) is None
+        else vars(found) | {"crossing": 0},
         "rows": [vars(row) | {"split": role.value} for row, role in rows],
     }
 
@@ -80,30 +82,30 @@ def partition_from_json(value: object, source: Path) -> Partition:
     Raises ArtifactError, which names file and field, for a value that is malformed or contradicts itself, and
     LeakageError where a group or the same image stands in two splits.
     """
-    remedy = "the file was edited or damaged: restore it, or start a new run"
+    hint = "the file was edited or damaged: restore it, or start a new run"
     try:
         record = _SplitsRecord.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the whole"
-        raise ArtifactError(f"{source}: {field}: {first['msg']}", remedy) from error
+        raise ArtifactError(f"{source}: {field}: {first['msg']}", hint) from error
     rows = tuple(Row(**{name: value for name, value in entry if name != "split"}) for entry in record.rows)
     index = Index(Path(record.root), record.class_names, rows)
     roles = tuple(entry.split for entry in record.rows)
     partition = Partition(index, roles, record.fractions, record.seed, _lookalikes(record.near_duplicates))
     if problem := _repeated_path(rows) or _unknown_path(partition):
-        raise ArtifactError(f"{source}: {problem}", remedy)
+        raise ArtifactError(f"{source}: {problem}", hint)
     check_leakage(partition, source)
     if problem := missing_class(partition) or _contradiction(partition, record):
-        raise ArtifactError(f"{source}: {problem}", remedy)
+        raise ArtifactError(f"{source}: {problem}", hint)
     return partition
 
 
-def _lookalikes(record: _LookalikesRecord | None) -> Lookalikes | None:
+def _lookalikes(record: _NearDuplicatesRecord | None) -> NearDuplicateClusters | None:
     if record is None:
         return None
     clusters = tuple(tuple(paths) for paths in record.clusters)
-    return Lookalikes(record.radius, record.correlation, record.pairs, clusters)
+    return NearDuplicateClusters(record.radius, record.correlation, record.pairs, clusters)
 
 
 def _repeated_path(rows: Sequence[Row]) -> str | None:
@@ -117,7 +119,11 @@ def _repeated_path(rows: Sequence[Row]) -> str | None:
 
 def _unknown_path(partition: Partition) -> str | None:
     known = {row.path for row in partition.index.rows}
-    named = (path for paths in (partition.lookalikes.clusters if partition.lookalikes else ()) for path in paths)
+    named = (
+        path
+        for paths in (partition.near_duplicates_found.clusters if partition.near_duplicates_found else ())
+        for path in paths
+    )
     unknown = next((path for path in named if path not in known), None)
     return None if unknown is None else f"near_duplicates.clusters: {unknown!r} is no row"
 

@@ -16,7 +16,7 @@ MAX_KINDS = 500
 MAX_EXCHANGES = 200
 
 
-def deal_groups(counts: Counts, shares: Amounts, *, singles: Counts, kept: Counts | None = None) -> Counts:
+def assign_groups(counts: Counts, shares: Amounts, *, singles: Counts, kept: Counts | None = None) -> Counts:
     """The split (G,) of every group, given its rows (G, C) and the splits' shares (S,), which sum to 1.
 
     `kept` (S, C) rows are in the splits already and stay there (none by default); the groups even out what they
@@ -48,7 +48,7 @@ def rows_held(counts: Counts, roles: Counts, n_splits: int) -> Counts:
     return held
 
 
-def apportion(total: int, wanted: Amounts, *, lacking: npt.NDArray[np.bool_]) -> Counts:
+def allocate(total: int, wanted: Amounts, *, lacking: npt.NDArray[np.bool_]) -> Counts:
     """How many of `total` single rows of one class each split gets: (S,), summing to `total`.
 
     Splits that are `lacking` the class get one row first. The others follow `wanted` (S,), scaled to what there is, by

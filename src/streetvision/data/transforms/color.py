@@ -11,7 +11,7 @@ YIQ = (LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 """Grey, and the two axes of colour that hue turns in: the NTSC standard's."""
 
 
-class ColourJitter(nn.Module):
+class ColorJitter(nn.Module):
     """Brightness, contrast and saturation by factors in 1 - j to 1 + j, and hue by up to `hue` of a turn.
 
     Each is linear in the pixel (P. Haeberli, "Matrix Operations for Image Processing", 1993), so that all are one
@@ -26,10 +26,10 @@ class ColourJitter(nn.Module):
         """uint8 (3, H, W) -> uint8 (3, H, W)."""
         brightness, contrast, saturation = (1 + self.jitter * (2 * torch.rand(3) - 1)).tolist()
         turn = self.hue * (2 * float(torch.rand(())) - 1)
-        return change_colours(image, brightness=brightness, contrast=contrast, saturation=saturation, turn=turn)
+        return adjust_colors(image, brightness=brightness, contrast=contrast, saturation=saturation, turn=turn)
 
 
-def change_colours(image: Tensor, *, brightness: float, contrast: float, saturation: float, turn: float) -> Tensor:
+def adjust_colors(image: Tensor, *, brightness: float, contrast: float, saturation: float, turn: float) -> Tensor:
     """uint8 (3, H, W) -> the same with its colours changed.
 
     Factors of 1 change nothing. `contrast` stretches around the mean grey of the image, `saturation` around each

@@ -20,7 +20,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from streetvision.contracts.errors import unknown_name
-from streetvision.data.decode import decode_image, resize_squash
+from streetvision.data.decode import decode_image, resize_square
 from streetvision.data.transforms.color import LUMA
 
 CHALLENGE_SIZE = 224
@@ -74,7 +74,7 @@ def chroma_noise(image: Tensor, variance: float) -> Tensor:
 
 def _cropped(image: Tensor, level: int) -> Tensor:
     if level == 0:
-        return resize_squash(F.center_crop(image, [min(image.shape[1:])] * 2), CHALLENGE_SIZE)
+        return resize_square(F.center_crop(image, [min(image.shape[1:])] * 2), CHALLENGE_SIZE)
     crop = v2.RandomResizedCrop(CHALLENGE_SIZE, scale=CROP_SCALE, ratio=(1.0, 1.0), antialias=True)
     cropped: Tensor = crop(_turned(image))
     return cropped
@@ -100,7 +100,7 @@ def _turned(image: Tensor) -> Tensor:
 
 
 def _down_and_up(image: Tensor, factor: float) -> Tensor:
-    return resize_squash(resize_squash(image, int(image.shape[1] / factor)), image.shape[1])
+    return resize_square(resize_square(image, int(image.shape[1] / factor)), image.shape[1])
 
 
 def _blur(image: Tensor, kernel: float) -> Tensor:

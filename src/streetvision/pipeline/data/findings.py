@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from streetvision.calibration.crossfit import assign_folds
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Progress
-from streetvision.contracts.split_contracts import Index, Lookalikes, Row
+from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Row
 from streetvision.data.config import LoaderConfig
 from streetvision.data.grouping.group_rows import group_rows
 from streetvision.data.scan import Scan, scan_images
 from streetvision.data.sources.data_root import list_images
-from streetvision.eval.embedding_duplicates import Alikeness, alikeness
+from streetvision.eval.embedding_duplicates import EmbeddingDuplicates, embedding_duplicates
 from streetvision.eval.metrics import roc_auc
 from streetvision.eval.out_of_fold import out_of_fold_probabilities
 from streetvision.models.config import ModelConfig
@@ -49,14 +49,14 @@ class Findings:
     scan: Scan
     index: Index
     """The usable rows, in their groups."""
-    lookalikes: Lookalikes | None
+    near_duplicates_found: NearDuplicateClusters | None
     conflicts: tuple[tuple[Row, ...], ...]
     """Clusters of near-duplicates that have both labels."""
     metadata_auc: float | None
     """How well size and brightness alone rank the classes, out of fold; None with too few groups to tell."""
     doubts: tuple[Doubt, ...] | None
     """Labels in doubt, the most doubtful first; None where nobody asked."""
-    opinion: Alikeness | None
+    opinion: EmbeddingDuplicates | None
     """What a backbone says of the near copies, by position among the rows; None where nobody asked."""
 
     @property
@@ -90,32 +90,37 @@ def find_faults(
         looking = "near_duplicates" in data.grouping.by
         limits = config.loader.limits
         scan = scan_images(listing, class_names=data.class_names, limits=limits, looking=looking, progress=progress)
-        index, lookalikes = group_rows(scan, data.grouping)
+        index, near_duplicates_found = group_rows(scan, data.grouping)
         asked = labels or embeddings
         features = _features(index, config.model, config.loader, Path(scratch), progress) if asked else None
     return Findings(
         scan,
         index,
-        lookalikes,
-        _conflicts(index.rows, lookalikes),
+        near_duplicates_found,
+        _conflicts(index.rows, near_duplicates_found),
         _metadata_auc(index.rows),
         None if features is None or not labels else _doubts(index.rows, features),
-        None if features is None or not embeddings else _opinion(index.rows, lookalikes, features),
+        None if features is None or not embeddings else _opinion(index.rows, near_duplicates_found, features),
     )
 
 
-def _opinion(rows: Sequence[Row], lookalikes: Lookalikes | None, features: NDArray[np.float64]) -> Alikeness:
+def _opinion(
+    rows: Sequence[Row], near_duplicates_found: NearDuplicateClusters | None, features: NDArray[np.float64]
+) -> EmbeddingDuplicates:
     clusters = np.arange(len(rows))
     position = {row.path: number for number, row in enumerate(rows)}
-    for paths in lookalikes.clusters if lookalikes else ():
+    for paths in near_duplicates_found.clusters if near_duplicates_found else ():
         clusters[[position[path] for path in paths]] = position[paths[0]]
     # What two images share with the average street says nothing of the two.
-    return alikeness(features - features.mean(axis=0), clusters, most=OPINIONS)
+    return embedding_duplicates(features - features.mean(axis=0), clusters, most=OPINIONS)
 
 
-def _conflicts(rows: Sequence[Row], lookalikes: Lookalikes | None) -> tuple[tuple[Row, ...], ...]:
+def _conflicts(rows: Sequence[Row], near_duplicates_found: NearDuplicateClusters | None) -> tuple[tuple[Row, ...], ...]:
     by_path = {row.path: row for row in rows}
-    clusters = (tuple(by_path[path] for path in paths) for paths in (lookalikes.clusters if lookalikes else ()))
+    clusters = (
+        tuple(by_path[path] for path in paths)
+        for paths in (near_duplicates_found.clusters if near_duplicates_found else ())
+    )
     return tuple(cluster for cluster in clusters if len({row.label for row in cluster}) == 2)
 
 

@@ -9,7 +9,7 @@ from streetvision.calibration.base import margins
 from streetvision.calibration.config import MAC_CAL, Phase5Config
 from streetvision.calibration.crossfit import CalibrationSet
 from streetvision.calibration.pareto import OBJECTIVES, front_csv
-from streetvision.calibration.risk_control import handed_over
+from streetvision.calibration.risk_control import abstained
 from streetvision.calibration.scrc import Scrc, fit_scrc
 from streetvision.calibration.selection import UNCALIBRATED
 from streetvision.contracts.artifact_schema import ArtifactSchema
@@ -42,8 +42,8 @@ def run(context: Context) -> Outcome:
     schema = context.schema
     _draw(fitted, rows, schema, positive=context.class_names[1])
     also_makes = _write_front(fitted, schema)
-    write_bytes_atomic(schema.scrc_params_pickle, pickle.dumps(content, protocol=4))
-    write_json_atomic(schema.scrc_params, content)
+    write_bytes_atomic(schema.scrc_params_pkl, pickle.dumps(content, protocol=4))
+    write_json_atomic(schema.scrc_params_json, content)
     return Outcome(_summary(fitted.params, figures), dict(figures), also_makes=also_makes)
 
 
@@ -54,10 +54,10 @@ def _as_set(scores: Scores, context: Context) -> CalibrationSet:
 def _draw(fitted: Scrc, rows: CalibrationSet, schema: ArtifactSchema, *, positive: str) -> None:
     labels, before, after = rows.labels, fitted.before, fitted.after
     raw = reliability_diagram(labels, before, groups=rows.groups, positive=positive, name="uncalibrated")
-    write_bytes_atomic(schema.reliability_before, raw)
+    write_bytes_atomic(schema.reliability_before_plot, raw)
     judged = "retrained" if fitted.params.method == MAC_CAL else "cross-fitted"
     calibrated = reliability_diagram(labels, after, groups=rows.groups, before=before, positive=positive, name=judged)
-    write_bytes_atomic(schema.reliability, calibrated)
+    write_bytes_atomic(schema.reliability_plot, calibrated)
     control = fitted.params.risk_control
     curve = risk_coverage(
         labels,
@@ -67,7 +67,7 @@ def _draw(fitted: Scrc, rows: CalibrationSet, schema: ArtifactSchema, *, positiv
         groups=rows.groups,
     )
     picture = risk_coverage_curve(curve, kind=control.kind, alpha=control.alpha, certified=_at_rule(rows, control))
-    write_bytes_atomic(schema.risk_coverage, picture)
+    write_bytes_atomic(schema.risk_coverage_plot, picture)
 
 
 def _at_rule(rows: CalibrationSet, control: RiskControl) -> tuple[float, float] | None:
@@ -75,13 +75,13 @@ def _at_rule(rows: CalibrationSet, control: RiskControl) -> tuple[float, float] 
     if control.lo is None or control.hi is None:
         return None
     margin = margins(rows.logits)
-    found = selective_figures(rows.labels, margin >= control.hi, ~handed_over(margin, control.lo, control.hi))
+    found = selective_figures(rows.labels, margin >= control.hi, ~abstained(margin, control.lo, control.hi))
     return found["coverage"], found[control.kind]
 
 
 def _write_front(fitted: Scrc, schema: ArtifactSchema) -> tuple[Path, ...]:
     """The Pareto front as a table and a picture, when the method has one; an older one goes."""
-    paths = (schema.pareto_front, schema.pareto_picture)
+    paths = (schema.pareto_front_csv, schema.pareto_front_plot)
     front = fitted.choice.front
     if not front:
         for path in paths:
@@ -108,7 +108,7 @@ def _summary(params: ScrcParams, figures: dict[str, float | int | None]) -> str:
     what = f"{name} of {members}" if members else name
     judged = "VAL_CALIB" if params.method == MAC_CAL else "cross-fitted"
     control = params.risk_control
-    kept = f"{control.why}, {control.handed_over:.0%} handed over" if control.certified else control.why
+    kept = f"{control.why}, {control.abstained:.0%} handed over" if control.certified else control.why
     if name == UNCALIBRATED:
         why = "left as it is" if params.method == UNCALIBRATED else "no calibrator helps"
         found = f"{why}; NLL {figures['nll_before']:.3f}, ECE {figures['ece_before']:.3f}"

@@ -35,10 +35,17 @@ from streetvision.io.validators import PolicyValidator
 from streetvision.models.fused import images_at_once
 from streetvision.pipeline.artifacts import REPORT
 from streetvision.pipeline.phase_settings import EvaluationConfig
-from streetvision.pipeline.report_builder import Case, Promise, Ruling, make_report, tell, told_rulings
+from streetvision.pipeline.report_builder import (
+    DecisionRule,
+    EvaluationInput,
+    RiskGuarantee,
+    make_report,
+    report_lines_of_rules,
+    summary_lines,
+)
 from streetvision.pipeline.report_images import draw_pictures, draw_thumbnails
 from streetvision.pipeline.steps.prepare_data import scan_data
-from streetvision.pipeline.test_access_log import Looks, record_look
+from streetvision.pipeline.test_access_log import TestAccesses, record_test_access
 
 ABOVE_HALF = float(np.nextafter(0.5, 1))
 """argmax takes class 0 when both logits are equal."""
@@ -55,7 +62,7 @@ class Asked:
     data: str
     """VAL_TEST, or the data set that was given instead."""
     fingerprint: str
-    looks: Looks | None
+    looks: TestAccesses | None
     """None where VAL_TEST is not touched."""
     notes: list[str] = field(default_factory=list)
 
@@ -67,10 +74,10 @@ def run(context: Context) -> Outcome:
     asked = Asked(
         rows,
         context.data_root,
-        title=context.schema.root.resolve().name,
+        title=context.schema.output_dir.resolve().name,
         data="VAL_TEST",
         fingerprint=context.fingerprint,
-        looks=record_look(context.schema.looks, _digest(bundle)),
+        looks=record_test_access(context.schema.test_access_log_json, _digest(bundle)),
     )
     return _judge(bundle, asked, context, home=context.schema)
 
@@ -85,7 +92,7 @@ def run_elsewhere(context: Context) -> Outcome:
     if made_from is None:
         notes.append("The images that made this bundle are not listed beside it: none could be looked for among these.")
     elif _shared_with_val_test(index.rows, made_from):
-        looks = record_look(home.looks, _digest(bundle))
+        looks = record_test_access(home.test_access_log_json, _digest(bundle))
     data = Path(str(context.settings(DataConfig).root)).expanduser().resolve().name
     asked = Asked(
         index.rows,
@@ -108,10 +115,10 @@ def _judge(bundle: Bundle, asked: Asked, context: Context, *, home: ArtifactSche
         asked.notes.append("The table of policies leaves out phase 2's threshold: the run has none of this model.")
     logits, control = _ask(predictor, asked, context), predictor.risk_control
     plain = _ask(predictor.with_single_view(), asked, context) if _compares_views(predictor, config) else None
-    case = Case(
+    case = EvaluationInput(
         asked.rows,
         _rulings(predictor, logits, threshold, plain=plain),
-        promise=Promise(control, predictor.certified(logits)) if control is not None else None,
+        promise=RiskGuarantee(control, predictor.certified(logits)) if control is not None else None,
         class_names=bundle.manifest.class_names,
         title=asked.title,
         data=asked.data,
@@ -126,9 +133,11 @@ def _judge(bundle: Bundle, asked: Asked, context: Context, *, home: ArtifactSche
     schema.threshold_curve.unlink(missing_ok=True)
     for name, png in pictures.items():
         write_bytes_atomic(schema.path(name), png)
-    write_predictions(schema.predictions, (_answers(ruling, case) for ruling in told_rulings(case, config)))
+    write_predictions(
+        schema.predictions_csv, (_answers(ruling, case) for ruling in report_lines_of_rules(case, config))
+    )
     thumbnails = draw_thumbnails(report, asked.root, predictor)
-    write_json_atomic(schema.evaluation_report, {**report, "summary": tell(report)})
+    write_json_atomic(schema.evaluation_report_json, {**report, "summary": summary_lines(report)})
     write_text_atomic(schema.report_html, render_report(report, pictures | thumbnails))
     look = f", look {case.look}" if case.look else ""
     return Outcome(
@@ -138,7 +147,7 @@ def _judge(bundle: Bundle, asked: Asked, context: Context, *, home: ArtifactSche
     )
 
 
-def _answers(ruling: Ruling, case: Case) -> Answers:
+def _answers(ruling: DecisionRule, case: EvaluationInput) -> Answers:
     paths, groups = [row.path for row in case.rows], [row.group for row in case.rows]
     how = (ruling.name, ruling.inference, ruling is case.shipped)
     return Answers(*how, paths, case.labels, groups, ruling.probabilities, ruling.decisions)
@@ -158,7 +167,7 @@ def _compares_views(predictor: Predictor, config: EvaluationConfig) -> bool:
 
 def _rulings(
     predictor: Predictor, logits: Tensor, threshold: ThresholdPolicy | None, *, plain: Tensor | None
-) -> tuple[Ruling, ...]:
+) -> tuple[DecisionRule, ...]:
     """argmax, phase 2's threshold where the run has it, both on single views, and last what the bundle does.
 
     Where the bundle fuses views, `plain` are the logits of single views, and argmax of the fused ones stands between.
@@ -166,18 +175,18 @@ def _rulings(
     p = positive_probability(logits.numpy())
     single = p if plain is None else positive_probability(plain.numpy())
     policy, inference = predictor.manifest.policy_type, predictor.inference
-    shipped = Ruling(policy, predictor.probabilities(logits), predictor.threshold, inference)
-    between = [Ruling("threshold", single, threshold.threshold)] if threshold and policy != "threshold" else []
+    shipped = DecisionRule(policy, predictor.probabilities(logits), predictor.threshold, inference)
+    between = [DecisionRule("threshold", single, threshold.threshold)] if threshold and policy != "threshold" else []
     if plain is not None:
-        between.append(Ruling("argmax", p, ABOVE_HALF, inference))
-    return (Ruling("argmax", single, ABOVE_HALF), *between, shipped)
+        between.append(DecisionRule("argmax", p, ABOVE_HALF, inference))
+    return (DecisionRule("argmax", single, ABOVE_HALF), *between, shipped)
 
 
 def _threshold_policy(home: ArtifactSchema, bundle: Bundle) -> ThresholdPolicy | None:
     """The threshold that phase 2 of the bundle's run chose for the bundle's model; None where there is none."""
-    if not home.thresholds.is_file():
+    if not home.thresholds_json.is_file():
         return None
-    policy = PolicyValidator().validate(home.thresholds)
+    policy = PolicyValidator().validate(home.thresholds_json)
     same = policy.scores.model_sha256 == bundle.manifest.policy.scores.model_sha256
     return policy if same and isinstance(policy, ThresholdPolicy) else None
 
@@ -191,7 +200,7 @@ def _provenance(bundle: Bundle, asked: Asked, config: EvaluationConfig) -> dict[
         "made from data": manifest.data_fingerprint,
         "judged on data": asked.fingerprint,
         "policy": manifest.policy_type,
-        "intervals": f"{config.n_resamples} resamples, level {config.level:g}, seed {config.seed}",
+        "intervals": f"{config.n_resamples} resamples, level {config.confidence_level:g}, seed {config.seed}",
         "code": git_sha() or "not a checkout",
         **manifest.made_with,
     }
@@ -209,7 +218,7 @@ def _settings(home: ArtifactSchema, bundle: Bundle) -> dict[str, JsonValue]:
 
 def own_bundle(context: Context, given: Path | None) -> Bundle:
     """The bundle at `given`, or the run's; raises ArtifactError when it was not made from this run's data."""
-    bundle = read_bundle(given or context.schema.export)
+    bundle = read_bundle(given or context.schema.export_dir)
     if bundle.manifest.data_fingerprint != context.fingerprint:
         raise ArtifactError(
             f"bundle {str(bundle.folder)!r} was made from data with fingerprint "
@@ -221,9 +230,9 @@ def own_bundle(context: Context, given: Path | None) -> Bundle:
 
 def _partition(home: ArtifactSchema, bundle: Bundle) -> Partition | None:
     """The splits that the bundle was made from, if its run is around it."""
-    if not home.splits.is_file():
+    if not home.splits_json.is_file():
         return None
-    found = partition_from_json(read_json(home.splits), home.splits)
+    found = partition_from_json(read_json(home.splits_json), home.splits_json)
     return found if found.index.fingerprint == bundle.manifest.data_fingerprint else None
 
 
@@ -242,7 +251,7 @@ def _shared_with_val_test(rows: tuple[Row, ...], made_from: Partition) -> bool:
 
 
 def _bundle(context: Context) -> Bundle:
-    return read_bundle(context.settings(EvaluationConfig).bundle or context.schema.export)
+    return read_bundle(context.settings(EvaluationConfig).bundle or context.schema.export_dir)
 
 
 def _digest(bundle: Bundle) -> str:

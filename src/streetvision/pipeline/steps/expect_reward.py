@@ -11,7 +11,7 @@ from torch import Tensor
 from streetvision.bundle.format import BUNDLE_JSON
 from streetvision.bundle.predictor import Predictor
 from streetvision.contracts.phase import Context, Outcome
-from streetvision.contracts.policies import Sealed
+from streetvision.contracts.policies import Artifact
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.config import LoaderConfig
 from streetvision.data.decode import read_image
@@ -22,7 +22,7 @@ from streetvision.io.atomic import sha256_file, write_json_atomic
 from streetvision.models.network import seeded
 from streetvision.pipeline.phase_settings import RewardConfig
 from streetvision.pipeline.steps.evaluate_model import own_bundle
-from streetvision.pipeline.test_access_log import record_look
+from streetvision.pipeline.test_access_log import record_test_access
 from streetvision.subnet.reward import STATE, Challenges, Standing, best_threshold, standing
 
 ALL = "all"
@@ -43,7 +43,7 @@ class Question:
     profile: str
     level: str = ALL
     source: str = ALL
-    timeout_share: float = 0.0
+    timeout_fraction: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Asked:
         return np.repeat(self.labels[rows], sum(ways)), self.probabilities[rows][:, ways].ravel()
 
 
-class RewardRow(Sealed):
+class RewardRow(Artifact):
     """The score of a miner with the bundle, for images sent in one way."""
 
     profile: str
@@ -72,7 +72,7 @@ class RewardRow(Sealed):
     """A level of the profile, or all of them, each as likely as the others."""
     source: str
     """Of the index, or all of them; empty for rows without one."""
-    timeout_share: float
+    timeout_fraction: float
     """Of the challenges."""
     n: int
     """Images that are asked about, each once in every way it is sent."""
@@ -80,7 +80,7 @@ class RewardRow(Sealed):
     """Threshold's name -> score."""
 
 
-class RewardReport(Sealed):
+class RewardReport(Artifact):
     """reward_report.json."""
 
     state: str
@@ -104,10 +104,10 @@ def run(context: Context) -> Outcome:
     calib = _ask(predictor, context, Split.VAL_CALIB)
     best = {profile: _best(calib, profile, config.seed) for profile in PROFILES}
     fixed = {"bundle": predictor.threshold, "balanced": bundle.manifest.policy.balanced_threshold}
-    look = record_look(context.schema.looks, sha256_file(bundle.folder / BUNDLE_JSON))
+    look = record_test_access(context.schema.test_access_log_json, sha256_file(bundle.folder / BUNDLE_JSON))
     test = _ask(predictor, context, Split.VAL_TEST)
     rows, notes = [], []
-    for question in questions(test, config.timeout_share):
+    for question in questions(test, config.timeout_fraction):
         if len(np.unique(test.part(question)[0])) < 2:
             notes.append(f"{question.profile}, level {question.level}, source {question.source!r}: of one class only.")
         else:
@@ -115,8 +115,8 @@ def run(context: Context) -> Outcome:
     report = RewardReport(
         state=STATE, look=look.number, thresholds=fixed, best=best, rows=tuple(rows), notes=tuple(notes)
     )
-    write_json_atomic(context.schema.reward_report, report.model_dump(mode="json"))
-    whole = [row for row in rows if row.level == row.source == ALL and not row.timeout_share]
+    write_json_atomic(context.schema.reward_report_json, report.model_dump(mode="json"))
+    whole = [row for row in rows if row.level == row.source == ALL and not row.timeout_fraction]
     scores = {f"{row.profile}_score": row.scores["bundle"].mean for row in whole}
     return Outcome(f"{len(test.labels)} images of VAL_TEST, look {look.number}", dict(scores))
 
@@ -124,10 +124,11 @@ def run(context: Context) -> Outcome:
 def _simulate(question: Question, asked: Asked, cuts: dict[str, float], config: RewardConfig) -> RewardRow:
     """The score at each of the thresholds `cuts`, on the same challenges."""
     labels, probabilities = asked.part(question)
-    challenges = Challenges.draw(labels, streams=config.streams, steps=config.steps, seed=config.seed)
-    late = question.timeout_share
+    challenges = Challenges.draw(labels, streams=config.n_simulations, steps=config.steps, seed=config.seed)
+    late = question.timeout_fraction
     scores = {
-        name: standing(challenges.rewards(decide(probabilities, cut), timeout_share=late)) for name, cut in cuts.items()
+        name: standing(challenges.rewards(decide(probabilities, cut), timeout_fraction=late))
+        for name, cut in cuts.items()
     }
     return RewardRow(**asdict(question), n=len(labels), scores=scores)
 
@@ -158,7 +159,7 @@ def _best(calib: Asked, profile: str, seed: int) -> float:
     return best_threshold(probabilities, Challenges.draw(labels, streams=SEARCHED, steps=SEARCHED_STEPS, seed=seed))
 
 
-def questions(asked: Asked, timeout_share: float) -> Iterator[Question]:
+def questions(asked: Asked, timeout_fraction: float) -> Iterator[Question]:
     """One for each row of the report; what would be the same twice is left out."""
     named = sorted(set(asked.sources))
     sources = [ALL, *named] if len(named) > 1 else [ALL]
@@ -166,7 +167,7 @@ def questions(asked: Asked, timeout_share: float) -> Iterator[Question]:
         levels = [ALL, *map(str, described.levels)] if len(described.levels) > 1 else [ALL]
         for level, source in product(levels, sources):
             yield Question(profile, level, source)
-        yield Question(profile, timeout_share=timeout_share)
+        yield Question(profile, timeout_fraction=timeout_fraction)
 
 
 def tell(report: RewardReport) -> Iterator[str]:
@@ -180,7 +181,7 @@ def tell(report: RewardReport) -> Iterator[str]:
     yield _columns("profile", "level", "source", "late", "images", *(f"{name:<22}" for name in CUTS))
     for row in report.rows:
         figures = [_figures(row.scores[name]) for name in CUTS]
-        late = f"{row.timeout_share:.0%}"
+        late = f"{row.timeout_fraction:.0%}"
         yield _columns(row.profile, row.level, row.source or "(none)", late, str(row.n), *figures)
     yield from report.notes
 

@@ -25,10 +25,10 @@ def run(context: Context) -> Outcome:
     artifacts = [schema.path(name) for name in POLICY_ARTIFACTS[config.policy]]
     policy = PolicyValidator().validate(artifacts[0])
     bundle = write_bundle(
-        schema.export,
+        schema.export_dir,
         {
             MODEL_CHECKPOINT: _model_of(policy, schema),
-            MODEL_DESCRIPTION: schema.model_config,
+            MODEL_DESCRIPTION: schema.model_config_json,
             **_fusion_of(policy, schema),
             **{path.name: path for path in artifacts},
         },
@@ -36,14 +36,14 @@ def run(context: Context) -> Outcome:
         class_names=context.class_names,
         data_fingerprint=context.fingerprint,
     )
-    sealed = tuple(schema.export / name for name in bundle.manifest.files)
+    sealed = tuple(schema.export_dir / name for name in bundle.manifest.files)
     schema.bundle_archive.unlink(missing_ok=True)
-    if config.compression:
+    if config.archive:
         write_archive(bundle, schema.bundle_archive)
         sealed += (schema.bundle_archive,)
     size = sum(entry.bytes for entry in bundle.manifest.files.values())
     return Outcome(
-        f"{schema.export}  ({size / 1e6:.1f} MB, {len(bundle.manifest.files)} files, every one sealed)",
+        f"{schema.export_dir}  ({size / 1e6:.1f} MB, {len(bundle.manifest.files)} files, every one sealed)",
         {"bytes": size},
         also_makes=sealed,
     )
@@ -51,9 +51,9 @@ def run(context: Context) -> Outcome:
 
 def _model_of(policy: ThresholdPolicy | ScrcPolicy, schema: ArtifactSchema) -> Path:
     """The model with the retrained head when the policy was fitted on its scores, else phase 1's."""
-    retrained = schema.mac_cal_model
+    retrained = schema.mac_cal_checkpoint
     is_its = retrained.is_file() and sha256_file(retrained) == policy.scores.model_sha256
-    return retrained if is_its else schema.model_best
+    return retrained if is_its else schema.phase1_checkpoint
 
 
 def _fusion_of(policy: ThresholdPolicy | ScrcPolicy, schema: ArtifactSchema) -> dict[str, Path]:
@@ -61,5 +61,5 @@ def _fusion_of(policy: ThresholdPolicy | ScrcPolicy, schema: ArtifactSchema) -> 
     fusion = policy.scores.fusion
     if fusion is None:
         return {}
-    files = {FUSION_DESCRIPTION: schema.cvfm_config}
+    files = {FUSION_DESCRIPTION: schema.cvfm_config_json}
     return files if fusion.weights_sha256 is None else {**files, FUSION_WEIGHTS: schema.cvfm_weights}

@@ -19,14 +19,16 @@ def run(context: Context) -> Outcome:
     """Index what can be used, name what cannot, and write the partition."""
     config, kept = context.settings(DataConfig), _kept(context)
     scan = scan_data(context)
-    index, lookalikes = group_rows(scan, config.grouping)
+    index, near_duplicates_found = group_rows(scan, config.grouping)
     if torn := bridges(index.rows, kept):
         scan = scan.without(torn)
-        index, lookalikes = group_rows(scan, config.grouping)
-        write_json_atomic(context.schema.data_report, scan.report())
+        index, near_duplicates_found = group_rows(scan, config.grouping)
+        write_json_atomic(context.schema.data_report_json, scan.report())
         context.progress.warn(f"{len(torn)} new images resemble images of two splits and are left out: see the report")
-    partition = make_partition(index, fractions=config.fractions, seed=config.seed, kept=kept, lookalikes=lookalikes)
-    write_json_atomic(context.schema.splits, partition_to_json(partition))
+    partition = make_partition(
+        index, fractions=config.fractions, seed=config.seed, kept=kept, near_duplicates_found=near_duplicates_found
+    )
+    write_json_atomic(context.schema.splits_json, partition_to_json(partition))
     outcome = _outcome(scan, partition)
     return _with_unlabeled(outcome, scan, partition, context) if config.unlabeled else outcome
 
@@ -41,17 +43,17 @@ def scan_data(context: Context) -> Scan:
         looking="near_duplicates" in config.grouping.by or bool(config.unlabeled),
         progress=context.progress,
     )
-    write_json_atomic(schema.data_report, scan.report())
-    check_bad_share(scan, max_bad_share=config.max_bad_share, report=schema.data_report)
+    write_json_atomic(schema.data_report_json, scan.report())
+    check_bad_share(scan, max_invalid_fraction=config.max_invalid_fraction, report=schema.data_report_json)
     if scan.bad or scan.left_out:
         files = f"{len(scan.bad)} unusable images and {len(scan.left_out)} other files"
-        context.progress.warn(f"{files} are left out; each is named in {schema.data_report}")
+        context.progress.warn(f"{files} are left out; each is named in {schema.data_report_json}")
     return scan
 
 
 def _with_unlabeled(outcome: Outcome, scan: Scan, partition: Partition, context: Context) -> Outcome:
     """Read data.unlabeled as well, and write down what phase 4a may see of it."""
-    config, path = context.settings(DataConfig), context.schema.unlabeled
+    config, path = context.settings(DataConfig), context.schema.unlabeled_json
     further = scan_unlabeled(config.unlabeled, limits=context.settings(LoaderConfig).limits, progress=context.progress)
     found = keep_apart(further, scan, partition.roles, config.grouping)
     write_json_atomic(path, found.model_dump(mode="json"))
@@ -65,13 +67,13 @@ def _kept(context: Context) -> Mapping[str, Split]:
 
     VAL_TEST may have been looked at, so nothing that stood there may move into TRAIN because images were added.
     """
-    config, path = context.settings(DataConfig), context.schema.splits
+    config, path = context.settings(DataConfig), context.schema.splits_json
     if not path.exists():
         return NOTHING_KEPT
     try:
         before = partition_from_json(read_json(path), path)
     except StreetVisionError as error:
-        context.progress.warn(f"{error.what}: the rows are dealt anew, and what was judged before no longer counts")
+        context.progress.warn(f"{error.message}: the rows are dealt anew, and what was judged before no longer counts")
         return NOTHING_KEPT
     asked = (config.seed, config.fractions, config.class_names)
     if (before.seed, before.fractions, before.index.class_names) != asked:
@@ -93,6 +95,6 @@ def _outcome(scan: Scan, partition: Partition) -> Outcome:
 
 
 def _kept_together(scan: Scan, partition: Partition) -> str:
-    found = partition.lookalikes
+    found = partition.near_duplicates_found
     near = "near-duplicates not looked for" if found is None else f"{found.pairs} near-duplicate pairs, none crosses"
     return f"{scan.duplicates} copies, {near}"

@@ -49,9 +49,9 @@ def run(context: Context) -> Outcome:
         operating_points=_operating_points(labels, p, config),
         scores=scores.reference,
     )
-    write_text_atomic(schema.threshold_sweep, sweep_csv(curve))
-    write_bytes_atomic(schema.mcc_curve, picture)
-    write_json_atomic(schema.thresholds, policy.model_dump(mode="json"))
+    write_text_atomic(schema.threshold_sweep_csv, sweep_csv(curve))
+    write_bytes_atomic(schema.mcc_curve_plot, picture)
+    write_json_atomic(schema.thresholds_json, policy.model_dump(mode="json"))
     return Outcome(
         f"{threshold:.3f} [{interval.low:.3f}, {interval.high:.3f}] "
         f"(exact; VAL_CALIB MCC {mcc:.3f}, grid of {config.n_thresholds} {metrics['grid_mcc']:.3f})",
@@ -73,11 +73,11 @@ def _operating_points(
         return OperatingPoint(threshold=threshold, metrics=count_metrics(counts))
 
     try:
-        at_rate = point(threshold_for_fpr(labels, p, config.wanted_fpr))
+        at_rate = point(threshold_for_fpr(labels, p, config.target_fpr))
     except DataError:  # negatives of probability 1: a saturated model still has its other thresholds
         at_rate = None
     return {
         "balanced": point(threshold_for_prevalence(labels, p, 0.5)),
-        "recall": point(threshold_for_recall(labels, p, config.wanted_recall)),
+        "recall": point(threshold_for_recall(labels, p, config.target_recall)),
         "fpr": at_rate,
     }

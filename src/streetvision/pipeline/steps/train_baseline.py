@@ -13,25 +13,25 @@ from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import AugmentationConfig, LoaderConfig
 from streetvision.data.datamodule import FeatureBatches
-from streetvision.data.decode import read_image, resize_squash
+from streetvision.data.decode import read_image, resize_square
 from streetvision.eval.report.learning_curve import learning_curve
 from streetvision.io.atomic import sha256_file, write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.models.module import Classifier
-from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_here
-from streetvision.pipeline.augmentation_gate import admitted_policy
-from streetvision.pipeline.auto_settings import tell_choices
+from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs
+from streetvision.pipeline.augmentation_gate import accepted_augmentation
+from streetvision.pipeline.auto_settings import log_auto_settings
 from streetvision.pipeline.image_training import fit_images
-from streetvision.pipeline.initialization import resume_key, starting_classifier
+from streetvision.pipeline.initialization import initial_classifier, resume_key
 from streetvision.pipeline.scores import make_scores
 from streetvision.training.callbacks import State
 from streetvision.training.config import TrainingConfig
-from streetvision.training.distributed import announce
+from streetvision.training.distributed import broadcast
 from streetvision.training.features import FeatureCache
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.lightning_module import EpochRow
 from streetvision.training.loggers import Sink, sinks
-from streetvision.training.ship import whole_state
+from streetvision.training.ship import merged_state_dict
 from streetvision.training.trainer import Fit, Following, fit, seed_all
 
 PROBED = 8
@@ -41,17 +41,17 @@ PROBED = 8
 def run(context: Context) -> Outcome:
     """Fit, choose, save; then load what was saved and score VAL_CALIB with it, so that it is what ships."""
     training, started = context.settings(TrainingConfig), time.perf_counter()
-    tell_choices(context, training, section="training")
+    log_auto_settings(context, training, section="training")
     seed_all(training.seed)
-    classifier = starting_classifier(context)
+    classifier = initial_classifier(context)
     learning = prepare(classifier, training)
     fit_mode = _fit_head if training.mode == "frozen" else _fit_images
-    with sinks(context.schema.training_logs, training) as followers:
+    with sinks(context.schema.phase1_logs_dir, training) as followers:
         fitted = fit_mode(classifier, context, (*followers, context.progress.epoch))
     seconds = time.perf_counter() - started
     error = _save(fitted, classifier, context)
-    make_scores(context, classifier.description, context.schema.model_best, SCORES)
-    context.schema.training_checkpoint.unlink(missing_ok=True)
+    make_scores(context, classifier.description, context.schema.phase1_checkpoint, SCORES)
+    context.schema.phase1_training_checkpoint.unlink(missing_ok=True)
     best, rows = fitted.kept[0], sum(len(context.rows(split)) for split in (Split.TRAIN, Split.VAL_SELECT))
     rate = rows * (1 if training.mode == "frozen" else len(fitted.history)) / seconds
     if best.one_class_only:
@@ -73,8 +73,8 @@ def run(context: Context) -> Outcome:
 
 def _also_made(fitted: Fit, context: Context) -> tuple[Path, ...]:
     gated = context.settings(AugmentationConfig).gate.epochs > 0
-    ranked = tuple(context.schema.model_ranked(rank) for rank in range(2, len(fitted.kept) + 1))
-    return (*ranked, *([context.schema.augmentation_gate] if gated else []))
+    ranked = tuple(context.schema.phase1_ranked_checkpoint(rank) for rank in range(2, len(fitted.kept) + 1))
+    return (*ranked, *([context.schema.augmentation_gate_json] if gated else []))
 
 
 def _summary(fitted: Fit, config: TrainingConfig, rate: float) -> str:
@@ -91,7 +91,9 @@ def _summary(fitted: Fit, config: TrainingConfig, rate: float) -> str:
 def _fit_head(classifier: Classifier, context: Context, followers: Sequence[Sink]) -> Fit:
     """The frozen mode: features once, then epochs of the head alone."""
     config, schema = context.settings(TrainingConfig), context.schema
-    cache = FeatureCache(schema.features, classifier, loader=context.settings(LoaderConfig), progress=context.progress)
+    cache = FeatureCache(
+        schema.feature_cache_dir, classifier, loader=context.settings(LoaderConfig), progress=context.progress
+    )
     train, select = (
         cache.features(context.rows(split), root=context.data_root, name=split.value)
         for split in (Split.TRAIN, Split.VAL_SELECT)
@@ -108,11 +110,11 @@ def _fit_head(classifier: Classifier, context: Context, followers: Sequence[Sink
 
 def _fit_images(classifier: Classifier, context: Context, followers: Sequence[Sink]) -> Fit:
     """The other modes: augmented images through every layer, with all processes that were started."""
-    checkpoint, key = context.schema.training_checkpoint, resume_key(context, adapted_here(context))
-    policy = admitted_policy(context)
+    checkpoint, key = context.schema.phase1_training_checkpoint, resume_key(context, adapted_checkpoint_inputs(context))
+    policy = accepted_augmentation(context)
     config = context.settings(TrainingConfig)
     seed_all(config.seed)  # the gate has drawn since
-    announce(context.phase)
+    broadcast(context.phase)
     following = Following(context.progress, followers, checkpoint=checkpoint, key=key)
     return fit_images(classifier, context, config=config, policy=policy, following=following)
 
@@ -121,12 +123,12 @@ def join(context: Context) -> None:
     """Train beside the leader, and leave everything else to it."""
     config = context.settings(TrainingConfig)
     seed_all(config.seed)
-    classifier = starting_classifier(context)
+    classifier = initial_classifier(context)
     prepare(classifier, config)
     following = Following(
         context.progress,
-        checkpoint=context.schema.training_checkpoint,
-        key=resume_key(context, adapted_here(context)),
+        checkpoint=context.schema.phase1_training_checkpoint,
+        key=resume_key(context, adapted_checkpoint_inputs(context)),
     )
     policy = context.settings(AugmentationConfig)
     seed_all(config.seed)
@@ -137,17 +139,17 @@ def _save(fitted: Fit, classifier: Classifier, context: Context) -> float | None
     """Write the states as those of the plain classifier; returns the largest merge error."""
     schema, config = context.schema, context.settings(TrainingConfig)
     images = some_images(classifier, context) if config.mode == "peft" else None
-    states = {schema.model_last: fitted.last, schema.model_best: fitted.best}
-    states |= {schema.model_ranked(rank): one.state for rank, one in enumerate(fitted.kept[1:], start=2)}
+    states = {schema.phase1_last_checkpoint: fitted.last, schema.phase1_checkpoint: fitted.best}
+    states |= {schema.phase1_ranked_checkpoint(rank): one.state for rank, one in enumerate(fitted.kept[1:], start=2)}
     errors = []
     for path, learnt in states.items():
         named = _of_classifier(learnt) if config.mode == "frozen" else learnt
-        state, error = whole_state(classifier, named, config, images=images)
+        state, error = merged_state_dict(classifier, named, config, images=images)
         save_tensors(path, state)
         errors += [] if error is None else [error]
-    write_json_atomic(schema.model_config, classifier.description.model_dump(mode="json"))
-    write_text_atomic(schema.train_metrics, as_csv(fitted.history))
-    write_bytes_atomic(schema.learning_curve, learning_curve(fitted.history, chosen=fitted.best_epoch))
+    write_json_atomic(schema.model_config_json, classifier.description.model_dump(mode="json"))
+    write_text_atomic(schema.phase1_metrics_csv, as_csv(fitted.history))
+    write_bytes_atomic(schema.learning_curve_plot, learning_curve(fitted.history, chosen=fitted.best_epoch))
     return max(errors, default=None)
 
 
@@ -155,7 +157,7 @@ def some_images(classifier: Classifier, context: Context) -> Tensor:
     """A few images of VAL_SELECT on which merging must change nothing."""
     limits, size = context.settings(LoaderConfig).limits, classifier.description.image_size
     rows = context.rows(Split.VAL_SELECT)[:PROBED]
-    return torch.stack([resize_squash(read_image(context.data_root / r.path, limits=limits), size) for r in rows])
+    return torch.stack([resize_square(read_image(context.data_root / r.path, limits=limits), size) for r in rows])
 
 
 def _of_classifier(head: State) -> State:

@@ -27,21 +27,22 @@ def run(context: Context) -> Outcome:
     schema, config = context.schema, context.settings(CvfmConfig)
     at_once = context.settings(LoaderConfig).batch_size
     torch.manual_seed(config.seed)
-    model = FusedClassifier(open_classifier(context, schema.model_best), config.description, at_once=at_once)
+    model = FusedClassifier(open_classifier(context, schema.phase1_checkpoint), config.description, at_once=at_once)
     fitted, alone = _fit(model, context), _without_views(model, context)
     learns = config.mode == "cvfm_trained"
     schema.cvfm_weights.unlink(missing_ok=True)
     if learns:
         save_tensors(schema.cvfm_weights, fitted.best)
-    write_json_atomic(schema.cvfm_config, config.description.model_dump(mode="json"))
-    write_text_atomic(schema.cvfm_metrics, as_csv(fitted.history))
+    write_json_atomic(schema.cvfm_config_json, config.description.model_dump(mode="json"))
+    write_text_atomic(schema.cvfm_metrics_csv, as_csv(fitted.history))
     weights = schema.cvfm_weights if learns else None
     reference = FusionRef(
-        description_sha256=sha256_file(schema.cvfm_config), weights_sha256=sha256_file(weights) if weights else None
+        description_sha256=sha256_file(schema.cvfm_config_json),
+        weights_sha256=sha256_file(weights) if weights else None,
     )
-    classifier = open_classifier(context, schema.model_best)
+    classifier = open_classifier(context, schema.phase1_checkpoint)
     saved = load_fused(classifier, config.description, weights, at_once=at_once)
-    save_val_calib(context, saved, schema.model_best, artifacts=CVFM_SCORES, fusion=reference)
+    save_val_calib(context, saved, schema.phase1_checkpoint, artifacts=CVFM_SCORES, fusion=reference)
     if (found := float(fitted.best_row["val_select_mcc"])) < alone:
         context.progress.warn(
             f"fused views reach MCC {found:.3f} on VAL_SELECT, and the single view {alone:.3f}: "
@@ -55,7 +56,7 @@ def _without_views(model: FusedClassifier, context: Context) -> float:
     """VAL_SELECT's MCC of phase 1 as it would ship without this phase."""
     assert isinstance(model.classifier, Classifier)
     loader = context.settings(LoaderConfig)
-    cache = FeatureCache(context.schema.features, model.classifier, loader=loader, progress=context.progress)
+    cache = FeatureCache(context.schema.feature_cache_dir, model.classifier, loader=loader, progress=context.progress)
     rows = context.rows(Split.VAL_SELECT)
     features, labels = cache.features(rows, root=context.data_root, name=Split.VAL_SELECT.value)
     with torch.no_grad():
@@ -73,7 +74,7 @@ def _fit(model: FusedClassifier, context: Context) -> FusionFit:
 
 def _seen(model: FusedClassifier, context: Context, split: Split) -> SeenViews:
     loader = context.settings(LoaderConfig)
-    cache = ViewCache(context.schema.features, model, loader=loader, progress=context.progress)
+    cache = ViewCache(context.schema.feature_cache_dir, model, loader=loader, progress=context.progress)
     return cache.seen(context.rows(split), root=context.data_root, name=split.value)
 
 

@@ -12,7 +12,7 @@ from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.augmentation import Transform, get_val_transforms
 from streetvision.data.cache import ImageCache
 from streetvision.data.config import DataConfig, LoaderConfig
-from streetvision.data.datamodule import EpochBatches, ImageDataset, ImageLoader
+from streetvision.data.datamodule import EpochBatchSampler, ImageDataset, ImageLoader
 from streetvision.data.sources.unlabeled import UnlabeledImages
 from streetvision.data.two_views import PartnersFromGroups, TwoViews
 from streetvision.eval.report.adaptation_curve import adaptation_curve
@@ -24,14 +24,14 @@ from streetvision.models.config import ModelConfig
 from streetvision.models.module import Classifier, load_classifier
 from streetvision.models.pooling import pooled_dim
 from streetvision.pipeline.artifacts import unlabelled_images
-from streetvision.pipeline.auto_settings import tell_choices
+from streetvision.pipeline.auto_settings import log_auto_settings
 from streetvision.pipeline.image_training import small_copies
 from streetvision.pipeline.initialization import resume_key
 from streetvision.pipeline.steps.train_baseline import as_csv, some_images
 from streetvision.training.callbacks import cpu_state
-from streetvision.training.distributed import announce, place
+from streetvision.training.distributed import broadcast, rank_and_world_size
 from streetvision.training.loggers import Sink, sinks
-from streetvision.training.ssl.collapse_monitor import Watch
+from streetvision.training.ssl.collapse_monitor import CollapseMonitor
 from streetvision.training.ssl.config import ExPLoRAConfig
 from streetvision.training.ssl.explora import ExPLoRAModule, Student, open_backbone
 from streetvision.training.trainer import Following, seed_all, train_module
@@ -45,17 +45,17 @@ TOLD_APART = 0.02
 def run(context: Context) -> Outcome:
     """Train without labels, merge the adapters, and save the backbone under the names that it had before."""
     config, schema, started = context.settings(ExPLoRAConfig), context.schema, time.perf_counter()
-    tell_choices(context, config, section="phase4a")
+    log_auto_settings(context, config, section="phase4a")
     student, learning = _student(context)
     rows = _train_rows(context)
-    announce(context.phase)
-    with sinks(schema.explora_logs, config) as followers:
+    broadcast(context.phase)
+    with sinks(schema.explora_logs_dir, config) as followers:
         watch, resumed_at = _train(student, context, rows, followers)
     seconds = time.perf_counter() - started
     error = _save(student.classifier, context)
-    write_text_atomic(schema.explora_metrics, as_csv(tuple(watch.history)))
-    write_bytes_atomic(schema.explora_curve, adaptation_curve(watch.history, method=config.method))
-    schema.explora_training.unlink(missing_ok=True)
+    write_text_atomic(schema.explora_metrics_csv, as_csv(tuple(watch.history)))
+    write_bytes_atomic(schema.explora_curve_plot, adaptation_curve(watch.history, method=config.method))
+    schema.explora_training_checkpoint.unlink(missing_ok=True)
     before, after = watch.history[0], watch.history[-1]
     warn_of_what_is_lost(before["knn_mcc"], after["knn_mcc"], context.progress)
     if config.method == "swav":
@@ -106,16 +106,16 @@ def _student(context: Context) -> tuple[Student, int]:
 
 def _train(
     student: Student, context: Context, rows: Sequence[Row], followers: Sequence[Sink] = ()
-) -> tuple[Watch, int | None]:
+) -> tuple[CollapseMonitor, int | None]:
     config = context.settings(ExPLoRAConfig)
-    rows, select = _kin(rows), _kin(context.rows(Split.VAL_SELECT))
+    rows, select = group_ids(rows), group_ids(context.rows(Split.VAL_SELECT))
     of_pairs = _pairs_of(config, rows)
     size = student.classifier.description.image_size
     pairs, plain = TwoViews(config.views, image_size=size), get_val_transforms(image_size=size)
-    probed = _spread(context.rows(Split.TRAIN), config.probed)
+    probed = _spread(context.rows(Split.TRAIN), config.knn_probe_size)
     following = Following(
         context.progress,
-        checkpoint=context.schema.explora_training,
+        checkpoint=context.schema.explora_training_checkpoint,
         key=resume_key(context, unlabelled_images(context)),
     )
     with (
@@ -125,15 +125,15 @@ def _train(
             context,
             kind=of_pairs,
             cache=small_copies(rows, context),
-            rank_of=place(),
-            parts=config.accumulate,
+            rank_of=rank_and_world_size(),
+            parts=config.gradient_accumulation_steps,
             shuffle=True,
         ) as batches,
-        _loader(select, pairs, context, kind=of_pairs, rank_of=place()) as held_out,
+        _loader(select, pairs, context, kind=of_pairs, rank_of=rank_and_world_size()) as held_out,
         _loader(probed, plain, context) as probe,
     ):
         groups = [row.group or row.path for row in probed]
-        watch = Watch(config, context.progress, select=held_out, probe=probe, groups=groups, sinks=followers)
+        watch = CollapseMonitor(config, context.progress, select=held_out, probe=probe, groups=groups, sinks=followers)
         resumed_at = train_module(ExPLoRAModule(student, config), batches, None, epochs=watch, following=following)
     return watch, resumed_at
 
@@ -153,7 +153,7 @@ def _loader(
     dataset = kind(
         rows, root=context.data_root, transform=transform, limits=loader.limits, seed=config.seed, cache=cache
     )
-    order = EpochBatches(
+    order = EpochBatchSampler(
         len(rows), batch_size=config.batch_size, shuffle=shuffle, seed=config.seed, parts=parts, rank_of=rank_of
     )
     return ImageLoader(dataset, order, workers=loader.worker_count)
@@ -163,23 +163,23 @@ def _train_rows(context: Context) -> tuple[Row, ...]:
     """TRAIN, and what data.unlabeled adds."""
     rows = context.rows(Split.TRAIN)
     if context.settings(DataConfig).unlabeled:
-        rows += validate_json(context.schema.unlabeled, UnlabeledImages).as_rows()
+        rows += validate_json(context.schema.unlabeled_json, UnlabeledImages).as_rows()
     return rows
 
 
-def _kin(rows: Sequence[Row]) -> tuple[Row, ...]:
+def group_ids(rows: Sequence[Row]) -> tuple[Row, ...]:
     """The rows with the number of their group where a label would stand, which is not read here; copies are a group."""
     numbers: dict[str, int] = {}
     return tuple(replace(row, label=numbers.setdefault(row.group or row.sha256, len(numbers))) for row in rows)
 
 
 def _pairs_of(config: ExPLoRAConfig, rows: Sequence[Row]) -> type[ImageDataset]:
-    if config.views.partner == "image":
+    if config.views.positives == "same_image":
         return ImageDataset
     if len({row.label for row in rows}) == len(rows):
         raise ConfigError(
-            "phase4a.views.partner=group, and no two images share a group",
-            "give groups, in a column of data.root and data.unlabeled, or take phase4a.views.partner=image",
+            "phase4a.views.positives=same_group, and no two images share a group",
+            "give groups, in a column of data.root and data.unlabeled, or take phase4a.views.positives=same_image",
         )
     return PartnersFromGroups
 
@@ -197,7 +197,7 @@ def _save(classifier: Classifier, context: Context) -> float:
     save_tensors(schema.explora_lora, {name: value for name, value in state.items() if "lora_" in name})
     error = merge(classifier.cpu(), some_images(classifier, context))
     save_tensors(schema.explora_checkpoint, cpu_state(backbone))
-    write_json_atomic(schema.explora_config, dict(backbone.spec.architecture))
+    write_json_atomic(schema.explora_config_json, dict(backbone.spec.architecture))
     return error
 
 

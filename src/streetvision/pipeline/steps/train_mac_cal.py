@@ -23,12 +23,12 @@ from streetvision.training.mac_cal import MacCalFit, fit_mac_cal
 
 def run(context: Context) -> Outcome:
     """Fit on TRAIN, choose an epoch on VAL_SELECT, save, and score VAL_CALIB with the checkpoint as it lies on disk."""
-    schema, classifier = context.schema, open_classifier(context, context.schema.model_best)
+    schema, classifier = context.schema, open_classifier(context, context.schema.phase1_checkpoint)
     fitted = _fit(classifier, context)
     head = {f"head.{name}": value for name, value in fitted.best.items()}
-    save_tensors(schema.mac_cal_model, {**cpu_state(classifier), **head})
-    write_text_atomic(schema.mac_cal_metrics, as_csv(fitted.history))
-    make_scores(context, classifier.description, schema.mac_cal_model, MAC_CAL_SCORES)
+    save_tensors(schema.mac_cal_checkpoint, {**cpu_state(classifier), **head})
+    write_text_atomic(schema.mac_cal_metrics_csv, as_csv(fitted.history))
+    make_scores(context, classifier.description, schema.mac_cal_checkpoint, MAC_CAL_SCORES)
     best = fitted.best_row
     return Outcome(
         f"epoch {fitted.best_epoch} of {len(fitted.history)} chosen, {best['retention']:.0%} of weights kept, "
@@ -39,7 +39,9 @@ def run(context: Context) -> Outcome:
 
 def _fit(classifier: Classifier, context: Context) -> MacCalFit:
     config, schema = context.settings(MacCalConfig), context.schema
-    cache = FeatureCache(schema.features, classifier, loader=context.settings(LoaderConfig), progress=context.progress)
+    cache = FeatureCache(
+        schema.feature_cache_dir, classifier, loader=context.settings(LoaderConfig), progress=context.progress
+    )
     train, select = (
         cache.features(context.rows(split), root=context.data_root, name=split.value)
         for split in (Split.TRAIN, Split.VAL_SELECT)

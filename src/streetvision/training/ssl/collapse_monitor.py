@@ -11,8 +11,8 @@ from torch import Tensor
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
 from streetvision.data.datamodule import ImageLoader
-from streetvision.eval.knn import neighbours_mcc
-from streetvision.training.lightning_module import EpochRow, Epochs
+from streetvision.eval.knn import knn_mcc
+from streetvision.training.lightning_module import EpochLogger, EpochRow
 from streetvision.training.ssl.config import ExPLoRAConfig
 from streetvision.training.ssl.explora import ExPLoRAModule
 from streetvision.training.ssl.losses import alignment, effective_rank, uniformity
@@ -23,7 +23,7 @@ COLLAPSED_RANK = 1.5
 """Below it they lie on one line."""
 
 
-class Watch(Epochs):
+class CollapseMonitor(EpochLogger):
     """A row before training and one after each epoch; raises StreetVisionError when the embeddings have collapsed.
 
     `select` gives pairs of views of VAL_SELECT and their kin, the same each time; `probe` plain images of TRAIN and
@@ -79,7 +79,7 @@ class Watch(Epochs):
             "alignment": alignment(first, second),
             "uniformity": uniformity(first),
             "effective_rank": effective_rank(first),
-            "knn_mcc": neighbours_mcc(features.numpy(), labels.numpy(), self.groups),
+            "knn_mcc": knn_mcc(features.numpy(), labels.numpy(), self.groups),
         }
 
     def _over_select(self, module: ExPLoRAModule) -> tuple[float, Tensor, Tensor]:

@@ -38,9 +38,9 @@ class ExPLoRAConfig(LearningConfig):
     """swav: number of prototypes; at most about as many as a batch has images."""
     epsilon: float = Field(default=0.01, gt=0)
     """swav: what similarities are divided by where codes are made even; too high, and every code comes out the same."""
-    at_once: int | None = Field(default=None, ge=1)
+    grad_cache_chunk: int | None = Field(default=None, ge=1)
     """simclr: views in memory at a time, by gradient caching: the same step for one more pass forward. null: all."""
-    probed: int = Field(default=1024, ge=2)
+    knn_probe_size: int = Field(default=1024, ge=2)
     """Images of TRAIN on which neighbours are asked for their label after each epoch; this chooses nothing."""
     views: PairConfig = PairConfig()
     """How the two views of an image are drawn."""
@@ -54,8 +54,10 @@ class ExPLoRAConfig(LearningConfig):
                     f"leave it out, or take phase4a.method={sorted(methods)[0]}",
                 )
         self.check_shared()
-        if self.at_once is not None and self.hardware.devices * self.hardware.nodes > 1:
-            raise ConfigError("phase4a.at_once runs in one process", "leave it out: each process holds its share only")
+        if self.grad_cache_chunk is not None and self.hardware.devices * self.hardware.num_nodes > 1:
+            raise ConfigError(
+                "phase4a.grad_cache_chunk runs in one process", "leave it out: each process holds its share only"
+            )
         if self.hardware.strategy == "fsdp":
             raise ConfigError("phase4a keeps whole weights in every process", "set phase4a.hardware.strategy=ddp")
         return self
@@ -66,6 +68,6 @@ READ_BY: dict[str, frozenset[Method]] = {
     "momentum": frozenset({"byol", "byol_swav"}),
     "prototypes": frozenset({"swav", "byol_swav"}),
     "epsilon": frozenset({"swav", "byol_swav"}),
-    "at_once": frozenset({"simclr"}),
+    "grad_cache_chunk": frozenset({"simclr"}),
 }
 """Setting -> the methods that read it; those that are not listed are read by all."""

@@ -14,7 +14,7 @@ from streetvision.data.datamodule import Batch
 from streetvision.models.adapters import attach, last_blocks
 from streetvision.models.config import AdapterConfig
 from streetvision.models.module import Classifier
-from streetvision.training.lightning_module import LearningModule
+from streetvision.training.lightning_module import BaseModule
 from streetvision.training.optim import WeightAverage
 from streetvision.training.ssl.config import ExPLoRAConfig, Method
 from streetvision.training.ssl.gradient_cache import GradientCache
@@ -42,7 +42,7 @@ def open_backbone(classifier: Classifier, config: ExPLoRAConfig) -> int:
     return sum(p.numel() for p in backbone.parameters() if p.requires_grad)
 
 
-def two_layers(width: int, hidden: int, out: int) -> nn.Sequential:
+def projection_head(width: int, hidden: int, out: int) -> nn.Sequential:
     """(B, width) -> (B, out) through one hidden layer, LayerNorm and GELU; no statistic of the batch leaks in."""
     return nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out))
 
@@ -80,7 +80,7 @@ class BYOL(nn.Module):
 
     def __init__(self, config: ExPLoRAConfig) -> None:
         super().__init__()
-        self.predictor = two_layers(config.projection_dim, config.projection_hidden, config.projection_dim)
+        self.predictor = projection_head(config.projection_dim, config.projection_hidden, config.projection_dim)
 
     def forward(self, seen: Seen) -> Tensor:
         """Loss of the embeddings (B, D) of two views, given the slow copy's."""
@@ -134,7 +134,7 @@ class Student(nn.Module):
     def __init__(self, classifier: Classifier, width: int, config: ExPLoRAConfig) -> None:
         super().__init__()
         self.classifier = classifier
-        self.projection = two_layers(width, config.projection_hidden, config.projection_dim)
+        self.projection = projection_head(width, config.projection_hidden, config.projection_dim)
         self.method = METHODS[config.method](config)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class Student(nn.Module):
         return embeddings.float()
 
 
-class ExPLoRAModule(LearningModule):
+class ExPLoRAModule(BaseModule):
     """Both views of a batch through the student at once; batches are (views uint8 (B, 2, 3, S, S), kin (B,))."""
 
     def __init__(self, student: Student, config: ExPLoRAConfig) -> None:
@@ -156,10 +156,10 @@ class ExPLoRAModule(LearningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a batch; raises StreetVisionError that names its files when it is not finite."""
         views, kin = batch
-        if self.config.at_once is None:
+        if self.config.grad_cache_chunk is None:
             loss = self._loss(views, self._embedded(self.model, views), kin)
         else:
-            self._cache = GradientCache(self._embed_again, views.unbind(1), at_once=self.config.at_once)
+            self._cache = GradientCache(self._embed_again, views.unbind(1), at_once=self.config.grad_cache_chunk)
             loss = self._loss(views, (self._cache.embeddings[0], self._cache.embeddings[1]), kin)
         self._count_loss(loss.detach(), len(views), batch_idx)
         return loss
