@@ -90,7 +90,7 @@ def _adaptation(classifier: Classifier) -> list[Figure]:
     """An image of phase 4a in a plain batch beside one in a cached batch four times its size, and their peaks."""
     measured = {}
     for images, at_once in ((ADAPTED, None), (ADAPTED, AT_ONCE), (CACHED, AT_ONCE)):
-        config = ExPLoRAConfig(precision="bf16", batch_size=images, epochs=1, at_once=at_once)
+        config = ExPLoRAConfig(precision="bf16", batch_size=images, num_epochs=1, grad_cache_chunk=at_once)
         learner = copy.deepcopy(classifier)
         open_backbone(learner, config)
         module = ExPLoRAModule(Student(learner, learner.width, config), config)

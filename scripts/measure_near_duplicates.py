@@ -21,7 +21,7 @@ from streetvision.data.config import RADIUS
 from streetvision.data.decode import decode_image, read_image
 from streetvision.data.grouping.hamming import pairs_within
 from streetvision.data.grouping.near_duplicates import find_near_duplicates
-from streetvision.data.perceptual_hash import Look, compute_hash, stack_hashes
+from streetvision.data.perceptual_hash import PerceptualHash, compute_hash, stack_hashes
 from streetvision.synthetic.scenes import SceneConfig, draw_scene
 
 SCENES = 400
@@ -43,7 +43,7 @@ ALTERED: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def encoded_look(image: Image.Image, quality: int) -> Look:
+def encoded_look(image: Image.Image, quality: int) -> PerceptualHash:
     """The look of an image after a JPEG of `quality`."""
     jpeg = io.BytesIO()
     image.save(jpeg, "JPEG", quality=quality)

@@ -59,7 +59,9 @@ def test_every_verb_explains_itself(command, words):
 
 @pytest.mark.parametrize("group", [(), *((group,) for group in GROUPS)], ids=" ".join)
 def test_the_first_help_line_of_every_verb_fits_on_its_line(command, group):
-    assert "..." not in command(*group, "--help")[1]
+    _, _, verbs = command(*group, "--help")[1].partition("Commands:")
+    assert verbs
+    assert "..." not in verbs
 
 
 def test_an_unknown_verb_or_option_is_a_users_mistake(command):

@@ -25,7 +25,7 @@ BUNDLE = {
     "files": {"model.pth": {"sha256": MODEL, "bytes": 1}, "model_config.json": {"sha256": OTHER, "bytes": 1}},
     "data_fingerprint": OTHER,
     "made_with": {},
-    "seal": OTHER,
+    "digest": OTHER,
 }
 
 

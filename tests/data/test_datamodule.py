@@ -129,4 +129,4 @@ def test_workers_follow_the_machine_unless_they_are_set(monkeypatch):
     for cores, expected in ((1, 0), (2, 0), (8, 6)):
         monkeypatch.setattr("streetvision.data.config.os.cpu_count", lambda cores=cores: cores)
         assert LoaderConfig().worker_count == expected
-    assert LoaderConfig(workers=3).worker_count == 3
+    assert LoaderConfig(num_workers=3).worker_count == 3

@@ -10,7 +10,7 @@ from streetvision.data.two_views import PartnersFromGroups, TwoViews
 
 GREYS = [0, 40, 80, 120, 160, 200]
 GROUPS = [0, 1, 0, 1, 0, 2]
-PLAIN = PairConfig(partner="group", color_jitter=0, grayscale_p=0, blur=False)
+PLAIN = PairConfig(positives="same_group", color_jitter=0, grayscale_p=0, blur=False)
 
 
 @pytest.fixture

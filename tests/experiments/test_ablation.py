@@ -144,7 +144,7 @@ def test_other_scenes_are_another_data_set(tmp_path):
 
 def test_an_arm_whose_code_changed_while_it_ran_has_failed(tmp_path, monkeypatch):
     arm = AblationRun((), "0" * 64, tmp_path / "arm")
-    monkeypatch.setattr("streetvision.experiments.ablation.run_in_processes", lambda *_: [(arm, 0)])
+    monkeypatch.setattr("streetvision.experiments.ablation.run_in_processes", lambda *_, **__: [(arm, 0)])
     assert _run_all([arm], 1, Console()) == {arm: NO_RECORD}
 
 

@@ -24,7 +24,7 @@ SPACE = {
 def one_process(monkeypatch):
     """Trials in this process, one after the other: test_ablation.py has them in their own."""
 
-    def interleaved_median(work, tasks, at_once):
+    def one_after_another(work, tasks, at_once, preload=()):
         for task in tasks:
             code = 0
             try:
@@ -33,7 +33,7 @@ def one_process(monkeypatch):
                 code = stop.code
             yield task, code
 
-    monkeypatch.setattr(searching, "run_in_processes", interleaved_median)
+    monkeypatch.setattr(searching, "run_in_processes", one_after_another)
     monkeypatch.setattr(searching, "write_output_to", lambda log: None)
 
 

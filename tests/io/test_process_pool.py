@@ -14,11 +14,11 @@ from streetvision.io import process_pool as workers
 CALLER = """
 import signal, sys
 from streetvision.io import process_pool as workers
-from tests.pipeline.test_workers import sleep_long
+from tests.io.test_process_pool import sleep_long
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-    list(workers.in_processes(sleep_long, [sys.argv[1]], 1))
+    list(workers.run_in_processes(sleep_long, [sys.argv[1]], 1))
 """
 
 

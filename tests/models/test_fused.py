@@ -12,7 +12,7 @@ from streetvision.models.module import load_classifier
 from streetvision.models.multi_view import Views, content_share
 
 CUT = ViewsConfig(rows=1, columns=3)
-TRAINED = TrainedFusionConfig(latent=8)
+TRAINED = TrainedFusionConfig(latent_dim=8)
 DESCRIPTIONS = {
     "multiview_mean": FusionDescription(mode="multiview_mean", views=CUT),
     **{
@@ -20,7 +20,7 @@ DESCRIPTIONS = {
     },
     "cvfm_trained": FusionDescription(mode="cvfm_trained", views=CUT, trained=TRAINED),
     "cvfm_trained, attending": FusionDescription(
-        mode="cvfm_trained", views=CUT, trained=TrainedFusionConfig(latent=8, attention_heads=2)
+        mode="cvfm_trained", views=CUT, trained=TrainedFusionConfig(latent_dim=8, attention_heads=2)
     ),
 }
 
@@ -136,6 +136,6 @@ def test_weights_come_back_and_only_where_they_belong(classifier, tmp_path):
     for name, weights in (("cvfm_trained", None), ("max", path)):
         with pytest.raises(ArtifactError, match="weights"):
             load_fused(classifier, DESCRIPTIONS[name], weights)
-    wider = model.description.model_copy(update={"trained": TrainedFusionConfig(latent=9)})
+    wider = model.description.model_copy(update={"trained": TrainedFusionConfig(latent_dim=9)})
     with pytest.raises(ArtifactError, match="does not fit"):
         load_fused(classifier, wider, path)

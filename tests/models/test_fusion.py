@@ -119,7 +119,7 @@ class TestTrained:
     def module(self, heads):
         torch.manual_seed(0)
         cut = ViewsConfig(rows=1, columns=3)
-        return TrainableCVFM(cut, 6, 2, TrainedFusionConfig(latent=8, attention_heads=heads))
+        return TrainableCVFM(cut, 6, 2, TrainedFusionConfig(latent_dim=8, attention_heads=heads))
 
     def inputs(self):
         logits, mask, content = some()
@@ -186,5 +186,5 @@ class TestTrained:
 
 
 def test_heads_that_do_not_fit_are_an_error():
-    with pytest.raises(ConfigError, match="latent=5 is no multiple of attention_heads=2"):
-        TrainedFusionConfig(latent=5, attention_heads=2)
+    with pytest.raises(ConfigError, match="latent_dim=5 is no multiple of attention_heads=2"):
+        TrainedFusionConfig(latent_dim=5, attention_heads=2)

@@ -35,7 +35,7 @@ class Told:
 
 
 def told(config, *, n=1000, workers=0, section="training"):
-    context = Told(n, LoaderConfig(workers=workers))
+    context = Told(n, LoaderConfig(num_workers=workers))
     log_auto_settings(context, config, section=section)
     return context.lines
 

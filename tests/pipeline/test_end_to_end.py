@@ -33,10 +33,11 @@ def run_copy(finished_run, tmp_path):
 def test_every_phase_leaves_what_the_design_names(finished_run):
     schema = ArtifactSchema(finished_run)
     names = (
-        "splits data_report model_best model_last model_config train_metrics val_calib_logits val_calib_labels "
-        "val_calib_scores thresholds threshold_sweep mcc_curve scrc_params scrc_params_pickle "
-        "reliability_before reliability risk_coverage bundle "
-        "evaluation_report report_html"
+        "splits_json data_report_json phase1_checkpoint phase1_last_checkpoint model_config_json "
+        "phase1_metrics_csv val_calib_logits val_calib_labels val_calib_scores_json thresholds_json "
+        "threshold_sweep_csv mcc_curve_plot scrc_params_json scrc_params_pkl "
+        "reliability_before_plot reliability_plot risk_coverage_plot bundle_json "
+        "evaluation_report_json report_html "
     )
     for name in names.split():
         assert schema.path(name).stat().st_size > 0, name

@@ -45,7 +45,7 @@ SHOWN_BY = {
     "phase4a.views": "training/ssl/test_explora.py::test_two_views_are_drawn_apart_and_every_setting_shows",
     "phase4a.gradient_accumulation_steps": "training/ssl/test_explora.py::test_accumulation_is_another_step",
     "phase4a.grad_cache_chunk": "training/ssl/test_explora.py::test_no_more_views_than_asked_are_in_memory_at_once",
-    "phase4a.checkpoint_every_n_steps": "training/ssl/test_explora.py::test_an_interrupted_run_goes_on_to_the_same_weights",
+    "phase4a.checkpoint_every_n_steps": "training/ssl/test_explora.py::test_an_interrupted_run_ends_in_equal_weights",
     "phase4a.knn_probe_size": "pipeline/test_explora.py::test_no_more_neighbours_are_asked_than_wanted",
     "phase4a.tracker": "training/test_loggers.py::test_wandb_writes_a_file",
     "phase4a.tracker_offline": "training/test_loggers.py::test_online_goes_where_the_environment_points",

@@ -115,8 +115,8 @@ def test_the_gate_leaves_its_verdict_and_a_harmful_policy_is_left_out(phase1, mo
     assert runs == [0, 0]
     plain = ["augmentation.crop_scale=[1,1]", "augmentation.flip_probability=0", "augmentation.color_jitter=0"]
     without = phase1(*full, *plain, name="plain")[2]
-    assert rejected.model_last.read_bytes() == without.model_last.read_bytes()
-    assert schema.phase1_last_checkpoint.read_bytes() != without.model_last.read_bytes()
+    assert rejected.phase1_last_checkpoint.read_bytes() == without.phase1_last_checkpoint.read_bytes()
+    assert schema.phase1_last_checkpoint.read_bytes() != without.phase1_last_checkpoint.read_bytes()
 
 
 def test_mixed_batches_of_several_sizes_train(phase1):
@@ -131,7 +131,7 @@ def test_layers_far_from_the_head_learn_more_slowly(phase1):
     alike, slower = (
         phase1("training=full", f"training.layer_decay={decay}", name=f"decay_{decay}")[2] for decay in (1.0, 0.5)
     )
-    assert alike.model_last.read_bytes() != slower.model_last.read_bytes()
+    assert alike.phase1_last_checkpoint.read_bytes() != slower.phase1_last_checkpoint.read_bytes()
 
 
 def test_a_cache_of_small_copies_is_what_is_trained_on(phase1):
@@ -141,4 +141,4 @@ def test_a_cache_of_small_copies_is_what_is_trained_on(phase1):
     trained = [row for row in read_json(cached.splits_json)["rows"] if row["split"] == "train"]
     assert len(copies) == len({row["sha256"] for row in trained})
     plain = phase1("training=full", name="plain")[2]
-    assert cached.model_last.read_bytes() != plain.model_last.read_bytes()
+    assert cached.phase1_last_checkpoint.read_bytes() != plain.phase1_last_checkpoint.read_bytes()

@@ -19,7 +19,7 @@ CUT = ViewsConfig(rows=1, columns=2)
 
 
 def config(**changes):
-    sizes = {"views": CUT, "trained": TrainedFusionConfig(latent=8), "epochs": 12, "batch_size": 32}
+    sizes = {"views": CUT, "trained": TrainedFusionConfig(latent_dim=8), "epochs": 12, "batch_size": 32}
     return CvfmConfig(mode="cvfm_trained", **sizes | {"learning_rate": 0.02} | changes)
 
 
@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_bits():
 
 
 @pytest.mark.parametrize(
-    "change", [{"learning_rate": 0.001}, {"weight_decay": 0.5}, {"reconstruction": 1.0}, {"batch_size": 8}]
+    "change", [{"learning_rate": 0.001}, {"weight_decay": 0.5}, {"reconstruction_weight": 1.0}, {"batch_size": 8}]
 )
 def test_every_number_changes_what_is_learnt(change):
     assert fit(**change)[1].history[-1] != fitted().history[-1]

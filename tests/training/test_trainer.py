@@ -193,7 +193,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, steps, accumulate
         mode="full",
         epochs=3,
         batch_size=48,
-        accumulate=accumulate,
+        gradient_accumulation_steps=accumulate,
         checkpoint_every_n_steps=2,
         ema_decay=0.9,
         precision="fp32",
@@ -301,10 +301,14 @@ def test_what_lightning_does_is_what_was_asked(monkeypatch):
 
     given = {}
     monkeypatch.setattr(trainer, "Trainer", record)
-    hardware = HardwareConfig(devices=2, nodes=4, strategy="ddp")
+    hardware = HardwareConfig(devices=2, num_nodes=4, strategy="ddp")
     for precision, word in (("fp32", "32-true"), ("bf16", "bf16-mixed")):
         with pytest.raises(Stop):
-            run(TrainingConfig(mode="full", batch_size=64, accumulate=2, precision=precision, hardware=hardware))
+            run(
+                TrainingConfig(
+                    mode="full", batch_size=64, gradient_accumulation_steps=2, precision=precision, hardware=hardware
+                )
+            )
         assert [plugin.precision for plugin in given["plugins"]] == [word]
     assert (given["devices"], given["num_nodes"], given["strategy"]) == (2, 4, "ddp")
     assert given["accumulate_grad_batches"] == 2

@@ -144,7 +144,7 @@ def _evaluate_elsewhere(
     schema = ArtifactSchema(config.root)
     if schema.splits_json.is_file():
         raise ConfigError(
-            f"{str(schema.output_dir)!r} is a run of its own, and the evaluation on {data!r} would stand among its files",
+            f"{str(schema.output_dir)!r} is a run of its own; the evaluation on {data!r} needs another folder",
             "give another folder: run_dir=...",
         )
     phases = ordered(["evaluate_data"], PHASES)

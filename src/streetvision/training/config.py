@@ -16,8 +16,6 @@ class LearningConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(default=20, ge=1)
-    """Passes over the training images."""
     batch_size: int = Field(default=64, ge=1)
     """Rows an optimizer step, over all processes and parts."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
@@ -43,6 +41,11 @@ class LearningConfig(BaseModel):
     seed: Seed = 0
     """Of initial weights, order of rows and augmentation."""
 
+    @property
+    def max_epochs(self) -> int:
+        """Passes over the training images."""
+        raise NotImplementedError
+
     def check_shared(self) -> None:
         """Raise ConfigError where these settings contradict each other; a child's own check comes first."""
         if self.tracker == "none" and not self.tracker_offline:
@@ -65,6 +68,8 @@ class TrainingConfig(LearningConfig):
 
     mode: Literal["frozen", "peft", "last_n", "full"] = "frozen"
     """frozen: a head on cached features; peft: adapters; last_n: the last blocks; full: everything trains."""
+    epochs: int = Field(default=20, ge=1)
+    """Passes over the training images."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """last_n, full: factor of the rate from each block to the one before it."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
@@ -81,6 +86,11 @@ class TrainingConfig(LearningConfig):
     """peft: the adapters."""
     compile: CompileConfig = CompileConfig()
     """Not frozen: torch.compile."""
+
+    @property
+    def max_epochs(self) -> int:
+        """Passes over the training images."""
+        return self.epochs
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:

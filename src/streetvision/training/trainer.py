@@ -118,7 +118,7 @@ def train_module(
     with warnings.catch_warnings(), _interrupts_passed_on(), memory_as_asked(module.model, config.hardware, device):
         warnings.filterwarnings("ignore", module="lightning.*")
         trainer = Trainer(
-            max_epochs=config.epochs,
+            max_epochs=config.max_epochs,
             accelerator=device.type,
             devices=config.hardware.devices,
             num_nodes=config.hardware.num_nodes,

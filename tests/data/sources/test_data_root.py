@@ -100,18 +100,18 @@ class TestFolders:
         )
 
     def test_an_empty_folder(self, tmp_path):
-        assert "has no images of class 'None' (found: nothing)" in error_of(tmp_path).what
+        assert "has no images of class 'None' (found: nothing)" in error_of(tmp_path).message
 
     def test_a_column_of_folders_is_refused(self, tmp_path):
         touch(tmp_path, "none/a.png", "roadwork/b.png")
-        assert "has no column 'track'" in error_of(tmp_path, group_column="track").what
+        assert "has no column 'track'" in error_of(tmp_path, group_column="track").message
 
     def test_a_folder_that_is_not_there(self, tmp_path):
-        assert error_of(tmp_path / "gone").what == f"data.root {str(tmp_path / 'gone')!r} is not there"
+        assert error_of(tmp_path / "gone").message == f"data.root {str(tmp_path / 'gone')!r} is not there"
 
     def test_a_file_of_another_kind(self, tmp_path):
         touch(tmp_path, "images.zip")
-        assert error_of(tmp_path / "images.zip").what.endswith("is a file, and neither .csv nor .json")
+        assert error_of(tmp_path / "images.zip").message.endswith("is a file, and neither .csv nor .json")
 
 
 class TestCsv:
@@ -165,7 +165,7 @@ class TestCsv:
     )
     def test_errors_name_line_and_field(self, tmp_path, text, message):
         write_csv(tmp_path, text)
-        assert error_of(tmp_path).what == message
+        assert error_of(tmp_path).message == message
 
     def test_labels_that_are_no_class_are_listed(self, tmp_path):
         write_csv(tmp_path, "path,label\na.png,clear\nb.png,works\n")
@@ -175,15 +175,15 @@ class TestCsv:
 
     def test_text_that_is_not_utf8(self, tmp_path):
         write_csv(tmp_path, "path,label\nStraße.png,0\n", encoding="latin-1")
-        assert "cannot be read as UTF-8 text" in error_of(tmp_path).what
+        assert "cannot be read as UTF-8 text" in error_of(tmp_path).message
 
     def test_one_class_only(self, tmp_path):
         write_csv(tmp_path, "path,label\na.png,0\nb.png,0\n")
-        assert error_of(tmp_path).what.endswith("has no images of class 'Roadwork' (found: None 2)")
+        assert error_of(tmp_path).message.endswith("has no images of class 'Roadwork' (found: None 2)")
 
     def test_a_column_that_was_asked_for_and_is_not_there(self, tmp_path):
         write_csv(tmp_path, "path,label\na.png,0\nb.png,1\n")
-        assert error_of(tmp_path, source_column="camera").what == (
+        assert error_of(tmp_path, source_column="camera").message == (
             "index.csv has no column 'camera', which data.source_column asks for (columns: path, label)"
         )
 
@@ -224,11 +224,11 @@ class TestLabelsJson:
     )
     def test_errors_name_entry_and_field(self, tmp_path, entries, message):
         self.write(tmp_path, entries)
-        assert message in error_of(tmp_path).what
+        assert message in error_of(tmp_path).message
 
     def test_text_that_is_not_json(self, tmp_path):
         (tmp_path / "labels.json").write_text("[{")
-        assert "cannot be read as JSON" in error_of(tmp_path).what
+        assert "cannot be read as JSON" in error_of(tmp_path).message
 
 
 @pytest.fixture(scope="module")
@@ -284,12 +284,12 @@ class TestDataset:
     def test_a_label_that_is_no_class(self, tmp_path, pictures):
         dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 2])
         dataset.save_to_disk(folder)
-        assert error_of(folder).what.endswith("row 2: label '2' is not 0, 1, 'None' or 'Roadwork'")
+        assert error_of(folder).message.endswith("row 2: label '2' is not 0, 1, 'None' or 'Roadwork'")
 
     def test_a_feature_that_is_missing(self, tmp_path, pictures):
         dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1])
         dataset.rename_column("image", "photo").save_to_disk(folder)
-        assert "has no feature 'image' (found: photo, label)" in error_of(folder).what
+        assert "has no feature 'image' (found: photo, label)" in error_of(folder).message
 
     def test_a_split_that_is_missing(self, tmp_path, pictures):
         datasets = pytest.importorskip("datasets")
@@ -299,7 +299,7 @@ class TestDataset:
         assert "with a split 'test' (data.hf_split)" in (error_of(folder, hf_split="test").hint or "")
 
     def test_a_split_of_what_is_no_such_dataset(self, scenes):
-        assert "is read of a Hugging Face dataset" in error_of(scenes, hf_split="test").what
+        assert "is read of a Hugging Face dataset" in error_of(scenes, hf_split="test").message
 
     def test_a_name_that_cannot_be_loaded(self, monkeypatch):
         datasets = pytest.importorskip("datasets")
@@ -317,7 +317,7 @@ class TestDataset:
     def test_a_mistyped_folder_never_goes_to_the_network(self, monkeypatch):
         datasets = pytest.importorskip("datasets")
         monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the network"))
-        assert error_of("my/photoss").what == "data.root 'my/photoss' is not there"
+        assert error_of("my/photoss").message == "data.root 'my/photoss' is not there"
 
 
 @pytest.mark.skipif(not REAL_DATA, reason="STREETVISION_REAL_DATA is not set: no real photographs on this machine")

@@ -1,7 +1,7 @@
 import pytest
 
 from streetvision.eval.report.contents import cautions, lead, looks, selective_sentence, verdict
-from tests.eval.test_page import sample
+from tests.eval.report.test_page import sample
 
 
 @pytest.mark.parametrize(("counts", "only"), [((0, 82, 0, 78), "none"), ((78, 0, 82, 0), "roadwork")])

@@ -11,7 +11,7 @@ from scipy.special import expit
 
 from streetvision.contracts.errors import DataError
 from streetvision.eval.counts import Counts, confusion_counts
-from streetvision.eval.report.contents import plots
+from streetvision.eval.report import plots
 from streetvision.eval.resampling import Resampling
 from streetvision.eval.stability import mcc_band
 from streetvision.eval.thresholds import decide, select_threshold_max_mcc
@@ -126,7 +126,8 @@ def test_unusable_arrays_are_errors():
 
 def test_pyplot_and_heavy_packages_stay_out():
     code = (
-        "import sys; from streetvision.eval import bootstrap, plots, reliability, report, thresholds;"
+        "import sys; from streetvision.eval import bootstrap, reliability, thresholds;"
+        "from streetvision.eval.report import contents, plots;"
         "heavy = {'torch', 'lightning', 'hydra', 'matplotlib', 'pandas'} & set(sys.modules); assert not heavy, heavy;"
         "import numpy; plots.roc_curve(numpy.array([0, 1]), numpy.array([0.1, 0.9]), threshold=0.5);"
         "assert 'matplotlib.pyplot' not in sys.modules"

@@ -20,7 +20,14 @@ from streetvision.training.ssl.explora import METHODS, ExPLoRAModule, Student, o
 from streetvision.training.trainer import Following, seed_all, train_module
 
 BACKBONE = BackboneConfig(source="random", width=16, depth=3, heads=2, image_size=32)
-SMALL = {"rank": 4, "projection_hidden": 16, "projection_dim": 8, "precision": "fp32", "epochs": 1, "batch_size": 16}
+SMALL = {
+    "rank": 4,
+    "projection_hidden": 16,
+    "projection_dim": 8,
+    "precision": "fp32",
+    "num_epochs": 1,
+    "batch_size": 16,
+}
 
 
 def config(**changes):
@@ -128,7 +135,7 @@ def test_the_cache_gives_the_same_gradient(rows, monkeypatch):
         trained(rows, settings)
         return seen[0]
 
-    whole, parts = gradient(config()), gradient(config(at_once=5))
+    whole, parts = gradient(config()), gradient(config(grad_cache_chunk=5))
     assert whole.keys() == parts.keys()
     assert any(float(value.abs().max()) > 1e-3 for value in whole.values())
     for name, value in whole.items():
@@ -140,14 +147,14 @@ def test_no_more_views_than_asked_are_in_memory_at_once(rows, monkeypatch):
     monkeypatch.setattr(
         ExPLoRAModule, "_embed_again", lambda module, images: seen.append(len(images)) or embed(module, images)
     )
-    trained(rows, config(at_once=5))
+    trained(rows, config(grad_cache_chunk=5))
     assert sum(seen) == 2 * 2 * 32  # views of an epoch, each without a graph and then in one
     assert max(seen) == 5
 
 
 def test_accumulation_is_another_step_for_a_contrast_and_the_same_for_byol(rows):
     for method, same in (("simclr", False), ("byol", True)):
-        one, two = (trained(rows, config(method=method, accumulate=parts))[0] for parts in (1, 2))
+        one, two = (trained(rows, config(method=method, gradient_accumulation_steps=parts))[0] for parts in (1, 2))
         gaps = [(learnt(two)[name] - value).abs().max() for name, value in learnt(one).items()]
         assert bool(max(gaps) < 1e-5) is same, method
 
@@ -156,11 +163,11 @@ def test_accumulation_is_another_step_for_a_contrast_and_the_same_for_byol(rows)
     ("changes", "beside"),
     [
         ({"method": "byol"}, {}),
-        ({"epochs": 2}, {}),
+        ({"num_epochs": 2}, {}),
         ({"batch_size": 8}, {}),
         ({"learning_rate": 2e-3}, {}),
         ({"weight_decay": 0.5}, {}),
-        ({"warmup_fraction": 0.9}, {"epochs": 2}),
+        ({"warmup_fraction": 0.9}, {"num_epochs": 2}),
         ({"gradient_clip_norm": 1e-3}, {}),
         ({"precision": "bf16"}, {}),
         ({"rank": 2}, {}),
@@ -186,9 +193,9 @@ def test_every_setting_changes_what_is_learnt(rows, monkeypatch, changes, beside
 
 
 @pytest.mark.parametrize(("looks", "step"), [(1, 1), (2, 3)])
-def test_an_interrupted_run_goes_on_to_the_same_weights(rows, tmp_path, looks, step):
+def test_an_interrupted_run_ends_in_equal_weights(rows, tmp_path, looks, step):
     """Stopped at the end of an epoch of two steps: the checkpoint of its first one counts."""
-    settings = config(epochs=2, method="byol", checkpoint_every_n_steps=1)
+    settings = config(num_epochs=2, method="byol", checkpoint_every_n_steps=1)
     undisturbed, whole = trained(rows, settings)
 
     class StopError(Exception):
@@ -225,7 +232,7 @@ def test_a_collapsed_run_stops_and_says_so(rows, monkeypatch):
 def test_a_run_that_really_collapses_is_stopped(rows, changes):
     """To a point (uniformity -0.001 from epoch 3 on) and to a line (effective rank 1.3 from epoch 6 on)."""
     with pytest.raises(StreetVisionError, match="collapsed in epoch"):
-        trained(rows, config(method="byol", epochs=12, **changes))
+        trained(rows, config(method="byol", num_epochs=12, **changes))
 
 
 def test_watching_changes_nothing(rows):
@@ -252,8 +259,8 @@ def test_watching_changes_nothing(rows):
         ({"method": "byol", "temperature": 0.2}, "temperature=0.2 is not read by phase4a.method=byol"),
         ({"momentum": 0.5}, "momentum=0.5 is not read"),
         ({"prototypes": 8}, "prototypes=8 is not read"),
-        ({"method": "swav", "at_once": 8}, "at_once=8 is not read"),
-        ({"batch_size": 15, "accumulate": 2}, "cannot be cut into 2 parts"),
+        ({"method": "swav", "grad_cache_chunk": 8}, "grad_cache_chunk=8 is not read"),
+        ({"batch_size": 15, "gradient_accumulation_steps": 2}, "cannot be cut into 2 parts"),
     ],
 )
 def test_a_setting_that_nothing_reads_is_refused(changes, words):

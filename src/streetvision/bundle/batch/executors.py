@@ -31,7 +31,7 @@ BLOCKS = 1000
 class Refused:
     """An error of ours on its way from a worker."""
 
-    what: str
+    message: str
     hint: str | None
 
 
@@ -112,7 +112,7 @@ class _Worker:
                 f"worker process {self.process.pid} {self._ending()} on shard {self.shard}", GO_ON
             ) from None
         if isinstance(told, Refused):
-            raise StreetVisionError(told.what, told.hint)
+            raise StreetVisionError(told.message, told.hint)
         assert isinstance(told, Done)
         return told
 

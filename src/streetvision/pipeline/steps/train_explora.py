@@ -60,7 +60,7 @@ def run(context: Context) -> Outcome:
     warn_of_what_is_lost(before["knn_mcc"], after["knn_mcc"], context.progress)
     if config.method == "swav":
         warn_of_equal_codes(after["select_loss"], config.prototypes, context.progress)
-    rate = len(rows) * config.epochs / seconds
+    rate = len(rows) * config.num_epochs / seconds
     resumed = "" if resumed_at is None else f", went on from step {resumed_at}"
     return Outcome(
         f"{config.method} on {len(rows)} images, loss on VAL_SELECT {before['select_loss']:.3f} -> "

@@ -16,6 +16,8 @@ class ExPLoRAConfig(LearningConfig):
 
     method: Method = "simclr"
     """simclr: contrast in the batch; byol: predict a momentum target; swav: agree on prototypes; byol_swav: both."""
+    num_epochs: int = Field(default=20, ge=1)
+    """Passes over the training images."""
     rank: int = Field(default=32, ge=1)
     """Inner width of the adapters."""
     alpha: float = Field(default=64.0, gt=0)
@@ -44,6 +46,11 @@ class ExPLoRAConfig(LearningConfig):
     """Images of TRAIN on which neighbours are asked for their label after each epoch; this chooses nothing."""
     views: PairConfig = PairConfig()
     """How the two views of an image are drawn."""
+
+    @property
+    def max_epochs(self) -> int:
+        """Passes over the training images."""
+        return self.num_epochs
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:

@@ -10,7 +10,7 @@ from streetvision.contracts.errors import ArtifactError, LeakageError
 from streetvision.contracts.split_contracts import NearDuplicateClusters, Partition, Split
 from streetvision.data.splitting.partition import bridges, make_partition
 from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
-from tests.data.test_partition import (
+from tests.data.splitting.test_partition import (
     FRACTIONS,
     SOURCE,
     deal,
