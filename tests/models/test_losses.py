@@ -1,12 +1,19 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given as drawn
+from hypothesis import given
 from hypothesis import strategies as st
 
 from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.models.config import LossConfig
-from streetvision.models.losses import LOSSES, balanced_weights, make_loss
+from streetvision.models.losses import (
+    LOSSES,
+    CrossEntropy,
+    FocalLoss,
+    WeightedCrossEntropy,
+    balanced_weights,
+    make_loss,
+)
 
 LABELS = (0, 0, 0, 1)
 
@@ -20,9 +27,9 @@ def batch(n=64, *, seed=0):
 DEFAULTS = {"name": "cross_entropy", "label_smoothing": 0.0, "class_weights": "balanced", "gamma": 2.0, "alpha": None}
 
 
-def slow(given, logits, targets):
-    """Row by row in float64, from the formulas as the papers print them."""
-    name, smoothing, weights, gamma, alpha = (DEFAULTS | given).values()
+def reference_loss(settings, logits, targets):
+    """The formulas of the papers, row by row in float64."""
+    name, smoothing, weights, gamma, alpha = (DEFAULTS | settings).values()
     weights = (4 / 6, 4 / 2) if weights == "balanced" else weights
     alpha = (1, 1) if alpha is None else (1 - alpha, alpha)
     total = 0.0
@@ -38,7 +45,7 @@ def slow(given, logits, targets):
 
 
 @pytest.mark.parametrize(
-    "given",
+    "settings",
     [
         {},
         {"label_smoothing": 0.2},
@@ -50,17 +57,17 @@ def slow(given, logits, targets):
     ],
     ids=str,
 )
-def test_every_loss_is_its_formula(given):
-    loss = make_loss(LossConfig(**given), LABELS)
+def test_every_loss_equals_its_formula(settings):
+    loss = make_loss(LossConfig(**settings), LABELS)
     logits, targets = batch()
-    assert loss(logits, targets).item() == pytest.approx(slow(given, logits, targets), rel=1e-5)
+    assert loss(logits, targets).item() == pytest.approx(reference_loss(settings, logits, targets), rel=1e-5)
     mixed = 0.7 * targets + 0.3 * targets.flip(0)
-    assert loss(logits, mixed).item() == pytest.approx(slow(given, logits, mixed), rel=1e-5)
+    assert loss(logits, mixed).item() == pytest.approx(reference_loss(settings, logits, mixed), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@drawn(seed=st.integers(0, 1000), scale=st.sampled_from([0.0, 1.0, 100.0]))
-def test_parts_average_to_the_whole_and_gradients_are_finite(name, seed, scale):
+@given(seed=st.integers(0, 1000), scale=st.sampled_from([0.0, 1.0, 100.0]))
+def test_losses_of_parts_average_to_the_loss_and_gradients_are_finite(name, seed, scale):
     loss = make_loss(LossConfig(name=name), LABELS)
     logits, targets = batch(8, seed=seed)
     logits = (scale * logits).requires_grad_()
@@ -71,17 +78,29 @@ def test_parts_average_to_the_whole_and_gradients_are_finite(name, seed, scale):
     assert torch.isfinite(gradient).all()
 
 
-def test_alpha_weighs_the_classes_against_each_other():
+@pytest.mark.parametrize("loss", [CrossEntropy(0.1), WeightedCrossEntropy((0.5, 3.0)), FocalLoss(alpha=0.25)], ids=str)
+def test_labels_equal_their_one_hot_rows(loss):
+    logits, shares = batch()
+    torch.testing.assert_close(loss(logits, shares.argmax(dim=1)), loss(logits, shares), rtol=1e-6, atol=0)
+
+
+def test_focal_loss_has_defaults():
+    logits, shares = batch()
+    loss = FocalLoss()(logits, shares.argmax(dim=1))
+    assert loss.item() == pytest.approx(reference_loss({"name": "focal"}, logits, shares), rel=1e-5)
+
+
+def test_alpha_is_the_weight_of_class_1():
     logits = torch.zeros(1, 2)
-    loss = make_loss(LossConfig(name="focal", alpha=0.8), LABELS)
-    of_class = [loss(logits, torch.eye(2)[[c]]).item() for c in (0, 1)]
-    assert of_class[1] / of_class[0] == pytest.approx(4.0, rel=1e-5)
+    loss = FocalLoss(alpha=0.8)
+    losses = [loss(logits, torch.eye(2)[[c]]).item() for c in (0, 1)]
+    assert losses[1] / losses[0] == pytest.approx(4.0, rel=1e-5)
 
 
 def test_balanced_weights_have_mean_one_over_train():
     weights = balanced_weights(LABELS)
     assert np.mean([weights[label] for label in LABELS]) == pytest.approx(1.0)
-    with pytest.raises(DataError, match="4 and 0"):
+    with pytest.raises(DataError, match="4 of class 0 and 0 of class 1"):
         balanced_weights((0, 0, 0, 0))
 
 
@@ -93,6 +112,6 @@ def test_balanced_weights_have_mean_one_over_train():
         ({"name": "weighted_cross_entropy", "class_weights": (0.0, 1.0)}, "class weights are positive"),
     ],
 )
-def test_a_wrong_loss_says_what_is_wrong(settings, message):
+def test_a_setting_that_has_no_effect_or_is_out_of_range_is_rejected(settings, message):
     with pytest.raises(ConfigError, match=message):
         LossConfig(**settings)

@@ -1,17 +1,17 @@
-"""What this machine can do, and how a model is made to use it."""
+"""The device of this machine: which one is used, what it can do, and how its memory and precision are set."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from streetvision.models.config import CompileConfig, HardwareConfig
+from streetvision.models.config import HardwareConfig
 
 
 def pick_device() -> torch.device:
-    """The first CUDA device, else Apple's, else the CPU."""
+    """Return the first CUDA device, else Apple's GPU, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -20,7 +20,7 @@ def pick_device() -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 natively; emulation would be slower than fp32."""
+    """Return whether the device computes in bfloat16 natively; emulation would be slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -29,41 +29,27 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def default_jobs() -> int:
-    """Processes to run at a time: one a core, on a GPU one."""
+    """Return how many processes to run in parallel: one per CPU core, or one if there is a GPU."""
     return (os.cpu_count() or 1) if pick_device().type == "cpu" else 1
 
 
-def create_model_with_compile(model: nn.Module, config: CompileConfig) -> Callable[[Tensor], Tensor]:
-    """What to call in place of `model`: torch.compile of it when `config` asks, else the model itself.
-
-    Parameters are shared; state dicts are to be taken from `model`, whose keys carry no prefix. The stance of the
-    compiler holds for the whole process.
-    """
-    if not config.enabled:
-        return model
-    torch.compiler.set_stance(config.stance)
-    compiled: Callable[[Tensor], Tensor] = torch.compile(
-        model, mode=config.mode, fullgraph=config.fullgraph, dynamic=config.dynamic
-    )
-    return compiled
-
-
 @contextmanager
-def memory_as_asked(model: nn.Module, config: HardwareConfig, device: torch.device) -> Iterator[None]:
-    """Lay out the weights for good, and on a GPU let fp32 products use TF32, or not, for as long as the block lasts.
+def hardware_settings(model: nn.Module, config: HardwareConfig, device: torch.device) -> Iterator[None]:
+    """Apply `channels_last` to the model for good, and `tf32` to the CUDA device until the block ends.
 
-    What is scored behind it is not rounded because something was trained.
+    TF32 is restored afterwards, so that scores computed after a training are not rounded because of it.
     """
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     if device.type != "cuda":
         yield
         return
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    matmul_precision = torch.get_float32_matmul_precision()
+    cudnn_tf32 = torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = config.tf32
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.set_float32_matmul_precision(matmul_precision)
+        torch.backends.cudnn.allow_tf32 = cudnn_tf32

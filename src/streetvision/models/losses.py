@@ -1,6 +1,6 @@
-"""Losses of the classifier: one table from name to class. Each is a mean over rows, so parts of a batch average to it.
+"""Losses of the classifier. Each is a mean over rows, so the losses of equal parts of a batch average to its own.
 
-Shapes: B rows; logits (B, 2) float; targets (B, 2) float, the share of each class (one-hot unless rows were mixed).
+Shapes: B rows; logits (B, 2); targets are labels (B,) of 0 and 1, or class shares (B, 2) where rows were mixed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,58 +10,76 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streetvision.contracts.errors import DataError
-from streetvision.models.config import LossConfig, LossName
+from streetvision.models.config import LOSS_READS, LossConfig, LossName
 
 
 class CrossEntropy(nn.Module):
-    """Mean cross-entropy, with label smoothing (Szegedy et al., arXiv 1512.00567, section 7)."""
+    """Mean cross-entropy.
 
-    def __init__(self, config: LossConfig, labels: Sequence[int]) -> None:  # noqa: ARG002
+    Args:
+        label_smoothing: Share of the target that is spread evenly over both classes.
+
+    References:
+        Szegedy et al., arXiv 1512.00567, section 7 (label smoothing).
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.label_smoothing = config.label_smoothing
+        self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss as a scalar."""
+        """Return the loss as a scalar."""
         return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
 
 class WeightedCrossEntropy(nn.Module):
-    """Cross-entropy of rows weighed by their class: the mean of w[class] * CE, not divided by the batch's weights.
+    """Mean of `weight[class] * cross-entropy`, divided by the number of rows and not by the sum of their weights.
 
-    Balanced weights are N / (2 N_c), whose mean over TRAIN is 1.
+    Args:
+        class_weights: Weights of class 0 and class 1.
+        label_smoothing: Share of the target that is spread evenly over both classes.
     """
 
     weights: Tensor
 
-    def __init__(self, config: LossConfig, labels: Sequence[int]) -> None:
+    def __init__(self, class_weights: tuple[float, float], label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.label_smoothing = config.label_smoothing
-        given = config.class_weights
-        weights = balanced_weights(labels) if isinstance(given, str) else given
-        self.register_buffer("weights", torch.tensor(weights), persistent=False)
+        self.label_smoothing = label_smoothing
+        self.register_buffer("weights", torch.tensor(class_weights), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss as a scalar."""
+        """Return the loss as a scalar."""
         rows = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="none")
-        return (targets @ self.weights.to(targets.dtype) * rows).mean()
+        # The weight follows the true class shares, not the smoothed ones.
+        return (_class_shares(targets, rows.dtype) @ self.weights.to(rows.dtype) * rows).mean()
 
 
 class FocalLoss(nn.Module):
-    """Focal loss (Lin et al., arXiv 1708.02002, equation 5) over the softmax of two logits; alpha weighs class 1."""
+    """Focal loss over the softmax of two logits: mean of `-alpha_c * (1 - p_c)^gamma * log p_c`.
+
+    Args:
+        alpha: Weight of class 1; class 0 has 1 - alpha. None weighs both classes by 1.
+        gamma: How much rows that are already classified well are down-weighted; 0 is cross-entropy.
+
+    References:
+        Lin et al., arXiv 1708.02002, equation 5.
+    """
 
     weights: Tensor
 
-    def __init__(self, config: LossConfig, labels: Sequence[int]) -> None:  # noqa: ARG002
+    def __init__(self, alpha: float | None = None, gamma: float = 2.0) -> None:
         super().__init__()
-        self.gamma = config.gamma
-        weights = (1.0, 1.0) if config.alpha is None else (1.0 - config.alpha, config.alpha)
+        self.gamma = gamma
+        weights = (1.0, 1.0) if alpha is None else (1.0 - alpha, alpha)
         self.register_buffer("weights", torch.tensor(weights), persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss as a scalar."""
+        """Return the loss as a scalar."""
         log_p = F.log_softmax(logits, dim=1)
-        missed = -torch.expm1(log_p.clamp(max=-1e-7))  # 1 - p; the clamp keeps the slope of its power finite at p = 1
-        return -(targets * self.weights.to(log_p.dtype) * missed**self.gamma * log_p).sum(dim=1).mean()
+        # The clamp keeps the gradient of the power finite at p = 1.
+        one_minus_p = -torch.expm1(log_p.clamp(max=-1e-7))
+        weighted = _class_shares(targets, log_p.dtype) * self.weights.to(log_p.dtype)
+        return -(weighted * one_minus_p**self.gamma * log_p).sum(dim=1).mean()
 
 
 LOSSES: Mapping[LossName, type[CrossEntropy] | type[WeightedCrossEntropy] | type[FocalLoss]] = {
@@ -69,19 +87,35 @@ LOSSES: Mapping[LossName, type[CrossEntropy] | type[WeightedCrossEntropy] | type
     "weighted_cross_entropy": WeightedCrossEntropy,
     "focal": FocalLoss,
 }
-"""Name -> loss, made from its settings and TRAIN's labels."""
+"""Name -> class, whose arguments are the settings of that loss in LossConfig."""
 
 
 def make_loss(config: LossConfig, labels: Sequence[int]) -> nn.Module:
-    """The loss that `config` names; `labels` (N,) are TRAIN's."""
-    return LOSSES[config.name](config, labels)
+    """Build the loss that `config` names.
+
+    Args:
+        config: Name and settings.
+        labels: Labels (N,) of TRAIN, from which balanced class weights are computed.
+    """
+    settings = config.model_dump(include=set(LOSS_READS[config.name]))
+    if settings.get("class_weights") == "balanced":
+        settings["class_weights"] = balanced_weights(labels)
+    return LOSSES[config.name](**settings)
 
 
 def balanced_weights(labels: Sequence[int]) -> tuple[float, float]:
-    """N / (2 N_c) for both classes; raises DataError when one of them has no row."""
+    """Return N / (2 N_c) for both classes, whose mean over the N rows is 1; DataError if a class has no row."""
     counts = [sum(label == c for label in labels) for c in (0, 1)]
     if 0 in counts:
         raise DataError(
-            f"balanced class weights need rows of both classes in TRAIN, and it has {counts[0]} and {counts[1]}"
+            f"balanced class weights need rows of both classes in TRAIN: it has {counts[0]} of class 0 and "
+            f"{counts[1]} of class 1",
+            "give training.loss.class_weights=[w0,w1] or take another loss",
         )
     return len(labels) / (2 * counts[0]), len(labels) / (2 * counts[1])
+
+
+def _class_shares(targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Labels (B,) as one-hot rows (B, 2); class shares (B, 2) as they are."""
+    shares = targets if targets.ndim > 1 else F.one_hot(targets, 2)
+    return shares.to(dtype)

@@ -1,10 +1,11 @@
-"""The classifier: uint8 image, normalised, through the backbone, pooled, into two logits.
+"""The classifier: a uint8 image is normalised, goes through the backbone, is pooled and becomes two logits.
 
-Shapes: B images, S pixels a side, T tokens, D their width, P pooled width.
+Shapes: B images, S pixels per side, T tokens, D their width, P pooled width.
 """
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, overload
 
 import torch
 from pydantic import Field, JsonValue
@@ -14,65 +15,87 @@ from torchvision.transforms.v2.functional import resize
 
 from streetvision.contracts.policies import Artifact
 from streetvision.models.backbone import build_backbone, load_backbone
-from streetvision.models.config import HeadConfig, ModelConfig
+from streetvision.models.config import CompileConfig, HeadConfig, ModelConfig
+from streetvision.models.losses import FocalLoss
 from streetvision.models.network import Backbone
 from streetvision.models.pooling import get_pooling, pooled_dim
+
+__all__ = [
+    "N_CLASSES",
+    "Classifier",
+    "ClassifierDescription",
+    "FocalLoss",
+    "ImageClassifier",
+    "build_classifier",
+    "create_model_with_compile",
+    "load_classifier",
+    "make_head",
+]
 
 N_CLASSES = 2
 
 
 class ClassifierDescription(Artifact):
-    """config.json of phase 1 and of a bundle: enough to build the classifier and its preprocessing, weights apart."""
+    """config.json of phase 1 and of a bundle: everything but the weights that the classifier is built from."""
 
     schema_version: Literal[1] = 1
     backbone: dict[str, JsonValue]
-    """What `build_backbone` takes."""
+    """Argument of `build_backbone`."""
     image_size: int = Field(ge=1, le=4096)
-    """Pixels a side of the square that every image is squashed to."""
+    """Pixels per side of the square to which every image is resized."""
     pooling: str
+    """A name in POOLINGS."""
     head: HeadConfig
 
 
 class ImageClassifier(nn.Module, ABC):
-    """Images in, features, a head over them, logits out: what a fusion and a bundle ask of a classifier."""
+    """Interface of a classifier for fusion and bundle: image -> features -> logits.
+
+    Subclasses exist for PyTorch (`Classifier`) and for the other runtimes of a bundle.
+    """
 
     description: ClassifierDescription
     head: nn.Sequential
+    """Features (..., P) -> logits (..., 2)."""
     width: int
     """P."""
 
     views_per_image = 1
-    """Views that one image is cut into."""
+    """Number of views that one image is split into."""
 
     def prepare(self, image: Tensor) -> Tensor:
-        """A decoded image uint8 (3, H, W) -> what the model takes: uint8 (3, S, S), its aspect ratio given up."""
+        """Resize a decoded image, uint8 (3, H, W), to the model's input, uint8 (3, S, S).
+
+        The aspect ratio is not kept.
+        """
         size = self.description.image_size
         resized: Tensor = resize(image, [size, size], interpolation=InterpolationMode.BILINEAR, antialias=True)
         return resized
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) -> features (B, P)."""
+        """Map images, uint8 (B, 3, S, S), to features (B, P)."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) -> logits (B, 2)."""
+        """Map images, uint8 (B, 3, S, S), to logits (B, 2)."""
         logits: Tensor = self.head(self.embed(images))
         return logits
 
 
 class Classifier(ImageClassifier):
-    """The classifier in PyTorch; normalisation rides inside, so nobody can forget it."""
+    """The classifier in PyTorch. Normalisation is a part of it, so callers pass raw pixels."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, backbone: Backbone, *, pooling: str, head: HeadConfig) -> None:
         super().__init__()
-        self.pooling = get_pooling(pooling, backbone.spec)
         spec = backbone.spec
+        self.pooling = get_pooling(pooling, spec)
         self.backbone = backbone
         self.width = pooled_dim(pooling, spec)
         self.head = make_head(head, self.width)
+        # Scaled to pixels in [0, 255]. Not persistent: the description holds them.
         self.register_buffer("mean", 255.0 * torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255.0 * torch.tensor(spec.std).view(3, 1, 1), persistent=False)
         self.description = ClassifierDescription.model_validate(
@@ -85,13 +108,13 @@ class Classifier(ImageClassifier):
         )
 
     def embed(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) -> features (B, P)."""
+        """Map images, uint8 (B, 3, S, S), to features (B, P)."""
         tokens: Tensor = self.backbone((images - self.mean) / self.std)
         return self.pooling.pool(tokens, self.backbone.spec.prefix_tokens)
 
 
 def make_head(config: HeadConfig, width: int) -> nn.Sequential:
-    """A map from features (B, width) to logits (B, 2); features are standardised first, row by row."""
+    """Build a head that maps features (B, width) to logits (B, 2). Its first layer standardises each row."""
     layers: list[nn.Module] = [nn.LayerNorm(width), nn.Dropout(config.dropout)]
     if config.kind == "mlp":
         layers += [nn.Linear(width, config.hidden), nn.GELU(), nn.Dropout(config.dropout)]
@@ -100,11 +123,44 @@ def make_head(config: HeadConfig, width: int) -> nn.Sequential:
 
 
 def load_classifier(config: ModelConfig) -> Classifier:
-    """A classifier with its backbone's weights and a new head, drawn from torch's global generator."""
+    """Build a classifier with the backbone's weights and a new head, drawn from torch's global generator."""
     return Classifier(load_backbone(config.backbone), pooling=config.pooling, head=config.head)
 
 
 def build_classifier(description: ClassifierDescription) -> Classifier:
-    """The classifier that `description` names, in eval mode, its weights yet to be filled; needs no network."""
+    """Build the classifier that `description` defines, in eval mode and without its weights; works offline."""
     backbone = build_backbone(description.backbone)
     return Classifier(backbone, pooling=description.pooling, head=description.head).eval()
+
+
+@overload
+def create_model_with_compile(config: Mapping[str, Any]) -> nn.Module: ...
+
+
+@overload
+def create_model_with_compile(config: CompileConfig, model: nn.Module) -> nn.Module: ...
+
+
+def create_model_with_compile(config: CompileConfig | Mapping[str, Any], model: nn.Module | None = None) -> nn.Module:
+    """Return a model wrapped by torch.compile, or the model itself if the configuration does not enable it.
+
+    The wrapper shares its parameters with the model. Take state dicts from the model, whose keys have no prefix. The
+    stance of the compiler holds for the whole process.
+
+    Args:
+        config: Settings of the compiler; or a mapping with the sections `model` (fields of ModelConfig) and `hardware`
+            (`compile`, `compiler`), from which the classifier is built as well.
+        model: The model to compile, if `config` holds settings of the compiler only.
+    """
+    if not isinstance(config, CompileConfig):
+        model = load_classifier(ModelConfig.model_validate(config["model"]))
+        hardware = config["hardware"]
+        config = CompileConfig(enabled=hardware["compile"], **hardware.get("compiler", {}))
+    assert model is not None
+    if not config.enabled:
+        return model
+    torch.compiler.set_stance(config.stance)
+    compiled: nn.Module = torch.compile(  # type: ignore[assignment]
+        model, mode=config.mode, fullgraph=config.fullgraph, dynamic=config.dynamic
+    )
+    return compiled

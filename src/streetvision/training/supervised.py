@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from streetvision.data.datamodule import Batch
 from streetvision.eval.counts import Counts
 from streetvision.eval.metrics import mcc
-from streetvision.models.device import create_model_with_compile
-from streetvision.models.module import N_CLASSES
+from streetvision.models.module import N_CLASSES, create_model_with_compile
 from streetvision.training.config import PrecisionName, TrainingConfig
 from streetvision.training.lightning_module import BaseModule
 from streetvision.training.optim import WeightAverage
@@ -32,7 +31,7 @@ class SupervisedModule(BaseModule):
         super().__init__(model, config, average=average, scales=scales)
         self.config, self.loss = config, loss
         # In a tuple, so that the compiled module is no child and its prefix reaches no state dict.
-        self._compiled = (create_model_with_compile(model, config.compile),)
+        self._compiled = (create_model_with_compile(config.compile, model),)
         self.guarding = config.compile.enabled
 
     @property

@@ -14,7 +14,7 @@ from torch import nn
 
 from streetvision.contracts.progress import Progress
 from streetvision.data.datamodule import Batch
-from streetvision.models.device import memory_as_asked, pick_device
+from streetvision.models.device import hardware_settings, pick_device
 from streetvision.models.losses import make_loss
 from streetvision.training.callbacks import BestCheckpoints, Checkpoint, State, learnt_state
 from streetvision.training.checkpoints import Checkpoints
@@ -115,7 +115,7 @@ def train_module(
     device, config = pick_device(), module.settings
     checkpoints = Checkpoints(following.checkpoint, key=following.key, every=config.checkpoint_every_n_steps)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), _interrupts_passed_on(), memory_as_asked(module.model, config.hardware, device):
+    with warnings.catch_warnings(), _interrupts_passed_on(), hardware_settings(module.model, config.hardware, device):
         warnings.filterwarnings("ignore", module="lightning.*")
         trainer = Trainer(
             max_epochs=config.max_epochs,
