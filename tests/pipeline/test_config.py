@@ -64,7 +64,7 @@ def test_a_file_of_settings_lies_between_defaults_and_overrides(tmp_path):
 
 def test_recorded_settings_come_back():
     config = compose_config(["data.root=a 'b' \\ c", "data.fractions.train=0.5", "data.fractions.val_test=0.2"])
-    again = compose_config([], beneath={"data": config.data.model_dump(mode="json")})
+    again = compose_config([], base={"data": config.data.model_dump(mode="json")})
     assert again.data == config.data
 
 

@@ -120,9 +120,9 @@ def test_other_data_are_judged_in_a_folder_of_their_own(run_copy, others, comman
 
 
 def test_other_data_are_not_split(run_copy, others, command):
-    code, _, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", others, "data.fractions.train=0.5")
+    code, _, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", others, "data.seed=1")
     assert code == 2
-    assert "data.fractions.train is not read with --data" in err
+    assert "data.seed is not read with --data" in err
 
 
 def test_images_that_made_the_bundle_do_not_judge_it(run_copy, tmp_path, command):

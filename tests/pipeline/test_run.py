@@ -1,6 +1,7 @@
 import pytest
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.run import resolve_run_config
 from tests.conftest import TINY_MODEL
@@ -19,7 +20,7 @@ def run(tmp_path, command):
 
 
 def settled(schema, *overrides):
-    return resolve_run_config([f"run_dir={schema.output_dir}", *overrides], file=None, console=Console())
+    return resolve_run_config(compose_config([f"run_dir={schema.output_dir}", *overrides]), console=Console())
 
 
 def test_a_run_keeps_its_data_when_the_command_names_none(run):
@@ -44,7 +45,8 @@ def test_other_fractions_of_the_same_data_split_it_anew(run, command):
 
 
 def test_nothing_is_drawn_for_phases_that_read_no_images(tmp_path):
-    resolve_run_config([f"run_dir={tmp_path / 'run'}", "pipeline.phases=[phase2]"], file=None, console=Console())
+    config = compose_config([f"run_dir={tmp_path / 'run'}", "pipeline.phases=[phase2]"])
+    resolve_run_config(config, console=Console())
     assert not (tmp_path / "run").exists()
 
 

@@ -20,8 +20,9 @@ def demo(overrides: Overrides = None) -> None:
     console.line("environment", f"{sys.prefix}  (python {platform.python_version()}, {describe_device()})")
     packaged = Path(str(resources.files("streetvision"))) / "configs" / "demo.yaml"
     schema = run_training(["run_dir=outputs/demo", *(overrides or [])], packaged, console)
+    from streetvision.pipeline.config import compose_config
     from streetvision.pipeline.run import launch_evaluation
 
-    launch_evaluation(schema.export_dir, [], console=console)
+    launch_evaluation(schema.export_dir, compose_config([]), console=console)
     print_evaluation(schema, schema.export_dir, console)
     exit_if_collapsed(schema, console)

@@ -17,9 +17,10 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate a bundle on VAL_TEST or on another data set."""
+    from streetvision.pipeline.config import compose_config
     from streetvision.pipeline.run import launch_evaluation
 
     console = open_console()
-    settings = [*(overrides or []), *([f"evaluation.mode={mode}"] if mode else [])]
-    schema = launch_evaluation(bundle, settings, data=data, console=console)
+    config = compose_config([*(overrides or []), *([f"evaluation.mode={mode}"] if mode else [])])
+    schema = launch_evaluation(bundle, config, data=data, console=console)
     print_evaluation(schema, bundle, console)

@@ -39,7 +39,7 @@ def run_training(overrides: list[str], config: Path | None, console: "Console") 
     console.line("run", f"{composed.root}: {', '.join(composed.pipeline.phases)}")
     from streetvision.pipeline.run import launch_training
 
-    return launch_training(overrides, file=config, console=console)
+    return launch_training(composed, console=console)
 
 
 def print_evaluation(schema: "ArtifactSchema", bundle: Path, console: "Console") -> None:

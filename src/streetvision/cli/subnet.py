@@ -18,9 +18,10 @@ def reward(
 
     console = open_console()
     console.line("subnet", STATE)
+    from streetvision.pipeline.config import compose_config
     from streetvision.pipeline.run import launch_reward, reward_lines
 
-    for line in reward_lines(launch_reward(bundle, overrides or [], console=console)):
+    for line in reward_lines(launch_reward(bundle, compose_config(overrides or []), console=console)):
         console.text(line)
 
 

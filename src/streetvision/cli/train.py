@@ -24,8 +24,9 @@ def train(
     console = open_console()
     if search is not None:
         from streetvision.experiments.search import launch_search
+        from streetvision.pipeline.config import compose_config
 
-        best = launch_search(search, overrides or [], file=config, console=console)
+        best = launch_search(search, compose_config(overrides or [], file=config), console=console)
         console.line("next", f"streetvision train --config {best} run_dir=...")
         return
     schema = run_training(overrides or [], config, console)

@@ -18,7 +18,7 @@ from streetvision.io.lock import run_lock
 from streetvision.io.predictions import Answers, read_predictions
 from streetvision.io.process_pool import failure_reason, run_in_processes
 from streetvision.models.device import default_jobs
-from streetvision.pipeline.config import compose_config, given_keys, settings_sha256
+from streetvision.pipeline.config import compose_config, settings_sha256
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.test_access_log import read_test_accesses
 from streetvision.synthetic.scenes import write_scenes
@@ -91,7 +91,7 @@ def _settle_data(name: str, table: AblationTable, request: Request, console: Con
     """The settings that lead every arm to a data set; scenes are drawn once for all."""
     given = [*table.data[name], *request.overrides]
     drawing, rest = _parted(given)
-    if "data.root" in given_keys(rest):
+    if any(setting.startswith("data.root=") for setting in rest):
         if drawing:
             raise ConfigError(f"data set {name!r} has a data.root, and {drawing[0]} draws scenes", "leave out one")
         return tuple(table.data[name])

@@ -82,13 +82,14 @@ def execute_run(arm: AblationRun, threads: int) -> None:
     write_output_to(arm.log)
     import torch
 
+    from streetvision.pipeline.config import compose_config
     from streetvision.pipeline.run import launch_evaluation  # loads Lightning, which who starts the arms never needs
 
     torch.set_num_threads(threads)
     try:
         cost = _train(arm)
         judging = [setting for setting in arm.overrides if setting.startswith(JUDGING)]
-        launch_evaluation(ArtifactSchema(arm.root).export_dir, judging, console=Console())
+        launch_evaluation(ArtifactSchema(arm.root).export_dir, compose_config(judging), console=Console())
     except StreetVisionError as error:
         print(f"error: {error.message}", flush=True)  # noqa: T201 (the log)
         sys.exit(USER_ERROR)
@@ -106,14 +107,15 @@ def execute_run(arm: AblationRun, threads: int) -> None:
 
 def _train(arm: AblationRun) -> float | None:
     """Train up to the bundle; returns what it cost."""
+    from streetvision.pipeline.config import compose_config
     from streetvision.pipeline.run import launch_training
 
     afresh = not arm.root.exists()
     of_training = [setting for setting in arm.overrides if not setting.startswith("evaluation.")]
-    overrides = [*of_training, f"run_dir={arm.root}"]
-    launch_training(overrides, file=None, console=Console(), only={"data"})
+    config = compose_config([*of_training, f"run_dir={arm.root}"])
+    launch_training(config, console=Console(), only={"data"})
     started = _seconds()
-    launch_training(overrides, file=None, console=Console())
+    launch_training(config, console=Console())
     return _seconds() - started if afresh else None
 
 

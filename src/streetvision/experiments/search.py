@@ -1,7 +1,7 @@
 """A search for the settings of phase 1 that VAL_SELECT likes best: trials in processes of their own, kept in SQLite."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from streetvision.io.manifests import read_manifest
 from streetvision.io.process_pool import failure_reason, run_in_processes, write_output_to
 from streetvision.io.yaml_files import read_declared
 from streetvision.models.device import default_jobs
-from streetvision.pipeline.config import compose_config, given_settings, settings_sha256
+from streetvision.pipeline.config import RunConfig, compose_config, settings_sha256
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.run import launch_training, resolve_run_config
 
@@ -113,17 +113,16 @@ class Trial:
         return self.root.with_name(f"{self.root.name}.log")
 
 
-def launch_search(search: Path, overrides: Sequence[str], *, file: Path | None, console: Console) -> Path:
+def launch_search(search: Path, run: RunConfig, *, console: Console) -> Path:
     """Run the trials that are still to be run; returns best.yaml, which `streetvision train --config` takes.
 
     Raises ConfigError before anything runs for a space that names no setting of phase 1, and StreetVisionError when no
     trial came through. VAL_CALIB and VAL_TEST have no say.
     """
     config = read_search(search)
-    composed = resolve_run_config(overrides, file=file, console=console)
+    composed = resolve_run_config(run, console=console)
     home = ArtifactSchema(composed.root).output_dir / "search"
-    given = given_settings(overrides, file=file)
-    common = {key: value for key, value in given.items() if not key.startswith(OWN)} | {
+    common = {key: value for key, value in run.overrides.items() if not key.startswith(OWN)} | {
         "data.root": composed.data.root,
         "pipeline.phases": [*dict.fromkeys((*composed.pipeline.phases, "phase1"))],
     }
@@ -150,7 +149,7 @@ def _check_space(config: SearchConfig, common: Mapping[str, object]) -> None:
         if isinstance(where, Range) and not (where.low < where.high and (where.low > 0 or not where.log)):
             raise ConfigError(f"{key}: {where.low} to {where.high} is no range", "low < high, and above 0 with log")
         for value in where.choices if isinstance(where, Choice) else (where.low, where.high):
-            compose_config([], beneath={**common, key: value})
+            compose_config([], base={**common, key: value})
 
 
 def _open_study(home: Path, config: SearchConfig, common: Mapping[str, object]) -> "optuna.Study":
@@ -191,7 +190,7 @@ def _open_study(home: Path, config: SearchConfig, common: Mapping[str, object]) 
 
 
 def _of_trials(common: Mapping[str, object]) -> str:
-    return settings_sha256(compose_config([], beneath=common))
+    return settings_sha256(compose_config([], base=common))
 
 
 def _storage(home: Path) -> str:
@@ -282,7 +281,8 @@ def run_trial(trial: Trial, threads: int) -> None:
 
     torch.set_num_threads(threads)
     try:
-        launch_training([f"run_dir={trial.root}"], file=trial.settings, console=_Watched(trial), only=BEFORE_THE_TEST)
+        config = compose_config([f"run_dir={trial.root}"], file=trial.settings)
+        launch_training(config, console=_Watched(trial), only=BEFORE_THE_TEST)
     except _BelowMedian:
         sys.exit(PRUNED)
     except StreetVisionError as error:

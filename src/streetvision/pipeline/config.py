@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_validator
 from yaml import YAMLError, safe_load
 
 from streetvision.calibration.config import MAC_CAL, Phase5Config
@@ -58,6 +58,13 @@ class RunConfig(BaseModel):
     phase6: Phase6Config
     evaluation: EvaluationConfig
     reward: RewardConfig
+
+    _overrides: Mapping[str, object] = PrivateAttr(default_factory=dict)
+
+    @property
+    def overrides(self) -> Mapping[str, object]:
+        """The settings that the command or its file sets: dotted key -> value."""
+        return self._overrides
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
@@ -117,6 +124,20 @@ class RunConfig(BaseModel):
         """Whether the backbone is adapted before it is trained."""
         return "phase4a_explora" in self.pipeline.phases
 
+    def with_defaults(self, values: Mapping[str, object]) -> Self:
+        """The same with other defaults: `values` by name, nested as in YAML, but for those that the command sets.
+
+        The values are trusted: they are not validated again.
+        """
+        update: dict[str, object] = {}
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                section = {key: v for key, v in value.items() if f"{name}.{key}" not in self.overrides}
+                update[name] = getattr(self, name).model_copy(update=section)
+            elif name not in self.overrides:
+                update[name] = value
+        return self.model_copy(update=update)
+
     @property
     def settled(self) -> Self:
         """The same with model.init_from_explora=null answered by the phases that are asked for."""
@@ -132,14 +153,20 @@ class RunConfig(BaseModel):
 
 
 def compose_config(
-    overrides: Sequence[str], *, file: Path | None = None, beneath: Mapping[str, object] | None = None
+    overrides: Sequence[str], *, file: Path | None = None, base: Mapping[str, object] | None = None
 ) -> RunConfig:
-    """The configuration of a run, each over the one before: packaged defaults, `beneath`, `file`, `overrides`.
+    """Compose the configuration of a run. Later sources win: packaged defaults, `base`, `file`, `overrides`.
 
-    `beneath` holds nested settings by name, `file` the same as YAML, `overrides` are KEY=VALUE.
-    Raises ConfigError for a key that is no setting, a value that is not allowed, or a file that is not YAML.
+    Args:
+        overrides: Settings as KEY=VALUE.
+        file: A YAML file of settings.
+        base: Settings by name, nested or with dotted keys.
+
+    Raises:
+        ConfigError: A key does not exist, a value is not allowed, or the file is not YAML.
     """
-    given = [*_flat(beneath or {}), *_flat(_read_yaml(file) if file else {}), *map(_parse, overrides)]
+    explicit = [*_flat(_read_yaml(file) if file else {}), *map(_parse, overrides)]
+    given = [*_flat(base or {}), *explicit]
     given = [*_implied(dict(given)), *given]
     chosen, known = groups(), dict(settings())
     for key, value in given:
@@ -158,9 +185,11 @@ def compose_config(
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(str(error).strip().splitlines()[0], "write settings as KEY=VALUE") from error
     try:
-        return RunConfig.model_validate(plain)
+        config = RunConfig.model_validate(plain)
     except ValidationError as error:
         raise _described(error) from error
+    config._overrides = dict(explicit)
+    return config
 
 
 def settings_sha256(config: RunConfig) -> str:
@@ -180,16 +209,6 @@ def unread(given: Iterable[str], read: Collection[type[BaseModel]]) -> list[str]
     kinds = {name: field.annotation for name, field in RunConfig.model_fields.items() if name != "run_dir"}
     known = {name for name, kind in kinds.items() if kind in {PipelineConfig, *read}}
     return sorted(key for key in given if key != "run_dir" and key.partition(".")[0] not in known)
-
-
-def given_keys(overrides: Sequence[str], *, file: Path | None = None) -> set[str]:
-    """The dotted keys that a command sets itself, in its file or its overrides."""
-    return set(given_settings(overrides, file=file))
-
-
-def given_settings(overrides: Sequence[str], *, file: Path | None = None) -> dict[str, object]:
-    """What a command sets itself, in its file or above it in its overrides: dotted key -> plain value."""
-    return dict([*_flat(_read_yaml(file) if file else {}), *map(_parse, overrides)])
 
 
 @cache

@@ -1,11 +1,11 @@
 """From a command line to a finished run: compose the settings, find the data, hand the plan to the engine."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from streetvision.bundle.format import Bundle, bundle_folder, read_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
@@ -17,7 +17,7 @@ from streetvision.io.atomic import read_json
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest
 from streetvision.io.validators import validate_json
-from streetvision.pipeline.config import RunConfig, compose_config, given_keys, unread
+from streetvision.pipeline.config import RunConfig, unread
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine, ordered, trains
 from streetvision.pipeline.phases import PHASES
@@ -35,18 +35,16 @@ NOT_SPLIT = ("data.fractions", "data.seed", "data.unlabeled")
 """Settings of a split, which there is none of where a whole set is judged."""
 
 
-def launch_training(
-    overrides: Sequence[str], *, file: Path | None, console: Console, only: Collection[str] | None = None
-) -> ArtifactSchema:
-    """Run the phases that the settings ask for, or `only` these of them; returns the paths of the run.
+def launch_training(config: RunConfig, *, console: Console, only: Collection[str] | None = None) -> ArtifactSchema:
+    """Run the phases that `config` requests, or `only` these of them; returns the paths of the run.
 
-    Started by torchrun, every process but the first only trains beside it.
+    Started by torchrun, every process but the first only takes part in training.
     """
-    check_started(compose_config(overrides, file=file).training.hardware)
+    check_started(config.training.hardware)
     with process_group():
         if rank_and_world_size()[0] > 0:
             return _train_beside(console)
-        return _lead_training(overrides, file=file, console=console, only=only)
+        return _lead_training(config, console=console, only=only)
 
 
 def _train_beside(console: Console) -> ArtifactSchema:
@@ -64,19 +62,16 @@ def _train_beside(console: Console) -> ArtifactSchema:
     return schema
 
 
-def _lead_training(
-    overrides: Sequence[str], *, file: Path | None, console: Console, only: Collection[str] | None
-) -> ArtifactSchema:
-    config = resolve_run_config(overrides, file=file, console=console)
+def _lead_training(config: RunConfig, *, console: Console, only: Collection[str] | None) -> ArtifactSchema:
+    config = resolve_run_config(config, console=console)
     broadcast(config)
     schema = ArtifactSchema(config.root)
     drawn = config.data.root is None or _same_place(config.data.root, str(schema.scenes_dir))
     if trains(config.pipeline.phases) and config.model.backbone.source == "embedded" and not drawn:
         console.warn("the backbone that ships was taught on drawings; for photographs take model=dinov3_vits16 or kin")
     phases = ordered(config.pipeline.phases, PHASES)
-    given = given_keys(overrides, file=file)
-    _warn_of_unread(given, phases, console, also={SceneConfig, DataConfig})
-    if "data.unlabeled" in given and not config.adapts:
+    _warn_of_unread(config.overrides, phases, console, also={SceneConfig, DataConfig})
+    if "data.unlabeled" in config.overrides and not config.adapts:
         console.warn("data.unlabeled is read by phase4a_explora alone, which is not among pipeline.phases")
     wanted = phases if only is None else [phase for phase in phases if phase.id in only]
     Engine(schema, PHASES, config.sections(), console).run(wanted)
@@ -92,30 +87,26 @@ def _warn_of_unread(
         console.warn(f"{', '.join(ignored)}: not read by {', '.join(phase.id for phase in phases)}")
 
 
-def launch_evaluation(
-    bundle: Path, overrides: Sequence[str], *, data: str | None = None, console: Console
-) -> ArtifactSchema:
+def launch_evaluation(bundle: Path, config: RunConfig, *, data: str | None = None, console: Console) -> ArtifactSchema:
     """Judge a bundle on VAL_TEST of the run that it came from, or on `data`; returns the paths of the evaluation.
 
     The run is the folder above the bundle's, unless run_dir= names it because the bundle was moved. The evaluation on
     other data has a folder of its own in that run, unless run_dir= names another.
     """
     if data is not None:
-        found = read_bundle(bundle)
-        judged = {"evaluation": {"bundle": str(found.folder)}}
-        return _evaluate_elsewhere(found, overrides, judged=judged, data=data, console=console)
-    return _ask_run(bundle, overrides, phase="evaluate", section="evaluation", console=console)
+        return _evaluate_elsewhere(read_bundle(bundle), config, data=data, console=console)
+    return _ask_run(bundle, config, phase="evaluate", section="evaluation", console=console)
 
 
-def launch_reward(bundle: Path, overrides: Sequence[str], *, console: Console) -> ArtifactSchema:
+def launch_reward(bundle: Path, config: RunConfig, *, console: Console) -> ArtifactSchema:
     """Simulate the subnet's reward on VAL_TEST of the run that the bundle came from; returns the paths of that run."""
-    return _ask_run(bundle, overrides, phase="reward", section="reward", console=console)
+    return _ask_run(bundle, config, phase="reward", section="reward", console=console)
 
 
-def _ask_run(bundle: Path, overrides: Sequence[str], *, phase: str, section: str, console: Console) -> ArtifactSchema:
+def _ask_run(bundle: Path, config: RunConfig, *, phase: str, section: str, console: Console) -> ArtifactSchema:
     """Run a phase that judges a bundle in the run around it, or in the one that run_dir= names."""
     folder = bundle_folder(bundle)
-    config = compose_config(overrides, beneath={section: {"bundle": str(folder)}, "run_dir": str(folder.parent)})
+    config = config.with_defaults({section: {"bundle": folder}, "run_dir": folder.parent})
     schema = ArtifactSchema(config.root)
     read_bundle(folder)  # that there is none is worse than that its run is missing
     if not schema.splits_json.is_file():
@@ -124,23 +115,22 @@ def _ask_run(bundle: Path, overrides: Sequence[str], *, phase: str, section: str
             "name the run whose VAL_TEST it should be judged on: run_dir=..., or other images: --data ...",
         )
     phases = ordered([phase], PHASES)
-    _warn_of_unread(given_keys(overrides), phases, console)
+    _warn_of_unread(config.overrides, phases, console)
     Engine(schema, PHASES, config.sections(), console).run(phases)
     return schema
 
 
-def _evaluate_elsewhere(
-    bundle: Bundle, overrides: Sequence[str], *, judged: Mapping[str, object], data: str, console: Console
-) -> ArtifactSchema:
-    if ignored := sorted(key for key in given_keys(overrides) if key.startswith(NOT_SPLIT)):
+def _evaluate_elsewhere(bundle: Bundle, config: RunConfig, *, data: str, console: Console) -> ArtifactSchema:
+    if ignored := sorted(key for key in config.overrides if key.startswith(NOT_SPLIT)):
         raise ConfigError(f"{ignored[0]} is not read with --data: all of its images are judged", "leave it out")
     name = Path(data).expanduser().resolve().stem
-    beneath = {
-        **judged,
-        "run_dir": str(bundle.folder.parent / f"on_{name}"),
-        "data": {"root": data, "class_names": list(bundle.manifest.class_names)},
-    }
-    config = compose_config(overrides, beneath=beneath)
+    config = config.with_defaults(
+        {
+            "run_dir": bundle.folder.parent / f"on_{name}",
+            "evaluation": {"bundle": bundle.folder},
+            "data": {"root": data, "class_names": bundle.manifest.class_names},
+        }
+    )
     schema = ArtifactSchema(config.root)
     if schema.splits_json.is_file():
         raise ConfigError(
@@ -148,28 +138,27 @@ def _evaluate_elsewhere(
             "give another folder: run_dir=...",
         )
     phases = ordered(["evaluate_data"], PHASES)
-    _warn_of_unread(given_keys(overrides), phases, console)
+    _warn_of_unread(config.overrides, phases, console)
     Engine(schema, PHASES, config.sections(), console).run(phases)
     return schema
 
 
-def resolve_run_config(overrides: Sequence[str], *, file: Path | None, console: Console) -> RunConfig:
+def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
     """The configuration with its data in place.
 
     A run folder is about one data set. When it has one and the command names none, that one stands; when the command
     names another, ConfigError. Without data at all, procedural scenes are drawn into the run folder.
     """
-    config = compose_config(overrides, file=file)
     schema = ArtifactSchema(config.root)
     recorded = _recorded_data(schema)
-    named = any(key.startswith(("data.", "scenes.")) for key in given_keys(overrides, file=file))
+    named = any(key.startswith(("data.", "scenes.")) for key in config.overrides)
     if recorded is not None and not named:
-        return compose_config(overrides, file=file, beneath={"data": recorded, "run_dir": str(config.root)})
+        return config.model_copy(update={"data": recorded, "run_dir": config.root})
     root = config.data.root or str(schema.scenes_dir.absolute())
-    if recorded is not None and not _same_place(str(recorded["root"]), root):
+    if recorded is not None and not _same_place(str(recorded.root), root):
         raise ConfigError(
-            f"run folder {str(schema.output_dir)!r} is about {recorded['root']!r}, and this command asks for {root!r}",
-            f"give data.root={recorded['root']}, or a folder of its own for this run: run_dir=...",
+            f"run folder {str(schema.output_dir)!r} is about {recorded.root!r}, and this command asks for {root!r}",
+            f"give data.root={recorded.root}, or a folder of its own for this run: run_dir=...",
         )
     if config.data.root is None and (trains(config.pipeline.phases) or "data" in config.pipeline.phases):
         _draw_scenes(schema, config, console)
@@ -189,16 +178,17 @@ def _same_place(first: str, second: str) -> bool:
     return first == second or Path(first).expanduser().absolute() == Path(second).expanduser().absolute()
 
 
-def _recorded_data(schema: ArtifactSchema) -> dict[str, object] | None:
+def _recorded_data(schema: ArtifactSchema) -> DataConfig | None:
     """The data section that the run folder's splits.json was made with, if it has one."""
-    if not schema.manifest("data").is_file():
+    manifest = schema.manifest("data")
+    if not manifest.is_file():
         return None
-    recorded = read_manifest(schema.manifest("data")).config.get("DataConfig")
-    if not isinstance(recorded, dict):
+    try:
+        return DataConfig.model_validate(read_manifest(manifest).config.get("DataConfig"))
+    except ValidationError as error:
         raise ArtifactError(
-            f"{str(schema.manifest('data'))!r} does not say which data this run is about", "give another run_dir="
-        )
-    return dict(recorded)
+            f"{str(manifest)!r} does not say which data this run is about", "give another run_dir="
+        ) from error
 
 
 def answers_one_class_only(schema: ArtifactSchema) -> bool:

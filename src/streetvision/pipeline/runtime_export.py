@@ -89,7 +89,7 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
 def _context(bundle: Path, overrides: Sequence[str], console: Console) -> Context:
     """What the export may open of the run around the bundle."""
     folder = bundle_folder(bundle)
-    config = compose_config(overrides, beneath={"run_dir": str(folder.absolute().parent)})
+    config = compose_config(overrides, base={"run_dir": str(folder.absolute().parent)})
     schema = ArtifactSchema(config.root)
     read_bundle(folder)  # that there is none is worse than that its run is missing
     if not schema.splits_json.is_file():

@@ -22,7 +22,7 @@ def check_data(
 
     Without `page` it lies in outputs/, named after the data set.
     """
-    config = compose_config(overrides, beneath={"data": {"root": root}})
+    config = compose_config(overrides, base={"data": {"root": root}})
     findings = find_faults(root, config, labels=labels, embeddings=embeddings, progress=console)
     _show(findings, console)
     path = page or config.root.with_name(f"{config.root.name}_check.html")

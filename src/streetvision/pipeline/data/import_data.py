@@ -16,7 +16,7 @@ def import_data(
     source: str, folder: Path, overrides: Sequence[str], *, copy: bool, consistent: str | None, console: Console
 ) -> None:
     """Index `source` in `folder`; `consistent` is COLUMN=WORD,WORD."""
-    config = compose_config(overrides, beneath={"data": {"root": source}}).data
+    config = compose_config(overrides, base={"data": {"root": source}}).data
     consistency = None if consistent is None else _consistency(consistent)
     try:
         folder.mkdir(parents=True, exist_ok=True)
