@@ -43,13 +43,13 @@ def bench_data(progress: Progress) -> list[Figure]:
         cached, plain = _ours(rows, folder, cache), _ours(rows, folder, None)
         theirs, ceiling = _walk(_image_folder(paths, folder)), _decoder(rows, folder, cache)
         figures = []
-        for label, ours, beside_label, beside in (
+        for label, ours, baseline_label, baseline in (
             ("loader, from originals", plain, "ImageFolder, PIL, the same transforms", theirs),
             ("loader, from the cache", cached, "ImageFolder, PIL, the same transforms", theirs),
             ("loader, from the cache", cached, "decode and transform in a bare loop", ceiling),
         ):
-            seconds = interleaved_median(_walk(ours), beside)
-            figures.append(Figure(f"{label}, {IMAGES} images", seconds[0], beside_label, seconds[1]))
+            seconds = interleaved_median(_walk(ours), baseline)
+            figures.append(Figure(f"{label}, {IMAGES} images", seconds[0], baseline_label, seconds[1]))
         return [*figures, _views(read_image(cache.path(rows[0], root=folder)))]
 
 

@@ -106,10 +106,10 @@ def _adaptation(classifier: Classifier) -> list[Figure]:
     name = f"{VIT}, without labels, batch of {CACHED:,}, {AT_ONCE} views at once"
     ours = measured.pop((CACHED, AT_ONCE))
     figures = []
-    for (images, at_once), beside in measured.items():
+    for (images, at_once), baseline in measured.items():
         other = f"batch of {images}, {at_once or 'all'} at once"
-        figures.append(Figure(f"{name}: an image", ours[0], other, beside[0]))
-        figures.append(Figure(f"{name}: memory", ours[1], other, beside[1], unit="GiB"))
+        figures.append(Figure(f"{name}: an image", ours[0], other, baseline[0]))
+        figures.append(Figure(f"{name}: memory", ours[1], other, baseline[1], unit="GiB"))
     return figures
 
 

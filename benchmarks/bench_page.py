@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.figures import Curve, Figure
 from streetvision.eval.report.plots import BLUE, GREY, ORANGE, picture
-from streetvision.experiments.doc_tables import around_place, put_into_page
+from streetvision.experiments.doc_tables import split_page, write_table
 from streetvision.io.atomic import write_bytes_atomic
 
 COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", GREY)
@@ -20,14 +20,14 @@ COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", GREY)
 
 def check_place(page: Path, section: str) -> None:
     """Raise ConfigError, before anything is measured, where `page` has no place for the section."""
-    around_place(page, _mark(section))
+    split_page(page, _mark(section))
 
 
 def write_figures(page: Path, section: str, figures: Sequence[Figure]) -> None:
     """Write the section's table anew into `page`, and its picture, if there is one, beside it as SECTION.png."""
     lines = [f"{machine()}.", "", "| what | figure | beside | its figure | ratio |", "|---|---|---|---|---|"]
     lines += [
-        f"| {one.name} | {_told(one.value, one.unit)} | {one.beside} | {_told(one.beside_value, one.unit)} "
+        f"| {one.name} | {_told(one.value, one.unit)} | {one.baseline} | {_told(one.baseline_value, one.unit)} "
         f"| {_told(one.ratio)} |"
         for one in figures
     ]
@@ -35,7 +35,7 @@ def write_figures(page: Path, section: str, figures: Sequence[Figure]) -> None:
     if curves:
         write_bytes_atomic(page.parent / f"{section}.png", growth_picture(curves))
         lines += ["", f"![{section}]({section}.png)"]
-    put_into_page(page, _mark(section), "\n".join(lines) + "\n")
+    write_table(page, _mark(section), "\n".join(lines) + "\n")
 
 
 def growth_picture(curves: Sequence[Curve]) -> bytes:

@@ -77,8 +77,8 @@ def _head(rows: tuple[Row, ...], root: Path, progress: Progress) -> Figure:
         judged = FeatureBatches(features, labels, batch_size=4096)
         fit(head, batches, judged, config=config, following=Following(Silent()))
 
-    ours, beside = interleaved_median(ten_epochs, compute_features)
-    return Figure(f"ten epochs of the head, {IMAGES} images", ours, "features of the same images, once", beside)
+    ours, baseline = interleaved_median(ten_epochs, compute_features)
+    return Figure(f"ten epochs of the head, {IMAGES} images", ours, "features of the same images, once", baseline)
 
 
 def _adapters(rows: tuple[Row, ...], root: Path) -> Figure:
@@ -157,7 +157,7 @@ def _contrast() -> list[Figure]:
     """Forward and backward of the contrast, after both were seen to give the same loss and gradient."""
     label, ours, theirs = f"SimCLR loss, forward and backward, N = {CONTRASTED:,}", SimCLRLoss(TEMPERATURE), _lightly()
     if theirs is None:
-        beside, absent = f"{LIGHTLY}, which is not installed", np.nan
+        baseline, absent = f"{LIGHTLY}, which is not installed", np.nan
         seconds, memory = (
             (interleaved_median(partial(_step, ours), lambda: None, repeats=3)[0], absent),
             (_peak(ours), absent),
@@ -165,14 +165,14 @@ def _contrast() -> list[Figure]:
     else:
         for one, other in zip(_step(ours), _step(theirs), strict=True):
             torch.testing.assert_close(one, other, rtol=CLOSE, atol=1e-7)
-        beside = LIGHTLY
+        baseline = LIGHTLY
         seconds, memory = (
             interleaved_median(partial(_step, ours), partial(_step, theirs), repeats=3),
             (_peak(ours), _peak(theirs)),
         )
     return [
-        Figure(label, seconds[0], beside, seconds[1]),
-        Figure(f"{label}: memory of a step", memory[0], beside, memory[1], unit="MB"),
+        Figure(label, seconds[0], baseline, seconds[1]),
+        Figure(f"{label}: memory of a step", memory[0], baseline, memory[1], unit="MB"),
     ]
 
 

@@ -32,9 +32,9 @@ class Figure:
     name: str
     value: float
     """Median over the repeats."""
-    beside: str
-    """What `beside_value` is the figure of."""
-    beside_value: float
+    baseline: str
+    """What `baseline_value` is the figure of."""
+    baseline_value: float
     """Median over the same repeats, taken in turn."""
     unit: str = "s"
     curve: Curve | None = None
@@ -43,7 +43,7 @@ class Figure:
     @property
     def ratio(self) -> float:
         """This figure over the one beside it."""
-        return self.value / self.beside_value
+        return self.value / self.baseline_value
 
 
 def interleaved_median(

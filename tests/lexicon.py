@@ -45,6 +45,7 @@ ALLOWED = (
     "stands for",  # an abbreviation
     "look up",
     "lookup",
+    "study.tell",  # Optuna
 )
 """Phrases in which a word is the usual term."""
 

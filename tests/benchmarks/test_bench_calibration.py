@@ -14,13 +14,13 @@ def few(monkeypatch, **changes):
 def test_platt_and_its_peer_come_equally_near_the_truth(monkeypatch):
     found = few(monkeypatch, PAIRS=bench_calibration.PAIRS[:1])
     gap = found["platt: NLL above the truth x 1000, 600 rows"]
-    assert abs(gap.value - gap.beside_value) < 0.1 * gap.beside_value
+    assert abs(gap.value - gap.baseline_value) < 0.1 * gap.baseline_value
 
 
 def test_a_peer_that_is_not_there_is_named_so(monkeypatch):
     absent = ("histogram", "HistogramBinning of netcal", "no_such_package", "HistogramBinning")
     found = few(monkeypatch, PAIRS=(absent,))
     figure = found["histogram: NLL above the truth x 1000, 600 rows"]
-    assert "not installed" in figure.beside
-    assert math.isnan(figure.beside_value)
+    assert "not installed" in figure.baseline
+    assert math.isnan(figure.baseline_value)
     assert figure.value > 0

@@ -54,7 +54,7 @@ def test_what_passes_is_timed_and_what_does_not_is_told(monkeypatch):
     plain, exported = bench_inference.bench_inference(heard)
     assert plain.name == "PyTorch fp32"
     assert exported.name.startswith("onnx fp32 (MCC ")
-    assert (plain.unit, plain.value, plain.beside_value, plain.ratio) == ("images/s", 2.0, 0.5, 4.0)
+    assert (plain.unit, plain.value, plain.baseline_value, plain.ratio) == ("images/s", 2.0, 0.5, 4.0)
     assert [len(found) for found in answers] == [2, 2]
     (warning,) = heard.warnings
     assert "blank fp32 is left out: the exported graph gives logits that are not finite" in warning

@@ -15,9 +15,9 @@ SMALL = BackboneConfig(source="timm", name="test_vit", pretrained=False)
 def test_every_backbone_stands_beside_autocast_and_fp32(monkeypatch):
     monkeypatch.setattr(bench_precision, "has_fast_bf16", lambda _: True)
     figures = list(bench_precision.bench_precision((SMALL,)))
-    assert [figure.beside for figure in figures] == ["bf16 by torch's autocast", "fp32"]
+    assert [figure.baseline for figure in figures] == ["bf16 by torch's autocast", "fp32"]
     assert len({figure.value for figure in figures}) == 1
-    assert all(figure.value > 0 and figure.beside_value > 0 for figure in figures)
+    assert all(figure.value > 0 and figure.baseline_value > 0 for figure in figures)
 
 
 def test_nothing_is_timed_where_bf16_is_emulated(monkeypatch):

@@ -24,7 +24,7 @@ def test_start_up_is_measured_of_commands_that_end_as_they_should(monkeypatch):
     monkeypatch.setattr(
         bench_startup, "interleaved_median", lambda *functions: tuple(timed_once(each) for each in functions)
     )
-    assert all(figure.value > 0 and figure.beside_value > 0 for figure in bench_startup.bench_startup(Silent()))
+    assert all(figure.value > 0 and figure.baseline_value > 0 for figure in bench_startup.bench_startup(Silent()))
 
 
 def timed_once(function):

@@ -8,7 +8,15 @@ from yaml import safe_dump, safe_load
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError
 from streetvision.eval.metrics import all_metrics
-from streetvision.experiments.ablation import NO_RECORD, Request, _plan, _run_all, _settle_data, launch_ablation
+from streetvision.experiments.ablation import (
+    NO_RECORD,
+    AblationRequest,
+    data_settings,
+    execute_runs,
+    launch_ablation,
+    plan_runs,
+    requested_table,
+)
 from streetvision.experiments.ablation_run import AblationRun
 from streetvision.experiments.ablation_table import packaged_tables, read_table
 from streetvision.io.atomic import read_json
@@ -16,7 +24,7 @@ from streetvision.io.predictions import read_predictions
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.test_access_log import read_test_accesses
 
-BROKEN = {"name": "broken", "b": {"settings": ["training.learning_rate=1e30"]}, "expected": {"mcc": "+1"}}
+BROKEN = {"name": "broken", "variant": {"settings": ["training.learning_rate=1e30"]}, "expected": {"mcc": "+1"}}
 
 
 @pytest.fixture
@@ -31,15 +39,15 @@ def table(tmp_path):
 def test_an_ablation_from_its_table_to_a_page(table, tmp_path, capsys):
     """All that needs runs, in one test: they take seconds each."""
     out = tmp_path / "out"
-    assert not launch_ablation(Request(str(table), out, seeds=(0,)), Console())
-    what_came_through_is_measured_and_what_failed_is_told(out)
+    assert not launch_ablation(AblationRequest(str(table), out, seeds=(0,)), Console())
+    finished_pairs_are_measured_and_failed_ones_named(out)
     the_figures_are_those_of_the_runs_own_evaluations(out)
-    arms_with_the_same_settings_are_one_run_with_one_look(out)
+    arms_with_equal_settings_share_one_run_and_one_test_access(out)
     for log in (out / "runs").rglob("*.log"):
-        assert "not read by data" not in log.read_text()
+        assert "has no effect" not in log.read_text()
     capsys.readouterr()
     the_same_command_again_runs_nothing_and_writes_the_page(out, table, tmp_path / "page.md")
-    assert "2 runs, 2 of them there already" in capsys.readouterr().out
+    assert "2 runs, 2 of them done" in capsys.readouterr().out
 
 
 def arms_of(out):
@@ -50,43 +58,48 @@ def rows_of(out, pair):
     return {row["quantity"]: row for row in read_json(out / "ablation.json")["rows"] if row["pair"] == pair}
 
 
-def what_came_through_is_measured_and_what_failed_is_told(out):
+def finished_pairs_are_measured_and_failed_ones_named(out):
     threshold, broken = rows_of(out, "threshold"), rows_of(out, "broken")
     assert threshold["mcc"]["splits"] == 1
     assert threshold["cost"]["difference"] == 1
     assert broken["mcc"]["difference"] is None
-    assert broken["mcc"]["missing"][0].startswith("seed 0, arm b: error: the loss is")
+    assert broken["mcc"]["missing"][0].startswith("seed 0, variant: error: the loss is")
     table = (out / "ablation.md").read_text()
     assert "| tiny | calibrator | MCC |" in table
     assert "below 0.02" in table
-    assert "Left out: broken on tiny, seed 0, arm b: error: the loss is" in table
+    assert "Left out: broken on tiny, seed 0, variant: error: the loss is" in table
     assert len((out / "ablation.csv").read_text().splitlines()) == 13
 
 
 def the_figures_are_those_of_the_runs_own_evaluations(out):
-    arms = {(arm["pair"], arm["side"]): ArtifactSchema(Path(arm["run"])) for arm in arms_of(out)}
-    schema, rows = arms["threshold", "a"], rows_of(out, "threshold")
+    arms = {(arm["pair"], arm["arm"]): ArtifactSchema(Path(arm["run"])) for arm in arms_of(out)}
+    schema, rows = arms["threshold", "baseline"], rows_of(out, "threshold")
     policies = {policy["name"]: policy["metrics"] for policy in read_json(schema.evaluation_report_json)["policies"]}
-    assert rows["mcc"]["a"] == pytest.approx(policies["argmax"]["mcc"]["estimate"])
-    assert rows["mcc"]["b"] == pytest.approx(policies["threshold"]["mcc"]["estimate"])
-    assert rows_of(out, "calibrator")["ece"]["b"] == pytest.approx(policies["scrc"]["ece"]["estimate"])
+    assert rows["mcc"]["baseline"] == pytest.approx(policies["argmax"]["mcc"]["estimate"])
+    assert rows["mcc"]["variant"] == pytest.approx(policies["threshold"]["mcc"]["estimate"])
+    assert rows_of(out, "calibrator")["ece"]["variant"] == pytest.approx(policies["scrc"]["ece"]["estimate"])
     for answers in read_predictions(schema.predictions_csv):
         found = all_metrics(answers.labels, answers.probabilities, answers.decisions)
         assert found["mcc"] == pytest.approx(policies[answers.policy]["mcc"]["estimate"])
 
 
-def arms_with_the_same_settings_are_one_run_with_one_look(out):
-    runs = {(arm["pair"], arm["side"]): arm["run"] for arm in arms_of(out)}
-    assert runs["threshold", "a"] == runs["threshold", "b"] == runs["calibrator", "b"] == runs["broken", "a"]
+def arms_with_equal_settings_share_one_run_and_one_test_access(out):
+    runs = {(arm["pair"], arm["arm"]): arm["run"] for arm in arms_of(out)}
+    assert (
+        runs["threshold", "baseline"]
+        == runs["threshold", "variant"]
+        == runs["calibrator", "variant"]
+        == runs["broken", "baseline"]
+    )
     assert len(set(runs.values())) == 3
-    assert read_test_accesses(ArtifactSchema(Path(runs["threshold", "a"])).test_access_log_json) == 1
-    assert read_json(out / "ablation.json")["looks_at_val_test"] == {"tiny, seed 0": 2}
+    assert read_test_accesses(ArtifactSchema(Path(runs["threshold", "baseline"])).test_access_log_json) == 1
+    assert read_json(out / "ablation.json")["test_accesses"] == {"tiny, seed 0": 2}
 
 
 def the_same_command_again_runs_nothing_and_writes_the_page(out, table, page):
     page.write_text(f"before\n<!-- ablate {table.stem} -->\n<!-- end -->\nafter\n")
     before = (out / "ablation.md").read_text()
-    request = Request(str(table), out, seeds=(0,), pairs=("threshold", "calibrator"), page=page)
+    request = AblationRequest(str(table), out, seeds=(0,), pairs=("threshold", "calibrator"), page=page)
     assert launch_ablation(request, Console())
     assert "calibrator" in page.read_text()
     assert (out / "ablation.md").read_text() != before  # the broken pair is left out, and so is its correction
@@ -95,20 +108,22 @@ def the_same_command_again_runs_nothing_and_writes_the_page(out, table, page):
 @pytest.mark.parametrize("name", packaged_tables())
 def test_the_settings_of_every_packaged_table_compose(name, tmp_path):
     table = read_table(name).model_copy(update={"seeds": (0,)})
-    plan = _plan(table, {data: (f"data.root=drawn/{data}",) for data in table.data}, Request(name, tmp_path))
+    plan = plan_runs(
+        table, {data: (f"data.root=drawn/{data}",) for data in table.data}, AblationRequest(name, tmp_path)
+    )
     assert len(plan) == 2 * len(table.comparisons) > len(set(plan.values()))
 
 
 def test_the_example_of_few_labels_composes(tmp_path):
     example = Path(__file__).parents[2] / "examples" / "few_labels.yaml"
     table = read_table(str(example))
-    request = Request(str(example), tmp_path, overrides=("model.backbone.weights=deit.safetensors",))
-    plan = _plan(table, table.data, request)
+    request = AblationRequest(str(example), tmp_path, overrides=("model.backbone.weights=deit.safetensors",))
+    plan = plan_runs(table, table.data, request)
     assert len(plan) == 2 * 3 * 5
     assert len(set(plan.values())) == (2 + 3) * 5  # both pairs on scenes share the runs without phase 4a
 
 
-def test_settings_that_cannot_be_name_their_pair_before_anything_runs(table, tmp_path, command):
+def test_invalid_settings_name_their_pair_before_anything_runs(table, tmp_path, command):
     out = tmp_path / "out"
     code, _, err = command("dev", "ablate", table, "training.epoch=3", "--out", out, "data.root=nowhere")
     assert code == 2
@@ -121,22 +136,24 @@ def test_settings_that_cannot_be_name_their_pair_before_anything_runs(table, tmp
 
 def test_settings_that_are_the_same_however_written_are_one_run(tmp_path):
     written = ({"settings": ["training.epochs=3"]}, {"settings": ["training.epochs=0x3"]})
-    pair = {"name": "same", "a": written[0], "b": written[1], "expected": {"mcc": "+0"}}
+    pair = {"name": "same", "baseline": written[0], "variant": written[1], "expected": {"mcc": "+0"}}
     content = {"title": "t", "seeds": [0], "data": {"d": ["data.root=photos"]}, "pairs": [pair]}
     (tmp_path / "t.yaml").write_text(safe_dump(content))
     table = read_table(str(tmp_path / "t.yaml"))
-    plan = _plan(table, table.data, Request("t", tmp_path))
+    plan = plan_runs(table, table.data, AblationRequest("t", tmp_path))
     assert len(plan) == 2
     assert len(set(plan.values())) == 1
-    other = _plan(table, table.data, Request("t", tmp_path, overrides=("loader.num_workers=2",)))
-    assert {run.output_dir for run in other.values()} == {run.output_dir for run in plan.values()}  # how, not what
+    other = plan_runs(table, table.data, AblationRequest("t", tmp_path, overrides=("loader.num_workers=2",)))
+    assert {run.root for run in other.values()} == {run.root for run in plan.values()}  # how, not what
 
 
 def test_other_scenes_are_another_data_set(tmp_path):
     """Their folder is named after them: arms on the ones before are no arms on these."""
     table = read_table("smoke")
     first, again, other = (
-        _settle_data("tiny", table, Request("smoke", tmp_path, overrides=(f"scenes.count={count}",)), Console())
+        data_settings(
+            "tiny", table, AblationRequest("smoke", tmp_path, overrides=(f"scenes.count={count}",)), Console()
+        )
         for count in (4, 4, 5)
     )
     assert first == again != other
@@ -145,18 +162,16 @@ def test_other_scenes_are_another_data_set(tmp_path):
 def test_an_arm_whose_code_changed_while_it_ran_has_failed(tmp_path, monkeypatch):
     arm = AblationRun((), "0" * 64, tmp_path / "arm")
     monkeypatch.setattr("streetvision.experiments.ablation.run_in_processes", lambda *_, **__: [(arm, 0)])
-    assert _run_all([arm], 1, Console()) == {arm: NO_RECORD}
+    assert execute_runs([arm], 1, Console()) == {arm: NO_RECORD}
 
 
 def test_an_arm_cannot_choose_its_folder(tmp_path):
-    request = Request("smoke", tmp_path, overrides=("run_dir=here", "data.root=photos"))
-    with pytest.raises(ConfigError, match="names a run_dir"):
+    request = AblationRequest("smoke", tmp_path, overrides=("run_dir=here", "data.root=photos"))
+    with pytest.raises(ConfigError, match="run_dir cannot be set"):
         launch_ablation(request, Console())
 
 
 def test_ones_own_images_take_the_place_of_the_tables(tmp_path):
-    from streetvision.experiments.ablation import _asked
-
-    table = _asked(Request("specification", tmp_path, overrides=("data.root=some/photos",)))
+    table = requested_table(AblationRequest("specification", tmp_path, overrides=("data.root=some/photos",)))
     assert list(table.data) == ["photos"]
     assert all(pair.data is None for pair in table.pairs)

@@ -4,7 +4,7 @@ from yaml import safe_dump
 from streetvision.contracts.errors import ConfigError
 from streetvision.experiments.ablation_table import AblationTable, packaged_tables, read_table
 
-PAIR = {"name": "loss", "b": {"settings": ["training.loss.name=focal"]}}
+PAIR = {"name": "loss", "variant": {"settings": ["training.loss.name=focal"]}}
 TABLE = {"title": "t", "seeds": [0], "data": {"scenes": []}, "pairs": [PAIR]}
 
 
@@ -13,7 +13,7 @@ def test_every_packaged_table_is_read(name):
     assert read_table(name).comparisons
 
 
-def test_the_specifications_gains_stand_in_its_tables():
+def test_the_specifications_gains_are_in_its_tables():
     expected = [pair.expected for name in ("specification", "backbone") for pair in read_table(name).pairs]
     for claim in ({"mcc": "+6 to 8 %"}, {"mcc": "+8 to 12 %"}, {"ece": "below 0.02"}, {"cost": "a third"}):
         assert claim in expected
@@ -26,20 +26,20 @@ def test_a_table_may_be_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        ({"pairs": [PAIR, PAIR]}, "pair 'loss' stands twice"),
-        ({"seeds": [1, 1]}, "seed 1 stands twice"),
-        ({"pairs": [{"name": "loss"}]}, "arms of pair 'loss' are the same"),
+        ({"pairs": [PAIR, PAIR]}, "pair 'loss' occurs twice"),
+        ({"seeds": [1, 1]}, "seed 1 occurs twice"),
+        ({"pairs": [{"name": "loss"}]}, "pair 'loss' are the same"),
         ({"pairs": [{**PAIR, "data": ["scene"]}]}, "did you mean 'scenes'"),
         ({"pairs": [{**PAIR, "expect": {}}]}, "Extra inputs"),
         ({"pairs": []}, "at least 1 item"),
     ],
 )
-def test_what_cannot_be_a_table_is_refused_by_name(tmp_path, change, told):
+def test_an_invalid_table_is_rejected(tmp_path, change, message):
     file = tmp_path / "mine.yaml"
     file.write_text(safe_dump(TABLE | change))
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         read_table(str(file))
 
 

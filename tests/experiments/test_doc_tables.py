@@ -8,17 +8,17 @@ from benchmarks.figures import Curve, Figure
 from benchmarks.run import run_benchmarks
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Silent
-from streetvision.experiments.doc_tables import put_into_page
+from streetvision.experiments.doc_tables import write_table
 
 
 def test_a_page_gets_the_table_between_its_marks_and_keeps_the_rest(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- ablate t -->\nold\n<!-- end -->\nafter\n")
-    put_into_page(page, "ablate t", "new")
-    put_into_page(page, "ablate t", "newer")
+    write_table(page, "ablate t", "new")
+    write_table(page, "ablate t", "newer")
     assert page.read_text() == "before\n<!-- ablate t -->\n\nnewer\n<!-- end -->\nafter\n"
     with pytest.raises(ConfigError, match="no place"):
-        put_into_page(page, "ablate u", "new")
+        write_table(page, "ablate u", "new")
 
 
 def test_a_section_is_written_with_what_it_was_measured_on_and_its_picture(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""streetvision train --search: what is asked, what decides, what is left behind."""
+"""streetvision train --search: the space, the objective, the files it writes."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from yaml import safe_dump, safe_load
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.experiments import search as searching
-from streetvision.experiments.search import Choice, Range, SearchConfig, Trial, read_search
+from streetvision.experiments.search import Categorical, Range, SearchConfig, Trial, read_search
 from streetvision.io.atomic import read_json
 from tests.conftest import TINY_MODEL
 
@@ -97,7 +97,7 @@ def test_a_trial_that_fails_is_told_and_no_trial_at_all_is_an_error(one_process,
     )
     assert code == 2
     assert "trial 0: failed" in out
-    assert "no trial came through" in err
+    assert "no trial finished" in err
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_a_trial_that_fails_is_told_and_no_trial_at_all_is_an_error(one_process,
         ({"data.seed": {"low": 0, "high": 5}}, "data.seed cannot be searched"),
         ({"training.learning_rat": {"low": 1, "high": 5}}, "did you mean training.learning_rate"),
         ({"training.loss.name": {"choices": ["focal", "fokal"]}}, "fokal"),
-        ({"training.learning_rate": {"low": 0.1, "high": 0.01}}, "is no range"),
-        ({"training.weight_decay": {"low": 0.0, "high": 0.1, "log": True}}, "is no range"),
+        ({"training.learning_rate": {"low": 0.1, "high": 0.01}}, "is not a range"),
+        ({"training.weight_decay": {"low": 0.0, "high": 0.1, "log": True}}, "is not a range"),
         ({"training.epochs": {"from": 1}}, "docs/training.md"),
         ({"training.learning_rate": {"low": 0.1, "high": float("inf")}}, "finite"),
     ],
@@ -127,7 +127,7 @@ def test_the_packaged_example_is_a_search():
 
 def test_whole_numbers_stay_whole():
     config = SearchConfig(
-        trials=1, space={"a": Range(low=2, high=8), "b": Range(low=0.1, high=1), "c": Choice(choices=(1, None))}
+        trials=1, space={"a": Range(low=2, high=8), "b": Range(low=0.1, high=1), "c": Categorical(choices=(1, None))}
     )
     drawn = optuna.create_study().ask({key: part.distribution() for key, part in config.space.items()}).params
     assert isinstance(drawn["a"], int)
@@ -144,24 +144,24 @@ def test_a_trial_below_the_median_of_the_others_is_given_up(tmp_path):
             done.report(0.9, epoch)
         study.tell(done, 0.9)
     asked = study.ask()
-    watched = searching._Watched(Trial(asked.number, asked._trial_id, tmp_path, storage, prune=True))
+    watched = searching._TrialConsole(Trial(asked.number, asked._trial_id, tmp_path, storage, prune=True))
     watched.epoch({"epoch": 1, "val_select_mcc": 0.1})
     with pytest.raises(searching._BelowMedian):
         watched.epoch({"epoch": 2, "val_select_mcc": 0.2, "ema_val_select_mcc": 0.3})
     assert study.trials[6].intermediate_values == {1: 0.1, 2: 0.3}
     kept = study.ask()
-    patient = searching._Watched(Trial(kept.number, kept._trial_id, tmp_path, storage, prune=False))
+    patient = searching._TrialConsole(Trial(kept.number, kept._trial_id, tmp_path, storage, prune=False))
     for epoch in (1, 2, 3):
         patient.epoch({"epoch": epoch, "val_select_mcc": 0.1})
 
 
 def test_trials_at_a_time_with_the_same_settings_have_folders_of_their_own(tmp_path):
     study = optuna.create_study()
-    config = SearchConfig(trials=3, space={"training.ema_decay": Choice(choices=(None, 0.9))})
+    config = SearchConfig(trials=3, space={"training.ema_decay": Categorical(choices=(None, 0.9))})
     for _ in range(3):
         study.enqueue_trial({"training.ema_decay": 0.9})
     running = set()
-    asked = searching._asked(study, config, {}, tmp_path, 3, running)
+    asked = searching._next_trials(study, config, {}, tmp_path, 3, running)
     first, second = next(asked).root, next(asked).root
     assert second == first.with_name(f"{first.name}_1")
     running.discard(first)

@@ -24,10 +24,12 @@ def ablate(
     page: Annotated[Path | None, typer.Option("--page", help="A Markdown page to write the table into.")] = None,
 ) -> None:
     """Compare pairs of settings over seeds and data sets."""
-    from streetvision.experiments.ablation import Request, launch_ablation
+    from streetvision.experiments.ablation import AblationRequest, launch_ablation
 
     folder = out or Path("outputs") / f"ablation_{Path(table).stem}"
-    request = Request(table, folder, tuple(overrides or ()), tuple(pair or ()), tuple(range(seeds or 0)), jobs, page)
+    request = AblationRequest(
+        table, folder, tuple(overrides or ()), tuple(pair or ()), tuple(range(seeds or 0)), jobs, page
+    )
     if not launch_ablation(request, open_console()):
         raise typer.Exit(USER_ERROR)
 
@@ -54,4 +56,4 @@ def bench(
     console = open_console()
     for figure in run_benchmarks(section, console, page):
         console.line(section, f"{figure.name}: {figure.value:.3f} {figure.unit}")
-        console.line("", f"{figure.beside}: {figure.beside_value:.3f} {figure.unit}; ratio {figure.ratio:.3f}")
+        console.line("", f"{figure.baseline}: {figure.baseline_value:.3f} {figure.unit}; ratio {figure.ratio:.3f}")

@@ -1,34 +1,50 @@
-"""The table of an ablation: Markdown for people, CSV for others."""
+"""The table of an ablation: Markdown for people, CSV for programs."""
 
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 
-from streetvision.experiments.comparison import Comparison, Row
+from streetvision.experiments.comparison import ComparisonSettings, Row
 
 TITLES = {"mcc": "MCC", "ece": "ECE", "reward": "reward", "cost": "cost"}
 """Quantity -> its name in the table."""
 
 
-def as_markdown(rows: Sequence[Row], how: Comparison, looks: Mapping[str, int]) -> str:
-    """A row for each quantity of each pair, and what has to be known to read it."""
-    lines = [*_reading(rows, how, looks), ""]
-    lines += ["| data | pair | | a | b | difference | over splits | over images | specification |", "|---" * 9 + "|"]
-    before: tuple[str, str] | None = None
+def as_markdown(rows: Sequence[Row], settings: ComparisonSettings, test_accesses: Mapping[str, int]) -> str:
+    """A row for each quantity of each pair, below what a reader has to know."""
+    splits = sorted({row.splits for row in rows if row.splits})
+    n_splits = " to ".join(map(str, dict.fromkeys([splits[0], splits[-1]]))) if splits else "no"
+    lines = [
+        f"Each difference is variant minus baseline on the same VAL_TEST, mean over {n_splits} splits of the data; "
+        f"for cost it is variant divided by baseline. Both intervals are at {settings.level_of_each:.2%}, so that all "
+        f"{settings.comparisons} intervals of one quantity hold at once with {settings.confidence_level:.0%} "
+        '(Bonferroni). Bold: the interval over splits excludes "no difference".'
+    ]
+    if test_accesses:
+        counts = " to ".join(map(str, dict.fromkeys([min(test_accesses.values()), max(test_accesses.values())])))
+        lines.append(
+            f"Each VAL_TEST was accessed {counts} times for this table: confirm the best row on other images "
+            "before using its figure."
+        )
+    lines += [
+        "",
+        "| data | pair | | baseline | variant | difference | over splits | over images | specification |",
+        "|---" * 9 + "|",
+    ]
+    previous = ("", "")
     for row in rows:
-        here = (row.data, row.pair)
-        name = here if here != before else ("", "")
-        before = here
-        cells = [*name, TITLES[row.quantity], *_values(row), row.expected or ""]
+        name = (row.data, row.pair)
+        cells = [*(name if name != previous else ("", "")), TITLES[row.quantity], *_values(row), row.expected or ""]
         lines.append(f"| {' | '.join(cells)} |")
-    left_out = dict.fromkeys(f"{row.pair} on {row.data}, {why}" for row in rows for why in row.missing)
-    lines += ["", *(f"Left out: {one}." for one in left_out)] if left_out else []
+        previous = name
+    left_out = dict.fromkeys(f"{row.pair} on {row.data}, {reason}" for row in rows for reason in row.missing)
+    lines += ["", *(f"Left out: {reason}." for reason in left_out)] if left_out else []
     return "\n".join(lines) + "\n"
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """The same without rounding; ends of intervals are columns of their own."""
+    """The same without rounding; the ends of intervals are columns of their own."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     plain = [f.name for f in fields(Row) if f.name not in ("over_splits", "over_images", "missing")]
@@ -40,40 +56,24 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def summary_lines(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    """Pair and data set, and what came of them, for a terminal."""
+    """(pair, its differences on one data set) for the terminal."""
     for row in rows:
         if row.quantity == "mcc":
-            here = [other for other in rows if (other.data, other.pair) == (row.data, row.pair)]
-            told = [
-                f"{TITLES[one.quantity]} {_difference(one)}{'*' if one.shown else ''}" for one in here if one.splits
+            measured = [
+                f"{TITLES[other.quantity]} {_difference(other)}{'*' if other.significant else ''}"
+                for other in rows
+                if (other.data, other.pair) == (row.data, row.pair) and other.splits
             ]
-            yield row.pair, f"{row.data}: " + (", ".join(told) or "nothing was measured")
-
-
-def _reading(rows: Sequence[Row], how: Comparison, looks: Mapping[str, int]) -> Iterator[str]:
-    splits = sorted({row.splits for row in rows if row.splits})
-    counted = " to ".join(map(str, dict.fromkeys([splits[0], splits[-1]]))) if splits else "no"
-    yield (
-        f"Each difference is b less a on the same VAL_TEST, mean over {counted} splits of the data; of cost b over a. "
-        f"Both intervals are at {how.each:.2%}, so that all {how.comparisons} of one quantity hold at once with "
-        f"{how.level:.0%} (Bonferroni). Bold: the interval over splits leaves out that there is no difference."
-    )
-    if looks:
-        most, least = max(looks.values()), min(looks.values())
-        often = str(most) if most == least else f"{least} to {most}"
-        yield (
-            f"Each VAL_TEST was looked at {often} times for this: what wins here is to be judged on other images "
-            "before its figure is believed."
-        )
+            yield row.pair, f"{row.data}: " + (", ".join(measured) or "nothing was measured")
 
 
 def _values(row: Row) -> list[str]:
-    if row.a is None or row.b is None:
+    if row.baseline is None or row.variant is None:
         return ["", "", "not measured", "", ""]
     form = "{:.0f} s" if row.quantity == "cost" else "{:.3f}"
-    difference = _difference(row)
-    ends = [_ends(row, row.over_splits), _ends(row, row.over_images)]
-    return [form.format(row.a), form.format(row.b), f"**{difference}**" if row.shown else difference, *ends]
+    difference = f"**{_difference(row)}**" if row.significant else _difference(row)
+    intervals = [_interval(row, ends) for ends in (row.over_splits, row.over_images)]
+    return [form.format(row.baseline), form.format(row.variant), difference, *intervals]
 
 
 def _difference(row: Row) -> str:
@@ -81,7 +81,7 @@ def _difference(row: Row) -> str:
     return f"{row.difference:.2f} times" if row.quantity == "cost" else f"{row.difference:+.3f}"
 
 
-def _ends(row: Row, ends: tuple[float, float] | None) -> str:
+def _interval(row: Row, ends: tuple[float, float] | None) -> str:
     if ends is None:
         return ""
     form = "{:.2f}" if row.quantity == "cost" else "{:+.3f}"

@@ -1,4 +1,4 @@
-"""One arm of an ablation: an ordinary run with its evaluation, in a process of its own, and the record of it."""
+"""One run of an ablation: training and evaluation in a process of its own, and the record of it."""
 
 import resource
 import sys
@@ -24,106 +24,97 @@ PRELOADED = (
     "peft",
     "timm",
 )
-"""Modules that between them load whatever a run needs."""
+"""Modules that together import all that a run needs."""
 USER_ERROR = 2
-JUDGING = ("evaluation.", "loader.batch_size", "loader.max_megapixels")
-"""Settings that the evaluation reads, too."""
+EVALUATION_SETTINGS = ("evaluation.", "loader.batch_size", "loader.max_megapixels")
+"""Prefixes of the settings that the evaluation uses, too."""
 
 
 @dataclass(frozen=True)
 class AblationRun:
-    """A run that an ablation wants."""
+    """A run that an ablation needs."""
 
     overrides: tuple[str, ...]
     """KEY=VALUE; run_dir is `root`."""
     settings_sha256: str
-    """Digest of what they compose to."""
+    """Digest of the composed settings."""
     root: Path
-    """The run folder; record and log stand beside it under the same name."""
+    """The run folder; record and log have the same name with another suffix."""
 
     @property
-    def record(self) -> Path:
+    def record_file(self) -> Path:
         """Written last."""
         return self.root.with_name(f"{self.root.name}.json")
 
     @property
     def log(self) -> Path:
-        """What the run said."""
+        """Output of the run."""
         return self.root.with_name(f"{self.root.name}.log")
 
-    def done(self) -> "AblationRecord | None":
-        """The record, if this code has finished these settings."""
+    def record(self) -> "AblationRecord | None":
+        """The record, if this code has finished these settings; else None."""
         try:
-            found = validate_json(self.record, AblationRecord)
+            record = validate_json(self.record_file, AblationRecord)
         except ArtifactError:
             return None
-        same = (found.settings_sha256, found.code_sha256) == (self.settings_sha256, code_sha256())
-        return found if same and ArtifactSchema(self.root).predictions_csv.is_file() else None
+        same = (record.settings_sha256, record.code_sha256) == (self.settings_sha256, code_sha256())
+        return record if same and ArtifactSchema(self.root).predictions_csv.is_file() else None
 
 
 class AblationRecord(Artifact):
-    """NAME.json beside a run folder."""
+    """NAME.json next to a run folder."""
 
     settings_sha256: Digest
     code_sha256: Digest
     overrides: tuple[str, ...]
-    rest: int = Field(ge=1)
-    """Images that do not stand in VAL_TEST."""
+    images_outside_val_test: int = Field(ge=1)
     cost: float | None
-    """Seconds from the images to the bundle, the check of the data left out: of the processor, on a GPU of the clock.
-    None where the run did not go through in one go."""
+    """Seconds from the images to the bundle, without the data check: CPU time, on a GPU wall time.
+    None when the run was interrupted."""
 
 
-def execute_run(arm: AblationRun, threads: int) -> None:
-    """Train, evaluate and write the record; to be called in a process of its own, whose output becomes the log.
+def execute_run(run: AblationRun, threads: int) -> None:
+    """Train, evaluate and write the record; call it in a process of its own, whose output becomes the log.
 
-    Ends the process with exit code 2 and one line for what a user can mend.
+    Ends the process with exit code 2 and one line for a user error.
     """
-    write_output_to(arm.log)
+    write_output_to(run.log)
     import torch
 
     from streetvision.pipeline.config import compose_config
-    from streetvision.pipeline.run import launch_evaluation  # loads Lightning, which who starts the arms never needs
+    from streetvision.pipeline.run import launch_evaluation, launch_training  # imports Lightning: only needed here
 
     torch.set_num_threads(threads)
+    schema, is_new = ArtifactSchema(run.root), not run.root.exists()
     try:
-        cost = _train(arm)
-        judging = [setting for setting in arm.overrides if setting.startswith(JUDGING)]
-        launch_evaluation(ArtifactSchema(arm.root).export_dir, compose_config(judging), console=Console())
+        training = [setting for setting in run.overrides if not setting.startswith("evaluation.")]
+        config = compose_config([*training, f"run_dir={run.root}"])
+        # The data phase runs first and apart, because the cost leaves it out.
+        launch_training(config, console=Console(), only={"data"})
+        started = _seconds()
+        launch_training(config, console=Console())
+        cost = _seconds() - started if is_new else None
+        evaluation = [setting for setting in run.overrides if setting.startswith(EVALUATION_SETTINGS)]
+        launch_evaluation(schema.export_dir, compose_config(evaluation), console=Console())
     except StreetVisionError as error:
         print(f"error: {error.message}", flush=True)  # noqa: T201 (the log)
         sys.exit(USER_ERROR)
-    splits = ArtifactSchema(arm.root).splits_json
-    partition = partition_from_json(read_json(splits), splits)
+    partition = partition_from_json(read_json(schema.splits_json), schema.splits_json)
     record = AblationRecord(
-        settings_sha256=arm.settings_sha256,
+        settings_sha256=run.settings_sha256,
         code_sha256=code_sha256(),
-        overrides=arm.overrides,
-        rest=sum(role is not Split.VAL_TEST for role in partition.roles),
+        overrides=run.overrides,
+        images_outside_val_test=sum(role is not Split.VAL_TEST for role in partition.roles),
         cost=cost,
     )
-    write_json_atomic(arm.record, record.model_dump(mode="json"))
-
-
-def _train(arm: AblationRun) -> float | None:
-    """Train up to the bundle; returns what it cost."""
-    from streetvision.pipeline.config import compose_config
-    from streetvision.pipeline.run import launch_training
-
-    afresh = not arm.root.exists()
-    of_training = [setting for setting in arm.overrides if not setting.startswith("evaluation.")]
-    config = compose_config([*of_training, f"run_dir={arm.root}"])
-    launch_training(config, console=Console(), only={"data"})
-    started = _seconds()
-    launch_training(config, console=Console())
-    return _seconds() - started if afresh else None
+    write_json_atomic(run.record_file, record.model_dump(mode="json"))
 
 
 def _seconds() -> float:
-    """Of the processor, for this process and those it has started; of the clock where a GPU does the work."""
+    """CPU time of this process and its children; wall time where a GPU does the work."""
     from streetvision.models.device import pick_device
 
     if pick_device().type != "cpu":
         return time.perf_counter()
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)

@@ -1,4 +1,4 @@
-"""What an ablation compares: pairs of arms, each a list of settings, over data sets and seeds; declared in YAML."""
+"""What an ablation compares: pairs of settings over data sets and seeds, declared in YAML."""
 
 from collections import Counter
 from importlib import resources
@@ -11,64 +11,63 @@ from streetvision.contracts.errors import ConfigError, unknown_name
 from streetvision.io.yaml_files import read_declared
 
 Quantity = Literal["mcc", "ece", "reward", "cost"]
-"""MCC and calibration error on VAL_TEST, the subnet's reward there, and the time from the images to the bundle."""
+"""MCC and ECE on VAL_TEST, the subnet reward there, and the time from the images to the bundle."""
 
 
-class Declared(BaseModel):
+class TableSection(BaseModel):
     """A part of a table; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Arm(Declared):
-    """One side of a pair: an ordinary run, and which of its answers count."""
+class Arm(TableSection):
+    """One side of a pair: an ordinary run, and which of its policies is compared."""
 
     settings: tuple[str, ...] = ()
-    """KEY=VALUE, as `streetvision train` takes them."""
-    judge: Literal["shipped", "argmax", "threshold"] = "shipped"
-    """The bundle's policy; the larger logit of a single view; phase 2's threshold on that. All come of one run."""
+    """KEY=VALUE, as for `streetvision train`."""
+    policy: Literal["shipped", "argmax", "threshold"] = "shipped"
+    """shipped: the bundle's; argmax: the larger logit of the single view; threshold: phase 2's on the single view."""
 
 
-class Pair(Declared):
-    """Two arms that differ in one thing; every difference is that of b less that of a."""
+class Pair(TableSection):
+    """Two arms that differ in one thing; every difference is the variant minus the baseline."""
 
     name: str
-    both: tuple[str, ...] = ()
-    """Settings of both arms, beneath their own."""
-    a: Arm = Arm()
+    shared: tuple[str, ...] = ()
+    """Settings of both arms; the arm's own settings win over them."""
+    baseline: Arm = Arm()
     """Without the thing."""
-    b: Arm = Arm()
+    variant: Arm = Arm()
     """With it."""
     data: tuple[str, ...] | None = None
     """Names of data sets; null takes all."""
     expected: dict[Quantity, str] = {}
-    """What the specification says of it, to stand beside what was measured."""
+    """The gain that the specification expects; printed next to the measured one."""
 
     @model_validator(mode="after")
-    def _differ(self) -> Self:
-        if self.a == self.b:
-            raise ConfigError(f"the arms of pair {self.name!r} are the same", "give one of them other settings")
+    def _arms_differ(self) -> Self:
+        if self.baseline == self.variant:
+            raise ConfigError(f"baseline and variant of pair {self.name!r} are the same", "change the settings of one")
         return self
 
 
-class AblationTable(Declared):
+class AblationTable(TableSection):
     """A table of pairs."""
 
     title: str
     seeds: tuple[int, ...] = Field(min_length=1)
-    """pipeline.seed of each repetition: its own split of the data, its own weights."""
+    """pipeline.seed of each repetition: another split of the data, other initial weights."""
     common: tuple[str, ...] = ()
-    """Settings of all arms, beneath their own."""
+    """Settings of all arms; those of a pair or an arm win over them."""
     data: dict[str, tuple[str, ...]] = Field(min_length=1)
     """Name -> settings: data.root=... of a labelled set, or scenes.*=... of scenes that are drawn once."""
     pairs: tuple[Pair, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> Self:
-        names = [pair.name for pair in self.pairs]
-        for what, values in (("pair", names), ("seed", self.seeds)):
-            if doubled := [value for value, count in Counter(values).items() if count > 1]:
-                raise ConfigError(f"{what} {doubled[0]!r} stands twice in the table", "name each once")
+    def _names_are_known_and_unique(self) -> Self:
+        for kind, values in (("pair", [pair.name for pair in self.pairs]), ("seed", self.seeds)):
+            if repeated := [value for value, count in Counter(values).items() if count > 1]:
+                raise ConfigError(f"{kind} {repeated[0]!r} occurs twice in the table", "list each once")
         for pair in self.pairs:
             for name in pair.data or ():
                 if name not in self.data:
@@ -77,11 +76,11 @@ class AblationTable(Declared):
 
     @property
     def comparisons(self) -> list[tuple[Pair, str]]:
-        """Every pair with the name of every data set that it is met on."""
+        """Every pair with the name of every data set that it is compared on."""
         return [(pair, name) for pair in self.pairs for name in self.data if pair.data is None or name in pair.data]
 
     def only(self, names: tuple[str, ...]) -> Self:
-        """The table with these pairs alone; raises ConfigError for a name that is none of its pairs."""
+        """The table with these pairs alone; raises ConfigError for an unknown name."""
         known = {pair.name: pair for pair in self.pairs}
         for name in names:
             if name not in known:
@@ -90,15 +89,15 @@ class AblationTable(Declared):
 
 
 def read_table(name: str) -> AblationTable:
-    """The packaged table of that name, or the one in a YAML file; raises ConfigError where it is none."""
+    """The packaged table of that name, or the table in a YAML file; raises ConfigError when there is none."""
     known = packaged_tables()
     path = Path(name) if name.endswith((".yaml", ".yml")) else known.get(name)
     if path is None:
         raise unknown_name("ablation table", name, [*known, "or a file NAME.yaml"])
-    return read_declared(path, AblationTable, hint="docs/ablations.md shows what a table holds")
+    return read_declared(path, AblationTable, hint="docs/ablations.md shows the format of a table")
 
 
 def packaged_tables() -> dict[str, Path]:
-    """Name -> file of each table that comes with the package."""
+    """Name -> file of each table in the package."""
     folder = Path(str(resources.files("streetvision"))) / "configs" / "ablation"
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}

@@ -1,7 +1,7 @@
-"""From what two arms answered on the same images to their paired differences, with intervals."""
+"""Paired differences between two arms on the same images, with intervals over splits and over images."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -17,19 +17,30 @@ from streetvision.io.predictions import Answers
 from streetvision.subnet.reward import Challenges, standing
 
 STREAMS, STEPS = 200, 400
-"""Of challenges, by which the reward of an arm is simulated; both arms of a split meet the same."""
+"""Challenge streams that the reward of an arm is simulated on; both arms of a split get the same streams."""
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What one arm showed on VAL_TEST of one split."""
+class ArmResult:
+    """What one arm predicted on VAL_TEST of one split."""
 
-    answers: Answers
-    rest: int
-    """Images of the split's other roles."""
+    predictions: Answers
+    images_outside_val_test: int
     cost: float | None
-    """Seconds from the images to the bundle; None where the run did not go through in one go."""
+    """Seconds from the images to the bundle; None when the run was interrupted."""
+
+
+@dataclass(frozen=True)
+class PairResults:
+    """The results of both arms of a pair on one data set, split by split."""
+
+    data: str
+    pair: Pair
+    splits: Mapping[int, tuple[ArmResult, ArmResult]]
+    """Seed -> (baseline, variant); only splits on which both arms finished."""
+    missing: tuple[str, ...] = ()
+    """Why splits are left out."""
 
 
 @dataclass(frozen=True)
@@ -40,125 +51,109 @@ class Row:
     pair: str
     quantity: Quantity
     splits: int
-    """Splits on which both arms came through."""
-    a: float | None = None
+    """Splits on which both arms finished."""
+    baseline: float | None = None
     """Mean over the splits."""
-    b: float | None = None
+    variant: float | None = None
     difference: float | None = None
-    """The mean of b - a over the splits; of cost the geometric mean of b / a. None where nothing was measured."""
+    """Mean over the splits of variant minus baseline; for cost the geometric mean of variant / baseline.
+    None when nothing was measured."""
     over_splits: tuple[float, float] | None = None
-    """Interval for other splits and other first weights; None where the splits show no spread."""
+    """Interval for other splits and other initial weights; None when the splits show no spread."""
     over_images: tuple[float, float] | None = None
-    """Interval for these very models on other images; MCC and ECE only."""
+    """Interval for these same models on other images; MCC and ECE only."""
     expected: str | None = None
-    """What the specification says."""
+    """The gain that the specification expects."""
     missing: tuple[str, ...] = ()
     """Why splits are left out."""
 
     @property
-    def shown(self) -> bool:
-        """Whether the interval over splits leaves out that there is no difference."""
-        nothing = 1.0 if self.quantity == "cost" else 0.0
-        return self.over_splits is not None and not self.over_splits[0] <= nothing <= self.over_splits[1]
+    def significant(self) -> bool:
+        """Whether the interval over splits excludes "no difference"."""
+        no_difference = 1.0 if self.quantity == "cost" else 0.0
+        return self.over_splits is not None and not self.over_splits[0] <= no_difference <= self.over_splits[1]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonSettings:
     """How pairs are compared."""
 
     comparisons: int
     """Pairs times data sets: every interval is widened so that all of one quantity hold at once (Bonferroni)."""
-    level: float = 0.95
-    """Chance that all of one quantity hold."""
+    confidence_level: float = 0.95
+    """Probability that all intervals of one quantity hold."""
     n_resamples: int = 1000
     seed: int = 0
 
     @property
-    def each(self) -> float:
-        """Level of one interval."""
-        return 1 - (1 - self.level) / self.comparisons
+    def level_of_each(self) -> float:
+        """Confidence level of one interval."""
+        return 1 - (1 - self.confidence_level) / self.comparisons
 
 
-@dataclass(frozen=True)
-class Met:
-    """A pair on a data set: what both arms showed, split by split."""
-
-    data: str
-    pair: Pair
-    splits: Mapping[int, tuple[Shown, Shown]]
-    """By seed; those on which both arms came through."""
-    missing: tuple[str, ...] = ()
-
-
-def compare(met: Met, how: Comparison) -> list[Row]:
+def compare(results: PairResults, settings: ComparisonSettings) -> list[Row]:
     """A row for each quantity.
 
     Raises:
-        ConfigError: the arms of a split were judged on different images.
+        ConfigError: the arms of a split were evaluated on different images.
     """
-    _check_same_images(met)
-    both = list(met.splits.values())
-    images = _over_images(both, how) if both else {}
-    return [_row(quantity, met, how, images.get(quantity)) for quantity in QUANTITIES]
+    for seed, (a, b) in results.splits.items():
+        same_paths = a.predictions.paths == b.predictions.paths
+        if not same_paths or not np.array_equal(a.predictions.labels, b.predictions.labels):
+            raise ConfigError(
+                f"the arms of pair {results.pair.name!r} have different images of {results.data!r} with seed {seed}",
+                "move settings of data.* from the arm to the data set",
+            )
+    over_images = _over_images(results, settings) if results.splits else {}
+    return [_row(quantity, results, settings, over_images.get(quantity)) for quantity in QUANTITIES]
 
 
-def figures(shown: Shown) -> dict[Quantity, float]:
-    """The quantities of one arm on one split; nan where one is not defined."""
-    answers = shown.answers
-    found = all_metrics(answers.labels, answers.probabilities, answers.decisions)
-    cost = math.nan if shown.cost is None else shown.cost
-    return {"mcc": found["mcc"], "ece": found["ece"], "reward": _reward(answers), "cost": cost}
+def quantities(result: ArmResult) -> dict[Quantity, float]:
+    """The quantities of one arm on one split; nan where one is undefined."""
+    predictions, reward = result.predictions, math.nan
+    metrics = all_metrics(predictions.labels, predictions.probabilities, predictions.decisions)
+    if len(np.unique(predictions.labels)) == 2:
+        # The mean score over streams of undistorted images.
+        challenges = Challenges.draw(predictions.labels, streams=STREAMS, steps=STEPS, seed=0)
+        reward = standing(challenges.rewards(predictions.decisions)).mean
+    cost = math.nan if result.cost is None else result.cost
+    return {"mcc": metrics["mcc"], "ece": metrics["ece"], "reward": reward, "cost": cost}
 
 
-def _reward(answers: Answers) -> float:
-    """The mean score of streams of challenges over the images as they are, with nothing done to them on the way."""
-    if len(np.unique(answers.labels)) < 2:
-        return math.nan
-    challenges = Challenges.draw(answers.labels, streams=STREAMS, steps=STEPS, seed=0)
-    return standing(challenges.rewards(answers.decisions)).mean
-
-
-def _row(quantity: Quantity, met: Met, how: Comparison, images: Difference | None) -> Row:
-    values = np.array([[figures(shown)[quantity] for shown in both] for both in met.splits.values()]).reshape(-1, 2)
+def _row(quantity: Quantity, results: PairResults, settings: ComparisonSettings, over_images: Difference | None) -> Row:
+    values = np.array([[quantities(arm)[quantity] for arm in arms] for arms in results.splits.values()]).reshape(-1, 2)
     values = values[np.isfinite(values).all(axis=1)]
-    nothing = Row(met.data, met.pair.name, quantity, 0, expected=met.pair.expected.get(quantity), missing=met.missing)
+    expected = results.pair.expected.get(quantity)
+    row = Row(results.data, results.pair.name, quantity, 0, expected=expected, missing=results.missing)
     if not len(values):
-        return nothing
-    ratios = quantity == "cost"
-    differences = np.diff(np.log(values) if ratios else values, axis=1).ravel()
-    judged = [len(a.answers.labels) / a.rest for a, _ in met.splits.values()]
-    found = corrected_t_interval(differences.tolist(), tested=float(np.mean(judged)), level=how.each)
-    scale = math.exp if ratios else float
+        return row
+    # Costs are compared as ratios, so their interval is made on logarithms.
+    is_ratio = quantity == "cost"
+    scale = math.exp if is_ratio else float
+    differences = np.diff(np.log(values) if is_ratio else values, axis=1).ravel()
+    tested = [len(a.predictions.labels) / a.images_outside_val_test for a, _ in results.splits.values()]
+    interval = corrected_t_interval(differences.tolist(), tested=float(np.mean(tested)), level=settings.level_of_each)
     return replace(
-        nothing,
+        row,
         splits=len(values),
-        a=float(values[:, 0].mean()),
-        b=float(values[:, 1].mean()),
-        difference=scale(found.estimate),
-        over_splits=None if math.isnan(found.low) else (scale(found.low), scale(found.high)),
-        over_images=None if images is None or math.isnan(images.low) else (images.low, images.high),
+        baseline=float(values[:, 0].mean()),
+        variant=float(values[:, 1].mean()),
+        difference=scale(interval.estimate),
+        over_splits=None if math.isnan(interval.low) else (scale(interval.low), scale(interval.high)),
+        over_images=None if over_images is None or math.isnan(over_images.low) else (over_images.low, over_images.high),
     )
 
 
-def _over_images(both: Sequence[tuple[Shown, Shown]], how: Comparison) -> dict[str, Difference]:
-    """Resamples of the images of all splits, whole groups together; an image of several VAL_TESTs is one image."""
-    pairings = [Pairing(a.answers.labels, _judged(b.answers), _judged(a.answers)) for a, b in both]
+def _over_images(results: PairResults, settings: ComparisonSettings) -> dict[str, Difference]:
+    """Resample the images of all splits, whole groups together; an image in several VAL_TESTs is one image."""
+    arms = [(a.predictions, b.predictions) for a, b in results.splits.values()]
+    pairings = [
+        Pairing(a.labels, Predictions(b.probabilities, b.decisions), Predictions(a.probabilities, a.decisions))
+        for a, b in arms
+    ]
     groups = [
         ("group", group) if group is not None else ("image", path)
-        for a, _ in both
-        for group, path in zip(a.answers.groups, a.answers.paths, strict=True)
+        for a, _ in arms
+        for group, path in zip(a.groups, a.paths, strict=True)
     ]
-    return mean_difference(pairings, Resampling(groups, how.n_resamples, how.each, how.seed))
-
-
-def _judged(answers: Answers) -> Predictions:
-    return Predictions(answers.probabilities, answers.decisions)
-
-
-def _check_same_images(met: Met) -> None:
-    for seed, (a, b) in met.splits.items():
-        if a.answers.paths != b.answers.paths or not np.array_equal(a.answers.labels, b.answers.labels):
-            raise ConfigError(
-                f"the arms of pair {met.pair.name!r} were judged on different images of {met.data!r} with seed {seed}",
-                "settings of data.* belong to the data set, not to an arm",
-            )
+    return mean_difference(pairings, Resampling(groups, settings.n_resamples, settings.level_of_each, settings.seed))
