@@ -1,51 +1,72 @@
-# Every target makes the environment it needs from a bare python3, and is quick when nothing changed.
+# Every target creates the environment it needs from a bare python3, and is quick when nothing changed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 COVERED := contracts io eval calibration
-unexport PYTHONDONTWRITEBYTECODE # else each of the suite's processes compiles the libraries anew
+unexport PYTHONDONTWRITEBYTECODE # otherwise each process of the suite compiles the libraries again
 
-.PHONY: demo test coverage check docs statistical chaos fuzz lock clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast statistical coverage chaos fuzz check format lint typecheck audit docs build lock clean
 
-demo: $(VENV)/.ready
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.ready ## run every phase on procedural scenes and write the report
 	@$(BIN)/streetvision demo
 
-test: $(VENV)/.ready
+test: $(VENV)/.ready ## run the whole test suite
 	@OMP_NUM_THREADS=1 $(BIN)/pytest
 
-coverage: $(VENV)/.ready
+test-fast: $(VENV)/.ready ## run the tests that need no trained run
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow"
+
+statistical: $(VENV)/.ready ## run the tests of statistical claims
+	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/statistical
+
+coverage: $(VENV)/.ready ## measure branch coverage of contracts, io, eval and calibration
 	@$(BIN)/coverage erase
 	@OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(COVERED:%=tests/%)
 	@$(BIN)/coverage combine --quiet
-	@for floor in $(COVERED); do $(BIN)/coverage report --include="*/streetvision/$$floor/*" || exit 1; done
+	@for package in $(COVERED); do $(BIN)/coverage report --include="*/streetvision/$$package/*" || exit 1; done
 
-statistical: $(VENV)/.ready
-	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/statistical
-
-chaos: $(VENV)/.ready
+chaos: $(VENV)/.ready ## kill 100 runs at random moments and resume them
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.chaos --runs 100
 
-fuzz: $(VENV)/.ready
+fuzz: $(VENV)/.ready ## read mutated images and files
 	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.robustness.fuzz images --n 5000 2>$(VENV)/fuzz.log
 	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.robustness.fuzz files --n 2000 2>>$(VENV)/fuzz.log
 
-check: $(VENV)/.ready
+check: lint typecheck ## lint and typecheck
+
+format: $(VENV)/.ready ## format the code and sort imports
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format .
+
+lint: $(VENV)/.ready ## check style and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+typecheck: $(VENV)/.ready ## check types with mypy, strict
+	@$(BIN)/mypy
+
+audit: $(VENV)/.ready ## check the locked packages for known vulnerabilities (needs the network)
 	@$(BIN)/python scripts/audit_dependencies.py
 
-docs: $(VENV)/.ready
+docs: $(VENV)/.ready ## build the documentation in outputs/site
 	@$(BIN)/python -m sphinx -q -W -b html docs outputs/site
 	@echo "site          outputs/site/index.html"
 
-lock: $(VENV)/.ready
+build: $(VENV)/.ready ## build wheel and source distribution in outputs/dist
+	@$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir outputs/dist
+	@ls outputs/dist
+
+lock: $(VENV)/.ready ## resolve requirements.lock
 	@$(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url \
 		--no-annotate --no-header pyproject.toml -o requirements.lock
 
-clean:
+clean: ## remove .venv and outputs
 	rm -rf $(VENV) outputs
 
 $(VENV)/.ready: requirements.lock pyproject.toml

@@ -35,6 +35,18 @@ def reseal(folder, change):
     write_json_atomic(folder / "bundle.json", content)
 
 
+SLOW_FIXTURES = {"finished_run", "real_data", "browser"}
+SLOW_FOLDERS = ("pipeline", "experiments", "robustness", "training", "subnet", "bundle", "serving", "benchmarks")
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests that train a model or start processes: `make test-fast` leaves them out."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in SLOW_FOLDERS or SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def command(capsys):
     """Run the command line in this process; returns (exit code, standard output, standard error)."""
