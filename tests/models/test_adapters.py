@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from streetvision.contracts.errors import ConfigError, StreetVisionError
-from streetvision.models.adapters import attach, block_names, last_blocks, merge
+from streetvision.models.adapters import attach_adapters, block_names, last_blocks, merge_adapters, merged_state_dict
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import ADAPTERS, AdapterConfig, ModelConfig
 from streetvision.models.module import load_classifier
@@ -16,8 +16,8 @@ def classifier(depth=2):
     return load_classifier(ModelConfig(backbone=backbone)).eval()
 
 
-def learn_something(model):
-    """Move what learns as far as a few hundred steps would."""
+def train_adapters(model):
+    """Change the trainable parameters about as much as a few hundred steps would."""
     with torch.no_grad():
         for parameter in model.backbone.parameters():
             if parameter.requires_grad:
@@ -25,21 +25,21 @@ def learn_something(model):
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
-def test_attaching_changes_nothing_and_merging_keeps_what_was_learnt(method):
+def test_attaching_does_not_change_logits_and_merging_keeps_the_trained_logits(method):
     model = classifier()
     names, before = set(model.state_dict()), model(IMAGES).detach()
-    adapted = attach(model.backbone, AdapterConfig(method=method, rank=4))
+    adapted = attach_adapters(model.backbone, AdapterConfig(method=method, rank=4))
     torch.testing.assert_close(model(IMAGES).detach(), before, rtol=1e-3, atol=1e-4)
     assert len(adapted) == 2 * 6
-    learning = [name for name, p in model.backbone.named_parameters() if p.requires_grad]
-    assert learning
-    assert all("lora" in name for name in learning)
-    learn_something(model)
-    learnt = model(IMAGES).detach()
-    assert not torch.allclose(learnt, before, atol=1e-3)
-    assert merge(model, IMAGES) < 1e-4
+    trainable = [name for name, p in model.backbone.named_parameters() if p.requires_grad]
+    assert trainable
+    assert all("lora" in name for name in trainable)
+    train_adapters(model)
+    trained = model(IMAGES).detach()
+    assert not torch.allclose(trained, before, atol=1e-3)
+    assert merge_adapters(model, IMAGES) < 1e-4
     assert set(model.state_dict()) == names
-    torch.testing.assert_close(model(IMAGES).detach(), learnt, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model(IMAGES).detach(), trained, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -47,39 +47,39 @@ def test_attaching_changes_nothing_and_merging_keeps_what_was_learnt(method):
     [{"rank": 2}, {"method": "dora"}, {"targets": ("q_proj",)}, {"last_blocks": 1}],
     ids=lambda c: next(iter(c)),
 )
-def test_every_setting_changes_what_learns(change):
+def test_settings_that_change_the_trainable_parameters(change):
     def shapes(config):
         model = classifier()
-        attach(model.backbone, config)
+        attach_adapters(model.backbone, config)
         return {n: tuple(p.shape) for n, p in model.backbone.named_parameters() if p.requires_grad}
 
-    plain = AdapterConfig(rank=4)
-    assert shapes(plain) != shapes(plain.model_copy(update=change))
+    base = AdapterConfig(rank=4)
+    assert shapes(base) != shapes(base.model_copy(update=change))
 
 
 @pytest.mark.parametrize(
     "change", [{"alpha": 8.0}, {"method": "rslora"}, {"dropout": 0.5}], ids=lambda c: next(iter(c))
 )
-def test_every_setting_changes_what_is_computed(change):
-    def answer(config):
+def test_settings_that_change_the_logits(change):
+    def logits(config):
         model = classifier()
         torch.manual_seed(1)
-        attach(model.backbone, config)
+        attach_adapters(model.backbone, config)
         for name, parameter in model.backbone.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.constant_(parameter, 0.1)
         torch.manual_seed(2)
         return model.train()(IMAGES)
 
-    plain = AdapterConfig(rank=4)
-    assert not torch.equal(answer(plain), answer(plain.model_copy(update=change)))
+    base = AdapterConfig(rank=4)
+    assert not torch.equal(logits(base), logits(base.model_copy(update=change)))
 
 
 def test_the_last_blocks_are_the_deepest():
     model = classifier(depth=3)
-    attach(model.backbone, AdapterConfig(rank=2, last_blocks=1))
-    learning = {name.split(".lora")[0] for name, p in model.backbone.named_parameters() if p.requires_grad}
-    assert all(".2." in name for name in learning)
+    attach_adapters(model.backbone, AdapterConfig(rank=2, last_blocks=1))
+    trainable = {name.split(".lora")[0] for name, p in model.backbone.named_parameters() if p.requires_grad}
+    assert all(".2." in name for name in trainable)
 
 
 @pytest.mark.parametrize(
@@ -90,17 +90,17 @@ def test_the_last_blocks_are_the_deepest():
         (["n.head"], []),
     ],
 )
-def test_blocks_are_read_from_the_backbones_own_names(targets, blocks):
+def test_block_names_come_from_layer_names(targets, blocks):
     assert list(block_names(targets)) == blocks
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"targets": ("qkv",)}, "there is no linear layer 'qkv'"), ({"last_blocks": 9}, "this backbone has 2")],
+    [({"targets": ("qkv",)}, "there is no linear layer 'qkv'"), ({"last_blocks": 9}, "this backbone has 2 blocks")],
 )
-def test_what_the_backbone_does_not_have_is_refused(settings, message):
+def test_layers_and_blocks_that_do_not_exist_are_rejected(settings, message):
     with pytest.raises(ConfigError, match=message):
-        attach(classifier().backbone, AdapterConfig(**settings))
+        attach_adapters(classifier().backbone, AdapterConfig(**settings))
 
 
 def test_an_unknown_method_lists_the_choices():
@@ -108,15 +108,36 @@ def test_an_unknown_method_lists_the_choices():
         AdapterConfig(method="adalora")
 
 
-def test_more_blocks_than_there_are_is_an_error():
+def test_too_many_last_blocks_are_an_error():
     with pytest.raises(ConfigError, match="has 1"):
         last_blocks(["n.blocks.0.fc"], 2)
 
 
-def test_a_merge_that_moves_a_logit_is_an_error(monkeypatch):
+def test_a_merge_that_changes_a_logit_is_an_error(monkeypatch):
     model = classifier()
-    attach(model.backbone, AdapterConfig(rank=4))
-    learn_something(model)
+    attach_adapters(model.backbone, AdapterConfig(rank=4))
+    train_adapters(model)
     monkeypatch.setattr("peft.tuners.lora.Linear.merge", lambda *_, **__: None)
-    with pytest.raises(StreetVisionError, match="merging the adapters moves a logit"):
-        merge(model, IMAGES)
+    with pytest.raises(StreetVisionError, match="at most 1e-04 is allowed"):
+        merge_adapters(model, IMAGES)
+
+
+def test_the_merged_state_dict_has_the_trained_values_and_leaves_the_classifier_as_it_is():
+    model = classifier()
+    names = set(model.state_dict())
+    plain, error = merged_state_dict(model, {"head.2.bias": torch.ones(2)}, None)
+    assert (set(plain), error) == (names, None)
+    assert torch.equal(plain["head.2.bias"], torch.ones(2))
+    assert not torch.equal(model.state_dict()["head.2.bias"], torch.ones(2))
+
+    attach_adapters(model.backbone, AdapterConfig(rank=4))
+    trained = {name: value + 0.05 for name, value in model.state_dict().items() if "lora_" in name}
+    before = model(IMAGES).detach()
+    merged, error = merged_state_dict(model, trained, IMAGES)
+    assert set(merged) == names
+    assert error < 1e-4
+    assert torch.equal(model(IMAGES).detach(), before)
+    model.load_state_dict(trained, strict=False)
+    expected = classifier()
+    expected.load_state_dict(merged)
+    torch.testing.assert_close(expected(IMAGES), model(IMAGES), rtol=1e-3, atol=1e-4)

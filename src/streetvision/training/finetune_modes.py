@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from streetvision.models.adapters import attach, block_names, last_blocks
+from streetvision.models.adapters import attach_adapters, block_names, last_blocks
 from streetvision.models.module import Classifier
 from streetvision.training.config import TrainingConfig
 
@@ -20,7 +20,7 @@ def _frozen(classifier: Classifier, _: TrainingConfig) -> None:
 
 
 def _peft(classifier: Classifier, config: TrainingConfig) -> None:
-    attach(classifier.backbone, config.adapter)
+    attach_adapters(classifier.backbone, config.adapter)
 
 
 def _last_n(classifier: Classifier, config: TrainingConfig) -> None:

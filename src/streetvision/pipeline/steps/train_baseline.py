@@ -17,6 +17,7 @@ from streetvision.data.decode import read_image, resize_square
 from streetvision.eval.report.learning_curve import learning_curve
 from streetvision.io.atomic import sha256_file, write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
+from streetvision.models.adapters import merged_state_dict
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs
 from streetvision.pipeline.augmentation_gate import accepted_augmentation
@@ -31,7 +32,6 @@ from streetvision.training.features import FeatureCache
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.lightning_module import EpochRow
 from streetvision.training.loggers import Sink, sinks
-from streetvision.training.ship import merged_state_dict
 from streetvision.training.trainer import Fit, Following, fit, seed_all
 
 PROBED = 8
@@ -144,7 +144,7 @@ def _save(fitted: Fit, classifier: Classifier, context: Context) -> float | None
     errors = []
     for path, learnt in states.items():
         named = _of_classifier(learnt) if config.mode == "frozen" else learnt
-        state, error = merged_state_dict(classifier, named, config, images=images)
+        state, error = merged_state_dict(classifier, named, images)
         save_tensors(path, state)
         errors += [] if error is None else [error]
     write_json_atomic(schema.model_config_json, classifier.description.model_dump(mode="json"))

@@ -19,7 +19,7 @@ from streetvision.eval.report.adaptation_curve import adaptation_curve
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.io.validators import validate_json
-from streetvision.models.adapters import merge
+from streetvision.models.adapters import merge_adapters
 from streetvision.models.config import ModelConfig
 from streetvision.models.module import Classifier, load_classifier
 from streetvision.models.pooling import pooled_dim
@@ -195,7 +195,7 @@ def _save(classifier: Classifier, context: Context) -> float:
     schema, backbone = context.schema, classifier.backbone
     state = cpu_state(backbone)
     save_tensors(schema.explora_lora, {name: value for name, value in state.items() if "lora_" in name})
-    error = merge(classifier.cpu(), some_images(classifier, context))
+    error = merge_adapters(classifier.cpu(), some_images(classifier, context))
     save_tensors(schema.explora_checkpoint, cpu_state(backbone))
     write_json_atomic(schema.explora_config_json, dict(backbone.spec.architecture))
     return error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from streetvision.data.datamodule import Batch
-from streetvision.models.adapters import attach, last_blocks
+from streetvision.models.adapters import attach_adapters, last_blocks
 from streetvision.models.config import AdapterConfig
 from streetvision.models.module import Classifier
 from streetvision.training.lightning_module import BaseModule
@@ -34,7 +34,7 @@ def open_backbone(classifier: Classifier, config: ExPLoRAConfig) -> int:
     learned_before = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
     method = "dora" if config.dora else "lora"
     adapters = AdapterConfig(method=method, rank=config.rank, alpha=config.alpha, dropout=config.dropout)
-    attach(backbone, adapters, besides=opened)
+    attach_adapters(backbone, adapters, exclude_blocks=opened)
     for name, parameter in backbone.named_parameters():
         if name in learned_before and name.startswith(learning):
             parameter.requires_grad_(True)
