@@ -1,4 +1,4 @@
-"""Every backbone: tokens, spec, round trip through its description, and the errors of a user."""
+"""Every backbone: tokens, spec, round trip through its description, and user errors."""
 
 import hashlib
 import json
@@ -62,15 +62,15 @@ def check_contract(backbone: Backbone) -> None:
     assert [n for n, p in backbone.named_parameters() if p.requires_grad and p.grad is None] == []
 
     description = json.loads(json.dumps(spec.architecture))
-    again = build_backbone(description)
-    assert again.spec == spec
-    again.load_state_dict(backbone.state_dict(), strict=True)
-    assert torch.equal(again(pixels), tokens)
-    assert state_digest(again) == state_digest(backbone)
+    rebuilt = build_backbone(description)
+    assert rebuilt.spec == spec
+    rebuilt.load_state_dict(backbone.state_dict(), strict=True)
+    assert torch.equal(rebuilt(pixels), tokens)
+    assert state_digest(rebuilt) == state_digest(backbone)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_transformers_families_keep_the_contract(tmp_path: Path, model_type: str) -> None:
+def test_transformers_families_fulfil_the_contract(tmp_path: Path, model_type: str) -> None:
     folder = folder_of(tmp_path, model_type)
     backbone = load_backbone(BackboneConfig(source="transformers", name=str(folder)))
     check_contract(backbone)
@@ -92,7 +92,7 @@ def test_transformers_families_work_at_another_size(tmp_path: Path, model_type: 
 
 
 @pytest.mark.parametrize("name", TIMM)
-def test_timm_keeps_the_contract(name: str) -> None:
+def test_timm_fulfils_the_contract(name: str) -> None:
     check_contract(load_backbone(BackboneConfig(source="timm", name=name)))
 
 
@@ -103,14 +103,14 @@ def test_timm_works_at_another_size(name: str) -> None:
     assert backbone.spec.image_size == 96
 
 
-def test_a_swin_map_is_read_in_its_own_order_of_axes() -> None:
+def test_tokens_of_an_nhwc_feature_map_are_in_row_order() -> None:
     backbone = load_backbone(BackboneConfig(source="timm", name="swin_tiny_patch4_window7_224", image_size=64))
     pixels = images(backbone)
     feature_map = backbone.network.forward_features(pixels)  # (B, 2, 2, D)
     assert torch.equal(backbone(pixels)[:, 1], feature_map[:, 0, 1])
 
 
-def test_a_convolutional_map_is_read_row_by_row() -> None:
+def test_tokens_of_an_nchw_feature_map_are_in_row_order() -> None:
     backbone = load_backbone(BackboneConfig(source="timm", name="test_convnext", image_size=64))
     pixels = images(backbone)
     feature_map = backbone.network.forward_features(pixels)  # (B, D, H', W')
@@ -118,7 +118,7 @@ def test_a_convolutional_map_is_read_row_by_row() -> None:
     assert backbone.spec.prefix_tokens == 0
 
 
-def test_registers_alone_are_no_class_token() -> None:
+def test_registers_are_not_a_class_token() -> None:
     spec = load_backbone(BackboneConfig(source="timm", name="test_vit3")).spec
     assert (spec.prefix_tokens, spec.class_token) == (1, False)
 
@@ -137,7 +137,7 @@ def test_lora_targets_are_all_linears_of_a_dinov3_block(tmp_path: Path) -> None:
     assert set(names) == {f"network.model.layer.1.{end}" for end in ends}
 
 
-def test_linears_whose_forward_is_bypassed_are_no_lora_targets() -> None:
+def test_linear_layers_whose_forward_does_not_run_are_not_lora_targets() -> None:
     targets = load_backbone(BackboneConfig(source="timm", name="test_vit3")).spec.lora_targets
     assert targets
     bypassing = build_backbone(
@@ -147,7 +147,7 @@ def test_linears_whose_forward_is_bypassed_are_no_lora_targets() -> None:
     assert any(name.endswith("attn.proj") for name in bypassing.spec.lora_targets)
 
 
-def test_random_is_deterministic_and_leaves_the_global_generator_alone() -> None:
+def test_random_is_deterministic_and_does_not_change_the_global_generator() -> None:
     config = BackboneConfig(source="random", width=16, depth=1, heads=2, registers=1, image_size=32, seed=3)
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -160,13 +160,13 @@ def test_random_is_deterministic_and_leaves_the_global_generator_alone() -> None
     assert state_digest(load_backbone(config.model_copy(update={"seed": 4}))) != state_digest(first)
 
 
-def test_a_backbone_without_registers_keeps_the_contract() -> None:
+def test_a_backbone_without_registers_fulfils_the_contract() -> None:
     check_contract(
         load_backbone(BackboneConfig(source="random", width=16, depth=1, heads=2, registers=0, image_size=32))
     )
 
 
-def test_digest_is_stable_across_processes_and_reads_names_types_shapes_and_bytes() -> None:
+def test_digest_is_stable_across_processes_and_covers_names_types_shapes_and_bytes() -> None:
     code = (
         "import torch; from streetvision.models.network import state_digest;"
         "m = torch.nn.Linear(2, 3); torch.nn.init.ones_(m.weight); torch.nn.init.zeros_(m.bias); print(state_digest(m))"
@@ -175,17 +175,17 @@ def test_digest_is_stable_across_processes_and_reads_names_types_shapes_and_byte
     nn.init.ones_(module.weight)
     nn.init.zeros_(module.bias)
     digest = state_digest(module)
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert there.stdout.strip() == digest
-    by_hand = hashlib.sha256()
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == digest
+    expected = hashlib.sha256()
     for name, shape in (("bias", (3,)), ("weight", (3, 2))):
-        by_hand.update(repr((name, "torch.float32", shape)).encode())
-        by_hand.update(module.state_dict()[name].numpy().tobytes())
-    assert by_hand.hexdigest() == digest
+        expected.update(repr((name, "torch.float32", shape)).encode())
+        expected.update(module.state_dict()[name].numpy().tobytes())
+    assert expected.hexdigest() == digest
     assert state_digest(module.to(torch.bfloat16)) != digest
 
 
-def test_normalisation_comes_from_the_preprocessor_beside_the_weights(tmp_path: Path) -> None:
+def test_normalisation_comes_from_the_preprocessor_configuration(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "vit")
     values = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     (folder / "preprocessor_config.json").write_text(json.dumps(values))
@@ -215,8 +215,8 @@ def test_a_classifier_checkpoint_gives_its_backbone(tmp_path: Path) -> None:
 def test_transformers_weights_that_do_not_fit_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     weights = folder_of(tmp_path, "dinov3_vit") / "model.safetensors"
     state = load_file(weights)
-    kept = state.pop("norm.weight")
-    save_file({**state, "bogus.weight": kept}, weights, metadata={"format": "pt"})
+    norm = state.pop("norm.weight")
+    save_file({**state, "bogus.weight": norm}, weights, metadata={"format": "pt"})
     config = BackboneConfig(source="transformers", name=str(tmp_path))
     capfd.readouterr()
     with pytest.raises(ArtifactError, match=r"missing norm\.weight; unexpected bogus\.weight"):
@@ -227,13 +227,13 @@ def test_transformers_weights_that_do_not_fit_are_named(tmp_path: Path, capfd: p
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_half_precision_checkpoint_is_read_in_float32(tmp_path: Path) -> None:
+def test_a_half_precision_checkpoint_is_loaded_in_float32(tmp_path: Path) -> None:
     library_model("dinov3_vit").to(torch.bfloat16).save_pretrained(tmp_path)
     backbone = load_backbone(BackboneConfig(source="transformers", name=str(tmp_path)))
     assert {p.dtype for p in backbone.parameters()} == {torch.float32}
 
 
-def test_a_folder_that_asks_for_code_gets_none(tmp_path: Path) -> None:
+def test_code_references_in_a_folder_are_ignored(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "dinov3_vit")
     values = json.loads((folder / "config.json").read_text())
     values |= {"auto_map": {"AutoModel": "evil.Model"}, "_attn_implementation": "someone/kernel"}
@@ -243,32 +243,32 @@ def test_a_folder_that_asks_for_code_gets_none(tmp_path: Path) -> None:
     assert backbone.network.config._attn_implementation == "sdpa"
 
 
-def test_other_model_types_are_refused_with_the_list(tmp_path: Path) -> None:
+def test_other_model_types_are_rejected_with_the_list(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ConfigError, match="dinov2, dinov2_with_registers, dinov3_convnext, dinov3_vit, vit"):
         load_backbone(BackboneConfig(source="transformers", name=str(tmp_path)))
 
 
 def test_a_folder_that_is_missing_or_incomplete_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no backbone folder"):
+    with pytest.raises(ConfigError, match="absent"):
         load_backbone(BackboneConfig(source="transformers", name=str(tmp_path / "absent")))
     with pytest.raises(ConfigError, match=r"needs config\.json and model\.safetensors"):
         load_backbone(BackboneConfig(source="transformers", name=str(tmp_path)))
     (folder_of(tmp_path, "vit") / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match="holds no complete backbone"):
+    with pytest.raises(ConfigError, match="no complete backbone"):
         load_backbone(BackboneConfig(source="transformers", name=str(tmp_path)))
 
 
-def test_a_hub_that_cannot_be_reached_offers_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_error_suggests_a_local_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("no connection")
 
     monkeypatch.setattr(transformers.PreTrainedConfig, "get_config_dict", fail)
-    with pytest.raises(ConfigError, match=r"no connection\n.*give its folder"):
+    with pytest.raises(ConfigError, match=r"no connection\n.*give the folder"):
         load_backbone(BackboneConfig(source="transformers", name="facebook/dinov3-vits16-pretrain-lvd1689m"))
 
 
-def test_timm_weight_files_fit_with_the_whole_classifier_or_none(tmp_path: Path) -> None:
+def test_timm_weight_files_contain_the_whole_classifier_or_none(tmp_path: Path) -> None:
     model = timm.create_model("test_vit", num_classes=7).eval()
     state = model.state_dict()
     body = {key: value for key, value in state.items() if not key.startswith("head.")}
@@ -287,18 +287,18 @@ def test_timm_weight_files_fit_with_the_whole_classifier_or_none(tmp_path: Path)
         load_backbone(config)
 
 
-def test_sizes_that_the_patch_does_not_divide_are_refused(tmp_path: Path) -> None:
+def test_sizes_that_the_patch_does_not_divide_are_rejected(tmp_path: Path) -> None:
     folder = str(folder_of(tmp_path, "dinov2"))
-    with pytest.raises(ConfigError, match="nearest sizes that are: 32 and 40"):
+    with pytest.raises(ConfigError, match="nearest valid sizes: 32 and 40"):
         load_backbone(BackboneConfig(source="transformers", name=folder, image_size=37))
-    with pytest.raises(ConfigError, match="nearest sizes that are: 96 and 112"):
+    with pytest.raises(ConfigError, match="nearest valid sizes: 96 and 112"):
         load_backbone(BackboneConfig(source="timm", name="test_vit", image_size=100))
     backbone = load_backbone(BackboneConfig(source="transformers", name=folder))
-    with pytest.raises(ConfigError, match="nearest sizes that are: 32 and 40"):
+    with pytest.raises(ConfigError, match="nearest valid sizes: 32 and 40"):
         backbone(torch.zeros(1, 3, 32, 39))
 
 
-def test_a_configuration_refuses_what_its_source_does_not_read() -> None:
+def test_settings_that_have_no_effect_for_a_source_are_rejected() -> None:
     with pytest.raises(ConfigError, match="does not read depth, seed"):
         BackboneConfig(source="transformers", name="x", depth=2, seed=1)
     with pytest.raises(ConfigError, match=r"did you mean 'random'.*\n.*embedded, random, timm, transformers"):
@@ -316,7 +316,7 @@ def test_a_configuration_refuses_what_its_source_does_not_read() -> None:
 
 def test_embedded_backbones_load_like_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbone_module.resources, "files", lambda _: tmp_path)
-    with pytest.raises(ConfigError, match="none ships with this package"):
+    with pytest.raises(ConfigError, match="contains none"):
         load_backbone(BackboneConfig(source="embedded", name="street"))
     folder_of(tmp_path / "assets" / "street", "dinov3_vit")
     check_contract(load_backbone(BackboneConfig(source="embedded", name="street")))
@@ -338,10 +338,10 @@ def test_real_deit_weights_load_and_separate_images() -> None:
     check_contract(resized)
 
 
-def test_a_dinov3_in_train_mode_is_a_function_of_its_images_alone() -> None:
-    """Its configuration moves positions at random, once a call, which parts of a batch would not share."""
+def test_a_dinov3_in_train_mode_depends_on_its_images_only() -> None:
+    """By default DINOv3 moves positions at random once per call, which differs between parts of a batch."""
     backbone = load_backbone(BackboneConfig(source="random", width=16, depth=1, heads=2, image_size=32))
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        judged, trained = backbone(images), backbone.train()(images)
-    assert torch.equal(judged, trained)
+        in_eval, in_train = backbone(images), backbone.train()(images)
+    assert torch.equal(in_eval, in_train)

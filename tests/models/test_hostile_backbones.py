@@ -1,4 +1,4 @@
-"""Descriptions as a bundle of a stranger may hold them, and names and sizes that nothing can be built from."""
+"""Descriptions from untrusted bundles, and names and sizes that cannot be built."""
 
 import pytest
 
@@ -28,13 +28,13 @@ GOOD = {
         ({"hidden_act": "nonsense"}, "cannot be built"),
         ({"layer_norm_eps": float("nan")}, "out of bounds"),
         ({"num_channels": 1}, "cannot run"),
-        ({"patch_size": [8, 8]}, "one positive number"),
-        ({"patch_size": 0}, "one positive number"),
+        ({"patch_size": [8, 8]}, "one positive integer"),
+        ({"patch_size": 0}, "one positive integer"),
         ({"_attn_implementation": "someone/kernel"}, "has no field _attn_implementation"),
         ({"model_type": "bert"}, "no transformers model_type 'bert'"),
     ],
 )
-def test_hostile_transformers_descriptions_are_refused(fields: dict[str, object], message: str) -> None:
+def test_hostile_transformers_descriptions_are_rejected(fields: dict[str, object], message: str) -> None:
     description = {**GOOD, "config": {**GOOD["config"], **fields}}
     with pytest.raises((ArtifactError, ConfigError), match=message):
         build_backbone(description)
@@ -48,31 +48,31 @@ def test_hostile_transformers_descriptions_are_refused(fields: dict[str, object]
         ({"std": [0.0, 1.0, 1.0]}, "std"),
         ({"mean": [float("nan"), 1.0, 1.0]}, "mean"),
         ({"image_size": 10**6 * 8}, "more than 65536 tokens"),
-        ({"image_size": 0}, "nearest sizes that are: 8"),
+        ({"image_size": 0}, "nearest valid sizes: 8"),
         ({"config": None}, "config"),
     ],
 )
-def test_hostile_descriptions_are_refused(change: dict[str, object], message: str) -> None:
+def test_hostile_descriptions_are_rejected(change: dict[str, object], message: str) -> None:
     with pytest.raises((ArtifactError, ConfigError), match=message):
         build_backbone({**GOOD, **change})
 
 
-def test_hostile_timm_descriptions_are_refused() -> None:
+def test_hostile_timm_descriptions_are_rejected() -> None:
     good = {"source": "timm", "name": "test_vit", "image_size": 160, "mean": [0.5] * 3, "std": [0.5] * 3}
     for change in ({"image_size": 0}, {"image_size": 1_600_000}, {"name": "hf-hub:someone/vit"}):
-        with pytest.raises(ConfigError, match=r"nearest sizes|65536 tokens|timm has no model"):
+        with pytest.raises(ConfigError, match=r"nearest valid sizes|65536 tokens|timm has no model"):
             build_backbone({**good, **change})
 
 
-def test_the_number_of_parameters_is_capped_for_both_libraries() -> None:
+def test_the_number_of_parameters_is_limited_for_both_libraries() -> None:
     by_name = {"source": "timm", "name": "test_vit", "image_size": 160, "mean": [0.5] * 3, "std": [0.5] * 3}
     for description in (GOOD, by_name):
         build_backbone(description)
-        with pytest.raises(ConfigError, match="100 are allowed here"):
+        with pytest.raises(ConfigError, match="at most 100 are allowed"):
             build_backbone(description, max_parameters=100)
 
 
-def test_timm_names_that_do_not_exist_are_refused() -> None:
+def test_timm_names_that_do_not_exist_are_rejected() -> None:
     for name in ("deit_tiny_patch16_225", "hf-hub:someone/vit", "local-dir:/tmp"):
         with pytest.raises(ConfigError, match="timm has no model"):
             load_backbone(BackboneConfig(source="timm", name=name))
@@ -80,6 +80,6 @@ def test_timm_names_that_do_not_exist_are_refused() -> None:
         load_backbone(BackboneConfig(source="timm", name="deit_tiny_patch16_224.nonsense"))
 
 
-def test_a_timm_network_that_cannot_take_a_size_says_which_it_can() -> None:
-    with pytest.raises(ConfigError, match=r"does not run at 64 pixels.*\n.*its own size is 224"):
+def test_a_timm_error_about_the_size_names_the_native_size() -> None:
+    with pytest.raises(ConfigError, match=r"does not run at image_size=64.*\n.*native size is 224"):
         load_backbone(BackboneConfig(source="timm", name="visformer_tiny", image_size=64))

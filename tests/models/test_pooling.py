@@ -1,4 +1,4 @@
-"""Pooling: what is averaged, what is not, and who may ask for CLS."""
+"""Pooling: which tokens are used, and which backbones support it."""
 
 from dataclasses import replace
 
@@ -23,16 +23,16 @@ SPEC = BackboneSpec(
 
 
 @pytest.mark.parametrize("name", POOLINGS)
-def test_every_pooling_gives_the_width_it_promises(name: str) -> None:
+def test_every_pooling_has_its_documented_width(name: str) -> None:
     tokens = torch.randn(2, 7, SPEC.embed_dim, requires_grad=True)
     pooled = get_pooling(name, SPEC).pool(tokens, SPEC.prefix_tokens)
     assert pooled.shape == (2, pooled_dim(name, SPEC))
     pooled.sum().backward()
     assert tokens.grad is not None
-    assert not tokens.grad[:, 1 : SPEC.prefix_tokens].any(), "registers are in no pooling"
+    assert not tokens.grad[:, 1 : SPEC.prefix_tokens].any(), "registers are not pooled"
 
 
-def test_mean_leaves_out_cls_and_registers() -> None:
+def test_mean_excludes_cls_and_registers() -> None:
     tokens = torch.cat([torch.full((1, 3, 4), 100.0), torch.arange(16.0).reshape(1, 4, 4)], dim=1)
     assert torch.equal(get_pooling("mean", SPEC).pool(tokens, 3), torch.tensor([[6.0, 7.0, 8.0, 9.0]]))
     both = get_pooling("cls_mean", SPEC).pool(tokens, 3)
@@ -40,7 +40,7 @@ def test_mean_leaves_out_cls_and_registers() -> None:
 
 
 @pytest.mark.parametrize("prefix_tokens", [0, 4])
-def test_cls_needs_a_class_token_even_where_there_are_registers(prefix_tokens: int) -> None:
+def test_cls_needs_a_class_token_even_if_there_are_registers(prefix_tokens: int) -> None:
     spec = replace(SPEC, prefix_tokens=prefix_tokens, class_token=False)
     for name in ("cls", "cls_mean"):
         with pytest.raises(ConfigError, match="needs a CLS token"):

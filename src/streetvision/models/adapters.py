@@ -122,7 +122,10 @@ def last_blocks(layers: Sequence[str], count: int) -> tuple[str, ...]:
     """Return the names of the last `count` blocks; raises ConfigError if there are fewer."""
     blocks = block_names(layers)
     if count > len(blocks):
-        raise ConfigError(f"last_blocks={count}: this backbone has {len(blocks)} blocks", "lower last_blocks")
+        raise ConfigError(
+            f"the last {count} blocks are configured, but this backbone has {len(blocks)} blocks",
+            f"set training.last_blocks or phase4a.unfreeze_blocks to at most {len(blocks)}",
+        )
     return blocks[-count:]
 
 

@@ -1,4 +1,4 @@
-"""Backbones: from a configuration with weights, or from a bundle's description without them."""
+"""Load a backbone with weights from a configuration, or build one without weights from a description."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -68,43 +68,53 @@ class BackboneConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Source:
-    """Where backbones come from."""
+    """A way to get a backbone."""
 
     build: "Callable[[BackboneConfig], Backbone]"
     reads: frozenset[str]
-    """The fields of BackboneConfig that `build` reads."""
+    """The fields of BackboneConfig that `build` uses."""
 
 
 def load_backbone(config: BackboneConfig) -> "Backbone":
-    """The backbone that `config` names, with its weights, on the CPU in float32 and in eval mode.
+    """Load a backbone with its weights, on the CPU, in float32 and in eval mode.
 
-    Only a hub name (transformers) or `pretrained` (timm) goes to the network. Raises ConfigError for a name, size or
-    download that fails, ArtifactError for weights that do not fit.
+    Only a hub name (transformers) or `pretrained` (timm) needs the network.
+
+    Raises:
+        ConfigError: A name does not exist, a size is not possible, or a download fails.
+        ArtifactError: The weights do not fit.
     """
     return BACKBONES[config.source].build(config).eval()
 
 
 def build_backbone(architecture: Mapping[str, object], *, max_parameters: int = MAX_PARAMETERS) -> "Backbone":
-    """The backbone that `spec.architecture` describes, in eval mode: weights to be loaded by the caller, no network.
+    """Build the backbone that `BackboneSpec.architecture` describes, in eval mode, offline and without its weights.
 
-    The description may come from a stranger's file: only known model types and timm names, bounded numbers, and the
-    parameters are counted before memory is taken. Raises ArtifactError or ConfigError for any other.
+    The description may come from an untrusted file. Only known model types and timm names are built, numbers are
+    bounded, and parameters are counted before memory is allocated.
+
+    Args:
+        architecture: The description.
+        max_parameters: The largest number of parameters that is allowed.
+
+    Raises:
+        ArtifactError, ConfigError: The description is not valid or too large.
     """
     from streetvision.models.timm_backbone import TimmArchitecture, build_timm
     from streetvision.models.transformers_backbone import TransformersArchitecture, build_transformers
 
-    source, here = architecture.get("source"), "the description of the backbone"
+    source, origin = architecture.get("source"), "the backbone description"
     if source == "transformers":
-        described = read_description(TransformersArchitecture, architecture, source=here)
-        return build_transformers(described, max_parameters=max_parameters).eval()
+        transformers_model = read_description(TransformersArchitecture, architecture, source=origin)
+        return build_transformers(transformers_model, max_parameters=max_parameters).eval()
     if source == "timm":
-        named = read_description(TimmArchitecture, architecture, source=here)
-        return build_timm(named, max_parameters=max_parameters).eval()
+        timm_model = read_description(TimmArchitecture, architecture, source=origin)
+        return build_timm(timm_model, max_parameters=max_parameters).eval()
     raise unknown_name("backbone architecture", str(source), ("timm", "transformers"))
 
 
 def local_files(config: BackboneConfig) -> list[Path]:
-    """The files on this machine that `load_backbone` reads: none for a hub name or random weights."""
+    """Return the local files that `load_backbone` reads; none for a hub name or random weights."""
     if config.weights is not None:
         return [config.weights]
     folder = _asset(str(config.name)) if config.source == "embedded" else Path(str(config.name))
@@ -134,10 +144,10 @@ def _from_timm(config: BackboneConfig) -> "Backbone":
 def _from_random(config: BackboneConfig) -> "Backbone":
     from streetvision.models.transformers_backbone import TransformersArchitecture, build_transformers
 
-    # RoPE turns pairs of channels for each of the two axes.
+    # RoPE rotates pairs of channels for each of the two image axes.
     if config.width % (4 * config.heads):
         raise ConfigError(
-            f"a width of {config.width} does not give {config.heads} heads a multiple of 4 channels each",
+            f"width={config.width} does not give each of {config.heads} heads a multiple of 4 channels",
             f"choose a width that {4 * config.heads} divides",
         )
     image_size = config.image_size or RANDOM_IMAGE_SIZE
@@ -151,8 +161,8 @@ def _from_random(config: BackboneConfig) -> "Backbone":
         "patch_size": config.patch_size,
         "image_size": image_size,
     }
-    described = TransformersArchitecture(config=fields, image_size=image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    return build_transformers(described, max_parameters=MAX_PARAMETERS, seed=config.seed)
+    description = TransformersArchitecture(config=fields, image_size=image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return build_transformers(description, max_parameters=MAX_PARAMETERS, seed=config.seed)
 
 
 def _from_embedded(config: BackboneConfig) -> "Backbone":
@@ -162,14 +172,14 @@ def _from_embedded(config: BackboneConfig) -> "Backbone":
 
 
 def _asset(name: str) -> Path:
-    """The folder of an asset in the package; raises ConfigError that lists those that exist."""
+    """The folder of a backbone that is part of the package; raises ConfigError that lists them."""
     root = Path(str(resources.files("streetvision"))) / "assets"
-    found = {path.parent.name: path.parent for path in root.glob("*/config.json")}
-    if not found:
-        raise ConfigError(f"there is no embedded backbone {name!r}: none ships with this package", "use source=random")
-    if name not in found:
-        raise unknown_name("embedded backbone", name, found)
-    return found[name]
+    folders = {path.parent.name: path.parent for path in root.glob("*/config.json")}
+    if not folders:
+        raise ConfigError(f"no embedded backbone {name!r}: this package contains none", "use source=random")
+    if name not in folders:
+        raise unknown_name("embedded backbone", name, folders)
+    return folders[name]
 
 
 BACKBONES: Mapping[str, Source] = {
@@ -180,4 +190,4 @@ BACKBONES: Mapping[str, Source] = {
     ),
     "embedded": Source(_from_embedded, frozenset({"name", "image_size"})),
 }
-"""Source -> how to build from it."""
+"""Name of a source -> how to build a backbone from it."""

@@ -14,36 +14,43 @@ from streetvision.models.backbone_spec import Architecture, BackboneSpec, Channe
 from streetvision.models.network import Backbone, Probe, check_parameters, probe, seeded
 
 HEADS = ("attn_pool", "classifier", "conv_head", "fc", "fc_norm", "head", "head_dist", "norm_head")
-"""Where timm's networks keep what comes after the tokens. Those that forward_features does not run are removed."""
+"""Names that timm's networks use for the layers after the tokens. Those that forward_features skips are removed."""
 
 
 class TimmArchitecture(Architecture):
-    """How to build a timm backbone: all that a bundle carries beside the weights."""
+    """Description of a timm backbone: everything that a bundle contains apart from the weights."""
 
     source: Literal["timm"] = "timm"
-    """Which library."""
     name: str
-    """A name that timm.list_models() knows, with or without a pretrained tag."""
+    """A name in timm.list_models(), with or without a pretrained tag."""
 
 
 def build_timm(description: TimmArchitecture, *, max_parameters: int | None) -> Backbone:
-    """A backbone with random weights; raises ConfigError for a name or a size that timm cannot build."""
-    check_name(description.name)
-    described = (description.mean, description.std)
-    spec, unused = _inspect(description.name, description.image_size, described, max_parameters)
+    """Build a backbone with random weights; raises ConfigError for a name or a size that timm cannot build."""
+    _check_name(description.name)
+    spec, unused = _inspect(
+        description.name, description.image_size, (description.mean, description.std), max_parameters
+    )
     with seeded(0):
         network = _create(description.name)
     return _finish(network, spec, unused)
 
 
 def load_timm(name: str, *, weights: Path | None, pretrained: bool, image_size: int | None, seed: int) -> Backbone:
-    """A backbone with weights from a file, from the hub (`pretrained`), or else drawn from `seed`.
+    """Load a backbone with weights from a file or from the hub, or with random weights.
 
-    The keys of a file must be the network's own, with its classifier or with none of it; position embeddings are
-    resampled to `image_size` after loading. Raises ConfigError for a name, size or download that fails, ArtifactError
-    for weights that do not fit.
+    Args:
+        name: A name in timm.list_models(), with or without a pretrained tag.
+        weights: A file with exactly the keys of the network, either with its whole classifier or without it.
+        pretrained: Download the weights from the hub.
+        image_size: Pixels per side, to which position embeddings are resampled after loading; None: timm's own.
+        seed: Seed of random weights.
+
+    Raises:
+        ConfigError: The name does not exist, the size is not possible, or the download fails.
+        ArtifactError: The weights do not fit.
     """
-    check_name(name)
+    _check_name(name)
     spec, unused = _inspect(name, image_size, None, None)
     with seeded(seed):
         network = _download(name) if pretrained else _create(name)
@@ -52,22 +59,23 @@ def load_timm(name: str, *, weights: Path | None, pretrained: bool, image_size: 
     return _finish(network, spec, unused)
 
 
-def check_name(name: str) -> None:
-    """Raise ConfigError, with the nearest names, unless timm itself knows `name`: no hub, no folder."""
+def _check_name(name: str) -> None:
+    """Raise ConfigError with the nearest names unless timm itself has a model `name`: no hub, no folder."""
     import timm
 
-    known = timm.list_models()
-    if name.partition(".")[0] not in known:
-        near = get_close_matches(name, known, n=5)
-        hint = f"the nearest names: {', '.join(near)}" if near else "timm.list_models() names them all"
+    models = timm.list_models()
+    model = name.partition(".")[0]
+    if model not in models:
+        nearest = get_close_matches(name, models, n=5)
+        hint = f"nearest names: {', '.join(nearest)}" if nearest else "timm.list_models() lists all names"
         raise ConfigError(f"timm has no model {name!r}", hint)
-    tags = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
+    tags = timm.list_models(f"{model}.*", pretrained=True)
     if "." in name and name not in tags:
-        raise ConfigError(f"timm has no weights called {name!r}", f"choose one of: {', '.join(tags) or 'none'}")
+        raise ConfigError(f"timm has no weights {name!r}", f"choose one of: {', '.join(tags) or 'none'}")
 
 
-def _read(network: nn.Module, pixel_values: Tensor) -> Tensor:
-    """Tokens (B, T, D) from tokens, or from a feature map in either order of axes."""
+def _tokens(network: nn.Module, pixel_values: Tensor) -> Tensor:
+    """Tokens (B, T, D) from tokens, or from a feature map in NHWC or NCHW order."""
     features: Tensor = network.forward_features(pixel_values)  # type: ignore[operator]
     if features.ndim == 3:
         return features
@@ -77,61 +85,54 @@ def _read(network: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 def _inspect(
-    name: str, image_size: int | None, channels: tuple[Channels, Channels] | None, max_parameters: int | None
+    name: str, image_size: int | None, mean_std: tuple[Channels, Channels] | None, max_parameters: int | None
 ) -> tuple[BackboneSpec, tuple[str, ...]]:
-    """The spec, and the names of the parts to remove, from a copy on the meta device."""
+    """The spec, and the names of the modules to remove, from a copy of the network on the meta device."""
     with torch.device("meta"), seeded(0):
         network: Any = _create(name)
     check_parameters(network, max_parameters)
     settings = network.pretrained_cfg
     size = settings["input_size"][-1] if image_size is None else image_size
-    patch_size = _patch_size(network, name)
+    levels = getattr(network, "feature_info", None)
+    if not levels:
+        raise ConfigError(f"timm's {name!r} does not report its stride", "choose another backbone")
+    patch_size = int(levels[-1]["reduction"])
     check_image_size(size, patch_size)
-    seen = _probe_at(network, name, size)
+
+    result = _probe_at(network, name, size)
     prefix_tokens = getattr(network, "num_prefix_tokens", 0)
-    if seen.tokens != prefix_tokens + (size // patch_size) ** 2:
+    if result.tokens != prefix_tokens + (size // patch_size) ** 2:
         raise ConfigError(
-            f"timm's {name!r} gives no grid of tokens at {size} pixels", "choose another backbone or size"
+            f"timm's {name!r} gives no grid of tokens at image_size={size}", "choose another backbone or size"
         )
-    mean, std = channels or (settings["mean"], settings["std"])
+    mean, std = mean_std or (settings["mean"], settings["std"])
     description = TimmArchitecture(name=name, image_size=size, mean=mean, std=std)
     spec = BackboneSpec(
-        embed_dim=seen.embed_dim,
+        embed_dim=result.embed_dim,
         patch_size=patch_size,
         prefix_tokens=prefix_tokens,
         class_token=prefix_tokens > 0 and getattr(network, "cls_token", None) is not None,
         image_size=size,
         mean=description.mean,
         std=description.std,
-        lora_targets=seen.lora_targets,
+        lora_targets=result.lora_targets,
         architecture=description.model_dump(mode="json"),
     )
-    return spec, tuple(part for part in HEADS if hasattr(network, part) and not _ran(part, seen.called))
+    used = {head for head in HEADS for module in result.called if module == head or module.startswith(f"{head}.")}
+    return spec, tuple(head for head in HEADS if hasattr(network, head) and head not in used)
 
 
 def _probe_at(network: Any, name: str, image_size: int) -> Probe:
     try:
         with torch.device("meta"):
             _resize(network, image_size)
-        return probe(network, _read, image_size)
-    # timm asserts, and raises what its arithmetic runs into.
-    except Exception as error:
-        native = network.pretrained_cfg["input_size"][-1]
+        return probe(network, _tokens, image_size)
+    except Exception as error:  # timm asserts sizes, or its arithmetic fails with an error of any class
+        native_size = network.pretrained_cfg["input_size"][-1]
         raise ConfigError(
-            f"timm's {name!r} does not run at {image_size} pixels: {one_line(error)}",
-            f"its own size is {native}: leave image_size out",
+            f"timm's {name!r} does not run at image_size={image_size}: {one_line(error)}",
+            f"leave image_size out: its native size is {native_size}",
         ) from error
-
-
-def _ran(part: str, called: frozenset[str]) -> bool:
-    return any(name == part or name.startswith(f"{part}.") for name in called)
-
-
-def _patch_size(network: Any, name: str) -> int:
-    levels = getattr(network, "feature_info", None)
-    if not levels:
-        raise ConfigError(f"timm's {name!r} does not tell its stride", "choose another backbone")
-    return int(levels[-1]["reduction"])
 
 
 def _create(name: str) -> nn.Module:
@@ -148,8 +149,8 @@ def _download(name: str) -> nn.Module:
         network: nn.Module = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"the weights of timm's {name!r} could not be had from the hub: {one_line(error)}",
-            "check the network, or give a local file: weights=path/to/model.safetensors",
+            f"cannot download the weights of timm's {name!r} from the hub: {one_line(error)}",
+            "check the network, or use a local file: weights=path/to/model.safetensors",
         ) from error
     return network
 
@@ -157,17 +158,17 @@ def _download(name: str) -> nn.Module:
 def _load_weights(network: Any, path: Path) -> None:
     state = load_state(path)
     own: Mapping[str, Tensor] = network.state_dict()
-    names = network.pretrained_cfg.get("classifier") or ()
-    prefixes = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+    classifiers = network.pretrained_cfg.get("classifier") or ()
+    prefixes = tuple(f"{name}." for name in ([classifiers] if isinstance(classifiers, str) else classifiers))
     head = {key: value for key, value in own.items() if key.startswith(prefixes)}
     body = {key: value for key, value in state.items() if key not in head}
-    # The classifier is removed afterwards, so its number of classes is free, but half of one is a damaged file.
+    # The classifier is removed later, so its number of classes does not matter, but a part of one is a damaged file.
     check_keys(own if len(body) < len(state) else own.keys() - head.keys(), state, source=repr(str(path)))
     load_into(network, {**body, **head}, source=repr(str(path)))
 
 
 def _resize(network: Any, image_size: int) -> None:
-    """Fit position embeddings and windows of a network of fixed size; the others take any size."""
+    """Fit position embeddings and windows of a network of fixed size; other networks accept any size."""
     settings = network.pretrained_cfg
     if settings.get("fixed_input_size") and settings["input_size"][-1] != image_size:
         network.set_input_size(img_size=(image_size, image_size))
@@ -175,6 +176,6 @@ def _resize(network: Any, image_size: int) -> None:
 
 def _finish(network: nn.Module, spec: BackboneSpec, unused: tuple[str, ...]) -> Backbone:
     _resize(network, spec.image_size)
-    for part in unused:
-        setattr(network, part, nn.Identity())
-    return Backbone(network, spec, _read)
+    for name in unused:
+        setattr(network, name, nn.Identity())
+    return Backbone(network, spec, _tokens)
