@@ -25,9 +25,9 @@ from streetvision.data.datamodule import Batch
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import CompileConfig, HardwareConfig, ModelConfig, ViewsConfig
 from streetvision.models.device import pick_device
-from streetvision.models.flex_fusion import attend_flex, attend_sdpa, view_distances
 from streetvision.models.losses import make_loss
 from streetvision.models.module import Classifier, load_classifier
+from streetvision.models.view_attention import attend_flex, attend_sdpa, view_distances
 from streetvision.training.config import TrainingConfig
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.lightning_module import BaseModule, EpochLogger

@@ -9,9 +9,9 @@ from streetvision.contracts.progress import Progress
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import ModelConfig
 from streetvision.models.device import pick_device
-from streetvision.models.fused import VIEWS_AT_ONCE
+from streetvision.models.fused import VIEW_CHUNK_SIZE
 from streetvision.models.module import Classifier, load_classifier
-from streetvision.models.multi_view import over_views
+from streetvision.models.multi_view import map_views
 
 IMAGES, VIEWS = 16, 10
 TOLERANCE = 1e-5
@@ -51,7 +51,7 @@ def bench_views(_: Progress) -> list[Figure]:
 def together(classifier: Classifier, pixels: Tensor) -> Tensor:
     """Features (B, V, P) of all views (B, V, 3, S, S), as many through the backbone at once as a bundle takes."""
     mask = torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device)
-    return over_views(classifier.embed, pixels, mask, at_once=VIEWS_AT_ONCE).cpu()
+    return map_views(classifier.embed, pixels, mask, chunk_size=VIEW_CHUNK_SIZE).cpu()
 
 
 def one_view_at_a_time(classifier: Classifier, pixels: Tensor) -> Tensor:

@@ -9,23 +9,24 @@ from streetvision.models.config import FusionConfig, FusionDescription, ModelCon
 from streetvision.models.fused import FusedClassifier, load_fused
 from streetvision.models.fusion import FUSIONS, influence
 from streetvision.models.module import load_classifier
-from streetvision.models.multi_view import Views, content_share
+from streetvision.models.multi_view import Views, content_fraction
 
-CUT = ViewsConfig(rows=1, columns=3)
+VIEWS = ViewsConfig(rows=1, columns=3)
 TRAINED = TrainedFusionConfig(latent_dim=8)
 DESCRIPTIONS = {
-    "multiview_mean": FusionDescription(mode="multiview_mean", views=CUT),
+    "multiview_mean": FusionDescription(mode="multiview_mean", views=VIEWS),
     **{
-        name: FusionDescription(mode="cvfm_inference", views=CUT, inference=FusionConfig(mode=name)) for name in FUSIONS
+        name: FusionDescription(mode="cvfm_inference", views=VIEWS, inference=FusionConfig(mode=name))
+        for name in FUSIONS
     },
-    "cvfm_trained": FusionDescription(mode="cvfm_trained", views=CUT, trained=TRAINED),
+    "cvfm_trained": FusionDescription(mode="cvfm_trained", views=VIEWS, trained=TRAINED),
     "cvfm_trained, attending": FusionDescription(
-        mode="cvfm_trained", views=CUT, trained=TrainedFusionConfig(latent_dim=8, attention_heads=2)
+        mode="cvfm_trained", views=VIEWS, trained=TrainedFusionConfig(latent_dim=8, attention_heads=2)
     ),
 }
 
 
-def description_trains(name):
+def is_trained(name):
     return DESCRIPTIONS[name].trained is not None
 
 
@@ -38,13 +39,13 @@ def classifier():
 
 def fused(classifier, name, **options):
     model = FusedClassifier(classifier, DESCRIPTIONS[name], **options).eval()
-    if description_trains(name):
+    if is_trained(name):
         torch.nn.init.normal_(model.fusion.correction.weight)
     return model
 
 
 def views_of(model):
-    """Three images: an ordinary one, one of a pixel, whose tiles are all the same, and one that is very wide."""
+    """Views of three images: an ordinary one, one of a single pixel, whose tiles are identical, and a very wide one."""
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for size in SIZES]
     return Views(*map(torch.stack, zip(*map(model.prepare, images), strict=True)))
@@ -56,34 +57,36 @@ SIZES = ((60, 90), (1, 1), (9, 200))
 @pytest.mark.parametrize("name", DESCRIPTIONS)
 class TestEveryMode:
     @torch.no_grad()
-    def test_it_fuses_what_the_classifier_says_of_each_view(self, classifier, name):
+    def test_it_fuses_the_logits_and_features_of_each_view(self, classifier, name):
         model = fused(classifier, name)
         views = views_of(model)
-        by_hand = torch.stack([classifier(pixels) for pixels in views.pixels])  # masked views too, which must not count
-        content = content_share(views.content, 32)
-        expected = model.fusion(by_hand, views.mask, content) if not description_trains(name) else None
+        view_logits = torch.stack(
+            [classifier(pixels) for pixels in views.pixels]
+        )  # includes masked views, which must not count
+        content = content_fraction(views.content, 32)
+        expected = model.fusion(view_logits, views.mask, content) if not is_trained(name) else None
         if expected is None:
             features = torch.stack([classifier.embed(pixels) for pixels in views.pixels])
-            expected = model.fusion(features, by_hand, views.mask, content).logits
+            expected = model.fusion(features, view_logits, views.mask, content).logits
         torch.testing.assert_close(model(views), expected, atol=1e-5, rtol=1e-5)
 
     @torch.no_grad()
-    def test_the_memory_budget_changes_nothing(self, classifier, name):
+    def test_the_chunk_size_does_not_change_the_features(self, classifier, name):
         model = fused(classifier, name)
         views = views_of(model)
-        for at_once in (1, 5):
-            torch.testing.assert_close(fused(classifier, name, at_once=at_once).embed(views), model.embed(views))
+        for chunk_size in (1, 5):
+            torch.testing.assert_close(fused(classifier, name, chunk_size=chunk_size).embed(views), model.embed(views))
 
-    def test_a_look_tells_the_same_and_what_each_view_counted(self, classifier, name):
+    def test_details_have_the_same_logits_and_the_influence_of_each_view(self, classifier, name):
         model = fused(classifier, name)
         views = views_of(model)
         with torch.inference_mode():
-            look = model.look(views)
-            torch.testing.assert_close(look.logits, model(views))
-        assert (look.weights[~views.mask] == 0).all()
-        assert look.view_logits.shape == (3, CUT.count, 2)
-        if name not in ("noisy_or", "weighted_uncertainty"):  # these move more or less than their views do together
-            torch.testing.assert_close(look.weights.sum(1), torch.ones(3), atol=1e-5, rtol=0)
+            output = model.forward_details(views)
+            torch.testing.assert_close(output.logits, model(views))
+        assert (output.weights[~views.mask] == 0).all()
+        assert output.view_logits.shape == (3, VIEWS.count, 2)
+        if name not in ("noisy_or", "weighted_uncertainty"):  # their influences do not add up to 1
+            torch.testing.assert_close(output.weights.sum(1), torch.ones(3), atol=1e-5, rtol=0)
 
 
 def test_influence_is_the_weight_where_the_mode_is_a_mean():
@@ -95,12 +98,12 @@ def test_influence_is_the_weight_where_the_mode_is_a_mean():
         "top_k": [0.5, 0.5, 0],
         "max": [0, 1, 0],
     }
-    for mode, weights in expected.items():
-        found = influence(logits, mask, content, FusionConfig(mode=mode, k=2))
-        torch.testing.assert_close(found, torch.tensor([[*weights, 0.0]]))
+    for mode, expected_weights in expected.items():
+        weights = influence(logits, mask, content, FusionConfig(mode=mode, k=2))
+        torch.testing.assert_close(weights, torch.tensor([[*expected_weights, 0.0]]))
 
 
-def test_influence_follows_a_small_step():
+def test_influence_is_the_derivative():
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(2, 4, 2, generator=generator, dtype=torch.float64)
     mask, content, step = torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 4), 1e-6
@@ -122,17 +125,17 @@ def test_influence_follows_a_small_step():
         {"mode": "multiview_mean", "trained": TRAINED},
     ],
 )
-def test_a_description_that_is_not_whole_is_refused(change):
+def test_an_inconsistent_description_is_rejected(change):
     with pytest.raises(ValidationError, match="does not go with"):
-        FusionDescription(views=CUT, **change)
+        FusionDescription(views=VIEWS, **change)
 
 
-def test_weights_come_back_and_only_where_they_belong(classifier, tmp_path):
+def test_weights_are_loaded_only_if_they_fit_the_description(classifier, tmp_path):
     model, path = fused(classifier, "cvfm_trained"), tmp_path / "w.pth"
     save_tensors(path, model.fusion.state_dict())
-    again = load_fused(classifier, model.description, path)
+    loaded = load_fused(classifier, model.description, path)
     with torch.no_grad():
-        assert torch.equal(again(views_of(model)), model(views_of(model)))
+        assert torch.equal(loaded(views_of(model)), model(views_of(model)))
     for name, weights in (("cvfm_trained", None), ("max", path)):
         with pytest.raises(ArtifactError, match="weights"):
             load_fused(classifier, DESCRIPTIONS[name], weights)

@@ -10,7 +10,7 @@ from streetvision.models.config import FusionConfig, TrainedFusionConfig, ViewsC
 from streetvision.models.fusion import FUSIONS, InferenceCVFM, TrainableCVFM
 
 
-def some(batch=5, views=4, classes=2, seed=0):
+def random_views(batch=5, views=4, classes=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(batch, views, classes, generator=generator) * 4
     mask = torch.rand(batch, views, generator=generator) < 0.7
@@ -24,24 +24,24 @@ def fuse(mode, *inputs, **options):
 
 @pytest.mark.parametrize("mode", FUSIONS)
 class TestEveryMode:
-    def test_masked_views_change_nothing_whatever_they_hold(self, mode):
-        logits, mask, content = some()
+    def test_masked_views_have_no_influence_even_if_not_finite(self, mode):
+        logits, mask, content = random_views()
         expected = fuse(mode, logits, mask, content)
-        for junk in (math.nan, math.inf, -1e30):
-            spoilt = torch.where(mask[..., None], logits, junk)
-            torch.testing.assert_close(fuse(mode, spoilt, mask, torch.where(mask, content, junk)), expected)
+        for value in (math.nan, math.inf, -1e30):
+            changed = torch.where(mask[..., None], logits, value)
+            torch.testing.assert_close(fuse(mode, changed, mask, torch.where(mask, content, value)), expected)
         for row in range(len(mask)):
-            kept = mask[row]
-            alone = fuse(mode, logits[row : row + 1, kept], kept[None, kept], content[row : row + 1, kept])
+            valid = mask[row]
+            alone = fuse(mode, logits[row : row + 1, valid], valid[None, valid], content[row : row + 1, valid])
             torch.testing.assert_close(alone[0], expected[row])
 
     def test_one_view_is_the_identity(self, mode):
-        logits, mask, content = some(views=1)
+        logits, mask, content = random_views(views=1)
         logits[0, 0] = torch.tensor([150.0, -150.0])
         torch.testing.assert_close(fuse(mode, logits, mask, content), logits[:, 0])
 
-    def test_equal_views_are_each_of_them(self, mode):
-        logits, _, content = some(views=1)
+    def test_equal_views_fuse_to_the_same_logits(self, mode):
+        logits, _, content = random_views(views=1)
         many, mask = logits.expand(-1, 6, -1), torch.ones(5, 6, dtype=torch.bool)
         fused = fuse(mode, many, mask, content.expand(-1, 6))
         if mode != "noisy_or":
@@ -49,7 +49,7 @@ class TestEveryMode:
         assert (fused.argmax(1) >= logits[:, 0].argmax(1)).all()
 
     def test_the_order_of_views_does_not_matter(self, mode):
-        logits, mask, content = some()
+        logits, mask, content = random_views()
         order = torch.tensor([2, 0, 3, 1])
         torch.testing.assert_close(
             fuse(mode, logits[:, order], mask[:, order], content[:, order]), fuse(mode, logits, mask, content)
@@ -58,14 +58,14 @@ class TestEveryMode:
     @settings(max_examples=30, deadline=None)
     @given(seed=st.integers(0, 10**6), scale=st.sampled_from([1e-3, 1.0, 60.0]))
     def test_gradients_are_finite(self, mode, seed, scale):
-        logits, mask, content = some(seed=seed)
+        logits, mask, content = random_views(seed=seed)
         logits = (logits * scale).requires_grad_()
         fuse(mode, logits, mask, content).sum().backward()
         assert torch.isfinite(logits.grad).all()
         assert (logits.grad[~mask] == 0).all()
 
     def test_an_image_without_views_is_an_error(self, mode):
-        logits, mask, content = some()
+        logits, mask, content = random_views()
         mask[3] = False
         with pytest.raises(DataError, match="1 of 5 images have no view"):
             fuse(mode, logits, mask, content)
@@ -74,12 +74,12 @@ class TestEveryMode:
 ALL = torch.ones(1, 3, dtype=torch.bool)
 
 
-def test_one_tile_with_roadwork_wins_where_it_should():
-    """One view at 0.993 against nine at 0.9997 without: the mean and the surest views say none."""
+def test_modes_in_which_one_positive_tile_decides():
+    """One positive view at 0.993 and nine negative ones at 0.9997: mean and certainty favour the negative class."""
     logits = torch.tensor([[[0.0, 5.0], *[[8.0, 0.0]] * 9]])
     mask, content = torch.ones(1, 10, dtype=torch.bool), torch.ones(1, 10)
-    answer = {mode: bool(fuse(mode, logits, mask, content, k=1)[0].argmax()) for mode in FUSIONS}
-    assert answer == {
+    decisions = {mode: bool(fuse(mode, logits, mask, content, k=1)[0].argmax()) for mode in FUSIONS}
+    assert decisions == {
         "simple_mean": False,
         "weighted_uncertainty": False,
         "content_aware": False,
@@ -89,8 +89,8 @@ def test_one_tile_with_roadwork_wins_where_it_should():
     }
 
 
-def test_noisy_or_is_the_chance_that_any_view_shows_it():
-    logits, mask, content = some(batch=50, views=6)
+def test_noisy_or_is_the_probability_that_any_view_is_positive():
+    logits, mask, content = random_views(batch=50, views=6)
     p = logits.double().softmax(-1)[..., 1]
     expected = 1 - torch.where(mask, 1 - p, 1).prod(dim=1)
     found = fuse("noisy_or", logits.double(), mask, content.double()).softmax(-1)[:, 1]
@@ -99,10 +99,10 @@ def test_noisy_or_is_the_chance_that_any_view_shows_it():
 
 def test_weights_follow_certainty_and_content():
     logits = torch.tensor([[[0.0, 0.1], [6.0, 0.0], [0.0, 0.0]]])
-    sure = fuse("weighted_uncertainty", logits, ALL, torch.ones(1, 3), temperature=0.05)
-    torch.testing.assert_close(sure, logits[:, 1], rtol=0, atol=1e-4)
-    vague = fuse("weighted_uncertainty", logits, ALL, torch.ones(1, 3), temperature=1e6)
-    torch.testing.assert_close(vague, logits.mean(1), rtol=1e-4, atol=1e-4)
+    certain = fuse("weighted_uncertainty", logits, ALL, torch.ones(1, 3), temperature=0.05)
+    torch.testing.assert_close(certain, logits[:, 1], rtol=0, atol=1e-4)
+    uniform = fuse("weighted_uncertainty", logits, ALL, torch.ones(1, 3), temperature=1e6)
+    torch.testing.assert_close(uniform, logits.mean(1), rtol=1e-4, atol=1e-4)
     content = torch.tensor([[0.0, 1.0, 1.0]])
     torch.testing.assert_close(fuse("content_aware", logits, ALL, content), logits[:, 1:].mean(1))
 
@@ -118,37 +118,37 @@ class TestTrained:
     @pytest.fixture
     def module(self, heads):
         torch.manual_seed(0)
-        cut = ViewsConfig(rows=1, columns=3)
-        return TrainableCVFM(cut, 6, 2, TrainedFusionConfig(latent_dim=8, attention_heads=heads))
+        views = ViewsConfig(rows=1, columns=3)
+        return TrainableCVFM(views, 6, 2, TrainedFusionConfig(latent_dim=8, attention_heads=heads))
 
     def inputs(self):
-        logits, mask, content = some()
+        logits, mask, content = random_views()
         return torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(1)), logits, mask, content
 
-    def test_untrained_it_is_the_mean_exactly(self, module):
+    def test_the_untrained_module_is_exactly_the_mean(self, module):
         features, logits, mask, content = self.inputs()
         assert torch.equal(module(features, logits, mask, content).logits, fuse("simple_mean", logits, mask, content))
 
-    def test_masked_views_change_nothing_whatever_they_hold(self, module):
+    def test_masked_views_have_no_influence_even_if_not_finite(self, module):
         module.eval()
         torch.nn.init.normal_(module.correction.weight)
         torch.nn.init.normal_(module.content_slope)
         features, logits, mask, content = self.inputs()
         expected = module(features, logits, mask, content)
         loss = module.reconstruction_loss(expected.latent, features, mask)
-        spoilt = [torch.where(mask[..., None], part, torch.nan) for part in (features, logits)]
-        found = module(*spoilt, mask, torch.where(mask, content, torch.nan))
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other)
-        torch.testing.assert_close(module.reconstruction_loss(found.latent, spoilt[0], mask), loss)
+        changed = [torch.where(mask[..., None], part, torch.nan) for part in (features, logits)]
+        found = module(*changed, mask, torch.where(mask, content, torch.nan))
+        for actual, reference in zip(found, expected, strict=True):
+            torch.testing.assert_close(actual, reference)
+        torch.testing.assert_close(module.reconstruction_loss(found.latent, changed[0], mask), loss)
         assert (found.weights[~mask] == 0).all()
         torch.testing.assert_close(found.weights.sum(1), torch.ones(5))
 
-    def test_content_and_place_move_the_weights(self, module):
+    def test_content_changes_the_weights(self, module):
         module.eval()
         features, logits, mask, content = self.inputs()
-        even = module(features, logits, torch.ones_like(mask), content).weights
-        torch.testing.assert_close(even, torch.full_like(even, 0.25))
+        uniform = module(features, logits, torch.ones_like(mask), content).weights
+        torch.testing.assert_close(uniform, torch.full_like(uniform, 0.25))
         with torch.no_grad():
             module.content_slope.fill_(3.0)
         weights = module(features, logits, torch.ones_like(mask), content).weights
@@ -164,7 +164,7 @@ class TestTrained:
             assert parameter.grad.abs().sum() > 0, name
 
     def test_it_learns_which_views_matter(self, module):
-        """Only the features of the last view tell the class; logits say nothing."""
+        """Only the features of the last view depend on the class; the logits are all 0."""
         torch.manual_seed(0)
         features, labels = torch.randn(256, 4, 6), torch.randint(0, 2, (256,))
         features[:, 3, 0] = 3.0 * labels - 1.5

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streetvision.models.config import ViewsConfig
-from streetvision.models.multi_view import Box, content_share, make_views, over_views, plan_views
+from streetvision.models.multi_view import Box, content_fraction, make_views, map_views, plan_views
 
 CONFIGS = st.builds(
     ViewsConfig,
@@ -34,11 +34,11 @@ def test_the_tiles_cover_every_pixel_and_stay_inside(height, width, config):
 
 @settings(max_examples=100)
 @given(st.integers(200, 5000), st.integers(200, 5000), CONFIGS)
-def test_neighbours_share_what_was_asked_for(height, width, config):
+def test_neighbouring_tiles_overlap_as_configured(height, width, config):
     _, *tiles = plan_views(height, width, config)
-    for one, other in pairwise(tiles):
-        if one.top == other.top:
-            assert one.right - other.left >= config.overlap * (one.right - one.left) - 2
+    for tile, following in pairwise(tiles):
+        if tile.top == following.top:
+            assert tile.right - following.left >= config.overlap * (tile.right - tile.left) - 2
 
 
 @settings(max_examples=60, deadline=None)
@@ -47,9 +47,9 @@ def test_views_keep_the_aspect_ratio_and_pad_with_black(height, width, config):
     image = torch.full((3, height, width), 200, dtype=torch.uint8)
     views = make_views(image, config, image_size=32)
     assert views.pixels.shape == (config.count, 3, 32, 32)
-    for pixels, content, seen, box in zip(*views, plan_views(height, width, config), strict=True):
+    for pixels, content, valid, box in zip(*views, plan_views(height, width, config), strict=True):
         left, top, right, bottom = content.tolist()
-        if not seen:
+        if not valid:
             assert pixels.sum() == 0
             assert content.tolist() == [0, 0, 0, 0]
             continue
@@ -61,7 +61,7 @@ def test_views_keep_the_aspect_ratio_and_pad_with_black(height, width, config):
     assert views.mask[0]
 
 
-def test_a_tile_shows_what_the_global_view_loses():
+def test_a_tile_keeps_details_that_the_global_view_loses():
     image = torch.zeros(3, 640, 640, dtype=torch.uint8)
     image[:, 400:402, 600:602] = 255
     views = make_views(image, ViewsConfig(rows=4, columns=4, overlap=0), image_size=160)
@@ -83,13 +83,13 @@ def test_tiles_that_repeat_an_earlier_view_are_masked():
     ]
 
 
-def test_content_share_is_the_area_that_is_not_padding():
+def test_content_fraction_is_the_area_that_is_not_padding():
     boxes = torch.tensor([[[0, 0, 8, 8], [0, 2, 8, 6], [0, 0, 0, 0]]])
-    assert content_share(boxes, 8).tolist() == [[1.0, 0.5, 0.0]]
+    assert content_fraction(boxes, 8).tolist() == [[1.0, 0.5, 0.0]]
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 100])
-def test_all_views_go_through_in_chunks_and_masked_ones_do_not(at_once):
+@pytest.mark.parametrize("chunk_size", [1, 3, 100])
+def test_the_function_is_called_on_chunks_without_masked_views(chunk_size):
     pixels = torch.arange(2 * 3, dtype=torch.float32).view(2, 3, 1, 1, 1).expand(2, 3, 3, 4, 4)
     mask = torch.tensor([[True, False, True], [True, True, True]])
     sizes = []
@@ -98,8 +98,8 @@ def test_all_views_go_through_in_chunks_and_masked_ones_do_not(at_once):
         sizes.append(len(images))
         return images.mean(dim=(2, 3)) + 1
 
-    found = over_views(function, pixels, mask, at_once=at_once)
-    assert found.shape == (2, 3, 3)
-    assert found[..., 0].tolist() == [[1.0, 0.0, 3.0], [4.0, 5.0, 6.0]]
+    values = map_views(function, pixels, mask, chunk_size=chunk_size)
+    assert values.shape == (2, 3, 3)
+    assert values[..., 0].tolist() == [[1.0, 0.0, 3.0], [4.0, 5.0, 6.0]]
     assert sum(sizes) == 5
-    assert max(sizes) <= at_once
+    assert max(sizes) <= chunk_size

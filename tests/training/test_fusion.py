@@ -56,7 +56,7 @@ def test_only_the_fusion_changes():
     changed = {name for name, value in fused.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.split(".")[0] for name in changed} == {"fusion"}
     assert all(p.grad is None for p in fused.classifier.parameters())
-    assert {name.split(".")[1] for name in changed} >= {"encoder", "place", "decoders", "correction"}
+    assert {name.split(".")[1] for name in changed} >= {"encoder", "view_scores", "decoders", "correction"}
 
 
 def test_it_begins_as_the_mean_and_learns_what_the_head_does_not_know():

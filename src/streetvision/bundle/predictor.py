@@ -31,7 +31,7 @@ from streetvision.io.tensors import load_into, load_state
 from streetvision.io.validators import validate_json
 from streetvision.models.config import FusionDescription
 from streetvision.models.device import pick_device
-from streetvision.models.fused import FusedClassifier, Model, images_at_once, load_fused
+from streetvision.models.fused import FusedClassifier, Model, images_per_batch, load_fused
 from streetvision.models.module import Classifier, ClassifierDescription, ImageClassifier, build_classifier
 from streetvision.models.multi_view import Box, Views, plan_views
 
@@ -132,7 +132,7 @@ class Predictor:
 
     def stream_logits(self, images: Iterable[ImageInput], *, batch_size: int = 64) -> Iterator[Tensor]:
         """Logits (B, 2) of the images in batches: what `answers` takes."""
-        size = images_at_once(self.model, batch_size)
+        size = images_per_batch(self.model, batch_size)
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             remaining = iter(images)
             pending = [pool.submit(self.prepare, image) for image in islice(remaining, size)]
@@ -158,7 +158,7 @@ class Predictor:
             logits = self.logits(default_collate([self.model.prepare(pixels)]))
             return replace(self.answers(logits)[0], views=_views([whole], logits, torch.ones(1)))
         views = self.model.prepare(pixels)
-        look = self.model.look(default_collate([views]).to(self.device))
+        look = self.model.forward_details(default_collate([views]).to(self.device))
         boxes = plan_views(whole.bottom, whole.right, self.model.description.views)
         seen = [box for box, there in zip(boxes, views.mask.tolist(), strict=True) if there]
         found = _views(seen, look.view_logits[0][views.mask].float().cpu(), look.weights[0][views.mask].cpu())

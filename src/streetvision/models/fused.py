@@ -1,6 +1,6 @@
-"""A classifier that looks at many views of an image and fuses what it sees: the same object in a run and in a bundle.
+"""A classifier that fuses many views of an image: the same object in a run and in a bundle.
 
-Legend: B images, V views, C classes, P width of a view's features.
+Shapes: B images, V views, C classes, P width of a view's features.
 """
 
 from pathlib import Path
@@ -13,32 +13,38 @@ from streetvision.io.tensors import load_into, load_state
 from streetvision.models.config import FusionConfig, FusionDescription
 from streetvision.models.fusion import InferenceCVFM, TrainableCVFM, influence
 from streetvision.models.module import N_CLASSES, ImageClassifier
-from streetvision.models.multi_view import Views, content_share, make_views, over_views
+from streetvision.models.multi_view import Views, content_fraction, make_views, map_views
 
-VIEWS_AT_ONCE = 64
-"""Views that go through the backbone together, which bounds the memory of a forward pass. More are slower on a CPU,
-where the system hands out large blocks anew each time."""
+VIEW_CHUNK_SIZE = 64
+"""Views per forward pass of the backbone, which bounds its memory. More are slower on a CPU, where the system allocates
+large blocks again for each pass."""
 
 
 class FusionOutput(NamedTuple):
-    """What was seen in the views of B images."""
+    """Result of a fusion, with its inputs and weights, for B images."""
 
     logits: Tensor
     """(B, C) fused."""
     view_logits: Tensor
-    """(B, V, C) of each view by itself."""
+    """(B, V, C) of each single view."""
     weights: Tensor
-    """(B, V) how much each view counted; 0 where masked."""
+    """(B, V) influence of each view on the fused logits; 0 where masked."""
 
 
 class FusedClassifier(nn.Module):
-    """Views in, fused logits out; backbone and head are the classifier's own."""
+    """A classifier on views, whose backbone and head are those of `classifier`.
+
+    Args:
+        classifier: Computes features and logits of each view.
+        description: How images are split into views and how these are fused.
+        chunk_size: Views per forward pass of the backbone.
+    """
 
     def __init__(
-        self, classifier: ImageClassifier, description: FusionDescription, *, at_once: int = VIEWS_AT_ONCE
+        self, classifier: ImageClassifier, description: FusionDescription, *, chunk_size: int = VIEW_CHUNK_SIZE
     ) -> None:
         super().__init__()
-        self.classifier, self.description, self.at_once = classifier, description, at_once
+        self.classifier, self.description, self.chunk_size = classifier, description, chunk_size
         self.fusion: InferenceCVFM | TrainableCVFM
         if description.trained is None:
             self.fusion = InferenceCVFM(description.inference or FusionConfig())
@@ -47,71 +53,84 @@ class FusedClassifier(nn.Module):
 
     @property
     def views_per_image(self) -> int:
-        """Views that one image is cut into."""
+        """Number of views that one image is split into."""
         return self.description.views.count
 
     def prepare(self, image: Tensor) -> Views:
-        """uint8 (3, H, W) at full resolution -> its views."""
+        """Split a decoded image, uint8 (3, H, W) at full resolution, into views."""
         return make_views(image, self.description.views, image_size=self.classifier.description.image_size)
 
     def embed(self, views: Views) -> Tensor:
-        """Views of B images -> features (B, V, P), all through the backbone together."""
-        return over_views(self.classifier.embed, views.pixels, views.mask, at_once=self.at_once)
+        """Map the views of B images to features (B, V, P)."""
+        return map_views(self.classifier.embed, views.pixels, views.mask, chunk_size=self.chunk_size)
 
     def content(self, views: Views) -> Tensor:
-        """The share of each view that is not padding (B, V)."""
-        return content_share(views.content, self.classifier.description.image_size)
+        """Return the fraction of each view that is not padding (B, V)."""
+        return content_fraction(views.content, self.classifier.description.image_size)
 
     def fuse(self, features: Tensor, mask: Tensor, content: Tensor) -> Tensor:
-        """Features (B, V, P), mask (B, V) and content (B, V) -> fused logits (B, C)."""
+        """Fuse features (B, V, P) with mask (B, V) and content (B, V) to logits (B, C)."""
         logits: Tensor = self.classifier.head(features)
+        fused: Tensor
         if isinstance(self.fusion, TrainableCVFM):
-            learnt: Tensor = self.fusion(features, logits, mask, content).logits
-            return learnt
-        fused: Tensor = self.fusion(logits, mask, content)
+            fused = self.fusion(features, logits, mask, content).logits
+        else:
+            fused = self.fusion(logits, mask, content)
         return fused
 
     def forward(self, views: Views) -> Tensor:
-        """Views of B images -> fused logits (B, C)."""
+        """Map the views of B images to fused logits (B, C)."""
         return self.fuse(self.embed(views), views.mask, self.content(views))
 
-    def look(self, views: Views) -> FusionOutput:
-        """The same with what each view said, and how much it counted."""
+    def forward_details(self, views: Views) -> FusionOutput:
+        """Return the fused logits together with the logits and the influence of each view."""
         features, mask, content = self.embed(views), views.mask, self.content(views)
         logits: Tensor = self.classifier.head(features)
         if isinstance(self.fusion, TrainableCVFM):
-            found = self.fusion(features, logits, mask, content)
-            return FusionOutput(found.logits, logits, found.weights)
+            output = self.fusion(features, logits, mask, content)
+            return FusionOutput(output.logits, logits, output.weights)
         weights = influence(logits, mask, content, self.fusion.config)
         return FusionOutput(self.fusion(logits, mask, content), logits, weights)
 
 
 Model: TypeAlias = ImageClassifier | FusedClassifier
-"""What makes logits of prepared images, with or without a fusion of views."""
+"""Maps prepared images to logits, with or without a fusion of views."""
 
 
-def images_at_once(model: Model, batch_size: int) -> int:
-    """Images of which `batch_size` views are made; at least one."""
+def images_per_batch(model: Model, batch_size: int) -> int:
+    """Return the number of images that have about `batch_size` views in total; at least one."""
     return max(1, batch_size // model.views_per_image)
 
 
 def load_fused(
-    classifier: ImageClassifier, description: FusionDescription, weights: Path | None, *, at_once: int = VIEWS_AT_ONCE
+    classifier: ImageClassifier,
+    description: FusionDescription,
+    weights: Path | None,
+    *,
+    chunk_size: int = VIEW_CHUNK_SIZE,
 ) -> FusedClassifier:
-    """The classifier with the fusion that `description` and the file `weights` make up, in eval mode.
+    """Load a classifier with fusion, in eval mode.
 
-    Raises ArtifactError when the two do not belong together.
+    Args:
+        classifier: Computes features and logits of each view.
+        description: The fusion.
+        weights: File with the state dict of TrainableCVFM; None for a fusion without parameters.
+        chunk_size: Views per forward pass of the backbone.
+
+    Raises:
+        ArtifactError: `description` and `weights` do not belong together.
     """
     if (description.trained is None) != (weights is None):
-        raise ArtifactError(f"mode {description.mode} has {'no weights' if weights else 'weights'}, against what came")
+        problem = "has no weights, but a file is given" if weights else "needs weights, but no file is given"
+        raise ArtifactError(f"fusion mode {description.mode} {problem}")
     state = {} if weights is None else load_state(weights)
     if description.trained is not None:
-        # Before anything as large as the description says is made: it may come from anywhere.
+        # Checked before the module is built, because an untrusted description may ask for any size.
         expected = (description.views.count, description.trained.latent_dim, classifier.width)
-        found = tuple(state["decoders"].shape) if "decoders" in state else None
-        if found != expected:
-            raise ArtifactError(f"{str(weights)!r} does not fit: decoders {found}, expected {expected}")
-    fused = FusedClassifier(classifier, description, at_once=at_once).eval()
+        actual = tuple(state["decoders"].shape) if "decoders" in state else None
+        if actual != expected:
+            raise ArtifactError(f"{str(weights)!r} does not fit: decoders {actual}, expected {expected}")
+    fused = FusedClassifier(classifier, description, chunk_size=chunk_size).eval()
     if weights is not None:
         load_into(fused.fusion, state, source=str(weights))
     return fused

@@ -1,6 +1,6 @@
-"""Many views of one image: the whole of it, and overlapping tiles from its full resolution.
+"""The views of one image: the whole image, and overlapping tiles at its full resolution.
 
-Legend: H, W pixels of the image; S pixels a side of a view; B images, V views, M views that hold something.
+Shapes: H, W pixels of the image; S pixels per side of a view; B images, V views, M views that are not masked.
 """
 
 import math
@@ -16,7 +16,7 @@ from streetvision.models.config import ViewsConfig
 
 
 class Box(NamedTuple):
-    """A rectangle in pixels; right and bottom are the first column and row outside."""
+    """A rectangle in pixels; right and bottom are exclusive."""
 
     left: int
     top: int
@@ -25,79 +25,89 @@ class Box(NamedTuple):
 
 
 class Views(NamedTuple):
-    """The views of one image, the global one first, then the tiles row by row."""
+    """The views of one image: first the global view, then the tiles row by row."""
 
     pixels: Tensor
-    """uint8 (V, 3, S, S): each view at its own aspect ratio, in the middle of black."""
+    """uint8 (V, 3, S, S): each view keeps its aspect ratio and is padded with black on both sides."""
     content: Tensor
-    """int64 (V, 4): left, top, right, bottom of what is not padding, in the view's own pixels."""
+    """int64 (V, 4): left, top, right, bottom of the part that is not padding, in pixels of the view."""
     mask: Tensor
-    """bool (V,): False where a view holds nothing that an earlier one does not hold; it is black."""
+    """bool (V,): False for a view with the same box as an earlier one; its pixels are black."""
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> "Views":
-        """The same views on another device."""
+        """Return the same views on another device."""
         return Views(*(part.to(device, non_blocking=non_blocking) for part in self))
 
 
 def plan_views(height: int, width: int, config: ViewsConfig) -> list[Box]:
-    """Where each view lies in an image of H x W pixels; the tiles cover every pixel, whatever the size."""
-    tops = _spans(height, config.rows, config.overlap)
-    lefts = _spans(width, config.columns, config.overlap)
-    tiles = [Box(left, top, right, bottom) for top, bottom in tops for left, right in lefts]
+    """Return the box of each view in an image of H x W pixels; together the tiles cover every pixel."""
+    rows = _spans(height, config.rows, config.overlap)
+    columns = _spans(width, config.columns, config.overlap)
+    tiles = [Box(left, top, right, bottom) for top, bottom in rows for left, right in columns]
     return [Box(0, 0, width, height), *tiles]
 
 
 def make_views(image: Tensor, config: ViewsConfig, *, image_size: int) -> Views:
-    """uint8 (3, H, W) -> its views at S = image_size."""
+    """Split an image, uint8 (3, H, W), into views of S = image_size pixels per side."""
     _, height, width = image.shape
     boxes = plan_views(height, width, config)
     pixels = torch.zeros(len(boxes), 3, image_size, image_size, dtype=torch.uint8)
     content = torch.zeros(len(boxes), 4, dtype=torch.int64)
-    mask = torch.tensor([box not in boxes[:number] for number, box in enumerate(boxes)])
-    for number, box in enumerate(boxes):
-        if mask[number]:
-            inner = _fit(box, image_size)
-            cut = image[:, box.top : box.bottom, box.left : box.right]
-            pixels[number, :, inner.top : inner.bottom, inner.left : inner.right] = _resize(cut, inner)
-            content[number] = torch.tensor(inner)
+    # In a small image several tiles have the same box; only the first one counts.
+    mask = torch.tensor([box not in boxes[:index] for index, box in enumerate(boxes)])
+    for index, box in enumerate(boxes):
+        if mask[index]:
+            inner = _letterbox(box, image_size)
+            crop = image[:, box.top : box.bottom, box.left : box.right]
+            size = [inner.bottom - inner.top, inner.right - inner.left]
+            pixels[index, :, inner.top : inner.bottom, inner.left : inner.right] = F.resize(
+                crop, size, interpolation=InterpolationMode.BILINEAR, antialias=True
+            )
+            content[index] = torch.tensor(inner)
     return Views(pixels, content, mask)
 
 
-def content_share(content: Tensor, image_size: int) -> Tensor:
-    """Boxes (..., 4) in views of image_size pixels a side -> the share of each view that is not padding (...)."""
+def content_fraction(content: Tensor, image_size: int) -> Tensor:
+    """Return the fraction of each view that is not padding (...).
+
+    Args:
+        content: Boxes (..., 4), as in `Views.content`.
+        image_size: S.
+    """
     left, top, right, bottom = content.unbind(-1)
     return (right - left) * (bottom - top) / image_size**2
 
 
-def over_views(function: Callable[[Tensor], Tensor], pixels: Tensor, mask: Tensor, *, at_once: int) -> Tensor:
-    """`function`, a map from images (M, 3, S, S) to (M, ...), of all views (B, V, 3, S, S): (B, V, ...).
+def map_views(function: Callable[[Tensor], Tensor], pixels: Tensor, mask: Tensor, *, chunk_size: int) -> Tensor:
+    """Apply a function to the views of all images.
 
-    All views of all images go through it together, `at_once` of them at the most; masked views are not looked at, and
-    are 0 in the result.
+    Args:
+        function: A map from images (M, 3, S, S) to (M, ...).
+        pixels: Views (B, V, 3, S, S).
+        mask: (B, V); the function is not called on masked views.
+        chunk_size: Largest number of views per call.
+
+    Returns:
+        (B, V, ...), which is 0 for masked views.
     """
-    found = torch.cat([function(part) for part in torch.split(pixels[mask], at_once)])
-    result = found.new_zeros(*mask.shape, *found.shape[1:])
-    result[mask] = found
+    values = torch.cat([function(chunk) for chunk in torch.split(pixels[mask], chunk_size)])
+    result = values.new_zeros(*mask.shape, *values.shape[1:])
+    result[mask] = values
     return result
 
 
 def _spans(length: int, count: int, overlap: float) -> list[tuple[int, int]]:
-    """`count` equal spans from 0 to `length` that each share at least `overlap` of themselves with the next."""
+    """`count` spans of equal size from 0 to `length`; neighbours share at least the fraction `overlap` of a span."""
+    # count spans with count - 1 overlaps cover size * (count - (count - 1) * overlap).
     size = min(length, math.ceil(length / (count - (count - 1) * overlap)))
-    starts = [round(number * (length - size) / max(count - 1, 1)) for number in range(count)]
+    starts = [round(index * (length - size) / max(count - 1, 1)) for index in range(count)]
     return [(start, start + size) for start in starts]
 
 
-def _fit(box: Box, image_size: int) -> Box:
-    """Where the content of `box` lies in a square view: as large as it goes, in the middle, undistorted."""
+def _letterbox(box: Box, image_size: int) -> Box:
+    """The largest centred rectangle with the aspect ratio of `box` in a square view."""
     height, width = box.bottom - box.top, box.right - box.left
     scale = image_size / max(height, width)
     inner_height, inner_width = max(1, round(height * scale)), max(1, round(width * scale))
     left, top = (image_size - inner_width) // 2, (image_size - inner_height) // 2
     return Box(left, top, left + inner_width, top + inner_height)
-
-
-def _resize(cut: Tensor, inner: Box) -> Tensor:
-    size = [inner.bottom - inner.top, inner.right - inner.left]
-    resized: Tensor = F.resize(cut, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
-    return resized

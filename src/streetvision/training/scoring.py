@@ -14,7 +14,7 @@ from streetvision.data.config import LoaderConfig
 from streetvision.data.datamodule import Batch, EpochBatchSampler, ImageDataset, ImageLoader
 from streetvision.io.scores import Scores, rows_digest
 from streetvision.models.device import pick_device
-from streetvision.models.fused import Model, images_at_once
+from streetvision.models.fused import Model, images_per_batch
 
 
 def score_rows(
@@ -37,7 +37,7 @@ def score_rows(
 def evaluation_loader(model: Model, rows: tuple[Row, ...], *, root: Path, loader: LoaderConfig) -> ImageLoader:
     """Rows in order, each image as the model takes it."""
     dataset = ImageDataset(rows, root=root, transform=model.prepare, limits=loader.limits)
-    in_order = EpochBatchSampler(len(rows), batch_size=images_at_once(model, loader.batch_size), shuffle=False)
+    in_order = EpochBatchSampler(len(rows), batch_size=images_per_batch(model, loader.batch_size), shuffle=False)
     return ImageLoader(dataset, in_order, workers=loader.worker_count)
 
 

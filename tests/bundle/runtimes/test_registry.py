@@ -103,8 +103,8 @@ def test_a_fusion_of_views_works_over_a_graph(original, written, name):
     mask = torch.tensor([[True, True, True], [True, True, False]])
     views = Views(noise(6).unflatten(0, (2, 3)), torch.tensor([0, 0, SIDE, SIDE]).expand(2, 3, 4), mask)
     with torch.inference_mode():
-        expected = FusedClassifier(original, description).look(views)
-        found = FusedClassifier(through, description).look(views)
+        expected = FusedClassifier(original, description).forward_details(views)
+        found = FusedClassifier(through, description).forward_details(views)
     for part, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(part, wanted, atol=1e-5, rtol=0)
 

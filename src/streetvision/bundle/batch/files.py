@@ -15,7 +15,7 @@ from streetvision.contracts.errors import DataError
 from streetvision.data.decode import UndecodableImage, read_image
 from streetvision.data.records import IMAGE_SUFFIXES
 from streetvision.io.atomic import write_bytes_atomic
-from streetvision.models.fused import images_at_once
+from streetvision.models.fused import images_per_batch
 
 BATCH = 64
 FIELDS = ("image", "label", "decision", "probability", "certified", "error")
@@ -75,7 +75,7 @@ def predict_images(
     predictor: Predictor, images: Iterable[tuple[str, Path | bytes | UndecodableImage]]
 ) -> Iterator[Answer]:
     """One answer for each name with its image, in their order; one that cannot be decoded has an error in its place."""
-    remaining, size = iter(images), images_at_once(predictor.model, BATCH)
+    remaining, size = iter(images), images_per_batch(predictor.model, BATCH)
     while batch := list(islice(remaining, size)):
         yield from _batch(predictor, batch)
 

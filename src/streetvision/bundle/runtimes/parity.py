@@ -14,7 +14,7 @@ from streetvision.contracts.progress import Progress
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc
 from streetvision.eval.thresholds import decide
-from streetvision.models.fused import images_at_once
+from streetvision.models.fused import images_per_batch
 
 if TYPE_CHECKING:
     from streetvision.bundle.predictor import Predictor
@@ -70,5 +70,5 @@ def check_parity(parity: RuntimeParity, *, name: str) -> None:
 def ask(predictor: "Predictor", paths: Sequence[Path], progress: Progress) -> Tensor:
     """The predictor's logits (N, 2) for the images."""
     batches = predictor.stream_logits(paths, batch_size=BATCH)
-    total = -(-len(paths) // images_at_once(predictor.model, BATCH))
+    total = -(-len(paths) // images_per_batch(predictor.model, BATCH))
     return torch.cat(list(progress.track(batches, total=total, label="parity")))

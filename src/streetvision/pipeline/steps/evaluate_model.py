@@ -32,7 +32,7 @@ from streetvision.io.atomic import (
 from streetvision.io.manifests import git_sha, read_manifest
 from streetvision.io.predictions import Answers, write_predictions
 from streetvision.io.validators import PolicyValidator
-from streetvision.models.fused import images_at_once
+from streetvision.models.fused import images_per_batch
 from streetvision.pipeline.artifacts import REPORT
 from streetvision.pipeline.phase_settings import EvaluationConfig
 from streetvision.pipeline.report_builder import (
@@ -157,7 +157,7 @@ def _ask(predictor: Predictor, asked: Asked, context: Context) -> Tensor:
     """The bundle's logits (N, 2) for each row."""
     batch = context.settings(LoaderConfig).batch_size
     batches = predictor.stream_logits((asked.root / row.path for row in asked.rows), batch_size=batch)
-    total = math.ceil(len(asked.rows) / images_at_once(predictor.model, batch))
+    total = math.ceil(len(asked.rows) / images_per_batch(predictor.model, batch))
     return torch.cat(list(context.progress.track(batches, total=total, label=asked.data.lower())))
 
 

@@ -25,9 +25,11 @@ from streetvision.training.fusion_config import CvfmConfig
 def run(context: Context) -> Outcome:
     """Fit where the mode learns, save, and score VAL_CALIB with the fusion as it lies on disk."""
     schema, config = context.schema, context.settings(CvfmConfig)
-    at_once = context.settings(LoaderConfig).batch_size
+    chunk_size = context.settings(LoaderConfig).batch_size
     torch.manual_seed(config.seed)
-    model = FusedClassifier(open_classifier(context, schema.phase1_checkpoint), config.description, at_once=at_once)
+    model = FusedClassifier(
+        open_classifier(context, schema.phase1_checkpoint), config.description, chunk_size=chunk_size
+    )
     fitted, alone = _fit(model, context), _without_views(model, context)
     learns = config.mode == "cvfm_trained"
     schema.cvfm_weights.unlink(missing_ok=True)
@@ -41,7 +43,7 @@ def run(context: Context) -> Outcome:
         weights_sha256=sha256_file(weights) if weights else None,
     )
     classifier = open_classifier(context, schema.phase1_checkpoint)
-    saved = load_fused(classifier, config.description, weights, at_once=at_once)
+    saved = load_fused(classifier, config.description, weights, chunk_size=chunk_size)
     save_val_calib(context, saved, schema.phase1_checkpoint, artifacts=CVFM_SCORES, fusion=reference)
     if (found := float(fitted.best_row["val_select_mcc"])) < alone:
         context.progress.warn(
