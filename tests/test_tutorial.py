@@ -32,7 +32,7 @@ def photos(scenes, tmp_path, monkeypatch):
 
 def test_every_step_of_it_does_what_it_says(photos, command):
     said, failed = {}, []
-    for words in commands(ROOT / "docs" / "tutorial.md"):
+    for words in commands(ROOT / "docs" / "get-started" / "tutorial.md"):
         verb = words[0]
         if verb == "serve":
             continue  # it would not end; tests/serving starts it

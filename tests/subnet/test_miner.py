@@ -282,7 +282,7 @@ def test_the_version_is_checked_before_anything_is_written(command, finished_run
 
 
 def test_real_weights_under_the_pinned_transformers(real_data, bundle_of, backbones, tmp_path):
-    """STREETVISION_MINER_PYTHON names an interpreter with transformers 4.45.2; docs/subnet.md says how it is made."""
+    """STREETVISION_MINER_PYTHON names an interpreter with transformers 4.45.2 (docs/how-to/subnet.md)."""
     other = os.environ.get("STREETVISION_MINER_PYTHON")
     if not other:
         pytest.skip("STREETVISION_MINER_PYTHON names no interpreter: the pinned transformers is left out")

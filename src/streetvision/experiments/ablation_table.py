@@ -94,7 +94,7 @@ def read_table(name: str) -> AblationTable:
     path = Path(name) if name.endswith((".yaml", ".yml")) else known.get(name)
     if path is None:
         raise unknown_name("ablation table", name, [*known, "or a file NAME.yaml"])
-    return read_declared(path, AblationTable, hint="docs/ablations.md shows the format of a table")
+    return read_declared(path, AblationTable, hint="docs/results/ablations.md shows the format of a table")
 
 
 def packaged_tables() -> dict[str, Path]:

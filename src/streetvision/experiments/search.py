@@ -139,7 +139,7 @@ def launch_search(search: Path, run: RunConfig, *, console: Console) -> Path:
 
 def read_search(path: Path) -> SearchConfig:
     """The search that a YAML file declares; raises ConfigError when it is invalid."""
-    return read_declared(path, SearchConfig, hint="docs/training.md shows such a file")
+    return read_declared(path, SearchConfig, hint="docs/how-to/train.md shows such a file")
 
 
 def _check_space(config: SearchConfig, common: Mapping[str, object]) -> None:

@@ -1,7 +1,7 @@
 """The windowed reward by which the NATIX StreetVision subnet scores a stream of answers.
 
 Per challenge: (MCC over the last 100 challenges / 2 + accuracy over the last 10 / 2) ** 3; the score is the moving
-average. The rules are those of the subnet's public repository at v0.2.4, as written down in docs/subnet.md.
+average. The rules are those of the subnet's public repository at v0.2.4, as written down in docs/how-to/subnet.md.
 
 Legend: S streams, T challenges of one stream; `...` any leading axes.
 """
