@@ -4,7 +4,7 @@ import numpy as np
 
 from benchmarks.figures import Figure, interleaved_median
 from streetvision.contracts.progress import Progress
-from streetvision.subnet.reward import Challenges, standing
+from streetvision.subnet.reward import Challenges, final_score
 
 STREAMS, STEPS = 1000, 1000
 
@@ -17,5 +17,5 @@ def bench_reward(_: Progress) -> list[Figure]:
         return Challenges.draw(labels, streams=STREAMS, steps=STEPS, seed=0)
 
     challenges = draw()
-    ours, floor = interleaved_median(lambda: standing(challenges.rewards(labels)), draw)
+    ours, floor = interleaved_median(lambda: final_score(challenges.rewards(labels)), draw)
     return [Figure(f"reward and score of {STREAMS:,} streams x {STEPS:,} challenges", ours, "drawing them", floor)]

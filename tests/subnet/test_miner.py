@@ -23,7 +23,7 @@ from streetvision.io.validators import PolicyValidator
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import HeadConfig, ModelConfig
 from streetvision.models.module import load_classifier
-from streetvision.subnet.miner import Submission, check_miner, straight_line, write_miner
+from streetvision.subnet.miner import Submission, check_miner, fit_linear_calibration, write_miner
 
 SUBMISSION = Submission("a model", "of nothing", "1.2.3", "hotkey")
 SIDE = 32
@@ -119,9 +119,9 @@ NEWER = {"registers": "4.48", "dinov3": "4.53", "dinov3_plus": "4.53"}
 def test_the_stock_miner_answers_as_the_bundle_does(bundle_of, backbone, images, tmp_path):
     predictor = bundle_of(backbone)
     written = write_miner(predictor, tmp_path / "miner", SUBMISSION)
-    assert written.line.error < 1e-9
+    assert written.calibration.error < 1e-9
     assert written.transformers == NEWER.get(backbone, "4.45.2")
-    assert bool(written.also) == backbone.startswith("dinov3")
+    assert bool(written.also_needs) == backbone.startswith("dinov3")
     found = check_miner(predictor, tmp_path / "miner", images)
     assert found.images == len(images)
     assert found.difference < 2e-3
@@ -133,7 +133,7 @@ def test_every_stock_classifier_has_the_logits_of_the_head_that_it_carries(bundl
     import transformers
 
     predictor = bundle_of(backbone, calibrator="temperature")
-    line = write_miner(predictor, tmp_path / "miner", SUBMISSION).line
+    line = write_miner(predictor, tmp_path / "miner", SUBMISSION).calibration
     stock = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "miner").eval()
     spec, side = predictor.classifier.backbone.spec, predictor.classifier.description.image_size
     noise = torch.randint(0, 256, (8, 3, side, side), dtype=torch.uint8)
@@ -196,7 +196,7 @@ def test_the_files_and_labels_are_those_that_the_miner_asks_for(bundle_of, tmp_p
 @pytest.mark.parametrize("calibrator", ["temperature", "platt"])
 def test_a_calibration_that_is_linear_is_carried_exactly(bundle_of, calibrator):
     predictor = bundle_of("vit", calibrator=calibrator, threshold=0.37)
-    line = straight_line(predictor)
+    line = fit_linear_calibration(predictor)
     margins = np.linspace(-8, 8, 200)
     p = predictor.probabilities(torch.from_numpy(np.stack([0 * margins, margins], axis=1)))
     assert expit(line.slope * (margins - line.cut)) == pytest.approx(expit(logit(p) - logit(0.37)), abs=1e-6)
@@ -206,7 +206,7 @@ def test_a_calibration_that_is_linear_is_carried_exactly(bundle_of, calibrator):
 @pytest.mark.parametrize("calibrator", ["beta", "isotonic", "smooth_isotonic"])
 def test_any_other_keeps_decisions_and_says_how_far_it_is_off(bundle_of, calibrator):
     predictor = bundle_of("vit", calibrator=calibrator, threshold=0.4)
-    line = straight_line(predictor)
+    line = fit_linear_calibration(predictor)
     margins = np.random.default_rng(0).uniform(-8, 8, 2000)
     p = predictor.probabilities(torch.from_numpy(np.stack([0 * margins, margins], axis=1)))
     answers = expit(line.slope * (margins - line.cut))
@@ -235,8 +235,8 @@ def test_what_no_stock_classifier_carries_is_refused(bundle_of, options, message
 
 
 def test_a_model_that_answers_otherwise_leaves_no_folder(bundle_of, tmp_path, monkeypatch):
-    monkeypatch.setattr("streetvision.subnet.hf_vit.LOUD", 0.5)  # the residual stream drowns the norm
-    with pytest.raises(ArtifactError, match="does not answer as the bundle does"):
+    monkeypatch.setattr("streetvision.subnet.hf_vit.GAIN", 0.5)  # the residual stream drowns the norm
+    with pytest.raises(ArtifactError, match="differs from the bundle"):
         write_miner(bundle_of("vit"), tmp_path / "miner", SUBMISSION)
     assert not (tmp_path / "miner").exists()
 
@@ -267,7 +267,7 @@ def test_wrong_labels_and_a_moved_threshold_are_found(bundle_of, images, command
     (out / "config.json").write_text("{}")
     code, _, err = command(*check)
     assert code == 2
-    assert "the stock miner fails" in err
+    assert "the reference miner fails" in err
     (out / "config.json").unlink()
     code, _, err = command(*check)
     assert code == 2

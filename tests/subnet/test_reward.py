@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streetvision.contracts.errors import DataError
-from streetvision.subnet.reward import Challenges, best_threshold, moving_average, rewards, standing
+from streetvision.subnet.reward import Challenges, best_threshold, final_score, moving_average, rewards
 
-NO_ANSWER = -1
+NO_RESPONSE = -1
 REFERENCE = {
     (0.98, 0.98, 0.0): 0.917,
     (0.95, 0.95, 0.0): 0.794,
@@ -53,7 +53,7 @@ def replayed(labels, answers):
     long, short, spoiled, score = Window(100), Window(10), 0, 0.0
     earned, scores = [], []
     for label, answer in zip(labels, answers, strict=True):
-        prediction = None if answer == NO_ANSWER else round(answer)  # as np.round: half to even
+        prediction = None if answer == NO_RESPONSE else round(answer)  # as np.round: half to even
         pair = (label, prediction) if prediction in (0, 1) else None
         long.add(pair)
         short.add(pair)
@@ -75,7 +75,7 @@ def random_stream(rng, steps=250):
     answers = np.where(rng.random(steps) < skill, labels, 1 - labels).astype(float)
     answers = np.where(rng.random(steps) < 0.5, np.abs(answers - rng.uniform(0, 0.45, steps)), answers)
     strange = rng.random(steps) < rng.choice([0.0, 0.02, 0.2])
-    kinds = np.array([NO_ANSWER, 0.5, 1.7, -0.3, 1.2, 1.5, -0.6, 2.5, 0.0, 1.0])
+    kinds = np.array([NO_RESPONSE, 0.5, 1.7, -0.3, 1.2, 1.5, -0.6, 2.5, 0.0, 1.0])
     spoiling = rng.random() < 0.5
     pool = kinds if spoiling else kinds[[0, 1, 3, 4, 8, 9]]
     answers = np.where(strange, rng.choice(pool, steps), answers)
@@ -133,11 +133,11 @@ def test_a_half_is_no_roadwork_and_less_than_a_half_above_1_still_names_a_class(
 def test_not_answering_uses_the_slot_and_spares_the_metrics():
     labels = np.tile([0, 1], 60)
     answers = labels.astype(float)
-    answers[100:109] = NO_ANSWER
+    answers[100:109] = NO_RESPONSE
     earned = rewards(labels, answers)
     assert not earned[100:109].any()
     assert earned[109] == 1.0
-    assert np.array_equal(rewards(labels, np.where(answers == NO_ANSWER, np.nan, answers)), earned)
+    assert np.array_equal(rewards(labels, np.where(answers == NO_RESPONSE, np.nan, answers)), earned)
 
 
 @given(seed=st.integers(0, 2**32 - 1), cut=st.integers(1, 150))
@@ -157,12 +157,12 @@ def test_the_best_threshold_parts_the_classes():
 
 def test_the_standing_is_that_of_the_last_score():
     earned = rewards(np.tile([0, 1], (7, 300)), np.tile([0.0, 1.0], (7, 300)))
-    found = standing(earned)
+    found = final_score(earned)
     assert (found.mean, found.p5, found.p95) == pytest.approx((1.0, 1.0, 1.0))
 
 
 def test_one_class_only_and_other_labels_are_errors():
     with pytest.raises(DataError, match="one class only"):
         Challenges.draw([1, 1], streams=2, steps=3, seed=0)
-    with pytest.raises(DataError, match="a label, 0 or 1"):
+    with pytest.raises(DataError, match="a label 0 or 1"):
         rewards([0, 2], [0.1, 0.2])

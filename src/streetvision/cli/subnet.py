@@ -14,10 +14,10 @@ def reward(
     overrides: Annotated[list[str] | None, key_value("Settings: reward.n_simulations=500")] = None,
 ) -> None:
     """Simulate the subnet's reward; accesses VAL_TEST."""
-    from streetvision.subnet.reward import STATE
+    from streetvision.subnet.reward import SUBNET_STATUS
 
     console = open_console()
-    console.line("subnet", STATE)
+    console.line("subnet", SUBNET_STATUS)
     from streetvision.pipeline.config import compose_config
     from streetvision.pipeline.run import launch_reward, reward_lines
 

@@ -14,7 +14,7 @@ from streetvision.eval.over_splits import corrected_t_interval
 from streetvision.eval.resampling import Predictions, Resampling
 from streetvision.experiments.ablation_table import Pair, Quantity
 from streetvision.io.predictions import Answers
-from streetvision.subnet.reward import Challenges, standing
+from streetvision.subnet.reward import Challenges, final_score
 
 STREAMS, STEPS = 200, 400
 """Challenge streams that the reward of an arm is simulated on; both arms of a split get the same streams."""
@@ -115,7 +115,7 @@ def quantities(result: ArmResult) -> dict[Quantity, float]:
     if len(np.unique(predictions.labels)) == 2:
         # The mean score over streams of undistorted images.
         challenges = Challenges.draw(predictions.labels, streams=STREAMS, steps=STEPS, seed=0)
-        reward = standing(challenges.rewards(predictions.decisions)).mean
+        reward = final_score(challenges.rewards(predictions.decisions)).mean
     cost = math.nan if result.cost is None else result.cost
     return {"mcc": metrics["mcc"], "ece": metrics["ece"], "reward": reward, "cost": cost}
 

@@ -81,8 +81,10 @@ def export_miner(request: Request, console: Console) -> None:
     first, second = predictor.manifest.class_names
     card = Submission(request.name or NAME, f"{second} or {first} in street images", version, request.hotkey or "")
     written = write_miner(predictor, request.out, card)
-    line = written.line
-    needs = f"transformers {written.transformers} and later" + (f", {written.also} and later" if written.also else "")
+    line = written.calibration
+    needs = f"transformers {written.transformers} and later" + (
+        f", {written.also_needs} and later" if written.also_needs else ""
+    )
     console.line("miner", f"{request.out}  ({needs})")
     console.line(
         "threshold", f"{predictor.manifest.policy.balanced_threshold:.3f}, for balanced labels, is at 0.5 there"

@@ -1,17 +1,17 @@
-"""A DINOv3 ConvNeXt of ours as the stock ConvNeXt of transformers, which has had it since before 4.45.
+"""Convert a DINOv3 ConvNeXt classifier to the ConvNeXt classifier of transformers 4.45 and later.
 
-The stages are the same under other names. The stock head is one LayerNorm on the mean over the map; ours has the
-backbone's LayerNorm on that mean, and then its own. So the stock network gets two more pieces:
+The stages are the same under other names. The head of transformers is one LayerNorm on the mean over the feature map;
+ours has the backbone's LayerNorm on that mean, and then its own. The converted network gets two additions:
 
-1. One more block in the last stage. Its depthwise convolution is the mean: at the middle of a map of at most 7 x 7
-   positions its window holds the whole map. Its LayerNorm is the backbone's. The rest passes the result z on as
-   LOUD * z, against which the residual stream is nothing (as in `stock_vit`).
-2. One more stage of six channels. The LayerNorm before its convolution is the head's; the convolution is the head's
-   line, at the one tap that meets the middle. What the other positions say is not wanted: a depthwise convolution
-   chosen so that the sum over the map of what it makes is the middle's value, and nothing else, takes that. Two
-   channels of +-STILL beside it keep the LayerNorms of this stage from bending it: their spread is STILL's.
+1. One more block in the last stage. Its depthwise convolution computes the mean: at the center of a map of at most
+   7 x 7 positions its window covers the whole map. Its LayerNorm is the backbone's. It returns GAIN * z, next to which
+   the residual stream vanishes in float32 (as in `hf_vit`).
+2. One more stage of six channels. The LayerNorm before its convolution is the head's, and the convolution applies the
+   head's linear layer at the tap that meets the center. The values at the other positions must not count: a depthwise
+   convolution is chosen so that the sum of its output over the map is the value at the center. Two channels of
+   +-OFFSET dominate the LayerNorms of this stage, so that these stay linear in the value.
 
-Legend: D the width of the last stage, M positions along a side of its map.
+Shapes: D is the width of the last stage, M the number of positions along a side of its map.
 """
 
 from typing import Any
@@ -22,17 +22,17 @@ from torch import Tensor
 
 from streetvision.contracts.errors import ArtifactError
 from streetvision.models.module import Classifier
-from streetvision.subnet.hf_head import LinearHead, State, Stock, check_config, saved_state
-from streetvision.subnet.hf_vit import LOUD
+from streetvision.subnet.hf_head import HFClassifier, LinearHead, State, check_config, saved_state
+from streetvision.subnet.hf_vit import GAIN
 
-STILL = 2.0**16
-"""So large that (logit / STILL)^2 is nothing, and exact in every sum."""
+OFFSET = 2.0**16
+"""So large that (logit / OFFSET)^2 vanishes in float32, and exact in every sum."""
 CHANNELS = 6
-"""+STILL, -STILL, the line, its negative, and room for the middle's value and its negative."""
+"""+OFFSET, -OFFSET, the logit, its negative, and room for the value at the center and its negative."""
 WINDOW = 7
 LARGEST_MAP = 7
-MIDDLE_TAPS = {1: (0.0, 1.0, 0.0), 2: (0.0, 0.0, 1.0), 3: (1.0, -1.0, 1.0)}
-"""Positions along a side of the added stage's map -> the three middle taps whose sum over the map is the middle."""
+CENTER_TAPS = {1: (0.0, 1.0, 0.0), 2: (0.0, 0.0, 1.0), 3: (1.0, -1.0, 1.0)}
+"""Positions along a side of the added stage's map -> three taps whose output sums to the value at the center."""
 PARTS = {
     "depthwise_conv": "dwconv",
     "layer_norm": "layernorm",
@@ -41,8 +41,8 @@ PARTS = {
 }
 
 
-def convert_convnext(classifier: Classifier, head: LinearHead) -> Stock:
-    """The classifier for ConvNextForImageClassification; raises ArtifactError for a map or setting it cannot carry."""
+def convert_convnext(classifier: Classifier, head: LinearHead) -> HFClassifier:
+    """Convert to ConvNextForImageClassification; raises ArtifactError for an unsupported map size or setting."""
     network: Any = classifier.backbone.network
     config, image_size = network.config, classifier.description.image_size
     check_config(config, {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "num_channels": 3})
@@ -50,13 +50,13 @@ def convert_convnext(classifier: Classifier, head: LinearHead) -> Stock:
     if not 2 <= side <= LARGEST_MAP:
         limits = [count * classifier.backbone.spec.patch_size for count in (2, LARGEST_MAP)]
         raise ArtifactError(
-            f"no stock ConvNeXt carries this head at {image_size} pixels: the last map has {side} positions a side",
+            f"this head cannot be exported at {image_size} pixels: the last map has {side} positions a side",
             f"train with model.backbone.image_size from {limits[0]} to {limits[1]} for this export",
         )
     ours, depths, widths = saved_state(network), list(config.depths), list(config.hidden_sizes)
     state = _stages(ours, depths)
     state |= _mean_block(f"encoder.stages.{len(depths) - 1}.layers.{depths[-1]}", ours, side)
-    state |= _middle_stage(f"encoder.stages.{len(depths)}", head, side)
+    state |= _center_stage(f"encoder.stages.{len(depths)}", head, side)
     described: dict[str, JsonValue] = {
         "model_type": "convnext",
         "architectures": ["ConvNextForImageClassification"],
@@ -67,17 +67,17 @@ def convert_convnext(classifier: Classifier, head: LinearHead) -> Stock:
         "patch_size": 4,
         "num_channels": 3,
         "image_size": image_size,
-        "layer_scale_init_value": 1.0,  # there is a scale at all; its values are in the weights
+        "layer_scale_init_value": 1.0,  # enables the layer scale; its values are in the weights
         "torch_dtype": "float32",
     }
     named = {f"convnext.{name}": value for name, value in state.items()}
     line = torch.zeros(2, CHANNELS)
     line[1, 4:] = torch.tensor([1.0, -1.0])
-    return Stock(described, named | {"classifier.weight": line, "classifier.bias": torch.zeros(2)})
+    return HFClassifier(described, named | {"classifier.weight": line, "classifier.bias": torch.zeros(2)})
 
 
 def _stages(ours: State, depths: list[int]) -> State:
-    """The backbone without its last LayerNorm, under stock names."""
+    """The backbone without its last LayerNorm, under the names of transformers."""
     found: State = {}
     for kind in ("weight", "bias"):
         found[f"embeddings.patch_embeddings.{kind}"] = ours[f"stages.0.downsample_layers.0.{kind}"]
@@ -95,7 +95,7 @@ def _stages(ours: State, depths: list[int]) -> State:
 
 
 def _mean_block(place: str, ours: State, side: int) -> State:
-    """The block that is added to the last stage: at the middle of the map, LOUD times the normed mean."""
+    """The block added to the last stage: at the center of the map, GAIN times the normalised mean."""
     width = len(ours["layer_norm.weight"])
     pair = torch.cat([torch.eye(width), -torch.eye(width), torch.zeros(2 * width, width)])  # gelu(z) - gelu(-z) = z
     return _block(
@@ -105,27 +105,27 @@ def _mean_block(place: str, ours: State, side: int) -> State:
         norm=ours["layer_norm.weight"],
         norm_bias=ours["layer_norm.bias"],
         up=pair,
-        down=LOUD * pair.T,
+        down=GAIN * pair.T,
     )
 
 
-def _middle_stage(place: str, head: LinearHead, side: int) -> State:
-    """The stage that is added, and the network's last LayerNorm, which only scales behind it."""
+def _center_stage(place: str, head: LinearHead, side: int) -> State:
+    """The added stage, and the network's last LayerNorm, which only scales its output."""
     middle, positions = side // 2, side // 2
     tap = middle % 2
     line = torch.zeros(CHANNELS, len(head.weight), 2, 2)
     line[2, :, tap, tap], line[3, :, tap, tap] = head.weight, -head.weight
-    still = torch.tensor([STILL, -STILL, 0.0, 0.0, 0.0, 0.0])
+    still = torch.tensor([OFFSET, -OFFSET, 0.0, 0.0, 0.0, 0.0])
     taps = torch.zeros(WINDOW)
-    taps[2:5] = torch.tensor(MIDDLE_TAPS[positions])
+    taps[2:5] = torch.tensor(CENTER_TAPS[positions])
     window = torch.zeros(CHANNELS, 1, WINDOW, WINDOW)
     window[2:4, 0] = torch.outer(taps, taps)
     up = torch.zeros(4 * CHANNELS, CHANNELS)
     up[0, 2:4], up[1, 2:4] = torch.tensor([1.0, -1.0]), torch.tensor([-1.0, 1.0])
     down = torch.zeros(CHANNELS, 4 * CHANNELS)
     down[4, :2], down[5, :2] = torch.tensor([1.0, -1.0]), torch.tensor([-1.0, 1.0])
-    spread = STILL * (2 / CHANNELS) ** 0.5  # the standard deviation over the channels
-    scale = torch.full((CHANNELS,), spread / 2)  # half, since a value is read as a channel less its negative
+    spread = OFFSET * (2 / CHANNELS) ** 0.5  # the standard deviation over the channels
+    scale = torch.full((CHANNELS,), spread / 2)  # half, because a value is read as a channel minus its negative
     added = {
         "downsampling_layer.0.weight": head.norm.weight,
         "downsampling_layer.0.bias": head.norm.bias,

@@ -1,7 +1,7 @@
-"""A DINOv3 vision transformer of ours as timm's, which transformers loads through TimmWrapperForImageClassification.
+"""Convert a DINOv3 ViT classifier to timm's, which transformers loads with TimmWrapperForImageClassification.
 
-timm has the network's last LayerNorm and one more behind the pooling, so body and head are carried as they are.
-Legend: D the width of a token.
+timm has a LayerNorm after the pooling as well, so backbone and head are copied unchanged.
+Shapes: D is the width of a token.
 """
 
 from typing import Any
@@ -11,10 +11,10 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from streetvision.models.module import Classifier
-from streetvision.subnet.hf_head import LABELS, LinearHead, State, Stock, check_config, saved_state
+from streetvision.subnet.hf_head import LABELS, HFClassifier, LinearHead, State, check_config, saved_state
 
 ARCHITECTURE = "vit_small_patch16_dinov3_qkvb"
-"""Of timm; its sizes are given in model_args, which transformers reads since 4.53."""
+"""Name in timm; the sizes are in model_args, which transformers reads since 4.53."""
 NEEDS, ALSO = "4.53", "timm 1.0.20"
 PARTS = {
     "norm1": "norm1",
@@ -27,8 +27,8 @@ PARTS = {
 """Part of a block in transformers -> in timm; without a gate, timm calls up_proj fc1."""
 
 
-def convert_dinov3(classifier: Classifier, head: LinearHead) -> Stock:
-    """The classifier for TimmWrapper; raises ArtifactError for a setting that timm's architecture has otherwise."""
+def convert_dinov3(classifier: Classifier, head: LinearHead) -> HFClassifier:
+    """Convert to TimmWrapper; raises ArtifactError for a setting that timm's architecture does not have."""
     network: Any = classifier.backbone.network
     config = network.config
     check_config(
@@ -46,7 +46,7 @@ def convert_dinov3(classifier: Classifier, head: LinearHead) -> Stock:
         "architecture": ARCHITECTURE,
         "model_args": _model_args(config, classifier.description.image_size),
         "num_classes": len(LABELS),
-        "label_names": list(LABELS.values()),  # where TimmWrapper looks for them
+        "label_names": list(LABELS.values()),  # TimmWrapper reads them here
         "torch_dtype": "float32",
     }
     state = _body(config, saved_state(network))
@@ -55,7 +55,7 @@ def convert_dinov3(classifier: Classifier, head: LinearHead) -> Stock:
         "head.weight": torch.stack([torch.zeros_like(head.weight), head.weight]),
         "head.bias": torch.tensor([0.0, head.bias]),
     }
-    return Stock(described, {f"timm_model.{name}": value for name, value in state.items()}, NEEDS, ALSO)
+    return HFClassifier(described, {f"timm_model.{name}": value for name, value in state.items()}, NEEDS, ALSO)
 
 
 def _model_args(config: Any, image_size: int) -> dict[str, JsonValue]:
@@ -70,7 +70,7 @@ def _model_args(config: Any, image_size: int) -> dict[str, JsonValue]:
         "swiglu_align_to": 1,  # 0 would mean another layout of the same MLP
         "num_reg_tokens": config.num_register_tokens,
         "rope_temperature": config.rope_theta,
-        "init_values": 1.0,  # there is a scale at all; its values are in the weights
+        "init_values": 1.0,  # enables the layer scale; its values are in the weights
         "global_pool": "token",
         "use_post_transformer_norm": True,
         "use_fc_norm": True,
@@ -78,7 +78,7 @@ def _model_args(config: Any, image_size: int) -> dict[str, JsonValue]:
 
 
 def _body(config: Any, ours: State) -> State:
-    """The network without its head, under timm's names."""
+    """The backbone under timm's names."""
     found = {
         "cls_token": ours["embeddings.cls_token"],
         "patch_embed.proj.weight": ours["embeddings.patch_embeddings.weight"],
@@ -111,5 +111,5 @@ def _block(ours: State, prefix: str) -> State:
 
 
 def _bias(ours: State, part: str) -> Tensor:
-    """The bias of a layer; zeros where it has none, as timm always has one."""
+    """The bias of a layer; zeros when it has none, because timm always has one."""
     return ours.get(f"{part}.bias", torch.zeros(len(ours[f"{part}.weight"])))

@@ -1,4 +1,4 @@
-"""What all stock classifiers share: the head as one LayerNorm and one line, and the classifier as it is handed on."""
+"""Shared by the converters: the head as one LayerNorm and one linear map, and the converted classifier."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ from streetvision.models.module import Classifier
 
 State = dict[str, Tensor]
 LABELS = {"0": "None", "1": "Roadwork"}
-"""What the miner reads by name, whatever the bundle calls its classes."""
+"""Labels that the miner reads by name; they replace the class names of the bundle."""
 PINNED = "4.45.2"
 """Version of transformers that the subnet pins."""
 
 
 @dataclass(frozen=True)
-class Stock:
-    """A stock classifier, all but its labels."""
+class HFClassifier:
+    """A classifier of transformers, without its labels."""
 
     config: dict[str, JsonValue]
     state: State
     transformers: str = PINNED
-    """The version that first loads it."""
-    also: str = ""
-    """What else must be installed there."""
+    """The first version that loads it."""
+    also_needs: str = ""
+    """Another package that must be installed there."""
 
     def ready(self) -> State:
-        """The state as it is saved: float32, each tensor whole in memory."""
+        """The state to save: float32, each tensor contiguous."""
         return {name: value.detach().float().contiguous() for name, value in self.state.items()}
 
 
@@ -47,19 +47,20 @@ class LinearHead:
 
 
 def linear_head(classifier: Classifier, *, slope: float, cut: float) -> LinearHead:
-    """The head that says slope * (margin - cut), the margin being our logit of class 1 less that of class 0.
+    """The head for slope * (margin - cut); the margin is our logit of class 1 minus that of class 0.
 
-    Raises ArtifactError for a pooling or a head that no stock classifier carries.
+    Raises ArtifactError for a pooling or head that transformers classifiers do not have.
     """
     description = classifier.description
     if description.pooling != "cls":
         raise ArtifactError(
-            f"no stock classifier carries the pooling {description.pooling!r} with the norm of this head behind it",
+            f"pooling {description.pooling!r} cannot be exported; allowed: cls",
             "train with model.pooling=cls for this export",
         )
     if description.head.kind != "linear":
         raise ArtifactError(
-            f"no stock classifier carries a head of kind {description.head.kind!r}", "train with model.head.kind=linear"
+            f"a head of kind {description.head.kind!r} cannot be exported; allowed: linear",
+            "train with model.head.kind=linear",
         )
     norm, linear = classifier.head[0], classifier.head[-1]
     assert isinstance(norm, nn.LayerNorm)
@@ -69,17 +70,15 @@ def linear_head(classifier: Classifier, *, slope: float, cut: float) -> LinearHe
 
 
 def saved_state(network: Any) -> State:
-    """The weights of a transformers network under the names of its files, whatever they are in memory."""
+    """The weights of a transformers network under the names of its saved file."""
     with TemporaryDirectory() as folder:
         network.save_pretrained(folder)
         return load_file(Path(folder) / "model.safetensors")
 
 
 def check_config(config: Any, expected: Mapping[str, object]) -> None:
-    """Raise ArtifactError that names the first setting of a backbone which the stock classifier has otherwise."""
+    """Raise ArtifactError with the first setting of a backbone that the classifier of transformers does not have."""
     for name, value in expected.items():
         found = getattr(config, name)
         if found != value:
-            raise ArtifactError(
-                f"no stock classifier carries a {config.model_type} with {name} = {found!r}; it has {value!r}"
-            )
+            raise ArtifactError(f"a {config.model_type} with {name} = {found!r} cannot be exported; allowed: {value!r}")

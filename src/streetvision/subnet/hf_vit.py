@@ -1,12 +1,14 @@
-"""A classifier of ours as one of the stock image classifiers of transformers, under the names that 4.45 gave them.
+"""Convert a ViT or DINOv2 classifier to the image classifier of transformers, with the parameter names of 4.45.
 
-The stock heads are one linear layer on the CLS token behind the network's last LayerNorm; ours standardises that token
-once more before its linear layer, which no linear layer can. So the stock network gets one more block. Its attention
-writes zeros; its MLP has the old last LayerNorm before it, and passes the result z on as LOUD * z, through
-gelu(z) - gelu(-z) = z. Against LOUD * z the residual stream is nothing, and a LayerNorm does not see its scale: the new
-last LayerNorm is the head's own, and everything behind the backbone is exact to float32.
+The head of transformers is one linear layer on the CLS token after the last LayerNorm. Our head has a LayerNorm of its
+own before the linear layer, which a linear layer cannot express. The converted network therefore gets one more block:
 
-Legend: D the width of a token.
+- Its attention returns zeros.
+- Its MLP applies the backbone's last LayerNorm and returns GAIN * z, by gelu(z) - gelu(-z) = z.
+- GAIN is so large that the residual stream vanishes in float32, and a LayerNorm is invariant to scale. The last
+  LayerNorm of the converted network is the one of our head.
+
+The conversion is exact to float32. Shapes: D is the width of a token.
 """
 
 from collections.abc import Mapping
@@ -18,18 +20,18 @@ from pydantic import JsonValue
 
 from streetvision.contracts.errors import ArtifactError
 from streetvision.models.module import Classifier
-from streetvision.subnet.hf_head import PINNED, LinearHead, State, Stock, check_config, saved_state
+from streetvision.subnet.hf_head import PINNED, HFClassifier, LinearHead, State, check_config, saved_state
 
-LOUD = 2.0**24
-"""A power of two, so that it rounds nothing."""
+GAIN = 2.0**24
+"""A power of two, so that multiplication is exact."""
 
-OPEN = 128.0
-"""What a gate says to let everything pass."""
+GATE_ON = 128.0
+"""Input of a gate at which its sigmoid is 1 in float32."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Names in one of the stock classifiers."""
+    """Parameter names of one classifier family of transformers."""
 
     model_type: str
     architecture: str
@@ -40,11 +42,11 @@ class Family:
     scales: tuple[str, ...] = ()
     """LayerScale vectors of a block."""
     head_inputs: int = 1
-    """Input width of the stock head as a multiple of D; what follows the CLS token gets no weight."""
+    """Input width of the head as a multiple of D; inputs after the CLS token get weight 0."""
     gated: bool = False
-    """Whether `up` is a gate, then what passes it, and the MLP silu(gate) * up."""
+    """Whether `up` holds gate and values, and the MLP is silu(gate) * values."""
     transformers: str = PINNED
-    """The version that has it first."""
+    """The first version that has it."""
 
     def block(self, layer: int, part: str) -> str:
         """The name of a part of a block."""
@@ -76,7 +78,7 @@ REGISTERS = replace(
     transformers="4.48",
 )
 FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (VIT, DINOV2, REGISTERS)}
-"""model_type -> the stock classifier that carries it."""
+"""model_type -> its classifier family."""
 
 TIMM_TO_VIT = {
     "norm1": "layernorm_before",
@@ -89,20 +91,20 @@ ATTENTION = tuple(f"attention.attention.{part}" for part in ("query", "key", "va
 
 
 @dataclass(frozen=True)
-class Body:
-    """A backbone under stock names, without its prefix."""
+class StockBackbone:
+    """A backbone under the parameter names of transformers, without prefix."""
 
     family: Family
     config: dict[str, JsonValue]
     state: State
 
 
-def convert_vit(classifier: Classifier, head: LinearHead) -> Stock:
-    """The classifier for the stock class of the backbone's family; raises ArtifactError for one that has none."""
+def convert_vit(classifier: Classifier, head: LinearHead) -> HFClassifier:
+    """Convert to the classifier of the backbone's family; raises ArtifactError when there is none."""
     body = _body(classifier)
     family, state = body.family, dict(body.state)
     layer, width = int(str(body.config["num_hidden_layers"])), len(head.weight)
-    state |= _loud_block(body, layer, width)
+    state |= _gain_block(body, layer, width)
     state |= {"layernorm.weight": head.norm.weight, "layernorm.bias": head.norm.bias}
     weight = torch.zeros(2, family.head_inputs * width)
     weight[1, :width] = head.weight
@@ -115,17 +117,17 @@ def convert_vit(classifier: Classifier, head: LinearHead) -> Stock:
         "image_size": classifier.description.image_size,
         "torch_dtype": "float32",
     }
-    return Stock(config, named, family.transformers)
+    return HFClassifier(config, named, family.transformers)
 
 
-def _body(classifier: Classifier) -> Body:
+def _body(classifier: Classifier) -> StockBackbone:
     config = classifier.backbone.spec.architecture.get("config")
     if isinstance(config, dict):
         return _from_transformers(classifier, FAMILIES[str(config["model_type"])])
     return _from_timm(classifier)
 
 
-def _from_transformers(classifier: Classifier, family: Family) -> Body:
+def _from_transformers(classifier: Classifier, family: Family) -> StockBackbone:
     network: Any = classifier.backbone.network
     if getattr(network.config, "use_swiglu_ffn", False):
         family = replace(family, up="mlp.weights_in", down="mlp.weights_out", gated=True)
@@ -134,12 +136,12 @@ def _from_transformers(classifier: Classifier, family: Family) -> Body:
     state = saved_state(network)
     side, width = classifier.description.image_size, network.config.hidden_size
     stored = state["embeddings.position_embeddings"]
-    if network.config.image_size != side:  # the stock call does not interpolate, or not as this version does
+    if network.config.image_size != side:  # the classifier does not interpolate, or not in the same way
         tokens = (side // network.config.patch_size) ** 2 + 1
         stored = network.embeddings.interpolate_pos_encoding(torch.empty(1, tokens, width), side, side)
     state["embeddings.position_embeddings"] = stored
     config = {key: value for key, value in network.config.to_dict().items() if key in _CONFIG_KEYS}
-    return Body(family, config, state)
+    return StockBackbone(family, config, state)
 
 
 _CONFIG_KEYS = {
@@ -149,7 +151,7 @@ _CONFIG_KEYS = {
 }
 
 
-def _from_timm(classifier: Classifier) -> Body:
+def _from_timm(classifier: Classifier) -> StockBackbone:
     network: Any = classifier.backbone.network
     depth, state = len(getattr(network, "blocks", ())), dict(network.state_dict())
     found: State = {}
@@ -169,7 +171,7 @@ def _from_timm(classifier: Classifier) -> Body:
     if state:
         name = classifier.backbone.spec.architecture.get("name")
         raise ArtifactError(
-            f"timm's {name!r} is no plain vision transformer: {', '.join(sorted(state)[:3])}",
+            f"timm's {name!r} is not a plain vision transformer: {', '.join(sorted(state)[:3])}",
             "train with a plain one for this export, for example model=deit_tiny",
         )
     block = network.blocks[0]
@@ -184,11 +186,11 @@ def _from_timm(classifier: Classifier) -> Body:
         "num_channels": 3,
         "qkv_bias": True,
     }
-    return Body(VIT, config, found)
+    return StockBackbone(VIT, config, found)
 
 
-def _loud_block(body: Body, layer: int, width: int) -> State:
-    """The block that is added: zeros from its attention, LOUD times the old last LayerNorm from its MLP."""
+def _gain_block(body: StockBackbone, layer: int, width: int) -> State:
+    """The added block: zeros from its attention, GAIN times the backbone's last LayerNorm from its MLP."""
     family, state = body.family, body.state
     like = {name.removeprefix(family.block(0, "")): value for name, value in state.items()}
     added = {name: torch.zeros_like(value) for name, value in like.items() if family.block(0, name) in state}
@@ -202,24 +204,24 @@ def _loud_block(body: Body, layer: int, width: int) -> State:
 
 
 def _pass_through_gelu(family: Family, zeros: State, width: int) -> State:
-    """LOUD * (gelu(z) - gelu(-z)) = LOUD * z."""
+    """GAIN * (gelu(z) - gelu(-z)) = GAIN * z."""
     up, down = zeros[f"{family.up}.weight"].clone(), zeros[f"{family.down}.weight"].clone()
     _check_hidden(len(up), 2 * width)
     identity = torch.eye(width)
     up[: 2 * width] = torch.cat([identity, -identity])
-    down[:, : 2 * width] = LOUD * torch.cat([identity, -identity], dim=1)
+    down[:, : 2 * width] = GAIN * torch.cat([identity, -identity], dim=1)
     return {f"{family.up}.weight": up, f"{family.down}.weight": down}
 
 
 def _pass_gated(family: Family, zeros: State, width: int) -> State:
-    """LOUD / OPEN * silu(OPEN) * z = LOUD * z, since the sigmoid of OPEN is 1 in float32."""
+    """GAIN / GATE_ON * silu(GATE_ON) * z = GAIN * z, because the sigmoid of GATE_ON is 1 in float32."""
     up, gate = zeros[f"{family.up}.weight"].clone(), zeros[f"{family.up}.bias"].clone()
     down = zeros[f"{family.down}.weight"].clone()
     hidden = len(up) // 2
     _check_hidden(hidden, width)
-    gate[:width] = OPEN
+    gate[:width] = GATE_ON
     up[hidden : hidden + width] = torch.eye(width)
-    down[:, :width] = LOUD / OPEN * torch.eye(width)
+    down[:, :width] = GAIN / GATE_ON * torch.eye(width)
     return {f"{family.up}.weight": up, f"{family.up}.bias": gate, f"{family.down}.weight": down}
 
 

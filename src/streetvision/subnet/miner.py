@@ -1,4 +1,4 @@
-"""The folder that the subnet's stock miner loads, and the check that it answers as the bundle does."""
+"""The folder that the subnet's reference miner loads, and the check that it predicts what the bundle predicts."""
 
 import json
 import shutil
@@ -22,26 +22,27 @@ from streetvision.eval.thresholds import decide
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic
 from streetvision.models.backbone_spec import one_line
 from streetvision.models.module import Classifier
-from streetvision.subnet import reference_miner as stock_miner
-from streetvision.subnet.hf_classifiers import stock_classifier
+from streetvision.subnet import reference_miner
+from streetvision.subnet.hf_classifiers import hf_classifier
 from streetvision.subnet.hf_head import LABELS
 
-FARTHEST = 40.0
-"""Margins beyond this are certain for every calibrator."""
+MARGIN_LIMIT = 40.0
+"""Margins beyond this have probability 0 or 1 under every calibrator."""
 PARITY = 1e-3
-"""Logits of the folder may differ from the bundle's by this share of 1 + their size, on noise, before it is refused."""
+"""Largest allowed difference of logits on noise, as a fraction of 1 + |logit|."""
 BILINEAR = 2
+"""Pillow's number of the bilinear filter."""
 
 
 @dataclass(frozen=True)
 class LinearCalibration:
-    """Calibration as a linear head carries it: the answer is sigmoid(slope * (margin - cut))."""
+    """Calibration that a linear head can represent: probability = sigmoid(slope * (margin - cut))."""
 
     slope: float
     cut: float
-    """The margin at which the decision turns."""
+    """The margin at which the decision changes."""
     error: float
-    """Largest difference between the probability that this stands for and the calibrated one."""
+    """Largest difference from the calibrated probability."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ class Submission:
     version: str
     """X.Y.Z."""
     hotkey: str
-    """Of the miner that submits it."""
+    """Hotkey of the submitting miner."""
 
     def card(self) -> dict[str, JsonValue]:
-        """What the file holds; the time is now, in seconds since 1970."""
+        """Content of the file; the time is now, in seconds since 1970."""
         return {
             "model_name": self.name,
             "description": self.description,
@@ -67,39 +68,44 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a miner folder is."""
+class MinerExport:
+    """Properties of a written miner folder."""
 
-    line: LinearCalibration
+    calibration: LinearCalibration
     transformers: str
-    """The version of transformers that first loads it."""
-    also: str
-    """What else it needs there; empty where nothing."""
+    """The first version of transformers that loads it."""
+    also_needs: str
+    """Another package that it needs there; empty when none."""
 
 
-def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> Written:
-    """Write the folder, load it as a stock classifier and compare; returns what it carries and needs.
+def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> MinerExport:
+    """Write the folder, load it with transformers and compare its logits with the bundle's.
 
-    The answer is 0.5 where the bundle's probability is at its threshold for balanced labels. Raises ArtifactError for
-    what no stock classifier carries, ConfigError for a folder that holds something.
+    Its probability is 0.5 at the bundle's threshold for balanced labels.
+
+    Raises:
+        ArtifactError: the classifier cannot be exported, or its logits differ.
+        ConfigError: the folder is not empty, or the bundle is fused or exported to another runtime.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{str(folder)!r} is not empty", "give a folder of its own: --out ...")
     if predictor.manifest.fusion_description is not None:
         raise ConfigError(
-            "this bundle fuses many views of an image, and the stock miner looks at one",
+            "this bundle fuses many views of an image, and the reference miner uses one",
             "export a bundle of single views: run again without phase4c_cvfm",
         )
     classifier = predictor.classifier
     if not isinstance(classifier, Classifier):
-        raise ConfigError("the stock miner runs PyTorch, and this bundle another runtime", "give the one it came from")
-    line = straight_line(predictor)
+        raise ConfigError(
+            "the reference miner runs PyTorch, and this bundle another runtime", "give the PyTorch bundle"
+        )
+    calibration = fit_linear_calibration(predictor)
     description, spec = classifier.description, classifier.backbone.spec
     labels: dict[str, JsonValue] = {
         "id2label": dict(LABELS),
         "label2id": {n: int(label) for label, n in LABELS.items()},
     }
-    stock = stock_classifier(classifier.cpu(), slope=line.slope, cut=line.cut)
+    converted = hf_classifier(classifier.cpu(), slope=calibration.slope, cut=calibration.cut)
     processor: dict[str, JsonValue] = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -112,56 +118,56 @@ def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> W
         "image_std": list(spec.std),
     }
     try:
-        write_bytes_atomic(folder / "model.safetensors", save(stock.ready(), metadata={"format": "pt"}))
+        write_bytes_atomic(folder / "model.safetensors", save(converted.ready(), metadata={"format": "pt"}))
         write_json_atomic(folder / "preprocessor_config.json", processor)
         write_json_atomic(folder / "model_card.json", submission.card())
-        write_json_atomic(folder / "config.json", stock.config | labels)
-        _check_parity(predictor, classifier, folder, line)
+        write_json_atomic(folder / "config.json", converted.config | labels)
+        _check_parity(predictor, classifier, folder, calibration)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # half a folder must not be submitted
+        shutil.rmtree(folder, ignore_errors=True)  # an incomplete folder must not be submitted
         raise
     finally:
         classifier.to(predictor.device)
-    return Written(line, stock.transformers, stock.also)
+    return MinerExport(calibration, converted.transformers, converted.also_needs)
 
 
-def straight_line(predictor: Predictor) -> LinearCalibration:
-    """The line through the calibrator that turns where its decision turns; exact for temperature and Platt.
+def fit_linear_calibration(predictor: Predictor) -> LinearCalibration:
+    """Fit slope * (margin - cut) to the calibrator, with the same decisions; exact for temperature and Platt.
 
-    Ranking and decisions are kept for any other, since calibrators never fall. Raises ArtifactError when the bundle
-    gives every margin the same decision.
+    Other calibrators keep ranking and decisions, because calibrators are monotone. Raises ArtifactError when the bundle
+    decides the same for every margin.
     """
     threshold = predictor.manifest.policy.balanced_threshold
-    low, high = -FARTHEST, FARTHEST
-    if not 0 < threshold < 1 or not _called(predictor, high, threshold) or _called(predictor, low, threshold):
-        raise ArtifactError(f"at its threshold for balanced labels, {threshold:g}, this bundle answers one class only")
+    low, high = -MARGIN_LIMIT, MARGIN_LIMIT
+    if not 0 < threshold < 1 or not _is_positive(predictor, high, threshold) or _is_positive(predictor, low, threshold):
+        raise ArtifactError(f"at its threshold for balanced labels, {threshold:g}, this bundle predicts one class only")
     while high - low > 1e-9:
         middle = (low + high) / 2
-        low, high = (low, middle) if _called(predictor, middle, threshold) else (middle, high)
+        low, high = (low, middle) if _is_positive(predictor, middle, threshold) else (middle, high)
     cut = (low + high) / 2
-    margins = np.linspace(-FARTHEST, FARTHEST, 8001)
-    p = _calibrated(predictor, margins)
+    margins = np.linspace(-MARGIN_LIMIT, MARGIN_LIMIT, 8001)
+    p = _probabilities(predictor, margins)
     inside = (p > 1e-9) & (p < 1 - 1e-9)
     steps, rise = margins[inside] - cut, logit(p[inside]) - logit(threshold)
     weights = p[inside] * (1 - p[inside])
     slope = float((weights * steps * rise).sum() / (weights * steps**2).sum()) if inside.any() else 1.0
     if not np.isfinite(slope) or slope <= 0:
-        raise ArtifactError("the bundle's probabilities do not rise with its scores: no linear head carries them")
+        raise ArtifactError("the bundle's probabilities do not increase with its scores and cannot be exported")
     error = np.abs(expit(slope * (margins - cut) + logit(threshold)) - p).max()
     return LinearCalibration(slope, cut, float(error))
 
 
-def _calibrated(predictor: Predictor, margins: FloatArray) -> FloatArray:
+def _probabilities(predictor: Predictor, margins: FloatArray) -> FloatArray:
     logits = np.stack([np.zeros_like(margins), margins], axis=1)
     return np.asarray(predictor.probabilities(torch.from_numpy(logits)), dtype=np.float64)
 
 
-def _called(predictor: Predictor, margin: float, threshold: float) -> bool:
-    return bool(decide(_calibrated(predictor, np.array([margin])), threshold)[0])
+def _is_positive(predictor: Predictor, margin: float, threshold: float) -> bool:
+    return bool(decide(_probabilities(predictor, np.array([margin])), threshold)[0])
 
 
-def _check_parity(predictor: Predictor, classifier: Classifier, folder: Path, line: LinearCalibration) -> None:
-    """Raise unless the stock classifier in `folder` gives noise the logits that it should."""
+def _check_parity(predictor: Predictor, classifier: Classifier, folder: Path, calibration: LinearCalibration) -> None:
+    """Raise ArtifactError unless the classifier in `folder` has the expected logits on noise."""
     from transformers import AutoModelForImageClassification
 
     side = classifier.description.image_size
@@ -169,36 +175,38 @@ def _check_parity(predictor: Predictor, classifier: Classifier, folder: Path, li
     ours = torch.cat(list(predictor.stream_logits(noise.unbind())))
     spec = classifier.backbone.spec
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
-    stock = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True).eval()
+    exported = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True).eval()
     with torch.inference_mode():
-        theirs = stock((noise / 255 - mean) / std).logits
-    expected = line.slope * (ours[:, 1] - ours[:, 0] - line.cut)
+        theirs = exported((noise / 255 - mean) / std).logits
+    expected = calibration.slope * (ours[:, 1] - ours[:, 0] - calibration.cut)
     worst = float(((theirs[:, 1] - theirs[:, 0] - expected).abs() / (1 + expected.abs())).max())
     if worst > PARITY:
-        raise ArtifactError(f"the stock classifier does not answer as the bundle does: logits differ by {worst:.1e}")
+        raise ArtifactError(f"the exported classifier differs from the bundle: logits by {worst:.1e} on noise")
 
 
 @dataclass(frozen=True)
-class Check:
-    """What the stock miner answered, beside the bundle."""
+class MinerCheck:
+    """Predictions of the reference miner compared with the bundle's."""
 
     transformers: str
-    """Version that the miner ran with."""
+    """Version in the miner's environment."""
     images: int
     difference: float
-    """Largest difference of an answer from the bundle's probability, moved so that the threshold lies at 0.5."""
+    """Largest difference from the bundle's probability, shifted so that its threshold is at 0.5."""
     disagreements: int
-    """Images whose decision is another."""
+    """Images whose decision differs."""
     invalid: int
-    """Answers that are exactly 0.5, outside [0, 1] or missing."""
+    """Predictions that are exactly 0.5, outside [0, 1] or missing."""
     p95_seconds: float
     """95th percentile of the time for an image."""
 
 
-def check_miner(predictor: Predictor, folder: Path, images: Sequence[Path], *, python: Path | None = None) -> Check:
-    """Ask the stock miner's own loader, in the environment of `python` or in this one, and compare with the bundle.
+def check_miner(
+    predictor: Predictor, folder: Path, images: Sequence[Path], *, python: Path | None = None
+) -> MinerCheck:
+    """Run the reference miner, in the environment of `python` or in this one, and compare with the bundle.
 
-    Raises ArtifactError when it cannot load the folder or answer an image.
+    Raises ArtifactError when it cannot load the folder or predict an image.
     """
     if not (folder / "config.json").is_file():
         raise ArtifactError(
@@ -206,34 +214,34 @@ def check_miner(predictor: Predictor, folder: Path, images: Sequence[Path], *, p
             "make one with: streetvision export --format miner",
         )
     paths = [str(path.resolve()) for path in images]
-    told = _told_here(folder, paths) if python is None else _told_elsewhere(folder, paths, python)
-    answers = np.array([row["answer"] for row in told], dtype=np.float64)
-    p = np.array([answer.probability for answer in predictor.predict(images)])
+    rows = _predict_here(folder, paths) if python is None else _predict_with(folder, paths, python)
+    theirs = np.array([row["probability"] for row in rows], dtype=np.float64)
+    p = np.array([prediction.probability for prediction in predictor.predict(images)])
     threshold = predictor.manifest.policy.balanced_threshold
-    return Check(
-        transformers=str(told[0]["transformers"]),
-        images=len(told),
-        difference=float(np.abs(answers - expit(logit(p) - logit(threshold))).max()),
-        disagreements=int(((np.round(answers) == 1) != decide(p, threshold)).sum()),
-        invalid=int(((answers == 0.5) | (answers < 0) | (answers > 1)).sum()),
-        p95_seconds=float(np.percentile([row["seconds"] for row in told], 95)),
+    return MinerCheck(
+        transformers=str(rows[0]["transformers"]),
+        images=len(rows),
+        difference=float(np.abs(theirs - expit(logit(p) - logit(threshold))).max()),
+        disagreements=int(((np.round(theirs) == 1) != decide(p, threshold)).sum()),
+        invalid=int(((theirs == 0.5) | (theirs < 0) | (theirs > 1)).sum()),
+        p95_seconds=float(np.percentile([row["seconds"] for row in rows], 95)),
     )
 
 
-def _told_here(folder: Path, paths: list[str]) -> list[dict[str, Any]]:
+def _predict_here(folder: Path, paths: list[str]) -> list[dict[str, Any]]:
     try:
-        return list(stock_miner.answers(str(folder), paths))
-    except Exception as error:  # transformers answers a bad folder with whatever it runs into
-        raise _does_not_load(folder, one_line(error)) from error
+        return list(reference_miner.predictions(str(folder), paths))
+    except Exception as error:  # transformers raises many types for an invalid folder
+        raise _loading_error(folder, one_line(error)) from error
 
 
-def _told_elsewhere(folder: Path, paths: list[str], python: Path) -> list[dict[str, Any]]:
-    command = [str(python), str(Path(stock_miner.__file__)), str(folder.resolve())]
+def _predict_with(folder: Path, paths: list[str], python: Path) -> list[dict[str, Any]]:
+    command = [str(python), str(Path(reference_miner.__file__)), str(folder.resolve())]
     done = subprocess.run(command, input="\n".join(paths), capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
-        raise _does_not_load(folder, (done.stderr.strip().splitlines() or ["no message"])[-1])
+        raise _loading_error(folder, (done.stderr.strip().splitlines() or ["no message"])[-1])
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def _does_not_load(folder: Path, why: str) -> ArtifactError:
-    return ArtifactError(f"the stock miner fails on {str(folder)!r}: {why}")
+def _loading_error(folder: Path, reason: str) -> ArtifactError:
+    return ArtifactError(f"the reference miner fails on {str(folder)!r}: {reason}")

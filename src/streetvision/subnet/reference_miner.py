@@ -1,8 +1,8 @@
-"""The subnet's stock miner, as far as a model meets it: load a folder, answer images, print one JSON line each.
+"""The part of the subnet's reference miner that touches a model: load a folder, predict images, print JSON lines.
 
-python stock_miner.py FOLDER < paths, one a line
+    python reference_miner.py FOLDER < PATHS    (one path a line)
 
-It runs by itself in any environment with transformers (the subnet pins 4.45.2), so it imports nothing of streetvision.
+It runs in any environment with transformers (the subnet pins 4.45.2), so it imports nothing of streetvision.
 """
 
 import json
@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterable, Iterator
 
 
-def answers(folder: str, paths: Iterable[str]) -> Iterator[dict[str, object]]:
-    """The answer for each image, `output["Roadwork"]` of the stock pipeline; -1 where there is none."""
+def predictions(folder: str, paths: Iterable[str]) -> Iterator[dict[str, object]]:
+    """`output["Roadwork"]` of the image-classification pipeline for each image; -1 when it is missing."""
     import transformers
     from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
@@ -23,10 +23,16 @@ def answers(folder: str, paths: Iterable[str]) -> Iterator[dict[str, object]]:
     for path in paths:
         started = time.perf_counter()
         scores = {entry["label"]: entry["score"] for entry in classify(path)}
-        answer = {"image": path, "answer": scores.get("Roadwork", -1), "seconds": time.perf_counter() - started}
-        yield {**answer, "transformers": transformers.__version__}
+        seconds = time.perf_counter() - started
+        probability = scores.get("Roadwork", -1)
+        yield {
+            "image": path,
+            "probability": probability,
+            "seconds": seconds,
+            "transformers": transformers.__version__,
+        }
 
 
 if __name__ == "__main__":
-    for found in answers(sys.argv[1], (line.rstrip("\n") for line in sys.stdin)):
-        sys.stdout.write(json.dumps(found) + "\n")
+    for row in predictions(sys.argv[1], (line.rstrip("\n") for line in sys.stdin)):
+        sys.stdout.write(json.dumps(row) + "\n")

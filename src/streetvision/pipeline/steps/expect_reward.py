@@ -23,7 +23,7 @@ from streetvision.models.network import seeded
 from streetvision.pipeline.phase_settings import RewardConfig
 from streetvision.pipeline.steps.evaluate_model import own_bundle
 from streetvision.pipeline.test_access_log import record_test_access
-from streetvision.subnet.reward import STATE, Challenges, Standing, best_threshold, standing
+from streetvision.subnet.reward import SUBNET_STATUS, Challenges, FinalScore, best_threshold, final_score
 
 ALL = "all"
 CUTS = ("bundle", "balanced", "best")
@@ -76,7 +76,7 @@ class RewardRow(Artifact):
     """Of the challenges."""
     n: int
     """Images that are asked about, each once in every way it is sent."""
-    scores: dict[str, Standing]
+    scores: dict[str, FinalScore]
     """Threshold's name -> score."""
 
 
@@ -113,7 +113,7 @@ def run(context: Context) -> Outcome:
         else:
             rows.append(_simulate(question, test, {**fixed, "best": best[question.profile]}, config))
     report = RewardReport(
-        state=STATE, look=look.number, thresholds=fixed, best=best, rows=tuple(rows), notes=tuple(notes)
+        state=SUBNET_STATUS, look=look.number, thresholds=fixed, best=best, rows=tuple(rows), notes=tuple(notes)
     )
     write_json_atomic(context.schema.reward_report_json, report.model_dump(mode="json"))
     whole = [row for row in rows if row.level == row.source == ALL and not row.timeout_fraction]
@@ -127,7 +127,7 @@ def _simulate(question: Question, asked: Asked, cuts: dict[str, float], config: 
     challenges = Challenges.draw(labels, streams=config.n_simulations, steps=config.steps, seed=config.seed)
     late = question.timeout_fraction
     scores = {
-        name: standing(challenges.rewards(decide(probabilities, cut), timeout_fraction=late))
+        name: final_score(challenges.rewards(decide(probabilities, cut), timeout_fraction=late))
         for name, cut in cuts.items()
     }
     return RewardRow(**asdict(question), n=len(labels), scores=scores)
@@ -186,7 +186,7 @@ def tell(report: RewardReport) -> Iterator[str]:
     yield from report.notes
 
 
-def _figures(score: Standing) -> str:
+def _figures(score: FinalScore) -> str:
     return f"{score.mean:.3f} [{score.p5:.3f}, {score.p95:.3f}]  "
 
 
