@@ -1,4 +1,4 @@
-"""The scenes are what their seed says, the labels are right, and no colour gives them away."""
+"""Scenes depend on their seed only, labels are right, and colours do not reveal them."""
 
 import csv
 from pathlib import Path
@@ -29,15 +29,15 @@ def read_index(index: Path) -> list[dict[str, str]]:
 
 def test_a_scene_depends_on_its_seed_alone() -> None:
     first = draw_scene(11, SMALL)
-    again = draw_scene(11, SMALL.model_copy(update={"count": 500, "first_seed": 3}))
-    assert np.array_equal(first.image, again.image)
-    assert np.array_equal(first.roadwork, again.roadwork)
-    assert (first.label, first.source) == (again.label, again.source)
+    repeated = draw_scene(11, SMALL.model_copy(update={"count": 500, "first_seed": 3}))
+    assert np.array_equal(first.image, repeated.image)
+    assert np.array_equal(first.roadwork, repeated.roadwork)
+    assert (first.label, first.source) == (repeated.label, repeated.source)
     assert not np.array_equal(first.image, draw_scene(12, SMALL).image)
 
 
 @pytest.mark.parametrize(("width", "height"), [(320, 240), (64, 64), (96, 200), (600, 550)])
-def test_images_have_the_size_asked_for(width: int, height: int) -> None:
+def test_images_have_the_configured_size(width: int, height: int) -> None:
     scene = draw_scene(5, SceneConfig(width=width, height=height))
     image = scene.image
     assert scene.roadwork.shape == (height, width)
@@ -46,14 +46,14 @@ def test_images_have_the_size_asked_for(width: int, height: int) -> None:
     assert image.std() > 8
 
 
-def test_labels_and_sources_of_the_first_seeds_stay_as_they_were_published() -> None:
+def test_labels_and_sources_of_the_first_seeds_do_not_change() -> None:
     drawn = [draw_scene(seed, SMALL) for seed in range(12)]
     assert "".join(str(scene.label) for scene in drawn) == "011011001111"
     assert {scene.source for scene in (draw_scene(seed, SMALL) for seed in range(60))} == set(CONDITIONS)
 
 
 @pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 0), (1.0, 100, 100), (0.25, 15, 35)])
-def test_positives_come_at_the_rate_asked_for(share: float, least: int, most: int) -> None:
+def test_the_rate_of_positives_is_as_configured(share: float, least: int, most: int) -> None:
     config = SceneConfig(width=64, height=64, positive_fraction=share)
     assert least <= sum(draw_scene(seed, config).label for seed in range(100)) <= most
 
@@ -63,7 +63,7 @@ def test_positives_come_at_the_rate_asked_for(share: float, least: int, most: in
     [SceneConfig(), SceneConfig(width=1280, height=720, area_fraction=(0.002, 0.02))],
     ids=["default", "large with small roadwork"],
 )
-def test_roadwork_covers_the_share_asked_for(config: SceneConfig) -> None:
+def test_roadwork_covers_the_configured_area(config: SceneConfig) -> None:
     shares = [draw_labelled(seed, 1, config).roadwork_share for seed in range(100, 112)]
     low, high = config.area_fraction
     assert sum(low <= share <= high for share in shares) >= len(shares) - 1
@@ -71,19 +71,19 @@ def test_roadwork_covers_the_share_asked_for(config: SceneConfig) -> None:
     assert max(shares) / min(shares) > 3
 
 
-def test_the_same_street_stands_around_the_roadwork() -> None:
+def test_the_street_is_the_same_around_the_roadwork() -> None:
     config = SceneConfig(width=160, height=120)
     for seed in range(8):
         setting = scenes._set_scene(seed, config)
-        without = np.asarray(scenes._populated(setting, []).image)
+        without = np.asarray(scenes._draw_props(setting, []).image)
         marked = np.asarray(scenes._add_site(setting, seed, config).image)
         assert without[..., 3].max() == 0
-        # The shadows of a site lie outside of its mark.
+        # The shadows of a site are not marked.
         changed = (marked[..., :3] != without[..., :3]).any(-1) & (marked[..., 3] != MARK)
         assert changed.mean() < 0.03
 
 
-def test_the_mask_lies_where_the_picture_differs() -> None:
+def test_the_mask_covers_the_difference_to_the_scene_without_roadwork() -> None:
     config = SceneConfig(width=160, height=120)
     for seed in range(8):
         without, marked = draw_labelled(seed, 0, config), draw_labelled(seed, 1, config)
@@ -96,15 +96,15 @@ def test_the_mask_lies_where_the_picture_differs() -> None:
 def histograms(image: np.ndarray) -> np.ndarray:
     """Square roots of the joint 8 x 8 x 8 RGB histogram and of a 16 x 4 x 4 one in HSV."""
     hsv = np.asarray(Image.fromarray(image).convert("HSV"))
-    found = []
+    counts = []
     for pixels, (first, second, third) in ((image, (8, 8, 8)), (hsv, (16, 4, 4))):
         a, b, c = np.moveaxis(pixels.astype(int), -1, 0)
         bins = (a * first // 256 * second + b * second // 256) * third + c * third // 256
-        found.append(np.bincount(bins.ravel(), minlength=first * second * third))
-    return np.sqrt(np.concatenate(found) / image[..., 0].size)
+        counts.append(np.bincount(bins.ravel(), minlength=first * second * third))
+    return np.sqrt(np.concatenate(counts) / image[..., 0].size)
 
 
-def test_colour_alone_does_not_give_the_label_away() -> None:
+def test_colours_do_not_predict_the_label() -> None:
     config = SceneConfig(width=128, height=96)
     drawn = [draw_scene(seed, config) for seed in range(5000, 5600)]
     features = np.stack([histograms(scene.image) for scene in drawn])
@@ -126,18 +126,18 @@ def test_the_index_lists_every_image_with_its_label(tmp_path: Path) -> None:
             assert np.abs(np.asarray(image).astype(float) - scene.image).mean() < 8
 
 
-def test_several_processes_write_the_bytes_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_write_the_same_bytes_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = SMALL.model_copy(update={"count": 3 * scenes._BATCH})
     monkeypatch.setattr(scenes.os, "cpu_count", lambda: 2)
     several = write_scenes(tmp_path / "several", config, Silent())
     monkeypatch.setattr(scenes.os, "cpu_count", lambda: 1)
-    one = write_scenes(tmp_path / "one", config, Silent())
-    assert several.read_bytes() == one.read_bytes()
-    for row in read_index(one):
-        assert (one.parent / row["path"]).read_bytes() == (several.parent / row["path"]).read_bytes()
+    single = write_scenes(tmp_path / "one", config, Silent())
+    assert several.read_bytes() == single.read_bytes()
+    for row in read_index(single):
+        assert (single.parent / row["path"]).read_bytes() == (several.parent / row["path"]).read_bytes()
 
 
-def test_scenes_that_are_there_are_not_drawn_again(tmp_path: Path) -> None:
+def test_existing_scenes_are_not_drawn_again(tmp_path: Path) -> None:
     image = tmp_path / "images" / "00000000.jpg"
     write_scenes(tmp_path, SMALL, Silent())
     written = image.stat().st_mtime_ns
@@ -146,11 +146,11 @@ def test_scenes_that_are_there_are_not_drawn_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["image", "index", "identity", "config", "renderer"])
-def test_scenes_that_differ_or_are_damaged_are_drawn_again(
+def test_different_or_damaged_scenes_are_drawn_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     index = write_scenes(tmp_path, SMALL, Silent())
-    whole = index.read_bytes()
+    complete = index.read_bytes()
     config = SMALL
     if damage == "image":
         (tmp_path / "images" / "00000003.jpg").unlink()
@@ -166,10 +166,10 @@ def test_scenes_that_differ_or_are_damaged_are_drawn_again(
     write_scenes(tmp_path, config, Silent())
     assert (tmp_path / "images" / "00000000.jpg").stat().st_mtime_ns > before
     assert (tmp_path / "images" / "00000003.jpg").is_file()
-    assert whole.startswith(index.read_bytes())
+    assert complete.startswith(index.read_bytes())
 
 
-def test_a_run_that_breaks_leaves_no_index(tmp_path: Path) -> None:
+def test_an_interrupted_run_leaves_no_index(tmp_path: Path) -> None:
     class Broken(Silent):
         def track(self, items, *, total, label):  # type: ignore[no-untyped-def]
             yield next(iter(items))
@@ -181,7 +181,7 @@ def test_a_run_that_breaks_leaves_no_index(tmp_path: Path) -> None:
     assert not (tmp_path / "index.csv").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_artifact_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="cannot write"):
         write_scenes(tmp_path / "file" / "scenes", SMALL, Silent())
@@ -190,6 +190,6 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_a_remedy(tmp_path: Pat
 @pytest.mark.parametrize(
     "wrong", [{"area_fraction": (0.1, 0.05)}, {"area_fraction": (0.0, 0.1)}, {"seeds": 3}, {"count": 0}]
 )
-def test_a_wrong_configuration_is_refused(wrong: dict[str, object]) -> None:
+def test_an_invalid_configuration_is_rejected(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         SceneConfig.model_validate(wrong)

@@ -1,4 +1,4 @@
-"""The houses along a street of the procedural scenes."""
+"""Buildings along the street of a procedural scene."""
 
 from streetvision.synthetic.canvas import NEAR, Canvas, Pixel
 from streetvision.synthetic.random_draws import Colour, Dice, mix, scaled
@@ -27,12 +27,12 @@ _WHITE: Colour = (236, 234, 228)
 
 
 class Building:
-    """One block: its front along the street, its gable towards the camera."""
+    """A building with its front along the street and its gable towards the camera."""
 
     def __init__(self, canvas: Canvas, side: int, x: float, near: float, far: float, dice: Dice) -> None:
         self.canvas, self.side, self.x, self.near, self.far, self.dice = canvas, side, x, near, far, dice
         self.storey = dice.between(2.9, 3.8)
-        self.storeys = dice.whole(1, 5)
+        self.storeys = dice.integer(1, 5)
         self.top = self.storey * (self.storeys + 0.25) + 0.6
         self.colour = dice.near(dice.pick(_WALLS), 14)
         self.trim = mix(self.colour, _WHITE, 0.45) if dice.chance(0.6) else scaled(self.colour, 0.7)
@@ -40,7 +40,7 @@ class Building:
         self.lit = dice.between(0.15, 0.6) if canvas.light.lamps_lit else 0.0
 
     def draw(self) -> None:
-        """Paint the block with its windows."""
+        """Draw the building with its windows."""
         back = self.x + self.side * 12.0
         gable = [(self.x, 0.0), (back, 0.0), (back, self.top), (self.x, self.top)]
         self.canvas.fill([(x, y, self.near) for x, y in gable], self.colour, shade=0.78)
@@ -57,13 +57,13 @@ class Building:
             self._awning()
 
     def _in_sight(self, near: float, far: float) -> bool:
-        """Whether a bay is on the canvas and wide enough to show a window."""
+        """Whether a bay is on the canvas and wide enough for a visible window."""
         camera = self.canvas.camera
         first, last = camera.pixel(self.x, 0.0, near)[0], camera.pixel(self.x, 0.0, far)[0]
         return abs(first - last) > 5.0 and max(first, last) > 0.0 and min(first, last) < camera.width
 
     def _corners(self, near: float, far: float, low: float, high: float) -> list[Pixel]:
-        """A rectangle of the front on the canvas."""
+        """The corners of a rectangle of the front, on the canvas."""
         camera = self.canvas.camera
         corners = []
         for z, first, last in ((near, low, high), (far, high, low)):
@@ -90,7 +90,7 @@ class Building:
             self._panel(near, far, (low + high) / 2 - 0.03, (low + high) / 2 + 0.05, self.trim)
 
     def _bay(self, z: float, step: float) -> None:
-        """One column of windows, a shop window or a door at its foot."""
+        """A column of windows, with a shop window or a door on the ground floor."""
         width = step * 0.26
         middle = z + step / 2
         for floor in range(1, self.storeys):
@@ -102,7 +102,7 @@ class Building:
             self._panel(middle - 0.55, middle + 0.55, 0.0, 2.2, scaled(self.dice.near((96, 70, 52), 40), 0.8))
 
     def _awning(self) -> None:
-        """A plain or white-striped awning that hangs over the pavement."""
+        """A plain or white-striped awning over the pavement."""
         cloth = self.dice.near(self.dice.pick(_AWNINGS), 16)
         long = min(self.far - self.near, self.dice.between(3.0, 8.0))
         start = max(self.near, 3.0) + self.dice.between(0.0, max(0.0, self.far - self.near - long))

@@ -1,4 +1,4 @@
-"""The large things of a roadwork site in the procedural scenes: diggers and heaps of earth."""
+"""Large items of a roadwork site in the procedural scenes: excavators and heaps of earth."""
 
 import math
 
@@ -8,7 +8,7 @@ from streetvision.synthetic.roadwork import Item, Livery
 
 
 def _beam(frame: Frame, start: Flat, end: Flat, width: float, colour: Colour) -> None:
-    """A thick arm between two points in (c, b)."""
+    """An arm between two points in (c, b)."""
     length = math.dist(start, end)
     c, b = (end[1] - start[1]) / length * width / 2, -(end[0] - start[0]) / length * width / 2
     outline = [

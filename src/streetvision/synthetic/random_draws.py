@@ -7,11 +7,11 @@ import numpy as np
 
 Item = TypeVar("Item")
 Colour = tuple[float, float, float]
-"""Red, green, blue in grey levels 0 to 255; or a factor for each."""
+"""Red, green, blue: values from 0 to 255, or one factor per channel."""
 
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
-    """`first` with `share` (0 to 1) of `second` stirred in."""
+    """Blend two colours: 1 - share of `first` and `share` (0 to 1) of `second`."""
     keep = 1.0 - share
     return (
         first[0] * keep + second[0] * share,
@@ -21,19 +21,20 @@ def mix(first: Colour, second: Colour, share: float) -> Colour:
 
 
 def scaled(colour: Colour, factor: float) -> Colour:
-    """`colour` made darker (factor below 1) or brighter."""
+    """Multiply a colour: below 1 is darker, above 1 is brighter."""
     return (colour[0] * factor, colour[1] * factor, colour[2] * factor)
 
 
-def whole(colour: Colour) -> tuple[int, int, int]:
-    """`colour` in whole grey levels, at most 255."""
+def as_uint8(colour: Colour) -> tuple[int, int, int]:
+    """Truncate a colour to integers, at most 255."""
     return (min(255, int(colour[0])), min(255, int(colour[1])), min(255, int(colour[2])))
 
 
 class Dice:
-    """Random numbers of one stream; the same key gives the same numbers in any process.
+    """A stream of random numbers; the same key gives the same numbers in any process.
 
-    They are drawn in blocks, since a scene needs about a thousand and one call of a generator costs more than the draw.
+    Numbers are drawn in blocks. A scene needs about a thousand of them, and the call of a generator costs more than the
+    draw itself.
     """
 
     _BLOCK = 512
@@ -43,21 +44,21 @@ class Dice:
         self._block: list[float] = []
 
     def unit(self) -> float:
-        """A number in [0, 1)."""
+        """Uniform number in [0, 1)."""
         if not self._block:
             self._block = self._generator.random(self._BLOCK).tolist()
         return self._block.pop()
 
     def between(self, low: float, high: float) -> float:
-        """A number in [low, high)."""
+        """Uniform number in [low, high)."""
         return low + (high - low) * self.unit()
 
     def log_between(self, low: float, high: float) -> float:
-        """A number in [low, high) whose logarithm is uniform; `low` above 0."""
+        """Number in [low, high) whose logarithm is uniform; `low` > 0."""
         return low * float((high / low) ** self.unit())
 
-    def whole(self, low: int, high: int) -> int:
-        """A whole number from `low` to `high`, both included."""
+    def integer(self, low: int, high: int) -> int:
+        """Uniform integer from `low` to `high`, both inclusive."""
         return low + int((high - low + 1) * self.unit())
 
     def chance(self, probability: float) -> bool:
@@ -65,15 +66,15 @@ class Dice:
         return self.unit() < probability
 
     def side(self) -> int:
-        """-1 or 1."""
+        """-1 or 1, equally likely."""
         return -1 if self.unit() < 0.5 else 1
 
     def pick(self, choices: Sequence[Item]) -> Item:
-        """One of `choices`, all equally likely."""
+        """Element of `choices`, all equally likely."""
         return choices[int(len(choices) * self.unit())]
 
     def near(self, colour: Colour, spread: float) -> Colour:
-        """A colour about `colour`: each channel moves by up to `spread` grey levels."""
+        """Random colour near `colour`: each channel changes by at most `spread`."""
         return (
             colour[0] + self.between(-spread, spread),
             colour[1] + self.between(-spread, spread),

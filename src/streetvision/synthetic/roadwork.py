@@ -1,4 +1,4 @@
-"""Roadwork of the procedural scenes: cones, drums, boards, signs and arrow boards."""
+"""Roadwork items of the procedural scenes: cones, drums, barriers, signs and arrow boards."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from streetvision.synthetic.street_furniture import RED, polygon_about
 from streetvision.synthetic.traffic import BLACK, WHITE
 
 _REFLECT = 0.9
-"""How strongly boards and white bands throw head lights back."""
+"""How strongly boards and white bands reflect headlamps."""
 _ORANGES: tuple[Colour, ...] = ((238, 104, 20), (244, 130, 26), (226, 82, 24))
 _YELLOWS: tuple[Colour, ...] = ((246, 180, 30), (240, 198, 46), (240, 150, 26))
 _LAMP: Colour = (255, 170, 40)
@@ -17,12 +17,12 @@ _LAMP: Colour = (255, 170, 40)
 
 @dataclass(frozen=True)
 class Livery:
-    """The colours of one site, faded together."""
+    """The colours of a site, all equally faded."""
 
     cloth: Colour
-    """Cones and drums."""
+    """Colour of cones and drums."""
     board: Colour
-    """The dark stripe of boards."""
+    """Colour of the dark stripes of boards."""
     white: Colour
     machine: Colour
     sign: Colour
@@ -30,16 +30,16 @@ class Livery:
 
 @dataclass(frozen=True)
 class Item:
-    """One thing of a site."""
+    """An item of a site."""
 
     area: float
-    """Square metres that it shows to the camera."""
+    """Area that is visible to the camera, square metres."""
     draw: Callable[[Canvas, float, float], None]
-    """(canvas, x, z)"""
+    """Arguments: canvas, x, z."""
 
 
 def draw_livery(dice: Dice) -> Livery:
-    """The colours of a site: new or faded, orange or red boards."""
+    """Draw the colours of a site: new or faded, with orange or red boards."""
     fade = dice.between(0.0, 0.3)
 
     def faded(colour: Colour) -> Colour:
@@ -55,8 +55,8 @@ def draw_livery(dice: Dice) -> Livery:
 
 
 def cone(dice: Dice, livery: Livery) -> Item:
-    """A traffic cone with one or two white bands; one in ten leans."""
-    tall, bands = dice.between(0.65, 1.0), dice.whole(1, 2)
+    """A traffic cone with one or two white bands; one in ten is tilted."""
+    tall, bands = dice.between(0.65, 1.0), dice.integer(1, 2)
     foot = tall * dice.between(0.24, 0.3)
     lean = dice.between(-0.04, 0.04) if dice.chance(0.9) else dice.side() * dice.between(0.2, 0.5)
 
@@ -81,7 +81,7 @@ def cone(dice: Dice, livery: Livery) -> Item:
 
 
 def drum(dice: Dice, livery: Livery) -> Item:
-    """A banded drum, sometimes with a lamp."""
+    """A drum with white bands, sometimes with a lamp."""
     tall, wide = dice.between(0.9, 1.15), dice.between(0.26, 0.33)
     lamp = dice.chance(0.3)
 
@@ -106,7 +106,7 @@ def drum(dice: Dice, livery: Livery) -> Item:
 
 
 def _stripes(frame: Frame, a: Span, b: Span, colours: tuple[Colour, Colour], slant: float) -> None:
-    """A board in the plane c = 0 with slanting stripes of two colours as wide as the board is high."""
+    """A board in the plane c = 0 with slanted stripes in two colours."""
     (left, right), (low, high) = a, b
     frame.flat([(left, low), (right, low), (right, high), (left, high)], colours[1], reflect=_REFLECT)
     pitch = 0.72 * min(high - low, 0.34)
@@ -121,9 +121,9 @@ def _stripes(frame: Frame, a: Span, b: Span, colours: tuple[Colour, Colour], sla
 
 
 def barrier(dice: Dice, livery: Livery) -> Item:
-    """One or two striped planks on legs."""
+    """A barrier of one or two striped planks on legs."""
     long, plank = dice.between(1.2, 2.2), dice.between(0.22, 0.34)
-    planks, slant, yaw = dice.whole(1, 2), dice.side() * 1.0, dice.between(-0.35, 0.35)
+    planks, slant, yaw = dice.integer(1, 2), dice.side() * 1.0, dice.between(-0.35, 0.35)
     lamp = dice.chance(0.35)
 
     def draw(canvas: Canvas, x: float, z: float) -> None:
@@ -146,7 +146,7 @@ def barrier(dice: Dice, livery: Livery) -> Item:
 
 
 def beacon(dice: Dice, livery: Livery) -> Item:
-    """An upright striped board on a foot."""
+    """A vertical striped board on a base."""
     wide, slant = dice.between(0.12, 0.17), dice.side() * 1.3
 
     def draw(canvas: Canvas, x: float, z: float) -> None:
@@ -159,8 +159,8 @@ def beacon(dice: Dice, livery: Livery) -> Item:
 
 
 def blocks(dice: Dice, livery: Livery) -> Item:
-    """Plastic barriers filled with water, in two colours in turn."""
-    count, yaw = dice.whole(2, 4), dice.between(-0.5, 0.5)
+    """A row of plastic barriers in two alternating colours."""
+    count, yaw = dice.integer(2, 4), dice.between(-0.5, 0.5)
 
     def draw(canvas: Canvas, x: float, z: float) -> None:
         frame = Frame(canvas, x, z, yaw=yaw, mark=MARK)
@@ -178,12 +178,12 @@ def blocks(dice: Dice, livery: Livery) -> Item:
 
 
 def _digging_man(frame: Frame, at: Flat, size: float) -> None:
-    """The pictogram of someone with a shovel beside a heap."""
+    """The pictogram of a man at work."""
 
-    def spot(a: float, b: float) -> Flat:
+    def point(a: float, b: float) -> Flat:
         return at[0] + a * size, at[1] + b * size
 
-    frame.disc(spot(-0.08, 0.3), 0.09 * size, BLACK)
+    frame.disc(point(-0.08, 0.3), 0.09 * size, BLACK)
     for start, end, width in (
         ((-0.12, 0.2), (-0.16, -0.08), 0.15),
         ((-0.16, -0.05), (-0.3, -0.38), 0.1),
@@ -191,12 +191,12 @@ def _digging_man(frame: Frame, at: Flat, size: float) -> None:
         ((-0.08, 0.16), (0.14, -0.02), 0.08),
         ((-0.2, 0.08), (0.3, -0.28), 0.05),
     ):
-        frame.bar(spot(*start), spot(*end), width * size, BLACK)
-    frame.flat([spot(0.12, -0.4), spot(0.5, -0.4), spot(0.32, -0.18)], BLACK)
+        frame.bar(point(*start), point(*end), width * size, BLACK)
+    frame.flat([point(0.12, -0.4), point(0.5, -0.4), point(0.32, -0.18)], BLACK)
 
 
 def sign(dice: Dice, livery: Livery) -> Item:
-    """The sign of someone digging: an orange diamond or a yellow triangle on a stand."""
+    """The men-at-work sign: an orange diamond or a yellow triangle on two legs."""
     size, high = dice.between(0.5, 0.72), dice.between(1.0, 2.1)
     diamond = dice.chance(0.5)
 
@@ -219,7 +219,7 @@ def sign(dice: Dice, livery: Livery) -> Item:
 
 
 def arrow_board(dice: Dice, livery: Livery) -> Item:
-    """A trailer with an arrow of lamps that points to one side."""
+    """A trailer with an arrow of lamps."""
     wide, high, side = dice.between(0.9, 1.3), dice.between(1.0, 1.4), dice.side()
     rows = [(0.0, a) for a in (-0.7, -0.42, -0.14, 0.14, 0.42)]
     rows += [(b, 0.72 - abs(b) * 0.62) for b in (-0.56, -0.28, 0.0, 0.28, 0.56)]

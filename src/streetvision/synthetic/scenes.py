@@ -1,7 +1,7 @@
-"""Procedural street scenes, the embedded data set: roadwork (1) or none (0).
+"""Procedural street scenes, the embedded data set: with roadwork (label 1) or without (label 0).
 
-A scene is a function of its seed. Each part of it draws from a stream of its own, so the street, its traffic and all
-that merely looks like roadwork are the same whether or not a site stands there, and tell nothing about the label.
+A scene is a function of its seed. Each part of it has its own random stream. So the street, its traffic and the objects
+that resemble roadwork are the same with and without a site, and carry no information about the label.
 """
 
 import io
@@ -33,15 +33,15 @@ from streetvision.synthetic.weather import draw_condition, finish
 from streetvision.synthetic.work_site import roadwork_props
 
 RENDERER_VERSION = 2
-"""Raised whenever the same seed and configuration would give another picture."""
+"""Incremented when the same seed and configuration would give another image."""
 _SUPERSAMPLING = 2
 _ATTEMPTS = 6
-"""Sites that are tried before one is taken whose visible share is outside the range."""
+"""Number of sites that are tried; the last one is used even if its visible area is outside the range."""
 _BATCH = 32
-"""Scenes that a process draws between two reports."""
+"""Scenes per task of a worker process."""
 _JPEG_QUALITY = 90
 _LABEL, _SETTING, _BACKDROP, _EVERYDAY, _LENS, _SITE = range(6)
-"""Streams of dice."""
+"""Random streams."""
 
 
 class SceneConfig(BaseModel):
@@ -72,42 +72,45 @@ class SceneConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and what is known of it."""
+    """An image and its annotations."""
 
     image: NDArray[np.uint8]
     """(H, W, 3) uint8 RGB."""
     label: int
     """1 with roadwork, 0 without."""
     source: str
-    """Condition of light and weather: a key of scene_weather.CONDITIONS."""
+    """Condition of light and weather: a key of weather.CONDITIONS."""
     roadwork: NDArray[np.bool_]
-    """(H, W): where roadwork is what one sees."""
+    """(H, W): True where roadwork is visible."""
 
     @property
     def roadwork_share(self) -> float:
-        """Share of the image's area where roadwork is what one sees, 0 to 1."""
+        """Fraction of the image in which roadwork is visible, 0 to 1."""
         return float(self.roadwork.mean())
 
 
 def draw_scene(seed: int, config: SceneConfig) -> Scene:
-    """The scene of one seed; `count` and `first_seed` have no influence on it."""
+    """Draw the scene of a seed; `count` and `first_seed` have no effect on it."""
     label = int(Dice(seed, _LABEL).chance(config.positive_fraction))
     return draw_labelled(seed, label, config)
 
 
 def draw_labelled(seed: int, label: int, config: SceneConfig) -> Scene:
-    """The scene of one seed with roadwork (label 1) or without: the same street either way."""
+    """Draw the scene of a seed with roadwork (label 1) or without (label 0); the street is the same."""
     setting = _set_scene(seed, config)
-    canvas = _add_site(setting, seed, config) if label else _populated(setting, [])
-    photograph = finish(canvas, setting.condition, reduction=_SUPERSAMPLING, dice=Dice(seed, _LENS))
-    return Scene(np.asarray(photograph), label, setting.condition, _marked(canvas))
+    canvas = _add_site(setting, seed, config) if label else _draw_props(setting, [])
+    image = finish(canvas, setting.condition, reduction=_SUPERSAMPLING, dice=Dice(seed, _LENS))
+    return Scene(np.asarray(image), label, setting.condition, _roadwork_mask(canvas))
 
 
 def write_scenes(folder: Path, config: SceneConfig, progress: Progress) -> Path:
     """Draw the scenes of `config` into `folder` and return the path of their index.
 
-    index.csv has the columns path (relative to the folder), label, group (one a scene) and source. It is written last.
-    Scenes that are all there already are left as they are. Raises ArtifactError when the folder cannot be written.
+    The index is written last and has the columns path (relative to the folder), label, group (one per scene) and
+    source. If all scenes exist already, nothing is written.
+
+    Raises:
+        ArtifactError: The folder cannot be written.
     """
     index = folder / "index.csv"
     if _is_complete(folder, config):
@@ -125,7 +128,7 @@ def write_scenes(folder: Path, config: SceneConfig, progress: Progress) -> Path:
 
 @dataclass(frozen=True)
 class _Setting:
-    """A street before anything stands on it, and what will."""
+    """A street without objects, and the objects that every version of the scene has."""
 
     condition: str
     street: Street
@@ -143,8 +146,8 @@ def _set_scene(seed: int, config: SceneConfig) -> _Setting:
     return _Setting(condition, street, canvas, everyday_props(street, Dice(seed, _EVERYDAY)))
 
 
-def _populated(setting: _Setting, site: Sequence[Prop], *, in_front: bool = False) -> Canvas:
-    """The street with everything on it, far things first; `in_front` lets nothing hide the site."""
+def _draw_props(setting: _Setting, site: Sequence[Prop], *, in_front: bool = False) -> Canvas:
+    """The street with all objects, from far to near; with `in_front` nothing occludes the site."""
     canvas = setting.canvas.copy()
     groups = [setting.everyday, site] if in_front else [[*setting.everyday, *site]]
     for prop in chain.from_iterable(sorted(group, key=lambda prop: -prop.z) for group in groups):
@@ -153,23 +156,24 @@ def _populated(setting: _Setting, site: Sequence[Prop], *, in_front: bool = Fals
 
 
 def _add_site(setting: _Setting, seed: int, config: SceneConfig) -> Canvas:
-    """The populated street with a site.
+    """The street with all objects and a site.
 
-    Traffic may hide a site, so sites are drawn until one shows as much as was asked for; the last is taken as it is.
+    Traffic may occlude a site, so sites are drawn until the visible area of one is in the configured range. The last
+    one is drawn in front of everything and used in any case.
     """
     low, high = config.area_fraction
     for attempt in range(_ATTEMPTS):
         dice = Dice(seed, _SITE, attempt)
         target = dice.log_between(low, high)
         site = roadwork_props(setting.street, setting.canvas.camera, target, dice)
-        canvas = _populated(setting, site, in_front=attempt == _ATTEMPTS - 1)
-        if low <= _marked(canvas).mean() <= high:
+        canvas = _draw_props(setting, site, in_front=attempt == _ATTEMPTS - 1)
+        if low <= _roadwork_mask(canvas).mean() <= high:
             break
     return canvas
 
 
-def _marked(canvas: Canvas) -> NDArray[np.bool_]:
-    """(H, W) of the picture: the pixels of which roadwork covers at least half."""
+def _roadwork_mask(canvas: Canvas) -> NDArray[np.bool_]:
+    """(H, W): the pixels of the image that are covered by roadwork to at least one half."""
     covered = canvas.image.getchannel("A").reduce(_SUPERSAMPLING)
     return np.asarray(covered) >= MARK // 2
 
@@ -183,7 +187,7 @@ def _identity(config: SceneConfig) -> dict[str, object]:
 
 
 def _is_complete(folder: Path, config: SceneConfig) -> bool:
-    """Whether `folder` holds exactly the scenes of `config`, drawn by this renderer."""
+    """Whether `folder` contains exactly the scenes of `config`, drawn by this version of the renderer."""
     if not (folder / "index.csv").is_file():
         return False
     try:
@@ -200,28 +204,28 @@ def _seeds(config: SceneConfig) -> range:
 
 
 def _draw_all(folder: Path, config: SceneConfig) -> Iterator[str]:
-    """Draw every scene and yield its row of the index, in the order of the seeds."""
+    """Draw every scene and yield its index row, in the order of the seeds."""
     seeds = _seeds(config)
     batches = [seeds[start : start + _BATCH] for start in range(0, len(seeds), _BATCH)]
     workers = min(os.cpu_count() or 1, math.ceil(len(batches) / 2))
     if workers == 1:
         yield from chain.from_iterable(_draw_batch(folder, config, batch) for batch in batches)
         return
-    # Not by fork: the caller may hold the threads of torch.
+    # Not fork: the caller may have started threads of torch, which a forked process would not have.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         count = len(batches)
         yield from chain.from_iterable(pool.map(_draw_batch, [folder] * count, [config] * count, batches))
 
 
 def _draw_batch(folder: Path, config: SceneConfig, seeds: Iterable[int]) -> list[str]:
-    """Write the images of `seeds` and return their rows of the index."""
+    """Write the images of `seeds` and return their index rows."""
     rows = []
     for seed in seeds:
         scene = draw_scene(seed, config)
         path = _image_path(seed)
         encoded = io.BytesIO()
         Image.fromarray(scene.image).save(encoded, "JPEG", quality=_JPEG_QUALITY)
-        # Whole at any moment: a process whose parent was killed goes on for a while, beside the run that resumes.
+        # Atomic, because a worker of a killed run may still write while the resumed run reads.
         write_bytes_atomic(folder / path, encoded.getvalue())
         rows.append(f"{path},{scene.label},scene-{seed},{scene.source}")
     return rows

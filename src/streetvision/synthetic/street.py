@@ -1,4 +1,4 @@
-"""The street of a procedural scene before anything stands on it: sky, ground, lanes, buildings."""
+"""The street of a procedural scene without objects: sky, ground, lanes, buildings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,45 +9,45 @@ from PIL import Image
 
 from streetvision.synthetic.buildings import Building
 from streetvision.synthetic.canvas import Camera, Canvas, Flat
-from streetvision.synthetic.random_draws import Colour, Dice, mix, scaled, whole
+from streetvision.synthetic.random_draws import Colour, Dice, as_uint8, mix, scaled
 
 LANE = 3.3
-"""Metres."""
+"""Width of a lane, metres."""
 FAR = 140.0
-"""Metres at which the street ends."""
+"""Distance at which the street ends, metres."""
 _DEPTHS = tuple(float(z) for z in np.geomspace(1.8, FAR, 22))
 _BLOCKS = 5
-"""Buildings on each side at most."""
+"""Largest number of buildings on each side."""
 
 _WHITE: Colour = (236, 234, 228)
 
 
 @dataclass(frozen=True)
 class Street:
-    """Where things may stand, metres from the camera's axis; left is negative."""
+    """Cross-section of the street, in metres from the camera's axis; left is negative."""
 
     left_kerb: float
     right_kerb: float
     lanes: tuple[float, ...]
-    """Middle of each lane, from the left."""
+    """Centre of each lane, from left to right."""
     own_lane: int
-    """Lane of the camera; those left of it come towards us."""
+    """Index of the camera's lane; traffic on the lanes left of it is oncoming."""
     pavement: float
-    """Width of the pavements."""
+    """Width of each pavement."""
 
     def wall(self, side: int) -> float:
-        """Value of x at the house fronts on one side."""
+        """Return x of the house fronts on a side (-1: left, 1: right)."""
         return self.left_kerb - self.pavement if side < 0 else self.right_kerb + self.pavement
 
     def kerb(self, side: int) -> float:
-        """Value of x at the kerb on one side."""
+        """Return x of the kerb on a side (-1: left, 1: right)."""
         return self.left_kerb if side < 0 else self.right_kerb
 
 
 def lay_street(dice: Dice) -> Street:
-    """A street of two to four lanes, seen from one of its right-hand lanes."""
-    count = dice.whole(2, 4)
-    own = dice.whole(count // 2, count - 1)
+    """Draw the layout of a street with two to four lanes; the camera is on one of the right-hand lanes."""
+    count = dice.integer(2, 4)
+    own = dice.integer(count // 2, count - 1)
     left = -LANE * (own + 0.5) + dice.between(-0.5, 0.5)
     shoulder = dice.pick((0.3, 0.3, 2.2))
     lanes = tuple(left + LANE * (index + 0.5) for index in range(count))
@@ -55,7 +55,7 @@ def lay_street(dice: Dice) -> Street:
 
 
 def draw_backdrop(canvas: Canvas, street: Street, dice: Dice) -> None:
-    """Paint sky, skyline, ground and buildings over the whole canvas."""
+    """Draw sky, skyline, ground and buildings over the whole canvas."""
     _draw_sky(canvas, dice)
     _draw_skyline(canvas, dice)
     _draw_ground(canvas, street, dice)
@@ -65,7 +65,7 @@ def draw_backdrop(canvas: Canvas, street: Street, dice: Dice) -> None:
 
 @cache
 def cloud_tile() -> Image.Image:
-    """A (256, 256) grey image of fractal noise, the same for all scenes."""
+    """Return a (256, 256) grey image of fractal noise, the same for all scenes."""
     generator = np.random.default_rng(20)
     total = np.zeros((256, 256), dtype=np.float32)
     for octave, weight in ((4, 1.0), (8, 0.6), (16, 0.35), (32, 0.2), (64, 0.1)):
@@ -86,19 +86,19 @@ def _draw_sky(canvas: Canvas, dice: Dice) -> None:
     ramp = np.linspace(0.0, 1.0, small[1], dtype=np.float32)[:, None] ** 1.4
     column = np.asarray(high, np.float32) * (1.0 - ramp) + np.asarray(low, np.float32) * ramp
     sky = Image.fromarray(np.clip(column, 0, 255).astype(np.uint8)[:, None, :]).resize(small)
-    corner, span = dice.whole(0, 120), dice.whole(60, 130)
+    corner, span = dice.integer(0, 120), dice.integer(60, 130)
     clouds = cloud_tile().crop((corner, corner // 2, corner + span, corner // 2 + span // 2))
     density = dice.between(0.0, 0.75)
     curve = [int(255 * min(1.0, max(0.0, (level / 255.0 - 0.75 + density * 0.6) * 2.2))) for level in range(256)]
     cloud = mix(low, scaled(light.ambient, 245.0), 0.6)
-    sky.paste(whole(cloud), (0, 0), clouds.resize(small, Image.Resampling.BILINEAR).point(curve))
+    sky.paste(as_uint8(cloud), (0, 0), clouds.resize(small, Image.Resampling.BILINEAR).point(curve))
     sky = sky.resize((camera.width, rows), Image.Resampling.BILINEAR)
     sky.putalpha(0)
     canvas.image.paste(sky, (0, 0))
 
 
 def _draw_skyline(canvas: Canvas, dice: Dice) -> None:
-    """Flat shapes of a far town or of hills where the street ends."""
+    """Flat shapes of a distant town or of hills."""
     camera = canvas.camera
     x = 0.0
     tall = dice.between(0.03, 0.16) * camera.height
@@ -111,7 +111,7 @@ def _draw_skyline(canvas: Canvas, dice: Dice) -> None:
 
 
 def _ribbon(canvas: Canvas, low: float, high: float, colour: Colour, depths: Sequence[float] = _DEPTHS) -> None:
-    """A band of ground between two values of x, in pieces short enough for the bend and the haze."""
+    """A band of ground between two values of x, in short pieces that follow the bend and the haze."""
     left = [canvas.camera.pixel(low, 0.0, z) for z in depths]
     right = [canvas.camera.pixel(high, 0.0, z) for z in depths]
     for index in range(len(depths) - 1):
@@ -140,13 +140,13 @@ def _draw_wear(canvas: Canvas, street: Street, asphalt: Colour, dice: Dice) -> N
     for middle in street.lanes:
         for wheel in (-0.8, 0.8):
             _ribbon(canvas, middle + wheel - 0.25, middle + wheel + 0.25, scaled(asphalt, 0.95), _DEPTHS[:14])
-    for _ in range(dice.whole(4, 12)):
+    for _ in range(dice.integer(4, 12)):
         x, z = dice.between(street.left_kerb, street.right_kerb - 1.0), dice.log_between(2.5, 40.0)
         wide, deep = dice.between(0.3, 1.8), dice.between(0.4, 5.0)
         wide = min(wide, street.right_kerb - x)
         patch = scaled(asphalt, dice.between(0.74, 1.14))
         canvas.fill([(x, 0, z), (x + wide, 0, z), (x + wide, 0, z + deep), (x, 0, z + deep)], patch)
-    for _ in range(dice.whole(0, 2)):
+    for _ in range(dice.integer(0, 2)):
         x, z = dice.pick(street.lanes) + dice.between(-0.5, 0.5), dice.log_between(4.0, 25.0)
         ring = [(x + 0.35 * a, 0.0, z + 0.35 * c) for a, c in _OCTAGON]
         canvas.fill(ring, scaled(asphalt, 0.5))
@@ -158,14 +158,14 @@ _OCTAGON: tuple[Flat, ...] = tuple(
 
 
 def _draw_markings(canvas: Canvas, street: Street, dice: Dice) -> None:
-    """Lane lines, edge lines, sometimes a zebra crossing."""
+    """Lane lines, edge lines and sometimes a zebra crossing."""
     paint = scaled(_WHITE, dice.between(0.72, 1.0))
-    middle = dice.pick((paint, paint, (222, 178, 62)))
+    centre_paint = dice.pick((paint, paint, (222, 178, 62)))
     for left, right in zip(street.lanes, street.lanes[1:], strict=False):
         x = (left + right) / 2
         against_traffic = right == street.lanes[street.own_lane]
         if against_traffic and dice.chance(0.6):
-            _ribbon(canvas, x - 0.07, x + 0.07, middle)
+            _ribbon(canvas, x - 0.07, x + 0.07, centre_paint)
             continue
         start = dice.between(0.0, 6.0)
         for index in range(11):
@@ -183,7 +183,7 @@ def _draw_markings(canvas: Canvas, street: Street, dice: Dice) -> None:
 
 
 def _draw_row(canvas: Canvas, street: Street, side: int, dice: Dice) -> None:
-    """The buildings of one side, farthest first."""
+    """The buildings of one side, from far to near."""
     fronts = []
     z = dice.between(-6.0, 8.0)
     for _ in range(_BLOCKS):
@@ -196,7 +196,7 @@ def _draw_row(canvas: Canvas, street: Street, side: int, dice: Dice) -> None:
 
 
 def aim_camera(width: int, height: int, dice: Dice) -> Camera:
-    """A dash camera: its height, heading and pitch differ from scene to scene."""
+    """Draw the camera of a scene: a dashboard camera with random height, heading and pitch."""
     return Camera(
         width=width,
         height=height,

@@ -1,4 +1,4 @@
-"""Signs, lamps and kerb furniture of the procedural scenes, and where everything that is no roadwork stands."""
+"""Signs, lamps and kerb furniture of the procedural scenes, and the placement of everything except roadwork."""
 
 import math
 
@@ -10,18 +10,18 @@ from streetvision.synthetic.traffic import BLACK, WARM, WHITE, Prop, paint, pers
 RED: Colour = (204, 32, 36)
 _YELLOW: Colour = (242, 196, 40)
 _STEEL: Colour = (142, 146, 150)
-_SIGN_BACK = 0.9
-"""How strongly a sign throws head lights back."""
+_SIGN_REFLECT = 0.9
+"""How strongly a sign reflects headlamps."""
 
 
 def polygon_about(at: Flat, radius: float, corners: int, turn: float = 0.0) -> list[Flat]:
-    """A regular polygon; `turn` 0 puts a corner on top, radians."""
+    """Return the corners of a regular polygon, rotated by `turn` radians; at 0 one corner is on top."""
     angles = [turn + math.pi / 2 + 2 * math.pi * index / corners for index in range(corners)]
     return [(at[0] + radius * math.cos(angle), at[1] + radius * math.sin(angle)) for angle in angles]
 
 
 def _plate(frame: Frame, corners: list[Flat], colour: Colour) -> None:
-    frame.flat(corners, colour, reflect=_SIGN_BACK)
+    frame.flat(corners, colour, reflect=_SIGN_REFLECT)
 
 
 def _no_entry(frame: Frame, at: Flat) -> None:
@@ -44,7 +44,7 @@ def _yield(frame: Frame, at: Flat) -> None:
 
 
 def _warning(frame: Frame, at: Flat) -> None:
-    """The permanent kind: white ground. Roadwork's triangles are yellow."""
+    """A permanent warning sign. It is white; the triangle at roadwork is yellow."""
     _plate(frame, polygon_about(at, 0.48, 3), RED)
     _plate(frame, polygon_about(at, 0.3, 3), WHITE)
     frame.bar((at[0], at[1] - 0.1), (at[0], at[1] + 0.1), 0.06, BLACK)
@@ -76,7 +76,7 @@ _PLATES = (_no_entry, _stop, _yield, _warning, _limit, _priority, _guide)
 
 
 def ordinary_sign(dice: Dice, x: float, z: float) -> Prop:
-    """One of the permanent signs on a post."""
+    """A permanent sign on a post."""
     plate, high = dice.pick(_PLATES), dice.between(2.0, 2.6)
 
     def draw(canvas: Canvas) -> None:
@@ -88,8 +88,8 @@ def ordinary_sign(dice: Dice, x: float, z: float) -> Prop:
 
 
 def traffic_light(dice: Dice, x: float, z: float) -> Prop:
-    """A signal head; its lamp burns by day as well."""
-    burning = dice.whole(0, 2)
+    """A traffic light; one lamp is on at any time of day."""
+    lit = dice.integer(0, 2)
     lamps: tuple[Colour, ...] = ((255, 52, 40), (255, 176, 36), (48, 255, 150))
     dark: tuple[Colour, ...] = ((70, 22, 20), (74, 54, 18), (18, 60, 40))
 
@@ -99,7 +99,7 @@ def traffic_light(dice: Dice, x: float, z: float) -> Prop:
         frame.flat([(-0.19, 2.5), (0.19, 2.5), (0.19, 3.5), (-0.19, 3.5)], BLACK)
         for index in range(3):
             at = (0.0, 3.33 - 0.32 * index)
-            if index == burning:
+            if index == lit:
                 frame.shine((*at, 0.0), 0.12, lamps[index])
             else:
                 frame.disc(at, 0.11, dark[index])
@@ -108,7 +108,7 @@ def traffic_light(dice: Dice, x: float, z: float) -> Prop:
 
 
 def street_lamp(x: float, z: float, side: int) -> Prop:
-    """A mast with an arm over the road; by night it lights a patch of it."""
+    """A street lamp with an arm over the road; it is on in the dark."""
 
     def draw(canvas: Canvas) -> None:
         frame = Frame(canvas, x, z)
@@ -141,7 +141,7 @@ def bin_or_box(dice: Dice, x: float, z: float) -> Prop:
 
 
 def planter(dice: Dice, x: float, z: float) -> Prop:
-    """A pot of terracotta with a bush clipped to a cone or a ball."""
+    """A terracotta pot with a conical or round bush."""
     pot, leaf = dice.near((190, 92, 52), 14), dice.near((58, 98, 50), 12)
     cone, tall = dice.chance(0.5), dice.between(0.8, 1.6)
 
@@ -159,7 +159,7 @@ def planter(dice: Dice, x: float, z: float) -> Prop:
 
 
 def parasol(dice: Dice, x: float, z: float) -> Prop:
-    """A café's parasol in panels of two colours."""
+    """A café parasol in one or two colours."""
     cloth, other = paint(dice, 0.85), dice.pick((WHITE, WHITE, (60, 90, 70)))
     wide, plain = dice.between(1.0, 1.6), dice.chance(0.5)
 
@@ -177,9 +177,9 @@ def parasol(dice: Dice, x: float, z: float) -> Prop:
 
 
 def banded_posts(dice: Dice, x: float, z: float) -> Prop:
-    """A row of thin bollards, grey or banded in red and white, that stand there all year."""
+    """A row of permanent bollards, grey or with coloured bands."""
     bands = dice.pick(((RED, WHITE), (WHITE, RED), (_STEEL, _STEEL), (BLACK, WHITE)))
-    count, gap = dice.whole(2, 5), dice.between(1.2, 2.0)
+    count, gap = dice.integer(2, 5), dice.between(1.2, 2.0)
 
     def draw(canvas: Canvas) -> None:
         for index in reversed(range(count)):
@@ -191,7 +191,7 @@ def banded_posts(dice: Dice, x: float, z: float) -> Prop:
 
 
 def billboard(dice: Dice, x: float, z: float) -> Prop:
-    """An advertisement on two legs, in a few flat colours."""
+    """A billboard on two legs."""
     wide, high = dice.between(1.0, 2.2), dice.between(1.0, 1.7)
     ground, ink = paint(dice, 0.7), dice.pick((WHITE, BLACK, *WARM))
     lines = [(dice.between(-0.8, 0.0), dice.between(0.1, 0.8), dice.between(0.1, 0.9)) for _ in range(4)]
@@ -210,7 +210,7 @@ def billboard(dice: Dice, x: float, z: float) -> Prop:
 
 
 def kiosk(dice: Dice, x: float, z: float) -> Prop:
-    """A stall with a counter and a striped roof that reaches out in front."""
+    """A stall with a counter and a striped awning."""
     wide, cloth, wall = dice.between(0.9, 1.5), paint(dice, 0.85), paint(dice, 0.5)
 
     def draw(canvas: Canvas) -> None:
@@ -247,15 +247,15 @@ _KERBSIDE = (
 
 
 def everyday_props(street: Street, dice: Dice) -> list[Prop]:
-    """All that stands and moves in a street without roadwork; a street with roadwork has the very same."""
-    props = [_driven(street, dice) for _ in range(dice.whole(1, 5))]
-    props += [_parked(street, dice) for _ in range(dice.whole(0, 3))]
-    for _ in range(dice.whole(1, 5)):
+    """Draw all objects of a street except roadwork; they are the same with and without a site."""
+    props = [_driven(street, dice) for _ in range(dice.integer(1, 5))]
+    props += [_parked(street, dice) for _ in range(dice.integer(0, 3))]
+    for _ in range(dice.integer(1, 5)):
         side = dice.side()
         props.append(
             person(dice, street.kerb(side) + side * dice.between(0.3, street.pavement), dice.log_between(4.5, 45.0))
         )
-    for _ in range(dice.whole(2, 7)):
+    for _ in range(dice.integer(2, 7)):
         side = dice.side()
         x = street.kerb(side) + side * dice.between(0.4, 1.2)
         props.append(dice.pick(_KERBSIDE)(dice, x, dice.log_between(4.0, 40.0)))
@@ -265,7 +265,7 @@ def everyday_props(street: Street, dice: Dice) -> list[Prop]:
 
 
 def _driven(street: Street, dice: Dice) -> Prop:
-    lane = dice.whole(0, len(street.lanes) - 1)
+    lane = dice.integer(0, len(street.lanes) - 1)
     near = 9.0 if lane == street.own_lane else 6.0
     x, z = street.lanes[lane] + dice.between(-0.3, 0.3), dice.log_between(near, 70.0)
     if dice.chance(0.08):
@@ -280,14 +280,14 @@ def _parked(street: Street, dice: Dice) -> Prop:
 
 
 def _avenue(street: Street, side: int, dice: Dice) -> list[Prop]:
-    """Lamps at even distances, and trees on some streets."""
+    """Street lamps at equal distances, and trees on some streets."""
     x = street.kerb(side) + side * 0.5
     gap, z = dice.between(14.0, 26.0), dice.between(6.0, 18.0)
-    wooded = dice.chance(0.35)
+    has_trees = dice.chance(0.35)
     props: list[Prop] = []
     while z < 80.0:
         props.append(street_lamp(x, z, side))
-        if wooded:
+        if has_trees:
             props.append(tree(dice, x + side * dice.between(0.0, 0.8), z + gap / 2))
         z += gap
     return props

@@ -1,4 +1,4 @@
-"""Vehicles, people and trees of the procedural scenes; many are as orange, yellow or red and white as roadwork is."""
+"""Vehicles, people and trees of the procedural scenes; many have the colours of roadwork."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ WARM: tuple[Colour, ...] = (
     (240, 198, 46),
     (204, 32, 36),
 )
-"""Paints and cloths that roadwork has too."""
+"""Colours that roadwork has as well."""
 _COOL: tuple[Colour, ...] = (
     (228, 230, 232),
     (196, 200, 204),
@@ -37,22 +37,22 @@ _SKIN: tuple[Colour, ...] = ((232, 190, 160), (198, 146, 110), (140, 94, 66), (9
 
 @dataclass(frozen=True)
 class Prop:
-    """One thing of a scene: drawn in the order of its distance."""
+    """An object of a scene; objects are drawn from far to near."""
 
     z: float
-    """Metres from the camera to its nearest part."""
+    """Distance from the camera to the nearest part, metres."""
     draw: Callable[[Canvas], None]
 
 
 def paint(dice: Dice, warm_share: float) -> Colour:
-    """A new or faded colour: of those of roadwork with probability `warm_share`, else another."""
+    """Draw a new or faded colour; with probability `warm_share` it is one of roadwork."""
     colour = dice.pick(WARM if dice.chance(warm_share) else _COOL)
     return mix(dice.near(colour, 12), (156, 146, 134), dice.between(0.0, 0.3))
 
 
 @dataclass(frozen=True)
 class _Body:
-    """Outline of a kind of vehicle in (c, b), rear to front, and where its glass is; metres."""
+    """Shape of a vehicle type: outline and windows in (c, b), from rear to front, metres."""
 
     half_width: float
     length: float
@@ -126,20 +126,20 @@ def vehicle(dice: Dice, x: float, z: float, *, yaw: float) -> Prop:
     def draw(canvas: Canvas) -> None:
         half = body.length / 2
         frame = Frame(canvas, x, z + half, yaw=yaw)
-        moved = _Vehicle(frame, body, half)
-        moved.chassis(colour)
-        moved.glass()
+        painter = _Vehicle(frame, body, half)
+        painter.chassis(colour)
+        painter.glass()
         if band is not None:
-            moved.band(band)
+            painter.band(band)
         if cargo:
-            moved.cargo(cargo_colour)
-        moved.lamps(lit=canvas.light.lamps_lit)
+            painter.cargo(cargo_colour)
+        painter.lamps(lit=canvas.light.lamps_lit)
 
     return Prop(z, draw)
 
 
 class _Vehicle:
-    """Paints a body whose middle is the frame's origin."""
+    """Draws a body that is centred at the origin of the frame."""
 
     def __init__(self, frame: Frame, body: _Body, half: float) -> None:
         self.frame, self.body, self.half = frame, body, half
@@ -172,7 +172,7 @@ class _Vehicle:
             self.frame.sides(ring, (self.span[0] - 0.01, self.span[1] + 0.01), colour)
 
     def glass(self) -> None:
-        """Wind screens and side windows."""
+        """Draw windscreen, rear window and side windows."""
         inner = (self.span[0] + 0.12, self.span[1] - 0.12)
         glass = mix(_GLASS, self.frame.canvas.light.haze, 0.22)
         for start, end in (self.body.rear_glass, tuple(reversed(self.body.front_glass))):
@@ -183,7 +183,7 @@ class _Vehicle:
             self.frame.sides(self._at(pane), self.span, glass)
 
     def band(self, colour: Colour) -> None:
-        """A stripe along the flanks and across the back."""
+        """Draw a stripe along the sides and across the rear."""
         low, high = 0.55, 0.8
         c = self.half * 0.94
         self.frame.sides(
@@ -192,11 +192,11 @@ class _Vehicle:
         self.frame.strip((-self.half, high), (-self.half, low), (self.span[0] + 0.05, self.span[1] - 0.05), colour)
 
     def cargo(self, colour: Colour) -> None:
-        """The box of a small truck."""
+        """Draw the box of a small truck."""
         self.frame.box((self.span[0] - 0.08, self.span[1] + 0.08), (0.75, 2.9), (-self.half, self.half - 1.9), colour)
 
     def lamps(self, *, lit: bool) -> None:
-        """Tail lamps, head lamps and number plates, on whichever end can be seen."""
+        """Draw tail lamps, headlamps and number plates where they are visible."""
         wide = self.body.half_width
         rear_high = min(0.85, self.body.outline[-1][1] - 0.05)
         for a in (-wide + 0.17, wide - 0.17):
@@ -205,11 +205,11 @@ class _Vehicle:
         self.frame.strip((-self.half - 0.02, 0.62), (-self.half - 0.02, 0.5), (-0.26, 0.26), (224, 220, 190))
         self.frame.strip((self.half + 0.02, 0.4), (self.half + 0.02, 0.52), (-0.26, 0.26), (224, 224, 218))
 
-    def _lamp(self, a: float, b: Flat, c: float, colour: Colour, burning: Colour, *, lit: bool) -> None:
+    def _lamp(self, a: float, b: Flat, c: float, colour: Colour, lit_colour: Colour, *, lit: bool) -> None:
         outward = 1.0 if c > 0 else -1.0
         _, _, z = self.frame.world((a, 0.0, c))
         if lit and z < self.frame.z:
-            self.frame.shine((a, (b[0] + b[1]) / 2, c), 0.1, burning)
+            self.frame.shine((a, (b[0] + b[1]) / 2, c), 0.1, lit_colour)
             return
         ends = ((c + outward * 0.02, b[0]), (c + outward * 0.02, b[1]))
         start, end = ends if outward > 0 else (ends[1], ends[0])
@@ -234,7 +234,7 @@ _CIRCLE: tuple[Flat, ...] = (
 
 
 def person(dice: Dice, x: float, z: float) -> Prop:
-    """Someone on foot; the coat is often orange, red or yellow, sometimes with reflecting bands."""
+    """A pedestrian; the coat is often orange, red or yellow, sometimes with reflective bands."""
     tall = dice.between(1.5, 1.9)
     coat, trousers = paint(dice, 0.5), dice.near(dice.pick(((40, 44, 60), (70, 64, 58), (30, 30, 32))), 12)
     if dice.chance(0.12):
@@ -261,7 +261,7 @@ def person(dice: Dice, x: float, z: float) -> Prop:
 
 
 def tree(dice: Dice, x: float, z: float) -> Prop:
-    """A street tree: green, or orange and red in one case of four."""
+    """A street tree; one in four has orange or red leaves."""
     tall = dice.between(4.0, 8.5)
     leaf = dice.near(dice.pick(((62, 96, 46), (78, 112, 52), (50, 84, 52))), 12)
     if dice.chance(0.25):

@@ -1,4 +1,4 @@
-"""Light and weather of the procedural scenes, and what the lens and the sensor make of them."""
+"""Light and weather of the procedural scenes, and the effects of lens and sensor."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from streetvision.synthetic.canvas import Canvas, Light
-from streetvision.synthetic.random_draws import Dice, mix, scaled, whole
+from streetvision.synthetic.random_draws import Dice, as_uint8, mix, scaled
 
 Grey = NDArray[np.float32]
 Picture = NDArray[np.uint8]
@@ -65,22 +65,22 @@ CONDITIONS: Mapping[str, tuple[float, Callable[[Dice], Light]]] = MappingProxyTy
         "fog": (0.1, _fog),
     }
 )
-"""Condition -> its share of the scenes and the light it brings. The shares sum to 1."""
+"""Condition -> its probability and a function that draws its light. The probabilities sum to 1."""
 
 
 def draw_condition(dice: Dice) -> tuple[str, Light]:
-    """A condition by its share, and its light."""
-    left = dice.unit()
+    """Draw a condition by its probability, and its light."""
+    remaining = dice.unit()
     for name, (share, light) in CONDITIONS.items():
-        left -= share
-        if left < 0:
+        remaining -= share
+        if remaining < 0:
             return name, light(dice)
-    # The shares may sum to a hair less than 1.
+    # Because of rounding the sum may be slightly below 1.
     return name, light(dice)
 
 
 def finish(canvas: Canvas, condition: str, *, reduction: int, dice: Dice) -> Image.Image:
-    """The photograph: glare, wet road, scaling down by `reduction`, rain, blur, exposure, sensor noise."""
+    """Return the final image: scaled down by `reduction`, with wet road, glare, rain, blur, exposure and noise."""
     image = canvas.image.convert("RGB").reduce(reduction)
     if canvas.light.wet:
         _mirror_road(image, int(canvas.camera.horizon / reduction), canvas.light.wet * dice.between(0.5, 0.8))
@@ -93,7 +93,7 @@ def finish(canvas: Canvas, condition: str, *, reduction: int, dice: Dice) -> Ima
 
 
 def _mirror_road(image: Image.Image, horizon: int, share: float) -> None:
-    """Blend what stands above the row `horizon`, upside down and smeared, into the ground below it."""
+    """Blend a flipped and blurred copy of the image above row `horizon` into the ground below it."""
     width, below = image.width, image.height - horizon
     above = image.crop((0, 0, width, horizon)).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
     smeared = above.resize((width // 4, below // 16 + 1), Image.Resampling.BOX)
@@ -103,7 +103,7 @@ def _mirror_road(image: Image.Image, horizon: int, share: float) -> None:
 
 
 def _glare(canvas: Canvas, size: tuple[int, int], reduction: int) -> Image.Image:
-    """The halo of every lamp that nothing hides, black elsewhere."""
+    """An image of the halos of all lamps that are not occluded, on black."""
     factor = _GLOW_REDUCTION * reduction
     halo = Image.new("RGB", (size[0] // _GLOW_REDUCTION + 1, size[1] // _GLOW_REDUCTION + 1))
     pen = ImageDraw.Draw(halo)
@@ -116,27 +116,27 @@ def _glare(canvas: Canvas, size: tuple[int, int], reduction: int) -> Image.Image
         radius = max(0.7, 1.8 * glow.radius / factor)
         column, row = x / factor, y / factor
         corners = (column - radius, row - radius, column + radius, row + radius)
-        pen.ellipse(corners, fill=whole(scaled(glow.colour, 0.9)))
+        pen.ellipse(corners, fill=as_uint8(scaled(glow.colour, 0.9)))
     halo = ImageChops.add(halo.filter(ImageFilter.BoxBlur(1)), halo.filter(ImageFilter.GaussianBlur(4)), scale=1.2)
     return halo.resize(size, Image.Resampling.BILINEAR)
 
 
 def _streak(image: Image.Image, dice: Dice) -> Image.Image:
-    """Rain: slanted bright strokes, longer and rarer in front."""
+    """Rain as slanted bright strokes."""
     mask = Image.new("L", image.size)
     pen = ImageDraw.Draw(mask)
     width, height = image.size
     slant = dice.between(-0.25, 0.25)
-    for _ in range(dice.whole(70, 220)):
+    for _ in range(dice.integer(70, 220)):
         x, y = dice.between(-20, width + 20), dice.between(-20, height)
         long = height * dice.log_between(0.02, 0.12)
-        pen.line((x, y, x + slant * long, y + long), fill=dice.whole(30, 110))
+        pen.line((x, y, x + slant * long, y + long), fill=dice.integer(30, 110))
     image.paste((206, 212, 220), (0, 0), mask)
     return image
 
 
 def _blur(image: Image.Image, dice: Dice) -> Image.Image:
-    """Defocus in two scenes of five, shake in one of twelve, in proportion to the image's height."""
+    """Defocus in 40 % and motion blur in 8 % of the scenes, relative to the height of the image."""
     unit = image.height / 240.0
     if dice.chance(0.4):
         image = image.filter(ImageFilter.BoxBlur(dice.between(0.35, 1.0) * unit))
@@ -147,19 +147,19 @@ def _blur(image: Image.Image, dice: Dice) -> Image.Image:
 
 @cache
 def _noise() -> Grey:
-    """A tile of unit normal noise, the same for all scenes; scenes differ by where they cut it."""
+    """A tile of standard normal noise; each scene uses it from another offset."""
     generator = np.random.default_rng(21)
     return generator.standard_normal((_NOISE_TILE, _NOISE_TILE), dtype=np.float32)
 
 
 def _expose(pixels: Picture, condition: str, dice: Dice) -> Picture:
-    """White balance, exposure, vignette and noise of one camera; (H, W, 3) uint8 in and out."""
+    """Apply white balance, exposure, vignetting and noise to an image (H, W, 3) uint8."""
     height, width, _ = pixels.shape
     gain = np.array([dice.between(0.9, 1.1) for _ in range(3)], np.float32) * np.float32(dice.between(0.85, 1.15))
     dim = 1.0 - _vignette(height, width) * np.float32(dice.between(0.05, 0.3))
     rough = dice.between(1.0, 3.5) + (2.5 if condition == "night" else 0.0)
-    rows = (np.arange(height) + dice.whole(0, _NOISE_TILE - 1)) % _NOISE_TILE
-    columns = (np.arange(width) + dice.whole(0, _NOISE_TILE - 1)) % _NOISE_TILE
+    rows = (np.arange(height) + dice.integer(0, _NOISE_TILE - 1)) % _NOISE_TILE
+    columns = (np.arange(width) + dice.integer(0, _NOISE_TILE - 1)) % _NOISE_TILE
     grain = _noise()[rows[:, None], columns] * np.float32(rough) + np.float32(dice.between(-8.0, 14.0))
     out = pixels * dim[..., None]
     out *= gain
@@ -170,7 +170,7 @@ def _expose(pixels: Picture, condition: str, dice: Dice) -> Picture:
 
 @cache
 def _vignette(height: int, width: int) -> Grey:
-    """Squared distance from the middle, (H, W), 1 in the corners."""
+    """Squared distance from the centre (H, W), 1 in the corners."""
     y = np.linspace(-1.0, 1.0, height, dtype=np.float32)[:, None]
     x = np.linspace(-1.0, 1.0, width, dtype=np.float32)[None, :]
     return ((x * x + y * y) / 2.0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Roadwork sites of the procedural scenes: which things stand together, where, and how far away."""
+"""Roadwork sites of the procedural scenes: their items, position and distance."""
 
 import math
 from dataclasses import dataclass
@@ -22,38 +22,40 @@ from streetvision.synthetic.street import Street
 from streetvision.synthetic.traffic import Prop
 
 _NEAREST, _FARTHEST = 3.6, 60.0
-"""Metres between which a site may begin."""
+"""Range of the distance of a site, metres."""
 _EDGE = 0.1
-"""A site's anchor stays this share of the width away from the image's sides."""
+"""Smallest distance of a site's anchor from the left and right image border, as a fraction of the width."""
 
 
 @dataclass(frozen=True)
 class _Placed:
     item: Item
     x: float
-    """Metres right of the site's anchor."""
+    """Metres to the right of the anchor."""
     z: float
-    """Metres behind the site's anchor."""
+    """Metres behind the anchor."""
 
 
 def _row(items: list[Item], step: Flat) -> list[_Placed]:
-    """Items at even distances along `step` = (right, away)."""
+    """Items at equal distances along `step` = (right, away)."""
     middle = (len(items) - 1) / 2
     return [_Placed(item, step[0] * (index - middle), step[1] * index) for index, item in enumerate(items)]
 
 
 def _cones(dice: Dice, livery: Livery) -> list[_Placed]:
     taper = (dice.between(-0.9, 0.9), dice.between(0.3, 2.2))
-    return _row([cone(dice, livery) for _ in range(dice.whole(2, 7))], taper)
+    return _row([cone(dice, livery) for _ in range(dice.integer(2, 7))], taper)
 
 
 def _drums(dice: Dice, livery: Livery) -> list[_Placed]:
     taper = (dice.between(-1.3, 1.3), dice.between(0.2, 2.0))
-    return _row([drum(dice, livery) for _ in range(dice.whole(2, 5))], taper)
+    return _row([drum(dice, livery) for _ in range(dice.integer(2, 5))], taper)
 
 
 def _barriers(dice: Dice, livery: Livery) -> list[_Placed]:
-    placed = _row([barrier(dice, livery) for _ in range(dice.whole(1, 3))], (dice.side() * 2.3, dice.between(0.0, 0.6)))
+    placed = _row(
+        [barrier(dice, livery) for _ in range(dice.integer(1, 3))], (dice.side() * 2.3, dice.between(0.0, 0.6))
+    )
     if dice.chance(0.5):
         placed.append(_Placed(heap(dice), dice.between(-0.6, 0.6), 1.8))
     return placed
@@ -61,14 +63,14 @@ def _barriers(dice: Dice, livery: Livery) -> list[_Placed]:
 
 def _beacons(dice: Dice, livery: Livery) -> list[_Placed]:
     taper = (dice.between(-0.8, 0.8), dice.between(0.5, 2.5))
-    return _row([beacon(dice, livery) for _ in range(dice.whole(3, 6))], taper)
+    return _row([beacon(dice, livery) for _ in range(dice.integer(3, 6))], taper)
 
 
-def _plastic(dice: Dice, livery: Livery) -> list[_Placed]:
+def _barrier_blocks(dice: Dice, livery: Livery) -> list[_Placed]:
     return [_Placed(blocks(dice, livery), 0.0, 0.5), *_extras(dice, livery)]
 
 
-def _warned(dice: Dice, livery: Livery) -> list[_Placed]:
+def _signs(dice: Dice, livery: Livery) -> list[_Placed]:
     return [_Placed(sign(dice, livery), 0.0, 0.0), *_extras(dice, livery)]
 
 
@@ -82,18 +84,18 @@ def _dig(dice: Dice, livery: Livery) -> list[_Placed]:
 
 
 def _extras(dice: Dice, livery: Livery) -> list[_Placed]:
-    """Up to three cones or one board beside the main thing."""
+    """Up to three cones or one barrier next to the main item."""
     if dice.chance(0.3):
         return [_Placed(barrier(dice, livery), dice.side() * 1.6, 0.4)]
-    count, side = dice.whole(0, 3), dice.side()
+    count, side = dice.integer(0, 3), dice.side()
     return [_Placed(cone(dice, livery), side * (1.1 + 0.8 * index), 0.4 * index) for index in range(count)]
 
 
-_SITES = (_cones, _cones, _drums, _barriers, _barriers, _beacons, _plastic, _warned, _warned, _arrow, _dig, _dig)
+_SITES = (_cones, _cones, _drums, _barriers, _barriers, _beacons, _barrier_blocks, _signs, _signs, _arrow, _dig, _dig)
 
 
 def roadwork_props(street: Street, camera: Camera, target: float, dice: Dice) -> list[Prop]:
-    """A site that covers about the share `target` of the image while nothing hides it."""
+    """Draw a site that covers about the fraction `target` of the image if nothing occludes it."""
     pixels = target * camera.width * camera.height
     for _ in range(12):
         placed = dice.pick(_SITES)(dice, draw_livery(dice))
@@ -105,7 +107,7 @@ def roadwork_props(street: Street, camera: Camera, target: float, dice: Dice) ->
     bent = camera.bend * distance**2
     bounds = [((share - camera.centre / camera.width) * camera.width / camera.focal) for share in (_EDGE, 1.0 - _EDGE)]
     anchor = min(max(middle, bounds[0] * distance - bent), bounds[1] * distance - bent)
-    return [_prop(one, anchor, distance) for one in placed]
+    return [_prop(item, anchor, distance) for item in placed]
 
 
 def _prop(placed: _Placed, anchor: float, distance: float) -> Prop:
@@ -114,10 +116,10 @@ def _prop(placed: _Placed, anchor: float, distance: float) -> Prop:
 
 
 def _distance(placed: list[_Placed], camera: Camera, pixels: float) -> float:
-    """Distance of the anchor at which the items together show `pixels` (bisection; they shrink with distance)."""
+    """Distance of the anchor at which the items cover `pixels`, by bisection."""
     low, high = 0.5, 4.0 * _FARTHEST
     for _ in range(24):
         middle = math.sqrt(low * high)
-        shown = sum(one.item.area * (camera.focal / (middle + one.z)) ** 2 for one in placed)
-        low, high = (middle, high) if shown > pixels else (low, middle)
+        visible = sum(p.item.area * (camera.focal / (middle + p.z)) ** 2 for p in placed)
+        low, high = (middle, high) if visible > pixels else (low, middle)
     return middle
