@@ -1,1 +1,1 @@
-"""Benchmarks of streetvision against peers and floors; not part of the wheel."""
+"""Benchmarks of streetvision compared with peers and lower bounds; not part of the wheel."""

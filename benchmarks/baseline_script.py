@@ -1,9 +1,9 @@
-"""What one writes without this project, in one go: the peer of `streetvision dev bench pipeline`.
+"""A script as one writes it without this project: the baseline of `streetvision dev bench pipeline`.
 
     python -m benchmarks.baseline_script SCENES OUT.pt
 
-Features of a backbone for labelled scenes, scikit-learn's logistic regression on them, a threshold off a grid, and the
-MCC on what was held out. It checks, calibrates, certifies and records nothing.
+Features of a backbone for labelled scenes, scikit-learn's logistic regression on them, a threshold from a grid, and the
+MCC on held-out scenes. It has no data check, calibration, certificate or records.
 """
 
 # ruff: noqa: T201
@@ -46,7 +46,7 @@ class Scenes(Dataset[tuple[torch.Tensor, int]]):
 
 
 def main(folder: Path, out: Path) -> None:
-    """Fit on 60 %, choose a threshold on 20 %, judge on 20 %."""
+    """Fit on 60 %, choose a threshold on 20 %, evaluate on 20 %."""
     backbone = AutoModel.from_pretrained(WEIGHTS).eval()
     features, labels = [], []
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""Calibration and risk control against scikit-learn, netcal and MAPIE: what they cost and how near the truth they are.
+"""Calibration and risk control compared with scikit-learn, netcal and MAPIE: cost and excess NLL.
 
-The truth is known: margins whose true probabilities are a beta map of them. A peer that is not installed is named so,
-and its figure is nan; `uv pip install --group bench` brings those that the project itself does not need.
+The true probabilities are known: a beta map of the margins. A peer that is not installed is named, and its figure is
+nan; `uv pip install --group bench` installs the peers.
 """
 
 import importlib
@@ -38,14 +38,14 @@ PAIRS = (
     ("beta", "BetaCalibration of netcal", "netcal.scaling", "BetaCalibration"),
     ("auto", "CalibratedClassifierCV isotonic of scikit-learn", "sklearn.calibration", "isotonic"),
 )
-"""Ours, the peer's name, where it lives, and what it is called there."""
+"""Our calibrator, the peer's name, its module, and its name there."""
 
 
 def bench_calibration(progress: Progress) -> list[Figure]:
-    """Excess likelihood on new rows and seconds of every pair, then what risk control hands over."""
+    """Excess likelihood on new rows and seconds of every pair, then the share that risk control abstains on."""
     pairs = progress.track(PAIRS, total=len(PAIRS), label="calibrators")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what peers say of their own futures
+        warnings.simplefilter("ignore")  # deprecations of the peers
         return [*(figure for pair in pairs for figure in _compare(*pair)), *_risk_control()]
 
 
@@ -117,11 +117,11 @@ def _margin_estimator() -> Any:
 
 
 def _risk_control() -> list[Figure]:
-    """Share handed over by FNR <= 5 % with 90 % confidence, and the seconds it takes to find out."""
-    name, peer = f"FNR control, {ROWS:,} rows: share handed over", "BinaryClassificationController of MAPIE"
+    """Share abstained on at FNR <= 5 % with 90 % confidence, and the seconds that this takes."""
+    name, peer = f"FNR control, {ROWS:,} rows: share abstained", "BinaryClassificationController of MAPIE"
     draws = [_draw(seed, ROWS) for seed in range(DRAWS)]
     certified = [_certified(margin, labels == 1) for margin, _, labels in draws]
-    share = float(np.mean([handed for handed, _ in certified]))
+    share = float(np.mean([abstained_share for abstained_share, _ in certified]))
     try:
         mapie = importlib.import_module("mapie.risk_control")
     except ImportError:
@@ -140,16 +140,16 @@ def _risk_control() -> list[Figure]:
 
 
 def _certified(margin: FloatArray, truth: BoolArray) -> tuple[float, float]:
-    """The share handed over, and the upper end."""
+    """The share abstained on, and the upper end."""
     found = certify(Scored(margin, truth, [None] * truth.size), RiskConfig(), seed=0)
     assert found.lo is not None and found.hi is not None, found.why
     return float(abstained(margin, found.lo, found.hi).mean()), found.hi
 
 
 def _by_mapie(mapie: Any, margin: FloatArray, labels: Labels, hi: float) -> float:
-    """The share handed over when MAPIE chooses the lower end; all between the ends where it finds none."""
+    """The share abstained on when MAPIE chooses the lower end; everything below the upper end when it finds none."""
 
-    def answers(x: FloatArray, lo: float, hi: float) -> FloatArray:
+    def predict(x: FloatArray, lo: float, hi: float) -> FloatArray:
         return np.where(x[:, 0] >= hi, 1.0, np.where(x[:, 0] < lo, 0.0, np.nan))
 
     missed = mapie.BinaryRisk(
@@ -159,7 +159,7 @@ def _by_mapie(mapie: Any, margin: FloatArray, labels: Labels, hi: float) -> floa
     )
     lows = np.linspace(margin.min(), hi, STEPS)
     controller = mapie.BinaryClassificationController(
-        answers,
+        predict,
         missed,
         target_level=RiskConfig().alpha,
         confidence_level=1 - RiskConfig().delta,
@@ -179,7 +179,7 @@ def _draw(seed: int, n: int) -> tuple[FloatArray, FloatArray, Labels]:
 
 
 def _excess(truth: FloatArray, found: FloatArray) -> float:
-    """Expected NLL less that of the truth, x 1000."""
+    """Expected NLL minus that of the true probabilities, x 1000."""
     q = np.clip(found, 1e-15, 1 - 1e-15)
     return 1000 * float(np.mean(xlogy(truth, truth / q) + xlog1py(1 - truth, (q - truth) / (1 - q))))
 

@@ -1,4 +1,4 @@
-"""`streetvision dev bench data`: the training loader beside torchvision's ImageFolder, and beside its own decoder."""
+"""`streetvision dev bench data`: the training loader compared with ImageFolder and with its own decoder."""
 
 import os
 import tempfile
@@ -54,7 +54,7 @@ def bench_data(progress: Progress) -> list[Figure]:
 
 
 def photographs(folder: Path, progress: Progress, *, count: int) -> list[Path]:
-    """JPEGs as large and as detailed as photographs: a few scenes, enlarged, each copy under a noise of its own."""
+    """JPEGs as large and as detailed as photographs: a few scenes, enlarged, each copy with its own noise."""
     write_scenes(folder / "scenes", SceneConfig(count=SCENES, width=WIDTH // 4, height=HEIGHT // 4), progress)
     scenes = sorted((folder / "scenes").rglob("*.jpg"))
     paths = []
@@ -74,7 +74,7 @@ def _ours(rows: list[Row], root: Path, cache: ImageCache | None) -> ImageLoader:
 
 
 def _image_folder(paths: list[Path], folder: Path) -> Iterable[object]:
-    """What a tutorial writes: PIL images through the same steps, made tensors at the end."""
+    """The loader of a usual tutorial: PIL images through the same steps, tensors at the end."""
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
@@ -96,7 +96,7 @@ def _image_folder(paths: list[Path], folder: Path) -> Iterable[object]:
 
 
 def _decoder(rows: list[Row], root: Path, cache: ImageCache) -> Callable[[], None]:
-    """Nothing but the work itself, image by image."""
+    """Decoding and transforms alone, image by image."""
     transform = get_train_transforms(AugmentationConfig(), image_size=IMAGE_SIZE)
     paths = [cache.path(row, root=root) for row in rows]
 
@@ -108,7 +108,7 @@ def _decoder(rows: list[Row], root: Path, cache: ImageCache) -> Callable[[], Non
 
 
 def _views(image: Tensor) -> Figure:
-    """Two views of a small copy for learning without labels, beside torchvision's own steps, ten times over."""
+    """Two views of a small copy for self-supervised learning, ten times, compared with torchvision's own steps."""
     from torchvision.transforms import v2
 
     ours = TwoViews(PairConfig(), image_size=IMAGE_SIZE)

@@ -1,6 +1,6 @@
 """`streetvision dev bench gpu`: training steps of a ViT-L/16 on a CUDA device, against fp32 and the device's limit.
 
-Every step is one of `train_module`, as the phases take it, on random images that lie in memory already.
+Every step is one of `train_module`, as in the phases, on random images in memory.
 """
 
 # ruff: noqa: ARG002 (Lightning hands its hooks more than they use)
@@ -60,7 +60,7 @@ def bench_gpu(progress: Progress) -> list[Figure]:
 
 
 def _training(classifier: Classifier, mode: Any, ceiling: float, device: torch.device) -> list[Figure]:
-    """bf16 and compiled, beside fp32 and TF32 as they come; and the rate of its products beside the device's own."""
+    """bf16 and compiled compared with fp32 and TF32, and the rate of matrix products compared with the device's."""
     fast = TrainingConfig(mode=mode, precision="bf16", batch_size=BATCH, epochs=1, compile=CompileConfig(enabled=True))
     plain = TrainingConfig(mode=mode, precision="fp32", batch_size=BATCH, epochs=1)
     exact = plain.model_copy(update={"hardware": HardwareConfig(tf32=False)})
@@ -87,7 +87,7 @@ def _training(classifier: Classifier, mode: Any, ceiling: float, device: torch.d
 
 
 def _adaptation(classifier: Classifier) -> list[Figure]:
-    """An image of phase 4a in a plain batch beside one in a cached batch four times its size, and their peaks."""
+    """An image of phase 4a in a plain batch compared with a gradient-cached batch of four times the size."""
     measured = {}
     for images, at_once in ((ADAPTED, None), (ADAPTED, AT_ONCE), (CACHED, AT_ONCE)):
         config = ExPLoRAConfig(precision="bf16", batch_size=images, num_epochs=1, grad_cache_chunk=at_once)
@@ -114,7 +114,7 @@ def _adaptation(classifier: Classifier) -> list[Figure]:
 
 
 def _attention(device: torch.device) -> list[Figure]:
-    """Forward and backward across the views of 4,096 images: FlexAttention beside SDPA, which it must equal."""
+    """Forward and backward across the views of 4,096 images: FlexAttention against SDPA, with equal results."""
     distances = view_distances(ATTENDED).to(device)
     generator = torch.Generator(device).manual_seed(0)
     views = len(distances)

@@ -44,11 +44,11 @@ def bench_growth(progress: Progress) -> list[Figure]:
 def _images(classifier: Classifier, paths: list[Path]) -> Figure:
     transform = get_val_transforms(image_size=classifier.description.image_size)
 
-    def answer(count: int) -> None:
+    def predict(count: int) -> None:
         for start in range(0, count, BATCH):
             classifier(torch.stack([transform(read_image(path)) for path in paths[start : start + BATCH]]))
 
-    return _grown("images, from files to logits", IMAGES, lambda count: partial(answer, count))
+    return _grown("images, from files to logits", IMAGES, lambda count: partial(predict, count))
 
 
 def _views(classifier: Classifier) -> Figure:
@@ -66,11 +66,11 @@ def _thresholds() -> Figure:
 
 def _resamples() -> Figure:
     labels, logits = scored_rows(ROWS)
-    judged = Predictions.cut(expit(logits[:, 1].astype(np.float64)), 0.5)
+    predictions = Predictions.cut(expit(logits[:, 1].astype(np.float64)), 0.5)
     return _grown(
         f"resamples of {ROWS:,} rows",
         RESAMPLES,
-        lambda count: partial(bootstrap_intervals, labels, judged, Resampling(n_resamples=count)),
+        lambda count: partial(bootstrap_intervals, labels, predictions, Resampling(n_resamples=count)),
     )
 
 

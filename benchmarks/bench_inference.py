@@ -1,8 +1,8 @@
-"""`streetvision dev bench inference`: photographs through each runtime that passes the gate, beside transformers.
+"""`streetvision dev bench inference`: images/s of each runtime that passes the gate, compared with transformers.
 
-All run a ViT-S/16 at 224 pixels with the same number of threads. Ours knows drawn scenes, its head is fitted on some of
-them and the gate looks at others: what passes is said with its MCC. The peer's is transformers' own ViT of that size,
-which has neither registers nor rotary positions to compute; its weights are random, as they do not matter for time.
+All run a ViT-S/16 at 224 pixels with the same number of threads. Our head is fitted on drawn scenes, and the gate
+evaluates each runtime on other scenes; a runtime that passes is printed with its MCC. The peer is the ViT of that size
+in transformers, which computes neither registers nor rotary positions; its weights are random.
 """
 
 import csv
@@ -37,7 +37,7 @@ from streetvision.models.module import Classifier
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
 
 PHOTOGRAPHS, BATCH, REPEATS = 32, 16, 3
-FITTED, JUDGED = 200, 500
+FITTED, EVALUATED = 200, 500
 """Scenes that fit the head, and scenes for the gate: among 500 one decision is about 0.004 of MCC."""
 STEPS, RATE = 300, 0.01
 """Of the head's fit."""
@@ -45,15 +45,15 @@ PEER = 'transformers.pipeline("image-classification")'
 
 
 def bench_inference(progress: Progress) -> list[Figure]:
-    """Images/s from files to answers: PyTorch, then every runtime and precision that the gate lets through."""
+    """Images/s from files to predictions: PyTorch, then every runtime and precision that passes the gate."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photos = photographs(folder / "photos", progress, count=PHOTOGRAPHS)
-        bundle, judged, labels = _bundle(folder, progress)
+        bundle, images, labels = _bundle(folder, progress)
         predictor = Predictor(bundle)
         peer = _pipeline(folder / "vit")
         figures = []
-        for label, candidate in _candidates(bundle, predictor, judged, labels, folder, progress):
+        for label, candidate in _candidates(bundle, predictor, images, labels, folder, progress):
             ours, theirs = interleaved_median(
                 _walk(candidate, photos), lambda: peer([str(path) for path in photos]), repeats=REPEATS
             )
@@ -64,7 +64,7 @@ def bench_inference(progress: Progress) -> list[Figure]:
 def _candidates(
     bundle: Bundle, predictor: Predictor, paths: list[Path], labels: list[int], folder: Path, progress: Progress
 ) -> Iterator[tuple[str, Predictor]]:
-    """PyTorch, and every runtime that the gate lets through; of the others it is said why they are left out."""
+    """PyTorch, and every runtime that passes the gate; for the others a warning states the reason."""
     yield "PyTorch fp32", predictor
     expected = ask(predictor, paths, progress)
     classifier = open_classifier(bundle)
@@ -82,8 +82,8 @@ def _candidates(
             except StreetVisionError as error:
                 progress.warn(f"{label} is left out: {error.message}")
                 continue
-            told = f"MCC {parity.mcc:.3f}, in PyTorch {parity.pytorch_mcc:.3f}"
-            yield f"{label} ({told}; logits within {parity.max_logit_difference:.1e})", found
+            quality = f"MCC {parity.mcc:.3f}, in PyTorch {parity.pytorch_mcc:.3f}"
+            yield f"{label} ({quality}; logits within {parity.max_logit_difference:.1e})", found
 
 
 def _pipeline(folder: Path) -> Any:
@@ -107,7 +107,7 @@ def _pipeline(folder: Path) -> Any:
 
 def _bundle(folder: Path, progress: Progress) -> tuple[Bundle, list[Path], list[int]]:
     """A bundle of the backbone and a fitted head, with the images of the gate and their labels."""
-    write_scenes(folder / "scenes", SceneConfig(count=FITTED + JUDGED), progress)
+    write_scenes(folder / "scenes", SceneConfig(count=FITTED + EVALUATED), progress)
     classifier = Classifier(net2net_vit_s(), pooling="cls", head=HeadConfig()).eval()
     paths, labels = _fitted(folder)
     logits = _fit(classifier, paths, torch.tensor(labels), progress)

@@ -1,4 +1,4 @@
-"""What `streetvision dev bench` measured, as a table of a page, with a picture of the costs that grow."""
+"""Figures of `streetvision dev bench` as a table of a page, with a plot of the costs that grow."""
 
 import os
 import platform
@@ -15,20 +15,20 @@ from streetvision.eval.report.plots import BLUE, GREY, ORANGE, picture
 from streetvision.experiments.doc_tables import split_page, write_table
 from streetvision.io.atomic import write_bytes_atomic
 
-COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7", GREY)
+COLORS = (BLUE, ORANGE, "#009e73", "#cc79a7", GREY)
 
 
 def check_place(page: Path, section: str) -> None:
-    """Raise ConfigError, before anything is measured, where `page` has no place for the section."""
+    """Raise ConfigError, before anything is measured, when `page` has no place for the section."""
     split_page(page, _mark(section))
 
 
 def write_figures(page: Path, section: str, figures: Sequence[Figure]) -> None:
-    """Write the section's table anew into `page`, and its picture, if there is one, beside it as SECTION.png."""
-    lines = [f"{machine()}.", "", "| what | figure | beside | its figure | ratio |", "|---|---|---|---|---|"]
+    """Write the section's table into `page`, and its plot, if there is one, next to it as SECTION.png."""
+    lines = [f"{machine()}.", "", "| measure | value | baseline | its value | ratio |", "|---|---|---|---|---|"]
     lines += [
-        f"| {one.name} | {_told(one.value, one.unit)} | {one.baseline} | {_told(one.baseline_value, one.unit)} "
-        f"| {_told(one.ratio)} |"
+        f"| {one.name} | {_number(one.value, one.unit)} | {one.baseline} | {_number(one.baseline_value, one.unit)} "
+        f"| {_number(one.ratio)} |"
         for one in figures
     ]
     curves = [one.curve for one in figures if one.curve is not None]
@@ -43,7 +43,7 @@ def growth_picture(curves: Sequence[Curve]) -> bytes:
     most = max(curves, key=lambda curve: curve.exponent)
     with picture(f"The steepest cost, in {most.of}, grows as N^{most.exponent:.2f}") as (figure, png):
         axes = figure.subplots()
-        for curve, colour in zip(curves, cycle(COLOURS), strict=False):
+        for curve, colour in zip(curves, cycle(COLORS), strict=False):
             label = f"{curve.of}: N^{curve.exponent:.2f}"
             axes.loglog(curve.sizes, curve.seconds, color=colour, marker=".", label=label)
         axes.set_xlabel("N")
@@ -53,7 +53,7 @@ def growth_picture(curves: Sequence[Curve]) -> bytes:
 
 
 def machine() -> str:
-    """Day, processor or GPU, threads and torch: what has to be known of a figure."""
+    """Date, GPU, processor, threads and torch version."""
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     threads = torch.get_num_threads()
     cores = f"{os.cpu_count()} cores of {_processor()}, {threads} thread{'s' * (threads > 1)}"
@@ -65,13 +65,13 @@ def _mark(section: str) -> str:
 
 
 def _processor() -> str:
-    """Its own name where the system tells it."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text(encoding="utf-8").splitlines() if told.is_file() else []
+    """The model name, where the system has it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _told(value: float, unit: str = "") -> str:
-    """Three digits that count, and never a power of ten."""
+def _number(value: float, unit: str = "") -> str:
+    """Three significant digits, never in scientific notation."""
     return "absent" if isnan(value) else f"{float(f'{value:.3g}'):,.10g} {unit}".rstrip()

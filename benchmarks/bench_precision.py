@@ -1,4 +1,4 @@
-"""Steps in bf16 on the CPU as models learn here, beside torch's own autocast and fp32; part of `bench training`."""
+"""Training steps in bf16 on the CPU compared with torch's autocast and with fp32; part of `bench training`."""
 
 from collections.abc import Iterator
 
@@ -35,7 +35,7 @@ def bench_precision(backbones: tuple[BackboneConfig, ...] = BACKBONES) -> Iterat
 
 
 class Step:
-    """Forward and back of a batch, all of the network learning."""
+    """Forward and backward of a batch with all parameters trainable."""
 
     def __init__(self, classifier: Classifier, precision: Precision) -> None:
         self.classifier, self.precision = classifier, precision
@@ -45,7 +45,7 @@ class Step:
         self.labels = torch.arange(BATCH) % 2
 
     def __call__(self) -> None:
-        """Take the step; no weight moves."""
+        """Take the step; no weight is updated."""
         self.classifier.zero_grad()
         with self.precision.forward_context():
             loss = F.cross_entropy(self.classifier(self.images).float(), self.labels)

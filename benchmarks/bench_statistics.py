@@ -99,7 +99,7 @@ def _areas(labels: IntArray, p: FloatArray) -> tuple[FloatArray, FloatArray]:
     tp, rank = np.cumsum(hits, axis=-1), np.arange(1, p.shape[-1] + 1)
     ends = np.ones(scores.shape, dtype=bool)
     ends[..., :-1] = scores[..., 1:] != scores[..., :-1]
-    # Whatever is not the end of a tie repeats the last end before it, and so adds nothing.
+    # Positions inside a tie repeat the previous end, and so add nothing.
     tp_ends = np.maximum.accumulate(np.where(ends, tp, 0), axis=-1)
     fp_ends = np.maximum.accumulate(np.where(ends, rank - tp, 0), axis=-1)
     tp_steps, fp_steps = np.diff(tp_ends, prepend=0), np.diff(fp_ends, prepend=0)
@@ -135,7 +135,7 @@ def _by_scikit_learn(labels: IntArray, p: FloatArray) -> list[float]:
 
 
 def _check_equal(labels: IntArray, p: FloatArray) -> None:
-    """A benchmark of two things that give other numbers says nothing: raise unless all three agree."""
+    """Raise unless all three agree: timings of different results cannot be compared."""
     how, ranked = Resampling(n_resamples=LOOPED), SortedScores(labels, Predictions.cut(p, THRESHOLD))
     units = how.units(labels.size)
     (ours,) = replicates([ranked], units, how)

@@ -35,7 +35,7 @@ from streetvision.training.finetune_modes import prepare
 from streetvision.training.ssl.losses import SimCLRLoss
 from streetvision.training.trainer import Following, fit
 
-IMAGES, TRAINED, JUDGED, BATCH, IMAGE_SIZE = 512, 96, 16, 16, 224
+IMAGES, TRAINED, EVALUATED, BATCH, IMAGE_SIZE = 512, 96, 16, 16, 224
 VIT = "deit_tiny_patch16_224"
 CONTRASTED, WIDTH, TEMPERATURE = 4096, 256, 0.1
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -74,16 +74,16 @@ def _head(rows: tuple[Row, ...], root: Path, progress: Progress) -> Figure:
         torch.manual_seed(0)
         batches = FeatureBatches(features, labels, batch_size=256, seed=0)
         head = make_head(HeadConfig(), features.shape[1])
-        judged = FeatureBatches(features, labels, batch_size=4096)
-        fit(head, batches, judged, config=config, following=Following(Silent()))
+        validation = FeatureBatches(features, labels, batch_size=4096)
+        fit(head, batches, validation, config=config, following=Following(Silent()))
 
     ours, baseline = interleaved_median(ten_epochs, compute_features)
     return Figure(f"ten epochs of the head, {IMAGES} images", ours, "features of the same images, once", baseline)
 
 
 def _adapters(rows: tuple[Row, ...], root: Path) -> Figure:
-    """An epoch of training=peft on one set of images and a judgement on another, against the same by hand."""
-    train, judged = rows[:TRAINED], rows[TRAINED : TRAINED + JUDGED]
+    """An epoch of training=peft and an evaluation on other images, compared with a hand-written loop."""
+    train, validation = rows[:TRAINED], rows[TRAINED : TRAINED + EVALUATED]
     config = TrainingConfig(mode="peft", epochs=1, batch_size=BATCH, learning_rate=2e-3)
 
     def ours() -> None:
@@ -93,12 +93,12 @@ def _adapters(rows: tuple[Row, ...], root: Path) -> Figure:
         fit(
             classifier,
             _loader(train, root, get_train_transforms(AugmentationConfig(), image_size=IMAGE_SIZE), shuffle=True),
-            _loader(judged, root, get_val_transforms(image_size=IMAGE_SIZE), shuffle=False),
+            _loader(validation, root, get_val_transforms(image_size=IMAGE_SIZE), shuffle=False),
             config=config,
             following=Following(Silent()),
         )
 
-    seconds = interleaved_median(ours, partial(_by_hand, train, judged, root), repeats=3)
+    seconds = interleaved_median(ours, partial(_by_hand, train, validation, root), repeats=3)
     label = f"{VIT}, adapters, an epoch of {TRAINED} images"
     return Figure(label, seconds[0], "the same by hand in timm, PEFT and torch", seconds[1])
 
@@ -108,8 +108,8 @@ def _loader(rows: tuple[Row, ...], root: Path, transform: Any, *, shuffle: bool)
     return ImageLoader(dataset, EpochBatchSampler(len(rows), batch_size=BATCH, shuffle=shuffle), workers=0)
 
 
-def _by_hand(train: tuple[Row, ...], judged: tuple[Row, ...], root: Path) -> None:
-    """What one writes without this project: PIL, a DataLoader, timm, PEFT, a loop."""
+def _by_hand(train: tuple[Row, ...], validation: tuple[Row, ...], root: Path) -> None:
+    """A loop as one writes it without this project: PIL, a DataLoader, timm, PEFT."""
     import timm
     from peft import LoraConfig, inject_adapter_in_model
     from PIL import Image
@@ -118,7 +118,7 @@ def _by_hand(train: tuple[Row, ...], judged: tuple[Row, ...], root: Path) -> Non
 
     end = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
     changes = [v2.RandomResizedCrop(IMAGE_SIZE, (0.7, 1.0)), v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2, 0.2)]
-    learning, judging = v2.Compose([*changes, *end]), v2.Compose([v2.Resize((IMAGE_SIZE, IMAGE_SIZE)), *end])
+    training, evaluation = v2.Compose([*changes, *end]), v2.Compose([v2.Resize((IMAGE_SIZE, IMAGE_SIZE)), *end])
 
     class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
         def __init__(self, rows: tuple[Row, ...], transform: Callable[[object], Tensor]) -> None:
@@ -138,7 +138,7 @@ def _by_hand(train: tuple[Row, ...], judged: tuple[Row, ...], root: Path) -> Non
     model.get_classifier().requires_grad_(True)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
-    batches = DataLoader(Images(train, learning), batch_size=BATCH, shuffle=True)
+    batches = DataLoader(Images(train, training), batch_size=BATCH, shuffle=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=len(batches))
     model.train()
     for images, labels in batches:
@@ -149,12 +149,12 @@ def _by_hand(train: tuple[Row, ...], judged: tuple[Row, ...], root: Path) -> Non
         schedule.step()
     model.eval()
     with torch.no_grad():
-        for images, _ in DataLoader(Images(judged, judging), batch_size=BATCH):
+        for images, _ in DataLoader(Images(validation, evaluation), batch_size=BATCH):
             model(images).argmax(dim=1)
 
 
 def _contrast() -> list[Figure]:
-    """Forward and backward of the contrast, after both were seen to give the same loss and gradient."""
+    """Forward and backward of the contrastive loss, after checking that both give the same loss and gradient."""
     label, ours, theirs = f"SimCLR loss, forward and backward, N = {CONTRASTED:,}", SimCLRLoss(TEMPERATURE), _lightly()
     if theirs is None:
         baseline, absent = f"{LIGHTLY}, which is not installed", np.nan
@@ -198,7 +198,7 @@ def _step(loss: Loss) -> tuple[Tensor, Tensor]:
 
 
 def _peak(loss: Loss) -> float:
-    """MB that one step takes at most, in a process of its own."""
+    """Peak memory of one step in MB, in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_grown, loss).result()
 
@@ -210,7 +210,7 @@ def _grown(loss: Loss) -> float:
 
 
 def _high_water() -> float:
-    """MB that this process has held at most; nan where the system does not tell. An exec does not lower `ru_maxrss`."""
+    """Peak memory of this process in MB; nan where the system has no /proc. `ru_maxrss` would survive an exec."""
     status = Path("/proc/self/status")
     if not status.exists():
         return np.nan

@@ -1,4 +1,4 @@
-"""A measured figure beside the one it is judged against, and how two functions are timed fairly."""
+"""A measured figure with its baseline, and interleaved timing of functions."""
 
 import statistics
 import time
@@ -21,7 +21,7 @@ class Curve:
 
     @property
     def exponent(self) -> float:
-        """Of the power law that lies nearest, by least squares of the logarithms: 1 is linear."""
+        """Exponent of the fitted power law, by least squares of the logarithms: 1 is linear."""
         return statistics.linear_regression([log(n) for n in self.sizes], [log(s) for s in self.seconds]).slope
 
 
@@ -35,27 +35,27 @@ class Figure:
     baseline: str
     """What `baseline_value` is the figure of."""
     baseline_value: float
-    """Median over the same repeats, taken in turn."""
+    """Median over the same repeats, interleaved."""
     unit: str = "s"
     curve: Curve | None = None
-    """What the value was read from, where it says how a cost grows."""
+    """The measurements behind the value, for a cost that grows."""
 
     @property
     def ratio(self) -> float:
-        """This figure over the one beside it."""
+        """Value divided by baseline value."""
         return self.value / self.baseline_value
 
 
 def interleaved_median(
     ours: Callable[[], object], theirs: Callable[[], object], *, repeats: int = REPEATS
 ) -> tuple[float, float]:
-    """Median seconds of two functions that run in turn, so that a drifting machine slows both; one warm-up each."""
+    """Median seconds of two functions interleaved, so that other load on the machine slows both; one warm-up each."""
     first, second = interleaved_medians((ours, theirs), repeats=repeats)
     return first, second
 
 
 def interleaved_medians(functions: Sequence[Callable[[], object]], *, repeats: int = REPEATS) -> list[float]:
-    """Median seconds of each function, all of them run in turn; one warm-up each."""
+    """Median seconds of each function, interleaved; one warm-up each."""
     taken: list[list[float]] = [[] for _ in functions]
     for repeat in range(repeats + 1):
         for function, times in zip(functions, taken, strict=True):

@@ -22,7 +22,7 @@ QUIET = 1e-6
 
 
 def net2net_vit_s() -> Backbone:
-    """The packaged backbone as a ViT-S/16 for 224 pixels; each of its channels stands there three times."""
+    """The packaged backbone as a ViT-S/16 for 224 pixels; each of its channels is repeated three times."""
     small = load_backbone(BackboneConfig(source="embedded", name="dinov3_scenes"))
     wide = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "intermediate_size": HIDDEN}
     before: Any = small.spec.architecture
@@ -72,8 +72,8 @@ def _carry(small: Any, large: Any) -> None:
 def _channels_of_heads(config: Any) -> Tensor:
     """(WIDTH,) which channel of the small network's heads each of the large one's is, or -1.
 
-    A head is two halves of two axes of frequencies of the rotary positions; twice as many frequencies lie between the
-    same ends, so that every other one is the old one.
+    A head is two halves of two axes of rotary frequencies. The large network has twice as many frequencies in the same
+    range, so every second one is a frequency of the small network.
     """
     heads, narrow, broad = config.num_attention_heads, config.hidden_size // config.num_attention_heads, WIDTH // HEADS
     grid = torch.full((HEADS, 4, broad // 4), -1)
@@ -82,7 +82,7 @@ def _channels_of_heads(config: Any) -> Tensor:
 
 
 def _copy(small: nn.Module, large: nn.Module, *, out: Tensor, into: Tensor | None = None) -> None:
-    """Weights and biases by the maps of what comes out and what goes in; what stands there n times counts 1/n."""
+    """Copy weights and biases by the channel maps; an input that occurs n times is weighted by 1/n."""
     weight: Tensor = small.get_parameter("weight")
     bias: Tensor | None = getattr(small, "bias", None)
     if into is not None:

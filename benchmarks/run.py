@@ -1,4 +1,4 @@
-"""Benchmarks: each figure beside the peer or the floor that it is judged against, both measured in the same run."""
+"""Benchmarks: each figure with its baseline, both measured in the same run."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -25,9 +25,9 @@ SECTIONS = (
 
 
 def run_benchmarks(section: str, progress: Progress, page: Path | None = None) -> list[Figure]:
-    """The figures of a section of SECTIONS, which are also written into `page` where one is given.
+    """The figures of a section of SECTIONS, also written into `page` if one is given.
 
-    Raises ConfigError when there is no section of that name, or no place for it in the page.
+    Raises ConfigError for an unknown section, or a page without a place for it.
     """
     if section not in SECTIONS:
         raise unknown_name("benchmark section", section, SECTIONS)

@@ -1,4 +1,4 @@
-"""Load a server for a while with many clients, a fifth of whose requests are malformed, and say how it held.
+"""Load a server with many clients, a fifth of whose requests are malformed, and print throughput and errors.
 
 python scripts/load_server.py --bundle outputs/demo/export --images outputs/demo/scenes/images --seconds 60
 """
@@ -35,7 +35,7 @@ def main() -> None:
     asked = parser.parse_args()
     predictor = load_bundle(asked.bundle)
     files = [path.read_bytes() for path in sorted(asked.images.iterdir())[:64]]
-    expected = [answer.probability for answer in predictor.predict(files)]
+    expected = [prediction.probability for prediction in predictor.predict(files)]
     started = time.perf_counter()
     for _ in range(5):
         predictor.predict(files, batch_size=16)
@@ -85,14 +85,14 @@ async def _load(pid: int, files: list[bytes], expected: list[float], asked: argp
     warm = memory[len(memory) // 3 :]
     rate = statuses[200] / asked.seconds
     print(f"bare model       {bare:.0f} images/s, decoding included, before the server started")  # noqa: T201
-    print(f"answered         {rate:.0f} images/s, {rate / bare:.2f} of the bare model; clients share the cores")  # noqa: T201
+    print(f"throughput       {rate:.0f} images/s, {rate / bare:.2f} of the bare model; clients share the cores")  # noqa: T201
     print(f"99th percentile  {statistics.quantiles(waits, n=100)[98]:.2f} s")  # noqa: T201
-    print(f"statuses         {dict(sorted(statuses.items()))}; wrong answers {len(wrong)}")  # noqa: T201
+    print(f"statuses         {dict(sorted(statuses.items()))}; wrong predictions {len(wrong)}")  # noqa: T201
     print(f"memory           {warm[0]} MB after a third of the time, {warm[-1]} MB at the end, {max(warm)} MB at most")  # noqa: T201
 
 
 class Reply(NamedTuple):
-    """An answer over HTTP."""
+    """An HTTP response."""
 
     status: int
     headers: dict[str, str]
@@ -112,7 +112,7 @@ class Connection:
         """Send a whole request and read the whole reply."""
         reader, writer = self._open = self._open or await asyncio.open_connection(HOST, PORT)
         writer.write(request)
-        with contextlib.suppress(ConnectionError):  # a body that is too long is answered before it is read to its end
+        with contextlib.suppress(ConnectionError):  # a body over the limit gets an early response
             await writer.drain()
         status = int((await reader.readline()).split()[1])
         headers = {}

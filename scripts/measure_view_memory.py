@@ -20,7 +20,7 @@ VIEWS = ["phase4c=cvfm", "phase4c.epochs=2", "pipeline.phases=[phase1,phase2,pha
 
 
 def streetvision(*arguments: object) -> float:
-    """The peak memory, MiB, of the command line in a process of its own, without its answers."""
+    """The peak memory, MiB, of the command line in a process of its own, its output discarded."""
     command = [sys.executable, "-m", "streetvision", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603
     _, status, usage = os.wait4(process.pid, 0)
@@ -50,10 +50,10 @@ def main(bundle: Path | None) -> None:
     """Measure, and print a line for each number of images."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        judged = bundle or small_bundle(folder)
+        measured = bundle or small_bundle(folder)
         for count in COUNTS:
             images, started = photographs(folder / str(count), count), time.perf_counter()
-            peak = streetvision("predict", "--bundle", judged, images)
+            peak = streetvision("predict", "--bundle", measured, images)
             seconds = time.perf_counter() - started
             sys.stdout.write(f"{count} images of {WIDTH}x{HEIGHT}: peak {peak:,.0f} MiB, {seconds:.0f} s\n")
 
