@@ -35,12 +35,11 @@ from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc, roc_auc
 from streetvision.io.atomic import write_text_atomic
 from streetvision.models.backbone import BackboneConfig, load_backbone
-from streetvision.models.device import pick_device
+from streetvision.models.device import has_fast_bf16, pick_device
 from streetvision.models.network import Backbone
 from streetvision.pipeline.console import Console
 from streetvision.synthetic.scenes import SceneConfig, draw_scene
 from streetvision.training.optim import cosine_with_warmup, make_adamw
-from streetvision.training.precision import has_fast_bf16
 
 TRAIN_SEEDS = 10_000_000
 """Seed of the first training scene; the demo and the tests use much smaller seeds."""
@@ -265,8 +264,8 @@ without a download.
 - Command: `python scripts/train_scene_backbone.py OUT`, from random weights.
 - Training data: {scenes:,} procedural scenes with seeds from {first_seed:,}; the demo uses seeds from 0.
 - Loss: cross-entropy of the image's label plus {patch_weight} times the binary cross-entropy of the labels of its
-  patches, which the renderer provides. The backbone was trained for this task on drawings, so its results say little
-  about photographs and nothing about the published DINOv3 weights.
+  patches, which the renderer provides. The backbone was trained for this task on drawings, so its results are no
+  evidence for photographs or for the published DINOv3 weights.
 - Recipe: {epochs} epochs, batches of {batch_size}, AdamW at {learning_rate}, weight decay {weight_decay},
   {warmup_steps} warm-up steps, cosine decay; random flips, zoom, shift, light and colour; seed {seed}; {precision}.
 - Time: {minutes:.0f} minutes on {machine}, including drawing the scenes.

@@ -93,8 +93,8 @@ def test_noisy_or_is_the_probability_that_any_view_is_positive():
     logits, mask, content = random_views(batch=50, views=6)
     p = logits.double().softmax(-1)[..., 1]
     expected = 1 - torch.where(mask, 1 - p, 1).prod(dim=1)
-    found = fuse("noisy_or", logits.double(), mask, content.double()).softmax(-1)[:, 1]
-    torch.testing.assert_close(found, expected)
+    probability = fuse("noisy_or", logits.double(), mask, content.double()).softmax(-1)[:, 1]
+    torch.testing.assert_close(probability, expected)
 
 
 def test_weights_follow_certainty_and_content():
@@ -137,12 +137,12 @@ class TestTrained:
         expected = module(features, logits, mask, content)
         loss = module.reconstruction_loss(expected.latent, features, mask)
         changed = [torch.where(mask[..., None], part, torch.nan) for part in (features, logits)]
-        found = module(*changed, mask, torch.where(mask, content, torch.nan))
-        for actual, reference in zip(found, expected, strict=True):
+        output = module(*changed, mask, torch.where(mask, content, torch.nan))
+        for actual, reference in zip(output, expected, strict=True):
             torch.testing.assert_close(actual, reference)
-        torch.testing.assert_close(module.reconstruction_loss(found.latent, changed[0], mask), loss)
-        assert (found.weights[~mask] == 0).all()
-        torch.testing.assert_close(found.weights.sum(1), torch.ones(5))
+        torch.testing.assert_close(module.reconstruction_loss(output.latent, changed[0], mask), loss)
+        assert (output.weights[~mask] == 0).all()
+        torch.testing.assert_close(output.weights.sum(1), torch.ones(5))
 
     def test_content_changes_the_weights(self, module):
         module.eval()

@@ -71,10 +71,10 @@ def test_losses_of_parts_average_to_the_loss_and_gradients_are_finite(name, seed
     loss = make_loss(LossConfig(name=name), LABELS)
     logits, targets = batch(8, seed=seed)
     logits = (scale * logits).requires_grad_()
-    whole = loss(logits, targets)
+    batch_loss = loss(logits, targets)
     parts = torch.stack([loss(logits[i : i + 2], targets[i : i + 2]) for i in range(0, 8, 2)]).mean()
-    torch.testing.assert_close(whole, parts)
-    (gradient,) = torch.autograd.grad(whole, logits)
+    torch.testing.assert_close(batch_loss, parts)
+    (gradient,) = torch.autograd.grad(batch_loss, logits)
     assert torch.isfinite(gradient).all()
 
 

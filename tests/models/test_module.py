@@ -3,6 +3,7 @@ import torch
 from omegaconf import OmegaConf
 
 from streetvision.contracts.errors import ConfigError
+from streetvision.data.decode import resize_square
 from streetvision.io.tensors import load_into
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import HeadConfig, ModelConfig
@@ -38,6 +39,13 @@ def test_normalisation_is_a_part_of_the_classifier():
     with torch.inference_mode():
         tokens = classifier.backbone(normalised)
         torch.testing.assert_close(classifier.embed(IMAGES), tokens[:, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(20, 50), (32, 32), (100, 31)])
+def test_images_are_prepared_as_the_validation_data(size):
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    prepared = load_classifier(ModelConfig(backbone=TINY)).prepare(image)
+    assert torch.equal(prepared, resize_square(image, 32))
 
 
 def test_the_normalisation_buffers_are_not_in_the_checkpoint():

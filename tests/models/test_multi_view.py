@@ -20,8 +20,8 @@ SIDES = st.one_of(st.integers(1, 12), st.integers(1, 5000))
 @settings(max_examples=300)
 @given(SIDES, SIDES, CONFIGS)
 def test_the_tiles_cover_every_pixel_and_stay_inside(height, width, config):
-    whole, *tiles = plan_views(height, width, config)
-    assert whole == Box(0, 0, width, height)
+    global_view, *tiles = plan_views(height, width, config)
+    assert global_view == Box(0, 0, width, height)
     assert len(tiles) == config.count - 1
     assert all(0 <= box.left < box.right <= width and 0 <= box.top < box.bottom <= height for box in tiles)
     assert len({(box.right - box.left, box.bottom - box.top) for box in tiles}) == 1
