@@ -35,7 +35,7 @@ def test_what_passes_is_timed_and_what_does_not_is_told(monkeypatch):
     for name, size in {"WIDTH": 32, "DEPTH": 1, "HEADS": 2, "HIDDEN": 64, "SIDE": 32}.items():
         monkeypatch.setattr(bench_inference, name, size)
     monkeypatch.setattr(bench_inference, "FITTED", 8)
-    monkeypatch.setattr(bench_inference, "JUDGED", 8)
+    monkeypatch.setattr(bench_inference, "EVALUATED", 8)
     monkeypatch.setattr(bench_data, "WIDTH", 384)
     monkeypatch.setattr(bench_data, "HEIGHT", 288)
     monkeypatch.setattr(bench_inference, "STEPS", 5)
