@@ -217,7 +217,7 @@ def test_another_mode_leaves_no_weights_of_the_one_before(trained, command):
 def test_export_refuses_a_fusion_of_other_scores(trained, command):
     """A fusion that was changed after its scores were calibrated, sealed as if it were whole."""
     weights = torch.load(trained.cvfm_weights, weights_only=True)
-    torch.save({**weights, "place": weights["place"] + 1}, trained.cvfm_weights)
+    torch.save({**weights, "view_scores": weights["view_scores"] + 1}, trained.cvfm_weights)
     reseal(trained, "phase4c_cvfm", trained.cvfm_weights)
     trained.manifest("phase6").unlink()
     code, _, err = command("train", f"run_dir={trained.output_dir}", "pipeline.phases=[phase6]", *MODES["cvfm_trained"])
