@@ -100,6 +100,7 @@ def build_backbone(architecture: Mapping[str, object], *, max_parameters: int = 
     Raises:
         ArtifactError, ConfigError: The description is not valid or too large.
     """
+    # Local imports, because configurations are loaded without torch.
     from streetvision.models.timm_backbone import TimmArchitecture, build_timm
     from streetvision.models.transformers_backbone import TransformersArchitecture, build_transformers
 

@@ -53,6 +53,7 @@ def state_digest(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        # Flattened first, because a scalar cannot be viewed as bytes.
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -82,6 +83,7 @@ def probe(network: nn.Module, forward_fn: ForwardFn, image_size: int) -> Probe:
     """Run a network on the meta device once, which gives shapes without computation; leaves it in eval mode."""
     called: set[str] = set()
     for name, module in network.named_modules():
+        # The hooks are not removed, because the network on the meta device is discarded.
         module.register_forward_hook(lambda *_, name=name: called.add(name))
     with torch.no_grad(), torch.device("meta"):
         tokens = forward_fn(network.eval(), torch.empty(1, 3, image_size, image_size))  # (1, T, D)

@@ -63,6 +63,7 @@ def _check_name(name: str) -> None:
     """Raise ConfigError with the nearest names unless timm itself has a model `name`: no hub, no folder."""
     import timm
 
+    # timm.create_model accepts names on the hub and folders as well, which are not allowed here.
     models = timm.list_models()
     model = name.partition(".")[0]
     if model not in models:
@@ -88,6 +89,7 @@ def _inspect(
     name: str, image_size: int | None, mean_std: tuple[Channels, Channels] | None, max_parameters: int | None
 ) -> tuple[BackboneSpec, tuple[str, ...]]:
     """The spec, and the names of the modules to remove, from a copy of the network on the meta device."""
+    # The meta device takes no memory, so the size is checked before anything is allocated.
     with torch.device("meta"), seeded(0):
         network: Any = _create(name)
     check_parameters(network, max_parameters)
@@ -101,6 +103,7 @@ def _inspect(
 
     result = _probe_at(network, name, size)
     prefix_tokens = getattr(network, "num_prefix_tokens", 0)
+    # Pooling and patch labels need one token per patch.
     if result.tokens != prefix_tokens + (size // patch_size) ** 2:
         raise ConfigError(
             f"timm's {name!r} gives no grid of tokens at image_size={size}", "choose another backbone or size"

@@ -110,6 +110,7 @@ def load_transformers(name: str, image_size: int | None) -> Backbone:
     local = _is_folder(name)
     raw = _fetch_config(name, local)
     family = _family(raw)
+    # Any other field of an untrusted config.json is dropped.
     fields = {key: raw[key] for key in _declared(family) if key in raw}
     config = _library_config({"model_type": raw["model_type"], **fields})
     mean, std = _normalisation(name, family, local)
@@ -130,6 +131,7 @@ def _spec(description: TransformersArchitecture, max_parameters: int | None) -> 
     # A ViT has a patch size; ConvNeXt has a stem of stride 4 and halves the map before each further stage.
     patch_size = int(config.patch_size if hasattr(config, "patch_size") else 4 * 2 ** (len(config.depths) - 1))
     check_image_size(description.image_size, patch_size)
+    # The meta device takes no memory, so the size is checked before anything is allocated.
     with _quiet(), torch.device("meta"), seeded(0):
         network = _network(family, config)
     check_parameters(network, max_parameters)
@@ -206,6 +208,7 @@ def _is_folder(name: str) -> bool:
     """Whether `name` is a local folder; raises ConfigError for a path that does not exist."""
     if Path(name).is_dir():
         return True
+    # A name on the hub has at most one slash.
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ConfigError(
             f"backbone folder not found: {name!r}", "give a folder with config.json and model.safetensors"

@@ -49,8 +49,10 @@ class Building:
         for bay in reversed(range(bays)):
             z = self.near + bay * step
             self._panel(z, z + step, 0.0, self.top, self.colour)
+            # Distant bays are too small to show windows.
             if z < 70.0 and self._in_sight(z, z + step):
                 self._bay(z, step)
+        # The cornice, and a band above the ground floor.
         for low, high in ((self.top - 0.35, self.top + 0.1), (self.storey - 0.15, self.storey + 0.1)):
             self._panel(self.near, self.far, low, high, self.trim)
         if self.near < 40.0 and self.dice.chance(0.55):
@@ -83,6 +85,7 @@ class Building:
             self.canvas.pen.polygon(self._corners(near, far, low, high), fill=glow)
             return
         glass: Colour = (40, 46, 58)
+        # By day the glass reflects the sky.
         if not light.lamps_lit:
             glass = mix((46, 56, 68), light.haze, self.dice.between(0.0, 0.45))
         self._panel(near, far, low, high, glass)
@@ -108,6 +111,7 @@ class Building:
         start = max(self.near, 3.0) + self.dice.between(0.0, max(0.0, self.far - self.near - long))
         striped = self.dice.chance(0.5)
         low, high, out = self.storey * 0.74, self.storey * 0.96, self.dice.between(0.8, 1.5)
+        # Strips of about 0.45 m, so that a striped awning has stripes of this width.
         count = max(4, int(long / 0.45))
         for index in reversed(range(count)):
             near, far = start + long * index / count, start + long * (index + 1) / count

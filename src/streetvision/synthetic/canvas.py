@@ -42,6 +42,7 @@ class Camera:
 
     def pixel(self, x: float, y: float, z: float) -> Pixel:
         """Project a world point to the canvas."""
+        # Points behind the camera have no projection, so they are moved in front of it.
         z = max(z, NEAR)
         scale = self.focal / z
         return self.centre + (x + self.bend * z * z) * scale, self.horizon + (self.eye - y) * scale
@@ -104,6 +105,7 @@ class Canvas:
         self, colour: Colour, z: float, *, shade: float = 1.0, reflect: float = 0.0, mark: int = 0
     ) -> tuple[int, int, int, int]:
         """Canvas colour of an object at distance z; `reflect` is how strongly it reflects headlamps."""
+        # Objects share few distances, so the exponentials are cached.
         tint = self._tints.get((z, reflect))
         if tint is None:
             tint = self._tints[z, reflect] = self._tint(z, reflect)
@@ -118,6 +120,7 @@ class Canvas:
     def _tint(self, z: float, reflect: float) -> tuple[Colour, Colour]:
         """Factor per channel, and the haze that is added, at distance z."""
         light = self.light
+        # Light decays exponentially in haze. The beam of the headlamps is slightly yellow.
         transmission = math.exp(-z / light.visibility)
         beam = light.headlamps * math.exp(-z / 22.0) * (1.0 + reflect)
         red, green, blue = light.ambient
@@ -137,6 +140,7 @@ class Canvas:
         """Draw a lit lamp as a disc of `radius` metres; its halo is added when the image is finished."""
         x, y = self.camera.pixel(*at)
         size = max(0.8, radius * self.camera.focal / max(at[2], NEAR))
+        # The centre of a lamp is overexposed, so its colour is mixed with white.
         core = self.lamplight(mix(colour, (255.0, 255.0, 255.0), 0.45), at[2], mark=mark)
         self.pen.ellipse((x - size, y - size, x + size, y + size), fill=core)
         self.glows.append(Glow((x, y), size, scaled(colour, math.exp(-at[2] / self.light.visibility)), core))
@@ -152,6 +156,7 @@ class Frame:
         self.mark = mark
         self._cos = math.cos(yaw)
         self._sin = math.sin(yaw)
+        # The position of the camera in the axes of the frame, which decides which faces are visible.
         across = -x - canvas.camera.bend * z * z
         self._eye = (across * self._cos - z * self._sin, canvas.camera.eye, -across * self._sin - z * self._cos)
 
@@ -201,6 +206,7 @@ class Frame:
         """Draw a line of `width` metres in the plane c = 0."""
         along = (end[0] - start[0], end[1] - start[1])
         length = math.hypot(*along) or 1.0
+        # The normal of the line, half its width long.
         a, b = -along[1] / length * width / 2, along[0] / length * width / 2
         corners = [(start[0] + a, start[1] + b), (end[0] + a, end[1] + b)]
         corners += [(end[0] - a, end[1] - b), (start[0] - a, start[1] - b)]
@@ -212,6 +218,7 @@ class Frame:
     def strip(self, start: Flat, end: Flat, span: Span, colour: Colour, *, reflect: float = 0.0) -> None:
         """Draw the face over the edge start -> end of a profile in (c, b) and the `span` of a, if it is visible."""
         (c0, b0), (c1, b1), (low, high) = start, end, span
+        # Back-face culling: the camera is on the inner side of the face.
         if (self._eye[1] - b0) * (c0 - c1) + (self._eye[2] - c0) * (b1 - b0) <= 0.0:
             return
         length = math.hypot(c1 - c0, b1 - b0)
@@ -237,6 +244,7 @@ class Frame:
 
     def shadow(self, a: Span, c: Span) -> None:
         """Draw the shadow on the ground under an object; it is never marked as roadwork."""
+        # A large light patch below a small dark one makes the edge of the shadow soft.
         for grow, shade in ((0.25, 0.8), (0.0, 0.55)):
             corners = [(a[0] - grow, c[0] - grow), (a[1] + grow, c[0] - grow)]
             corners += [(a[1] + grow, c[1] + grow), (a[0] - grow, c[1] + grow)]

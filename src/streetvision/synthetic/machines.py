@@ -29,6 +29,7 @@ def digger(dice: Dice, livery: Livery) -> Item:
     def draw(canvas: Canvas, x: float, z: float) -> None:
         frame = Frame(canvas, x, z + 2.0, yaw=yaw, mark=MARK)
         frame.shadow((-1.3, 1.3), (-1.9, 1.9))
+        # Parts are drawn from far to near, which depends on the rotation.
         left_near = frame.world((-1.0, 0.0, 0.0))[2] < frame.z
         tread = [(-1.5, 0.0), (1.5, 0.0), (1.85, 0.38), (1.5, 0.75), (-1.5, 0.75), (-1.85, 0.38)]
         for a in ((0.65, 1.2), (-1.2, -0.65)) if left_near else ((-1.2, -0.65), (0.65, 1.2)):
@@ -79,6 +80,7 @@ def heap(dice: Dice) -> Item:
     def draw(canvas: Canvas, x: float, z: float) -> None:
         frame = Frame(canvas, x, z, mark=MARK)
         frame.shadow((-wide, wide), (-0.3, 0.3))
+        # The crest consists of three random points from right to left.
         tops = [(wide * (0.35 - 0.35 * index + a), high * b) for index, (a, b) in enumerate(crest)]
         frame.flat([(-wide, 0.0), (wide, 0.0), (wide * 0.7, high * 0.5), *tops, (-wide * 0.75, high * 0.45)], earth)
         frame.flat([(0.0, 0.0), (wide, 0.0), (wide * 0.7, high * 0.5), tops[0]], earth, shade=0.8)

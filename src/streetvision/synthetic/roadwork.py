@@ -70,6 +70,7 @@ def cone(dice: Dice, livery: Livery) -> Item:
             wide, slim = foot * 0.8 * (1.0 - low * 0.88), foot * 0.8 * (1.0 - high * 0.88)
             b, d, p, q = tall * low, tall * high, lean * low * tall, lean * high * tall
             frame.flat([(p - wide, b), (p + wide, b), (q + slim, d), (q - slim, d)], colour, reflect=reflect)
+            # The right side is darker, so that the cone appears round.
             right = [(p + wide * 0.35, b), (p + wide, b), (q + slim, d), (q + slim * 0.35, d)]
             frame.flat(right, colour, shade=0.82, reflect=reflect)
 
@@ -92,6 +93,7 @@ def drum(dice: Dice, livery: Livery) -> Item:
         for index in range(5):
             colour = livery.white if index % 2 else livery.cloth
             low, high, taper = tall * index / 5, tall * (index + 1) / 5, 1.0 - 0.03 * index
+            # Strips of different brightness, so that the drum appears round.
             for left, right, shade in ((-1.0, -0.3, 1.0), (-0.3, 0.45, 0.94), (0.45, 1.0, 0.76)):
                 band = [(left * wide * taper, low + 0.05), (right * wide * taper, low + 0.05)]
                 band += [(right * wide * (taper - 0.02), high + 0.05), (left * wide * (taper - 0.02), high + 0.05)]
@@ -115,6 +117,7 @@ def _stripes(frame: Frame, a: Span, b: Span, colours: tuple[Colour, Colour], sla
     while start < right + abs(shift):
         foot = (start, start + pitch)
         corners = [(foot[0], low), (foot[1], low), (foot[1] + shift, high), (foot[0] + shift, high)]
+        # Stripes are clipped at both ends of the board.
         stripe = [(min(max(p, left), right), q) for p, q in corners]
         frame.flat(stripe, colours[0], reflect=_REFLECT)
         start += 2 * pitch
@@ -165,6 +168,7 @@ def blocks(dice: Dice, livery: Livery) -> Item:
     def draw(canvas: Canvas, x: float, z: float) -> None:
         frame = Frame(canvas, x, z, yaw=yaw, mark=MARK)
         frame.shadow((-count * 0.5, count * 0.5), (-0.25, 0.25))
+        # From far to near, which depends on the rotation.
         order = range(count) if yaw < 0 else reversed(range(count))
         for index in order:
             left = index - count / 2
@@ -221,6 +225,7 @@ def sign(dice: Dice, livery: Livery) -> Item:
 def arrow_board(dice: Dice, livery: Livery) -> Item:
     """A trailer with an arrow of lamps."""
     wide, high, side = dice.between(0.9, 1.3), dice.between(1.0, 1.4), dice.side()
+    # (height, position along the arrow) of each lamp: first the shaft, then the head.
     rows = [(0.0, a) for a in (-0.7, -0.42, -0.14, 0.14, 0.42)]
     rows += [(b, 0.72 - abs(b) * 0.62) for b in (-0.56, -0.28, 0.0, 0.28, 0.56)]
 

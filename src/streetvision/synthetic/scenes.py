@@ -35,6 +35,7 @@ from streetvision.synthetic.work_site import roadwork_props
 RENDERER_VERSION = 2
 """Incremented when the same seed and configuration would give another image."""
 _SUPERSAMPLING = 2
+"""Canvas pixels per image pixel along each side, for smooth edges."""
 _ATTEMPTS = 6
 """Number of sites that are tried; the last one is used even if its visible area is outside the range."""
 _BATCH = 32
@@ -116,6 +117,7 @@ def write_scenes(folder: Path, config: SceneConfig, progress: Progress) -> Path:
     if _is_complete(folder, config):
         return index
     try:
+        # Without an index the folder is incomplete, so an interrupted run is repeated.
         index.unlink(missing_ok=True)
         (folder / "images").mkdir(parents=True, exist_ok=True)
         rows = list(progress.track(_draw_all(folder, config), total=config.count, label="scenes"))
@@ -207,6 +209,7 @@ def _draw_all(folder: Path, config: SceneConfig) -> Iterator[str]:
     """Draw every scene and yield its index row, in the order of the seeds."""
     seeds = _seeds(config)
     batches = [seeds[start : start + _BATCH] for start in range(0, len(seeds), _BATCH)]
+    # At least two batches per worker: a process takes long to start.
     workers = min(os.cpu_count() or 1, math.ceil(len(batches) / 2))
     if workers == 1:
         yield from chain.from_iterable(_draw_batch(folder, config, batch) for batch in batches)

@@ -47,6 +47,7 @@ class Street:
 def lay_street(dice: Dice) -> Street:
     """Draw the layout of a street with two to four lanes; the camera is on one of the right-hand lanes."""
     count = dice.integer(2, 4)
+    # Right-hand traffic: the camera is in the right half of the street.
     own = dice.integer(count // 2, count - 1)
     left = -LANE * (own + 0.5) + dice.between(-0.5, 0.5)
     shoulder = dice.pick((0.3, 0.3, 2.2))
@@ -80,8 +81,10 @@ def _draw_sky(canvas: Canvas, dice: Dice) -> None:
     rows = int(camera.horizon) + 2
     low = light.haze
     high = mix(scaled(light.ambient, 92.0), (66.0, 128.0, 214.0), dice.between(0.2, 0.8) * min(1.0, light.ambient[1]))
+    # In rain, in fog and in the dark the sky is nearly uniform.
     if light.visibility < 200.0 or light.lamps_lit:
         high = mix(low, scaled(low, 0.55), 0.8)
+    # A quarter of the size is enough, because the sky has no sharp edges.
     small = (camera.width // 4, rows // 4 + 1)
     ramp = np.linspace(0.0, 1.0, small[1], dtype=np.float32)[:, None] ** 1.4
     column = np.asarray(high, np.float32) * (1.0 - ramp) + np.asarray(low, np.float32) * ramp
@@ -89,10 +92,12 @@ def _draw_sky(canvas: Canvas, dice: Dice) -> None:
     corner, span = dice.integer(0, 120), dice.integer(60, 130)
     clouds = cloud_tile().crop((corner, corner // 2, corner + span, corner // 2 + span // 2))
     density = dice.between(0.0, 0.75)
+    # Clouds are the parts of the noise above a level, which is lower for denser clouds.
     curve = [int(255 * min(1.0, max(0.0, (level / 255.0 - 0.75 + density * 0.6) * 2.2))) for level in range(256)]
     cloud = mix(low, scaled(light.ambient, 245.0), 0.6)
     sky.paste(as_uint8(cloud), (0, 0), clouds.resize(small, Image.Resampling.BILINEAR).point(curve))
     sky = sky.resize((camera.width, rows), Image.Resampling.BILINEAR)
+    # The fourth channel marks roadwork.
     sky.putalpha(0)
     canvas.image.paste(sky, (0, 0))
 
@@ -124,6 +129,7 @@ def _draw_ground(canvas: Canvas, street: Street, dice: Dice) -> None:
     paving = scaled(dice.pick(((1.0, 0.98, 0.94), (1.0, 0.9, 0.8), (1.0, 1.0, 1.0))), dice.between(124, 172))
     verge = dice.pick(((92, 116, 66), (140, 136, 128), (112, 110, 84)))
     camera = canvas.camera
+    # Later layers cover earlier ones: verge, pavement, kerb, asphalt.
     canvas.pen.rectangle((0, camera.horizon, camera.width, camera.height), fill=canvas.ink(verge, FAR))
     _ribbon(canvas, -400.0, 400.0, verge)
     _ribbon(canvas, street.wall(-1) - 1.0, street.wall(1) + 1.0, paving)
@@ -140,12 +146,14 @@ def _draw_wear(canvas: Canvas, street: Street, asphalt: Colour, dice: Dice) -> N
     for middle in street.lanes:
         for wheel in (-0.8, 0.8):
             _ribbon(canvas, middle + wheel - 0.25, middle + wheel + 0.25, scaled(asphalt, 0.95), _DEPTHS[:14])
+    # Repaired patches, lighter or darker than the asphalt.
     for _ in range(dice.integer(4, 12)):
         x, z = dice.between(street.left_kerb, street.right_kerb - 1.0), dice.log_between(2.5, 40.0)
         wide, deep = dice.between(0.3, 1.8), dice.between(0.4, 5.0)
         wide = min(wide, street.right_kerb - x)
         patch = scaled(asphalt, dice.between(0.74, 1.14))
         canvas.fill([(x, 0, z), (x + wide, 0, z), (x + wide, 0, z + deep), (x, 0, z + deep)], patch)
+    # Manholes.
     for _ in range(dice.integer(0, 2)):
         x, z = dice.pick(street.lanes) + dice.between(-0.5, 0.5), dice.log_between(4.0, 25.0)
         ring = [(x + 0.35 * a, 0.0, z + 0.35 * c) for a, c in _OCTAGON]
@@ -163,10 +171,12 @@ def _draw_markings(canvas: Canvas, street: Street, dice: Dice) -> None:
     centre_paint = dice.pick((paint, paint, (222, 178, 62)))
     for left, right in zip(street.lanes, street.lanes[1:], strict=False):
         x = (left + right) / 2
+        # The line between the two directions may be solid and yellow.
         against_traffic = right == street.lanes[street.own_lane]
         if against_traffic and dice.chance(0.6):
             _ribbon(canvas, x - 0.07, x + 0.07, centre_paint)
             continue
+        # Dashes of 3 m with gaps of 5 m.
         start = dice.between(0.0, 6.0)
         for index in range(11):
             near = max(1.0, start + 8.0 * index)
@@ -175,6 +185,7 @@ def _draw_markings(canvas: Canvas, street: Street, dice: Dice) -> None:
         for side in (-1, 1):
             x = street.kerb(side) - side * 0.3
             _ribbon(canvas, x - 0.06, x + 0.06, paint, _DEPTHS[::2])
+    # A zebra crossing: stripes of 0.5 m with gaps of the same width.
     if dice.chance(0.25):
         z, x = dice.log_between(5.0, 24.0), street.left_kerb + 0.3
         while x < street.right_kerb - 0.5:
@@ -185,6 +196,7 @@ def _draw_markings(canvas: Canvas, street: Street, dice: Dice) -> None:
 def _draw_row(canvas: Canvas, street: Street, side: int, dice: Dice) -> None:
     """The buildings of one side, from far to near."""
     fronts = []
+    # The row may start behind the camera.
     z = dice.between(-6.0, 8.0)
     for _ in range(_BLOCKS):
         deep = dice.between(9.0, 26.0)

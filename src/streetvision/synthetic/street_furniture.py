@@ -244,6 +244,7 @@ _KERBSIDE = (
     kiosk,
     traffic_light,
 )
+"""Objects at the kerb; repeated ones are more frequent."""
 
 
 def everyday_props(street: Street, dice: Dice) -> list[Prop]:
@@ -266,8 +267,10 @@ def everyday_props(street: Street, dice: Dice) -> list[Prop]:
 
 def _driven(street: Street, dice: Dice) -> Prop:
     lane = dice.integer(0, len(street.lanes) - 1)
+    # Vehicles in the camera's own lane keep a larger distance.
     near = 9.0 if lane == street.own_lane else 6.0
     x, z = street.lanes[lane] + dice.between(-0.3, 0.3), dice.log_between(near, 70.0)
+    # Some vehicles cross the street.
     if dice.chance(0.08):
         return vehicle(dice, x, z, yaw=dice.side() * math.pi / 2)
     return vehicle(dice, x, z, yaw=dice.between(-0.06, 0.06) + (math.pi if lane < street.own_lane else 0.0))

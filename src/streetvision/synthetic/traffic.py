@@ -113,6 +113,7 @@ _BUS = _Body(
     tyre=0.5,
 )
 _BODIES = (_CAR, _CAR, _CAR, _HATCH, _HATCH, _VAN, _VAN, _BUS)
+"""Vehicle types; repeated ones are more frequent."""
 
 
 def vehicle(dice: Dice, x: float, z: float, *, yaw: float) -> Prop:
@@ -237,6 +238,7 @@ def person(dice: Dice, x: float, z: float) -> Prop:
     """A pedestrian; the coat is often orange, red or yellow, sometimes with reflective bands."""
     tall = dice.between(1.5, 1.9)
     coat, trousers = paint(dice, 0.5), dice.near(dice.pick(((40, 44, 60), (70, 64, 58), (30, 30, 32))), 12)
+    # Some people wear high-visibility yellow without being at work.
     if dice.chance(0.12):
         coat = dice.near((196, 214, 40), 14)
     banded, skin, step = dice.chance(0.35), dice.pick(_SKIN), dice.between(0.05, 0.28)
@@ -267,6 +269,7 @@ def tree(dice: Dice, x: float, z: float) -> Prop:
     if dice.chance(0.25):
         leaf = dice.near(dice.pick(((206, 112, 34), (196, 74, 34), (220, 164, 48))), 12)
     blobs = []
+    # The leaves are 20 ellipses inside an ellipsoid, from bottom to top.
     for index in range(20):
         a, b = dice.between(-1.0, 1.0), -1.0 + index / 10.0
         reach = 0.22 * math.sqrt(1.05 - b * b)

@@ -96,6 +96,7 @@ def _mirror_road(image: Image.Image, horizon: int, share: float) -> None:
     """Blend a flipped and blurred copy of the image above row `horizon` into the ground below it."""
     width, below = image.width, image.height - horizon
     above = image.crop((0, 0, width, horizon)).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    # Reflections on wet asphalt are stretched vertically, so rows are reduced more than columns.
     smeared = above.resize((width // 4, below // 16 + 1), Image.Resampling.BOX)
     ground = (0, horizon, width, image.height)
     mirrored = smeared.resize((width, below), Image.Resampling.BILINEAR)
@@ -111,12 +112,14 @@ def _glare(canvas: Canvas, size: tuple[int, int], reduction: int) -> Image.Image
         x, y = int(glow.at[0]), int(glow.at[1])
         if not (0 <= x < canvas.camera.width and 0 <= y < canvas.camera.height):
             continue
+        # Any other colour at this pixel means that an object occludes the lamp.
         if canvas.image.getpixel((x, y)) != glow.core:
             continue
         radius = max(0.7, 1.8 * glow.radius / factor)
         column, row = x / factor, y / factor
         corners = (column - radius, row - radius, column + radius, row + radius)
         pen.ellipse(corners, fill=as_uint8(scaled(glow.colour, 0.9)))
+    # A narrow and a wide blur together: a bright centre in a faint halo.
     halo = ImageChops.add(halo.filter(ImageFilter.BoxBlur(1)), halo.filter(ImageFilter.GaussianBlur(4)), scale=1.2)
     return halo.resize(size, Image.Resampling.BILINEAR)
 
@@ -157,10 +160,12 @@ def _expose(pixels: Picture, condition: str, dice: Dice) -> Picture:
     height, width, _ = pixels.shape
     gain = np.array([dice.between(0.9, 1.1) for _ in range(3)], np.float32) * np.float32(dice.between(0.85, 1.15))
     dim = 1.0 - _vignette(height, width) * np.float32(dice.between(0.05, 0.3))
+    # At night the gain of the sensor is higher, and so is its noise.
     rough = dice.between(1.0, 3.5) + (2.5 if condition == "night" else 0.0)
     rows = (np.arange(height) + dice.integer(0, _NOISE_TILE - 1)) % _NOISE_TILE
     columns = (np.arange(width) + dice.integer(0, _NOISE_TILE - 1)) % _NOISE_TILE
     grain = _noise()[rows[:, None], columns] * np.float32(rough) + np.float32(dice.between(-8.0, 14.0))
+    # In place where possible: this runs on every pixel of every scene.
     out = pixels * dim[..., None]
     out *= gain
     out += grain[..., None]

@@ -97,6 +97,7 @@ _SITES = (_cones, _cones, _drums, _barriers, _barriers, _beacons, _barrier_block
 def roadwork_props(street: Street, camera: Camera, target: float, dice: Dice) -> list[Prop]:
     """Draw a site that covers about the fraction `target` of the image if nothing occludes it."""
     pixels = target * camera.width * camera.height
+    # A site is drawn again if it would have to be too near or too far for its area.
     for _ in range(12):
         placed = dice.pick(_SITES)(dice, draw_livery(dice))
         distance = _distance(placed, camera, pixels)
@@ -104,6 +105,7 @@ def roadwork_props(street: Street, camera: Camera, target: float, dice: Dice) ->
             break
     distance = min(max(distance, _NEAREST), _FARTHEST)
     middle = dice.between(street.wall(-1) + 0.5, street.wall(1) - 0.5)
+    # The anchor is kept inside the image, with the bend of the street taken into account.
     bent = camera.bend * distance**2
     bounds = [((share - camera.centre / camera.width) * camera.width / camera.focal) for share in (_EDGE, 1.0 - _EDGE)]
     anchor = min(max(middle, bounds[0] * distance - bent), bounds[1] * distance - bent)
@@ -119,6 +121,7 @@ def _distance(placed: list[_Placed], camera: Camera, pixels: float) -> float:
     """Distance of the anchor at which the items cover `pixels`, by bisection."""
     low, high = 0.5, 4.0 * _FARTHEST
     for _ in range(24):
+        # The geometric mean, because distances extend over orders of magnitude.
         middle = math.sqrt(low * high)
         visible = sum(p.item.area * (camera.focal / (middle + p.z)) ** 2 for p in placed)
         low, high = (middle, high) if visible > pixels else (low, middle)
