@@ -23,15 +23,15 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Progress, Silent
 from streetvision.data.datamodule import Batch
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.config import CompileConfig, HardwareConfig, ModelConfig, ViewsConfig
+from streetvision.models.config import HardwareConfig, ModelConfig, ViewsConfig
 from streetvision.models.device import pick_device
 from streetvision.models.losses import make_loss
 from streetvision.models.module import Classifier, load_classifier
 from streetvision.models.view_attention import attend_flex, attend_sdpa, view_distances
-from streetvision.training.config import TrainingConfig
+from streetvision.training.config import FullConfig, MixedPrecisionConfig, PeftConfig
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.lightning_module import BaseModule, EpochLogger
-from streetvision.training.ssl.config import ExPLoRAConfig
+from streetvision.training.ssl.config import SimCLRConfig
 from streetvision.training.ssl.explora import ExPLoRAModule, Student, open_backbone
 from streetvision.training.supervised import SupervisedModule
 from streetvision.training.trainer import Following, train_module
@@ -59,19 +59,22 @@ def bench_gpu(progress: Progress) -> list[Figure]:
     return [*figures, *_adaptation(classifier), *_attention(device)]
 
 
-def _training(classifier: Classifier, mode: Any, ceiling: float, device: torch.device) -> list[Figure]:
+TRAININGS = {"full": FullConfig, "peft": PeftConfig}
+
+
+def _training(classifier: Classifier, mode: str, ceiling: float, device: torch.device) -> list[Figure]:
     """bf16 and compiled compared with fp32 and TF32, and the rate of matrix products compared with the device's."""
-    fast = TrainingConfig(mode=mode, precision="bf16", batch_size=BATCH, epochs=1, compile=CompileConfig(enabled=True))
-    plain = TrainingConfig(mode=mode, precision="fp32", batch_size=BATCH, epochs=1)
-    exact = plain.model_copy(update={"hardware": HardwareConfig(tf32=False)})
+    fast, exact, plain = HardwareConfig(compile=True), HardwareConfig(tf32=False), HardwareConfig()
     seconds, operations = {}, 0.0
-    for config in (fast, exact, plain):
+    for hardware in (fast, exact, plain):
+        precision = MixedPrecisionConfig(enabled=hardware is fast)
+        config = TRAININGS[mode](mixed_precision=precision, batch_size=BATCH, epochs=1)
         learner = copy.deepcopy(classifier)
         prepare(learner, config)
-        if config is fast:
+        if hardware is fast:
             operations = _operations(learner.to(device), device)
-        module = SupervisedModule(learner, config, loss=make_loss(config.loss, (0, 1)))
-        seconds[config] = _seconds_an_image(module, _labelled())
+        module = SupervisedModule(learner, config, loss=make_loss(config.loss, (0, 1)), hardware=hardware)
+        seconds[hardware] = _seconds_an_image(module, _labelled())
     name = f"{VIT}, {mode}: an image, bf16 and compiled"
     return [
         Figure(name, seconds[fast], "fp32, eager", seconds[exact]),
@@ -90,7 +93,12 @@ def _adaptation(classifier: Classifier) -> list[Figure]:
     """An image of phase 4a in a plain batch compared with a gradient-cached batch of four times the size."""
     measured = {}
     for images, at_once in ((ADAPTED, None), (ADAPTED, AT_ONCE), (CACHED, AT_ONCE)):
-        config = ExPLoRAConfig(precision="bf16", batch_size=images, num_epochs=1, grad_cache_chunk=at_once)
+        config = SimCLRConfig(
+            mixed_precision=MixedPrecisionConfig(enabled=True),
+            batch_size=images,
+            num_epochs=1,
+            grad_cache_chunk=at_once,
+        )
         learner = copy.deepcopy(classifier)
         open_backbone(learner, config)
         module = ExPLoRAModule(Student(learner, learner.width, config), config)

@@ -32,7 +32,7 @@ from streetvision.data.decode import read_image, resize_square
 from streetvision.eval.thresholds import select_threshold_max_mcc
 from streetvision.io.atomic import sha256_bytes, sha256_file, write_json_atomic
 from streetvision.io.tensors import save_tensors
-from streetvision.models.config import HeadConfig
+from streetvision.models.config import LinearHeadConfig
 from streetvision.models.module import Classifier
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
 
@@ -108,7 +108,7 @@ def _pipeline(folder: Path) -> Any:
 def _bundle(folder: Path, progress: Progress) -> tuple[Bundle, list[Path], list[int]]:
     """A bundle of the backbone and a fitted head, with the images of the gate and their labels."""
     write_scenes(folder / "scenes", SceneConfig(count=FITTED + EVALUATED), progress)
-    classifier = Classifier(net2net_vit_s(), pooling="cls", head=HeadConfig()).eval()
+    classifier = Classifier(net2net_vit_s(), pooling="cls", head=LinearHeadConfig()).eval()
     paths, labels = _fitted(folder)
     logits = _fit(classifier, paths, torch.tensor(labels), progress)
     save_tensors(folder / MODEL_CHECKPOINT, classifier.state_dict())

@@ -26,10 +26,10 @@ from streetvision.data.datamodule import EpochBatchSampler, FeatureBatches, Imag
 from streetvision.data.scan import scan_images
 from streetvision.data.sources.data_root import list_images
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.config import HeadConfig, ModelConfig
+from streetvision.models.config import LinearHeadConfig, ModelConfig
 from streetvision.models.module import load_classifier, make_head
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
-from streetvision.training.config import TrainingConfig
+from streetvision.training.config import FrozenConfig, PeftConfig
 from streetvision.training.features import FeatureCache
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.ssl.losses import SimCLRLoss
@@ -68,12 +68,12 @@ def _head(rows: tuple[Row, ...], root: Path, progress: Progress) -> Figure:
             return cache.features(rows, root=root, name="bench")
 
     features, labels = compute_features()
-    config = TrainingConfig(epochs=10, batch_size=256)
+    config = FrozenConfig(epochs=10)
 
     def ten_epochs() -> None:
         torch.manual_seed(0)
         batches = FeatureBatches(features, labels, batch_size=256, seed=0)
-        head = make_head(HeadConfig(), features.shape[1])
+        head = make_head(LinearHeadConfig(), features.shape[1])
         validation = FeatureBatches(features, labels, batch_size=4096)
         fit(head, batches, validation, config=config, following=Following(Silent()))
 
@@ -84,7 +84,7 @@ def _head(rows: tuple[Row, ...], root: Path, progress: Progress) -> Figure:
 def _adapters(rows: tuple[Row, ...], root: Path) -> Figure:
     """An epoch of training=peft and an evaluation on other images, compared with a hand-written loop."""
     train, validation = rows[:TRAINED], rows[TRAINED : TRAINED + EVALUATED]
-    config = TrainingConfig(mode="peft", epochs=1, batch_size=BATCH, learning_rate=2e-3)
+    config = PeftConfig(epochs=1, batch_size=BATCH, learning_rate=2e-3)
 
     def ours() -> None:
         torch.manual_seed(0)

@@ -10,7 +10,7 @@ from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import ModelConfig
 from streetvision.models.losses import make_loss
 from streetvision.models.module import load_classifier
-from streetvision.training.config import TrainingConfig
+from streetvision.training.config import FullConfig, MixedPrecisionConfig
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.supervised import SupervisedModule
 
@@ -28,7 +28,7 @@ def test_a_step_is_timed_behind_the_warm_up(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     times = iter([10.0, 16.0])
     monkeypatch.setattr(bench_gpu, "time", SimpleNamespace(perf_counter=lambda: next(times)))
-    config = TrainingConfig(mode="full", precision="fp32", batch_size=4, epochs=1)
+    config = FullConfig(mixed_precision=MixedPrecisionConfig(enabled=False), batch_size=4, epochs=1)
     classifier = load_classifier(SMALL)
     prepare(classifier, config)
     module = SupervisedModule(classifier, config, loss=make_loss(config.loss, (0, 1)))

@@ -3,7 +3,7 @@ import torch
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.data.augmentation import get_batch_transform, get_train_transforms, get_val_transforms
-from streetvision.data.config import PLAIN, AugmentationConfig, GateConfig
+from streetvision.data.config import PLAIN, AugmentationConfig, AugMixConfig, GateConfig, TrivialAugmentWideConfig
 
 IMAGE = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -24,8 +24,8 @@ def test_the_plain_policy_is_what_is_judged():
         {"crop_scale": (0.3, 0.5)},
         {"flip_probability": 1.0},
         {"color_jitter": 0.9},
-        {"policy": "trivial_augment"},
-        {"policy": "augmix"},
+        {"trivial_augment_wide": TrivialAugmentWideConfig(enabled=True)},
+        {"aug_mix": AugMixConfig(enabled=True)},
         {"erasing_probability": 1.0},
         {"validator_distortion_p": 1.0},
     ],
@@ -35,6 +35,28 @@ def test_every_setting_of_the_augmentation_changes_the_picture(change):
     changed = [seen(PLAIN.model_copy(update=change), seed=seed) for seed in range(6)]
     assert all(one.shape == (3, 32, 32) and one.dtype == torch.uint8 for one in changed)
     assert any(not torch.equal(one, seen(PLAIN, seed=seed)) for seed, one in enumerate(changed))
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        (TrivialAugmentWideConfig(enabled=True), {"num_magnitude_bins": 4}),
+        (AugMixConfig(enabled=True), {"severity": 9}),
+        (AugMixConfig(enabled=True), {"mixture_width": 1}),
+        (AugMixConfig(enabled=True), {"alpha": 0.1}),
+    ],
+    ids=str,
+)
+def test_settings_of_a_policy_change_the_picture(section, change):
+    name = "aug_mix" if isinstance(section, AugMixConfig) else "trivial_augment_wide"
+    first, second = (PLAIN.model_copy(update={name: s}) for s in (section, section.model_copy(update=change)))
+    assert any(not torch.equal(seen(first, seed=seed), seen(second, seed=seed)) for seed in range(12))
+
+
+def test_both_policies_can_be_combined():
+    policies = {"trivial_augment_wide": TrivialAugmentWideConfig(enabled=True), "aug_mix": AugMixConfig(enabled=True)}
+    both, one = (PLAIN.model_copy(update=dict(list(policies.items())[:n])) for n in (2, 1))
+    assert any(not torch.equal(seen(both, seed=seed), seen(one, seed=seed)) for seed in range(6))
 
 
 def test_levels_of_the_validator_are_those_that_were_asked_for():
@@ -84,6 +106,8 @@ def test_a_batch_has_one_size_of_whole_patches():
         {"scales": (0.0, 1.0)},
         {"validator_distortion_p": 0.5, "validator_levels": ()},
         {"gate": GateConfig(runs=3)},
+        {"trivial_augment_wide": TrivialAugmentWideConfig(num_magnitude_bins=4)},
+        {"aug_mix": AugMixConfig(severity=1)},
     ],
     ids=str,
 )

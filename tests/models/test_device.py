@@ -6,23 +6,23 @@ from pydantic import ValidationError
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Silent
-from streetvision.models.config import CompileConfig, HardwareConfig
+from streetvision.models.config import CompilerConfig, HardwareConfig
 from streetvision.models.device import hardware_settings
 from streetvision.models.module import create_model_with_compile
-from streetvision.training.config import TrainingConfig
+from streetvision.training.config import FullConfig, MixedPrecisionConfig
 from tests.training.test_trainer import interrupted, run
 
 
 def test_without_compile_the_model_itself_is_returned():
     model = torch.nn.Linear(4, 2)
-    assert create_model_with_compile(CompileConfig(), model) is model
+    assert create_model_with_compile(HardwareConfig(), model) is model
 
 
 def test_every_setting_reaches_the_compiler(compile_calls, monkeypatch):
     stances = []
     monkeypatch.setattr(torch.compiler, "set_stance", stances.append)
-    config = CompileConfig(enabled=True, mode="max-autotune", fullgraph=True, dynamic=True, stance="eager_on_recompile")
-    create_model_with_compile(config, torch.nn.Linear(4, 2))
+    compiler = CompilerConfig(mode="max-autotune", fullgraph=True, dynamic=True, stance="eager_on_recompile")
+    create_model_with_compile(HardwareConfig(compile=True, compiler=compiler), torch.nn.Linear(4, 2))
     assert compile_calls == [{"mode": "max-autotune", "fullgraph": True, "dynamic": True}]
     assert stances == ["eager_on_recompile"]
 
@@ -30,28 +30,27 @@ def test_every_setting_reaches_the_compiler(compile_calls, monkeypatch):
 @pytest.mark.parametrize("stance", ["performance", "fast", ""])
 def test_an_unknown_stance_is_rejected_with_the_valid_ones(stance):
     with pytest.raises(ValidationError, match=r"eager_then_compile.*fail_on_recompile"):
-        CompileConfig(enabled=True, stance=stance)
+        CompilerConfig(stance=stance)
 
 
-@pytest.mark.parametrize("stance", CompileConfig.model_fields["stance"].annotation.__args__)
+@pytest.mark.parametrize("stance", CompilerConfig.model_fields["stance"].annotation.__args__)
 def test_torch_accepts_every_stance(stance):
     torch.compiler.set_stance(stance)
     torch.compiler.set_stance("default")
 
 
 def test_compiler_settings_have_no_effect_without_compile():
-    with pytest.raises(ConfigError, match="compile is off"):
-        CompileConfig(fullgraph=True)
+    with pytest.raises(ConfigError, match="has no effect"):
+        HardwareConfig(compiler=CompilerConfig(fullgraph=True))
 
 
-COMPILED = TrainingConfig(
-    mode="full", epochs=2, batch_size=32, learning_rate=0.05, precision="fp32", compile=CompileConfig(enabled=True)
-)
+CONFIG = FullConfig(epochs=2, batch_size=32, learning_rate=0.05, mixed_precision=MixedPrecisionConfig(enabled=False))
+COMPILE = HardwareConfig(compile=True)
 
 
 def test_compiled_training_gives_the_same_weights_with_plain_keys(compile_calls):
-    eager = run(COMPILED.model_copy(update={"compile": CompileConfig()}))[1]
-    compiled = run(COMPILED)[1]
+    eager = run(CONFIG)[1]
+    compiled = run(CONFIG, hardware=COMPILE)[1]
     assert set(compiled.best) == {"weight", "bias"}
     assert compile_calls
     for name, value in eager.last.items():
@@ -74,16 +73,16 @@ def test_a_compiled_model_with_a_lower_metric_is_dropped(wrong_compile):
             warnings.append(message)
 
     warnings = []
-    _, fitted = run(COMPILED, progress=Recorder())
+    _, fitted = run(CONFIG, hardware=COMPILE, progress=Recorder())
     assert len(warnings) == 1
     assert "loses 1." in warnings[0]
     assert fitted.history[0]["val_select_mcc"] < 0 < fitted.history[1]["val_select_mcc"]
 
 
 def test_a_dropped_compiled_model_stays_dropped_after_resuming(wrong_compile, tmp_path):
-    config = COMPILED.model_copy(update={"checkpoint_every_n_steps": 2})
-    interrupted(config, steps=10, checkpoint=tmp_path / "c.ckpt", key="k")
-    _, fitted = run(config, checkpoint=tmp_path / "c.ckpt", key="k")
+    config = CONFIG.model_copy(update={"checkpoint_every_n_steps": 2})
+    interrupted(config, steps=10, hardware=COMPILE, checkpoint=tmp_path / "c.ckpt", key="k")
+    _, fitted = run(config, hardware=COMPILE, checkpoint=tmp_path / "c.ckpt", key="k")
     assert fitted.resumed_at is not None
     assert fitted.history[0]["val_select_mcc"] < 0 < fitted.history[1]["val_select_mcc"]
 
@@ -117,10 +116,8 @@ def test_images_are_channels_last_if_configured():
     images, labels = torch.randn(8, 3, 2, 2), torch.tensor([0, 1] * 4)
     for channels_last in (True, False):
         layouts = []
-        config = COMPILED.model_copy(
-            update={"compile": CompileConfig(), "hardware": HardwareConfig(channels_last=channels_last), "epochs": 1}
-        )
-        run(config, train=(images, labels), select=(images, labels), model=Layout())
+        config, hardware = CONFIG.model_copy(update={"epochs": 1}), HardwareConfig(channels_last=channels_last)
+        run(config, hardware=hardware, train=(images, labels), select=(images, labels), model=Layout())
         assert layouts == [channels_last]
 
 

@@ -6,7 +6,7 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.data.decode import resize_square
 from streetvision.io.tensors import load_into
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.config import HeadConfig, ModelConfig
+from streetvision.models.config import LinearHeadConfig, MlpHeadConfig, ModelConfig
 from streetvision.models.losses import FocalLoss
 from streetvision.models.module import (
     build_classifier,
@@ -19,7 +19,7 @@ IMAGES = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torc
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "cls_mean"])
-@pytest.mark.parametrize("head", [HeadConfig(), HeadConfig(kind="mlp", hidden=8, dropout=0.5)])
+@pytest.mark.parametrize("head", [LinearHeadConfig(), MlpHeadConfig(hidden=8, dropout=0.5)])
 def test_description_and_state_rebuild_the_classifier(pooling, head):
     torch.manual_seed(0)
     classifier = load_classifier(ModelConfig(backbone=TINY, pooling=pooling, head=head)).eval()

@@ -9,8 +9,8 @@ from streetvision.data.config import LoaderConfig
 from streetvision.pipeline import auto_settings as choices
 from streetvision.pipeline.auto_settings import log_auto_settings
 from streetvision.pipeline.console import Console
-from streetvision.training.config import TrainingConfig
-from streetvision.training.ssl.config import ExPLoRAConfig
+from streetvision.training.config import FrozenConfig, FullConfig, MixedPrecisionConfig
+from streetvision.training.ssl.config import SimCLRConfig
 
 
 @dataclass
@@ -47,27 +47,27 @@ def device(request, monkeypatch):
 
 
 def test_a_frozen_backbone_has_its_reason_in_the_data_and_the_machine(device):
-    frozen = TrainingConfig(mode="frozen")
+    frozen = FrozenConfig()
     assert told(frozen, n=72) == ["training=frozen: 72 images in TRAIN are few to adapt a backbone on"]
     (line,) = told(frozen, n=1000)
     assert ("no GPU here" in line) == (device == "cpu")
     assert "training=peft" in line
 
 
-@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_the_precision_follows_the_device(device, monkeypatch, fast, precision):
+@pytest.mark.parametrize(("fast", "enabled"), [(True, "true"), (False, "false")])
+def test_the_precision_follows_the_device(device, monkeypatch, fast, enabled):
     monkeypatch.setattr(choices, "has_fast_bf16", lambda _: fast)
-    (line,) = told(ExPLoRAConfig(), section="phase4a")
-    assert line.startswith(f"phase4a.precision={precision}: this {device} ")
+    (line,) = told(SimCLRConfig(), section="phase4a")
+    assert line.startswith(f"phase4a.mixed_precision.enabled={enabled}: this {device} ")
 
 
 def test_what_was_asked_for_is_not_told_again():
-    assert told(TrainingConfig(mode="full", precision="fp32")) == []
+    assert told(FullConfig(mixed_precision=MixedPrecisionConfig(enabled=False))) == []
 
 
 def test_workers_follow_the_cores(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert told(TrainingConfig(mode="full", precision="fp32"), workers=None) == [
+    assert told(FullConfig(mixed_precision=MixedPrecisionConfig(enabled=False)), workers=None) == [
         "loader.num_workers=6: 8 cores, two of them for the model"
     ]
 

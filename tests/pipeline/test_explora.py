@@ -29,7 +29,7 @@ SHORT = [
     "phase4a.rank=4",
     "phase4a.projection_hidden=32",
     "phase4a.projection_dim=16",
-    "phase4a.precision=fp32",
+    "phase4a.mixed_precision.enabled=false",
 ]
 ORDER = "pipeline.phases=[phase4a_explora,phase1,phase2,phase5,phase6]"
 
@@ -283,7 +283,7 @@ def test_two_processes_adapt_like_one(scenes, tmp_path, command):
     assert command(*line, f"run_dir={one.output_dir}")[0] == 0
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     asked = ["-m", "streetvision", *line, f"run_dir={two.output_dir}"]
-    hardware = ["phase4a.hardware.devices=2", "training.hardware.devices=2", "training=full"]
+    hardware = ["hardware.devices=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*starter, *asked, *hardware], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,6 @@ from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import METRICS, mcc
 from streetvision.eval.resampling import Resampling
 from streetvision.pipeline import report_images as illustration
-from streetvision.pipeline.phase_settings import EvaluationConfig
 from streetvision.pipeline.report_builder import (
     DecisionRule,
     EvaluationInput,
@@ -19,6 +18,7 @@ from streetvision.pipeline.report_builder import (
     make_report,
     summary_lines,
 )
+from streetvision.pipeline.settings import EvaluationConfig
 
 CONFIG = EvaluationConfig(n_resamples=100)
 

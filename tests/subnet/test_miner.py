@@ -21,7 +21,7 @@ from streetvision.io.atomic import read_json, sha256_file, write_json_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.io.validators import PolicyValidator
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.config import HeadConfig, ModelConfig
+from streetvision.models.config import LinearHeadConfig, MlpHeadConfig, ModelConfig
 from streetvision.models.module import load_classifier
 from streetvision.subnet.miner import Submission, check_miner, fit_linear_calibration, write_miner
 
@@ -71,7 +71,7 @@ def bundle_of(backbones, finished_run, tmp_path):
 
     def make(backbone, *, calibrator="platt", threshold=0.3, pooling="cls", head=None):
         torch.manual_seed(1)
-        config = ModelConfig(backbone=backbones[backbone], pooling=pooling, head=head or HeadConfig())
+        config = ModelConfig(backbone=backbones[backbone], pooling=pooling, head=head or LinearHeadConfig())
         classifier = load_classifier(config)
         for parameter in classifier.head.parameters():
             parameter.data += torch.randn_like(parameter)
@@ -220,11 +220,11 @@ def test_any_other_keeps_decisions_and_says_how_far_it_is_off(bundle_of, calibra
     ("options", "message"),
     [
         ({"backbone": "vit", "pooling": "cls_mean"}, "'cls_mean'.*model.pooling=cls"),
-        ({"backbone": "vit", "head": HeadConfig(kind="mlp")}, "head of kind 'mlp'"),
+        ({"backbone": "vit", "head": MlpHeadConfig()}, "head of kind 'mlp'"),
         ({"backbone": "dinov3_bias"}, "dinov3_vit with key_bias = True"),
         ({"backbone": "convnext_256"}, "256 pixels: the last map has 8 positions.*from 64 to 224"),
         ({"backbone": "dinov3", "pooling": "mean"}, "'mean'.*model.pooling=cls"),
-        ({"backbone": "convnext_64", "head": HeadConfig(kind="mlp")}, "head of kind 'mlp'"),
+        ({"backbone": "convnext_64", "head": MlpHeadConfig()}, "head of kind 'mlp'"),
         ({"backbone": "vit", "threshold": 1.0}, "one class only"),
     ],
 )

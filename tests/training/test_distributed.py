@@ -17,7 +17,7 @@ SETTINGS = [
     "pipeline.phases=[phase1]",
     "training.epochs=2",
     "training.batch_size=16",
-    "training.precision=fp32",
+    "training.mixed_precision.enabled=false",
     "data.fractions={train: 0.5, val_select: 0.2, val_calib: 0.2, val_test: 0.1}",  # an even TRAIN: no row twice
 ]
 
@@ -28,7 +28,7 @@ SETTINGS = [
         ["training=full"],
         [
             "training=peft",
-            "training.hardware.strategy=fsdp",
+            "hardware.strategy=fsdp",
             "training.gradient_clip_norm=1.0",
             "training.gradient_accumulation_steps=2",
         ],
@@ -38,7 +38,7 @@ SETTINGS = [
 def test_two_processes_train_like_one(scenes, tmp_path, command, settings):
     """The same loss, the same choice and as many predictions as one process with the same batches."""
     own = [*SETTINGS, *settings]
-    alone = [setting for setting in own if not setting.startswith("training.hardware")]
+    alone = [setting for setting in own if not setting.startswith("hardware")]
     one, two = ArtifactSchema(tmp_path / "one"), ArtifactSchema(tmp_path / "two")
     assert command("train", f"data.root={scenes}", f"run_dir={one.output_dir}", *alone)[0] == 0
     assert (
@@ -49,7 +49,7 @@ def test_two_processes_train_like_one(scenes, tmp_path, command, settings):
     asked = ["-m", "streetvision", "train", f"run_dir={two.output_dir}", *rest]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*starter, *asked, "training.hardware.devices=2"], capture_output=True, text=True, env=environment, timeout=300
+        [*starter, *asked, "hardware.devices=2"], capture_output=True, text=True, env=environment, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("VAL_SELECT MCC") == 1  # the second process says nothing
@@ -68,7 +68,7 @@ def test_what_the_first_process_refuses_is_told_by_it_alone(scenes, tmp_path):
     asked = ["-m", "streetvision", "train", "data.root=nowhere", f"run_dir={tmp_path / 'run'}", *SETTINGS]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*starter, *asked, "training=full", "training.hardware.devices=2"],
+        [*starter, *asked, "training=full", "hardware.devices=2"],
         capture_output=True,
         text=True,
         env=environment,

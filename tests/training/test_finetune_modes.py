@@ -4,7 +4,7 @@ import torch
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import ModelConfig
 from streetvision.models.module import load_classifier
-from streetvision.training.config import TrainingConfig
+from streetvision.training.config import FrozenConfig, FullConfig, LastNConfig, PeftConfig
 from streetvision.training.finetune_modes import MODES, prepare, rate_scales
 from streetvision.training.optim import make_adamw
 
@@ -12,6 +12,9 @@ SOURCES = {
     "transformers": BackboneConfig(source="random", width=16, depth=3, heads=2, image_size=32),
     "timm": BackboneConfig(source="timm", name="vit_tiny_patch16_224", image_size=32),
 }
+
+
+CONFIGS = {"frozen": FrozenConfig, "peft": PeftConfig, "last_n": LastNConfig, "full": FullConfig}
 
 
 def classifier(source="transformers"):
@@ -26,7 +29,7 @@ def learning(model):
 @pytest.mark.parametrize("mode", MODES)
 def test_the_head_always_learns_and_the_count_is_of_what_learns(mode):
     model = classifier()
-    count = prepare(model, TrainingConfig(mode=mode))
+    count = prepare(model, CONFIGS[mode]())
     assert count == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert {name for name in learning(model) if name.startswith("head.")} == {
         f"head.{name}" for name, _ in model.head.named_parameters()
@@ -35,10 +38,10 @@ def test_the_head_always_learns_and_the_count_is_of_what_learns(mode):
 
 def test_frozen_leaves_the_backbone_and_full_all_but_the_mask_token():
     model = classifier()
-    prepare(model, TrainingConfig(mode="frozen"))
+    prepare(model, FrozenConfig())
     assert all(name.startswith("head.") for name in learning(model))
     model = classifier()
-    prepare(model, TrainingConfig(mode="full"))
+    prepare(model, FullConfig())
     still = {name for name, _ in model.named_parameters()} - learning(model)
     assert all(name.endswith("mask_token") for name in still)
 
@@ -46,7 +49,7 @@ def test_frozen_leaves_the_backbone_and_full_all_but_the_mask_token():
 @pytest.mark.parametrize("source", SOURCES)
 def test_last_n_is_the_last_blocks_and_what_follows_them(source):
     model = classifier(source)
-    prepare(model, TrainingConfig(mode="last_n", last_blocks=1))
+    prepare(model, LastNConfig(last_blocks=1))
     block = {"transformers": ".layer.2.", "timm": ".blocks.11."}[source]
     inside = [name for name in learning(model) if name.startswith("backbone.")]
     assert any(block in name for name in inside)
@@ -86,7 +89,7 @@ def test_what_stands_between_blocks_goes_with_the_one_behind_it():
         assert scales[f"backbone.network.layers.{stage}.downsample.reduction.weight"] == 0.5 ** (13 - first)
         assert scales[f"backbone.network.layers.{stage}.blocks.0.mlp.fc1.weight"] == 0.5 ** (13 - first)
     assert scales["backbone.network.patch_embed.proj.weight"] == 0.5**13
-    prepare(model, TrainingConfig(mode="last_n", last_blocks=3))
+    prepare(model, LastNConfig(last_blocks=3))
     parts = {name.partition("network.")[2] for name in learning(model) if name.startswith("backbone.")}
     opened = ("layers.2.blocks.5.", "layers.3.downsample.", "layers.3.blocks.0.", "layers.3.blocks.1.", "norm.")
     assert all(name.startswith(opened) for name in parts)

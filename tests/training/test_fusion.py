@@ -3,15 +3,15 @@ from functools import cache
 import pytest
 import torch
 
-from streetvision.contracts.errors import ConfigError, StreetVisionError
+from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Silent
 from streetvision.data.config import LoaderConfig
 from streetvision.data.decode import read_image
-from streetvision.models.config import FusionConfig, TrainedFusionConfig, ViewsConfig
+from streetvision.models.config import TrainedFusionConfig, ViewsConfig
 from streetvision.models.fused import FusedClassifier
+from streetvision.training.config import CvfmTrainedConfig, MultiViewMeanConfig
 from streetvision.training.features import SeenViews, ViewCache
 from streetvision.training.fusion import fit_fusion, fused_logits, judge
-from streetvision.training.fusion_config import CvfmConfig
 from tests.data.test_datamodule import rows_of
 from tests.training.test_features import classifier
 
@@ -20,7 +20,7 @@ CUT = ViewsConfig(rows=1, columns=2)
 
 def config(**changes):
     sizes = {"views": CUT, "trained": TrainedFusionConfig(latent_dim=8), "epochs": 12, "batch_size": 32}
-    return CvfmConfig(mode="cvfm_trained", **sizes | {"learning_rate": 0.02} | changes)
+    return CvfmTrainedConfig(**sizes | {"learning_rate": 0.02} | changes)
 
 
 def model(settings=None):
@@ -62,7 +62,7 @@ def test_only_the_fusion_changes():
 def test_it_begins_as_the_mean_and_learns_what_the_head_does_not_know():
     fused, found = fit()
     select = planted(200, seed=2)
-    mean = judge(FusedClassifier(fused.classifier, CvfmConfig(mode="multiview_mean", views=CUT).description), select)
+    mean = judge(FusedClassifier(fused.classifier, MultiViewMeanConfig(views=CUT).description), select)
     assert {name: found.history[0][name] for name in mean} == pytest.approx(mean, abs=1e-6)
     assert found.best_row["val_select_mcc"] > mean["val_select_mcc"] + 0.3
     assert [row["epoch"] for row in found.history] == list(range(13))
@@ -94,20 +94,6 @@ def test_a_loss_that_is_not_finite_stops():
     train.features[3] = torch.inf
     with pytest.raises(StreetVisionError, match="the loss is nan at epoch 1"):
         fit_fusion(model(), train, planted(20, seed=2), config=config(), progress=Silent())
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"mode": "single_view", "views": CUT}, "phase4c.views is not read by phase4c.mode=single_view"),
-        ({"mode": "multiview_mean", "inference": FusionConfig(mode="max")}, "take phase4c.mode=cvfm_inference"),
-        ({"mode": "cvfm_inference", "epochs": 3}, "phase4c.epochs is not read"),
-        ({"mode": "cvfm_trained", "inference": FusionConfig(mode="max")}, "phase4c.inference is not read"),
-    ],
-)
-def test_what_the_mode_does_not_read_is_refused(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        CvfmConfig(**settings)
 
 
 class TestViewCache:

@@ -1,14 +1,14 @@
 import pytest
 
 from streetvision.contracts.errors import ConfigError
-from streetvision.training.config import TrainingConfig
+from streetvision.training.config import FrozenConfig
 from streetvision.training.loggers import sinks
-from streetvision.training.ssl.config import ExPLoRAConfig
+from streetvision.training.ssl.config import SimCLRConfig
 
 ROWS = [{"epoch": epoch, "train_loss": 1.0 / epoch, "val_select_mcc": 0.1 * epoch} for epoch in (1, 2, 3)]
 
 
-def follow(folder, kind=TrainingConfig, **settings):
+def follow(folder, kind=FrozenConfig, **settings):
     with sinks(folder, kind(**settings)) as opened:
         for row in ROWS:
             for sink in opened:
@@ -34,7 +34,7 @@ def test_mlflow_writes_to_its_file_store_offline(tmp_path):
     assert [(metric.step, metric.value) for metric in history] == [(row["epoch"], row["train_loss"]) for row in ROWS]
 
 
-@pytest.mark.parametrize("kind", [TrainingConfig, ExPLoRAConfig])
+@pytest.mark.parametrize("kind", [FrozenConfig, SimCLRConfig])
 def test_wandb_writes_a_file_to_sync_later(tmp_path, kind):
     pytest.importorskip("wandb")
     follow(tmp_path / "logs", kind, tracker="wandb")
@@ -49,7 +49,7 @@ def test_a_tracker_that_is_not_installed_says_what_to_install(tmp_path, monkeypa
     assert "wandb" in caught.value.message
 
 
-@pytest.mark.parametrize("kind", [TrainingConfig, ExPLoRAConfig])
+@pytest.mark.parametrize("kind", [FrozenConfig, SimCLRConfig])
 def test_online_goes_where_the_environment_points(tmp_path, monkeypatch, kind):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "server").as_uri())

@@ -4,7 +4,7 @@ from torch import nn
 
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Silent
-from streetvision.models.config import HeadConfig
+from streetvision.models.config import LinearHeadConfig, MlpHeadConfig
 from streetvision.models.module import make_head
 from streetvision.training.config import MacCalConfig
 from streetvision.training.mac_cal import fit_mac_cal, judge_head, masked
@@ -22,7 +22,7 @@ def noisy(n, *, seed, width=32):
 
 def fit(train=None, select=None, *, seed=0, **changes):
     torch.manual_seed(seed)
-    head = make_head(HeadConfig(), 32)
+    head = make_head(LinearHeadConfig(), 32)
     config = MacCalConfig(**{"epochs": 15, "batch_size": 32, "learning_rate": 0.02, "seed": seed} | changes)
     pair = train or noisy(120, seed=1), select or noisy(400, seed=2)
     return head, fit_mac_cal(head, *pair, config=config, progress=Silent())
@@ -40,7 +40,7 @@ def test_masks_keep_their_share_and_the_logits_on_average():
 
 
 def test_every_linear_layer_is_masked_and_gradients_reach_its_weights():
-    head = make_head(HeadConfig(kind="mlp", hidden=8), 16)
+    head = make_head(MlpHeadConfig(hidden=8), 16)
     masked(head, torch.randn(4, 16), 0.5, torch.Generator().manual_seed(0)).sum().backward()
     for layer in (m for m in head.modules() if isinstance(m, nn.Linear)):
         assert torch.isfinite(layer.weight.grad).all()

@@ -8,7 +8,7 @@ from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import ModelConfig
 from streetvision.models.module import load_classifier
 from streetvision.training import precision
-from streetvision.training.config import TrainingConfig
+from streetvision.training.config import MixedPrecisionConfig
 from streetvision.training.precision import AttentionInFp32, Bf16OnCpu, lightning_precision
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ def test_precision_follows_the_device_and_is_never_fp16(monkeypatch):
     assert lightning_precision("fp32", CPU).precision == "32-true"
     assert lightning_precision("bf16", CPU).precision == "bf16-mixed"
     with pytest.raises(ValidationError):
-        TrainingConfig(mode="full", precision="fp16")
+        MixedPrecisionConfig(dtype="fp16")
 
 
 def test_on_a_gpu_attention_is_left_to_autocast():

@@ -8,7 +8,7 @@ from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Silent
 from streetvision.data.datamodule import FeatureBatches
 from streetvision.models.config import HardwareConfig
-from streetvision.training.config import TrainingConfig
+from streetvision.training.config import FrozenConfig, FullConfig, MixedPrecisionConfig
 from streetvision.training.supervised import SupervisedModule
 from streetvision.training.trainer import Following, fit, seed_all
 
@@ -20,24 +20,24 @@ def blobs(n, *, seed):
     return features, labels
 
 
-def run(config, *, train=None, select=None, model=None, scales=None, **following):
+def run(config, *, train=None, select=None, model=None, scales=None, hardware=None, **following):
     seed_all(config.seed)
     model = model or torch.nn.Linear(4, 2)
     train = train or blobs(200, seed=1)
     fitted = fit(
         model,
-        FeatureBatches(
-            *train, batch_size=config.batch_size, seed=config.seed, parts=config.gradient_accumulation_steps
-        ),
+        FeatureBatches(*train, batch_size=config.batch_size, seed=config.seed, parts=config.micro_batches),
         FeatureBatches(*(select or blobs(100, seed=2)), batch_size=64),
         config=config,
+        hardware=hardware,
         following=Following(**{"progress": Silent()} | following),
         scales=scales,
     )
     return model, fitted
 
 
-CONFIG = TrainingConfig(epochs=6, batch_size=32, learning_rate=0.05)
+FP32 = MixedPrecisionConfig(enabled=False)
+CONFIG = FrozenConfig(epochs=6, batch_size=32, learning_rate=0.05)
 
 
 def test_it_learns_and_keeps_the_epoch_that_val_select_prefers():
@@ -64,7 +64,7 @@ def test_the_figures_of_an_epoch_come_from_its_counts_not_from_batches():
 
 
 def test_the_best_state_is_a_copy_that_later_epochs_do_not_touch():
-    model, fitted = run(TrainingConfig(epochs=8, batch_size=32, learning_rate=0.5))
+    model, fitted = run(FrozenConfig(epochs=8, batch_size=32, learning_rate=0.5))
     assert all(torch.equal(fitted.last[k], v) for k, v in model.state_dict().items())
     assert fitted.best_epoch < 8
     assert not torch.equal(fitted.best["weight"], fitted.last["weight"])
@@ -116,9 +116,8 @@ def test_the_bar_moves_once_for_every_step():
 
 
 def test_parts_of_a_batch_make_the_same_step():
-    whole, parts = (
-        run(CONFIG.model_copy(update={"mode": "full", "precision": "fp32", "accumulate": n}))[1] for n in (1, 4)
-    )
+    config = FullConfig(epochs=6, learning_rate=0.05, mixed_precision=FP32)
+    whole, parts = (run(config.model_copy(update={"gradient_accumulation_steps": n}))[1] for n in (1, 4))
     for name, value in whole.last.items():
         torch.testing.assert_close(parts.last[name], value, rtol=1e-4, atol=1e-6)
 
@@ -129,7 +128,7 @@ def test_clipping_shortens_the_steps():
 
 
 def test_patience_ends_training_after_epochs_without_a_better_mcc():
-    _, fitted = run(TrainingConfig(epochs=30, batch_size=32, learning_rate=0.05, early_stopping_patience=2))
+    _, fitted = run(FrozenConfig(epochs=30, batch_size=32, learning_rate=0.05, early_stopping_patience=2))
     assert len(fitted.history) == fitted.best_epoch + 2 < 30
 
 
@@ -142,7 +141,7 @@ def test_the_best_states_are_kept_in_order():
 
 def test_the_average_is_judged_beside_the_raw_weights_and_ships_when_it_wins():
     """At a wild rate the raw weights jump about, and their average does not."""
-    config = TrainingConfig(epochs=4, batch_size=8, learning_rate=3.0, warmup_fraction=0, ema_decay=0.98)
+    config = FrozenConfig(epochs=4, batch_size=8, learning_rate=3.0, warmup_fraction=0, ema_decay=0.98)
     select = blobs(300, seed=2)
     model, fitted = run(config, select=select)
     best = fitted.kept[0]
@@ -156,7 +155,7 @@ def test_the_average_is_judged_beside_the_raw_weights_and_ships_when_it_wins():
 
 def test_a_model_that_answers_one_class_only_is_known_as_such():
     features, labels = blobs(100, seed=1)
-    _, fitted = run(TrainingConfig(epochs=1, batch_size=32), select=(0 * features, labels))
+    _, fitted = run(FrozenConfig(epochs=1, batch_size=32), select=(0 * features, labels))
     assert fitted.kept[0].one_class_only
     assert fitted.kept[0].mcc == 0.0
     assert not run(CONFIG)[1].kept[0].one_class_only
@@ -189,14 +188,13 @@ def interrupted(config, *, steps, **settings):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, steps, accumulate):
     """In the first epoch and later ones, in the middle of one and right behind its validation."""
-    config = TrainingConfig(
-        mode="full",
+    config = FullConfig(
         epochs=3,
         batch_size=48,
         gradient_accumulation_steps=accumulate,
         checkpoint_every_n_steps=2,
         ema_decay=0.9,
-        precision="fp32",
+        mixed_precision=FP32,
     )
 
     def net():
@@ -221,7 +219,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, steps, accumulate
 
 def test_sums_of_a_checkpoint_lie_on_the_cpu_and_those_of_the_epoch_where_the_model_is():
     """On a GPU; a meta device stands for it here."""
-    module = SupervisedModule(torch.nn.Linear(4, 2), TrainingConfig(), loss=torch.nn.CrossEntropyLoss())
+    module = SupervisedModule(torch.nn.Linear(4, 2), FrozenConfig(), loss=torch.nn.CrossEntropyLoss())
     module.take_up_sums({"train": torch.ones(2)})
     module._add("train", torch.ones(2, device="meta"))
     assert module._sums["train"].device.type == "meta"
@@ -229,7 +227,7 @@ def test_sums_of_a_checkpoint_lie_on_the_cpu_and_those_of_the_epoch_where_the_mo
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sums_of_all_processes_are_recorded_once_and_taken_up_once(rank, monkeypatch):
-    module = SupervisedModule(torch.nn.Linear(4, 2), TrainingConfig(), loss=torch.nn.CrossEntropyLoss())
+    module = SupervisedModule(torch.nn.Linear(4, 2), FrozenConfig(), loss=torch.nn.CrossEntropyLoss())
     module._add("train", torch.tensor([3.0, 2.0]))
     strategy = SimpleNamespace(reduce=lambda value, *, reduce_op: {"sum": value.mul_(2)}[reduce_op])
     monkeypatch.setattr(SupervisedModule, "trainer", SimpleNamespace(strategy=strategy))
@@ -302,13 +300,12 @@ def test_what_lightning_does_is_what_was_asked(monkeypatch):
     given = {}
     monkeypatch.setattr(trainer, "Trainer", record)
     hardware = HardwareConfig(devices=2, num_nodes=4, strategy="ddp")
-    for precision, word in (("fp32", "32-true"), ("bf16", "bf16-mixed")):
+    for enabled, word in ((False, "32-true"), (True, "bf16-mixed")):
+        config = FullConfig(
+            batch_size=64, gradient_accumulation_steps=2, mixed_precision=MixedPrecisionConfig(enabled=enabled)
+        )
         with pytest.raises(Stop):
-            run(
-                TrainingConfig(
-                    mode="full", batch_size=64, gradient_accumulation_steps=2, precision=precision, hardware=hardware
-                )
-            )
+            run(config, hardware=hardware)
         assert [plugin.precision for plugin in given["plugins"]] == [word]
     assert (given["devices"], given["num_nodes"], given["strategy"]) == (2, 4, "ddp")
     assert given["accumulate_grad_batches"] == 2

@@ -1,11 +1,10 @@
-"""Settings of phase 5; apart from the code that they steer, because that code loads SciPy."""
+"""Settings of phase 5, in a module of their own: the code that reads them loads SciPy."""
 
 from typing import Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from streetvision.contracts.errors import ConfigError
-from streetvision.contracts.settings import Seed
+from streetvision.contracts.settings import Section, Seed, no_effect
 
 AUTO: Literal["auto"] = "auto"
 ENSEMBLE: Literal["ensemble"] = "ensemble"
@@ -16,65 +15,56 @@ Method = Literal["auto", "ensemble", "multi_objective", "mac_cal", CalibratorNam
 METHODS: tuple[Method, ...] = get_args(Method)
 
 
-class PreferenceConfig(BaseModel):
-    """What counts how much on the Pareto front of multi_objective; each is scaled to [0, 1] over the front."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class PreferenceConfig(Section):
+    """Weights by which multi_objective chooses from the Pareto front. Each objective is scaled to [0, 1] on it."""
 
     nll: float = Field(default=1.0, ge=0)
     """Weight of the negative log-likelihood."""
     ece: float = Field(default=1.0, ge=0)
-    """Weight of the calibration error over 15 equal bins."""
+    """Weight of the expected calibration error over 15 equal bins."""
     mcc_loss: float = Field(default=1.0, ge=0)
-    """Weight of 1 - MCC at the best cut."""
+    """Weight of 1 - MCC at the best threshold."""
     fnr: float = Field(default=1.0, ge=0)
-    """Weight of the miss rate at that cut."""
+    """Weight of the false negative rate at that threshold."""
 
 
-class RiskConfig(BaseModel):
-    """When to hand over to a person, so that the risk among what is answered is kept."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class RiskConfig(Section):
+    """When to abstain, so that the risk among the other predictions is bounded."""
 
     kind: Literal["fnr", "fpr", "error"] = "fnr"
-    """fnr: share missed among answered positives; fpr: false alarms among answered negatives; error: wrong answers."""
+    """fnr: false negatives among accepted positives; fpr: false positives among accepted negatives; error: wrong
+    predictions among accepted images."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    """The risk that is allowed, a share."""
+    """Largest risk, a share."""
     delta: float = Field(default=0.1, gt=0, lt=0.5)
-    """Chance over calibration sets that the risk is above alpha all the same."""
+    """Probability, over calibration sets, that the risk is above alpha."""
 
 
-class Phase5Config(BaseModel):
-    """Calibration, the operating points and the control of risk."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Phase5Config(Section):
+    """Calibration, operating points and risk control."""
 
     method: Method = AUTO
-    """auto: chosen in tiers; ensemble, multi_objective or a name in CALIBRATORS: that, as it is; mac_cal: the scores of
-    phase5_maccal as they are."""
+    """auto: chosen in tiers; ensemble; multi_objective; a name in CALIBRATORS: this one; mac_cal: the scores of
+    phase5_maccal, not calibrated further."""
     selection: Literal["nll", "ece"] = "nll"
-    """Of auto: what the choice goes by, cross-fitted. ece is the specification's rule, and the worse one."""
+    """auto: the cross-fitted figure to minimise. ece is the rule of the specification; nll selects better."""
     ece_limit: float = Field(default=0.0, ge=0, le=1)
-    """Of auto: tier 2 is tried when the best of tier 1 has a cross-fitted ECE above this; 0 always tries it."""
+    """auto: tier 2 is tried if the best cross-fitted ECE of tier 1 is above this; 0: always."""
     mcc_guard: float = Field(default=0.02, ge=0, le=1)
-    """Of auto: a method is rejected when the best MCC of its probabilities is lower than before by more than this."""
+    """auto: loss of MCC, at the best threshold, above which a method is rejected."""
     preference: PreferenceConfig = PreferenceConfig()
-    """Of multi_objective."""
+    """multi_objective: the weights of the objectives."""
     risk: RiskConfig = RiskConfig()
-    """What is promised of an answer, and how surely."""
+    """The risk to bound, and how surely."""
     folds: int = Field(default=5, ge=2)
-    """Parts of VAL_CALIB for cross-fitting; whole groups stay together."""
+    """Folds of VAL_CALIB for cross-fitting. A group is never divided between folds."""
     seed: Seed = 0
-    """Of the folds, of the weights tried by multi_objective and of the frame taken from each track."""
+    """Seed of the folds, of the weights that multi_objective tries, and of the frame drawn from each track."""
 
     @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        fields = type(self).model_fields
-        readers = {"selection": AUTO, "ece_limit": AUTO, "mcc_guard": AUTO, "preference": MULTI_OBJECTIVE}
-        for name, reader in readers.items():
-            if self.method != reader and getattr(self, name) != fields[name].default:
-                raise ConfigError(
-                    f"phase5.{name} is not read by phase5.method={self.method}",
-                    f"leave it out, or take phase5.method={reader}",
-                )
+    def _check_effect(self) -> Self:
+        needs = {"selection": AUTO, "ece_limit": AUTO, "mcc_guard": AUTO, "preference": MULTI_OBJECTIVE}
+        for name, method in needs.items():
+            if self.method != method and getattr(self, name) != type(self).model_fields[name].default:
+                raise no_effect(f"phase5.{name}", f"phase5.method={self.method}", f"set phase5.method={method}")
         return self

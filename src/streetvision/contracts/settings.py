@@ -1,17 +1,55 @@
-"""What settings have in common, whichever floor reads them."""
+"""What all sections of the configuration share: their base class, seeds, digests, and variants of a section."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic.fields import FieldInfo
 
-RESULT_NEUTRAL = "no matter to the result"
-"""Annotates a setting that decides how something is made and not what: changing it leaves what is made as it is."""
+from streetvision.contracts.errors import ConfigError
+
+RESULT_NEUTRAL = "result neutral"
+"""Annotates a setting that does not change a result, for example a number of processes."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-"""What every generator of numpy and torch takes, with room for those that are counted on from it."""
+"""A seed for numpy and torch, with room for seeds that are counted on from it."""
+
+
+class Section(BaseModel):
+    """A part of the configuration. It cannot be changed, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def result_affecting(section: BaseModel) -> dict[str, JsonValue]:
-    """The settings of a section that decide a result, for a digest: all but its own that are annotated NO_MATTER."""
-    how = {name for name, field in type(section).model_fields.items() if RESULT_NEUTRAL in field.metadata}
-    return section.model_dump(mode="json", exclude=how)
+    """Return the settings of a section that affect a result, for a digest: all that are not RESULT_NEUTRAL."""
+    neutral = {name for name, field in type(section).model_fields.items() if RESULT_NEUTRAL in field.metadata}
+    return section.model_dump(mode="json", exclude=neutral)
+
+
+def variants(field: FieldInfo) -> tuple[type[BaseModel], ...]:
+    """Return the models that a field takes: several for a discriminated union, none for a plain value."""
+    return _models(field.annotation)
+
+
+def _models(annotation: Any) -> tuple[type[BaseModel], ...]:
+    if isinstance(annotation, type):
+        return (annotation,) if issubclass(annotation, BaseModel) else ()
+    # A union in Annotated[...] nests its arguments; a tuple of models does not occur.
+    return tuple(model for argument in get_args(annotation) for model in _models(argument))
+
+
+def section_class(field: FieldInfo) -> type[BaseModel]:
+    """Return the class by which a phase requests a section: of a union, the nearest base class of all its variants."""
+    return common_base(variants(field))
+
+
+def common_base(models: Sequence[type[BaseModel]]) -> type[BaseModel]:
+    """Return the nearest base class that all `models` have."""
+    first, *others = models
+    return next(base for base in first.__mro__ if all(issubclass(other, base) for other in others))
+
+
+def no_effect(key: str, condition: str, hint: str) -> ConfigError:
+    """Return the error for a setting that the other settings make ineffective."""
+    return ConfigError(f"`{key}` has no effect when {condition}", f"{hint}, or leave {key} out")

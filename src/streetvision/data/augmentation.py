@@ -30,8 +30,11 @@ def get_train_transforms(config: AugmentationConfig, *, image_size: int) -> Tran
     # Steps that change nothing are left out: the torchvision classes draw and copy even then.
     steps += [v2.RandomHorizontalFlip(config.flip_probability)] if config.flip_probability else []
     steps += [ColorJitter(jitter, hue=0.1 * jitter)] if jitter else []
-    steps += [v2.TrivialAugmentWide(num_magnitude_bins=31)] if config.policy == "trivial_augment" else []
-    steps += [v2.AugMix(severity=3, mixture_width=3)] if config.policy == "augmix" else []
+    if config.trivial_augment_wide.enabled:
+        steps.append(v2.TrivialAugmentWide(num_magnitude_bins=config.trivial_augment_wide.num_magnitude_bins))
+    if config.aug_mix.enabled:
+        mix = config.aug_mix
+        steps.append(v2.AugMix(severity=mix.severity, mixture_width=mix.mixture_width, alpha=mix.alpha))
     own = v2.Compose(steps)
     either = RandomApply(Validator(config.validator_levels, image_size), own, config.validator_distortion_p)
     erase = [v2.RandomErasing(config.erasing_probability)] if config.erasing_probability else []

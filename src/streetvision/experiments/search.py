@@ -19,9 +19,10 @@ from streetvision.io.manifests import read_manifest
 from streetvision.io.process_pool import failure_reason, run_in_processes, write_output_to
 from streetvision.io.yaml_files import read_declared
 from streetvision.models.device import default_jobs
-from streetvision.pipeline.config import RunConfig, compose_config, settings_sha256
+from streetvision.pipeline.config import compose_config, settings_sha256
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.run import launch_training, resolve_run_config
+from streetvision.pipeline.settings import RunConfig
 
 if TYPE_CHECKING:
     import optuna

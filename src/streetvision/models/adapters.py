@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from streetvision.contracts.errors import ConfigError, StreetVisionError, unknown_name
-from streetvision.models.config import ADAPTERS, AdapterConfig
+from streetvision.models.config import AdapterConfig
 from streetvision.models.module import Classifier
 from streetvision.models.network import Backbone
 
@@ -43,7 +43,9 @@ def attach_adapters(
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # annotated int, used as a number
         lora_dropout=config.dropout,
         target_modules=list(names),
-        **ADAPTERS[config.method],  # type: ignore[arg-type]
+        use_dora=config.use_dora,
+        use_rslora=config.use_rslora,
+        init_lora_weights=config.init_lora_weights,
     )
     inject_adapter_in_model(settings, backbone)
     return names

@@ -1,100 +1,164 @@
-"""Settings of the models' floor; apart from the code that reads them, because that code loads torch."""
+"""Settings of the models, in a module of their own: the code that reads them loads torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from streetvision.contracts.errors import ConfigError, unknown_name
+from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.policies import Artifact
+from streetvision.contracts.settings import RESULT_NEUTRAL, Section, no_effect
 from streetvision.models.backbone import BackboneConfig
 
 FusionMode = Literal["simple_mean", "weighted_uncertainty", "content_aware", "top_k", "max", "noisy_or"]
 FusedMode = Literal["multiview_mean", "cvfm_inference", "cvfm_trained"]
 
 
-class HeadConfig(BaseModel):
-    """What turns a pooled feature vector into two logits."""
+class HeadConfig(Section):
+    """The head: it maps a pooled feature vector to two logits."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["linear", "mlp"] = "linear"
+    kind: str
     """linear: one layer; mlp: a hidden layer with GELU before it."""
-    hidden: int = Field(default=256, ge=1, le=65_536)
-    """Width of the hidden layer of mlp."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Chance that a feature is dropped in training."""
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        if self.kind == "linear" and self.hidden != type(self).model_fields["hidden"].default:
-            raise ConfigError("a linear head does not read hidden", "leave it out, or take model.head.kind=mlp")
-        return self
+    """Probability that a feature is dropped in training."""
 
 
-class ModelConfig(BaseModel):
+class LinearHeadConfig(HeadConfig):
+    """One linear layer."""
+
+    kind: Literal["linear"] = "linear"
+
+
+class MlpHeadConfig(HeadConfig):
+    """A hidden layer with GELU, and a linear layer."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: int = Field(default=256, ge=1, le=65_536)
+    """Width of the hidden layer."""
+
+
+AnyHeadConfig = Annotated[LinearHeadConfig | MlpHeadConfig, Field(discriminator="kind")]
+
+
+class CvfmChoice(Section):
+    """The fusion of `phase4c_cvfm` by default."""
+
+    mode: Literal["trained", "inference"] = "trained"
+    """Fusion of phase4c_cvfm if `phase4c.mode` is not set: cvfm_trained or cvfm_inference."""
+
+
+class MultiViewConfig(Section):
+    """Prediction from several views of an image."""
+
+    cvfm: CvfmChoice = CvfmChoice()
+    """The fusion of the views."""
+
+
+class ModelConfig(Section):
     """The classifier that phase 1 fits."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     backbone: BackboneConfig
+    """The feature extractor."""
     pooling: str = "cls"
-    """Name in POOLINGS: cls, mean (of patch tokens), cls_mean."""
-    head: HeadConfig = HeadConfig()
+    """How tokens become one feature vector, a name in POOLINGS: cls, mean (of patch tokens), cls_mean."""
+    head: AnyHeadConfig = LinearHeadConfig()
+    """The classification head."""
     init_from_explora: bool | None = None
-    """Start from the backbone that phase4a_explora adapted; null: when that phase is among pipeline.phases."""
+    """Start from the backbone that phase4a_explora adapted; null: if that phase is among pipeline.phases."""
     explora_checkpoint_path: Path | None = None
-    """Start from this explora_checkpoint.pth, which another run made."""
+    """Start from this explora_checkpoint.pth of another run."""
+    multiview: Annotated[MultiViewConfig, RESULT_NEUTRAL] = MultiViewConfig()
+    """Prediction from several views of an image."""
 
     @model_validator(mode="after")
-    def _one_start(self) -> Self:
+    def _check_initialization(self) -> Self:
         if self.explora_checkpoint_path is not None and self.init_from_explora is False:
-            raise ConfigError(
-                "explora_checkpoint_path is not read under init_from_explora=false", "leave out one of the two"
+            raise no_effect(
+                "model.explora_checkpoint_path", "model.init_from_explora=false", "set model.init_from_explora=null"
             )
         return self
 
 
-class AdapterConfig(BaseModel):
-    """The adapters of training.mode=peft."""
+class AdapterConfig(Section):
+    """Low-rank adapters of `training.mode=peft`, by the PEFT library.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    References:
+        LoRA: Hu et al., arXiv 2106.09685. DoRA: Liu et al., 2402.09353. rsLoRA: Kalajdzievski, 2312.03732.
+        PiSSA: Meng et al., 2404.02948.
+    """
 
-    method: str = "lora"
-    """A key of ADAPTERS: lora, dora, rslora, pissa."""
     rank: int = Field(default=16, ge=1)
-    """Inner width of the two matrices of a layer."""
+    """Inner width of the two matrices of an adapter."""
     alpha: float = Field(default=32.0, gt=0)
-    """Scale of the change: alpha / rank, for rslora alpha / sqrt(rank)."""
+    """Scale of an adapter's change: alpha / rank; with use_rslora alpha / sqrt(rank)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Chance that an input of an adapter is dropped in training."""
+    """Probability that an input of an adapter is dropped in training."""
+    use_dora: bool = False
+    """Adapt magnitude and direction of the weights separately (DoRA)."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) (rank-stabilised LoRA)."""
+    init_lora_weights: Literal[True, "gaussian", "pissa"] = True
+    """Initial weights: true is PEFT's default (no change at first); pissa: the principal singular vectors."""
     targets: tuple[str, ...] | Literal["all"] = "all"
-    """Linear layers by the end of the backbone's own names, for example [qkv, proj]; all: every one that runs."""
+    """Linear layers by the last part of their names, for example [qkv, proj]; all: every one."""
     last_blocks: int | None = Field(default=None, ge=1)
-    """Only the last so many blocks are adapted; null: all of them."""
-
-    @model_validator(mode="after")
-    def _method_exists(self) -> Self:
-        if self.method not in ADAPTERS:
-            raise unknown_name("adapter", self.method, ADAPTERS)
-        return self
-
-
-ADAPTERS: Mapping[str, Mapping[str, object]] = {
-    "lora": {},
-    "dora": {"use_dora": True},
-    "rslora": {"use_rslora": True},
-    "pissa": {"init_lora_weights": "pissa"},
-}
-"""Method -> what makes a LoraConfig of the PEFT library that method.
-
-LoRA: Hu et al., arXiv 2106.09685. DoRA: Liu et al., 2402.09353. rsLoRA: Kalajdzievski, 2312.03732.
-PiSSA: Meng et al., 2404.02948.
-"""
+    """Adapt the last blocks only; null: all blocks."""
 
 
 LossName = Literal["cross_entropy", "weighted_cross_entropy", "focal"]
+LOSS_ALIASES: Mapping[str, LossName] = {"ce": "cross_entropy", "weighted_ce": "weighted_cross_entropy"}
+"""Short names of losses."""
+
+
+class LossConfig(Section):
+    """The training loss."""
+
+    name: str
+    """A name in LOSSES; ce and weighted_ce are short for cross_entropy and weighted_cross_entropy."""
+
+
+class CrossEntropyConfig(LossConfig):
+    """Cross-entropy."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread evenly over both classes."""
+
+
+class WeightedCrossEntropyConfig(LossConfig):
+    """Cross-entropy with class weights."""
+
+    name: Literal["weighted_cross_entropy"] = "weighted_cross_entropy"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread evenly over both classes."""
+    class_weights: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | Literal["balanced"] = (
+        "balanced"
+    )
+    """Weights of class 0 and class 1; balanced: computed from the class counts of TRAIN."""
+
+
+class FocalLossConfig(LossConfig):
+    """Focal loss."""
+
+    name: Literal["focal"] = "focal"
+    gamma: float = Field(default=2.0, ge=0)
+    """How much rows that are already classified well are down-weighted; 0 is cross-entropy."""
+    alpha: float | None = Field(default=None, gt=0, lt=1)
+    """Weight of class 1; class 0 has 1 - alpha. null: both classes have weight 1."""
+
+
+def _long_name(value: object) -> object:
+    if isinstance(value, dict) and (name := value.get("name")) in LOSS_ALIASES:
+        return {**value, "name": LOSS_ALIASES[cast(str, name)]}
+    return value
+
+
+AnyLossConfig = Annotated[
+    Annotated[CrossEntropyConfig | WeightedCrossEntropyConfig | FocalLossConfig, Field(discriminator="name")],
+    BeforeValidator(_long_name),
+]
+
 Stance = Literal[
     "default",
     "eager_then_compile",
@@ -103,156 +167,131 @@ Stance = Literal[
     "eager_on_recompile",
     "fail_on_recompile",
 ]
-"""What torch.compiler.set_stance takes; any other name raises only at the first compiled call."""
-LOSS_READS: Mapping[LossName, frozenset[str]] = {
-    "cross_entropy": frozenset({"label_smoothing"}),
-    "weighted_cross_entropy": frozenset({"label_smoothing", "class_weights"}),
-    "focal": frozenset({"gamma", "alpha"}),
-}
-"""Loss -> the settings that it reads."""
+"""Arguments of torch.compiler.set_stance; with any other name torch fails only at the first compiled call."""
 
 
-class LossConfig(BaseModel):
-    """What is minimised. A field that the loss does not read is refused."""
+class CompilerConfig(Section):
+    """Options of torch.compile."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: LossName = "cross_entropy"
-    """A key of LOSSES."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """cross_entropy, weighted_cross_entropy: share of the target spread evenly over both classes."""
-    class_weights: tuple[float, float] | Literal["balanced"] = "balanced"
-    """weighted_cross_entropy: weights of class 0 and class 1; balanced takes them from TRAIN's counts."""
-    gamma: float = Field(default=2.0, ge=0)
-    """focal: how much less rows count that are already right; 0 is cross-entropy."""
-    alpha: float | None = Field(default=None, gt=0, lt=1)
-    """focal: weight of class 1, and 1 - alpha that of class 0; null weighs both by 1."""
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
-        if ignored := sorted(changed - LOSS_READS[self.name] - {"name"}):
-            raise ConfigError(
-                f"the loss {self.name} does not read {', '.join(ignored)}",
-                f"it reads: {', '.join(sorted(LOSS_READS[self.name]))}",
-            )
-        if not isinstance(self.class_weights, str) and min(self.class_weights) <= 0:
-            raise ConfigError(f"class weights are positive, and one of {self.class_weights} is not")
-        return self
-
-
-class CompileConfig(BaseModel):
-    """torch.compile of the classifier while it trains; what is saved and shipped is never the compiled module."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    enabled: bool = False
-    """Compile; worth its minutes on a GPU, not on a CPU."""
     mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
-    """How much time goes into the search for fast code."""
+    """How much time is spent on the search for fast kernels."""
     fullgraph: bool = False
-    """Refuse breaks of the graph."""
+    """Fail at a graph break instead of compiling in parts."""
     dynamic: bool | None = None
-    """One graph for all shapes; null: for those that were seen to change."""
+    """Compile one graph for all shapes; null: only for shapes that were seen to change."""
     stance: Stance = "default"
-    """What a call does that has no compiled code yet."""
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        changed = any(getattr(self, name) != field.default for name, field in type(self).model_fields.items())
-        if not self.enabled and changed:
-            raise ConfigError(
-                "training.compile is off, and one of its other settings was given",
-                "set training.compile.enabled=true or leave the others out",
-            )
-        return self
+    """What a call does for which there is no compiled code yet."""
 
 
-class HardwareConfig(BaseModel):
-    """On what, and over how many processes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class HardwareConfig(Section):
+    """Devices, processes and memory of the trainings in phase 1 and phase 4a. Heads on features use one process."""
 
     devices: int = Field(default=1, ge=1)
-    """Processes on one node, each with a device of its own; above 1 the command is started by torchrun."""
+    """Processes per node, one device each; above 1 start the command with torchrun."""
     num_nodes: int = Field(default=1, ge=1)
     """Machines."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """auto is ddp as soon as there is more than one process; fsdp cuts the weights among them, for less memory."""
+    """auto: ddp if there is more than one process; fsdp: shard the weights in phase 1, to save memory. Phase 4a, which
+    needs whole weights, then uses ddp."""
     channels_last: bool = False
-    """Images as NHWC in memory, which convolutions on a GPU are quickest on."""
+    """Store images as NHWC, which is fastest for convolutions on a GPU."""
     tf32: bool = True
-    """Let fp32 matrix products on a GPU use TF32; other devices have none."""
+    """Allow TF32 in fp32 matrix products on a GPU; other devices have no TF32."""
+    compile: bool = False
+    """Compile the classifier in phase 1 with torch.compile. It takes minutes and pays on a GPU."""
+    compiler: CompilerConfig = CompilerConfig()
+    """Options of torch.compile."""
+
+    @property
+    def processes(self) -> int:
+        """Processes over all nodes."""
+        return self.devices * self.num_nodes
+
+    @model_validator(mode="after")
+    def _check_combination(self) -> Self:
+        if not self.compile and self.compiler != CompilerConfig():
+            raise no_effect("hardware.compiler", "hardware.compile=false", "set hardware.compile=true")
+        if self.strategy == "fsdp" and self.processes == 1:
+            raise no_effect("hardware.strategy=fsdp", "there is one process", "set hardware.devices=2 or more")
+        if self.strategy == "fsdp" and self.compile:
+            raise ConfigError(
+                "hardware.strategy=fsdp cannot be combined with hardware.compile=true",
+                "set hardware.strategy=ddp or hardware.compile=false",
+            )
+        return self
 
 
-class ViewsConfig(BaseModel):
-    """How an image is cut into views: one global view, then rows x columns tiles."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ViewsConfig(Section):
+    """How an image is split into views: one global view, then rows x columns tiles."""
 
     rows: int = Field(default=3, ge=1, le=16)
     """Tiles from top to bottom."""
     columns: int = Field(default=5, ge=1, le=16)
     """Tiles from left to right."""
     overlap: float = Field(default=0.2, ge=0, le=0.5)
-    """Share of a tile's side that it has in common with the next one."""
+    """Overlap of neighbouring tiles, as a share of a tile's side."""
 
     @property
     def count(self) -> int:
-        """V."""
+        """V, the number of views."""
         return 1 + self.rows * self.columns
 
 
-class FusionConfig(BaseModel):
-    """How views are fused without training."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class FusionConfig(Section):
+    """Fusion of views without parameters."""
 
     mode: FusionMode = "simple_mean"
-    """Name in FUSIONS."""
+    """A name in FUSIONS."""
     temperature: float = Field(default=1.0, gt=0)
-    """Of weighted_uncertainty: lower listens more to the sure views; nats."""
+    """weighted_uncertainty: lower values give confident views more weight; in nats."""
     k: int = Field(default=3, ge=1)
-    """Of top_k: views that are listened to."""
-
-
-class TrainedFusionConfig(BaseModel):
-    """The size of the trained fusion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    latent_dim: int = Field(default=64, ge=1, le=4096)
-    """L."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Chance that a latent feature is dropped in training."""
-    attention_heads: int = Field(default=0, ge=0, le=64)
-    """Heads with which views attend to each other before they are averaged; 0: they do not. Divides `latent_dim`."""
+    """top_k: number of views that count."""
 
     @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
+    def _check_effect(self) -> Self:
+        fields = type(self).model_fields
+        for name, mode in {"temperature": "weighted_uncertainty", "k": "top_k"}.items():
+            if self.mode != mode and getattr(self, name) != fields[name].default:
+                key = f"phase4c.inference.{name}"
+                raise no_effect(key, f"phase4c.inference.mode={self.mode}", f"set phase4c.inference.mode={mode}")
+        return self
+
+
+class TrainedFusionConfig(Section):
+    """Size of the trained fusion."""
+
+    latent_dim: int = Field(default=64, ge=1, le=4096)
+    """L, the width of the latent space."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Probability that a latent feature is dropped in training."""
+    attention_heads: int = Field(default=0, ge=0, le=64)
+    """Heads of the attention between views; 0: no attention. It must divide `latent_dim`."""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
         if self.attention_heads and self.latent_dim % self.attention_heads:
             raise ConfigError(
-                f"latent_dim={self.latent_dim} is no multiple of attention_heads={self.attention_heads}",
-                "give a latent width that the heads divide",
+                f"latent_dim={self.latent_dim} is not a multiple of attention_heads={self.attention_heads}",
+                "choose attention_heads that divide latent_dim",
             )
         return self
 
 
 class FusionDescription(Artifact):
-    """cvfm_config.json of phase 4c and of a bundle: how images are cut and views are fused, weights apart."""
+    """cvfm_config.json of phase 4c and of a bundle: how an image is split into views and how these are fused."""
 
     schema_version: Literal[1] = 1
     mode: FusedMode
-    """multiview_mean: the mean of the views' logits; cvfm_inference: a mode of FUSIONS; cvfm_trained: TrainableCVFM."""
+    """multiview_mean: mean of the logits; cvfm_inference: a mode of FUSIONS; cvfm_trained: TrainableCVFM."""
     views: ViewsConfig
     inference: FusionConfig | None = None
-    """Of cvfm_inference."""
+    """cvfm_inference: its settings."""
     trained: TrainedFusionConfig | None = None
-    """Of cvfm_trained."""
+    """cvfm_trained: its size."""
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        given = (self.inference is not None, self.trained is not None)
-        if given != (self.mode == "cvfm_inference", self.mode == "cvfm_trained"):
-            raise ValueError(f"mode {self.mode} does not go with the settings of fusion that are given")
+    def _check_settings(self) -> Self:
+        settings = (self.inference is not None, self.trained is not None)
+        if settings != (self.mode == "cvfm_inference", self.mode == "cvfm_trained"):
+            raise ValueError(f"mode {self.mode} does not match the settings of the fusion")
         return self

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streetvision.contracts.errors import DataError
-from streetvision.models.config import LOSS_READS, LossConfig, LossName
+from streetvision.models.config import LossConfig
 
 
 class CrossEntropy(nn.Module):
@@ -82,7 +82,7 @@ class FocalLoss(nn.Module):
         return -(weighted * one_minus_p**self.gamma * log_p).sum(dim=1).mean()
 
 
-LOSSES: Mapping[LossName, type[CrossEntropy] | type[WeightedCrossEntropy] | type[FocalLoss]] = {
+LOSSES: Mapping[str, type[CrossEntropy] | type[WeightedCrossEntropy] | type[FocalLoss]] = {
     "cross_entropy": CrossEntropy,
     "weighted_cross_entropy": WeightedCrossEntropy,
     "focal": FocalLoss,
@@ -97,7 +97,7 @@ def make_loss(config: LossConfig, labels: Sequence[int]) -> nn.Module:
         config: Name and settings.
         labels: Labels (N,) of TRAIN, from which balanced class weights are computed.
     """
-    settings = config.model_dump(include=set(LOSS_READS[config.name]))
+    settings = config.model_dump(exclude={"name"})
     if settings.get("class_weights") == "balanced":
         settings["class_weights"] = balanced_weights(labels)
     return LOSSES[config.name](**settings)

@@ -15,7 +15,14 @@ from torchvision.transforms.v2.functional import resize
 
 from streetvision.contracts.policies import Artifact
 from streetvision.models.backbone import build_backbone, load_backbone
-from streetvision.models.config import CompileConfig, HeadConfig, ModelConfig
+from streetvision.models.config import (
+    AnyHeadConfig,
+    CompilerConfig,
+    HardwareConfig,
+    HeadConfig,
+    MlpHeadConfig,
+    ModelConfig,
+)
 from streetvision.models.losses import FocalLoss
 from streetvision.models.network import Backbone
 from streetvision.models.pooling import get_pooling, pooled_dim
@@ -45,7 +52,7 @@ class ClassifierDescription(Artifact):
     """Pixels per side of the square to which every image is resized."""
     pooling: str
     """A name in POOLINGS."""
-    head: HeadConfig
+    head: AnyHeadConfig
 
 
 class ImageClassifier(nn.Module, ABC):
@@ -116,7 +123,7 @@ class Classifier(ImageClassifier):
 def make_head(config: HeadConfig, width: int) -> nn.Sequential:
     """Build a head that maps features (B, width) to logits (B, 2). Its first layer standardises each row."""
     layers: list[nn.Module] = [nn.LayerNorm(width), nn.Dropout(config.dropout)]
-    if config.kind == "mlp":
+    if isinstance(config, MlpHeadConfig):
         layers += [nn.Linear(width, config.hidden), nn.GELU(), nn.Dropout(config.dropout)]
         width = config.hidden
     return nn.Sequential(*layers, nn.Linear(width, N_CLASSES))
@@ -138,29 +145,31 @@ def create_model_with_compile(config: Mapping[str, Any]) -> nn.Module: ...
 
 
 @overload
-def create_model_with_compile(config: CompileConfig, model: nn.Module) -> nn.Module: ...
+def create_model_with_compile(config: HardwareConfig, model: nn.Module) -> nn.Module: ...
 
 
-def create_model_with_compile(config: CompileConfig | Mapping[str, Any], model: nn.Module | None = None) -> nn.Module:
+def create_model_with_compile(config: HardwareConfig | Mapping[str, Any], model: nn.Module | None = None) -> nn.Module:
     """Return a model wrapped by torch.compile, or the model itself if the configuration does not enable it.
 
     The wrapper shares its parameters with the model. Take state dicts from the model, whose keys have no prefix. The
     stance of the compiler holds for the whole process.
 
     Args:
-        config: Settings of the compiler; or a mapping with the sections `model` (fields of ModelConfig) and `hardware`
+        config: The section `hardware`; or a mapping with the sections `model` (fields of ModelConfig) and `hardware`
             (`compile`, `compiler`), from which the classifier is built as well.
-        model: The model to compile, if `config` holds settings of the compiler only.
+        model: The model to compile, if `config` is the section `hardware`.
     """
-    if not isinstance(config, CompileConfig):
+    if not isinstance(config, HardwareConfig):
         model = load_classifier(ModelConfig.model_validate(config["model"]))
         hardware = config["hardware"]
-        config = CompileConfig(enabled=hardware["compile"], **hardware.get("compiler", {}))
+        compiler = CompilerConfig(**hardware.get("compiler", {}))
+        config = HardwareConfig(compile=hardware["compile"], compiler=compiler)
     assert model is not None
-    if not config.enabled:
+    if not config.compile:
         return model
-    torch.compiler.set_stance(config.stance)
+    compiler = config.compiler
+    torch.compiler.set_stance(compiler.stance)
     compiled: nn.Module = torch.compile(  # type: ignore[assignment]
-        model, mode=config.mode, fullgraph=config.fullgraph, dynamic=config.dynamic
+        model, mode=compiler.mode, fullgraph=compiler.fullgraph, dynamic=compiler.dynamic
     )
     return compiled

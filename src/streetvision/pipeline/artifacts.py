@@ -19,8 +19,8 @@ from streetvision.data.sources.huggingface import is_local_dataset
 from streetvision.io.atomic import sha256_file, sha256_json
 from streetvision.models.backbone import local_files
 from streetvision.models.config import ModelConfig
-from streetvision.pipeline.phase_settings import EvaluationConfig, Phase6Config, RewardConfig
-from streetvision.training.fusion_config import CvfmConfig
+from streetvision.pipeline.settings import EvaluationConfig, Phase6Config, RewardConfig
+from streetvision.training.config import CvfmConfig
 
 SCORES = ("val_calib_logits", "val_calib_labels", "val_calib_scores_json", "splits_json")
 MAC_CAL_SCORES = ("mac_cal_logits", "mac_cal_labels", "mac_cal_scores_json", "splits_json")

@@ -13,7 +13,7 @@ from streetvision.eval.resampling import Predictions, Resampling
 from streetvision.io.atomic import write_json_atomic
 from streetvision.pipeline.image_training import fit_images
 from streetvision.pipeline.initialization import initial_classifier
-from streetvision.training.config import TrainingConfig
+from streetvision.training.config import FinetuningConfig, TrainingConfig
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.scoring import evaluation_loader, run_over
 from streetvision.training.trainer import Following, seed_all
@@ -54,6 +54,7 @@ def accepted_augmentation(context: Context) -> AugmentationConfig:
 def _probabilities(context: Context, run: int, policy: AugmentationConfig) -> NDArray[np.float32]:
     """Probabilities of class 1 on VAL_SELECT after a short run."""
     training, select = context.settings(TrainingConfig), context.rows(Split.VAL_SELECT)
+    assert isinstance(training, FinetuningConfig)
     config = training.model_copy(
         update={"epochs": context.settings(AugmentationConfig).gate.epochs, "seed": training.seed + run}
     )

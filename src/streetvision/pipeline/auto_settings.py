@@ -39,4 +39,4 @@ def _of_the_training(context: Context, config: LearningConfig, section: str) -> 
     elif config.precision == "auto":
         fast = has_fast_bf16(device)
         why = f"this {device.type} {'computes' if fast else 'does not compute'} in bf16 natively"
-        yield f"{section}.precision={'bf16' if fast else 'fp32'}", why
+        yield f"{section}.mixed_precision.enabled={'true' if fast else 'false'}", why

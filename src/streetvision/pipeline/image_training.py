@@ -10,8 +10,9 @@ from streetvision.data.augmentation import get_batch_transform, get_train_transf
 from streetvision.data.cache import ImageCache
 from streetvision.data.config import AugmentationConfig, LoaderConfig
 from streetvision.data.datamodule import EpochBatchSampler, ImageDataset, ImageLoader
+from streetvision.models.config import HardwareConfig
 from streetvision.models.module import Classifier
-from streetvision.training.config import TrainingConfig
+from streetvision.training.config import FinetuningConfig, LayerDecayConfig
 from streetvision.training.distributed import rank_and_world_size
 from streetvision.training.finetune_modes import rate_scales
 from streetvision.training.scoring import evaluation_loader
@@ -22,14 +23,15 @@ def fit_images(
     classifier: Classifier,
     context: Context,
     *,
-    config: TrainingConfig,
+    config: FinetuningConfig,
     policy: AugmentationConfig,
     following: Following,
 ) -> Fit:
     """Fit what of the classifier learns on this process's share of TRAIN, judged on its share of VAL_SELECT."""
-    loader, (rank, world) = context.settings(LoaderConfig), rank_and_world_size()
+    loader, hardware = context.settings(LoaderConfig), context.settings(HardwareConfig)
+    rank, world = rank_and_world_size()
     select = context.rows(Split.VAL_SELECT)
-    if config.hardware.strategy != "fsdp":  # where weights are gathered for each batch, all need as many batches
+    if hardware.strategy != "fsdp":  # where weights are gathered for each batch, all need as many batches
         select = select[rank::world]
     with (
         _train_loader(classifier, context, config=config, policy=policy) as batches,
@@ -40,13 +42,14 @@ def fit_images(
             batches,
             validation,
             config=config,
+            hardware=hardware,
             following=following,
-            scales=rate_scales(classifier, config.layer_decay),
+            scales=rate_scales(classifier, config.layer_decay if isinstance(config, LayerDecayConfig) else 1.0),
         )
 
 
 def _train_loader(
-    classifier: Classifier, context: Context, *, config: TrainingConfig, policy: AugmentationConfig
+    classifier: Classifier, context: Context, *, config: FinetuningConfig, policy: AugmentationConfig
 ) -> ImageLoader:
     loader, rows = context.settings(LoaderConfig), context.rows(Split.TRAIN)
     spec = classifier.backbone.spec

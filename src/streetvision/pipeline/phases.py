@@ -7,7 +7,7 @@ from typing import Any
 from streetvision.calibration.config import Phase5Config
 from streetvision.contracts.phase import Context, Phase
 from streetvision.data.config import AugmentationConfig, DataConfig, LoaderConfig
-from streetvision.models.config import ModelConfig
+from streetvision.models.config import HardwareConfig, ModelConfig
 from streetvision.pipeline.artifacts import (
     REPORT,
     SCORES,
@@ -22,9 +22,8 @@ from streetvision.pipeline.artifacts import (
     served_scores,
     unlabelled_images,
 )
-from streetvision.pipeline.phase_settings import EvaluationConfig, Phase2Config, Phase6Config, RewardConfig
-from streetvision.training.config import MacCalConfig, TrainingConfig
-from streetvision.training.fusion_config import CvfmConfig
+from streetvision.pipeline.settings import EvaluationConfig, Phase2Config, Phase6Config, RewardConfig
+from streetvision.training.config import CvfmConfig, MacCalConfig, TrainingConfig
 from streetvision.training.ssl.config import ExPLoRAConfig
 
 
@@ -51,7 +50,7 @@ _PHASES = (
     Phase(
         id="phase4a_explora",
         title="adapt",
-        config=(ModelConfig, ExPLoRAConfig, LoaderConfig, DataConfig),
+        config=(ModelConfig, ExPLoRAConfig, HardwareConfig, LoaderConfig, DataConfig),
         needs=("splits_json",),
         makes=(
             "explora_checkpoint",
@@ -68,7 +67,7 @@ _PHASES = (
     Phase(
         id="phase1",
         title="train",
-        config=(ModelConfig, TrainingConfig, AugmentationConfig, LoaderConfig),
+        config=(ModelConfig, TrainingConfig, HardwareConfig, AugmentationConfig, LoaderConfig),
         needs=("splits_json",),
         makes=(
             "phase1_checkpoint",
@@ -90,7 +89,8 @@ _PHASES = (
         title="threshold",
         config=(Phase2Config,),
         needs=SCORES,
-        makes=("thresholds_json", "threshold_sweep_csv", "mcc_curve_plot"),
+        makes=("thresholds_json",),
+        may_make=("threshold_sweep_csv", "mcc_curve_plot"),
         run=_step("sweep_thresholds"),
     ),
     Phase(

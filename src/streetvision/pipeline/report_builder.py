@@ -28,7 +28,7 @@ from streetvision.eval.report.contents import (
 from streetvision.eval.resampling import Predictions, Resampling
 from streetvision.eval.slices import Part, parts_of_column, parts_of_quantity
 from streetvision.eval.thresholds import decide
-from streetvision.pipeline.phase_settings import EvaluationConfig
+from streetvision.pipeline.settings import EvaluationConfig
 
 WORST = 10
 

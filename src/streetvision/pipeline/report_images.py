@@ -14,8 +14,8 @@ from streetvision.eval.report.plots import confusion_matrix, pr_curve, reliabili
 from streetvision.eval.resampling import Resampling
 from streetvision.eval.stability import mcc_band
 from streetvision.eval.thresholds import threshold_for_prevalence
-from streetvision.pipeline.phase_settings import EvaluationConfig
 from streetvision.pipeline.report_builder import EvaluationInput
+from streetvision.pipeline.settings import EvaluationConfig
 
 CURVE_POINTS = 201
 

@@ -17,10 +17,10 @@ from streetvision.io.atomic import read_json
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest
 from streetvision.io.validators import validate_json
-from streetvision.pipeline.config import RunConfig, unread
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine, ordered, trains
 from streetvision.pipeline.phases import PHASES
+from streetvision.pipeline.settings import RunConfig, without_effect
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
 from streetvision.training.distributed import (
     broadcast,
@@ -40,7 +40,7 @@ def launch_training(config: RunConfig, *, console: Console, only: Collection[str
 
     Started by torchrun, every process but the first only takes part in training.
     """
-    check_started(config.training.hardware)
+    check_started(config.hardware)
     with process_group():
         if rank_and_world_size()[0] > 0:
             return _train_beside(console)
@@ -83,7 +83,7 @@ def _warn_of_unread(
 ) -> None:
     """Name the settings of the command that none of the phases reads; sections in `also` are read by the rest."""
     read = {section for phase in phases for section in phase.config}
-    if ignored := unread(given, {*also, *read}):
+    if ignored := without_effect(given, {*also, *read}):
         console.warn(f"{', '.join(ignored)}: not read by {', '.join(phase.id for phase in phases)}")
 
 

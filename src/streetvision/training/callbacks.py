@@ -105,7 +105,7 @@ class BestCheckpoints(EpochLogger):
             module.eager = True
             self.progress.warn(
                 f"the compiled model loses {lost:.3f} of VAL_SELECT MCC against the same weights run eagerly, "
-                "so training goes on without it; leave out training.compile.enabled"
+                "so training goes on without it; leave out hardware.compile"
             )
 
 

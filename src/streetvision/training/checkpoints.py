@@ -21,7 +21,7 @@ class Checkpoints(Callback):
     An epoch's is written behind the first step of the next, so that its validation is never half done.
     """
 
-    def __init__(self, path: Path | None, *, key: str, every: int) -> None:
+    def __init__(self, path: Path | None, *, key: str, every: int | None) -> None:
         self.path, self.key, self.every = path, key, every
         self.resumed_at: int | None = None
         self._random: list[Tensor] = []
@@ -60,10 +60,11 @@ class Checkpoints(Callback):
     ) -> None:
         """Write a checkpoint when its time has come."""
         assert isinstance(pl_module, BaseModule)
-        done, parts = batch_idx + 1, pl_module.settings.gradient_accumulation_steps
+        done, parts = batch_idx + 1, pl_module.settings.micro_batches
         last = done == trainer.num_training_batches
-        due = trainer.global_step % self.every == 0 or (done == parts and trainer.current_epoch > 0)
-        if self.path is None or last or done % parts or not due:
+        if self.path is None or self.every is None or last or done % parts:
+            return
+        if trainer.global_step % self.every and not (done == parts and trainer.current_epoch > 0):
             return
         self._place = {"epoch": trainer.current_epoch, "skip": done}
         if trainer.is_global_zero:

@@ -1,149 +1,268 @@
-"""Settings of a training run; apart from the code that reads them, because that code loads Lightning."""
+"""Settings of the supervised trainings, in a module of their own: the code that reads them loads Lightning."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
-from streetvision.contracts.errors import ConfigError
-from streetvision.contracts.settings import RESULT_NEUTRAL, Seed
-from streetvision.models.config import AdapterConfig, CompileConfig, HardwareConfig, LossConfig
+from streetvision.contracts.settings import RESULT_NEUTRAL, Section, Seed
+from streetvision.models.config import (
+    AdapterConfig,
+    AnyLossConfig,
+    CrossEntropyConfig,
+    FusionConfig,
+    FusionDescription,
+    TrainedFusionConfig,
+    ViewsConfig,
+)
 
 PrecisionName = Literal["auto", "bf16", "fp32"]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 
 
-class LearningConfig(BaseModel):
-    """What every training by gradients through the backbone can be told: steps, rates, precision, processes."""
+class MixedPrecisionConfig(Section):
+    """Mixed precision of a training through the backbone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    enabled: bool | Literal["auto"] = "auto"
+    """true: compute in `dtype` where that is safe; false: fp32; auto: true if the device computes in bf16 natively."""
+    dtype: Literal["bf16"] = "bf16"
+    """The lower precision. fp16 is not offered: it overflows with DINOv3."""
 
-    batch_size: int = Field(default=64, ge=1)
-    """Rows an optimizer step, over all processes and parts."""
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Parts that a batch is cut into, for less memory: the same step, but for a contrast, which is within a part."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak rate of AdamW."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Of weight matrices; norms and biases do not decay."""
+    @property
+    def precision(self) -> PrecisionName:
+        """The precision to train with."""
+        if self.enabled == "auto":
+            return "auto"
+        return "bf16" if self.enabled else "fp32"
+
+
+class LearningConfig(Section):
+    """What every training with gradients has: batches, optimizer, tracking."""
+
+    batch_size: Count
+    """Rows per optimizer step, over all processes."""
+    learning_rate: Rate
+    """Peak learning rate of AdamW."""
+    weight_decay: NonNegative = 0.01
+    """Weight decay of weight matrices; norms and biases have none."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Share of all optimizer steps in which the rate rises linearly."""
+    """Share of all optimizer steps in which the learning rate rises linearly; a cosine follows."""
     gradient_clip_norm: float | None = Field(default=None, gt=0)
-    """Largest norm of a step's gradient; null does not clip."""
-    checkpoint_every_n_steps: Annotated[int, RESULT_NEUTRAL] = Field(default=200, ge=1)
-    """Not frozen: optimizer steps between checkpoints to go on from, besides one after each epoch."""
-    precision: PrecisionName = "auto"
-    """Not frozen: auto takes bf16 where the device has it, else fp32. Heads on features and scores are always fp32."""
+    """Largest norm of a step's gradient; null: no clipping."""
     tracker: Annotated[Literal["none", "wandb", "mlflow"], RESULT_NEUTRAL] = "none"
-    """Where epochs are shown besides metrics.csv and TensorBoard: Weights & Biases or MLflow (extra: tracking)."""
+    """Experiment tracker in addition to metrics.csv and TensorBoard: Weights & Biases or MLflow (extra: tracking)."""
     tracker_offline: Annotated[bool, RESULT_NEUTRAL] = True
-    """wandb: files in the run folder for a later `wandb sync`, nothing is sent. mlflow: the same, as its file store."""
-    hardware: HardwareConfig = HardwareConfig()
-    """Not frozen: devices and memory."""
+    """wandb: write files to the run folder for a later `wandb sync`; mlflow: use a file store there."""
     seed: Seed = 0
-    """Of initial weights, order of rows and augmentation."""
+    """Seed of initial weights, row order and augmentation."""
 
     @property
     def max_epochs(self) -> int:
         """Passes over the training images."""
         raise NotImplementedError
 
-    def check_shared(self) -> None:
-        """Raise ConfigError where these settings contradict each other; a child's own check comes first."""
-        if self.tracker == "none" and not self.tracker_offline:
-            raise ConfigError("tracker_offline is not read without a tracker", "set training.tracker=wandb")
-        processes = self.hardware.devices * self.hardware.num_nodes
-        if self.batch_size % (self.gradient_accumulation_steps * processes):
-            raise ConfigError(
-                f"a batch of {self.batch_size} rows cannot be cut into {self.gradient_accumulation_steps} parts "
-                f"for each of {processes} processes",
-                "choose batch_size as a multiple of gradient_accumulation_steps times devices times nodes",
-            )
-        if self.hardware.strategy == "fsdp" and processes == 1:
-            raise ConfigError(
-                "fsdp cuts the weights among processes, and there is one", "set training.hardware.devices"
-            )
+    @property
+    def precision(self) -> PrecisionName:
+        """Precision of the steps. Heads on cached features train in fp32."""
+        return "fp32"
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes per optimizer step."""
+        return 1
+
+    @property
+    def checkpoint_interval(self) -> int | None:
+        """Optimizer steps between checkpoints; None: no checkpoint within an epoch."""
+        return None
+
+
+class BackboneLearningConfig(LearningConfig):
+    """What a training through the backbone has in addition."""
+
+    gradient_accumulation_steps: Count = 1
+    """Parts into which a batch is split to save memory. The step stays the same, except that a contrastive loss
+    compares within a part only."""
+    checkpoint_every_n_steps: Annotated[int, RESULT_NEUTRAL] = Field(default=200, ge=1)
+    """Optimizer steps between the checkpoints from which an interrupted run resumes; each epoch also writes one."""
+    mixed_precision: MixedPrecisionConfig = MixedPrecisionConfig()
+    """bf16 or fp32."""
+
+    @property
+    def precision(self) -> PrecisionName:
+        """Precision of the steps."""
+        return self.mixed_precision.precision
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes per optimizer step."""
+        return self.gradient_accumulation_steps
+
+    @property
+    def checkpoint_interval(self) -> int | None:
+        """Optimizer steps between checkpoints."""
+        return self.checkpoint_every_n_steps
 
 
 class TrainingConfig(LearningConfig):
-    """How phase 1 fits the classifier. A setting that the mode does not read is refused."""
+    """How phase 1 fits the classifier."""
 
-    mode: Literal["frozen", "peft", "last_n", "full"] = "frozen"
-    """frozen: a head on cached features; peft: adapters; last_n: the last blocks; full: everything trains."""
-    epochs: int = Field(default=20, ge=1)
+    mode: str
+    """frozen: a head on cached features; peft: adapters; last_n: the last blocks; full: all weights."""
+    epochs: Count
     """Passes over the training images."""
-    layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """last_n, full: factor of the rate from each block to the one before it."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """Weights averaged over steps by this decay, judged beside the raw ones; the better of the two ships."""
+    """Decay of an exponential moving average of the weights. Each epoch evaluates both; the better one ships."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
-    """Epochs without a better VAL_SELECT MCC, or NLL at the same MCC, that end training; null runs all epochs."""
-    save_top_k: int = Field(default=1, ge=1)
-    """Checkpoints kept by VAL_SELECT, the best of which ships."""
-    last_blocks: int = Field(default=2, ge=1)
-    """last_n: number of blocks that train."""
-    loss: LossConfig = LossConfig()
-    """What is minimised."""
-    adapter: AdapterConfig = AdapterConfig()
-    """peft: the adapters."""
-    compile: CompileConfig = CompileConfig()
-    """Not frozen: torch.compile."""
+    """Epochs without a better VAL_SELECT MCC (NLL breaks ties) after which training stops; null: never."""
+    save_top_k: Count = 1
+    """Number of checkpoints to keep, ranked on VAL_SELECT. The best one ships."""
+    loss: AnyLossConfig = CrossEntropyConfig()
+    """The training loss."""
 
     @property
     def max_epochs(self) -> int:
         """Passes over the training images."""
         return self.epochs
 
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
-        for name, modes in READ_BY.items():
-            default = type(self).model_fields[name].default
-            if self.mode not in modes and getattr(self, name) not in (default, HARMLESS.get(name, default)):
-                raise ConfigError(
-                    f"training.{name}={getattr(self, name)} is not read by training.mode={self.mode}",
-                    f"leave it out, or take training={sorted(modes)[0]}",
-                )
-        if self.hardware.strategy == "fsdp" and (self.ema_decay is not None or self.compile.enabled):
-            raise ConfigError(
-                "training.hardware.strategy=fsdp goes with neither ema_decay nor compile: both need whole weights",
-                "leave them out, or take strategy=ddp",
-            )
-        self.check_shared()
-        return self
+
+class FrozenConfig(TrainingConfig):
+    """The backbone is frozen: features are computed once, then a head is fitted to them."""
+
+    mode: Literal["frozen"] = "frozen"
+    epochs: Count = 40
+    batch_size: Count = 256
+    learning_rate: Rate = 3e-3
 
 
-class MacCalConfig(BaseModel):
-    """How phase5_maccal trains the head anew, on cached features."""
+class FinetuningConfig(BackboneLearningConfig, TrainingConfig):
+    """Training on augmented images, through the backbone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(default=40, ge=1)
-    """Passes over TRAIN's features."""
-    batch_size: int = Field(default=256, ge=1)
-    """Rows an optimizer step, and a mask."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Rate of AdamW."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Of weight matrices."""
-    retention: float = Field(default=0.9, gt=0, le=1)
-    """Share of weights that a mask keeps at first."""
-    adaptation: float = Field(default=0.5, ge=0)
-    """Share of weights given up for each unit of confidence above accuracy, after each epoch."""
-    min_retention: float = Field(default=0.1, gt=0, le=1)
-    """The share never falls below this."""
+class PeftConfig(FinetuningConfig):
+    """Low-rank adapters are trained, and merged before saving."""
+
+    mode: Literal["peft"] = "peft"
+    epochs: Count = 3
+    batch_size: Count = 16
+    learning_rate: Rate = 1e-3
+    adapter: AdapterConfig = AdapterConfig()
+    """The adapters."""
+
+
+class LayerDecayConfig(FinetuningConfig):
+    """Weights of the backbone itself are trained."""
+
+    epochs: Count = 10
+    batch_size: Count = 32
+    weight_decay: NonNegative = 0.05
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor of the learning rate from each block to the block before it."""
+
+
+class LastNConfig(LayerDecayConfig):
+    """The last blocks are trained."""
+
+    mode: Literal["last_n"] = "last_n"
+    learning_rate: Rate = 5e-4
+    layer_decay: float = Field(default=0.75, gt=0, le=1)
+    last_blocks: Count = 2
+    """Number of blocks to train."""
+
+
+class FullConfig(LayerDecayConfig):
+    """All weights are trained."""
+
+    mode: Literal["full"] = "full"
+    learning_rate: Rate = 2e-4
+
+
+AnyTrainingConfig = Annotated[FrozenConfig | PeftConfig | LastNConfig | FullConfig, Field(discriminator="mode")]
+
+
+class CvfmConfig(Section):
+    """Phase 4c: how an image is split into views, and how these are fused."""
+
+    mode: str
+    """single_view: phase 1's classifier as it is; multiview_mean: the mean over views; cvfm_inference: a fusion without
+    parameters; cvfm_trained: a trained fusion."""
     seed: Seed = 0
-    """Of the new weights, the masks and the order of rows."""
+    """Seed of the fusion's initial weights and of the row order."""
 
 
-IMAGE_MODES = frozenset({"peft", "last_n", "full"})
-READ_BY = {
-    "precision": IMAGE_MODES,
-    "checkpoint_every_n_steps": IMAGE_MODES,
-    "compile": IMAGE_MODES,
-    "hardware": IMAGE_MODES,
-    "gradient_accumulation_steps": IMAGE_MODES,
-    "layer_decay": frozenset({"last_n", "full"}),
-    "last_blocks": frozenset({"last_n"}),
-    "adapter": frozenset({"peft"}),
-}
-"""Setting -> the modes that read it; those that are not listed are read by all."""
-HARMLESS = {"precision": "fp32"}
-"""What a mode that does not read a setting does anyway."""
+class SingleViewConfig(CvfmConfig):
+    """The whole image is the only view."""
+
+    mode: Literal["single_view"] = "single_view"
+
+
+class MultiViewFusionConfig(CvfmConfig):
+    """Several views of an image are fused."""
+
+    views: ViewsConfig = ViewsConfig()
+    """How an image is split."""
+
+    @property
+    def description(self) -> FusionDescription:
+        """The fusion as a bundle records it."""
+        names = ("mode", "views", "inference", "trained")
+        return FusionDescription.model_validate({name: getattr(self, name) for name in names if hasattr(self, name)})
+
+
+class MultiViewMeanConfig(MultiViewFusionConfig):
+    """The mean of the views' logits."""
+
+    mode: Literal["multiview_mean"] = "multiview_mean"
+
+
+class CvfmInferenceConfig(MultiViewFusionConfig):
+    """A fusion without parameters."""
+
+    mode: Literal["cvfm_inference"] = "cvfm_inference"
+    inference: FusionConfig = FusionConfig()
+    """The fusion."""
+
+
+class CvfmTrainedConfig(MultiViewFusionConfig):
+    """A fusion that is trained on TRAIN."""
+
+    mode: Literal["cvfm_trained"] = "cvfm_trained"
+    trained: TrainedFusionConfig = TrainedFusionConfig()
+    """Its size."""
+    epochs: Count = 40
+    """Passes over TRAIN's features."""
+    batch_size: Count = 64
+    """Images per optimizer step."""
+    learning_rate: Rate = 3e-3
+    """Learning rate of AdamW."""
+    weight_decay: NonNegative = 0.01
+    """Weight decay of weight matrices."""
+    reconstruction_weight: NonNegative = 0.1
+    """Weight of the reconstruction loss of each view's features, added to the cross-entropy."""
+
+
+AnyCvfmConfig = Annotated[
+    SingleViewConfig | MultiViewMeanConfig | CvfmInferenceConfig | CvfmTrainedConfig, Field(discriminator="mode")
+]
+
+
+class MacCalConfig(Section):
+    """How phase5_maccal retrains the head on cached features."""
+
+    epochs: Count = 40
+    """Passes over TRAIN's features."""
+    batch_size: Count = 256
+    """Rows per optimizer step, and per mask."""
+    learning_rate: Rate = 1e-3
+    """Learning rate of AdamW."""
+    weight_decay: NonNegative = 0.01
+    """Weight decay of weight matrices."""
+    retention: float = Field(default=0.9, gt=0, le=1)
+    """Share of weights that a mask keeps in the first epoch."""
+    adaptation: NonNegative = 0.5
+    """Share of weights dropped after each epoch, per unit of mean confidence above accuracy."""
+    min_retention: float = Field(default=0.1, gt=0, le=1)
+    """Lower bound of the share that a mask keeps."""
+    seed: Seed = 0
+    """Seed of the initial weights, the masks and the row order."""

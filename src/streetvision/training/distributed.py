@@ -24,10 +24,10 @@ def rank_and_world_size() -> tuple[int, int]:
 
 def check_started(config: HardwareConfig) -> None:
     """Raise ConfigError unless as many processes were started as the settings ask for."""
-    asked, (_, world) = config.devices * config.num_nodes, rank_and_world_size()
-    if asked != world:
+    requested, (_, world) = config.processes, rank_and_world_size()
+    if requested != world:
         raise ConfigError(
-            f"training.hardware asks for {config.devices} devices on {config.num_nodes} nodes, "
+            f"hardware.devices={config.devices} on hardware.num_nodes={config.num_nodes} needs {requested} processes, "
             f"and {world} {'process was' if world == 1 else 'processes were'} started",
             f"torchrun --nnodes={config.num_nodes} --nproc-per-node={config.devices} -m streetvision train ...",
         )

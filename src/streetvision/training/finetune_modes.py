@@ -6,7 +6,7 @@ from torch import nn
 
 from streetvision.models.adapters import attach_adapters, block_names, last_blocks
 from streetvision.models.module import Classifier
-from streetvision.training.config import TrainingConfig
+from streetvision.training.config import LastNConfig, PeftConfig, TrainingConfig
 
 
 def prepare(classifier: Classifier, config: TrainingConfig) -> int:
@@ -20,12 +20,14 @@ def _frozen(classifier: Classifier, _: TrainingConfig) -> None:
 
 
 def _peft(classifier: Classifier, config: TrainingConfig) -> None:
+    assert isinstance(config, PeftConfig)
     attach_adapters(classifier.backbone, config.adapter)
 
 
 def _last_n(classifier: Classifier, config: TrainingConfig) -> None:
     """The last blocks, what merges patches for the first of them, and all that comes after: most end in a norm."""
     backbone = classifier.backbone
+    assert isinstance(config, LastNConfig)
     opened = last_blocks(backbone.spec.lora_targets, config.last_blocks)
     still = len(block_names(backbone.spec.lora_targets)) - len(opened)
     for name, depth in _by_depth(backbone).items():

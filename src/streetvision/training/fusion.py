@@ -16,8 +16,8 @@ from streetvision.eval.metrics import mcc
 from streetvision.models.fused import FusedClassifier
 from streetvision.models.fusion import TrainableCVFM
 from streetvision.training.callbacks import State, cpu_state
+from streetvision.training.config import CvfmTrainedConfig
 from streetvision.training.features import SeenViews
-from streetvision.training.fusion_config import CvfmConfig
 from streetvision.training.lightning_module import EpochRow
 from streetvision.training.optim import make_adamw
 
@@ -42,7 +42,7 @@ class FusionFit:
 
 
 def fit_fusion(
-    model: FusedClassifier, train: SeenViews, select: SeenViews, *, config: CvfmConfig, progress: Progress
+    model: FusedClassifier, train: SeenViews, select: SeenViews, *, config: CvfmTrainedConfig, progress: Progress
 ) -> FusionFit:
     """Fit `model.fusion` on `train`, choose an epoch on `select`; `model` ends with what was chosen.
 

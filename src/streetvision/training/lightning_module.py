@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
-from streetvision.training.config import LearningConfig, PrecisionName
+from streetvision.models.config import HardwareConfig
+from streetvision.training.config import LearningConfig
 from streetvision.training.optim import WeightAverage, cosine_with_warmup, make_adamw
 from streetvision.training.sharding import shard
 
@@ -31,11 +32,13 @@ class BaseModule(LightningModule):
         model: nn.Module,
         settings: LearningConfig,
         *,
+        hardware: HardwareConfig | None = None,
         average: WeightAverage | None = None,
         scales: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.model, self.settings, self.scales = model, settings, scales
+        self.hardware = hardware or HardwareConfig()
         self.average = average
         self.guarding = False
         """Whether the compiled model is still to be judged against the eager one."""
@@ -45,7 +48,7 @@ class BaseModule(LightningModule):
 
     def configure_model(self) -> None:
         """Cut the weights among the processes where the strategy says so."""
-        if self.settings.hardware.strategy == "fsdp":
+        if self.hardware.strategy == "fsdp":
             assert self.device_mesh is not None
             shard(self.model, self.device_mesh["data_parallel"])
 
@@ -84,11 +87,6 @@ class BaseModule(LightningModule):
         total, seen = self._reduced("train")
         return total / seen
 
-    @property
-    def wanted_precision(self) -> PrecisionName:
-        """Of the steps; a child whose inputs are features answers fp32."""
-        return self.settings.precision
-
     def joint_sums(self) -> dict[str, Tensor]:
         """What all processes have added up in the epoch so far, for a checkpoint; all of them take part."""
         return {name: self._joint(value.clone()).cpu() for name, value in self._sums.items()}
@@ -99,7 +97,7 @@ class BaseModule(LightningModule):
 
     def laid_out(self, images: Tensor) -> Tensor:
         """Images as hardware.channels_last wants them in memory."""
-        wanted = self.settings.hardware.channels_last and images.ndim == 4
+        wanted = self.hardware.channels_last and images.ndim == 4
         return images.contiguous(memory_format=torch.channels_last) if wanted else images
 
     def _count_loss(self, loss: Tensor, rows: int, batch_idx: int) -> None:
@@ -108,7 +106,7 @@ class BaseModule(LightningModule):
             raise StreetVisionError(
                 f"the loss is {loss.item()} at epoch {self.current_epoch + 1}, batch {batch_idx + 1}: "
                 f"{self._files(batch_idx)}",
-                "look at these files; else lower the learning_rate, or set precision=fp32",
+                "look at these files; else lower the learning_rate, or set mixed_precision.enabled=false",
             )
         self._add("train", torch.stack([loss.detach() * rows, loss.new_tensor(rows)]))
 
@@ -163,7 +161,7 @@ class EpochLogger(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the bar where training starts, and the clock."""
         each = int(trainer.num_training_batches)
-        steps = range(trainer.global_step * self.settings.gradient_accumulation_steps, each * (trainer.max_epochs or 1))
+        steps = range(trainer.global_step * self.settings.micro_batches, each * (trainer.max_epochs or 1))
         self._started, self._trained, self._note = time.perf_counter(), 0, ""
         self._ticks = self.progress.track(steps, total=len(steps), label=self.label, note=lambda: self._note)
 

@@ -19,7 +19,7 @@ def lightning_strategy(config: HardwareConfig) -> str | Strategy:
     if config.strategy != "fsdp":
         return config.strategy
     return ModelParallelStrategy(
-        data_parallel_size=config.devices * config.num_nodes, tensor_parallel_size=1, save_distributed_checkpoint=False
+        data_parallel_size=config.processes, tensor_parallel_size=1, save_distributed_checkpoint=False
     )
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from streetvision.data.datamodule import Batch
 from streetvision.eval.counts import Counts
 from streetvision.eval.metrics import mcc
+from streetvision.models.config import HardwareConfig
 from streetvision.models.module import N_CLASSES, create_model_with_compile
-from streetvision.training.config import PrecisionName, TrainingConfig
+from streetvision.training.config import TrainingConfig
 from streetvision.training.lightning_module import BaseModule
 from streetvision.training.optim import WeightAverage
 
@@ -25,19 +26,20 @@ class SupervisedModule(BaseModule):
     """Fits `model`, a map from a batch of inputs to logits (B, 2)."""
 
     def __init__(
-        self, model: nn.Module, config: TrainingConfig, *, loss: nn.Module, scales: Mapping[str, float] | None = None
+        self,
+        model: nn.Module,
+        config: TrainingConfig,
+        *,
+        loss: nn.Module,
+        hardware: HardwareConfig | None = None,
+        scales: Mapping[str, float] | None = None,
     ) -> None:
         average = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
-        super().__init__(model, config, average=average, scales=scales)
+        super().__init__(model, config, hardware=hardware, average=average, scales=scales)
         self.config, self.loss = config, loss
         # In a tuple, so that the compiled module is no child and its prefix reaches no state dict.
-        self._compiled = (create_model_with_compile(config.compile, model),)
-        self.guarding = config.compile.enabled
-
-    @property
-    def wanted_precision(self) -> PrecisionName:
-        """fp32 where a head learns on features."""
-        return self.config.precision if self.config.mode != "frozen" else "fp32"
+        self._compiled = (create_model_with_compile(self.hardware, model),)
+        self.guarding = self.hardware.compile
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a batch; raises StreetVisionError that names its files when it is not finite."""

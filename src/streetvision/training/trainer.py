@@ -14,6 +14,7 @@ from torch import nn
 
 from streetvision.contracts.progress import Progress
 from streetvision.data.datamodule import Batch
+from streetvision.models.config import HardwareConfig
 from streetvision.models.device import hardware_settings, pick_device
 from streetvision.models.losses import make_loss
 from streetvision.training.callbacks import BestCheckpoints, Checkpoint, State, learnt_state
@@ -82,6 +83,7 @@ def fit(
     validation: Iterable[Batch],
     *,
     config: TrainingConfig,
+    hardware: HardwareConfig | None = None,
     following: Following,
     scales: Mapping[str, float] | None = None,
 ) -> Fit:
@@ -90,9 +92,10 @@ def fit(
     `scales` are factors of the learning rate by parameter name. With fsdp it is a copy that learns, because it ends cut
     among the processes; `model` stays as it was.
     """
-    if config.hardware.strategy == "fsdp":
+    if hardware is not None and hardware.strategy == "fsdp":
         model = copy.deepcopy(model)
-    module = SupervisedModule(model, config, loss=make_loss(config.loss, batches.row_labels), scales=scales)
+    loss = make_loss(config.loss, batches.row_labels)
+    module = SupervisedModule(model, config, loss=loss, hardware=hardware, scales=scales)
     keeper = BestCheckpoints(config, following.progress, following.sinks)
     resumed_at = train_module(module, batches, validation, epochs=keeper, following=following)
     return Fit(
@@ -112,19 +115,19 @@ def train_module(
     following: Following,
 ) -> int | None:
     """Run every epoch of `module`; returns the optimizer step of the checkpoint that it went on from."""
-    device, config = pick_device(), module.settings
-    checkpoints = Checkpoints(following.checkpoint, key=following.key, every=config.checkpoint_every_n_steps)
+    device, config, hardware = pick_device(), module.settings, module.hardware
+    checkpoints = Checkpoints(following.checkpoint, key=following.key, every=config.checkpoint_interval)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), _interrupts_passed_on(), hardware_settings(module.model, config.hardware, device):
+    with warnings.catch_warnings(), _interrupts_passed_on(), hardware_settings(module.model, hardware, device):
         warnings.filterwarnings("ignore", module="lightning.*")
         trainer = Trainer(
             max_epochs=config.max_epochs,
             accelerator=device.type,
-            devices=config.hardware.devices,
-            num_nodes=config.hardware.num_nodes,
-            strategy=lightning_strategy(config.hardware),
-            plugins=[lightning_precision(module.wanted_precision, device)],
-            accumulate_grad_batches=config.gradient_accumulation_steps,
+            devices=hardware.devices,
+            num_nodes=hardware.num_nodes,
+            strategy=lightning_strategy(hardware),
+            plugins=[lightning_precision(config.precision, device)],
+            accumulate_grad_batches=config.micro_batches,
             gradient_clip_val=config.gradient_clip_norm,
             logger=False,
             callbacks=[epochs, checkpoints],

@@ -14,7 +14,7 @@ from streetvision.bundle.runtimes.onnx_graph import OnnxGraph
 from streetvision.bundle.runtimes.registry import RUNTIMES, open_graph
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.config import FusionDescription, HeadConfig, ModelConfig, ViewsConfig
+from streetvision.models.config import FusionDescription, MlpHeadConfig, ModelConfig, ViewsConfig
 from streetvision.models.device import has_fast_bf16
 from streetvision.models.fused import FusedClassifier
 from streetvision.models.module import load_classifier
@@ -31,7 +31,7 @@ BF16 = has_fast_bf16(torch.device("cpu"))
 def classifier(width=32, pooling="cls_mean"):
     backbone = BackboneConfig(source="random", width=width, depth=2, heads=2, image_size=SIDE)
     with seeded(0):
-        head = HeadConfig(kind="mlp", hidden=16)
+        head = MlpHeadConfig(hidden=16)
         return load_classifier(ModelConfig(backbone=backbone, pooling=pooling, head=head)).eval()
 
 

@@ -21,7 +21,7 @@ from streetvision.eval.metrics import roc_auc
 from streetvision.eval.out_of_fold import out_of_fold_probabilities
 from streetvision.models.config import ModelConfig
 from streetvision.models.module import load_classifier
-from streetvision.pipeline.config import RunConfig
+from streetvision.pipeline.settings import RunConfig
 from streetvision.training.features import FeatureCache
 
 FOLDS = 5

@@ -34,7 +34,6 @@ from streetvision.io.predictions import Answers, write_predictions
 from streetvision.io.validators import PolicyValidator
 from streetvision.models.fused import images_per_batch
 from streetvision.pipeline.artifacts import REPORT
-from streetvision.pipeline.phase_settings import EvaluationConfig
 from streetvision.pipeline.report_builder import (
     DecisionRule,
     EvaluationInput,
@@ -44,6 +43,7 @@ from streetvision.pipeline.report_builder import (
     summary_lines,
 )
 from streetvision.pipeline.report_images import draw_pictures, draw_thumbnails
+from streetvision.pipeline.settings import EvaluationConfig
 from streetvision.pipeline.steps.prepare_data import scan_data
 from streetvision.pipeline.test_access_log import TestAccesses, record_test_access
 

@@ -20,7 +20,7 @@ from streetvision.eval.counts import FloatArray
 from streetvision.eval.thresholds import decide
 from streetvision.io.atomic import sha256_file, write_json_atomic
 from streetvision.models.network import seeded
-from streetvision.pipeline.phase_settings import RewardConfig
+from streetvision.pipeline.settings import RewardConfig
 from streetvision.pipeline.steps.evaluate_model import own_bundle
 from streetvision.pipeline.test_access_log import record_test_access
 from streetvision.subnet.reward import SUBNET_STATUS, Challenges, FinalScore, best_threshold, final_score

@@ -16,7 +16,7 @@ from streetvision.contracts.policies import ScrcPolicy, ThresholdPolicy
 from streetvision.io.atomic import sha256_file
 from streetvision.io.validators import PolicyValidator
 from streetvision.pipeline.artifacts import POLICY_ARTIFACTS
-from streetvision.pipeline.phase_settings import Phase6Config
+from streetvision.pipeline.settings import Phase6Config
 
 
 def run(context: Context) -> Outcome:

@@ -21,8 +21,8 @@ from streetvision.eval.thresholds import (
     threshold_for_recall,
 )
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
-from streetvision.pipeline.phase_settings import Phase2Config
 from streetvision.pipeline.scores import groups_of, open_scores
+from streetvision.pipeline.settings import Phase2Config
 
 BAND_POINTS = 201
 """Thresholds at which the picture shows the interval of MCC."""
@@ -49,13 +49,17 @@ def run(context: Context) -> Outcome:
         operating_points=_operating_points(labels, p, config),
         scores=scores.reference,
     )
-    write_text_atomic(schema.threshold_sweep_csv, sweep_csv(curve))
-    write_bytes_atomic(schema.mcc_curve_plot, picture)
+    for path in (schema.threshold_sweep_csv, schema.mcc_curve_plot):
+        path.unlink(missing_ok=True)  # of an earlier run
+    if config.save_sweep_curve:
+        write_text_atomic(schema.threshold_sweep_csv, sweep_csv(curve))
+        write_bytes_atomic(schema.mcc_curve_plot, picture)
     write_json_atomic(schema.thresholds_json, policy.model_dump(mode="json"))
     return Outcome(
         f"{threshold:.3f} [{interval.low:.3f}, {interval.high:.3f}] "
         f"(exact; VAL_CALIB MCC {mcc:.3f}, grid of {config.n_thresholds} {metrics['grid_mcc']:.3f})",
         {"threshold": threshold, "val_calib_mcc": mcc},
+        also_makes=(schema.threshold_sweep_csv, schema.mcc_curve_plot) if config.save_sweep_curve else (),
     )
 
 

@@ -26,7 +26,7 @@ from streetvision.pipeline.image_training import fit_images
 from streetvision.pipeline.initialization import initial_classifier, resume_key
 from streetvision.pipeline.scores import make_scores
 from streetvision.training.callbacks import State
-from streetvision.training.config import TrainingConfig
+from streetvision.training.config import FinetuningConfig, TrainingConfig
 from streetvision.training.distributed import broadcast
 from streetvision.training.features import FeatureCache
 from streetvision.training.finetune_modes import prepare
@@ -113,6 +113,7 @@ def _fit_images(classifier: Classifier, context: Context, followers: Sequence[Si
     checkpoint, key = context.schema.phase1_training_checkpoint, resume_key(context, adapted_checkpoint_inputs(context))
     policy = accepted_augmentation(context)
     config = context.settings(TrainingConfig)
+    assert isinstance(config, FinetuningConfig)
     seed_all(config.seed)  # the gate has drawn since
     broadcast(context.phase)
     following = Following(context.progress, followers, checkpoint=checkpoint, key=key)
@@ -120,8 +121,9 @@ def _fit_images(classifier: Classifier, context: Context, followers: Sequence[Si
 
 
 def join(context: Context) -> None:
-    """Train beside the leader, and leave everything else to it."""
+    """Take part in the training of the first process, which does everything else."""
     config = context.settings(TrainingConfig)
+    assert isinstance(config, FinetuningConfig)
     seed_all(config.seed)
     classifier = initial_classifier(context)
     prepare(classifier, config)

@@ -17,14 +17,15 @@ from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import CVFM_SCORES
 from streetvision.pipeline.scores import open_classifier, save_val_calib
 from streetvision.pipeline.steps.train_baseline import as_csv
+from streetvision.training.config import CvfmConfig, CvfmInferenceConfig, CvfmTrainedConfig, MultiViewFusionConfig
 from streetvision.training.features import FeatureCache, SeenViews, ViewCache
 from streetvision.training.fusion import FusionFit, argmax_mcc, fit_fusion, judge
-from streetvision.training.fusion_config import CvfmConfig
 
 
 def run(context: Context) -> Outcome:
     """Fit where the mode learns, save, and score VAL_CALIB with the fusion as it lies on disk."""
     schema, config = context.schema, context.settings(CvfmConfig)
+    assert isinstance(config, MultiViewFusionConfig)
     chunk_size = context.settings(LoaderConfig).batch_size
     torch.manual_seed(config.seed)
     model = FusedClassifier(
@@ -68,7 +69,7 @@ def _without_views(model: FusedClassifier, context: Context) -> float:
 def _fit(model: FusedClassifier, context: Context) -> FusionFit:
     config = context.settings(CvfmConfig)
     select = _seen(model, context, Split.VAL_SELECT)
-    if config.mode == "cvfm_trained":
+    if isinstance(config, CvfmTrainedConfig):
         train = _seen(model, context, Split.TRAIN)
         return fit_fusion(model, train, select, config=config, progress=context.progress)
     return FusionFit(best={}, history=({"epoch": 0, **judge(model, select)},), best_epoch=0)
@@ -80,12 +81,12 @@ def _seen(model: FusedClassifier, context: Context, split: Split) -> SeenViews:
     return cache.seen(context.rows(split), root=context.data_root, name=split.value)
 
 
-def _summary(config: CvfmConfig, fitted: FusionFit, alone: float) -> str:
+def _summary(config: MultiViewFusionConfig, fitted: FusionFit, alone: float) -> str:
     best, mode = fitted.best_row, config.mode
-    how = f" by {config.inference.mode}" if mode == "cvfm_inference" else ""
+    how = f" by {config.inference.mode}" if isinstance(config, CvfmInferenceConfig) else ""
     beside = f"{alone:.3f} by the single view"
     found = f"{mode}{how}, {config.views.count} views an image; VAL_SELECT MCC {best['val_select_mcc']:.3f} ({beside})"
-    if mode != "cvfm_trained":
+    if not isinstance(config, CvfmTrainedConfig):
         return found
     gain = best["val_select_mcc"] - fitted.history[0]["val_select_mcc"]
     return f"{found}, {gain:+.3f} over the mean of views, epoch {fitted.best_epoch} of {config.epochs} chosen"

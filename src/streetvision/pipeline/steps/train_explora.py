@@ -20,7 +20,7 @@ from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_
 from streetvision.io.tensors import save_tensors
 from streetvision.io.validators import validate_json
 from streetvision.models.adapters import merge_adapters
-from streetvision.models.config import ModelConfig
+from streetvision.models.config import HardwareConfig, ModelConfig
 from streetvision.models.module import Classifier, load_classifier
 from streetvision.models.pooling import pooled_dim
 from streetvision.pipeline.artifacts import unlabelled_images
@@ -32,7 +32,7 @@ from streetvision.training.callbacks import cpu_state
 from streetvision.training.distributed import broadcast, rank_and_world_size
 from streetvision.training.loggers import Sink, sinks
 from streetvision.training.ssl.collapse_monitor import CollapseMonitor
-from streetvision.training.ssl.config import ExPLoRAConfig
+from streetvision.training.ssl.config import ExPLoRAConfig, SwAVConfig
 from streetvision.training.ssl.explora import ExPLoRAModule, Student, open_backbone
 from streetvision.training.trainer import Following, seed_all, train_module
 
@@ -58,7 +58,7 @@ def run(context: Context) -> Outcome:
     schema.explora_training_checkpoint.unlink(missing_ok=True)
     before, after = watch.history[0], watch.history[-1]
     warn_of_what_is_lost(before["knn_mcc"], after["knn_mcc"], context.progress)
-    if config.method == "swav":
+    if isinstance(config, SwAVConfig):
         warn_of_equal_codes(after["select_loss"], config.prototypes, context.progress)
     rate = len(rows) * config.num_epochs / seconds
     resumed = "" if resumed_at is None else f", went on from step {resumed_at}"
@@ -134,8 +134,15 @@ def _train(
     ):
         groups = [row.group or row.path for row in probed]
         watch = CollapseMonitor(config, context.progress, select=held_out, probe=probe, groups=groups, sinks=followers)
-        resumed_at = train_module(ExPLoRAModule(student, config), batches, None, epochs=watch, following=following)
+        module = ExPLoRAModule(student, config, hardware=_hardware(context))
+        resumed_at = train_module(module, batches, None, epochs=watch, following=following)
     return watch, resumed_at
+
+
+def _hardware(context: Context) -> HardwareConfig:
+    """The hardware settings; the contrast needs whole weights, so they are not sharded."""
+    hardware = context.settings(HardwareConfig)
+    return hardware.model_copy(update={"strategy": "ddp"}) if hardware.strategy == "fsdp" else hardware
 
 
 def _loader(

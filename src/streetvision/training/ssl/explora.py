@@ -5,18 +5,24 @@ ExPLoRA: the last blocks learn whole, all others through low-rank adapters, and 
 """
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from streetvision.data.datamodule import Batch
 from streetvision.models.adapters import attach_adapters, last_blocks
-from streetvision.models.config import AdapterConfig
+from streetvision.models.config import AdapterConfig, HardwareConfig
 from streetvision.models.module import Classifier
 from streetvision.training.lightning_module import BaseModule
 from streetvision.training.optim import WeightAverage
-from streetvision.training.ssl.config import ExPLoRAConfig, Method
+from streetvision.training.ssl.config import (
+    BYOLConfig,
+    BYOLSwAVConfig,
+    ExPLoRAConfig,
+    SimCLRConfig,
+    SwAVConfig,
+)
 from streetvision.training.ssl.gradient_cache import GradientCache
 from streetvision.training.ssl.losses import SimCLRLoss, byol_loss, gather, swav_loss
 
@@ -32,8 +38,7 @@ def open_backbone(classifier: Classifier, config: ExPLoRAConfig) -> int:
     norms = {name for name, module in backbone.named_modules() if isinstance(module, nn.LayerNorm)}
     learning = tuple(f"{name}." for name in (*opened, *norms))
     learned_before = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
-    method = "dora" if config.dora else "lora"
-    adapters = AdapterConfig(method=method, rank=config.rank, alpha=config.alpha, dropout=config.dropout)
+    adapters = AdapterConfig(rank=config.rank, alpha=config.alpha, dropout=config.dropout, use_dora=config.use_dora)
     attach_adapters(backbone, adapters, exclude_blocks=opened)
     for name, parameter in backbone.named_parameters():
         if name in learned_before and name.startswith(learning):
@@ -63,7 +68,7 @@ class SimCLR(nn.Module):
 
     has_target: ClassVar = False
 
-    def __init__(self, config: ExPLoRAConfig) -> None:
+    def __init__(self, config: SimCLRConfig) -> None:
         super().__init__()
         self.contrast = SimCLRLoss(config.temperature)
 
@@ -78,7 +83,7 @@ class BYOL(nn.Module):
 
     has_target: ClassVar = True
 
-    def __init__(self, config: ExPLoRAConfig) -> None:
+    def __init__(self, config: BYOLConfig | BYOLSwAVConfig) -> None:
         super().__init__()
         self.predictor = projection_head(config.projection_dim, config.projection_hidden, config.projection_dim)
 
@@ -94,7 +99,7 @@ class SwAV(nn.Module):
 
     has_target: ClassVar = False
 
-    def __init__(self, config: ExPLoRAConfig) -> None:
+    def __init__(self, config: SwAVConfig | BYOLSwAVConfig) -> None:
         super().__init__()
         self.temperature, self.epsilon = config.temperature, config.epsilon
         self.prototypes = nn.Parameter(torch.randn(config.prototypes, config.projection_dim))
@@ -109,7 +114,7 @@ class BYOLSwAV(nn.Module):
 
     has_target: ClassVar = True
 
-    def __init__(self, config: ExPLoRAConfig) -> None:
+    def __init__(self, config: BYOLSwAVConfig) -> None:
         super().__init__()
         self.byol, self.swav = BYOL(config), SwAV(config)
 
@@ -119,7 +124,7 @@ class BYOLSwAV(nn.Module):
         return mean
 
 
-METHODS: Mapping[Method, type[SimCLR | BYOL | SwAV | BYOLSwAV]] = {
+METHODS: Mapping[str, Callable[[Any], SimCLR | BYOL | SwAV | BYOLSwAV]] = {
     "simclr": SimCLR,
     "byol": BYOL,
     "swav": SwAV,
@@ -146,20 +151,21 @@ class Student(nn.Module):
 class ExPLoRAModule(BaseModule):
     """Both views of a batch through the student at once; batches are (views uint8 (B, 2, 3, S, S), kin (B,))."""
 
-    def __init__(self, student: Student, config: ExPLoRAConfig) -> None:
-        target = WeightAverage(student, config.momentum, ramped=False) if student.method.has_target else None
-        super().__init__(student, config, average=target)
-        self.config = config
+    def __init__(self, student: Student, config: ExPLoRAConfig, *, hardware: HardwareConfig | None = None) -> None:
+        momentum = config.momentum if isinstance(config, BYOLConfig | BYOLSwAVConfig) else None
+        target = None if momentum is None else WeightAverage(student, momentum, ramped=False)
+        super().__init__(student, config, hardware=hardware, average=target)
+        self.chunk = config.grad_cache_chunk if isinstance(config, SimCLRConfig) else None
         self.student = (student,)  # in a tuple, for it is `model` already
         self._cache: GradientCache | None = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a batch; raises StreetVisionError that names its files when it is not finite."""
         views, kin = batch
-        if self.config.grad_cache_chunk is None:
+        if self.chunk is None:
             loss = self._loss(views, self._embedded(self.model, views), kin)
         else:
-            self._cache = GradientCache(self._embed_again, views.unbind(1), at_once=self.config.grad_cache_chunk)
+            self._cache = GradientCache(self._embed_again, views.unbind(1), at_once=self.chunk)
             loss = self._loss(views, (self._cache.embeddings[0], self._cache.embeddings[1]), kin)
         self._count_loss(loss.detach(), len(views), batch_idx)
         return loss
