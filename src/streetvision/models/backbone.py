@@ -6,10 +6,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from streetvision.contracts.errors import ConfigError, unknown_name
-from streetvision.contracts.settings import Seed
+from streetvision.contracts.settings import Section, Seed
 from streetvision.models.backbone_spec import IMAGENET_MEAN, IMAGENET_STD, MAX_PARAMETERS, read_description
 
 if TYPE_CHECKING:
@@ -18,21 +18,19 @@ if TYPE_CHECKING:
 RANDOM_IMAGE_SIZE = 224
 
 
-class BackboneConfig(BaseModel):
-    """Which backbone, and where its weights come from. A field that the source does not read is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class BackboneConfig(Section):
+    """Which backbone, and where its weights come from. A setting that has no effect for the source is refused."""
 
     source: str
-    """A key of BACKBONES."""
+    """transformers: a Hugging Face model; timm; random: a DINOv3 ViT with random weights; embedded: in this package."""
     name: str | None = None
-    """transformers: hub name or local folder; timm: model name; embedded: name of the asset."""
+    """transformers: name on the hub or local folder; timm: name of the model; embedded: name of the asset."""
     weights: Path | None = None
-    """timm: a weight file, safetensors or a torch file that holds tensors only."""
+    """timm: a file of weights, safetensors or a torch file with tensors only."""
     pretrained: bool = False
-    """timm: fetch the weights from the hub; without this and `weights` they are random."""
+    """timm: download the weights from the hub. Without this and without `weights` they are random."""
     image_size: int | None = Field(default=None, gt=0)
-    """Pixels along one side; none means the size the backbone was made for (random: 224)."""
+    """Pixels per side of the input; null: the size that the backbone was trained with (random: 224)."""
     width: int = Field(default=128, gt=0)
     """random: width of a token."""
     depth: int = Field(default=6, gt=0)
@@ -40,14 +38,14 @@ class BackboneConfig(BaseModel):
     heads: int = Field(default=4, gt=0)
     """random: number of attention heads."""
     patch_size: int = Field(default=16, gt=0)
-    """random: pixels along one side of a patch."""
+    """random: pixels per side of a patch."""
     registers: int = Field(default=4, ge=0)
     """random: number of register tokens."""
     seed: Seed = 0
-    """random, and timm without weights: seed of the weights."""
+    """random, and timm with random weights: seed of the weights. random follows `pipeline.seed` by default."""
 
     @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
+    def _check_effect(self) -> Self:
         if self.source not in BACKBONES:
             raise unknown_name("backbone source", self.source, BACKBONES)
         reads = BACKBONES[self.source].reads
@@ -55,14 +53,22 @@ class BackboneConfig(BaseModel):
             reads = reads - {"seed"}
         changed = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
         if ignored := sorted(set(changed) - reads - {"source"}):
+            loaded = " with loaded weights" if ignored == ["seed"] and self.source == "timm" else ""
+            keys = "`, `".join(f"model.backbone.{name}" for name in ignored)
+            used = ", ".join(sorted(reads))
             raise ConfigError(
-                f"a backbone from {self.source} does not read {', '.join(ignored)}",
-                f"it reads: {', '.join(sorted(reads))}",
+                f"`{keys}` has no effect when model.backbone.source={self.source}{loaded}",
+                f"settings of this source: {used}",
             )
         if "name" in reads and not self.name:
-            raise ConfigError(f"a backbone from {self.source} needs a name")
+            raise ConfigError(
+                f"model.backbone.name is missing for model.backbone.source={self.source}", "set model.backbone.name=..."
+            )
         if self.pretrained and self.weights:
-            raise ConfigError("pretrained and weights exclude each other", "leave out one of the two")
+            raise ConfigError(
+                "model.backbone.pretrained=true cannot be combined with model.backbone.weights",
+                "leave out one of the two",
+            )
         return self
 
 

@@ -15,36 +15,35 @@ from importlib import resources
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
 from streetvision.bundle.predictor import Prediction, Predictor, Prepared
 from streetvision.contracts.errors import DataError
+from streetvision.contracts.settings import Section
 from streetvision.serving.batcher import Batcher
 from streetvision.serving.upload import FIELD, Refusal, read_upload
 
 RETRY_SECONDS = 1
 
 
-class ServingConfig(BaseModel):
+class ServingConfig(Section):
     """Limits of the server."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     max_in_flight: int = Field(default=128, ge=1)
-    """Requests that are read, decoded or answered at a time; the next one gets 503."""
+    """Requests in progress at a time. Further requests get status 503."""
     max_batch: int = Field(default=16, ge=1)
-    """Images of one forward pass."""
+    """Images per forward pass."""
     max_megabytes: float = Field(default=20.0, gt=0)
-    """Millions of bytes of an image as it is sent."""
+    """Largest size of an uploaded image file, in millions of bytes."""
     max_megapixels: float = Field(default=50.0, gt=0)
-    """Millions of pixels of a JPEG; a fifth for other formats."""
+    """Largest size of a JPEG in millions of pixels. Other formats may have a fifth of it."""
     timeout_seconds: float = Field(default=10.0, gt=0)
-    """For reading a body, and again for answering it."""
+    """Time limit in seconds for reading a request, and again for the prediction."""
     decoders: int = Field(default=2, ge=1)
-    """Threads that decode."""
+    """Threads that decode images."""
     api_key: str | None = Field(default=None, min_length=1)
-    """What clients must send as X-API-Key; None asks for none."""
+    """Key that clients must send as X-API-Key; None: no key is needed."""
 
 
 class Answer(BaseModel):

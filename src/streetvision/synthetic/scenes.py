@@ -18,11 +18,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.progress import Progress
-from streetvision.contracts.settings import Seed
+from streetvision.contracts.settings import Section, Seed
 from streetvision.io.atomic import cannot_write, read_json, write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.synthetic.canvas import MARK, Canvas
 from streetvision.synthetic.random_draws import Dice
@@ -45,29 +45,27 @@ _LABEL, _SETTING, _BACKDROP, _EVERYDAY, _LENS, _SITE = range(6)
 """Random streams."""
 
 
-class SceneConfig(BaseModel):
-    """Which scenes to draw, and how."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class SceneConfig(Section):
+    """The procedural scenes that are drawn if `data.root` is null."""
 
     count: int = Field(default=1600, ge=1)
     """Number of scenes."""
     first_seed: Seed = 0
-    """Seed of the first scene; the others follow one by one."""
+    """Seed of the first scene; each further scene has the next one."""
     width: int = Field(default=320, ge=64, le=4096)
-    """Pixels."""
+    """Width of an image in pixels."""
     height: int = Field(default=240, ge=64, le=4096)
-    """Pixels."""
+    """Height of an image in pixels."""
     positive_fraction: float = Field(default=0.5, ge=0.0, le=1.0)
-    """Probability that a scene has roadwork, 0 to 1."""
+    """Probability that a scene has roadwork."""
     area_fraction: tuple[float, float] = (0.02, 0.2)
-    """Least and most of the image's area that roadwork covers where there is any, 0 to 1; met in nearly all scenes."""
+    """Smallest and largest share of the image that roadwork covers. It holds for nearly all of them."""
 
     @model_validator(mode="after")
-    def _range_is_a_range(self) -> Self:
+    def _check_range(self) -> Self:
         low, high = self.area_fraction
         if not 0.0 < low < high <= 0.5:
-            raise ValueError(f"area_fraction is (least, most) with 0 < least < most <= 0.5, got ({low}, {high})")
+            raise ValueError(f"area_fraction must be [low, high] with 0 < low < high <= 0.5, not [{low}, {high}]")
         return self
 
 
