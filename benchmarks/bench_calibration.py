@@ -17,8 +17,8 @@ from benchmarks.figures import Figure, interleaved_median
 from streetvision.calibration.calibrators import make_calibrator
 from streetvision.calibration.config import Phase5Config, RiskConfig
 from streetvision.calibration.crossfit import CalibrationSet
-from streetvision.calibration.risk_control import Scored, abstained, certify
-from streetvision.calibration.selection import choose
+from streetvision.calibration.risk_control import ScoredRows, abstained, certify
+from streetvision.calibration.selection import select_calibrator
 from streetvision.contracts.progress import Progress
 from streetvision.eval.counts import BoolArray, FloatArray
 
@@ -68,7 +68,7 @@ def _compare(name: str, peer: str, module: str, method: str) -> Iterator[Figure]
 def _ours(name: str) -> Fit:
     def fit(margin: FloatArray, labels: Labels) -> Callable[[FloatArray], FloatArray]:
         if name == "auto":
-            fitted = choose(CalibrationSet(_logits(margin), labels, [None] * labels.size), Phase5Config()).calibrator
+            fitted = select_calibrator(CalibrationSet(_logits(margin), labels, [None] * labels.size), Phase5Config()).calibrator
         else:
             fitted = make_calibrator(name).fit(_logits(margin), labels)
         return lambda new: fitted.probabilities(_logits(new))
@@ -141,8 +141,8 @@ def _risk_control() -> list[Figure]:
 
 def _certified(margin: FloatArray, truth: BoolArray) -> tuple[float, float]:
     """The share abstained on, and the upper end."""
-    found = certify(Scored(margin, truth, [None] * truth.size), RiskConfig(), seed=0)
-    assert found.lo is not None and found.hi is not None, found.why
+    found = certify(ScoredRows(margin, truth, [None] * truth.size), RiskConfig(), seed=0)
+    assert found.lo is not None and found.hi is not None, found.reason
     return float(abstained(margin, found.lo, found.hi).mean()), found.hi
 
 

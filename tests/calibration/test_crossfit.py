@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streetvision.calibration.calibrators import make_calibrator
-from streetvision.calibration.crossfit import CalibrationSet, assign_folds, crossfit, crossfit_cut
+from streetvision.calibration.crossfit import CalibrationSet, assign_folds, crossfit, crossfit_decisions
 from streetvision.contracts.errors import DataError
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc
@@ -51,7 +51,7 @@ def test_no_row_is_decided_by_a_cut_that_saw_it():
         rng = np.random.default_rng(seed)
         logits, labels = np.column_stack([np.zeros(100), rng.normal(size=100)]), rng.integers(0, 2, 100)
         rows = CalibrationSet(logits, labels, [None] * 100)
-        judged = crossfit_cut(lambda _: fit, rows, folds=5, seed=0)
+        judged = crossfit_decisions(lambda _: fit, rows, folds=5, seed=0)
         p = fit.probabilities(logits)
         assert np.array_equal(judged.probabilities, p)
         found.append(mcc(confusion_counts(labels, judged.decisions)))
@@ -64,7 +64,7 @@ def test_folds_of_one_class_are_cut_in_the_middle():
     logits = np.column_stack([np.zeros(8), np.linspace(-2, 2, 8)])
     rows = CalibrationSet(logits, np.repeat([0, 1], 4), ["a"] * 4 + ["b"] * 4)
     fit = make_calibrator("none").fit(logits, rows.labels)
-    assert crossfit_cut(lambda _: fit, rows, folds=2, seed=0).decisions.tolist() == [False] * 4 + [True] * 4
+    assert crossfit_decisions(lambda _: fit, rows, folds=2, seed=0).decisions.tolist() == [False] * 4 + [True] * 4
 
 
 def test_fewer_groups_than_folds_is_named():

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from streetvision.calibration.config import PreferenceConfig
-from streetvision.calibration.pareto import OBJECTIVES, FrontPoint, front_csv, marked, pareto_front, preferred
+from streetvision.calibration.pareto import (
+    OBJECTIVES,
+    FrontPoint,
+    front_csv,
+    mark_selected,
+    pareto_front,
+    select_preferred_point,
+)
 
 LABELS = np.array([0, 0, 1, 1])
 GOOD = np.array([0.1, 0.2, 0.8, 0.9])
@@ -29,17 +36,17 @@ def test_what_is_worse_in_every_aim_is_off_the_front_and_equals_are_both_on_it()
 
 def test_an_aim_in_which_the_front_does_not_differ_has_no_say():
     front = [point("a", 0.5, 0.1, 0.2, 0.3, on_front=True), point("b", 0.4, 0.2, 0.2, 0.3, on_front=True)]
-    assert preferred(front, PreferenceConfig(nll=2.0, mcc_loss=100.0)) is front[1]
-    assert preferred(front, PreferenceConfig(ece=2.0, fnr=100.0)) is front[0]
+    assert select_preferred_point(front, PreferenceConfig(nll=2.0, mcc_loss=100.0)) is front[1]
+    assert select_preferred_point(front, PreferenceConfig(ece=2.0, fnr=100.0)) is front[0]
 
 
 def test_what_is_off_the_front_is_never_preferred():
     beaten, kept = point("a", 0.1, 0.1, 0.1, 0.1), point("b", 0.9, 0.9, 0.9, 0.9, on_front=True)
-    assert preferred([beaten, kept], PreferenceConfig()) is kept
+    assert select_preferred_point([beaten, kept], PreferenceConfig()) is kept
 
 
 def test_the_table_has_the_front_first_by_likelihood_and_every_figure_in_full():
-    points = marked(
+    points = mark_selected(
         [
             point("none", 0.1 + 0.2, 0.1, 0.2, 0.3),
             point("platt", 0.6, 0.1, 0.2, 0.3, on_front=True),

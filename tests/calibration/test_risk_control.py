@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from streetvision.calibration.config import RiskConfig
-from streetvision.calibration.risk_control import KINDS, Scored, abstained, certify, least_answered, one_per_group
+from streetvision.calibration.risk_control import KINDS, ScoredRows, abstained, certify, min_accepted, one_per_group
 
 
 def draw(n=1000, *, distance=2.0, seed=0, groups=None):
     rng = np.random.default_rng(seed)
     truth = rng.random(n) < 0.4
-    return Scored(rng.normal(size=n) + distance * (truth - 0.5), truth, groups or [None] * n)
+    return ScoredRows(rng.normal(size=n) + distance * (truth - 0.5), truth, groups or [None] * n)
 
 
 def risk_of(rows, lo, hi, kind):
@@ -46,13 +46,13 @@ def test_the_rows_themselves_keep_the_risk(kind):
     found = certify(rows, RiskConfig(kind=kind), seed=0)
     assert found.lo < found.hi
     assert risk_of(rows, found.lo, found.hi, kind) <= 0.055
-    assert "<= 0.05 among the answered with 0.9 confidence" in found.why
+    assert "<= 0.05 among the answered with 0.9 confidence" in found.reason
 
 
 def test_false_alarms_are_misses_in_the_mirror():
     rows = draw()
     fpr = certify(rows, RiskConfig(kind="fpr"), seed=0)
-    fnr = certify(Scored(-rows.margin, ~rows.truth, rows.groups), RiskConfig(), seed=0)
+    fnr = certify(ScoredRows(-rows.margin, ~rows.truth, rows.groups), RiskConfig(), seed=0)
     assert (fpr.lo, fpr.hi) == pytest.approx((-fnr.hi, -fnr.lo), abs=1e-9)
     assert np.array_equal(rows.margin >= fpr.hi, -rows.margin < fnr.lo)
 
@@ -69,24 +69,24 @@ def test_nothing_is_handed_over_where_the_classes_lie_apart(kind):
 def test_too_few_rows_are_told_plainly(kind, what):
     found = certify(draw(60), RiskConfig(kind=kind), seed=0)
     assert (found.lo, found.hi) == (None, None)
-    assert f"cannot be certified with {found.n} {what}" in found.why
-    assert "at least 45" in found.why
+    assert f"cannot be certified with {found.n} {what}" in found.reason
+    assert "at least 45" in found.reason
 
 
 def test_forty_five_without_an_error_are_the_least():
-    assert least_answered(RiskConfig()) == 45
+    assert min_accepted(RiskConfig()) == 45
     assert 0.95**45 <= 0.1 < 0.95**44
     margin = np.concatenate([np.full(44, 5.0), np.full(100, -5.0)])
-    almost = Scored(margin, margin > 0, [None] * 144)
+    almost = ScoredRows(margin, margin > 0, [None] * 144)
     assert certify(almost, RiskConfig(), seed=0).lo is None
-    enough = Scored(np.append(margin, 5.0), np.append(margin > 0, True), [None] * 145)
+    enough = ScoredRows(np.append(margin, 5.0), np.append(margin > 0, True), [None] * 145)
     assert certify(enough, RiskConfig(), seed=0).lo is not None
 
 
 @pytest.mark.parametrize("truth", [np.ones(200, bool), np.zeros(200, bool)])
 @pytest.mark.parametrize("kind", ["fnr", "fpr"])
 def test_one_class_alone_certifies_nothing(kind, truth):
-    rows = Scored(np.random.default_rng(0).normal(size=200), truth, [None] * 200)
+    rows = ScoredRows(np.random.default_rng(0).normal(size=200), truth, [None] * 200)
     assert certify(rows, RiskConfig(kind=kind), seed=0).lo is None
 
 
@@ -94,14 +94,14 @@ def test_one_class_alone_certifies_nothing(kind, truth):
 def test_rows_too_few_to_set_a_middle_aside_certify_no_error_rate(n):
     found = certify(draw(n), RiskConfig(kind="error"), seed=0)
     assert (found.lo, found.hi, found.n) == (None, None, n)
-    assert f"cannot be certified with {n} rows" in found.why
+    assert f"cannot be certified with {n} rows" in found.reason
 
 
 def test_a_track_counts_once():
     rows = draw(2000)
     of_ten = [f"track{i // 10}" for i in range(2000)]
     truth = np.repeat(rows.truth[::10], 10)
-    found = certify(Scored(rows.margin, truth, of_ten), RiskConfig(), seed=0)
+    found = certify(ScoredRows(rows.margin, truth, of_ten), RiskConfig(), seed=0)
     assert found.n == truth.sum() / 10
 
 
@@ -109,7 +109,7 @@ def test_negatives_of_a_group_with_positives_have_no_say_in_the_upper_end():
     """They may share what the positives of that group share."""
     margin = np.concatenate([np.arange(10.0), np.full(60, 100.0), [100.0, 50.0]])
     truth = margin == 100.0
-    together = Scored(margin, truth, [*[None] * 70, "a", "a"])
+    together = ScoredRows(margin, truth, [*[None] * 70, "a", "a"])
     apart = together._replace(groups=[*[None] * 70, "a", "b"])
     assert certify(together, RiskConfig(), seed=0).hi == pytest.approx(9.0)
     assert certify(apart, RiskConfig(), seed=0).hi == pytest.approx(50.0)
@@ -148,8 +148,8 @@ def test_rows_on_the_middle_are_handed_over_where_answering_them_fails():
     margin[doubtful], truth[doubtful] = 0.0, rng.random(doubtful.sum()) < 0.5
     others = ~doubtful & (margin == 0)
     margin[others] = 2 * np.sign(rng.normal(size=others.sum()))
-    found = certify(Scored(margin, truth, [None] * n), RiskConfig(kind="error"), seed=2077)
+    found = certify(ScoredRows(margin, truth, [None] * n), RiskConfig(kind="error"), seed=2077)
     assert (found.lo, found.hi) == (0.0, np.nextafter(0.0, 1.0))
     assert np.array_equal(abstained(margin, found.lo, found.hi), margin == 0)
     assert found.n == 400
-    assert "certified with 400 rows" in found.why
+    assert "certified with 400 rows" in found.reason

@@ -91,7 +91,7 @@ def test_what_cannot_be_certified_hands_nothing_over():
     control = fit_scrc(draw(40), Phase5Config(method="none", folds=2)).params.risk_control
     assert not control.certified
     assert (control.lo, control.hi, control.lo_probability, control.abstained) == (None, None, None, 0.0)
-    assert "cannot be certified" in control.why
+    assert "cannot be certified" in control.reason
     assert control.units == "rows"
 
 

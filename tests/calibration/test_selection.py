@@ -7,7 +7,7 @@ from streetvision.calibration.calibrators import CALIBRATORS, Ensemble, restore_
 from streetvision.calibration.config import METHODS, Phase5Config, PreferenceConfig
 from streetvision.calibration.crossfit import CalibrationSet, assign_folds
 from streetvision.calibration.ensemble import blend, blend_out_of_fold, ensemble_weights, out_of_fold
-from streetvision.calibration.selection import choose, guarded, judge, select_retrained
+from streetvision.calibration.selection import apply_guards, evaluate_candidate, select_calibrator, select_retrained
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.policies import CalibratorState
 from streetvision.eval.metrics import ece, mcc, nll
@@ -23,7 +23,7 @@ def draw(n=400, *, temperature=1.0, seed=0, groups=None):
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"mac_cal"}))
 def test_every_method_gives_a_calibrator_that_passes_through_its_state(method):
     rows = draw(150, temperature=3.0)
-    choice = choose(rows, Phase5Config(method=method, folds=2))
+    choice = select_calibrator(rows, Phase5Config(method=method, folds=2))
     p = choice.calibrator.probabilities(rows.logits)
     restored = restore_calibrator(CalibratorState(name=choice.name, state=choice.calibrator.state()))
     assert np.array_equal(restored.probabilities(rows.logits), p)
@@ -36,7 +36,7 @@ def test_every_method_gives_a_calibrator_that_passes_through_its_state(method):
 def test_a_calibrator_taken_by_name_is_that_calibrator():
     rows = draw(temperature=3.0)
     for name in CALIBRATORS:
-        choice = choose(rows, Phase5Config(method=name))
+        choice = select_calibrator(rows, Phase5Config(method=name))
         assert choice.name == name
         assert [c.name for c in choice.table] == list(dict.fromkeys(["none", name]))
 
@@ -48,56 +48,56 @@ def test_retrained_scores_stand_as_they_are_beside_the_tiers_on_the_old_ones():
     assert choice.name == "none"
     assert [c.name for c in choice.table[:2]] == ["none", "isotonic"]
     before, after = choice.table[0], choice.table[-1]
-    assert (before.nll, after.name) == (choose(base, Phase5Config()).table[0].nll, "mac_cal")
+    assert (before.nll, after.name) == (select_calibrator(base, Phase5Config()).table[0].nll, "mac_cal")
     assert after.nll == nll(base.labels, choice.calibrator.probabilities(better.logits))
     assert after.nll < before.nll
 
 
 def test_scores_that_need_nothing_stay_as_they_are():
     """At twenty draws of well calibrated scores, leaving them alone wins more often than not."""
-    chosen = [choose(draw(300, seed=seed), Phase5Config()).name for seed in range(20)]
+    chosen = [select_calibrator(draw(300, seed=seed), Phase5Config()).name for seed in range(20)]
     assert chosen.count("none") > 10
 
 
 def test_overconfident_scores_are_calibrated():
     for seed in range(5):
-        choice = choose(draw(400, temperature=3.0, seed=seed), Phase5Config())
+        choice = select_calibrator(draw(400, temperature=3.0, seed=seed), Phase5Config())
         assert choice.name == "ensemble"
         assert choice.table[-1].nll < choice.table[0].nll
 
 
 def test_tier_two_is_left_alone_where_tier_one_keeps_the_limit():
     rows = draw(temperature=3.0)
-    tried = {c.name for c in choose(rows, Phase5Config(ece_limit=0.9)).table}
+    tried = {c.name for c in select_calibrator(rows, Phase5Config(ece_limit=0.9)).table}
     assert tried == {"none", "isotonic", "temperature", "ensemble"}
-    assert {c.name for c in choose(rows, Phase5Config()).table} == {*tried, "platt", "beta", "spline"}
+    assert {c.name for c in select_calibrator(rows, Phase5Config()).table} == {*tried, "platt", "beta", "spline"}
 
 
 def test_the_specifications_rule_takes_the_lowest_ece():
-    choice = choose(draw(temperature=3.0), Phase5Config(selection="ece"))
+    choice = select_calibrator(draw(temperature=3.0), Phase5Config(selection="ece"))
     allowed = [c for c in choice.table if c.rejected is None]
     assert choice.name == min(allowed, key=lambda c: c.ece).name
 
 
 class TestGuards:
     rows = draw(temperature=3.0)
-    before = judge("none", rows.labels, expit(rows.logits[:, 1]).astype(np.float64))
+    before = evaluate_candidate("none", rows.labels, expit(rows.logits[:, 1]).astype(np.float64))
 
     def test_a_fall_of_mcc_beyond_the_guard_rejects(self):
         worse = self.before.model_copy(update={"name": "x", "mcc": self.before.mcc - 0.021})
-        assert "MCC falls" in guarded(worse, self.before, Phase5Config()).rejected
-        assert guarded(worse, self.before, Phase5Config(mcc_guard=0.03)).rejected is None
+        assert "MCC falls" in apply_guards(worse, self.before, Phase5Config()).rejected
+        assert apply_guards(worse, self.before, Phase5Config(mcc_guard=0.03)).rejected is None
 
     def test_a_rise_of_the_debiased_error_rejects(self):
         worse = self.before.model_copy(update={"name": "x", "ece_debiased": self.before.ece_debiased + 0.001})
-        assert "debiased ECE rises" in guarded(worse, self.before, Phase5Config()).rejected
+        assert "debiased ECE rises" in apply_guards(worse, self.before, Phase5Config()).rejected
 
     def test_a_rejected_ensemble_is_not_chosen(self, monkeypatch):
         def constant(oof, rows, **_):
             return np.full(len(rows.labels), rows.labels.mean())
 
         monkeypatch.setattr(selection, "blend_out_of_fold", constant)
-        choice = choose(self.rows, Phase5Config())
+        choice = select_calibrator(self.rows, Phase5Config())
         assert "MCC falls" in choice.table[-1].rejected
         assert choice.name not in ("ensemble", "none")
 
@@ -105,7 +105,7 @@ class TestGuards:
 def test_figures_of_a_candidate_are_those_of_its_probabilities():
     rows = draw()
     p = expit(rows.logits[:, 1].astype(np.float64))
-    found = judge("none", rows.labels, p)
+    found = evaluate_candidate("none", rows.labels, p)
     assert (found.nll, found.ece) == (nll(rows.labels, p), ece(rows.labels, p))
     best = max(mcc_at(rows.labels, p, cut) for cut in np.unique(p))
     assert found.mcc == pytest.approx(best)
@@ -142,7 +142,7 @@ class TestPareto:
     rows = draw(temperature=3.0)
 
     def choice(self, **preference):
-        return choose(
+        return select_calibrator(
             self.rows, Phase5Config(method="multi_objective", preference=PreferenceConfig(**preference), folds=3)
         )
 
@@ -190,6 +190,6 @@ def test_scores_that_happen_to_be_separable_are_not_sharpened(method):
     rows = CalibrationSet(
         np.stack([0 * margin, margin], axis=1).astype(np.float32), labels, np.repeat(np.arange(12), 20).astype(str)
     )
-    found = choose(rows, Phase5Config(method=method)).calibrator.probabilities(rows.logits)
+    found = select_calibrator(rows, Phase5Config(method=method)).calibrator.probabilities(rows.logits)
     surest = expit(np.abs(margin).max())
     assert np.all((found >= 1 - surest - 1e-9) & (found <= surest + 1e-9))

@@ -24,13 +24,13 @@ PARTITION = Partition(Index(Path("photos"), ("none", "roadwork"), ROWS), tuple(S
 
 @pytest.fixture
 def loads():
-    """The phases that have read splits.json."""
+    """The phases that have read splits.json, in order."""
     return []
 
 
 @pytest.fixture
-def of_phase(loads):
-    """The context of a phase, by its id."""
+def make_context(loads):
+    """Make the context of a phase by its id."""
 
     def make(phase):
         def load():
@@ -44,25 +44,25 @@ def of_phase(loads):
 
 @pytest.mark.parametrize("split", Split)
 @pytest.mark.parametrize("phase", MAY_OPEN)
-def test_a_phase_gets_the_rows_of_its_splits_and_of_no_other(of_phase, loads, phase, split):
-    context = of_phase(phase)
+def test_a_phase_gets_the_rows_of_its_own_splits_only(make_context, loads, phase, split):
+    context = make_context(phase)
     if split in MAY_OPEN[phase]:
         assert [row.path for row in context.rows(split)] == [f"{split}.jpg"]
     else:
-        with pytest.raises(LeakageError, match=f"{phase} asked for {split}"):
+        with pytest.raises(LeakageError, match=f"{phase} requested {split}"):
             context.rows(split)
         assert loads == []
 
 
-def test_a_phase_reads_the_settings_that_it_declared_and_no_others(of_phase):
-    context = of_phase("phase2")
+def test_a_phase_gets_the_settings_that_it_declared_only(make_context):
+    context = make_context("phase2")
     assert context.settings(Declared).epochs == 5
     with pytest.raises(AssertionError, match="phase2 reads Undeclared without declaring it"):
         context.settings(Undeclared)
 
 
-def test_the_splits_are_read_when_they_are_needed_and_only_once(of_phase, loads):
-    context = of_phase("phase2")
+def test_the_splits_are_read_at_first_use_and_once(make_context, loads):
+    context = make_context("phase2")
     context.settings(Declared)
     assert loads == []
     context.rows(Split.VAL_CALIB)
@@ -70,7 +70,7 @@ def test_the_splits_are_read_when_they_are_needed_and_only_once(of_phase, loads)
     assert loads == ["phase2"]
 
 
-def test_every_phase_knows_whose_data_it_works_on(of_phase):
-    context = of_phase("phase6")
+def test_every_phase_has_the_data_root_and_the_fingerprint(make_context):
+    context = make_context("phase6")
     assert context.data_root == Path("photos")
     assert context.fingerprint == PARTITION.index.fingerprint

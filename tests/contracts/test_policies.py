@@ -24,12 +24,12 @@ BUNDLE = {
     "model_description": "model_config.json",
     "files": {"model.pth": {"sha256": MODEL, "bytes": 1}, "model_config.json": {"sha256": OTHER, "bytes": 1}},
     "data_fingerprint": OTHER,
-    "made_with": {},
+    "versions": {},
     "digest": OTHER,
 }
 
 
-def test_a_bundle_that_closes_is_accepted():
+def test_a_consistent_bundle_is_accepted():
     assert BundleManifest.model_validate(BUNDLE).policy == POLICY
 
 
@@ -44,7 +44,7 @@ def test_a_bundle_that_closes_is_accepted():
         ({"data_fingerprint": "short"}, "data_fingerprint"),
     ],
 )
-def test_a_chain_that_does_not_close_is_refused(change, message):
+def test_an_inconsistent_bundle_is_rejected(change, message):
     with pytest.raises(ValidationError, match=message):
         BundleManifest.model_validate(BUNDLE | change)
 
@@ -74,7 +74,7 @@ EXPORTED = BUNDLE | {
 }
 
 
-def test_a_bundle_with_a_runtime_is_of_version_3_and_any_other_is_written_as_version_2():
+def test_only_a_bundle_with_a_runtime_has_version_3():
     assert BundleManifest.model_validate(EXPORTED).model_dump(mode="json")["runtime"]["parity"]["split"] == "val_select"
     assert "runtime" not in BundleManifest.model_validate(BUNDLE).model_dump(mode="json")
 
@@ -82,15 +82,15 @@ def test_a_bundle_with_a_runtime_is_of_version_3_and_any_other_is_written_as_ver
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema_version is 3 when, and only when"),
-        ({"runtime": None}, "schema_version is 3 when, and only when"),
+        ({"schema_version": 2}, "schema_version must be 3"),
+        ({"runtime": None}, "schema_version must be 3"),
         ({"runtime": RUNTIME | {"files": ["other.onnx"]}}, r"runtime names 'other\.onnx', which is not in files"),
         ({"runtime": RUNTIME | {"files": []}}, "files"),
         ({"runtime": RUNTIME | {"name": "shell"}}, "runtime.name"),
         ({"runtime": RUNTIME | {"parity": PARITY | {"max_logit_difference": float("nan")}}}, "max_logit_difference"),
     ],
 )
-def test_a_runtime_that_is_not_whole_is_refused(change, message):
+def test_an_incomplete_runtime_is_rejected(change, message):
     with pytest.raises(ValidationError, match=message):
         BundleManifest.model_validate(EXPORTED | change)
 
@@ -107,22 +107,22 @@ FUSED = BUNDLE | {
 }
 
 
-def test_a_bundle_that_closes_over_its_fusion_is_accepted():
+def test_a_bundle_with_its_fusion_is_accepted():
     assert BundleManifest.model_validate(FUSED).policy.scores.fusion.weights_sha256 == MODEL
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"policy": POLICY.model_dump()}, "fused in another way"),
-        ({"fusion_weights": None}, "fused in another way"),
-        ({"fusion_description": None, "fusion_weights": None}, "fused in another way"),
-        ({"fusion_description": None}, "named without fusion_description"),
+        ({"policy": POLICY.model_dump()}, "another fusion"),
+        ({"fusion_weights": None}, "another fusion"),
+        ({"fusion_description": None, "fusion_weights": None}, "another fusion"),
+        ({"fusion_description": None}, "requires fusion_description"),
         ({"fusion_description": "other.json"}, "which is not in files"),
-        ({"files": FUSED["files"] | {"cvfm_config.json": {"sha256": MODEL, "bytes": 1}}}, "fused in another way"),
+        ({"files": FUSED["files"] | {"cvfm_config.json": {"sha256": MODEL, "bytes": 1}}}, "another fusion"),
     ],
 )
-def test_a_fusion_that_the_policy_was_not_fitted_on_is_refused(change, message):
+def test_a_fusion_that_the_policy_was_not_fitted_on_is_rejected(change, message):
     with pytest.raises(ValidationError, match=message):
         BundleManifest.model_validate(FUSED | change)
 
@@ -133,19 +133,19 @@ def test_a_threshold_is_a_probability(threshold):
         ThresholdPolicy(threshold=threshold, interval=INTERVAL, metrics={}, operating_points={}, scores=SCORES)
 
 
-RISK = {"kind": "fnr", "alpha": 0.05, "delta": 0.1, "why": "", "n": 60, "units": "rows"}
+RISK = {"kind": "fnr", "alpha": 0.05, "delta": 0.1, "reason": "", "n": 60, "units": "rows"}
 
 
 @pytest.mark.parametrize(
     "change",
     [{"certified": True}, {"certified": False, "lo": 0.0, "hi": 1.0}, {"certified": True, "lo": 0.0}],
 )
-def test_a_risk_is_certified_with_two_ends_or_not_at_all(change):
-    with pytest.raises(ValidationError, match="lo and hi are given when"):
+def test_a_certified_risk_has_both_bounds_and_others_have_none(change):
+    with pytest.raises(ValidationError, match="lo and hi must be set"):
         RiskControl.model_validate(RISK | change)
 
 
-def test_the_ends_of_a_risk_are_in_order():
+def test_the_lower_bound_is_at_most_the_upper_bound():
     assert RiskControl.model_validate(RISK | {"certified": True, "lo": -1.0, "hi": 1.0}).certified
     with pytest.raises(ValidationError, match="above hi"):
         RiskControl.model_validate(RISK | {"certified": True, "lo": 2.0, "hi": 1.0})
@@ -174,18 +174,18 @@ SCRC = {
 }
 
 
-def test_both_policies_know_the_threshold_for_balanced_labels():
+def test_both_policies_have_a_balanced_threshold():
     threshold = POLICY.model_copy(update={"operating_points": POINTS | {"fpr": None}})
     assert threshold.balanced_threshold == ScrcPolicy.model_validate(SCRC).balanced_threshold == 0.6
 
 
-def test_a_policy_without_a_balanced_point_is_our_own_bug():
+def test_a_policy_without_a_balanced_point_is_an_assertion_error():
     broken = POLICY.model_copy(update={"operating_points": {"balanced": None}})
     with pytest.raises(AssertionError, match="only the operating point fpr"):
         broken.balanced_threshold  # noqa: B018
 
 
-def test_a_bundle_may_ship_either_policy():
+def test_a_bundle_may_contain_either_policy():
     shipped = BundleManifest.model_validate(BUNDLE | {"policy_type": "scrc", "policy": SCRC})
     assert BundleManifest.model_validate_json(shipped.model_dump_json()) == shipped
     assert isinstance(shipped.policy, ScrcPolicy)

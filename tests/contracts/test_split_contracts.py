@@ -9,11 +9,11 @@ from streetvision.contracts.split_contracts import MAY_OPEN, Index, Partition, R
 ROW = Row(path="a.jpg", label=1, sha256="0" * 64, width=4, height=3, brightness=0.5, group="g")
 
 
-def test_only_what_judges_a_bundle_and_counts_its_look_may_open_val_test():
+def test_only_the_evaluation_and_the_reward_may_open_val_test():
     assert [phase for phase, splits in MAY_OPEN.items() if Split.VAL_TEST in splits] == ["evaluate", "reward"]
 
 
-def test_only_what_trains_or_takes_the_ranges_of_int8_opens_train():
+def test_only_training_phases_and_the_runtime_export_may_open_train():
     assert [phase for phase, splits in MAY_OPEN.items() if Split.TRAIN in splits] == [
         "phase4a_explora",
         "phase1",
@@ -25,15 +25,15 @@ def test_only_what_trains_or_takes_the_ranges_of_int8_opens_train():
 
 @pytest.mark.parametrize("phase", [*MAY_OPEN, "no such phase"])
 @pytest.mark.parametrize("split", Split)
-def test_the_gate_lets_through_what_the_table_says_and_nothing_else(phase, split):
+def test_a_phase_may_open_the_splits_in_the_table_only(phase, split):
     if split in MAY_OPEN.get(phase, frozenset()):
         check_may_open(phase, split)
     else:
-        with pytest.raises(LeakageError, match=f"{phase} asked for {split.value}"):
+        with pytest.raises(LeakageError, match=f"{phase} requested {split.value}"):
             check_may_open(phase, split)
 
 
-def test_the_fingerprint_moves_with_the_data_and_not_with_the_folder_or_the_order():
+def test_the_fingerprint_depends_on_the_data_but_not_on_the_folder_or_the_order():
     index = Index(Path("/a"), ("None", "Roadwork"), (ROW, replace(ROW, path="b.jpg", sha256="1" * 64)))
     assert replace(index, root=Path("/b"), rows=index.rows[::-1]).fingerprint == index.fingerprint
     for change in ({"label": 0}, {"group": "h"}, {"sha256": "2" * 64}, {"source": "s"}, {"path": "c.jpg"}):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streetvision.contracts.errors import ArtifactError
-from streetvision.io.predictions import Answers, read_predictions, write_predictions
+from streetvision.io.predictions import PolicyPredictions, read_predictions, write_predictions
 
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8)
 ROWS = st.lists(
@@ -15,7 +15,7 @@ ROWS = st.lists(
 def answers(rows, policy="scrc", *, shipped=True):
     paths, labels, groups, probabilities, decisions = map(list, zip(*rows, strict=True))
     arrays = (np.array(labels), groups, np.array(probabilities), np.array(decisions))
-    return Answers(policy, "single_view", shipped, paths, *arrays)
+    return PolicyPredictions(policy, "single_view", shipped, paths, *arrays)
 
 
 @given(rows=ROWS)

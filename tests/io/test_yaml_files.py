@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
 from streetvision.contracts.errors import ConfigError
-from streetvision.io.yaml_files import read_declared, read_yaml
+from streetvision.io.yaml_files import read_yaml, read_yaml_model
 
 
 class Pair(BaseModel):
@@ -24,7 +24,7 @@ class Table(BaseModel):
 def test_what_was_declared_comes_back_typed(tmp_path):
     path = tmp_path / "table.yaml"
     path.write_text("seeds: 3\npairs:\n  - {a: größer, b: kleiner}\n", encoding="utf-8")
-    table = read_declared(path, Table, hint="see the documentation")
+    table = read_yaml_model(path, Table, hint="see the documentation")
     assert (table.seeds, table.pairs) == (3, [Pair(a="größer", b="kleiner")])
 
 
@@ -77,7 +77,7 @@ def test_the_first_wrong_field_is_named_with_what_to_do(tmp_path, text, where):
     path = tmp_path / "table.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=rf"table\.yaml', {where}") as raised:
-        read_declared(path, Table, hint="see the documentation")
+        read_yaml_model(path, Table, hint="see the documentation")
     assert raised.value.hint == "see the documentation"
 
 

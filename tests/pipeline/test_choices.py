@@ -75,5 +75,5 @@ def test_workers_follow_the_cores(monkeypatch):
 def test_a_choice_is_said_once_however_many_phases_ask(capsys):
     console = Console()
     for _ in range(2):
-        console.chosen("loader.num_workers=0", "2 cores, for the model")
+        console.auto_setting("loader.num_workers=0", "2 cores, for the model")
     assert capsys.readouterr().out.count("loader.num_workers=0") == 1

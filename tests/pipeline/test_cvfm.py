@@ -189,7 +189,7 @@ def test_val_test_is_refused(fused_run):
     config = compose_config([f"run_dir={schema.output_dir}", *MODES[mode]])
     context = Engine(schema, PHASES, config.sections(), Console()).context(PHASES["phase4c_cvfm"])
     assert context.rows(Split.VAL_CALIB)
-    with pytest.raises(LeakageError, match="phase4c_cvfm asked for val_test"):
+    with pytest.raises(LeakageError, match="val_test"):
         context.rows(Split.VAL_TEST)
 
 

@@ -41,7 +41,7 @@ class House:
             "phase2": self.phase("phase2", ("phase1_checkpoint",), "thresholds_json", Other),
             "phase5": self.phase("phase5", ("thresholds_json",), "scrc_params_json", Other),
         }
-        self.phases["phase1"] = replace(self.phases["phase1"], external=lambda _: self.outside)
+        self.phases["phase1"] = replace(self.phases["phase1"], external_digest=lambda _: self.outside)
         self.phases["data"] = Phase("data", "toy", (), (), (), lambda _: Outcome("nothing to split"))
 
     def phase(self, name, needs, makes, kind):

@@ -111,7 +111,7 @@ def test_mistakes_come_worst_first():
     assert error[0] == np.abs(one.shipped.probabilities - one.labels)[wrong].max()
 
 
-CONTROL = {"kind": "fnr", "alpha": 0.05, "delta": 0.1, "why": "FNR <= 0.05", "n": 60, "units": "rows"}
+CONTROL = {"kind": "fnr", "alpha": 0.05, "delta": 0.1, "reason": "FNR <= 0.05", "n": 60, "units": "rows"}
 
 
 def test_what_is_answered_only_when_certified_is_judged_on_what_is_answered():

@@ -39,7 +39,7 @@ def test_the_record_is_of_val_select(exported):
     assert (parity["n"], parity["positives"]) == (len(select), sum(select))
     assert parity["max_logit_difference"] < 1e-5
     assert (parity["decision_flips"], content["schema_version"]) == (0, 3)
-    assert content["made_with"]["onnxruntime"]
+    assert content["versions"]["onnxruntime"]
 
 
 def test_it_answers_explains_and_serves_as_the_bundle_it_came_from(exported, paths):

@@ -11,7 +11,7 @@ from scipy.special import expit, log_expit, xlog1py, xlogy
 from streetvision.calibration.calibrators import CALIBRATORS, make_calibrator
 from streetvision.calibration.config import Phase5Config
 from streetvision.calibration.crossfit import CalibrationSet
-from streetvision.calibration.selection import choose
+from streetvision.calibration.selection import select_calibrator
 
 DRAWS = {300: 60, 1000: 40, 5000: 30}
 """Simulated calibration sets for each of their sizes."""
@@ -63,7 +63,7 @@ def test_the_default_is_near_the_best_and_never_worse_than_nothing(family, n, re
         new_margin, new_truth = FAMILIES[family](np.random.default_rng(10**6 + seed), NEW_ROWS)
         rows, new = CalibrationSet(logits_of(margin), labels, [None] * n), logits_of(new_margin)
         calibrators = {name: make_calibrator(name).fit(rows.logits, labels) for name in CALIBRATORS}
-        calibrators["default"] = choose(rows, Phase5Config(seed=seed)).calibrator
+        calibrators["default"] = select_calibrator(rows, Phase5Config(seed=seed)).calibrator
         for name, calibrator in calibrators.items():
             found[name].append(excess(new_truth, calibrator.probabilities(new)))
     mean = {name: float(np.mean(values)) for name, values in found.items()}

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 
 from streetvision.calibration.config import RiskConfig
-from streetvision.calibration.risk_control import Scored, certify
+from streetvision.calibration.risk_control import ScoredRows, certify
 
 SETS = 2000
 PREVALENCE, DISTANCE = 0.4, norm.ppf(0.92) * np.sqrt(2)
@@ -47,7 +47,7 @@ def best_possible():
 
 def independent(rng, n):
     truth = rng.random(n) < PREVALENCE
-    return Scored(rng.normal(size=n) + DISTANCE * (truth - 0.5), truth, [None] * n)
+    return ScoredRows(rng.normal(size=n) + DISTANCE * (truth - 0.5), truth, [None] * n)
 
 
 def tracks(rng, n, frames=2):
@@ -56,7 +56,7 @@ def tracks(rng, n, frames=2):
     common = np.sqrt(0.9) * rng.normal(size=of_track.size) + DISTANCE * (of_track - 0.5)
     margin = np.repeat(common, frames) + np.sqrt(0.1) * rng.normal(size=of_track.size * frames)
     names = [f"track{i // frames}" for i in range(margin.size)]
-    return Scored(margin, np.repeat(of_track, frames), names)
+    return ScoredRows(margin, np.repeat(of_track, frames), names)
 
 
 def simulate(draw, n, kind):

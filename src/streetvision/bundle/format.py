@@ -50,7 +50,7 @@ def write_bundle(
     class_names: tuple[str, str],
     data_fingerprint: str,
     runtime: RuntimeRef | None = None,
-    also_made_with: Mapping[str, str] = MappingProxyType({}),
+    extra_versions: Mapping[str, str] = MappingProxyType({}),
 ) -> Bundle:
     """Copy `files` (name in the bundle -> source) into `folder`, seal them, and write bundle.json last.
 
@@ -76,7 +76,7 @@ def write_bundle(
             runtime=runtime,
             files={name: file_digest(folder / name) for name in sorted(files)},
             data_fingerprint=data_fingerprint,
-            made_with={**versions(), **also_made_with},
+            versions={**versions(), **extra_versions},
             digest="0" * 64,
         )
     except ValueError as error:

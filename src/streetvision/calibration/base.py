@@ -18,7 +18,7 @@ from streetvision.eval.counts import BoolArray, FloatArray, checked_labels
 Learned = TypeVar("Learned", bound=Artifact)
 
 
-class Fitted(Protocol):
+class FittedCalibrator(Protocol):
     """What can be asked of a calibrator, or of an ensemble of them, once it is fitted."""
 
     def probabilities(self, logits: ArrayLike) -> FloatArray:
@@ -30,7 +30,7 @@ class Fitted(Protocol):
         ...
 
 
-class Calibrator(Fitted, Protocol):
+class Calibrator(FittedCalibrator, Protocol):
     """Fitted on logits (N, 2) and labels (N,); gives the probability of class 1, (N,), never falling with the logit.
 
     Using it before `fit` raises NotFittedError. Logits that are not finite or not (N, 2) raise DataError.

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from streetvision.calibration.base import Calibrator, Fitted
+from streetvision.calibration.base import Calibrator, FittedCalibrator
 from streetvision.calibration.config import ENSEMBLE
 from streetvision.calibration.nonparametric import HistogramCalibrator, IsotonicCalibrator, SmoothIsotonicCalibrator
 from streetvision.calibration.parametric import (
@@ -58,7 +58,7 @@ class EnsembleState(Artifact):
 class Ensemble:
     """A convex combination of the probabilities of fitted calibrators: monotone and in [0, 1], as they are."""
 
-    def __init__(self, members: dict[str, Fitted], weights: dict[str, float]) -> None:
+    def __init__(self, members: dict[str, FittedCalibrator], weights: dict[str, float]) -> None:
         self.members, self.weights = members, weights
 
     def probabilities(self, logits: ArrayLike) -> FloatArray:
@@ -86,7 +86,7 @@ class Ensemble:
         saved = {member.calibrator.name: member for member in members}
         if len(saved) < len(members):
             raise ArtifactError("calibrator state: ensemble.members: a calibrator is named twice")
-        fitted: dict[str, Fitted] = {
+        fitted: dict[str, FittedCalibrator] = {
             name: _class_of(name).from_state(member.calibrator.state) for name, member in saved.items()
         }
         return cls(fitted, {name: member.weight for name, member in saved.items()})
@@ -97,7 +97,7 @@ def make_calibrator(name: str) -> Calibrator:
     return _class_of(name)()
 
 
-def restore_calibrator(saved: CalibratorState) -> Fitted:
+def restore_calibrator(saved: CalibratorState) -> FittedCalibrator:
     """The fitted calibrator, or ensemble of them, that a policy carries."""
     if saved.name == ENSEMBLE:
         return Ensemble.from_state(saved.state)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streetvision.calibration.base import Fitted
+from streetvision.calibration.base import FittedCalibrator
 from streetvision.contracts.errors import DataError
 from streetvision.eval.counts import BoolArray, FloatArray
 from streetvision.eval.resampling import Predictions
@@ -25,13 +25,13 @@ class CalibrationSet:
     groups: Sequence[str | None]
     """(N,) rows of one group share a fold; None stands alone."""
 
-    def only(self, rows: BoolArray) -> "CalibrationSet":
+    def subset(self, rows: BoolArray) -> "CalibrationSet":
         """The rows of a mask (N,)."""
         groups = [group for group, kept in zip(self.groups, rows.tolist(), strict=True) if kept]
         return CalibrationSet(self.logits[rows], self.labels[rows], groups)
 
 
-Fitter = Callable[[CalibrationSet], Fitted]
+Fitter = Callable[[CalibrationSet], FittedCalibrator]
 
 
 def crossfit(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int) -> FloatArray:
@@ -41,15 +41,15 @@ def crossfit(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int) -> Flo
     """
     probabilities = np.empty(len(rows.labels))
     for held_out in _held_out(rows, folds, seed):
-        probabilities[held_out] = fit(rows.only(~held_out)).probabilities(rows.logits[held_out])
+        probabilities[held_out] = fit(rows.subset(~held_out)).probabilities(rows.logits[held_out])
     return probabilities
 
 
-def crossfit_cut(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int) -> Predictions:
+def crossfit_decisions(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int) -> Predictions:
     """The same, and what the best cut of the other folds' rows decides: 0.5 where they are of one class."""
     probabilities, decisions = np.empty(len(rows.labels)), np.empty(len(rows.labels), dtype=bool)
     for held_out in _held_out(rows, folds, seed):
-        rest = rows.only(~held_out)
+        rest = rows.subset(~held_out)
         fitted = fit(rest)
         one_class = np.ptp(rest.labels) == 0
         threshold = 0.5 if one_class else threshold_for_prevalence(rest.labels, fitted.probabilities(rest.logits))

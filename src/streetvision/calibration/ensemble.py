@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from streetvision.calibration.base import Fitted
+from streetvision.calibration.base import FittedCalibrator
 from streetvision.calibration.calibrators import CALIBRATORS, Ensemble, make_calibrator
 from streetvision.calibration.config import ENSEMBLE
 from streetvision.calibration.crossfit import CalibrationSet, assign_folds, crossfit
@@ -32,11 +32,11 @@ def out_of_fold(names: Iterable[str], rows: CalibrationSet, *, folds: int, seed:
     return {name: one(name) for name in names}
 
 
-def fit_named(name: str, rows: CalibrationSet, weights: Mapping[str, float]) -> Fitted:
+def fit_named(name: str, rows: CalibrationSet, weights: Mapping[str, float]) -> FittedCalibrator:
     """A calibrator, or the ensemble of `weights`, fitted on all rows."""
     if name != ENSEMBLE:
         return make_calibrator(name).fit(rows.logits, rows.labels)
-    members: dict[str, Fitted] = {m: make_calibrator(m).fit(rows.logits, rows.labels) for m in weights}
+    members: dict[str, FittedCalibrator] = {m: make_calibrator(m).fit(rows.logits, rows.labels) for m in weights}
     return Ensemble(members, dict(weights))
 
 

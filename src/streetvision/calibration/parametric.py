@@ -112,7 +112,7 @@ class PlattCalibrator(MarginCalibrator[PlattLine]):
 
     def learn(self, margin: FloatArray, truth: BoolArray) -> PlattLine:
         """Slope and intercept with the lowest cross-entropy."""
-        slope, intercept = fit_rising_logistic(margin[:, None], smoothed_targets(truth))
+        slope, intercept = fit_nonnegative_logistic(margin[:, None], smoothed_targets(truth))
         return PlattLine(slope=slope, intercept=intercept)
 
     def apply(self, learned: PlattLine, margin: FloatArray) -> FloatArray:
@@ -128,7 +128,7 @@ class BetaCalibrator(MarginCalibrator[BetaCurve]):
 
     def learn(self, margin: FloatArray, truth: BoolArray) -> BetaCurve:
         """a, b and c with the lowest cross-entropy."""
-        a, b, c = fit_rising_logistic(_beta_features(margin), smoothed_targets(truth))
+        a, b, c = fit_nonnegative_logistic(_beta_features(margin), smoothed_targets(truth))
         return BetaCurve(a=a, b=b, c=c)
 
     def apply(self, learned: BetaCurve, margin: FloatArray) -> FloatArray:
@@ -150,7 +150,7 @@ class SplineCalibrator(MarginCalibrator[SplineCurve]):
         knots = np.unique(np.quantile(np.unique(margin), np.linspace(0, 1, SPLINE_SEGMENTS + 1)))
         features = np.column_stack([margin, _rising_splines(margin, knots)])
         penalty = np.array([0.0, *[SPLINE_PENALTY] * (features.shape[1] - 1)])
-        slope, *rises, intercept = fit_rising_logistic(features, smoothed_targets(truth), penalty)
+        slope, *rises, intercept = fit_nonnegative_logistic(features, smoothed_targets(truth), penalty)
         return SplineCurve(knots=tuple(knots.tolist()), slope=slope, rises=tuple(rises), intercept=intercept)
 
     def apply(self, learned: SplineCurve, margin: FloatArray) -> FloatArray:
@@ -165,7 +165,9 @@ def smoothed_targets(truth: BoolArray) -> FloatArray:
     return np.where(truth, (positives + 1) / (positives + 2), 1 / (truth.size - positives + 2))
 
 
-def fit_rising_logistic(features: FloatArray, targets: FloatArray, penalty: FloatArray | None = None) -> list[float]:
+def fit_nonnegative_logistic(
+    features: FloatArray, targets: FloatArray, penalty: FloatArray | None = None
+) -> list[float]:
     """Coefficients of at least 0 for features (N, K), then the intercept, with the lowest summed cross-entropy.
 
     `penalty` (K,) weighs the squares of the coefficients, in units of the features' spread. Convex; L-BFGS-B. A feature

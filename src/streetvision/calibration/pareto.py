@@ -41,13 +41,13 @@ class FrontPoint:
 
 
 def pareto_front(tried: Sequence[Tried]) -> tuple[FrontPoint, ...]:
-    """Every candidate with its objectives, those that nothing dominates marked."""
+    """Every candidate with its objectives, those that nothing dominates mark_selected."""
     points = [_point(*one) for one in tried]
     values = np.array([point.objectives for point in points])
     return tuple(replace(p, on_front=not _dominated(v, values)) for p, v in zip(points, values, strict=True))
 
 
-def preferred(points: Sequence[FrontPoint], preference: PreferenceConfig) -> FrontPoint:
+def select_preferred_point(points: Sequence[FrontPoint], preference: PreferenceConfig) -> FrontPoint:
     """The point of the front with the lowest weighted sum of objectives, each scaled to [0, 1] over the front."""
     front = [point for point in points if point.on_front]
     values = np.array([point.objectives for point in front])
@@ -57,8 +57,8 @@ def preferred(points: Sequence[FrontPoint], preference: PreferenceConfig) -> Fro
     return front[int(np.argmin(scaled @ weights))]
 
 
-def marked(points: Sequence[FrontPoint], chosen: Mapping[str, float]) -> tuple[FrontPoint, ...]:
-    """The points, the one with the chosen weights marked."""
+def mark_selected(points: Sequence[FrontPoint], chosen: Mapping[str, float]) -> tuple[FrontPoint, ...]:
+    """The points, the one with the chosen weights mark_selected."""
     return tuple(replace(point, chosen=dict(point.weights) == dict(chosen)) for point in points)
 
 

@@ -39,11 +39,11 @@ class Certificate:
     """Answered 1 from this margin on."""
     n: int
     """Independent units that the test counted: rows or groups of the class at risk, or of both for error."""
-    why: str
+    reason: str
     """A sentence on what was certified, or on what is missing."""
 
 
-class Scored(NamedTuple):
+class ScoredRows(NamedTuple):
     """Rows that the certificate is drawn from."""
 
     margin: FloatArray
@@ -54,12 +54,12 @@ class Scored(NamedTuple):
     """(N,) None stands alone."""
 
 
-def certify(rows: Scored, config: RiskConfig, *, seed: int) -> Certificate:
+def certify(rows: ScoredRows, config: RiskConfig, *, seed: int) -> Certificate:
     """The widest answers whose risk is certified; `seed` draws the row of each group."""
     return KINDS[config.kind](rows, config, seed)
 
 
-def certify_fnr(rows: Scored, config: RiskConfig, seed: int) -> Certificate:
+def certify_fnr(rows: ScoredRows, config: RiskConfig, seed: int) -> Certificate:
     """Misses among answered positives are at most alpha."""
     positives = rows.margin[one_per_group(rows.groups, rows.truth, seed)]
     others = rows.margin[~rows.truth & ~_shares_a_group(rows.groups, rows.truth)]
@@ -77,22 +77,22 @@ def certify_fnr(rows: Scored, config: RiskConfig, seed: int) -> Certificate:
     return Certificate(lo, hi, positives.size, _promise(positives.size, config))
 
 
-def certify_fpr(rows: Scored, config: RiskConfig, seed: int) -> Certificate:
+def certify_fpr(rows: ScoredRows, config: RiskConfig, seed: int) -> Certificate:
     """False alarms among answered negatives are at most alpha: `certify_fnr` in the mirror."""
-    found = certify_fnr(Scored(-rows.margin, ~rows.truth, rows.groups), config, seed)
+    found = certify_fnr(ScoredRows(-rows.margin, ~rows.truth, rows.groups), config, seed)
     if found.lo is None or found.hi is None:
         return found
-    return Certificate(_next(-found.hi), _next(-found.lo), found.n, found.why)
+    return Certificate(_next(-found.hi), _next(-found.lo), found.n, found.reason)
 
 
-def certify_error(rows: Scored, config: RiskConfig, seed: int) -> Certificate:
+def certify_error(rows: ScoredRows, config: RiskConfig, seed: int) -> Certificate:
     """Wrong answers of both kinds are at most alpha of what is answered."""
     units = one_per_group(rows.groups, np.ones(rows.truth.size, dtype=bool), seed)
     first, rest = np.split(np.random.default_rng(seed).permutation(units), [units.size // 3])
     if not first.size:
         return Certificate(None, None, rest.size, _too_few(rest.size, rest.size, config))
     middle = _fewest_errors(rows.margin[first], rows.truth[first])
-    start = 1 - 2 * least_answered(config) / rest.size
+    start = 1 - 2 * min_accepted(config) / rest.size
     begin = float(np.quantile(np.abs(rows.margin[first] - middle), start)) if start > 0 else -1.0
     distance = np.abs(rows.margin[rest] - middle)
     order = np.argsort(-distance, kind="stable")
@@ -110,7 +110,7 @@ def certify_error(rows: Scored, config: RiskConfig, seed: int) -> Certificate:
     return Certificate(lo, hi, rest.size, _promise(rest.size, config))
 
 
-KINDS: Mapping[str, Callable[[Scored, RiskConfig, int], Certificate]] = {
+KINDS: Mapping[str, Callable[[ScoredRows, RiskConfig, int], Certificate]] = {
     "fnr": certify_fnr,
     "fpr": certify_fpr,
     "error": certify_error,
@@ -127,7 +127,7 @@ def abstained(margin: FloatArray, lo: float, hi: float) -> BoolArray:
     return between
 
 
-def least_answered(config: RiskConfig) -> int:
+def min_accepted(config: RiskConfig) -> int:
     """How many answered units without an error it takes to certify anything: (1 - alpha)^m <= delta."""
     return int(np.ceil(np.log(config.delta) / np.log1p(-config.alpha)))
 
@@ -179,5 +179,5 @@ def _too_few(n: int, answered: int, config: RiskConfig) -> str:
     what = AT_RISK[config.kind]
     return (
         f"{RISK_NAMES[config.kind]} <= {config.alpha:g} cannot be certified with {n} {what}: {answered} of them are "
-        f"answered to begin with, and it takes at least {least_answered(config)} without enough errors to doubt it"
+        f"answered to begin with, and it takes at least {min_accepted(config)} without enough errors to doubt it"
     )

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from streetvision.calibration.base import Fitted, margins
+from streetvision.calibration.base import FittedCalibrator, margins
 from streetvision.calibration.config import ENSEMBLE, Phase5Config
-from streetvision.calibration.crossfit import CalibrationSet, crossfit_cut
+from streetvision.calibration.crossfit import CalibrationSet, crossfit_decisions
 from streetvision.calibration.ensemble import fit_named
-from streetvision.calibration.risk_control import Scored, abstained, certify
-from streetvision.calibration.selection import UNCALIBRATED, Choice, choose, select_retrained
+from streetvision.calibration.risk_control import ScoredRows, abstained, certify
+from streetvision.calibration.selection import UNCALIBRATED, Choice, select_calibrator, select_retrained
 from streetvision.contracts.policies import (
     CalibratorState,
     EstimateWithInterval,
@@ -32,7 +32,7 @@ BALANCED = 0.5
 
 
 @dataclass(frozen=True)
-class Scrc:
+class ScrcFit:
     """What ships, and the cross-fitted probabilities that it is judged by."""
 
     params: ScrcParams
@@ -43,7 +43,7 @@ class Scrc:
     """(N,) from the whole procedure, choice included, fitted on the other folds."""
 
 
-def fit_scrc(rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet | None = None) -> Scrc:
+def fit_scrc(rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet | None = None) -> ScrcFit:
     """Fit on all rows what ships; cross-fit the same procedure for what is said of it.
 
     `base` are the scores before the head was retrained, when `rows` come from mac_cal: there is nothing to cross-fit.
@@ -51,7 +51,7 @@ def fit_scrc(rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet
     Raises:
         DataError: one class only, fewer groups than folds, logits that are not finite.
     """
-    choice = choose(rows, config) if base is None else select_retrained(rows, base, config)
+    choice = select_calibrator(rows, config) if base is None else select_retrained(rows, base, config)
     shipped = choice.calibrator.probabilities(rows.logits)
     points = {
         "data": _operating_point(rows.labels, shipped, None),
@@ -59,8 +59,10 @@ def fit_scrc(rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet
     }
     raw = fit_named(UNCALIBRATED, rows, {})
     split = {"folds": config.folds, "seed": config.seed}
-    before = crossfit_cut(lambda _: raw, base or rows, **split)
-    after = crossfit_cut(lambda part: choose(part, config).calibrator if base is None else raw, rows, **split)
+    before = crossfit_decisions(lambda _: raw, base or rows, **split)
+    after = crossfit_decisions(
+        lambda part: select_calibrator(part, config).calibrator if base is None else raw, rows, **split
+    )
     how = Resampling(rows.groups, seed=config.seed)
     params = ScrcParams(
         method=config.method,
@@ -74,7 +76,7 @@ def fit_scrc(rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet
         after=_figures(rows.labels, after, how),
         ece_band=ece_band(after.probabilities, how),
     )
-    return Scrc(params, choice, np.asarray(before.probabilities), np.asarray(after.probabilities))
+    return ScrcFit(params, choice, np.asarray(before.probabilities), np.asarray(after.probabilities))
 
 
 def _operating_point(labels: NDArray[np.int64], probabilities: FloatArray, prevalence: float | None) -> OperatingPoint:
@@ -83,10 +85,10 @@ def _operating_point(labels: NDArray[np.int64], probabilities: FloatArray, preva
     return OperatingPoint(threshold=threshold, metrics=count_metrics(counts))
 
 
-def _control(rows: CalibrationSet, calibrator: Fitted, config: Phase5Config) -> RiskControl:
+def _control(rows: CalibrationSet, calibrator: FittedCalibrator, config: Phase5Config) -> RiskControl:
     margin, risk = margins(rows.logits), config.risk
-    found = certify(Scored(margin, rows.labels == 1, rows.groups), risk, seed=config.seed)
-    said = {"kind": risk.kind, "alpha": risk.alpha, "delta": risk.delta, "why": found.why, "n": found.n}
+    found = certify(ScoredRows(margin, rows.labels == 1, rows.groups), risk, seed=config.seed)
+    said = {"kind": risk.kind, "alpha": risk.alpha, "delta": risk.delta, "reason": found.reason, "n": found.n}
     named = [group for group in rows.groups if group is not None]
     units = "groups" if len(set(named)) < len(named) else "rows"
     if found.lo is None or found.hi is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from streetvision.calibration.base import Fitted
+from streetvision.calibration.base import FittedCalibrator
 from streetvision.calibration.config import AUTO, ENSEMBLE, MAC_CAL, MULTI_OBJECTIVE, Phase5Config
 from streetvision.calibration.crossfit import CalibrationSet
 from streetvision.calibration.ensemble import (
@@ -23,8 +23,8 @@ from streetvision.calibration.ensemble import (
     fit_named,
     out_of_fold,
 )
-from streetvision.calibration.pareto import FrontPoint, marked, pareto_front, preferred
-from streetvision.contracts.policies import CandidateFigures
+from streetvision.calibration.pareto import FrontPoint, mark_selected, pareto_front, select_preferred_point
+from streetvision.contracts.policies import CandidateMetrics
 from streetvision.eval.calibration_error import brier_parts, ece_debiased, ece_equal_mass, smooth_ece
 from streetvision.eval.counts import FloatArray, all_cuts
 from streetvision.eval.metrics import brier, ece, fnr, mcc, nll
@@ -43,11 +43,11 @@ class Choice:
     """What was chosen, and what it was chosen from."""
 
     name: str
-    calibrator: Fitted
-    """Fitted on all rows."""
+    calibrator: FittedCalibrator
+    """FittedCalibrator on all rows."""
     weights: Mapping[str, float]
     """Of the members, when an ensemble was chosen; else empty."""
-    table: tuple[CandidateFigures, ...]
+    table: tuple[CandidateMetrics, ...]
     """Every candidate, the uncalibrated scores first."""
     front: tuple[FrontPoint, ...] = ()
     """Every point that multi_objective weighed; empty for other methods."""
@@ -60,26 +60,26 @@ def select_retrained(rows: CalibrationSet, base: CalibrationSet, config: Phase5C
     """
     table = select_tiered(base, config).table
     as_is = fit_named(UNCALIBRATED, rows, {})
-    retrained = judge(MAC_CAL, rows.labels, as_is.probabilities(rows.logits))
+    retrained = evaluate_candidate(MAC_CAL, rows.labels, as_is.probabilities(rows.logits))
     return Choice(UNCALIBRATED, as_is, {}, (*table, retrained))
 
 
-def choose(rows: CalibrationSet, config: Phase5Config) -> Choice:
+def select_calibrator(rows: CalibrationSet, config: Phase5Config) -> Choice:
     """The calibrator that `config.method` leads to, fitted on all rows."""
-    return CHOOSERS.get(config.method, select_as_named)(rows, config)
+    return SELECTORS.get(config.method, select_as_named)(rows, config)
 
 
 def select_tiered(rows: CalibrationSet, config: Phase5Config) -> Choice:
     """Tier 1 always, tier 2 when tier 1 leaves ECE above its limit, tier 3 the ensemble of what was tried."""
     split = {"folds": config.folds, "seed": config.seed}
     oof = out_of_fold([UNCALIBRATED, *TIER_1], rows, **split)
-    table = [judge(name, rows.labels, p) for name, p in oof.items()]
+    table = [evaluate_candidate(name, rows.labels, p) for name, p in oof.items()]
     if _lowest(table, config).ece > config.ece_limit:
         more = out_of_fold(TIER_2, rows, **split)
         oof |= more
-        table += [judge(name, rows.labels, p) for name, p in more.items()]
-    table.append(judge(ENSEMBLE, rows.labels, blend_out_of_fold(oof, rows, **split)))
-    table = [table[0], *(guarded(candidate, table[0], config) for candidate in table[1:])]
+        table += [evaluate_candidate(name, rows.labels, p) for name, p in more.items()]
+    table.append(evaluate_candidate(ENSEMBLE, rows.labels, blend_out_of_fold(oof, rows, **split)))
+    table = [table[0], *(apply_guards(candidate, table[0], config) for candidate in table[1:])]
     name = _pick(table, config)
     weights = ensemble_weights(oof, rows.labels) if name == ENSEMBLE else {}
     return Choice(name, fit_named(name, rows, weights), weights, tuple(table))
@@ -90,7 +90,10 @@ def select_ensemble(rows: CalibrationSet, config: Phase5Config) -> Choice:
     oof = out_of_fold(TIERS, rows, folds=config.folds, seed=config.seed)
     blended = blend_out_of_fold(oof, rows, folds=config.folds, seed=config.seed)
     weights = ensemble_weights(oof, rows.labels)
-    table = (judge(UNCALIBRATED, rows.labels, oof[UNCALIBRATED]), judge(ENSEMBLE, rows.labels, blended))
+    table = (
+        evaluate_candidate(UNCALIBRATED, rows.labels, oof[UNCALIBRATED]),
+        evaluate_candidate(ENSEMBLE, rows.labels, blended),
+    )
     return Choice(ENSEMBLE, fit_named(ENSEMBLE, rows, weights), weights, table)
 
 
@@ -103,20 +106,23 @@ def select_preferred(rows: CalibrationSet, config: Phase5Config) -> Choice:
     drawn = np.random.default_rng(config.seed).dirichlet(np.full(len(oof), 0.5), size=WEIGHTS_TRIED)
     mixtures = [{name: 1.0} for name in oof] + [convex(dict(zip(oof, row, strict=True))) for row in drawn.tolist()]
     points = pareto_front([(weights, rows.labels, blend(oof, weights)) for weights in mixtures])
-    weights = dict(preferred(points, config.preference).weights)
-    table = (judge(UNCALIBRATED, rows.labels, oof[UNCALIBRATED]), judge(ENSEMBLE, rows.labels, blend(oof, weights)))
-    return Choice(ENSEMBLE, fit_named(ENSEMBLE, rows, weights), weights, table, marked(points, weights))
+    weights = dict(select_preferred_point(points, config.preference).weights)
+    table = (
+        evaluate_candidate(UNCALIBRATED, rows.labels, oof[UNCALIBRATED]),
+        evaluate_candidate(ENSEMBLE, rows.labels, blend(oof, weights)),
+    )
+    return Choice(ENSEMBLE, fit_named(ENSEMBLE, rows, weights), weights, table, mark_selected(points, weights))
 
 
 def select_as_named(rows: CalibrationSet, config: Phase5Config) -> Choice:
     """One calibrator beside the uncalibrated scores, without guards."""
     names = dict.fromkeys([UNCALIBRATED, config.method])
     oof = out_of_fold(names, rows, folds=config.folds, seed=config.seed)
-    table = tuple(judge(name, rows.labels, p) for name, p in oof.items())
+    table = tuple(evaluate_candidate(name, rows.labels, p) for name, p in oof.items())
     return Choice(config.method, fit_named(config.method, rows, {}), {}, table)
 
 
-CHOOSERS: Mapping[str, Callable[[CalibrationSet, Phase5Config], Choice]] = {
+SELECTORS: Mapping[str, Callable[[CalibrationSet, Phase5Config], Choice]] = {
     AUTO: select_tiered,
     ENSEMBLE: select_ensemble,
     MULTI_OBJECTIVE: select_preferred,
@@ -124,13 +130,13 @@ CHOOSERS: Mapping[str, Callable[[CalibrationSet, Phase5Config], Choice]] = {
 """Method -> how it comes to a calibrator; every other method is the name of one."""
 
 
-def judge(name: str, labels: NDArray[np.int64], probabilities: FloatArray) -> CandidateFigures:
+def evaluate_candidate(name: str, labels: NDArray[np.int64], probabilities: FloatArray) -> CandidateMetrics:
     """Every figure of one candidate from its out-of-fold probabilities (N,); MCC and FNR at its own best cut."""
     counts = all_cuts(labels, probabilities).counts()
     at_cuts = np.asarray(mcc(counts))
     peak = int(np.argmax(at_cuts))
     parts = brier_parts(labels, probabilities)
-    return CandidateFigures(
+    return CandidateMetrics(
         name=name,
         nll=nll(labels, probabilities),
         brier=brier(labels, probabilities),
@@ -145,7 +151,7 @@ def judge(name: str, labels: NDArray[np.int64], probabilities: FloatArray) -> Ca
     )
 
 
-def guarded(candidate: CandidateFigures, before: CandidateFigures, config: Phase5Config) -> CandidateFigures:
+def apply_guards(candidate: CandidateMetrics, before: CandidateMetrics, config: Phase5Config) -> CandidateMetrics:
     """The candidate, rejected where it costs MCC or raises the calibration error that is not chance."""
     reason = None
     if candidate.mcc < before.mcc - config.mcc_guard:
@@ -155,13 +161,13 @@ def guarded(candidate: CandidateFigures, before: CandidateFigures, config: Phase
     return candidate.model_copy(update={"rejected": reason})
 
 
-def _lowest(table: Sequence[CandidateFigures], config: Phase5Config) -> CandidateFigures:
+def _lowest(table: Sequence[CandidateMetrics], config: Phase5Config) -> CandidateMetrics:
     """The lowest NLL or ECE among those not rejected; the earlier of equals."""
     allowed = [candidate for candidate in table if candidate.rejected is None]
     return min(allowed, key=lambda candidate: candidate.nll if config.selection == "nll" else candidate.ece)
 
 
-def _pick(table: Sequence[CandidateFigures], config: Phase5Config) -> str:
+def _pick(table: Sequence[CandidateMetrics], config: Phase5Config) -> str:
     """By NLL the ensemble, where it is allowed and better than no calibration; else the lowest of the table.
 
     Every member is a corner of the ensemble, so a lower NLL of one of them is mostly noise: in simulation, taking the

@@ -1,1 +1,1 @@
-"""The nouns every floor shares: no torch, no Hydra, no disk."""
+"""Types that every layer shares. Nothing here imports torch or Hydra."""

@@ -1,45 +1,70 @@
-"""The one family of errors that a user can cause and mend."""
+"""Errors that a user can cause and fix."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import ClassVar
+
+MAX_SUGGESTIONS = 3
+MAX_LISTED = 16
+"""The hint of `unknown_name` lists all choices up to this number."""
 
 
 class StreetVisionError(Exception):
-    """A failure the person at the keyboard can act on: what is wrong, and what to do about it.
+    """A failure that the user can fix. The command line prints it without a traceback and exits with code 2."""
 
-    The command line prints `message` after `error:` and `hint` below it, and exits with code 2.
-    """
+    code: ClassVar[str] = "error"
+    """Stable identifier of the class, for programs and tests."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message if hint is None else f"{message}\n{hint}")
         self.message = message
+        """What is wrong with the given value, and what is allowed."""
         self.hint = hint
+        """One action that fixes it."""
 
 
 class ConfigError(StreetVisionError):
-    """A setting that does not exist, or whose value is not allowed."""
+    """A setting does not exist, or its value is not allowed."""
+
+    code = "config"
 
 
 class DataError(StreetVisionError):
-    """Images, labels or an index that cannot be used as they are."""
+    """Images, labels or an index cannot be used."""
+
+    code = "data"
 
 
 class ArtifactError(StreetVisionError):
-    """A file of a run or a bundle that is missing, damaged or belongs to another chain."""
+    """A file of a run or a bundle is missing, damaged, or does not match the other files."""
+
+    code = "artifact"
 
 
 class LeakageError(StreetVisionError):
-    """A phase asked for a split that it must not see, or a group stands in two splits."""
+    """A phase requested a split that it may not open, or one group is in two splits."""
+
+    code = "leakage"
 
 
 class NotFittedError(StreetVisionError):
     """A calibrator or fusion was used before it was fitted."""
 
+    code = "not_fitted"
+
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
-    """The error for a name that is not in a table: it suggests the nearest one and lists them all."""
+    """Return the error for a name that is not in a table.
+
+    Suggestions are the choices that start with `name`, then the most similar ones. The hint lists all choices when they
+    are few, else the suggestions.
+    """
     known = sorted(choices)
-    near = get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    told = "; ".join(known) if any("," in choice for choice in known) else ", ".join(known)
-    return ConfigError(f"there is no {kind} {name!r}{hint}", f"choose one of: {told}")
+    prefixed = [choice for choice in known if name and choice.startswith(name)]
+    similar = get_close_matches(name, known, n=MAX_SUGGESTIONS)
+    suggestions = list(dict.fromkeys([*prefixed, *similar]))[:MAX_SUGGESTIONS]
+    question = f"; did you mean {suggestions[0]!r}?" if suggestions else ""
+    listed = known if len(known) <= MAX_LISTED else suggestions or known[:MAX_LISTED]
+    separator = "; " if any("," in choice for choice in listed) else ", "
+    more = "" if len(listed) == len(known) else f" (of {len(known)})"
+    return ConfigError(f"there is no {kind} {name!r}{question}", f"choose one of: {separator.join(listed)}{more}")

@@ -1,4 +1,4 @@
-"""A phase, and the context that it is handed: its settings, its splits, its paths, and no more."""
+"""A phase of a run, and the context that limits what it may access."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,37 +18,41 @@ Metrics = dict[str, float | int | str | None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a phase has to say when it is done."""
+    """The result of a phase."""
 
     summary: str
-    """One line: what was done, how well, how fast."""
+    """One line for the terminal: what was done, the main metrics."""
     metrics: Metrics = field(default_factory=dict)
-    """Figures for the manifest."""
-    also_makes: tuple[Path, ...] = ()
-    """Files written besides the phase's `makes`, when the settings decide which."""
+    """Metrics for the manifest."""
+    extra_outputs: tuple[Path, ...] = ()
+    """Files written in addition to the phase's `outputs`, under some settings."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a running phase may touch."""
+    """The settings, splits and paths that a running phase may access."""
 
     phase: str
-    """Id of the phase that runs."""
+    """Id of the running phase."""
     schema: ArtifactSchema
     progress: Progress
     configs: Mapping[type[BaseModel], BaseModel]
-    """The sections that the phase declared, by type."""
+    """The configuration sections that the phase declares, by type."""
     load_partition: Callable[[], Partition]
-    """Reads splits.json; called at the first use."""
+    """Reads splits.json; called at first use, once."""
 
     def settings(self, kind: type[Settings]) -> Settings:
-        """The section of the configuration that `kind` describes; the phase must have declared it."""
-        found = self.configs.get(kind)
-        assert isinstance(found, kind), f"{self.phase} reads {kind.__name__} without declaring it"
-        return found
+        """Return the configuration section of type `kind`, which the phase must declare."""
+        section = self.configs.get(kind)
+        assert isinstance(section, kind), f"{self.phase} reads {kind.__name__} without declaring it"
+        return section
 
     def rows(self, split: Split) -> tuple[Row, ...]:
-        """The rows of `split`; raises LeakageError when this phase may not open it."""
+        """Return the rows of `split`.
+
+        Raises:
+            LeakageError: this phase may not open the split.
+        """
         check_may_open(self.phase, split)
         return self._partition.rows(split)
 
@@ -59,7 +63,7 @@ class Context:
 
     @property
     def data_root(self) -> Path:
-        """Folder that relative row paths start from."""
+        """Folder that the row paths are relative to."""
         return self._partition.index.root
 
     @property
@@ -74,23 +78,23 @@ class Context:
 
 @dataclass(frozen=True)
 class Phase:
-    """One step of a run: what it reads, what it writes, and the function that does it."""
+    """One step of a run: its inputs, its outputs and its function. Artifacts are names of ArtifactSchema paths."""
 
     id: str
     title: str
-    """The word beside the id on its line."""
+    """The word next to the id on the terminal."""
     config: tuple[type[BaseModel], ...]
-    """Sections of the configuration that it reads; only these count for its freshness."""
-    needs: tuple[str, ...]
-    """Artifacts that it reads, as names of ArtifactSchema properties."""
-    makes: tuple[str, ...]
-    """Artifacts that it writes, as names of ArtifactSchema properties."""
+    """Configuration sections that it reads; a change in one of them makes its outputs stale."""
+    inputs: tuple[str, ...]
+    """Artifacts that it reads."""
+    outputs: tuple[str, ...]
+    """Artifacts that it writes."""
     run: Callable[[Context], Outcome]
-    join: Callable[[Context], None] | None = None
-    """How the other processes of a distributed run take part, where it trains."""
-    may_make: tuple[str, ...] = ()
-    """Artifacts that it writes only under some settings, and others read."""
-    also_needs: Callable[[Context], tuple[str, ...]] | None = None
-    """Artifacts that it reads only under some settings."""
-    external: Callable[[Context], str] | None = None
-    """Digest of inputs outside the run folder: files of a data root, weights."""
+    run_worker: Callable[[Context], None] | None = None
+    """The part of ranks above 0 in a distributed run; None: the phase does not train."""
+    optional_outputs: tuple[str, ...] = ()
+    """Artifacts that it writes under some settings only, and that other phases read."""
+    optional_inputs: Callable[[Context], tuple[str, ...]] | None = None
+    """Artifacts that it reads under some settings only."""
+    external_digest: Callable[[Context], str] | None = None
+    """Digest of inputs outside the run folder: files of a data root, pretrained weights."""

@@ -1,7 +1,7 @@
-"""What thresholds.json, scrc_params.json and bundle.json hold.
+"""Models of thresholds.json, scrc_params.json and bundle.json.
 
-Every model refuses unknown fields and numbers that are not finite. A policy carries the digest of the scores that
-it was fitted on and of the model that made them, so a chain that does not close can be refused.
+Every model rejects unknown fields and non-finite numbers. A policy stores the digests of the scores that it was fitted
+on and of the model that produced them, so a mismatch between artifacts is detected.
 """
 
 from typing import Annotated, Literal
@@ -19,81 +19,82 @@ from pydantic import (
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Precision = Literal["fp32", "bf16", "int8"]
-"""In which numbers an exported graph multiplies."""
+"""Number format of an exported graph."""
 
 
 class Artifact(BaseModel):
-    """Base of everything that is written to disk and read back."""
+    """Base of all models that are written to disk and read back."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class FusionRef(Artifact):
-    """Which fusion of views made scores."""
+    """Identifies the fusion of views that produced scores."""
 
     description_sha256: Digest
-    """Digest of the file that says how images are cut and views are fused."""
+    """Digest of the file that describes the views and the fusion."""
     weights_sha256: Digest | None = None
-    """Digest of the trained fusion's checkpoint; None where nothing was trained."""
+    """Digest of the trained fusion's checkpoint; None for an untrained fusion."""
 
 
 class ScoresRef(Artifact):
-    """Which scores a policy belongs to."""
+    """Identifies the scores that a policy was fitted on."""
 
     sha256: Digest
-    """Digest of the scores: logits, labels and rows."""
+    """Digest of the scores: model, fusion, rows, logits and labels."""
     model_sha256: Digest
-    """Digest of the checkpoint that made them."""
+    """Digest of the checkpoint that produced them."""
     fusion: FusionRef | None = None
-    """How many views of each image were fused; None: each image is one view."""
+    """The fusion of views; None: each image is one view."""
     split: str
-    """The split that was scored."""
+    """The scored split."""
     n: int = Field(gt=0)
-    """Rows."""
+    """Number of rows."""
     positives: int = Field(ge=0)
-    """Rows of class 1."""
+    """Number of rows of class 1."""
 
 
 class ThresholdInterval(Artifact):
-    """How far the threshold moves when it is chosen anew on resamples of the same rows."""
+    """Bootstrap interval of a threshold that is selected again on each resample."""
 
     low: Probability
     high: Probability
     level: float = Field(gt=0, lt=1)
-    """Share of the resamples whose threshold lies between low and high."""
+    """Share of the resamples whose threshold is between low and high."""
     n_resamples: int = Field(ge=2)
     units: int = Field(gt=0)
-    """Independent units that were drawn: groups, or rows where there are no groups."""
+    """Number of independent units that are resampled: groups, or rows without groups."""
 
 
 class OperatingPoint(Artifact):
-    """A threshold for another purpose than the highest MCC at the data's own prevalence."""
+    """A threshold and its metrics."""
 
     threshold: Probability
     metrics: dict[str, float]
-    """Figures of the counts at the threshold, on the scores it was fitted on."""
+    """Metrics at the threshold, on the scores that it was fitted on."""
 
 
 class ThresholdPolicy(Artifact):
-    """thresholds.json: cut the softmax probability of class 1 here."""
+    """thresholds.json: a threshold on the softmax probability of class 1."""
 
     policy_type: Literal["threshold"] = "threshold"
     schema_version: Literal[2] = 2
     threshold: Probability
-    """An image is class 1 when its probability is at least this."""
+    """An image is class 1 when its probability is at least this value."""
     interval: ThresholdInterval
     metrics: dict[str, float | int | None]
-    """Figures at the threshold, on the scores it was fitted on. None where the scores leave a figure undefined."""
+    """Metrics at the threshold, on the scores that it was fitted on. None: undefined for these scores."""
     operating_points: dict[str, OperatingPoint | None]
-    """balanced: highest MCC as if half the images were positive; recall: the fewest false alarms at the wanted recall;
-    fpr: the fewest misses at the wanted false alarm rate, None where no threshold keeps it."""
+    """balanced: highest MCC at prevalence 1/2. recall: lowest FPR at the target recall.
+
+    fpr: lowest FNR at the target FPR; None if no threshold reaches the target."""
     scores: ScoresRef
 
     @property
     def balanced_threshold(self) -> float:
-        """The threshold with the highest MCC as if half the images were positive."""
+        """The threshold with the highest MCC at prevalence 1/2."""
         point = self.operating_points["balanced"]
-        assert point is not None, "only the operating point fpr may be missing"
+        assert point is not None, "only the operating point fpr may be None"
         return point.threshold
 
 
@@ -103,35 +104,35 @@ class CalibratorState(Artifact):
     name: str
     """Its name in CALIBRATORS."""
     state: dict[str, JsonValue]
-    """What its `state()` returned."""
+    """The value of its `state()`."""
 
 
-class CandidateFigures(Artifact):
-    """One way to calibrate, judged by cross-fitted probabilities of VAL_CALIB."""
+class CandidateMetrics(Artifact):
+    """Metrics of one calibrator on its cross-fitted probabilities of VAL_CALIB."""
 
     name: str
-    """In CALIBRATORS, or ensemble."""
+    """A name in CALIBRATORS, `ensemble` or `mac_cal`."""
     nll: float
     brier: float
     brier_miscalibration: float
-    """Part of the Brier score that isotonic recalibration of these rows would gain."""
+    """Part of the Brier score that isotonic recalibration of these rows removes."""
     brier_discrimination: float
-    """Part of the Brier score that the scores gain over the base rate."""
+    """Improvement of the Brier score over the base rate, after isotonic recalibration."""
     ece: float
-    """Over 15 bins of equal width: the primary one."""
+    """Over 15 bins of equal width; the primary calibration error."""
     ece_equal_mass: float
     ece_debiased: float
     smooth_ece: float
     mcc: float
-    """At the cut that is best for these probabilities."""
+    """At the MCC-optimal threshold of these probabilities."""
     fnr: float
-    """Miss rate at that cut."""
+    """At the same threshold."""
     rejected: str | None = None
-    """Why it may not be chosen."""
+    """Why it may not be selected; None: it may."""
 
 
 class EstimateWithInterval(Artifact):
-    """A figure and its confidence interval; None where the scores leave it undefined."""
+    """A metric and its confidence interval; None: undefined for these scores."""
 
     estimate: float | None
     low: float | None
@@ -139,82 +140,79 @@ class EstimateWithInterval(Artifact):
 
 
 class RiskControl(Artifact):
-    """Between which scores a person decides, so that the risk of an answer is kept."""
+    """The margins between which the policy abstains, so that the risk of its predictions is controlled."""
 
     kind: Literal["fnr", "fpr", "error"]
-    """Misses among answered positives, false alarms among answered negatives, or errors among all that is answered."""
+    """Among accepted images (no abstention): fnr of the positives, fpr of the negatives, or error of all."""
     alpha: Probability
-    """The risk that is allowed."""
+    """Maximum risk."""
     delta: Probability
-    """Chance over calibration sets that the risk is above alpha all the same."""
+    """Maximum probability, over calibration sets, that the risk exceeds alpha."""
     certified: bool
-    """False: nothing is promised, and nothing is handed over."""
-    why: str
-    """A sentence on what was certified, or on what is missing."""
+    """False: there is no guarantee and no abstention."""
+    reason: str
+    """The certified statement, or why nothing could be certified."""
     n: int = Field(ge=0)
-    """Independent units that the test counted."""
+    """Number of independent units in the test."""
     units: Literal["rows", "groups"]
-    """What counts as one unit: a row, or one row of each group."""
+    """The independent units: rows, or groups with one row drawn from each."""
     lo: float | None = None
-    """Answered 0 below this margin: logit of class 1 less logit of class 0, before calibration."""
+    """Class 0 is predicted below this margin (logit of class 1 minus logit of class 0, before calibration)."""
     hi: float | None = None
-    """Answered 1 from this margin on."""
+    """Class 1 is predicted at and above this margin."""
     lo_probability: Probability | None = None
-    """The calibrated probability at `lo`, for people."""
+    """Calibrated probability at `lo`, for display."""
     hi_probability: Probability | None = None
-    """The calibrated probability at `hi`, for people."""
+    """Calibrated probability at `hi`, for display."""
     abstained: Probability = 0.0
-    """Share of VAL_CALIB between the two."""
+    """Share of VAL_CALIB between `lo` and `hi`."""
 
     @model_validator(mode="after")
-    def _is_whole(self) -> "RiskControl":
-        ends = (self.lo, self.hi)
-        if self.certified != (None not in ends) or (None in ends and ends != (None, None)):
-            raise ValueError("lo and hi are given when, and only when, the risk is certified")
+    def _check_bounds(self) -> "RiskControl":
+        bounds_given = [bound is not None for bound in (self.lo, self.hi)]
+        if bounds_given != [self.certified] * 2:
+            raise ValueError("lo and hi must be set if, and only if, the risk is certified")
         if self.lo is not None and self.hi is not None and self.lo > self.hi:
-            raise ValueError(f"lo is {self.lo}, above hi {self.hi}")
+            raise ValueError(f"lo {self.lo} is above hi {self.hi}")
         return self
 
 
 class ScrcParams(Artifact):
-    """The calibrator, the operating points on its probabilities and the control of risk."""
+    """The calibrator, the operating points on its probabilities, and the risk control."""
 
     method: str
-    """phase5.method, which led to the calibrator."""
+    """phase5.method."""
     calibrator: CalibratorState
     ensemble_weights: dict[str, Probability]
-    """Of its members when the calibrator is an ensemble; else empty."""
+    """Weights of the members of an ensemble; empty for other calibrators."""
     threshold: Probability
-    """Operating point of the classifier that always answers, at the data's own prevalence."""
+    """MCC-optimal threshold of the classifier without abstention, at the prevalence of the data."""
     operating_points: dict[str, OperatingPoint]
-    """data: `threshold` again; balanced: the highest MCC as if half the images were positive."""
+    """data: equal to `threshold`. balanced: highest MCC at prevalence 1/2."""
     risk_control: RiskControl
-    candidates: tuple[CandidateFigures, ...]
-    """What the calibrator was chosen from, the uncalibrated scores first."""
+    candidates: tuple[CandidateMetrics, ...]
+    """All candidates of the selection, the uncalibrated scores first."""
     before: dict[str, EstimateWithInterval]
-    """Figures of the uncalibrated scores."""
+    """Metrics of the uncalibrated scores."""
     after: dict[str, EstimateWithInterval]
-    """Figures of the whole procedure, choice of calibrator and threshold included, cross-fitted."""
+    """Cross-fitted metrics of the whole procedure, including the selection of calibrator and threshold."""
     ece_band: tuple[float, float]
-    """The ECE that the cross-fitted probabilities would show if they were exactly right: the central 95 %."""
+    """Central 95 % interval of the ECE that perfectly calibrated probabilities of this size would have."""
 
 
 class ScrcPolicy(Artifact):
-    """scrc_params.json: calibrate first, then cut, and hand over where the risk would not be kept."""
+    """scrc_params.json: calibration, a threshold, and abstention where the risk would exceed its limit."""
 
     policy_type: Literal["scrc"] = "scrc"
     schema_version: Literal[2] = 2
     scrc_params: ScrcParams
     metrics: dict[str, float | int | None]
-    """Cross-fitted figures before and after calibration, and the MCC of `threshold` on the rows that it was found on.
-
-    None where the scores leave a figure undefined.
-    """
+    """Cross-fitted metrics before and after calibration, and the in-sample MCC of `threshold`. None: undefined."""
     scores: ScoresRef
 
     @property
     def balanced_threshold(self) -> float:
-        """The threshold with the highest MCC as if half the images were positive."""
+        """The threshold with the highest MCC at prevalence 1/2."""
         return self.scrc_params.operating_points["balanced"].threshold
 
 
@@ -229,14 +227,14 @@ class FileDigest(Artifact):
 
 
 class RuntimeParity(Artifact):
-    """How far the answers of an exported graph are from those of the model that was calibrated."""
+    """Differences between an exported graph and the calibrated PyTorch model on the same images."""
 
     split: Literal["val_select"] = "val_select"
-    """The images that both were asked about."""
+    """The compared images."""
     n: int = Field(gt=0)
-    """Images."""
+    """Number of images."""
     positives: int = Field(ge=0)
-    """Images of class 1."""
+    """Number of images of class 1."""
     max_logit_difference: float = Field(ge=0)
     max_probability_difference: Probability
     """Of the calibrated probability of class 1."""
@@ -245,31 +243,31 @@ class RuntimeParity(Artifact):
     certified_flips: int = Field(ge=0)
     """Images whose certified answer differs; none where nothing is certified."""
     pytorch_mcc: float = Field(ge=-1, le=1)
-    """Of the shipped policy on the logits of the model that was calibrated."""
+    """MCC of the exported policy on the logits of the PyTorch model."""
     mcc: float = Field(ge=-1, le=1)
-    """Of the same policy on the logits of the graph."""
+    """MCC of the same policy on the logits of the graph."""
     cpu: str
-    """Widest instructions of the processor that it was measured on; bf16 and int8 may round otherwise on another."""
+    """Widest vector instructions of the CPU used; bf16 and int8 may round differently on other CPUs."""
 
 
 class RuntimeRef(Artifact):
-    """The exported graph that takes the place of the backbone."""
+    """The exported graph that replaces the PyTorch backbone."""
 
     name: Literal["onnx", "openvino"]
-    """In RUNTIMES."""
+    """A name in RUNTIMES."""
     precision: Precision
     files: tuple[str, ...] = Field(min_length=1)
-    """File names of the graph, the one that is opened first."""
+    """File names of the graph; the first one is opened, the others are loaded by it."""
     calibration_images: int = Field(ge=0)
-    """Images of TRAIN that the ranges of int8 were taken from; 0 where none were."""
+    """Number of TRAIN images used to calibrate the int8 ranges; 0 for other precisions."""
     parity: RuntimeParity
 
 
 class BundleManifest(Artifact):
-    """bundle.json: the one policy that ships and a seal for every file beside it."""
+    """bundle.json: the exported policy, and the digest of every other file of the bundle."""
 
     schema_version: Literal[2, 3] = 2
-    """3 where there is a runtime, which version 2 does not know; all other bundles are of version 2."""
+    """3 for a bundle with a runtime, else 2."""
     policy_type: Literal["threshold", "scrc"]
     policy: Policy
     class_names: tuple[str, str]
@@ -279,53 +277,54 @@ class BundleManifest(Artifact):
     model_description: str
     """File name of the classifier's architecture and preprocessing."""
     fusion_description: str | None = None
-    """File name of how images are cut and views are fused; None: each image is one view."""
+    """File name of the description of views and fusion; None: each image is one view."""
     fusion_weights: str | None = None
-    """File name of the trained fusion's state dict; None where nothing was trained."""
+    """File name of the trained fusion's state dict; None for an untrained fusion."""
     runtime: RuntimeRef | None = None
-    """What runs the backbone in place of PyTorch; None: PyTorch does."""
+    """The exported graph of the backbone; None: PyTorch."""
     files: dict[str, FileDigest]
-    """Every file of the bundle but this one, by name inside the folder."""
+    """Every file of the bundle except bundle.json, by file name."""
     data_fingerprint: Digest
-    """Fingerprint of the data set whose splits made this bundle."""
-    made_with: dict[str, str]
-    """Versions of what made it."""
+    """Fingerprint of the data set that the bundle was trained on."""
+    versions: dict[str, str]
+    """Versions of Python and of the packages that produced the bundle."""
     digest: Digest
-    """sha256 of everything else in this file, as canonical JSON."""
+    """sha256 of the other fields as canonical JSON."""
 
     @model_validator(mode="after")
-    def _closes(self) -> "BundleManifest":
+    def _check_consistency(self) -> "BundleManifest":
         if self.policy.policy_type != self.policy_type:
             raise ValueError(f"policy_type is {self.policy_type!r} but the policy is {self.policy.policy_type!r}")
         for field in ("model_checkpoint", "model_description", "fusion_description", "fusion_weights"):
             if getattr(self, field) not in (*self.files, None):
                 raise ValueError(f"{field} names {getattr(self, field)!r}, which is not in files")
-        sealed = self.files[self.model_checkpoint].sha256
-        if sealed != self.policy.scores.model_sha256:
-            raise ValueError(f"the policy belongs to model {self.policy.scores.model_sha256[:12]}, not {sealed[:12]}")
+        model_sha256 = self.files[self.model_checkpoint].sha256
+        if model_sha256 != self.policy.scores.model_sha256:
+            fitted_on = self.policy.scores.model_sha256
+            raise ValueError(
+                f"the policy belongs to model {fitted_on[:12]}, but model_checkpoint is {model_sha256[:12]}"
+            )
         if self.policy.scores.fusion != self._fusion():
-            raise ValueError("the policy belongs to scores that were fused in another way than the bundle's")
-        self._check_runtime()
+            raise ValueError("the policy was fitted on scores of another fusion than the bundle's")
+        if (self.schema_version == 3) != (self.runtime is not None):
+            raise ValueError("schema_version must be 3 if, and only if, there is a runtime")
+        for name in () if self.runtime is None else self.runtime.files:
+            if name not in self.files:
+                raise ValueError(f"runtime names {name!r}, which is not in files")
         return self
 
-    def _check_runtime(self) -> None:
-        if (self.schema_version == 3) != (self.runtime is not None):
-            raise ValueError("schema_version is 3 when, and only when, there is a runtime")
-        named = () if self.runtime is None else self.runtime.files
-        if missing := [name for name in named if name not in self.files]:
-            raise ValueError(f"runtime names {missing[0]!r}, which is not in files")
-
     @model_serializer(mode="wrap")
-    def _as_its_version_has_it(self, write: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
-        written: dict[str, JsonValue] = write(self)
+    def _omit_empty_runtime(self, serialize: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        # Version 2 has no field `runtime`, and its readers reject unknown fields.
+        content: dict[str, JsonValue] = serialize(self)
         if self.runtime is None:
-            written.pop("runtime", None)
-        return written
+            content.pop("runtime", None)
+        return content
 
     def _fusion(self) -> FusionRef | None:
         if self.fusion_description is None:
             if self.fusion_weights is not None:
-                raise ValueError("fusion_weights are named without fusion_description")
+                raise ValueError("fusion_weights requires fusion_description")
             return None
         weights = None if self.fusion_weights is None else self.files[self.fusion_weights].sha256
         return FusionRef(description_sha256=self.files[self.fusion_description].sha256, weights_sha256=weights)

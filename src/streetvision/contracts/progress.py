@@ -1,4 +1,4 @@
-"""How a long computation tells whoever watches where it is, without knowing the terminal."""
+"""Progress reporting, independent of the terminal."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
@@ -7,37 +7,37 @@ Item = TypeVar("Item")
 
 
 class Progress(Protocol):
-    """Shows the advance of a loop and prints the few warnings that name an action."""
+    """Shows the progress of loops and prints messages."""
 
     def track(
         self, items: Iterable[Item], *, total: int, label: str, note: Callable[[], str] | None = None
     ) -> Iterator[Item]:
-        """Yield `items`, showing how many of `total` are done, and beside it what `note` says then."""
+        """Yield `items` and show how many of `total` are done, followed by the current text of `note`."""
         ...
 
     def line(self, label: str, text: str, *, seconds: float | None = None) -> None:
-        """Print one fact: a label, what was done, and how long it took."""
+        """Print a label, a text and a duration on one line."""
         ...
 
     def text(self, text: str = "") -> None:
-        """Print a line as it is."""
+        """Print one line unchanged."""
         ...
 
     def warn(self, message: str) -> None:
-        """Print one line that names what to do."""
+        """Print a warning that names an action."""
         ...
 
-    def chosen(self, setting: str, reason: str) -> None:
-        """Print a choice that was left open: KEY=VALUE, and why it is that."""
+    def auto_setting(self, setting: str, reason: str) -> None:
+        """Print the value that an `auto` setting resolved to (KEY=VALUE) and the reason."""
         ...
 
     def epoch(self, row: Mapping[str, float | int]) -> None:
-        """Take the figures of an epoch of phase 1; may raise to end the training."""
+        """Receive the metrics of an epoch of phase 1; may raise to end the training."""
         ...
 
 
 class Silent:
-    """A Progress that shows nothing."""
+    """A Progress without output."""
 
     def track(
         self,
@@ -47,7 +47,7 @@ class Silent:
         label: str,  # noqa: ARG002
         note: Callable[[], str] | None = None,  # noqa: ARG002
     ) -> Iterator[Item]:
-        """Yield `items` as they are."""
+        """Yield `items`."""
         yield from items
 
     def line(self, label: str, text: str, *, seconds: float | None = None) -> None:
@@ -57,10 +57,10 @@ class Silent:
         """Print nothing."""
 
     def warn(self, message: str) -> None:
-        """Drop the message."""
+        """Print nothing."""
 
-    def chosen(self, setting: str, reason: str) -> None:
-        """Drop the choice."""
+    def auto_setting(self, setting: str, reason: str) -> None:
+        """Print nothing."""
 
     def epoch(self, row: Mapping[str, float | int]) -> None:
-        """Drop the row."""
+        """Ignore the metrics."""

@@ -1,4 +1,4 @@
-"""The four roles that rows of data play, and which phase may open which."""
+"""The four data splits, and which phase may open which of them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,16 +11,16 @@ from streetvision.contracts.errors import LeakageError
 
 
 class Split(StrEnum):
-    """The role of a row. Nothing is fitted where it is judged, so every role has one use."""
+    """The split of a row. Each split has one purpose, so nothing is evaluated on data that it was fitted on."""
 
     TRAIN = "train"
-    """Gradients."""
+    """Training."""
     VAL_SELECT = "val_select"
-    """The choice between checkpoints and between models."""
+    """Selection of checkpoints and models."""
     VAL_CALIB = "val_calib"
     """Thresholds, calibrators and risk control."""
     VAL_TEST = "val_test"
-    """The final figures, through the bundle."""
+    """Final evaluation, through the bundle only."""
 
 
 MAY_OPEN: Mapping[str, frozenset[Split]] = MappingProxyType(
@@ -39,8 +39,7 @@ MAY_OPEN: Mapping[str, frozenset[Split]] = MappingProxyType(
         "reward": frozenset({Split.VAL_CALIB, Split.VAL_TEST}),
     }
 )
-"""Phase id, or what else asks a run for images -> the splits whose rows or scores it may read. The Context
-enforces it at run time."""
+"""Phase id or export_runtime -> the splits whose rows or scores it may read. `Context` enforces it."""
 
 
 def check_may_open(phase: str, split: Split) -> None:
@@ -49,21 +48,21 @@ def check_may_open(phase: str, split: Split) -> None:
     if split not in allowed:
         names = ", ".join(sorted(allowed)) or "no split"
         raise LeakageError(
-            f"{phase} asked for {split.value}, and it may open {names} only",
-            "what each phase may open is set in contracts/split_contracts.py",
+            f"{phase} requested {split.value}, but it may open {names} only",
+            "request a split that MAY_OPEN in contracts/split_contracts.py lists for the phase",
         )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image and what is known of it."""
+    """One image and its metadata."""
 
     path: str
-    """Posix path relative to the data root; absolute where the index said so."""
+    """Posix path relative to the data root, or absolute if the index gives an absolute path."""
     label: int
-    """0 or 1: the position of its class in `class_names`; -1 where nobody gave one, which only phase4a_explora sees."""
+    """0 or 1, an index of `class_names`; -1 for unlabeled images, which only phase4a_explora reads."""
     sha256: str
-    """Digest of the file's bytes."""
+    """Hex digest of the file's bytes."""
     width: int
     """Pixels, after EXIF orientation."""
     height: int
@@ -71,11 +70,11 @@ class Row:
     brightness: float
     """Mean luminance, from 0 (black) to 1 (white)."""
     group: str | None = None
-    """Rows of one group (a track, a place, a ride) never stand in two splits."""
+    """Group id (a track, a place, a ride). Rows of one group share a split."""
     source: str | None = None
-    """Where the row came from; evaluation slices by it."""
+    """Origin of the row; evaluation slices by it."""
     columns: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """Whatever else the index says of the row, by column: weather, camera, ...; evaluation slices by each."""
+    """Other columns of the index, such as weather or camera; evaluation slices by each."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +82,14 @@ class Index:
     """The usable images of a data set."""
 
     root: Path
-    """Folder that relative row paths start from."""
+    """Folder that the row paths are relative to."""
     class_names: tuple[str, str]
     """Names of class 0 and class 1."""
     rows: tuple[Row, ...]
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over every row's content, label, group and source; it moves with the data, not with the folder."""
+        """Hex sha256 over the path, label, content, group and source of all rows; independent of row order and root."""
         lines = sorted(repr((r.path, r.label, r.sha256, r.group, r.source)) for r in self.rows)
         head = repr(self.class_names)
         return hashlib.sha256("\n".join([head, *lines]).encode()).hexdigest()
@@ -98,31 +97,31 @@ class Index:
 
 @dataclass(frozen=True)
 class NearDuplicateClusters:
-    """Which rows show nearly the same picture, and how they were looked for."""
+    """Clusters of nearly identical images, and the search parameters."""
 
     radius: int
-    """Bits of 64 by which their perceptual hashes differ at most."""
+    """Maximum Hamming distance of two 64-bit perceptual hashes."""
     correlation: float
-    """Least correlation of their thumbnails."""
+    """Minimum correlation of two thumbnails."""
     pairs: int
-    """Pairs that were found."""
+    """Number of near-duplicate pairs."""
     clusters: tuple[tuple[str, ...], ...]
-    """Paths of the rows that chains of such pairs join; the rows of one never stand in two splits."""
+    """Row paths of each connected component of the pairs. Rows of one cluster share a split."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """An index with a role for every row: what splits.json holds."""
+    """An index with a split for every row: the content of splits.json."""
 
     index: Index
     roles: tuple[Split, ...]
-    """One a row, in the order of `index.rows`."""
+    """Split of each row, in the order of `index.rows`."""
     fractions: Mapping[Split, float]
-    """What was asked for; sums to 1."""
+    """Requested share of each split; sums to 1."""
     seed: int
-    near_duplicates_found: NearDuplicateClusters | None = None
-    """None where near-duplicates were not looked for."""
+    near_duplicates: NearDuplicateClusters | None = None
+    """None if near-duplicates were not searched."""
 
     def rows(self, split: Split) -> tuple[Row, ...]:
-        """The rows of one split, in index order."""
+        """Return the rows of one split, in index order."""
         return tuple(row for row, role in zip(self.index.rows, self.roles, strict=True) if role is split)

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError, unknown_name
-from streetvision.io.yaml_files import read_declared
+from streetvision.io.yaml_files import read_yaml_model
 
 Quantity = Literal["mcc", "ece", "reward", "cost"]
 """MCC and ECE on VAL_TEST, the subnet reward there, and the time from the images to the bundle."""
@@ -94,7 +94,7 @@ def read_table(name: str) -> AblationTable:
     path = Path(name) if name.endswith((".yaml", ".yml")) else known.get(name)
     if path is None:
         raise unknown_name("ablation table", name, [*known, "or a file NAME.yaml"])
-    return read_declared(path, AblationTable, hint="docs/results/ablations.md shows the format of a table")
+    return read_yaml_model(path, AblationTable, hint="docs/results/ablations.md shows the format of a table")
 
 
 def packaged_tables() -> dict[str, Path]:

@@ -13,7 +13,7 @@ from streetvision.eval.metrics import all_metrics
 from streetvision.eval.over_splits import corrected_t_interval
 from streetvision.eval.resampling import Predictions, Resampling
 from streetvision.experiments.ablation_table import Pair, Quantity
-from streetvision.io.predictions import Answers
+from streetvision.io.predictions import PolicyPredictions
 from streetvision.subnet.reward import Challenges, final_score
 
 STREAMS, STEPS = 200, 400
@@ -25,7 +25,7 @@ QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 class ArmResult:
     """What one arm predicted on VAL_TEST of one split."""
 
-    predictions: Answers
+    predictions: PolicyPredictions
     images_outside_val_test: int
     cost: float | None
     """Seconds from the images to the bundle; None when the run was interrupted."""

@@ -17,7 +17,7 @@ from streetvision.io.atomic import sha256_json, write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest
 from streetvision.io.process_pool import failure_reason, run_in_processes, write_output_to
-from streetvision.io.yaml_files import read_declared
+from streetvision.io.yaml_files import read_yaml_model
 from streetvision.models.device import default_jobs
 from streetvision.pipeline.config import compose_config, settings_sha256
 from streetvision.pipeline.console import Console
@@ -140,7 +140,7 @@ def launch_search(search: Path, run: RunConfig, *, console: Console) -> Path:
 
 def read_search(path: Path) -> SearchConfig:
     """The search that a YAML file declares; raises ConfigError when it is invalid."""
-    return read_declared(path, SearchConfig, hint="docs/how-to/train.md shows such a file")
+    return read_yaml_model(path, SearchConfig, hint="docs/how-to/train.md shows such a file")
 
 
 def _check_space(config: SearchConfig, common: Mapping[str, object]) -> None:

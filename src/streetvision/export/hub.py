@@ -103,7 +103,7 @@ def model_card(bundle: Bundle, card: Card, report: ShownEvaluation | None) -> st
         "## Evaluation",
         _evaluation(report),
         "## Made with",
-        "\n".join(f"- {name} {version}" for name, version in sorted(bundle.manifest.made_with.items())),
+        "\n".join(f"- {name} {version}" for name, version in sorted(bundle.manifest.versions.items())),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -16,7 +16,7 @@ COLUMNS = ("policy", "inference", "shipped", "path", "label", "group", "probabil
 
 
 @dataclass(frozen=True)
-class Answers:
+class PolicyPredictions:
     """One policy on every row of a test set, N rows."""
 
     policy: str
@@ -35,7 +35,7 @@ class Answers:
     """(N,)"""
 
 
-def write_predictions(path: Path, answers: Iterable[Answers]) -> None:
+def write_predictions(path: Path, answers: Iterable[PolicyPredictions]) -> None:
     """Write one line for each policy and image; probabilities in full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -55,7 +55,7 @@ def write_predictions(path: Path, answers: Iterable[Answers]) -> None:
     write_text_atomic(path, text.getvalue())
 
 
-def read_predictions(path: Path) -> list[Answers]:
+def read_predictions(path: Path) -> list[PolicyPredictions]:
     """The answers by policy, in the order of the file; raises ArtifactError when it is missing or of another shape."""
     lines = csv.DictReader(io.StringIO(read_bytes(path).decode(errors="replace"), newline=""))
     if tuple(lines.fieldnames or ()) != COLUMNS:
@@ -68,7 +68,7 @@ def read_predictions(path: Path) -> list[Answers]:
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{str(path)!r}, line {lines.line_num}: {error}", "run the evaluation again") from error
     return [
-        Answers(
+        PolicyPredictions(
             *key,
             of.paths,
             np.array(of.labels, dtype=np.int64),

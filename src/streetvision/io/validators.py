@@ -70,7 +70,7 @@ class BundleValidator:
             known = " and ".join(map(str, BUNDLE_VERSIONS))
             raise ArtifactError(
                 f"{str(path)!r} has schema_version {version}, and this streetvision reads {known}",
-                "export the bundle again with this version, or read it with the version in its made_with",
+                "export the bundle again with this version, or read it with the version in its versions",
             )
 
     def _check_own_seal(self, path: Path, manifest: BundleManifest) -> None:

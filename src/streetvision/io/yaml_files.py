@@ -48,7 +48,7 @@ def read_yaml(path: Path) -> object:
         raise ConfigError(f"{str(path)!r} is not YAML: {reason}") from error
 
 
-def read_declared(path: Path, kind: type[Model], *, hint: str) -> Model:
+def read_yaml_model(path: Path, kind: type[Model], *, hint: str) -> Model:
     """What the file holds as a `kind`; raises ConfigError that names the first wrong field."""
     content = read_yaml(path)
     try:

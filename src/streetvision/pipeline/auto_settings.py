@@ -16,7 +16,7 @@ FEW = 300
 def log_auto_settings(context: Context, config: LearningConfig, *, section: str) -> None:
     """Print every choice that `config`, which the settings call `section`, and the loader leave open."""
     for setting, reason in [*_of_the_loader(context), *_of_the_training(context, config, section)]:
-        context.progress.chosen(setting, reason)
+        context.progress.auto_setting(setting, reason)
 
 
 def _of_the_loader(context: Context) -> Iterator[tuple[str, str]]:

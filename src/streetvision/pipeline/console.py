@@ -40,7 +40,7 @@ class Console:
         """One line that names what to do."""
         self._rich.print(f"[yellow]{'warning':<{LABEL_WIDTH}}[/yellow]{escape(message)}")
 
-    def chosen(self, setting: str, reason: str) -> None:
+    def auto_setting(self, setting: str, reason: str) -> None:
         """A choice that was left open, under the key that changes it; said once, however many phases ask."""
         if setting not in self._chosen:
             self.line("chosen", f"{setting}: {reason}")

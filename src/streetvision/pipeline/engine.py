@@ -40,8 +40,8 @@ def ordered(requested: Iterable[str], phases: Mapping[str, Phase]) -> list[Phase
     waiting = [phase for name, phase in phases.items() if name in wanted]
     done: list[Phase] = []
     while waiting:
-        ahead = {artifact for phase in waiting for artifact in phase.makes}
-        ready = next(phase for phase in waiting if not ahead & set(phase.needs))
+        ahead = {artifact for phase in waiting for artifact in phase.outputs}
+        ready = next(phase for phase in waiting if not ahead & set(phase.inputs))
         waiting.remove(ready)
         done.append(ready)
     return done
@@ -81,9 +81,9 @@ class Engine:
 
     def _run_one(self, phase: Phase) -> None:
         context = self.context(phase)
-        needs = phase.needs + (phase.also_needs(context) if phase.also_needs else ())
+        needs = phase.inputs + (phase.optional_inputs(context) if phase.optional_inputs else ())
         inputs = dict(self._checked_input(phase, name) for name in needs)
-        external = phase.external(context) if phase.external else None
+        external = phase.external_digest(context) if phase.external_digest else None
         path = self.schema.manifest(phase.id)
         if (fresh := self._fresh(phase, inputs, external)) is not None:
             self.console.line(phase.id, f"{fresh.summary}  (unchanged)")
@@ -97,7 +97,7 @@ class Engine:
             root=self.schema.output_dir,
             config={kind.__name__: self.configs[kind].model_dump(mode="json") for kind in phase.config},
             config_sha256=self._settings_sha256(phase),
-            files=(inputs, [*map(self.schema.path, phase.makes), *outcome.also_makes]),
+            files=(inputs, [*map(self.schema.path, phase.outputs), *outcome.extra_outputs]),
             outcome=(outcome.summary, outcome.metrics),
             external_sha256=external,
             duration_seconds=seconds,
@@ -125,7 +125,7 @@ class Engine:
         """The relative path and the seal of a needed artifact, which its maker's manifest vouches for."""
         path = self.schema.path(name)
         short = relative(path, self.schema.output_dir)
-        maker = next(other for other in self.phases.values() if name in other.makes + other.may_make)
+        maker = next(other for other in self.phases.values() if name in other.outputs + other.optional_outputs)
         again = f"pipeline.phases=[{maker.id},{phase.id}]"
         if not self.schema.manifest(maker.id).exists():
             raise ArtifactError(
@@ -155,6 +155,6 @@ class Engine:
             and all(path.is_file() for path in outputs)
             and manifest.inputs == inputs
             and manifest.outputs == {relative(path, root): file_digest(path) for path in outputs}
-            and set(manifest.outputs) >= {relative(self.schema.path(name), root) for name in phase.makes}
+            and set(manifest.outputs) >= {relative(self.schema.path(name), root) for name in phase.outputs}
         )
         return manifest if same else None

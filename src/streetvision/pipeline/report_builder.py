@@ -200,7 +200,7 @@ def _selective(promise: RiskGuarantee, case: EvaluationInput, config: Evaluation
             found = _one_less(found)
     return Selective(
         risk=kind,
-        promise=promise.control.why,
+        promise=promise.control.reason,
         certified=promise.control.certified,
         answered=answered.size,
         counts=_cells(confusion_counts(labels, decisions)),

@@ -55,8 +55,8 @@ def _train_beside(console: Console) -> ArtifactSchema:
 
     def take_part(announced: str) -> None:
         phase = PHASES[announced]
-        assert phase.join is not None, f"{announced} does not train"
-        phase.join(replace(engine.context(phase), progress=Silent()))
+        assert phase.run_worker is not None, f"{announced} does not train"
+        phase.run_worker(replace(engine.context(phase), progress=Silent()))
 
     worker_loop(take_part)
     return schema

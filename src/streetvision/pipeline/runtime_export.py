@@ -151,7 +151,7 @@ def _write(
         class_names=manifest.class_names,
         data_fingerprint=manifest.data_fingerprint,
         runtime=reference,
-        also_made_with={graph.package: importlib.metadata.version(graph.package)},
+        extra_versions={graph.package: importlib.metadata.version(graph.package)},
     )
 
 

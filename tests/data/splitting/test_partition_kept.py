@@ -66,7 +66,7 @@ class TestKept:
 class TestLookalikes:
     def partition(self, clusters) -> Partition:
         found = NearDuplicateClusters(radius=12, correlation=0.9, pairs=1, clusters=clusters)
-        return make_partition(ungrouped(20, 12), fractions=FRACTIONS, seed=0, near_duplicates_found=found)
+        return make_partition(ungrouped(20, 12), fractions=FRACTIONS, seed=0, near_duplicates=found)
 
     def test_a_pair_across_splits_is_a_leak(self):
         roles = roles_by_path(self.partition(()))
@@ -79,7 +79,7 @@ class TestLookalikes:
         together = tuple(path for path in roles if roles[path] is Split.TRAIN)[:2]
         value = json.loads(json.dumps(partition_to_json(self.partition((together,)))))
         assert value["near_duplicates"]["crossing"] == 0
-        assert partition_from_json(value, SOURCE).near_duplicates_found.clusters == (together,)
+        assert partition_from_json(value, SOURCE).near_duplicates.clusters == (together,)
         value["near_duplicates"]["clusters"][0][0] = "elsewhere.png"
         with pytest.raises(ArtifactError, match="is no row"):
             partition_from_json(value, SOURCE)

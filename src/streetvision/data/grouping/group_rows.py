@@ -16,17 +16,17 @@ def group_rows(scan: Scan, config: GroupingConfig) -> tuple[Index, NearDuplicate
     """The index of `scan` with the groups that `config` asks for, and the near-duplicates if it asks for these."""
     rows = scan.index.rows
     keys: list[Keys] = []
-    near_duplicates_found = None
+    near_duplicates = None
     if "near_duplicates" in config.by:
         assert scan.looks is not None, "near-duplicates are found among what was looked at"
         found = find_near_duplicates(scan.looks, radius=config.radius, correlation=config.correlation)
         keys.append(found.clusters.tolist())
-        near_duplicates_found = _tell(found, rows, config)
+        near_duplicates = _tell(found, rows, config)
     if "place" in config.by:
         keys.append(geo_keys([row.columns for row in rows], metres=config.metres, hours=config.hours))
     if "column" not in config.by:
         rows = tuple(replace(row, group=None) for row in rows)
-    return replace(scan.index, rows=join_groups(rows, *keys)), near_duplicates_found
+    return replace(scan.index, rows=join_groups(rows, *keys)), near_duplicates
 
 
 def _tell(found: NearDuplicates, rows: Sequence[Row], config: GroupingConfig) -> NearDuplicateClusters:

@@ -43,7 +43,7 @@ def make_partition(
     fractions: Mapping[Split, float],
     seed: int,
     kept: Mapping[str, Split] = NOTHING_KEPT,
-    near_duplicates_found: NearDuplicateClusters | None = None,
+    near_duplicates: NearDuplicateClusters | None = None,
 ) -> Partition:
     """A role for every row of `index`.
 
@@ -68,7 +68,7 @@ def make_partition(
         of_class = [position for position in singles if index.rows[position].label == label]
         wanted = shares * (held[:, label].sum() + len(of_class)) - held[:, label]
         roles[of_class] = np.repeat(range(len(SPLITS)), allocate(len(of_class), wanted, lacking=held[:, label] == 0))
-    partition = Partition(index, tuple(SPLITS[role] for role in roles), dict(fractions), seed, near_duplicates_found)
+    partition = Partition(index, tuple(SPLITS[role] for role in roles), dict(fractions), seed, near_duplicates)
     check_leakage(partition, index.root)
     if problem := missing_class(partition):
         raise DataError(problem, "every split needs a group of each class: add other places, or name smaller groups")
@@ -160,7 +160,7 @@ def check_leakage(partition: Partition, source: object) -> None:
         for name in names:
             if role_of.setdefault(name, role) is not role:
                 raise _leakage(f"{source}: {name} stands in {role_of[name]} and in {role} (row {row.path!r})")
-    for paths in partition.near_duplicates_found.clusters if partition.near_duplicates_found else ():
+    for paths in partition.near_duplicates.clusters if partition.near_duplicates else ():
         roles = sorted({by_path[path] for path in paths})
         if len(roles) > 1:
             raise _leakage(f"{source}: near-duplicates of {paths[0]!r} stand in {' and in '.join(roles)}")

@@ -69,9 +69,7 @@ def partition_to_json(partition: Partition) -> dict[str, object]:
         "seed": partition.seed,
         "fractions": {split.value: partition.fractions[split] for split in SPLITS},
         **_derived(partition),
-        "near_duplicates": None
-        if (found := partition.near_duplicates_found) is None
-        else vars(found) | {"crossing": 0},
+        "near_duplicates": None if (found := partition.near_duplicates) is None else vars(found) | {"crossing": 0},
         "rows": [vars(row) | {"split": role.value} for row, role in rows],
     }
 
@@ -120,9 +118,7 @@ def _repeated_path(rows: Sequence[Row]) -> str | None:
 def _unknown_path(partition: Partition) -> str | None:
     known = {row.path for row in partition.index.rows}
     named = (
-        path
-        for paths in (partition.near_duplicates_found.clusters if partition.near_duplicates_found else ())
-        for path in paths
+        path for paths in (partition.near_duplicates.clusters if partition.near_duplicates else ()) for path in paths
     )
     unknown = next((path for path in named if path not in known), None)
     return None if unknown is None else f"near_duplicates.clusters: {unknown!r} is no row"

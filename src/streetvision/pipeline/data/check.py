@@ -51,7 +51,7 @@ def _show(findings: Findings, console: Console) -> None:
 
 
 def _show_near(findings: Findings, console: Console) -> None:
-    found = findings.near_duplicates_found
+    found = findings.near_duplicates
     if found is None:
         console.line("near copies", "not looked for: data.grouping.by does not name near_duplicates")
         return

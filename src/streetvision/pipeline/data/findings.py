@@ -49,7 +49,7 @@ class Findings:
     scan: Scan
     index: Index
     """The usable rows, in their groups."""
-    near_duplicates_found: NearDuplicateClusters | None
+    near_duplicates: NearDuplicateClusters | None
     conflicts: tuple[tuple[Row, ...], ...]
     """Clusters of near-duplicates that have both labels."""
     metadata_auc: float | None
@@ -90,36 +90,35 @@ def find_faults(
         looking = "near_duplicates" in data.grouping.by
         limits = config.loader.limits
         scan = scan_images(listing, class_names=data.class_names, limits=limits, looking=looking, progress=progress)
-        index, near_duplicates_found = group_rows(scan, data.grouping)
+        index, near_duplicates = group_rows(scan, data.grouping)
         asked = labels or embeddings
         features = _features(index, config.model, config.loader, Path(scratch), progress) if asked else None
     return Findings(
         scan,
         index,
-        near_duplicates_found,
-        _conflicts(index.rows, near_duplicates_found),
+        near_duplicates,
+        _conflicts(index.rows, near_duplicates),
         _metadata_auc(index.rows),
         None if features is None or not labels else _doubts(index.rows, features),
-        None if features is None or not embeddings else _opinion(index.rows, near_duplicates_found, features),
+        None if features is None or not embeddings else _opinion(index.rows, near_duplicates, features),
     )
 
 
 def _opinion(
-    rows: Sequence[Row], near_duplicates_found: NearDuplicateClusters | None, features: NDArray[np.float64]
+    rows: Sequence[Row], near_duplicates: NearDuplicateClusters | None, features: NDArray[np.float64]
 ) -> EmbeddingDuplicates:
     clusters = np.arange(len(rows))
     position = {row.path: number for number, row in enumerate(rows)}
-    for paths in near_duplicates_found.clusters if near_duplicates_found else ():
+    for paths in near_duplicates.clusters if near_duplicates else ():
         clusters[[position[path] for path in paths]] = position[paths[0]]
     # What two images share with the average street says nothing of the two.
     return embedding_duplicates(features - features.mean(axis=0), clusters, most=OPINIONS)
 
 
-def _conflicts(rows: Sequence[Row], near_duplicates_found: NearDuplicateClusters | None) -> tuple[tuple[Row, ...], ...]:
+def _conflicts(rows: Sequence[Row], near_duplicates: NearDuplicateClusters | None) -> tuple[tuple[Row, ...], ...]:
     by_path = {row.path: row for row in rows}
     clusters = (
-        tuple(by_path[path] for path in paths)
-        for paths in (near_duplicates_found.clusters if near_duplicates_found else ())
+        tuple(by_path[path] for path in paths) for paths in (near_duplicates.clusters if near_duplicates else ())
     )
     return tuple(cluster for cluster in clusters if len({row.label for row in cluster}) == 2)
 

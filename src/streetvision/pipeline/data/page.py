@@ -59,7 +59,7 @@ class _Pictures:
 
 
 def _verdict(findings: Findings) -> str:
-    scan, found = findings.scan, findings.near_duplicates_found
+    scan, found = findings.scan, findings.near_duplicates
     near = f", {sum(map(len, found.clusters)):,} with near copies" if found else ""
     return f"{len(findings.index.rows):,} usable images{near}; {len(scan.bad):,} cannot be used."
 
@@ -98,7 +98,7 @@ def _classes(findings: Findings) -> str:
 def _clusters(findings: Findings) -> list[tuple[Row, ...]]:
     """The clusters of near-duplicates, the largest first."""
     by_path = {row.path: row for row in findings.index.rows}
-    found = findings.near_duplicates_found.clusters if findings.near_duplicates_found else ()
+    found = findings.near_duplicates.clusters if findings.near_duplicates else ()
     return [tuple(by_path[path] for path in paths) for paths in sorted(found, key=lambda paths: (-len(paths), paths))]
 
 

@@ -1,4 +1,4 @@
-"""phase5: calibrate the scores that will be served, choose the operating points, and certify when to answer."""
+"""phase5: calibrate the scores that will be served, select the operating points, and certify a risk."""
 
 import pickle
 from pathlib import Path
@@ -10,7 +10,7 @@ from streetvision.calibration.config import MAC_CAL, Phase5Config
 from streetvision.calibration.crossfit import CalibrationSet
 from streetvision.calibration.pareto import OBJECTIVES, front_csv
 from streetvision.calibration.risk_control import abstained
-from streetvision.calibration.scrc import Scrc, fit_scrc
+from streetvision.calibration.scrc import ScrcFit, fit_scrc
 from streetvision.calibration.selection import UNCALIBRATED
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.phase import Context, Outcome
@@ -41,17 +41,17 @@ def run(context: Context) -> Outcome:
     content = policy.model_dump(mode="json")
     schema = context.schema
     _draw(fitted, rows, schema, positive=context.class_names[1])
-    also_makes = _write_front(fitted, schema)
+    extra_outputs = _write_front(fitted, schema)
     write_bytes_atomic(schema.scrc_params_pkl, pickle.dumps(content, protocol=4))
     write_json_atomic(schema.scrc_params_json, content)
-    return Outcome(_summary(fitted.params, figures), dict(figures), also_makes=also_makes)
+    return Outcome(_summary(fitted.params, figures), dict(figures), extra_outputs=extra_outputs)
 
 
 def _as_set(scores: Scores, context: Context) -> CalibrationSet:
     return CalibrationSet(scores.logits.numpy(), scores.labels.numpy(), groups_of(context, scores))
 
 
-def _draw(fitted: Scrc, rows: CalibrationSet, schema: ArtifactSchema, *, positive: str) -> None:
+def _draw(fitted: ScrcFit, rows: CalibrationSet, schema: ArtifactSchema, *, positive: str) -> None:
     labels, before, after = rows.labels, fitted.before, fitted.after
     raw = reliability_diagram(labels, before, groups=rows.groups, positive=positive, name="uncalibrated")
     write_bytes_atomic(schema.reliability_before_plot, raw)
@@ -79,7 +79,7 @@ def _at_rule(rows: CalibrationSet, control: RiskControl) -> tuple[float, float] 
     return found["coverage"], found[control.kind]
 
 
-def _write_front(fitted: Scrc, schema: ArtifactSchema) -> tuple[Path, ...]:
+def _write_front(fitted: ScrcFit, schema: ArtifactSchema) -> tuple[Path, ...]:
     """The Pareto front as a table and a picture, when the method has one; an older one goes."""
     paths = (schema.pareto_front_csv, schema.pareto_front_plot)
     front = fitted.choice.front
@@ -108,7 +108,7 @@ def _summary(params: ScrcParams, figures: dict[str, float | int | None]) -> str:
     what = f"{name} of {members}" if members else name
     judged = "VAL_CALIB" if params.method == MAC_CAL else "cross-fitted"
     control = params.risk_control
-    kept = f"{control.why}, {control.abstained:.0%} handed over" if control.certified else control.why
+    kept = f"{control.reason}, {control.abstained:.0%} handed over" if control.certified else control.reason
     if name == UNCALIBRATED:
         why = "left as it is" if params.method == UNCALIBRATED else "no calibrator helps"
         found = f"{why}; NLL {figures['nll_before']:.3f}, ECE {figures['ece_before']:.3f}"

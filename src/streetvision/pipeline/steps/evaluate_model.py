@@ -30,7 +30,7 @@ from streetvision.io.atomic import (
     write_text_atomic,
 )
 from streetvision.io.manifests import git_sha, read_manifest
-from streetvision.io.predictions import Answers, write_predictions
+from streetvision.io.predictions import PolicyPredictions, write_predictions
 from streetvision.io.validators import PolicyValidator
 from streetvision.models.fused import images_per_batch
 from streetvision.pipeline.artifacts import REPORT
@@ -143,14 +143,14 @@ def _judge(bundle: Bundle, asked: Asked, context: Context, *, home: ArtifactSche
     return Outcome(
         f"{len(asked.rows)} images of {asked.data}{look}",
         {"n": len(asked.rows), "mcc": report["metrics"]["mcc"]["estimate"]},
-        also_makes=tuple(schema.path(name) for name in pictures if name not in REPORT),
+        extra_outputs=tuple(schema.path(name) for name in pictures if name not in REPORT),
     )
 
 
-def _answers(ruling: DecisionRule, case: EvaluationInput) -> Answers:
+def _answers(ruling: DecisionRule, case: EvaluationInput) -> PolicyPredictions:
     paths, groups = [row.path for row in case.rows], [row.group for row in case.rows]
     how = (ruling.name, ruling.inference, ruling is case.shipped)
-    return Answers(*how, paths, case.labels, groups, ruling.probabilities, ruling.decisions)
+    return PolicyPredictions(*how, paths, case.labels, groups, ruling.probabilities, ruling.decisions)
 
 
 def _ask(predictor: Predictor, asked: Asked, context: Context) -> Tensor:
@@ -202,7 +202,7 @@ def _provenance(bundle: Bundle, asked: Asked, config: EvaluationConfig) -> dict[
         "policy": manifest.policy_type,
         "intervals": f"{config.n_resamples} resamples, level {config.confidence_level:g}, seed {config.seed}",
         "code": git_sha() or "not a checkout",
-        **manifest.made_with,
+        **manifest.versions,
     }
 
 

@@ -45,7 +45,7 @@ def run(context: Context) -> Outcome:
     return Outcome(
         f"{schema.export_dir}  ({size / 1e6:.1f} MB, {len(bundle.manifest.files)} files, every one sealed)",
         {"bytes": size},
-        also_makes=sealed,
+        extra_outputs=sealed,
     )
 
 

@@ -19,14 +19,14 @@ def run(context: Context) -> Outcome:
     """Index what can be used, name what cannot, and write the partition."""
     config, kept = context.settings(DataConfig), _kept(context)
     scan = scan_data(context)
-    index, near_duplicates_found = group_rows(scan, config.grouping)
+    index, near_duplicates = group_rows(scan, config.grouping)
     if torn := bridges(index.rows, kept):
         scan = scan.without(torn)
-        index, near_duplicates_found = group_rows(scan, config.grouping)
+        index, near_duplicates = group_rows(scan, config.grouping)
         write_json_atomic(context.schema.data_report_json, scan.report())
         context.progress.warn(f"{len(torn)} new images resemble images of two splits and are left out: see the report")
     partition = make_partition(
-        index, fractions=config.fractions, seed=config.seed, kept=kept, near_duplicates_found=near_duplicates_found
+        index, fractions=config.fractions, seed=config.seed, kept=kept, near_duplicates=near_duplicates
     )
     write_json_atomic(context.schema.splits_json, partition_to_json(partition))
     outcome = _outcome(scan, partition)
@@ -59,7 +59,7 @@ def _with_unlabeled(outcome: Outcome, scan: Scan, partition: Partition, context:
     write_json_atomic(path, found.model_dump(mode="json"))
     counts = f"{len(found.rows)} unlabelled beside them, {len(found.left_out)} more left out: see {path.name}"
     metrics = {**outcome.metrics, "unlabeled": len(found.rows), "unlabeled_left_out": len(found.left_out)}
-    return Outcome(f"{outcome.summary}; {counts}", metrics, also_makes=(path,))
+    return Outcome(f"{outcome.summary}; {counts}", metrics, extra_outputs=(path,))
 
 
 def _kept(context: Context) -> Mapping[str, Split]:
@@ -95,6 +95,6 @@ def _outcome(scan: Scan, partition: Partition) -> Outcome:
 
 
 def _kept_together(scan: Scan, partition: Partition) -> str:
-    found = partition.near_duplicates_found
+    found = partition.near_duplicates
     near = "near-duplicates not looked for" if found is None else f"{found.pairs} near-duplicate pairs, none crosses"
     return f"{scan.duplicates} copies, {near}"

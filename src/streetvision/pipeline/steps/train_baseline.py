@@ -67,7 +67,7 @@ def run(context: Context) -> Outcome:
             "merge_error": error,
             "adapted_backbone_sha256": None if (adapted := adapted_backbone(context)) is None else sha256_file(adapted),
         },
-        also_makes=_also_made(fitted, context),
+        extra_outputs=_also_made(fitted, context),
     )
 
 

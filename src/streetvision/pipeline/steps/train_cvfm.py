@@ -52,7 +52,7 @@ def run(context: Context) -> Outcome:
             "leave out phase4c_cvfm, or try other phase4c.views or another phase4c.mode"
         )
     metrics: Metrics = {**fitted.best_row, "single_view_val_select_mcc": alone}
-    return Outcome(_summary(config, fitted, alone), metrics, also_makes=(weights,) if weights else ())
+    return Outcome(_summary(config, fitted, alone), metrics, extra_outputs=(weights,) if weights else ())
 
 
 def _without_views(model: FusedClassifier, context: Context) -> float:
