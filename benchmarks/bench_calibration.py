@@ -68,7 +68,9 @@ def _compare(name: str, peer: str, module: str, method: str) -> Iterator[Figure]
 def _ours(name: str) -> Fit:
     def fit(margin: FloatArray, labels: Labels) -> Callable[[FloatArray], FloatArray]:
         if name == "auto":
-            fitted = select_calibrator(CalibrationSet(_logits(margin), labels, [None] * labels.size), Phase5Config()).calibrator
+            fitted = select_calibrator(
+                CalibrationSet(_logits(margin), labels, [None] * labels.size), Phase5Config()
+            ).calibrator
         else:
             fitted = make_calibrator(name).fit(_logits(margin), labels)
         return lambda new: fitted.probabilities(_logits(new))

@@ -20,7 +20,9 @@ def result(seed, *, noise, cost=10.0, n=200):
     labels = (rng.random(n) < 0.5).astype(np.int64)
     p = np.clip(labels * 0.6 + 0.2 + np.random.default_rng(seed + 99).normal(0, noise, n), 0, 1)
     paths = [f"{seed % 2}/{i}.jpg" for i in range(n)]
-    return ArmResult(PolicyPredictions("scrc", "single_view", True, paths, labels, [None] * n, p, p >= 0.5), 4 * n, cost)
+    return ArmResult(
+        PolicyPredictions("scrc", "single_view", True, paths, labels, [None] * n, p, p >= 0.5), 4 * n, cost
+    )
 
 
 def results(seeds=(0, 1, 2), *, noise=(0.5, 0.2), costs=(10.0, 30.0)):

@@ -106,7 +106,13 @@ _PHASES = (
         title="retrain",
         config=(MacCalConfig, LoaderConfig),
         inputs=("splits_json", "phase1_checkpoint", "model_config_json"),
-        outputs=("mac_cal_checkpoint", "mac_cal_metrics_csv", "mac_cal_logits", "mac_cal_labels", "mac_cal_scores_json"),
+        outputs=(
+            "mac_cal_checkpoint",
+            "mac_cal_metrics_csv",
+            "mac_cal_logits",
+            "mac_cal_labels",
+            "mac_cal_scores_json",
+        ),
         run=_step("train_mac_cal"),
     ),
     Phase(

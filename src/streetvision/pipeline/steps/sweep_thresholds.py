@@ -59,7 +59,7 @@ def run(context: Context) -> Outcome:
         f"{threshold:.3f} [{interval.low:.3f}, {interval.high:.3f}] "
         f"(exact; VAL_CALIB MCC {mcc:.3f}, grid of {config.n_thresholds} {metrics['grid_mcc']:.3f})",
         {"threshold": threshold, "val_calib_mcc": mcc},
-        also_makes=(schema.threshold_sweep_csv, schema.mcc_curve_plot) if config.save_sweep_curve else (),
+        extra_outputs=(schema.threshold_sweep_csv, schema.mcc_curve_plot) if config.save_sweep_curve else (),
     )
 
 
