@@ -32,9 +32,9 @@ from streetvision.training.config import FullConfig, MixedPrecisionConfig, PeftC
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.lightning_module import BaseModule, EpochLogger
 from streetvision.training.ssl.config import SimCLRConfig
-from streetvision.training.ssl.explora import ExPLoRAModule, Student, open_backbone
+from streetvision.training.ssl.explora import ExPLoRAModule, Student, prepare_backbone
 from streetvision.training.supervised import SupervisedModule
-from streetvision.training.trainer import Following, train_module
+from streetvision.training.trainer import TrainerOptions, train_module
 
 VIT, IMAGE_SIZE = "vit_large_patch16_224", 224
 BATCH, WARM_UP, STEPS = 128, 4, 10
@@ -100,7 +100,7 @@ def _adaptation(classifier: Classifier) -> list[Figure]:
             grad_cache_chunk=at_once,
         )
         learner = copy.deepcopy(classifier)
-        open_backbone(learner, config)
+        prepare_backbone(learner, config)
         module = ExPLoRAModule(Student(learner, learner.width, config), config)
         gc.collect()  # the last trainer and its module name each other
         torch.cuda.empty_cache()
@@ -181,7 +181,7 @@ class Stopwatch(EpochLogger):
 
 def _seconds_an_image(module: BaseModule, batches: Repeated, *, warm_up: int = WARM_UP) -> float:
     watch = Stopwatch(module.settings, warm_up=warm_up)
-    train_module(module, batches, None, epochs=watch, following=Following(Silent()))
+    train_module(module, batches, None, epoch_logger=watch, options=TrainerOptions(Silent()))
     started, ended = watch.marks
     return (ended - started) / ((len(batches) - warm_up) * len(batches.batch[0]))
 

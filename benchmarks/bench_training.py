@@ -33,7 +33,7 @@ from streetvision.training.config import FrozenConfig, PeftConfig
 from streetvision.training.features import FeatureCache
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.ssl.losses import SimCLRLoss
-from streetvision.training.trainer import Following, fit
+from streetvision.training.trainer import TrainerOptions, fit
 
 IMAGES, TRAINED, EVALUATED, BATCH, IMAGE_SIZE = 512, 96, 16, 16, 224
 VIT = "deit_tiny_patch16_224"
@@ -75,7 +75,7 @@ def _head(rows: tuple[Row, ...], root: Path, progress: Progress) -> Figure:
         batches = FeatureBatches(features, labels, batch_size=256, seed=0)
         head = make_head(LinearHeadConfig(), features.shape[1])
         validation = FeatureBatches(features, labels, batch_size=4096)
-        fit(head, batches, validation, config=config, following=Following(Silent()))
+        fit(head, batches, validation, config=config, options=TrainerOptions(Silent()))
 
     ours, baseline = interleaved_median(ten_epochs, compute_features)
     return Figure(f"ten epochs of the head, {IMAGES} images", ours, "features of the same images, once", baseline)
@@ -95,7 +95,7 @@ def _adapters(rows: tuple[Row, ...], root: Path) -> Figure:
             _loader(train, root, get_train_transforms(AugmentationConfig(), image_size=IMAGE_SIZE), shuffle=True),
             _loader(validation, root, get_val_transforms(image_size=IMAGE_SIZE), shuffle=False),
             config=config,
-            following=Following(Silent()),
+            options=TrainerOptions(Silent()),
         )
 
     seconds = interleaved_median(ours, partial(_by_hand, train, validation, root), repeats=3)

@@ -81,9 +81,9 @@ def test_a_compiled_model_with_a_lower_metric_is_dropped(wrong_compile):
 
 def test_a_dropped_compiled_model_stays_dropped_after_resuming(wrong_compile, tmp_path):
     config = CONFIG.model_copy(update={"checkpoint_every_n_steps": 2})
-    interrupted(config, steps=10, hardware=COMPILE, checkpoint=tmp_path / "c.ckpt", key="k")
-    _, fitted = run(config, hardware=COMPILE, checkpoint=tmp_path / "c.ckpt", key="k")
-    assert fitted.resumed_at is not None
+    interrupted(config, steps=10, hardware=COMPILE, checkpoint=tmp_path / "c.ckpt", resume_key="k")
+    _, fitted = run(config, hardware=COMPILE, checkpoint=tmp_path / "c.ckpt", resume_key="k")
+    assert fitted.resumed_step is not None
     assert fitted.history[0]["val_select_mcc"] < 0 < fitted.history[1]["val_select_mcc"]
 
 

@@ -9,7 +9,7 @@ import torch
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError
 from streetvision.models.config import HardwareConfig
-from streetvision.training.distributed import check_started
+from streetvision.training.distributed import check_world_size
 from tests.conftest import TINY_MODEL
 
 SETTINGS = [
@@ -81,5 +81,5 @@ def test_what_the_first_process_refuses_is_told_by_it_alone(scenes, tmp_path):
 
 def test_processes_that_were_not_started_are_asked_for_by_their_command():
     with pytest.raises(ConfigError, match="2 devices on 1 nodes, and 1 process was started") as caught:
-        check_started(HardwareConfig(devices=2))
+        check_world_size(HardwareConfig(devices=2))
     assert caught.value.hint.startswith("torchrun --nnodes=1 --nproc-per-node=2 -m streetvision train")

@@ -44,7 +44,9 @@ def test_features_are_what_the_classifier_says_of_the_images(scenes, tmp_path, b
 
 def test_they_are_computed_once(scenes, tmp_path, monkeypatch):
     first, _ = cache(tmp_path).features(rows_of(scenes), root=scenes, name="train")
-    monkeypatch.setattr("streetvision.training.features.run_over", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(
+        "streetvision.training.features.apply_to_batches", lambda *_, **__: pytest.fail("computed again")
+    )
     again, _ = cache(tmp_path).features(rows_of(scenes), root=scenes, name="train")
     assert torch.equal(first, again)
 

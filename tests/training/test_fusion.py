@@ -10,8 +10,8 @@ from streetvision.data.decode import read_image
 from streetvision.models.config import TrainedFusionConfig, ViewsConfig
 from streetvision.models.fused import FusedClassifier
 from streetvision.training.config import CvfmTrainedConfig, MultiViewMeanConfig
-from streetvision.training.features import SeenViews, ViewCache
-from streetvision.training.fusion import fit_fusion, fused_logits, judge
+from streetvision.training.features import ViewCache, ViewFeatures
+from streetvision.training.fusion import evaluate_fusion, fit_fusion, fused_logits
 from tests.data.test_datamodule import rows_of
 from tests.training.test_features import classifier
 
@@ -35,7 +35,7 @@ def planted(n, *, seed):
     labels = torch.randint(0, 2, (n,), generator=generator)
     where = torch.randint(0, CUT.count, (n,), generator=generator)
     features[torch.arange(n), where, :4] += 3.0 * labels[:, None]
-    return SeenViews(features, torch.ones(n, CUT.count, dtype=torch.bool), torch.ones(n, CUT.count), labels)
+    return ViewFeatures(features, torch.ones(n, CUT.count, dtype=torch.bool), torch.ones(n, CUT.count), labels)
 
 
 @cache
@@ -62,7 +62,7 @@ def test_only_the_fusion_changes():
 def test_it_begins_as_the_mean_and_learns_what_the_head_does_not_know():
     fused, found = fit()
     select = planted(200, seed=2)
-    mean = judge(FusedClassifier(fused.classifier, MultiViewMeanConfig(views=CUT).description), select)
+    mean = evaluate_fusion(FusedClassifier(fused.classifier, MultiViewMeanConfig(views=CUT).description), select)
     assert {name: found.history[0][name] for name in mean} == pytest.approx(mean, abs=1e-6)
     assert found.best_row["val_select_mcc"] > mean["val_select_mcc"] + 0.3
     assert [row["epoch"] for row in found.history] == list(range(13))
@@ -72,9 +72,9 @@ def test_val_select_chooses_the_epoch_and_the_model_ends_with_it():
     fused, found = fit()
     best = max(found.history, key=lambda row: (row["val_select_mcc"], -row["val_select_nll"]))
     assert found.best_row == best
-    assert judge(fused, planted(200, seed=2))["val_select_nll"] == pytest.approx(best["val_select_nll"])
+    assert evaluate_fusion(fused, planted(200, seed=2))["val_select_nll"] == pytest.approx(best["val_select_nll"])
     fused.fusion.load_state_dict(found.best)
-    assert judge(fused, planted(200, seed=2))["val_select_nll"] == pytest.approx(best["val_select_nll"])
+    assert evaluate_fusion(fused, planted(200, seed=2))["val_select_nll"] == pytest.approx(best["val_select_nll"])
 
 
 def test_the_same_seed_gives_the_same_bits():
@@ -102,7 +102,7 @@ class TestViewCache:
 
     def test_what_is_seen_is_what_the_model_sees(self, scenes, tmp_path):
         fused, rows = model(), rows_of(scenes)
-        seen = self.cache(tmp_path, fused).seen(rows, root=scenes, name="train")
+        seen = self.cache(tmp_path, fused).features(rows, root=scenes, name="train")
         assert seen.labels.tolist() == [row.label for row in rows]
         assert seen.features.shape == (16, 3, 16)
         for row, logits in zip(rows, fused_logits(fused, seen), strict=True):
@@ -112,10 +112,10 @@ class TestViewCache:
             torch.testing.assert_close(alone[0], logits, atol=1e-5, rtol=1e-4)
 
     def test_it_is_computed_once_for_each_cut(self, scenes, tmp_path, monkeypatch):
-        first = self.cache(tmp_path).seen(rows_of(scenes), root=scenes, name="train")
+        first = self.cache(tmp_path).features(rows_of(scenes), root=scenes, name="train")
         other = model(config(views=ViewsConfig(rows=2, columns=2)))
-        self.cache(tmp_path, other).seen(rows_of(scenes), root=scenes, name="train")
+        self.cache(tmp_path, other).features(rows_of(scenes), root=scenes, name="train")
         assert len(list(tmp_path.iterdir())) == 2
         monkeypatch.setattr("streetvision.training.features.evaluation_loader", lambda *_, **__: pytest.fail("again"))
-        again = self.cache(tmp_path).seen(rows_of(scenes), root=scenes, name="train")
+        again = self.cache(tmp_path).features(rows_of(scenes), root=scenes, name="train")
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -2,17 +2,17 @@ import pytest
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.training.config import FrozenConfig
-from streetvision.training.loggers import sinks
+from streetvision.training.loggers import open_loggers
 from streetvision.training.ssl.config import SimCLRConfig
 
 ROWS = [{"epoch": epoch, "train_loss": 1.0 / epoch, "val_select_mcc": 0.1 * epoch} for epoch in (1, 2, 3)]
 
 
 def follow(folder, kind=FrozenConfig, **settings):
-    with sinks(folder, kind(**settings)) as opened:
+    with open_loggers(folder, kind(**settings)) as loggers:
         for row in ROWS:
-            for sink in opened:
-                sink(row)
+            for logger in loggers:
+                logger.log_metrics(row, step=row["epoch"])
 
 
 def test_tensorboard_holds_every_epoch_of_this_run_only(tmp_path):

@@ -7,7 +7,7 @@ from streetvision.contracts.progress import Silent
 from streetvision.models.config import LinearHeadConfig, MlpHeadConfig
 from streetvision.models.module import make_head
 from streetvision.training.config import MacCalConfig
-from streetvision.training.mac_cal import fit_mac_cal, judge_head, masked
+from streetvision.training.mac_cal import evaluate_head, fit_mac_cal, masked_logits
 
 
 def noisy(n, *, seed, width=32):
@@ -31,17 +31,17 @@ def fit(train=None, select=None, *, seed=0, **changes):
 def test_masks_keep_their_share_and_the_logits_on_average():
     head = nn.Linear(50, 2, bias=False)
     features, generator = torch.ones(1, 50), torch.Generator().manual_seed(0)
-    drawn = torch.cat([masked(head, features, 0.6, generator) for _ in range(4000)])
+    drawn = torch.cat([masked_logits(head, features, 0.6, generator) for _ in range(4000)])
     with torch.no_grad():
         torch.testing.assert_close(drawn.mean(0), head(features)[0], atol=0.03, rtol=0)
         expected = (head.weight**2).sum(1) * (1 - 0.6) / 0.6
         torch.testing.assert_close(drawn.var(0), expected, rtol=0.15, atol=0)
-        assert torch.equal(masked(head, features, 1.0, generator), head(features))
+        assert torch.equal(masked_logits(head, features, 1.0, generator), head(features))
 
 
 def test_every_linear_layer_is_masked_and_gradients_reach_its_weights():
     head = make_head(MlpHeadConfig(hidden=8), 16)
-    masked(head, torch.randn(4, 16), 0.5, torch.Generator().manual_seed(0)).sum().backward()
+    masked_logits(head, torch.randn(4, 16), 0.5, torch.Generator().manual_seed(0)).sum().backward()
     for layer in (m for m in head.modules() if isinstance(m, nn.Linear)):
         assert torch.isfinite(layer.weight.grad).all()
         assert (layer.weight.grad == 0).any(), "a weight that was masked got a gradient"
@@ -59,7 +59,7 @@ def test_the_epoch_with_the_lowest_nll_of_val_select_is_kept():
     head, found = fit()
     assert found.best_row["val_select_nll"] == min(row["val_select_nll"] for row in found.history)
     head.load_state_dict(found.best)
-    assert judge_head(head, *noisy(400, seed=2))["val_select_nll"] == found.best_row["val_select_nll"]
+    assert evaluate_head(head, *noisy(400, seed=2))["val_select_nll"] == found.best_row["val_select_nll"]
 
 
 def test_masks_make_the_last_epoch_less_sure_than_none_do():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from streetvision.training.optim import WeightAverage, cosine_with_warmup, make_adamw
+from streetvision.training.optim import ExponentialMovingAverage, cosine_with_warmup, make_adamw
 
 
 def test_norms_and_biases_do_not_decay_and_frozen_weights_are_left_out():
@@ -34,8 +34,8 @@ def test_running_statistics_are_averaged_with_the_weights_that_they_belong_to():
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     module[0].requires_grad_(False)
-    average = WeightAverage(module, 0.9, ramped=False)
-    assert set(average.values) == {"1.weight", "1.bias", "1.running_mean", "1.running_var"}
+    average = ExponentialMovingAverage(module, 0.9, ramped=False)
+    assert set(average.tensors) == {"1.weight", "1.bias", "1.running_mean", "1.running_var"}
     module(torch.randn(8, 3))
     average.update(module)
-    torch.testing.assert_close(average.values["1.running_mean"], 0.1 * module[1].running_mean)
+    torch.testing.assert_close(average.tensors["1.running_mean"], 0.1 * module[1].running_mean)

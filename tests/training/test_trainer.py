@@ -10,7 +10,7 @@ from streetvision.data.datamodule import FeatureBatches
 from streetvision.models.config import HardwareConfig
 from streetvision.training.config import FrozenConfig, FullConfig, MixedPrecisionConfig
 from streetvision.training.supervised import SupervisedModule
-from streetvision.training.trainer import Following, fit, seed_all
+from streetvision.training.trainer import TrainerOptions, fit, seed_all
 
 
 def blobs(n, *, seed):
@@ -20,7 +20,7 @@ def blobs(n, *, seed):
     return features, labels
 
 
-def run(config, *, train=None, select=None, model=None, scales=None, hardware=None, **following):
+def run(config, *, train=None, select=None, model=None, scales=None, hardware=None, **options):
     seed_all(config.seed)
     model = model or torch.nn.Linear(4, 2)
     train = train or blobs(200, seed=1)
@@ -30,7 +30,7 @@ def run(config, *, train=None, select=None, model=None, scales=None, hardware=No
         FeatureBatches(*(select or blobs(100, seed=2)), batch_size=64),
         config=config,
         hardware=hardware,
-        following=Following(**{"progress": Silent()} | following),
+        options=TrainerOptions(**{"progress": Silent()} | options),
         scales=scales,
     )
     return model, fitted
@@ -135,8 +135,8 @@ def test_patience_ends_training_after_epochs_without_a_better_mcc():
 def test_the_best_states_are_kept_in_order():
     _, fitted = run(CONFIG.model_copy(update={"save_top_k": 3}))
     keys = sorted(((row["val_select_mcc"], -row["val_select_nll"]) for row in fitted.history), reverse=True)
-    assert [(one.mcc, -one.nll) for one in fitted.kept] == keys[:3]
-    assert not torch.equal(fitted.kept[0].state["weight"], fitted.kept[1].state["weight"])
+    assert [(one.mcc, -one.nll) for one in fitted.checkpoints] == keys[:3]
+    assert not torch.equal(fitted.checkpoints[0].state["weight"], fitted.checkpoints[1].state["weight"])
 
 
 def test_the_average_is_judged_beside_the_raw_weights_and_ships_when_it_wins():
@@ -144,7 +144,7 @@ def test_the_average_is_judged_beside_the_raw_weights_and_ships_when_it_wins():
     config = FrozenConfig(epochs=4, batch_size=8, learning_rate=3.0, warmup_fraction=0, ema_decay=0.98)
     select = blobs(300, seed=2)
     model, fitted = run(config, select=select)
-    best = fitted.kept[0]
+    best = fitted.checkpoints[0]
     row = fitted.best_row
     assert best.weights == "ema"
     assert (row["ema_val_select_mcc"], -row["ema_val_select_nll"]) > (row["val_select_mcc"], -row["val_select_nll"])
@@ -156,9 +156,9 @@ def test_the_average_is_judged_beside_the_raw_weights_and_ships_when_it_wins():
 def test_a_model_that_answers_one_class_only_is_known_as_such():
     features, labels = blobs(100, seed=1)
     _, fitted = run(FrozenConfig(epochs=1, batch_size=32), select=(0 * features, labels))
-    assert fitted.kept[0].one_class_only
-    assert fitted.kept[0].mcc == 0.0
-    assert not run(CONFIG)[1].kept[0].one_class_only
+    assert fitted.checkpoints[0].one_class_only
+    assert fitted.checkpoints[0].mcc == 0.0
+    assert not run(CONFIG)[1].checkpoints[0].one_class_only
 
 
 class Interrupting(Silent):
@@ -202,10 +202,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, steps, accumulate
         return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 2))
 
     _, whole = run(config, model=net())
-    place = {"checkpoint": tmp_path / "c.ckpt", "key": "k"}
+    place = {"checkpoint": tmp_path / "c.ckpt", "resume_key": "k"}
     interrupted(config, steps=steps * accumulate, model=net(), **place)
     _, resumed = run(config, model=net(), **place)
-    assert resumed.resumed_at is not None
+    assert resumed.resumed_step is not None
     assert len(resumed.history) == 3
     for one, other in zip(whole.history, resumed.history, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
@@ -213,30 +213,31 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, steps, accumulate
         assert torch.equal(value, resumed.last[name])
     for name, value in whole.best.items():
         assert torch.equal(value, resumed.best[name])
-    _, other = run(config, model=net(), **{**place, "key": "another"})
-    assert other.resumed_at is None
+    _, other = run(config, model=net(), **{**place, "resume_key": "another"})
+    assert other.resumed_step is None
 
 
 def test_sums_of_a_checkpoint_lie_on_the_cpu_and_those_of_the_epoch_where_the_model_is():
     """On a GPU; a meta device stands for it here."""
     module = SupervisedModule(torch.nn.Linear(4, 2), FrozenConfig(), loss=torch.nn.CrossEntropyLoss())
-    module.take_up_sums({"train": torch.ones(2)})
-    module._add("train", torch.ones(2, device="meta"))
-    assert module._sums["train"].device.type == "meta"
+    module.restore_totals({"train": torch.ones(2)})
+    module.add_total("train", torch.ones(2, device="meta"))
+    assert module._totals["train"].device.type == "meta"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sums_of_all_processes_are_recorded_once_and_taken_up_once(rank, monkeypatch):
     module = SupervisedModule(torch.nn.Linear(4, 2), FrozenConfig(), loss=torch.nn.CrossEntropyLoss())
-    module._add("train", torch.tensor([3.0, 2.0]))
+    module.add_total("train", torch.tensor([3.0, 2.0]))
     strategy = SimpleNamespace(reduce=lambda value, *, reduce_op: {"sum": value.mul_(2)}[reduce_op])
     monkeypatch.setattr(SupervisedModule, "trainer", SimpleNamespace(strategy=strategy))
     monkeypatch.setattr(SupervisedModule, "global_rank", rank)
-    joint = module.joint_sums()
+    joint = module.global_totals()
     assert joint["train"].tolist() == [6.0, 4.0]
-    assert module._sums["train"].tolist() == [3.0, 2.0]
-    module.take_up_sums(joint)
-    assert {name: value.tolist() for name, value in module._sums.items()} == ({"train": [6.0, 4.0]} if not rank else {})
+    assert module._totals["train"].tolist() == [3.0, 2.0]
+    module.restore_totals(joint)
+    restored = {name: value.tolist() for name, value in module._totals.items()}
+    assert restored == ({"train": [6.0, 4.0]} if rank == 0 else {})
 
 
 class Modes(torch.nn.Module):
@@ -268,8 +269,8 @@ def test_what_learns_trains_and_what_does_not_stays_as_it_is_judged():
 
 def test_a_damaged_checkpoint_is_left_aside(tmp_path):
     (tmp_path / "c.ckpt").write_bytes(b"nothing")
-    _, fitted = run(CONFIG, checkpoint=tmp_path / "c.ckpt", key="k")
-    assert fitted.resumed_at is None
+    _, fitted = run(CONFIG, checkpoint=tmp_path / "c.ckpt", resume_key="k")
+    assert fitted.resumed_step is None
 
 
 @pytest.mark.parametrize("change", [{"learning_rate": 0.02}, {"weight_decay": 0.5}, {"warmup_fraction": 0.6}], ids=str)

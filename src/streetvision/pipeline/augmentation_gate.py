@@ -15,8 +15,8 @@ from streetvision.pipeline.image_training import fit_images
 from streetvision.pipeline.initialization import initial_classifier
 from streetvision.training.config import FinetuningConfig, TrainingConfig
 from streetvision.training.finetune_modes import prepare
-from streetvision.training.scoring import evaluation_loader, run_over
-from streetvision.training.trainer import Following, seed_all
+from streetvision.training.scoring import apply_to_batches, evaluation_loader
+from streetvision.training.trainer import TrainerOptions, seed_all
 
 ARGMAX = 0.5
 
@@ -61,10 +61,10 @@ def _probabilities(context: Context, run: int, policy: AugmentationConfig) -> ND
     seed_all(config.seed)
     classifier = initial_classifier(context)
     prepare(classifier, config)
-    fit_images(classifier, context, config=config, policy=policy, following=Following(Silent()))
+    fit_images(classifier, context, config=config, policy=policy, options=TrainerOptions(Silent()))
     loader = context.settings(LoaderConfig)
     with evaluation_loader(classifier, select, root=context.data_root, loader=loader) as batches:
-        logits, _ = run_over(classifier, batches, total=len(batches), label="gate", progress=Silent())
+        logits, _ = apply_to_batches(classifier, batches, total=len(batches), label="gate", progress=Silent())
     probabilities: NDArray[np.float32] = logits.softmax(dim=1)[:, 1].numpy()
     return probabilities
 

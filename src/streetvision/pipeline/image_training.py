@@ -16,7 +16,7 @@ from streetvision.training.config import FinetuningConfig, LayerDecayConfig
 from streetvision.training.distributed import rank_and_world_size
 from streetvision.training.finetune_modes import rate_scales
 from streetvision.training.scoring import evaluation_loader
-from streetvision.training.trainer import Fit, Following, fit
+from streetvision.training.trainer import Fit, TrainerOptions, fit
 
 
 def fit_images(
@@ -25,7 +25,7 @@ def fit_images(
     *,
     config: FinetuningConfig,
     policy: AugmentationConfig,
-    following: Following,
+    options: TrainerOptions,
 ) -> Fit:
     """Fit what of the classifier learns on this process's share of TRAIN, judged on its share of VAL_SELECT."""
     loader, hardware = context.settings(LoaderConfig), context.settings(HardwareConfig)
@@ -43,7 +43,7 @@ def fit_images(
             validation,
             config=config,
             hardware=hardware,
-            following=following,
+            options=options,
             scales=rate_scales(classifier, config.layer_decay if isinstance(config, LayerDecayConfig) else 1.0),
         )
 

@@ -24,7 +24,7 @@ from streetvision.pipeline.settings import RunConfig, without_effect
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
 from streetvision.training.distributed import (
     broadcast,
-    check_started,
+    check_world_size,
     process_group,
     rank_and_world_size,
     receive,
@@ -40,7 +40,7 @@ def launch_training(config: RunConfig, *, console: Console, only: Collection[str
 
     Started by torchrun, every process but the first only takes part in training.
     """
-    check_started(config.hardware)
+    check_world_size(config.hardware)
     with process_group():
         if rank_and_world_size()[0] > 0:
             return _train_beside(console)

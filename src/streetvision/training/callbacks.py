@@ -1,120 +1,128 @@
-"""What is kept of a training run: one row an epoch, and the states that VAL_SELECT prefers."""
+"""Selection of checkpoints by VAL_SELECT, and early stopping."""
 
-import copy
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from streetvision.contracts.progress import Progress
 from streetvision.training.config import TrainingConfig
 from streetvision.training.lightning_module import EpochLogger, EpochRow
-from streetvision.training.sharding import whole
+from streetvision.training.sharding import full_cpu_copy
 from streetvision.training.supervised import SupervisedModule, Weights
 
 State = dict[str, Tensor]
 
 MAX_COMPILE_DROP = 0.02
-"""VAL_SELECT MCC that the compiled model may lose against the same weights run eagerly."""
+"""Largest loss of VAL_SELECT MCC by torch.compile, against the same weights without it, that is accepted."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state that VAL_SELECT prefers."""
+    """Weights after an epoch, and their metrics on VAL_SELECT."""
 
     mcc: float
-    """VAL_SELECT's."""
     nll: float
-    """VAL_SELECT's; lower breaks ties of MCC."""
-    called: float
-    """Share of VAL_SELECT that it calls class 1."""
+    """Breaks ties of the MCC; lower is better."""
+    positive_rate: float
+    """Share of VAL_SELECT that is predicted as class 1."""
     epoch: int
-    """Counted from 1."""
+    """From 1."""
     weights: Weights
-    """raw: as the optimizer left them; ema: their average."""
+    """raw: the weights of the optimizer; ema: their moving average."""
     state: State
-    """What learns."""
+    """The trainable parameters and the buffers."""
 
     @property
     def one_class_only(self) -> bool:
-        """Whether it gives every image of VAL_SELECT the same answer."""
-        return self.called in (0.0, 1.0)
+        """Whether every image of VAL_SELECT gets the same class."""
+        return self.positive_rate in (0.0, 1.0)
 
 
 class BestCheckpoints(EpochLogger):
-    """Judges the weights after each epoch, keeps the best, and stops when patience ends."""
+    """Keeps the `save_top_k` best checkpoints and stops the training early.
 
-    def __init__(
-        self, config: TrainingConfig, progress: Progress, sinks: Sequence[Callable[[EpochRow], None]] = ()
-    ) -> None:
-        super().__init__(config, progress, sinks)
+    Lightning's ModelCheckpoint and EarlyStopping monitor one value. Here ties of the MCC are broken by the NLL, the
+    raw and the averaged weights of an epoch compete with each other, and checkpoints hold trainable parameters only.
+    """
+
+    def __init__(self, config: TrainingConfig, progress: Progress, loggers: Sequence[Logger] = ()) -> None:
+        super().__init__(config, progress, loggers)
         self.config = config
-        self.kept: list[Checkpoint] = []
+        self.checkpoints: list[Checkpoint] = []
+        """The best first."""
 
-    def news(self) -> str:
-        """VAL_SELECT's judgement of the last epoch."""
+    def status(self) -> str:
+        """Return the VAL_SELECT MCC of the last epoch."""
         return f"VAL_SELECT MCC {self.history[-1]['val_select_mcc']:.3f}"
 
+    def publish(self, row: EpochRow) -> None:
+        """Send a row to the loggers and to the progress, which may raise to end the training."""
+        super().publish(row)
+        self.progress.epoch(row)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the epoch's row and keep its weights if they are among the best."""
+        """Log the epoch and keep its weights if they are among the best."""
         assert isinstance(pl_module, SupervisedModule)
         epoch = trainer.current_epoch + 1
-        row: EpochRow = {"epoch": epoch, "train_loss": pl_module.take_train_loss()}
-        weights: tuple[Weights, ...] = ("raw",) if pl_module.average is None else ("raw", "ema")
+        row: EpochRow = {"epoch": epoch, "train_loss": pl_module.pop_train_loss()}
+        weights: tuple[Weights, ...] = ("raw",) if pl_module.ema is None else ("raw", "ema")
         for kind in weights:
-            figures = pl_module.pop_metrics(kind)
-            row |= {f"{'' if kind == 'raw' else 'ema_'}val_select_{name}": value for name, value in figures.items()}
-            self._consider(Checkpoint(**figures, epoch=epoch, weights=kind, state={}), pl_module)
-        if pl_module.guarding:
-            self._guard(pl_module, float(row["val_select_mcc"]))
-        self.write_row(trainer, row)
-        if (
-            self.config.early_stopping_patience is not None
-            and epoch - self.kept[0].epoch >= self.config.early_stopping_patience
-        ):
+            metrics = pl_module.pop_metrics(kind)
+            prefix = "" if kind == "raw" else "ema_"
+            row |= {f"{prefix}val_select_{name}": value for name, value in metrics.items()}
+            self._add(Checkpoint(**metrics, epoch=epoch, weights=kind, state={}), pl_module)
+        if pl_module.check_compiled:
+            self._check_compiled(pl_module, float(row["val_select_mcc"]))
+        self.log_epoch(trainer, row)
+        patience = self.config.early_stopping_patience
+        if patience is not None and epoch - self.checkpoints[0].epoch >= patience:
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint records of it."""
-        kept = [{**asdict(one), "state": dict(one.state)} for one in self.kept]
-        return {**super().state_dict(), "kept": kept}
+        """Return the state for a resume checkpoint."""
+        checkpoints = [{**asdict(checkpoint), "state": dict(checkpoint.state)} for checkpoint in self.checkpoints]
+        return {**super().state_dict(), "checkpoints": checkpoints}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a resume checkpoint."""
         super().load_state_dict(state_dict)
-        self.kept = [Checkpoint(**one) for one in state_dict["kept"]]
+        self.checkpoints = [Checkpoint(**fields) for fields in state_dict["checkpoints"]]
 
-    def _consider(self, candidate: Checkpoint, module: SupervisedModule) -> None:
-        ranked = sorted([*self.kept, candidate], key=lambda one: (one.mcc, -one.nll), reverse=True)
-        kept = ranked[: self.config.save_top_k]
-        if candidate in kept:
-            state = learnt_state(module.model)
+    def _add(self, candidate: Checkpoint, module: SupervisedModule) -> None:
+        """Keep `candidate`, whose state is still empty, if it is one of the best; weights are copied only then."""
+        # The sort is stable, so of equal checkpoints the earlier one is better.
+        ranked = sorted([*self.checkpoints, candidate], key=lambda c: (c.mcc, -c.nll), reverse=True)
+        best = ranked[: self.config.save_top_k]
+        if candidate in best:
+            state = trainable_state_dict(module.model)
             if candidate.weights == "ema":
-                assert module.average is not None
-                state |= {name: value.detach().cpu().clone() for name, value in module.average.values.items()}
-            kept[kept.index(candidate)] = Checkpoint(**{**vars(candidate), "state": state})
-        self.kept = kept
+                assert module.ema is not None
+                state |= {name: value.detach().cpu().clone() for name, value in module.ema.tensors.items()}
+            best[best.index(candidate)] = replace(candidate, state=state)
+        self.checkpoints = best
 
-    def _guard(self, module: SupervisedModule, compiled_mcc: float) -> None:
-        """Judge the compiled model once against the same weights run eagerly."""
-        module.guarding = False
-        lost = module.pop_metrics("eager")["mcc"] - compiled_mcc
-        if lost > MAX_COMPILE_DROP:
-            module.eager = True
+    def _check_compiled(self, module: SupervisedModule, compiled_mcc: float) -> None:
+        """After the first epoch, compare the compiled model with the same weights run eagerly."""
+        module.check_compiled = False
+        drop = module.pop_metrics("eager")["mcc"] - compiled_mcc
+        if drop > MAX_COMPILE_DROP:
+            module.use_eager = True
             self.progress.warn(
-                f"the compiled model loses {lost:.3f} of VAL_SELECT MCC against the same weights run eagerly, "
-                "so training goes on without it; leave out hardware.compile"
+                f"torch.compile lowers the VAL_SELECT MCC: it loses {drop:.3f} against the same weights run eagerly, "
+                "so training continues without it; set hardware.compile=false"
             )
 
 
-def learnt_state(module: nn.Module) -> State:
-    """Copies, on the CPU, of the parameters that learn and of the buffers; the rest is as it was before training."""
-    still = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-    return {name: whole(value) for name, value in module.state_dict().items() if name not in still}
+def trainable_state_dict(module: nn.Module) -> State:
+    """Return copies on the CPU of the trainable parameters and the buffers; all else is as before the training."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {name: full_cpu_copy(value) for name, value in module.state_dict().items() if name not in frozen}
 
 
-def cpu_state(module: nn.Module) -> State:
-    """A copy of the module's state dict on the CPU."""
-    return {name: copy.deepcopy(tensor.detach().cpu()) for name, tensor in module.state_dict().items()}
+def cpu_state_dict(module: nn.Module) -> State:
+    """Return a copy of the module's state dict on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}

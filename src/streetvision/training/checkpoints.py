@@ -1,6 +1,6 @@
-"""Checkpoints to go on from after an interruption: model, optimizer, schedule, random state, place in the epoch."""
+"""Checkpoints to resume from: model, optimizer, schedule, random state, position in the epoch."""
 
-# ruff: noqa: ARG002 (Lightning hands its hooks more than they use)
+# ruff: noqa: ARG002 (Lightning passes its hooks more than they use)
 
 from pathlib import Path
 from typing import Any
@@ -15,40 +15,53 @@ from streetvision.io.tensors import load_checkpoint
 from streetvision.training.lightning_module import BaseModule
 
 
-class Checkpoints(Callback):
-    """Writes a checkpoint every so many optimizer steps and after each epoch, and takes up what one recorded.
+class ResumeCheckpoint(Callback):
+    """Writes a checkpoint every `every_n_steps` optimizer steps and after each epoch, and restores from one.
 
-    An epoch's is written behind the first step of the next, so that its validation is never half done.
+    A resumed run ends in the same bits as an uninterrupted one. Lightning's ModelCheckpoint does not record the random
+    state, the position in the epoch or the metrics added up so far. The checkpoint of an epoch is written after the
+    first step of the next one, so that it never falls into a validation.
+
+    Args:
+        path: File to write; None writes nothing.
+        key: Identifies everything that affects the result; a checkpoint with another key is not used.
+        every_n_steps: Optimizer steps between checkpoints; None writes nothing.
     """
 
-    def __init__(self, path: Path | None, *, key: str, every: int | None) -> None:
-        self.path, self.key, self.every = path, key, every
-        self.resumed_at: int | None = None
-        self._random: list[Tensor] = []
-        self._place: dict[str, int] = {}
+    def __init__(self, path: Path | None, *, key: str, every_n_steps: int | None) -> None:
+        self.path, self.key, self.every_n_steps = path, key, every_n_steps
+        self.resumed_step: int | None = None
+        self._rng_states: list[Tensor] = []
+        self._position: dict[str, int] = {}
 
-    def found(self) -> Path | None:
-        """The checkpoint to go on from; one of another key, or one that cannot be read, is left aside."""
+    def find(self) -> Path | None:
+        """Return the checkpoint to resume from; None if there is none, or it is unreadable or has another key."""
         if self.path is None or not self.path.is_file():
             return None
         try:
-            recorded = load_checkpoint(self.path)["callbacks"]["Checkpoints"]["key"]
+            key = load_checkpoint(self.path)["callbacks"]["ResumeCheckpoint"]["key"]
         except (ArtifactError, KeyError, TypeError):
             return None
-        return self.path if recorded == self.key else None
+        return self.path if key == self.key else None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the module, which the state of this callback includes."""
+        assert isinstance(pl_module, BaseModule)
+        self._module = pl_module
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the loader to the place that the checkpoint recorded; Lightning takes everything else there."""
-        if self.resumed_at is not None:
-            trainer.train_dataloader.resume(**self._place)  # type: ignore[union-attr]
+        """Move the loader to the recorded position; Lightning restores its own loops."""
+        if self.resumed_step is not None:
+            trainer.train_dataloader.resume(**self._position)  # type: ignore[union-attr]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Draw on as if there had been no interruption."""
-        if self._random:
-            torch.set_rng_state(self._random[0])
-            if torch.cuda.is_available() and len(self._random) > 1:  # one written on a CPU has no state of a GPU
-                torch.cuda.set_rng_state(self._random[1])
-            self._random = []
+        """Restore the random state before the first step, after everything that draws from it to set up."""
+        if self._rng_states:
+            torch.set_rng_state(self._rng_states[0])
+            # A checkpoint written on a CPU has no state of a GPU.
+            if torch.cuda.is_available() and len(self._rng_states) > 1:
+                torch.cuda.set_rng_state(self._rng_states[1])
+            self._rng_states = []
 
     def on_train_batch_end(
         self,
@@ -58,47 +71,43 @@ class Checkpoints(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Write a checkpoint when its time has come."""
+        """Write a checkpoint if one is due."""
         assert isinstance(pl_module, BaseModule)
-        done, parts = batch_idx + 1, pl_module.settings.micro_batches
-        last = done == trainer.num_training_batches
-        if self.path is None or self.every is None or last or done % parts:
+        batches_done, micro_batches = batch_idx + 1, pl_module.settings.micro_batches
+        is_last = batches_done == trainer.num_training_batches
+        if self.path is None or self.every_n_steps is None or is_last or batches_done % micro_batches:
             return
-        if trainer.global_step % self.every and not (done == parts and trainer.current_epoch > 0):
+        first_step_after_an_epoch = batches_done == micro_batches and trainer.current_epoch > 0
+        if trainer.global_step % self.every_n_steps and not first_step_after_an_epoch:
             return
-        self._place = {"epoch": trainer.current_epoch, "skip": done}
+        self._position = {"epoch": trainer.current_epoch, "skip": batches_done}
         if trainer.is_global_zero:
             with atomic_path(self.path) as temp:
                 trainer.save_checkpoint(temp)
         else:
-            trainer.save_checkpoint(self.path)  # takes part, and leaves the writing to the first process
+            trainer.save_checkpoint(self.path)  # takes part in collecting the state; only rank 0 writes
 
     def state_dict(self) -> dict[str, Any]:
-        """The key, the random state, and what the module has added up in this epoch."""
-        random = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+        """Return the key, the random state, the position and the module's state beyond its weights."""
+        cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
         module = self._module
         return {
             "key": self.key,
             "step": module.global_step,
-            "place": self._place,
-            "random": random,
-            "sums": module.joint_sums(),
-            "average": None if module.average is None else module.average.state(),
-            "guarding": module.guarding,
-            "eager": module.eager,
+            "position": self._position,
+            "rng_states": [torch.get_rng_state(), *cuda],
+            "totals": module.global_totals(),
+            "ema": None if module.ema is None else module.ema.state_dict(),
+            "check_compiled": module.check_compiled,
+            "use_eager": module.use_eager,
         }
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Know the module before a checkpoint is loaded."""
-        assert isinstance(pl_module, BaseModule)
-        self._module = pl_module
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         module = self._module
-        self._random, self._place = state_dict["random"], state_dict["place"]
-        module.take_up_sums(state_dict["sums"])
-        module.guarding, module.eager = state_dict["guarding"], state_dict["eager"]
-        if module.average is not None:
-            module.average.load(state_dict["average"])
-        self.resumed_at = state_dict["step"]
+        self._rng_states, self._position = state_dict["rng_states"], state_dict["position"]
+        module.restore_totals(state_dict["totals"])
+        module.check_compiled, module.use_eager = state_dict["check_compiled"], state_dict["use_eager"]
+        if module.ema is not None:
+            module.ema.load_state_dict(state_dict["ema"])
+        self.resumed_step = state_dict["step"]

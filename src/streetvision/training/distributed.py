@@ -1,7 +1,7 @@
-"""Several processes on one training run: the first leads and runs the phases, the others join it where it trains.
+"""Training in several processes, all started by torchrun with the same command line.
 
-All are started by torchrun with the same command line. Only the leader reads data sets, writes files and talks.
-One process alone, as most are, needs no torch for it.
+Rank 0 runs the phases; the other ranks join it in the phases that train. Only rank 0 loads data sets, writes files and
+logs. A single process, the usual case, does not import torch here.
 """
 
 import os
@@ -12,69 +12,70 @@ from datetime import timedelta
 from streetvision.contracts.errors import ConfigError, StreetVisionError
 from streetvision.models.config import HardwareConfig
 
-PATIENCE = timedelta(days=7)
-"""How long the others wait for the leader to begin training."""
-DONE = ""
+TIMEOUT = timedelta(days=7)
+"""How long the other ranks wait for a message of rank 0, which may prepare data for long before it trains."""
+STOP = ""
+"""The message that ends `worker_loop`."""
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """The rank of this process and the number of processes, as torchrun set them; (0, 1) without it."""
+    """Return the rank of this process and the number of processes, as torchrun set them; (0, 1) without it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def check_started(config: HardwareConfig) -> None:
-    """Raise ConfigError unless as many processes were started as the settings ask for."""
-    requested, (_, world) = config.processes, rank_and_world_size()
-    if requested != world:
+def check_world_size(config: HardwareConfig) -> None:
+    """Raise ConfigError unless the number of processes is the number of configured devices."""
+    expected, (_, world_size) = config.processes, rank_and_world_size()
+    if expected != world_size:
         raise ConfigError(
-            f"hardware.devices={config.devices} on hardware.num_nodes={config.num_nodes} needs {requested} processes, "
-            f"and {world} {'process was' if world == 1 else 'processes were'} started",
+            f"hardware.devices={config.devices} on hardware.num_nodes={config.num_nodes} needs {expected} processes, "
+            f"and {world_size} {'process was' if world_size == 1 else 'processes were'} started",
             f"torchrun --nnodes={config.num_nodes} --nproc-per-node={config.devices} -m streetvision train ...",
         )
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """A group of all processes, for as long as the block lasts."""
+    """Connect all processes for the duration of the block; on leaving it without an error, rank 0 stops the others."""
     if rank_and_world_size()[1] == 1:
         yield
         return
     import torch
     import torch.distributed as dist
 
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
     try:
         yield
         if rank_and_world_size()[0] == 0:
-            broadcast(DONE)
+            broadcast(STOP)
     finally:
         dist.destroy_process_group()
 
 
-def broadcast(news: object) -> None:
-    """The leader: tell the others the settings of the run, then each phase in which they train with it."""
+def broadcast(message: object) -> None:
+    """Send `message` from rank 0 to the other ranks: the settings of the run, then each phase in which they train."""
     if rank_and_world_size()[1] > 1:
-        _broadcast(news)
+        _broadcast(message)
 
 
 def receive() -> object:
-    """The others: what the leader announces next; DONE when it is done. Raises StreetVisionError when it has ended."""
+    """Return the next message of rank 0, on any other rank; raises StreetVisionError if rank 0 has ended."""
     try:
         return _broadcast(None)
     except RuntimeError as error:
-        raise StreetVisionError("the first process ended before it was done", "what it said last says why") from error
+        raise StreetVisionError("rank 0 ended before the run was complete", "see the last output of rank 0") from error
 
 
 def worker_loop(join: Callable[[str], None]) -> None:
-    """The others: join the leader in every phase that it announces, until it is done."""
+    """Call `join` with the id of every phase that rank 0 broadcasts, until rank 0 stops; for all other ranks."""
     while phase := receive():
         join(str(phase))
 
 
-def _broadcast(news: object) -> object:
+def _broadcast(message: object) -> object:
     import torch
     import torch.distributed as dist
 
-    heard = [news]
-    dist.broadcast_object_list(heard, src=0, device=torch.device("cpu"))
-    return heard[0]
+    messages = [message]
+    dist.broadcast_object_list(messages, src=0, device=torch.device("cpu"))
+    return messages[0]

@@ -1,4 +1,4 @@
-"""What learns in each mode, and how fast the layers of different depth do."""
+"""Which parameters each fine-tuning mode trains, and the learning rate of layers by their depth."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,7 +10,7 @@ from streetvision.training.config import LastNConfig, PeftConfig, TrainingConfig
 
 
 def prepare(classifier: Classifier, config: TrainingConfig) -> int:
-    """Let what `config.mode` names ask for gradients and nothing else; returns the number of parameters that learn."""
+    """Mark the parameters that `config.mode` trains as trainable, and no other; returns how many numbers these are."""
     MODES[config.mode](classifier, config)
     return sum(p.numel() for p in classifier.parameters() if p.requires_grad)
 
@@ -25,14 +25,15 @@ def _peft(classifier: Classifier, config: TrainingConfig) -> None:
 
 
 def _last_n(classifier: Classifier, config: TrainingConfig) -> None:
-    """The last blocks, what merges patches for the first of them, and all that comes after: most end in a norm."""
-    backbone = classifier.backbone
+    """Train the last blocks, a layer that merges patches for the first of them, and all layers after the blocks."""
     assert isinstance(config, LastNConfig)
-    opened = last_blocks(backbone.spec.lora_targets, config.last_blocks)
-    still = len(block_names(backbone.spec.lora_targets)) - len(opened)
-    for name, depth in _by_depth(backbone).items():
+    backbone = classifier.backbone
+    trained = last_blocks(backbone.spec.lora_targets, config.last_blocks)
+    frozen_blocks = len(block_names(backbone.spec.lora_targets)) - len(trained)
+    for name, depth in _parameter_depths(backbone).items():
         parameter = backbone.get_parameter(name)
-        parameter.requires_grad_(parameter.requires_grad and depth > still)
+        # A parameter that the backbone itself keeps fixed (a mask token) stays fixed.
+        parameter.requires_grad_(parameter.requires_grad and depth > frozen_blocks)
 
 
 def _full(_: Classifier, __: TrainingConfig) -> None:
@@ -45,30 +46,33 @@ MODES: Mapping[str, Callable[[Classifier, TrainingConfig], None]] = {
     "last_n": _last_n,
     "full": _full,
 }
-"""Mode -> what marks the parameters that learn."""
+"""training.mode -> function that marks the trainable parameters."""
 
 
 def rate_scales(classifier: Classifier, decay: float) -> dict[str, float]:
-    """Parameter name -> factor of the learning rate: decay ** (blocks between it and the head).
+    """Return parameter name -> factor of the learning rate, which falls by `decay` per block from the head down.
 
-    Layer-wise decay as for BEiT (Bao et al., arXiv 2106.08254, appendix): the head learns at 1, the last block at
-    `decay`, what comes before the first block at decay ** (blocks + 1).
+    The factor is 1 for the head, `decay` for the last block, and decay ** (blocks + 1) before the first block.
+
+    References:
+        Layer-wise decay: Bao et al. 2021, BEiT, arXiv 2106.08254, appendix.
     """
     blocks = len(block_names(classifier.backbone.spec.lora_targets))
-    depths = {f"backbone.{name}": depth for name, depth in _by_depth(classifier.backbone).items()}
+    depths = {f"backbone.{name}": depth for name, depth in _parameter_depths(classifier.backbone).items()}
     return {name: decay ** (blocks + 1 - depths.get(name, blocks + 1)) for name, _ in classifier.named_parameters()}
 
 
-def _by_depth(backbone: nn.Module) -> dict[str, int]:
-    """Parameter name -> 0 before the first block, i in the i-th of n (from 1) or just before it, n + 1 after the last.
+def _parameter_depths(backbone: nn.Module) -> dict[str, int]:
+    """Return parameter name -> depth: 0 before the first of n blocks, i in block i (from 1), n + 1 after the last.
 
-    What stands between two blocks, such as the merging of patches, goes with the one that reads it.
+    A layer between two blocks, such as one that merges patches, has the depth of the block after it.
     """
     blocks = block_names(backbone.spec.lora_targets)  # type: ignore[arg-type, union-attr]
     depths: dict[str, int] = {}
-    follows = len(blocks) + 1
+    next_depth = len(blocks) + 1
+    # From the last parameter to the first, so that the block after a layer is known.
     for name in reversed([name for name, _ in backbone.named_parameters()]):
-        inside = next((i for i, block in enumerate(blocks, start=1) if name.startswith(f"{block}.")), None)
-        follows = inside or follows
-        depths[name] = inside or (follows if follows > 1 else 0)
+        block = next((i for i, block in enumerate(blocks, start=1) if name.startswith(f"{block}.")), None)
+        next_depth = block or next_depth
+        depths[name] = block or (next_depth if next_depth > 1 else 0)
     return depths

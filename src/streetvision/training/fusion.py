@@ -1,6 +1,6 @@
-"""Fits the fusion of views on what a frozen backbone and head made of them; the rest of the model is never touched.
+"""Train the fusion of views on cached features; backbone and head do not change.
 
-Legend: N images, V views, P width of a view's features.
+Shapes: N images, V views, C classes, P width of a view's features.
 """
 
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc
 from streetvision.models.fused import FusedClassifier
 from streetvision.models.fusion import TrainableCVFM
-from streetvision.training.callbacks import State, cpu_state
+from streetvision.training.callbacks import State, cpu_state_dict
 from streetvision.training.config import CvfmTrainedConfig
-from streetvision.training.features import SeenViews
+from streetvision.training.features import ViewFeatures
 from streetvision.training.lightning_module import EpochRow
 from streetvision.training.optim import make_adamw
 
-JUDGED_AT_ONCE = 1024
-"""Images whose views are fused together when nothing is trained."""
+EVALUATION_BATCH = 1024
+"""Images per batch where no gradients are computed."""
 
 
 @dataclass(frozen=True)
 class FusionFit:
-    """What fitting the fusion leaves behind."""
+    """Result of training a fusion."""
 
     best: State
-    """The fusion's weights that VAL_SELECT prefers: the highest MCC, then the lowest NLL."""
+    """Weights of the fusion at the epoch with the highest MCC on VAL_SELECT; lower NLL breaks ties."""
     history: tuple[EpochRow, ...]
-    """One row an epoch; epoch 0 is the untrained fusion, which is the mean of the logits."""
+    """One row per epoch; epoch 0 is the untrained fusion, which is the mean of the views' logits."""
     best_epoch: int
 
     @property
@@ -42,65 +42,79 @@ class FusionFit:
 
 
 def fit_fusion(
-    model: FusedClassifier, train: SeenViews, select: SeenViews, *, config: CvfmTrainedConfig, progress: Progress
+    model: FusedClassifier, train: ViewFeatures, select: ViewFeatures, *, config: CvfmTrainedConfig, progress: Progress
 ) -> FusionFit:
-    """Fit `model.fusion` on `train`, choose an epoch on `select`; `model` ends with what was chosen.
+    """Train `model.fusion`.
 
-    Raises StreetVisionError when the loss is not finite.
+    Args:
+        model: Its fusion is trained in place, and ends with the weights of the best epoch.
+        train: Views of TRAIN.
+        select: Views of VAL_SELECT, which select the epoch.
+        config: Optimizer and weight of the reconstruction.
+        progress: Shows a progress bar.
+
+    Raises:
+        StreetVisionError: A loss is not finite.
     """
     fusion = model.fusion
     assert isinstance(fusion, TrainableCVFM)
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = make_adamw(fusion, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     with torch.no_grad():
-        at_first = fusion_loss(model.eval(), train, reconstruction=config.reconstruction_weight).item()
-    history: list[EpochRow] = [{"epoch": 0, "train_loss": at_first, **judge(model, select)}]
-    states = [cpu_state(fusion)]
+        initial_loss = fusion_loss(model.eval(), train, reconstruction_weight=config.reconstruction_weight).item()
+    history: list[EpochRow] = [{"epoch": 0, "train_loss": initial_loss, **evaluate_fusion(model, select)}]
+    states = [cpu_state_dict(fusion)]
     for epoch in progress.track(range(1, config.epochs + 1), total=config.epochs, label="fuse"):
         fusion.train()
         total = 0.0
         for rows in torch.split(torch.randperm(len(train.labels), generator=generator), config.batch_size):
             optimizer.zero_grad()
-            loss = fusion_loss(model, train.rows(rows), reconstruction=config.reconstruction_weight)
+            loss = fusion_loss(model, train.select(rows), reconstruction_weight=config.reconstruction_weight)
             if not torch.isfinite(loss):
                 raise StreetVisionError(f"the loss is {loss.item()} at epoch {epoch}", "lower phase4c.learning_rate")
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.item() * len(rows)
-        history.append({"epoch": epoch, "train_loss": total / len(train.labels), **judge(model, select)})
-        states.append(cpu_state(fusion))
+        metrics = evaluate_fusion(model, select)
+        history.append({"epoch": epoch, "train_loss": total / len(train.labels), **metrics})
+        states.append(cpu_state_dict(fusion))
     best = max(range(len(history)), key=lambda i: (history[i]["val_select_mcc"], -history[i]["val_select_nll"]))
     fusion.load_state_dict(states[best])
     fusion.eval()
     return FusionFit(best=states[best], history=tuple(history), best_epoch=best)
 
 
-def fusion_loss(model: FusedClassifier, batch: SeenViews, *, reconstruction: float) -> Tensor:
-    """Cross-entropy of the fused logits plus the weighted reconstruction; no gradient reaches the head."""
+def fusion_loss(model: FusedClassifier, batch: ViewFeatures, *, reconstruction_weight: float) -> Tensor:
+    """Return the cross-entropy of the fused logits plus the weighted reconstruction loss of the features."""
     fusion = model.fusion
     assert isinstance(fusion, TrainableCVFM)
     with torch.no_grad():
         logits = model.classifier.head(batch.features)
     fused = fusion(batch.features, logits, batch.mask, batch.content)
-    told = fusion.reconstruction_loss(fused.latent, batch.features, batch.mask)
-    return F.cross_entropy(fused.logits, batch.labels) + reconstruction * told
+    reconstruction = fusion.reconstruction_loss(fused.latent, batch.features, batch.mask)
+    return F.cross_entropy(fused.logits, batch.labels) + reconstruction_weight * reconstruction
 
 
 @torch.no_grad()
-def fused_logits(model: FusedClassifier, seen: SeenViews) -> Tensor:
-    """Fused logits (N, C) of views whose features are known."""
+def fused_logits(model: FusedClassifier, views: ViewFeatures) -> Tensor:
+    """Return the fused logits (N, C) of cached views."""
     model.eval()
-    parts = (seen.rows(rows) for rows in torch.split(torch.arange(len(seen.labels)), JUDGED_AT_ONCE))
-    return torch.cat([model.fuse(part.features, part.mask, part.content) for part in parts])
+    batches = (views.select(rows) for rows in torch.split(torch.arange(len(views.labels)), EVALUATION_BATCH))
+    return torch.cat([model.fuse(batch.features, batch.mask, batch.content) for batch in batches])
 
 
-def judge(model: FusedClassifier, select: SeenViews) -> dict[str, float]:
-    """VAL_SELECT's MCC, of the class with the larger logit, and NLL."""
+def evaluate_fusion(model: FusedClassifier, select: ViewFeatures) -> dict[str, float]:
+    """Return MCC, at the larger logit, and NLL on VAL_SELECT."""
     logits = fused_logits(model, select)
     nll = F.cross_entropy(logits, select.labels).item()
     return {"val_select_mcc": argmax_mcc(logits, select.labels), "val_select_nll": nll}
 
 
 def argmax_mcc(logits: Tensor, labels: Tensor) -> float:
-    """MCC of the class with the larger logit (N, C)."""
+    """Return the MCC of predicting the class with the larger logit.
+
+    Args:
+        logits: (N, 2).
+        labels: (N,) of 0 and 1.
+    """
     return float(mcc(confusion_counts(labels.numpy(), logits.argmax(dim=1).numpy() == 1)))

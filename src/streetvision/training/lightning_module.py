@@ -1,14 +1,15 @@
-"""What every training run does alike: AdamW on a cosine, an average of the weights, sums of an epoch, a bar."""
+"""What all trainings share: AdamW with a cosine schedule, an average of the weights, totals of an epoch, its log."""
 
-# ruff: noqa: ARG002 (Lightning hands its hooks more than they use)
+# ruff: noqa: ARG002 (Lightning passes its hooks more than they use)
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
@@ -16,16 +17,27 @@ from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
 from streetvision.models.config import HardwareConfig
 from streetvision.training.config import LearningConfig
-from streetvision.training.optim import WeightAverage, cosine_with_warmup, make_adamw
+from streetvision.training.optim import ExponentialMovingAverage, cosine_with_warmup, make_adamw
 from streetvision.training.sharding import shard
 
 EpochRow = dict[str, float | int]
-NAMED_FILES = 8
-"""Files of a batch that an error names."""
+"""Metrics of an epoch; `epoch` is its number."""
+MAX_NAMED_FILES = 8
+"""How many files of a batch an error message names."""
 
 
 class BaseModule(LightningModule):
-    """Fits `model`; a child has the step. What it adds up over an epoch survives an interruption."""
+    """Trains `model`; subclasses define the step.
+
+    Metrics of an epoch come from totals over its batches and all processes, which resume checkpoints include.
+
+    Args:
+        model: The module to train.
+        settings: Batches, optimizer, schedule and precision.
+        hardware: Devices and memory; the defaults if None.
+        ema: Average to update after each optimizer step.
+        scales: Parameter name -> factor of the learning rate.
+    """
 
     def __init__(
         self,
@@ -33,105 +45,116 @@ class BaseModule(LightningModule):
         settings: LearningConfig,
         *,
         hardware: HardwareConfig | None = None,
-        average: WeightAverage | None = None,
+        ema: ExponentialMovingAverage | None = None,
         scales: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.settings, self.scales = model, settings, scales
+        self.model, self.settings, self.scales, self.ema = model, settings, scales, ema
         self.hardware = hardware or HardwareConfig()
-        self.average = average
-        self.guarding = False
-        """Whether the compiled model is still to be judged against the eager one."""
-        self.eager = False
-        """Whether the compiled model has been given up."""
-        self._sums: dict[str, Tensor] = {}
+        self.check_compiled = False
+        """Whether the compiled model is still to be compared with the eager one."""
+        self.use_eager = False
+        """Whether the compiled model was rejected."""
+        self._totals: dict[str, Tensor] = {}
 
     def configure_model(self) -> None:
-        """Cut the weights among the processes where the strategy says so."""
+        """Shard the weights if the strategy is fsdp."""
         if self.hardware.strategy == "fsdp":
             assert self.device_mesh is not None
             shard(self.model, self.device_mesh["data_parallel"])
 
-    def on_fit_start(self) -> None:
-        """The average lies where the weights do."""
-        if self.average is not None:
-            self.average.to(self.device)
-
-    def on_train_start(self) -> None:
-        """What learns is in train mode from the first step, in the middle of an epoch too."""
-        train_what_learns(self.model)
-
-    def optimizer_step(self, *arguments: object, **options: object) -> None:
-        """The optimizer's step, and the average's behind it."""
-        super().optimizer_step(*arguments, **options)  # type: ignore[arg-type]
-        if self.average is not None:
-            self.average.update(self.model)
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW, and a cosine with warm-up that moves with each optimizer step."""
-        c = self.settings
+        """Return AdamW and a cosine schedule with warm-up, updated after each optimizer step."""
+        settings = self.settings
         optimizer = make_adamw(
             self.model,
-            learning_rate=c.learning_rate,
-            weight_decay=c.weight_decay,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
             scales=self.scales,
-            # Lightning does not clip the gradients of a fused step under mixed precision.
-            fused=self.device.type == "cuda" and c.gradient_clip_norm is None,
+            # Lightning cannot clip the gradients of a fused optimizer under mixed precision.
+            fused=self.device.type == "cuda" and settings.gradient_clip_norm is None,
         )
         total = int(self.trainer.estimated_stepping_batches)
-        schedule = cosine_with_warmup(optimizer, total_steps=total, warmup_steps=round(c.warmup_fraction * total))
+        schedule = cosine_with_warmup(
+            optimizer, total_steps=total, warmup_steps=round(settings.warmup_fraction * total)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def take_train_loss(self) -> float:
-        """The epoch's mean training loss over all processes; starts anew."""
-        total, seen = self._reduced("train")
-        return total / seen
+    def on_fit_start(self) -> None:
+        """Move the average to the device of the weights."""
+        if self.ema is not None:
+            self.ema.to(self.device)
 
-    def joint_sums(self) -> dict[str, Tensor]:
-        """What all processes have added up in the epoch so far, for a checkpoint; all of them take part."""
-        return {name: self._joint(value.clone()).cpu() for name, value in self._sums.items()}
+    def on_train_start(self) -> None:
+        """Set the train mode, also when the run resumes in the middle of an epoch."""
+        set_train_mode(self.model)
 
-    def take_up_sums(self, sums: Mapping[str, Tensor]) -> None:
-        """Go on from `joint_sums`: the first process does, and the others from nothing."""
-        self._sums = dict(sums) if self.global_rank == 0 else {}
+    def optimizer_step(self, *arguments: object, **options: object) -> None:
+        """Run the optimizer step, then update the average."""
+        super().optimizer_step(*arguments, **options)  # type: ignore[arg-type]
+        if self.ema is not None:
+            self.ema.update(self.model)
 
-    def laid_out(self, images: Tensor) -> Tensor:
-        """Images as hardware.channels_last wants them in memory."""
-        wanted = self.hardware.channels_last and images.ndim == 4
-        return images.contiguous(memory_format=torch.channels_last) if wanted else images
+    def to_memory_format(self, images: Tensor) -> Tensor:
+        """Return images (B, C, H, W) in the memory format of hardware.channels_last; other inputs unchanged."""
+        channels_last = self.hardware.channels_last and images.ndim == 4
+        return images.contiguous(memory_format=torch.channels_last) if channels_last else images
 
-    def _count_loss(self, loss: Tensor, rows: int, batch_idx: int) -> None:
-        """Add a batch's loss to the epoch's; raises StreetVisionError that names its files when it is not finite."""
+    def add_train_loss(self, loss: Tensor, rows: int, batch_idx: int) -> None:
+        """Add the mean loss of a batch to the totals.
+
+        Raises:
+            StreetVisionError: The loss is not finite; the message names the files of the batch.
+        """
         if not torch.isfinite(loss):
             raise StreetVisionError(
                 f"the loss is {loss.item()} at epoch {self.current_epoch + 1}, batch {batch_idx + 1}: "
-                f"{self._files(batch_idx)}",
-                "look at these files; else lower the learning_rate, or set mixed_precision.enabled=false",
+                f"{self._file_names(batch_idx)}",
+                "check these files; if they are fine, lower learning_rate or set mixed_precision.enabled=false",
             )
-        self._add("train", torch.stack([loss.detach() * rows, loss.new_tensor(rows)]))
+        self.add_total("train", torch.stack([loss.detach() * rows, loss.new_tensor(rows)]))
 
-    def _files(self, batch_idx: int) -> str:
-        rows_of: Callable[..., list[str]] = self.trainer.train_dataloader.rows_of  # type: ignore[union-attr]
-        names = rows_of(epoch=self.current_epoch, batch=batch_idx)
-        return ", ".join(names[:NAMED_FILES]) + (f" and {len(names) - NAMED_FILES} more" * (len(names) > NAMED_FILES))
+    def pop_train_loss(self) -> float:
+        """Return the mean training loss of the epoch over all processes, and reset its total."""
+        total, rows = self.pop_total("train")
+        return total / rows
 
-    def _add(self, name: str, value: Tensor) -> None:
-        before = self._sums.get(name)  # on the CPU where a checkpoint recorded it
-        self._sums[name] = value if before is None else before.to(value.device) + value
+    def add_total(self, name: str, value: Tensor) -> None:
+        """Add `value` to the total `name` of this process."""
+        total = self._totals.get(name)
+        # A total restored from a checkpoint is on the CPU.
+        self._totals[name] = value if total is None else total.to(value.device) + value
 
-    def _reduced(self, name: str) -> list[float]:
-        return [float(value) for value in self._joint(self._sums.pop(name)).flatten().tolist()]
+    def pop_total(self, name: str) -> list[float]:
+        """Return the total `name` over all processes, flattened, and reset it."""
+        return [float(value) for value in self._sum_over_processes(self._totals.pop(name)).flatten().tolist()]
 
-    def _joint(self, value: Tensor) -> Tensor:
+    def global_totals(self) -> dict[str, Tensor]:
+        """Return the totals over all processes for a checkpoint; all processes must call this."""
+        # Cloned, because the reduction may work in place.
+        return {name: self._sum_over_processes(value.clone()).cpu() for name, value in self._totals.items()}
+
+    def restore_totals(self, totals: Mapping[str, Tensor]) -> None:
+        """Restore `global_totals` on rank 0; the other ranks start from zero, so that nothing counts twice."""
+        self._totals = dict(totals) if self.global_rank == 0 else {}
+
+    def _file_names(self, batch_idx: int) -> str:
+        names: list[str] = self.trainer.train_dataloader.rows_of(  # type: ignore[union-attr]
+            epoch=self.current_epoch, batch=batch_idx
+        )
+        more = len(names) - MAX_NAMED_FILES
+        return ", ".join(names[:MAX_NAMED_FILES]) + (f" and {more} more" if more > 0 else "")
+
+    def _sum_over_processes(self, value: Tensor) -> Tensor:
         total = self.trainer.strategy.reduce(value, reduce_op="sum")
         assert isinstance(total, Tensor)
         return total
 
 
-def train_what_learns(model: nn.Module) -> None:
-    """Put `model` in train mode, however it came, but leave a part whose parameters all stand still as it is judged.
+def set_train_mode(model: nn.Module) -> None:
+    """Set `model` to train mode, but modules without any trainable parameter to eval mode.
 
-    In that, dropout stays off and running statistics stay as they are.
+    Dropout and running statistics of frozen parts then work as they do in the evaluation.
     """
     model.train()
     for module in model.modules():
@@ -141,61 +164,71 @@ def train_what_learns(model: nn.Module) -> None:
 
 
 class EpochLogger(Callback):
-    """One row an epoch to whoever follows the run, and a progress bar; a child says what the row holds."""
+    """Logs one row per epoch and shows a progress bar; subclasses define the content of a row.
+
+    Args:
+        settings: The settings of the training.
+        progress: Shows the bar.
+        loggers: Lightning loggers that receive every row. They are not passed to the Trainer, because a resumed run
+            logs the rows before the interruption again.
+    """
 
     label = "train"
-    """Beside the bar."""
+    """Label of the progress bar."""
 
-    def __init__(
-        self, settings: LearningConfig, progress: Progress, sinks: Sequence[Callable[[EpochRow], None]] = ()
-    ) -> None:
-        self.settings, self.progress, self.sinks = settings, progress, sinks
+    def __init__(self, settings: LearningConfig, progress: Progress, loggers: Sequence[Logger] = ()) -> None:
+        self.settings, self.progress, self.loggers = settings, progress, loggers
         self.history: list[EpochRow] = []
-        self.seconds_before = 0.0
-        self._ticks: Iterator[int] = iter(())
+        self.previous_seconds = 0.0
+        """Training time before the run was resumed."""
+        self._bar: Iterator[int] = iter(())
 
-    def news(self) -> str:
-        """What the last epoch gave, for the bar; empty before the first."""
+    def status(self) -> str:
+        """Return a short text on the last epoch for the bar; called after the first epoch."""
         raise NotImplementedError
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the bar where training starts, and the clock."""
-        each = int(trainer.num_training_batches)
-        steps = range(trainer.global_step * self.settings.micro_batches, each * (trainer.max_epochs or 1))
-        self._started, self._trained, self._note = time.perf_counter(), 0, ""
-        self._ticks = self.progress.track(steps, total=len(steps), label=self.label, note=lambda: self._note)
+        """Start the bar at the step where training starts, and the clock."""
+        batches_done = trainer.global_step * self.settings.micro_batches
+        steps = range(batches_done, int(trainer.num_training_batches) * (trainer.max_epochs or 1))
+        self._start, self._images, self._note = time.perf_counter(), 0, ""
+        self._bar = self.progress.track(steps, total=len(steps), label=self.label, note=lambda: self._note)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Move the bar."""
-        self._trained += len(batch[0]) * trainer.world_size
-        rate = self._trained / (time.perf_counter() - self._started)
-        self._note = f"{rate:.0f} img/s" + (f", {self.news()}" if self.history else "")
-        next(self._ticks, None)
+        """Advance the bar."""
+        self._images += len(batch[0]) * trainer.world_size
+        rate = self._images / (time.perf_counter() - self._start)
+        self._note = f"{rate:.0f} img/s" + (f", {self.status()}" if self.history else "")
+        next(self._bar, None)
 
     def on_train_end(self, *_: object) -> None:
-        """Take the bar away, wherever it stands: patience ends a training early."""
-        deque(self._ticks, maxlen=0)
+        """Close the bar, also when training stops early."""
+        deque(self._bar, maxlen=0)
 
-    def write_row(self, trainer: Trainer, row: EpochRow) -> None:
-        """End an epoch: its row, with the rate and the time so far, to the history and to every sink."""
-        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
-        self.history.append({**row, "learning_rate": rate, "seconds": round(self.seconds_so_far(), 3)})
-        for sink in self.sinks:
-            sink(self.history[-1])
+    def log_epoch(self, trainer: Trainer, row: EpochRow) -> None:
+        """Add the learning rate and the training time to `row`, keep it in the history and publish it."""
+        learning_rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        row = {**row, "learning_rate": learning_rate, "seconds": round(self.seconds(), 3)}
+        self.history.append(row)
+        self.publish(row)
 
-    def seconds_so_far(self) -> float:
-        """Time spent in training, over interruptions."""
-        return self.seconds_before + time.perf_counter() - self._started
+    def publish(self, row: EpochRow) -> None:
+        """Send a row to the loggers."""
+        for logger in self.loggers:
+            logger.log_metrics(row, step=int(row["epoch"]))
+
+    def seconds(self) -> float:
+        """Return the training time so far, including that before an interruption."""
+        return self.previous_seconds + time.perf_counter() - self._start
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint records of it."""
-        return {"history": self.history, "seconds": self.seconds_so_far()}
+        """Return the state for a resume checkpoint."""
+        return {"history": self.history, "seconds": self.seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint; what followed the rows so far follows them again."""
-        self.history, self.seconds_before = state_dict["history"], state_dict["seconds"]
+        """Restore the state of a resume checkpoint, and publish its rows again."""
+        self.history, self.previous_seconds = state_dict["history"], state_dict["seconds"]
         for row in self.history:
-            for sink in self.sinks:
-                sink(row)
+            self.publish(row)

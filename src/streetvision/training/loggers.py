@@ -1,4 +1,8 @@
-"""Where the epochs of a training run can be followed: TensorBoard always, Weights & Biases or MLflow when asked."""
+"""Lightning's loggers for the epochs of a training: TensorBoard always, Weights & Biases or MLflow if configured.
+
+By default nothing is sent anywhere. `metrics.csv` is not one of them: the phases write it atomically from the history,
+and Lightning's CSVLogger would add a column.
+"""
 
 import os
 import shutil
@@ -6,96 +10,86 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
 from streetvision.contracts.errors import ConfigError
 from streetvision.training.config import LearningConfig
-from streetvision.training.lightning_module import EpochRow
 
-Sink = Callable[[EpochRow], None]
-"""Takes the row of an epoch."""
+PROJECT = "streetvision"
 
 
 @contextmanager
-def sinks(folder: Path, config: LearningConfig) -> Iterator[tuple[Sink, ...]]:
-    """What takes the rows of this run, writing under `folder`, whose earlier content is removed.
+def open_loggers(folder: Path, config: LearningConfig) -> Iterator[tuple[Logger, ...]]:
+    """Open the loggers of a run, and close them at the end of the block.
 
-    Raises ConfigError when the tracker that was asked for is not installed.
+    Args:
+        folder: Where they write; its earlier content is removed.
+        config: Chooses the tracker, and is recorded by it.
+
+    Raises:
+        ConfigError: The package of the tracker is not installed.
     """
     shutil.rmtree(folder, ignore_errors=True)
     with ExitStack() as stack:
-        yield (
-            stack.enter_context(_tensorboard(folder / "tensorboard")),
-            *(stack.enter_context(open_(folder, config)) for open_ in TRACKERS[config.tracker]),
-        )
+        loggers: list[Logger] = [TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)]
+        if config.tracker != "none":
+            loggers.append(stack.enter_context(TRACKERS[config.tracker](folder, config)))
+            loggers[-1].log_hyperparams(config.model_dump(mode="json"))
+        status = "failed"
+        try:
+            yield tuple(loggers)
+            status = "success"
+        finally:
+            for logger in loggers:
+                logger.finalize(status)
 
 
 @contextmanager
-def _tensorboard(folder: Path) -> Iterator[Sink]:
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(str(folder))
-
-    def write(row: EpochRow) -> None:
-        for name, value in row.items():
-            writer.add_scalar(name, value, int(row["epoch"]))
-
-    try:
-        yield write
-    finally:
-        writer.close()
-
-
-@contextmanager
-def _wandb(folder: Path, config: LearningConfig) -> Iterator[Sink]:
+def _wandb(folder: Path, config: LearningConfig) -> Iterator[Logger]:
     try:
         import wandb
     except ImportError as error:
         raise _not_installed("wandb") from error
     folder.mkdir(parents=True, exist_ok=True)
-    run = wandb.init(
-        project="streetvision",
-        dir=folder,
+    logger = WandbLogger(
+        project=PROJECT,
+        save_dir=folder,
+        # Not `offline=True`, which would set WANDB_MODE for all later runs of the process.
         mode="offline" if config.tracker_offline else "online",
-        config=config.model_dump(mode="json"),
         settings=wandb.Settings(console="off", silent=True),
     )
     try:
-        yield lambda row: run.log(dict(row), step=int(row["epoch"]))
+        yield logger
     finally:
-        run.finish()
+        wandb.finish()  # Lightning leaves the run open, and the next logger would continue it
 
 
 @contextmanager
-def _mlflow(folder: Path, config: LearningConfig) -> Iterator[Sink]:
+def _mlflow(folder: Path, config: LearningConfig) -> Iterator[Logger]:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     try:
         import mlflow
     except ImportError as error:
         raise _not_installed("mlflow-skinny") from error
-    # Online means wherever MLFLOW_TRACKING_URI points.
-    client = mlflow.MlflowClient((folder / "mlflow").absolute().as_uri() if config.tracker_offline else None)
-    found = client.get_experiment_by_name("streetvision")
-    experiment = found.experiment_id if found else client.create_experiment("streetvision")
-    run = client.create_run(experiment).info.run_id
-    client.log_param(run, "training", config.model_dump_json())
-
-    def write(row: EpochRow) -> None:
-        for name, value in row.items():
-            client.log_metric(run, name, value, step=int(row["epoch"]))
-
+    # Read here, because Lightning's default is the value at its import.
+    configured = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = (folder / "mlflow").absolute().as_uri() if config.tracker_offline else configured
     try:
-        yield write
+        yield MLFlowLogger(experiment_name=PROJECT, tracking_uri=uri)
     finally:
-        client.set_terminated(run)
+        # Lightning sets the URI for the whole process, so a later run would log to this folder.
+        mlflow.set_tracking_uri(configured or "")
+        if configured is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 def _not_installed(package: str) -> ConfigError:
     return ConfigError(f"the tracker needs {package}, which is not installed", "pip install 'streetvision[tracking]'")
 
 
-TRACKERS: Mapping[str, tuple[Callable[[Path, LearningConfig], AbstractContextManager[Sink]], ...]] = {
-    "none": (),
-    "wandb": (_wandb,),
-    "mlflow": (_mlflow,),
+TRACKERS: Mapping[str, Callable[[Path, LearningConfig], AbstractContextManager[Logger]]] = {
+    "wandb": _wandb,
+    "mlflow": _mlflow,
 }
-"""training.tracker -> what opens it."""
+"""training.tracker -> function that opens its logger."""

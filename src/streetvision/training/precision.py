@@ -1,4 +1,4 @@
-"""In which precision a model learns: fp32, or bf16 where the device has it; never fp16, which overflows with DINOv3."""
+"""Precision of a training: fp32, or bf16 where the device has it. fp16 is not offered: it overflows with DINOv3."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,30 +15,31 @@ from streetvision.training.config import PrecisionName
 
 
 def lightning_precision(name: PrecisionName, device: torch.device) -> Precision:
-    """What Lightning's Trainer computes with; `auto` is bf16 where the device has it, else fp32."""
+    """Return the precision plugin for Lightning's Trainer; `auto` is bf16 where the device has it, else fp32."""
     if name == "fp32" or (name == "auto" and not has_fast_bf16(device)):
         return Precision()
     return Bf16OnCpu() if device.type == "cpu" else MixedPrecision("bf16-mixed", device.type)
 
 
 class Bf16OnCpu(MixedPrecision):
-    """bf16 for all that autocast gives it to, but for attention."""
+    """Autocast to bf16 on the CPU, except for attention, which is computed in fp32."""
 
     def __init__(self) -> None:
         super().__init__("bf16-mixed", "cpu")
 
     @contextmanager
     def forward_context(self) -> Iterator[None]:
-        """Autocast around a step, attention left out of it."""
+        """Run a step under autocast, with attention in fp32."""
         with super().forward_context(), AttentionInFp32():
             yield
 
 
 class AttentionInFp32(TorchFunctionMode):
-    """Under autocast on the CPU, attention is computed in fp32, and its result rounded.
+    """Under autocast on the CPU, compute attention in fp32 and round its result to the autocast type.
 
-    Torch's fused attention is slow there in bf16 on its way back: steps of the packaged ViT take longer with it than in
-    fp32, and less time with all but attention in bf16. `streetvision dev bench training` times the three.
+    The backward pass of torch's fused attention is slow in bf16 on a CPU: a training step of the packaged ViT takes
+    longer with it than in fp32, and less time if everything but attention is in bf16.
+    `streetvision dev bench training` measures the three.
     """
 
     def __torch_function__(
@@ -48,14 +49,14 @@ class AttentionInFp32(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Called by torch in place of each of its functions."""
-        named = kwargs or {}
+        """Torch calls this in place of each of its functions."""
+        kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention or not torch.is_autocast_enabled("cpu"):
-            return func(*args, **named)
+            return func(*args, **kwargs)
         with torch.autocast("cpu", enabled=False):
-            found = func(*map(_widened, args), **{name: _widened(value) for name, value in named.items()})
-        return found.to(torch.get_autocast_dtype("cpu"))
+            attended = func(*map(_to_float32, args), **{name: _to_float32(value) for name, value in kwargs.items()})
+        return attended.to(torch.get_autocast_dtype("cpu"))
 
 
-def _widened(value: object) -> object:
+def _to_float32(value: object) -> object:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -1,4 +1,4 @@
-"""A model over rows: the only maker of Scores, and where images become what it takes."""
+"""Run a model over rows of the data set; the only place that makes Scores."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -28,20 +28,33 @@ def score_rows(
     loader: LoaderConfig,
     progress: Progress,
 ) -> Scores:
-    """The logits of `rows` from the model that the checkpoint with digest `model_sha256`, and `fusion`, describe."""
+    """Compute the logits of `rows`.
+
+    Args:
+        model: A classifier, or one with a fusion of views.
+        rows: The rows of `split`.
+        root: Folder that the paths of the rows are relative to.
+        split: Recorded in the scores.
+        model_sha256: Digest of the checkpoint that `model` was loaded from, recorded in the scores.
+        fusion: Digests of the fusion that `model` was loaded from, recorded in the scores.
+        loader: Batch size and worker processes.
+        progress: Shows a progress bar.
+    """
     with evaluation_loader(model, rows, root=root, loader=loader) as batches:
-        logits, labels = run_over(model, batches, total=len(batches), label=f"score {split.value}", progress=progress)
+        logits, labels = apply_to_batches(
+            model, batches, total=len(batches), label=f"score {split.value}", progress=progress
+        )
     return Scores(logits, labels, split=split, model_sha256=model_sha256, rows_sha256=rows_digest(rows), fusion=fusion)
 
 
 def evaluation_loader(model: Model, rows: tuple[Row, ...], *, root: Path, loader: LoaderConfig) -> ImageLoader:
-    """Rows in order, each image as the model takes it."""
+    """Return a loader of `rows` in order, with each image prepared for `model`."""
     dataset = ImageDataset(rows, root=root, transform=model.prepare, limits=loader.limits)
     in_order = EpochBatchSampler(len(rows), batch_size=images_per_batch(model, loader.batch_size), shuffle=False)
     return ImageLoader(dataset, in_order, workers=loader.worker_count)
 
 
-def run_over(
+def apply_to_batches(
     function: Callable[[Any], Tensor],
     batches: Iterable[Batch],
     *,
@@ -49,17 +62,25 @@ def run_over(
     label: str,
     progress: Progress,
 ) -> tuple[Tensor, Tensor]:
-    """`function` of every batch of images, and the labels: ((N, ...) float32, (N,) int64), on the CPU.
+    """Apply `function` to all batches in eval mode, in fp32 and without gradients.
 
-    `function` is a model or one of its methods; it runs in eval mode, in fp32, without gradients.
+    Args:
+        function: A module, or a bound method of one. The module is moved to the device of this machine.
+        batches: Batches of (inputs, labels).
+        total: Number of batches, for the progress bar.
+        label: Label of the progress bar.
+        progress: Shows the progress bar.
+
+    Returns:
+        Outputs (N, ...) float32 and labels (N,) int64, on the CPU.
     """
-    owner = getattr(function, "__self__", function)
-    assert isinstance(owner, nn.Module)
+    module = getattr(function, "__self__", function)
+    assert isinstance(module, nn.Module)
     device = pick_device()
-    owner.to(device).eval()
+    module.to(device).eval()
     outputs, labels = [], []
     with torch.inference_mode():
-        for images, batch_labels in progress.track(batches, total=total, label=label):
-            outputs.append(function(images.to(device, non_blocking=True)).float().cpu())
+        for inputs, batch_labels in progress.track(batches, total=total, label=label):
+            outputs.append(function(inputs.to(device, non_blocking=True)).float().cpu())
             labels.append(batch_labels)
     return torch.cat(outputs), torch.cat(labels)

@@ -1,6 +1,6 @@
-"""Weights, gradients and moments cut among processes: fully sharded data parallel.
+"""Fully sharded data parallel training: weights, gradients and optimizer states are split over the processes.
 
-Zhao et al., PyTorch FSDP, arXiv 2304.11277; here by torch's `fully_shard`, one group of weights for each block.
+Zhao et al. 2023, PyTorch FSDP, arXiv 2304.11277; here by torch's `fully_shard`, with one group of weights per block.
 """
 
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
@@ -15,7 +15,7 @@ from streetvision.models.network import Backbone
 
 
 def lightning_strategy(config: HardwareConfig) -> str | Strategy:
-    """What Lightning takes for `config.strategy`."""
+    """Return the strategy for Lightning's Trainer."""
     if config.strategy != "fsdp":
         return config.strategy
     return ModelParallelStrategy(
@@ -24,14 +24,14 @@ def lightning_strategy(config: HardwareConfig) -> str | Strategy:
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Cut the weights of `model` in place: each block's gathers when it runs, the rest's when `model` does."""
+    """Shard `model` in place: the weights of a block are gathered when it runs, all others when `model` runs."""
     for backbone in [module for module in model.modules() if isinstance(module, Backbone)]:
         for name in block_names(backbone.spec.lora_targets):
             fully_shard(backbone.get_submodule(name), mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 
-def whole(value: Tensor) -> Tensor:
-    """A copy on the CPU; of one that is cut, with all processes taking part."""
+def full_cpu_copy(value: Tensor) -> Tensor:
+    """Return a copy on the CPU; if `value` is sharded, all processes must call this."""
     value = value.detach()
     return (value.full_tensor() if isinstance(value, DTensor) else value).cpu().clone()

@@ -1,15 +1,16 @@
-"""The Lightning Trainer: runs the epochs, keeps the states that VAL_SELECT prefers, goes on from a checkpoint."""
+"""Run a training with Lightning's Trainer, and resume it from a checkpoint."""
 
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from streetvision.contracts.progress import Progress
@@ -17,8 +18,8 @@ from streetvision.data.datamodule import Batch
 from streetvision.models.config import HardwareConfig
 from streetvision.models.device import hardware_settings, pick_device
 from streetvision.models.losses import make_loss
-from streetvision.training.callbacks import BestCheckpoints, Checkpoint, State, learnt_state
-from streetvision.training.checkpoints import Checkpoints
+from streetvision.training.callbacks import BestCheckpoints, Checkpoint, State, trainable_state_dict
+from streetvision.training.checkpoints import ResumeCheckpoint
 from streetvision.training.config import TrainingConfig
 from streetvision.training.lightning_module import BaseModule, EpochLogger, EpochRow
 from streetvision.training.precision import lightning_precision
@@ -27,49 +28,49 @@ from streetvision.training.supervised import SupervisedModule
 
 
 class Batches(Sized, Iterable[Batch], Protocol):
-    """Batches of (inputs, labels), the same number each time they are walked through."""
+    """Batches of (inputs, labels), the same number in each pass."""
 
     @property
     def row_labels(self) -> Sequence[int]:
-        """Labels of all rows, for weights of the loss."""
+        """Labels of all rows, from which balanced class weights are computed."""
         ...
 
 
 @dataclass(frozen=True)
-class Following:
-    """Who watches a training run, and where it goes on when it is interrupted."""
+class TrainerOptions:
+    """Outputs of a training that do not affect its result: progress, loggers, checkpoints to resume from."""
 
     progress: Progress
-    sinks: Sequence[Callable[[EpochRow], None]] = ()
-    """Each is called with the row of every epoch."""
+    loggers: Sequence[Logger] = ()
+    """They receive the row of every epoch."""
     checkpoint: Path | None = None
-    """Where to write checkpoints to go on from; None: nowhere."""
-    key: str = ""
-    """What decides the result; a checkpoint of another key is not gone on from."""
+    """File of the checkpoints to resume from; None: no checkpoints."""
+    resume_key: str = ""
+    """Identifies everything that affects the result; a checkpoint with another key is not used."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a training run leaves behind. States hold what learns, and no more."""
+    """Result of a supervised training. States hold the trainable parameters and the buffers."""
 
-    kept: tuple[Checkpoint, ...]
-    """The states with the highest VAL_SELECT MCC, best first; lower NLL breaks ties."""
+    checkpoints: tuple[Checkpoint, ...]
+    """The states with the highest MCC on VAL_SELECT, best first; lower NLL breaks ties."""
     last: State
-    """Weights of the last epoch."""
+    """State after the last epoch."""
     history: tuple[EpochRow, ...]
-    """One row an epoch."""
-    resumed_at: int | None
-    """The optimizer step of the checkpoint that it went on from."""
+    """One row per epoch."""
+    resumed_step: int | None
+    """Optimizer step of the checkpoint that the run resumed from."""
 
     @property
     def best(self) -> State:
-        """The state that VAL_SELECT prefers."""
-        return self.kept[0].state
+        """State of the best checkpoint."""
+        return self.checkpoints[0].state
 
     @property
     def best_epoch(self) -> int:
-        """Counted from 1."""
-        return self.kept[0].epoch
+        """From 1."""
+        return self.checkpoints[0].epoch
 
     @property
     def best_row(self) -> EpochRow:
@@ -83,26 +84,33 @@ def fit(
     validation: Iterable[Batch],
     *,
     config: TrainingConfig,
+    options: TrainerOptions,
     hardware: HardwareConfig | None = None,
-    following: Following,
     scales: Mapping[str, float] | None = None,
 ) -> Fit:
-    """Fit `model` on `batches` and choose an epoch on `validation`; `model` ends with the last epoch's weights.
+    """Train a classifier and select its best checkpoints.
 
-    `scales` are factors of the learning rate by parameter name. With fsdp it is a copy that learns, because it ends cut
-    among the processes; `model` stays as it was.
+    Args:
+        model: Maps a batch of inputs to logits (B, 2). It ends with the weights of the last epoch; under fsdp a copy is
+            trained, because the trained model stays sharded, and `model` does not change.
+        batches: Batches of TRAIN.
+        validation: Batches of VAL_SELECT.
+        config: Settings of phase 1.
+        options: Progress, loggers and resume checkpoints.
+        hardware: Devices, memory and compiler; the defaults if None.
+        scales: Parameter name -> factor of the learning rate.
     """
     if hardware is not None and hardware.strategy == "fsdp":
         model = copy.deepcopy(model)
     loss = make_loss(config.loss, batches.row_labels)
     module = SupervisedModule(model, config, loss=loss, hardware=hardware, scales=scales)
-    keeper = BestCheckpoints(config, following.progress, following.sinks)
-    resumed_at = train_module(module, batches, validation, epochs=keeper, following=following)
+    best = BestCheckpoints(config, options.progress, options.loggers)
+    resumed_step = train_module(module, batches, validation, epoch_logger=best, options=options)
     return Fit(
-        kept=tuple(keeper.kept),
-        last=learnt_state(model),
-        history=tuple(keeper.history),
-        resumed_at=resumed_at,
+        checkpoints=tuple(best.checkpoints),
+        last=trainable_state_dict(model),
+        history=tuple(best.history),
+        resumed_step=resumed_step,
     )
 
 
@@ -111,14 +119,14 @@ def train_module(
     batches: Batches,
     validation: Iterable[Batch] | None,
     *,
-    epochs: EpochLogger,
-    following: Following,
+    epoch_logger: EpochLogger,
+    options: TrainerOptions,
 ) -> int | None:
-    """Run every epoch of `module`; returns the optimizer step of the checkpoint that it went on from."""
+    """Train `module` for all its epochs; returns the optimizer step of the checkpoint that the run resumed from."""
     device, config, hardware = pick_device(), module.settings, module.hardware
-    checkpoints = Checkpoints(following.checkpoint, key=following.key, every=config.checkpoint_interval)
+    resume = ResumeCheckpoint(options.checkpoint, key=options.resume_key, every_n_steps=config.checkpoint_interval)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), _interrupts_passed_on(), hardware_settings(module.model, hardware, device):
+    with warnings.catch_warnings(), _reraise_interrupts(), hardware_settings(module.model, hardware, device):
         warnings.filterwarnings("ignore", module="lightning.*")
         trainer = Trainer(
             max_epochs=config.max_epochs,
@@ -129,21 +137,21 @@ def train_module(
             plugins=[lightning_precision(config.precision, device)],
             accumulate_grad_batches=config.micro_batches,
             gradient_clip_val=config.gradient_clip_norm,
-            logger=False,
-            callbacks=[epochs, checkpoints],
+            logger=False,  # epoch_logger has the loggers
+            callbacks=[epoch_logger, resume],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        found = checkpoints.found()
-        trainer.fit(module, batches, validation, ckpt_path=found, weights_only=found is not None or None)
-    return checkpoints.resumed_at
+        checkpoint = resume.find()
+        trainer.fit(module, batches, validation, ckpt_path=checkpoint, weights_only=checkpoint is not None or None)
+    return resume.resumed_step
 
 
 @contextmanager
-def _interrupts_passed_on() -> Iterator[None]:
-    """Lightning ends the process where it is interrupted."""
+def _reraise_interrupts() -> Iterator[None]:
+    """Raise KeyboardInterrupt where Lightning exits the process because of one."""
     try:
         yield
     except SystemExit as stop:
@@ -153,5 +161,5 @@ def _interrupts_passed_on() -> Iterator[None]:
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python, numpy and torch, and the workers of loaders."""
+    """Seed Python, numpy, torch and the workers of the loaders."""
     seed_everything(seed, workers=True, verbose=False)

@@ -17,8 +17,8 @@ from streetvision.models.module import load_classifier
 from streetvision.training.ssl import collapse_monitor as watching
 from streetvision.training.ssl.collapse_monitor import CollapseMonitor
 from streetvision.training.ssl.config import AnyExPLoRAConfig
-from streetvision.training.ssl.explora import METHODS, ExPLoRAModule, Student, open_backbone
-from streetvision.training.trainer import Following, seed_all, train_module
+from streetvision.training.ssl.explora import METHODS, ExPLoRAModule, Student, prepare_backbone
+from streetvision.training.trainer import TrainerOptions, seed_all, train_module
 
 BACKBONE = BackboneConfig(source="random", width=16, depth=3, heads=2, image_size=32)
 SMALL = {
@@ -38,7 +38,7 @@ def config(**changes):
 def student(settings, seed=0):
     seed_all(seed)
     classifier = load_classifier(ModelConfig(backbone=BACKBONE, head=LinearHeadConfig()))
-    open_backbone(classifier, settings)
+    prepare_backbone(classifier, settings)
     return Student(classifier, 16, settings)
 
 
@@ -60,7 +60,7 @@ def rows_root():
     return Path("/")
 
 
-def trained(rows, settings, *, workers=0, **following):
+def trained(rows, settings, *, workers=0, **options):
     module = ExPLoRAModule(student(settings), settings)
     pairs, plain = TwoViews(settings.views, image_size=32), get_val_transforms(image_size=32)
     watch = CollapseMonitor(
@@ -73,7 +73,9 @@ def trained(rows, settings, *, workers=0, **following):
     shuffled = {"shuffle": True, "parts": settings.gradient_accumulation_steps, "workers": workers}
     seed_all(1)
     with loader(rows[:32], pairs, settings.batch_size, **shuffled) as batches:
-        watch.resumed_at = train_module(module, batches, None, epochs=watch, following=Following(Silent(), **following))
+        watch.resumed_step = train_module(
+            module, batches, None, epoch_logger=watch, options=TrainerOptions(Silent(), **options)
+        )
     return module, watch
 
 
@@ -144,9 +146,9 @@ def test_the_cache_gives_the_same_gradient(rows, monkeypatch):
 
 
 def test_no_more_views_than_asked_are_in_memory_at_once(rows, monkeypatch):
-    seen, embed = [], ExPLoRAModule._embed_again
+    seen, embed = [], ExPLoRAModule._embed_chunk
     monkeypatch.setattr(
-        ExPLoRAModule, "_embed_again", lambda module, images: seen.append(len(images)) or embed(module, images)
+        ExPLoRAModule, "_embed_chunk", lambda module, images: seen.append(len(images)) or embed(module, images)
     )
     trained(rows, config(grad_cache_chunk=5))
     assert sum(seen) == 2 * 2 * 32  # views of an epoch, each without a graph and then in one
@@ -186,8 +188,8 @@ def test_accumulation_is_another_step_for_a_contrast_and_the_same_for_byol(rows)
     ids=lambda changes: "-".join(changes),
 )
 def test_every_setting_changes_what_is_learnt(rows, monkeypatch, changes, beside):
-    monkeypatch.setattr(watching, "COLLAPSED_UNIFORMITY", 0.0)  # a few steps of a tiny network may well collapse
-    monkeypatch.setattr(watching, "COLLAPSED_RANK", 0.0)
+    monkeypatch.setattr(watching, "MAX_UNIFORMITY", 0.0)  # a few steps of a tiny network may well collapse
+    monkeypatch.setattr(watching, "MIN_EFFECTIVE_RANK", 0.0)
     plain, changed = (trained(rows, config(**settings))[0].model for settings in (beside, beside | changes))
     backbones = [module.classifier.backbone.state_dict() for module in (plain, changed)]
     assert any(not torch.equal(value, backbones[1].get(name, value[..., :0])) for name, value in backbones[0].items())
@@ -202,7 +204,7 @@ def test_an_interrupted_run_ends_in_equal_weights(rows, tmp_path, looks, step):
     class StopError(Exception):
         pass
 
-    looked = CollapseMonitor.look
+    looked = CollapseMonitor.measure
 
     def interrupted(self, module):
         if len(self.history) == looks:
@@ -210,11 +212,11 @@ def test_an_interrupted_run_ends_in_equal_weights(rows, tmp_path, looks, step):
         return looked(self, module)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CollapseMonitor, "look", interrupted)
+        patch.setattr(CollapseMonitor, "measure", interrupted)
         with pytest.raises(StopError):
-            trained(rows, settings, checkpoint=tmp_path / "c.ckpt", key="k")
-    module, watch = trained(rows, settings, checkpoint=tmp_path / "c.ckpt", key="k")
-    assert watch.resumed_at == step
+            trained(rows, settings, checkpoint=tmp_path / "c.ckpt", resume_key="k")
+    module, watch = trained(rows, settings, checkpoint=tmp_path / "c.ckpt", resume_key="k")
+    assert watch.resumed_step == step
     for name, value in learnt(undisturbed).items():
         assert torch.equal(learnt(module)[name], value), name
     drop = lambda history: [{k: v for k, v in row.items() if k != "seconds"} for row in history[1:]]  # noqa: E731
@@ -248,7 +250,7 @@ def test_watching_changes_nothing(rows):
         probe=loader(rows[:32], get_val_transforms(image_size=32)),
         groups=[row.group for row in rows[:32]],
     )
-    assert watch.look(module) == watch.look(module)  # the same views each time
+    assert watch.measure(module) == watch.measure(module)  # the same views each time
     assert torch.equal(state, torch.get_rng_state())
     assert module.model.projection.training
     assert all(torch.equal(value, learnt(module)[name]) for name, value in before.items())

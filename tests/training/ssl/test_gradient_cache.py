@@ -17,11 +17,11 @@ def views():
     return first, first + 0.1 * torch.randn(24, 6, generator=generator)
 
 
-def cached_gradients(embed, views, loss, *, at_once):
-    cache = GradientCache(embed, views, at_once=at_once)
+def cached_gradients(embed, views, loss, *, chunk_size):
+    cache = GradientCache(embed, views, chunk_size=chunk_size)
     value = loss(*cache.embeddings)
     value.backward()
-    cache.carry_on()
+    cache.backward()
     return value.detach()
 
 
@@ -29,12 +29,12 @@ def gradients(module):
     return [parameter.grad.clone() for parameter in module.parameters()]
 
 
-@pytest.mark.parametrize("at_once", [5, 24, 100])
-def test_parts_give_the_gradient_of_the_whole_batch(at_once):
+@pytest.mark.parametrize("chunk_size", [5, 24, 100])
+def test_parts_give_the_gradient_of_the_whole_batch(chunk_size):
     whole, parts, loss = network(), network(), SimCLRLoss(0.1)
     expected = loss(*(whole(view) for view in views()))
     expected.backward()
-    found = cached_gradients(parts, views(), loss, at_once=at_once)
+    found = cached_gradients(parts, views(), loss, chunk_size=chunk_size)
     torch.testing.assert_close(found, expected.detach())
     for one, other in zip(gradients(parts), gradients(whole), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -53,7 +53,7 @@ def test_accumulation_gives_another_gradient():
 def test_dropout_is_drawn_the_same_both_times():
     module, loss = network(dropout=0.5), SimCLRLoss(0.1)
     torch.manual_seed(5)
-    cached_gradients(module, views(), loss, at_once=24)
+    cached_gradients(module, views(), loss, chunk_size=24)
     again = network(dropout=0.5)
     torch.manual_seed(5)
     first, second = (again(view) for view in views())
@@ -64,8 +64,8 @@ def test_dropout_is_drawn_the_same_both_times():
 
 def test_gradients_add_up_as_backward_s_do():
     module, loss = network(), SimCLRLoss(0.1)
-    cached_gradients(module, views(), loss, at_once=8)
+    cached_gradients(module, views(), loss, chunk_size=8)
     once = gradients(module)
-    cached_gradients(module, views(), loss, at_once=8)
+    cached_gradients(module, views(), loss, chunk_size=8)
     for one, twice in zip(once, gradients(module), strict=True):
         torch.testing.assert_close(twice, 2 * one)

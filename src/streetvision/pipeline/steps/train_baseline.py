@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from streetvision.contracts.phase import Context, Outcome
@@ -31,8 +32,8 @@ from streetvision.training.distributed import broadcast
 from streetvision.training.features import FeatureCache
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.lightning_module import EpochRow
-from streetvision.training.loggers import Sink, sinks
-from streetvision.training.trainer import Fit, Following, fit, seed_all
+from streetvision.training.loggers import open_loggers
+from streetvision.training.trainer import Fit, TrainerOptions, fit, seed_all
 
 PROBED = 8
 """Images on which a merge is checked."""
@@ -46,13 +47,13 @@ def run(context: Context) -> Outcome:
     classifier = initial_classifier(context)
     learning = prepare(classifier, training)
     fit_mode = _fit_head if training.mode == "frozen" else _fit_images
-    with sinks(context.schema.phase1_logs_dir, training) as followers:
-        fitted = fit_mode(classifier, context, (*followers, context.progress.epoch))
+    with open_loggers(context.schema.phase1_logs_dir, training) as loggers:
+        fitted = fit_mode(classifier, context, loggers)
     seconds = time.perf_counter() - started
     error = _save(fitted, classifier, context)
     make_scores(context, classifier.description, context.schema.phase1_checkpoint, SCORES)
     context.schema.phase1_training_checkpoint.unlink(missing_ok=True)
-    best, rows = fitted.kept[0], sum(len(context.rows(split)) for split in (Split.TRAIN, Split.VAL_SELECT))
+    best, rows = fitted.checkpoints[0], sum(len(context.rows(split)) for split in (Split.TRAIN, Split.VAL_SELECT))
     rate = rows * (1 if training.mode == "frozen" else len(fitted.history)) / seconds
     if best.one_class_only:
         context.progress.warn("the model gives every image of VAL_SELECT the same answer: do not use it")
@@ -73,14 +74,14 @@ def run(context: Context) -> Outcome:
 
 def _also_made(fitted: Fit, context: Context) -> tuple[Path, ...]:
     gated = context.settings(AugmentationConfig).gate.epochs > 0
-    ranked = tuple(context.schema.phase1_ranked_checkpoint(rank) for rank in range(2, len(fitted.kept) + 1))
+    ranked = tuple(context.schema.phase1_ranked_checkpoint(rank) for rank in range(2, len(fitted.checkpoints) + 1))
     return (*ranked, *([context.schema.augmentation_gate_json] if gated else []))
 
 
 def _summary(fitted: Fit, config: TrainingConfig, rate: float) -> str:
-    best = fitted.kept[0]
+    best = fitted.checkpoints[0]
     stopped = f" (stopped after {len(fitted.history)})" if len(fitted.history) < config.epochs else ""
-    resumed = "" if fitted.resumed_at is None else f", went on from step {fitted.resumed_at}"
+    resumed = "" if fitted.resumed_step is None else f", went on from step {fitted.resumed_step}"
     averaged = ", averaged weights" if best.weights == "ema" else ""
     return (
         f"{config.mode}, epoch {best.epoch} of {config.epochs} chosen{stopped}{averaged}, "
@@ -88,7 +89,7 @@ def _summary(fitted: Fit, config: TrainingConfig, rate: float) -> str:
     )
 
 
-def _fit_head(classifier: Classifier, context: Context, followers: Sequence[Sink]) -> Fit:
+def _fit_head(classifier: Classifier, context: Context, loggers: Sequence[Logger]) -> Fit:
     """The frozen mode: features once, then epochs of the head alone."""
     config, schema = context.settings(TrainingConfig), context.schema
     cache = FeatureCache(
@@ -104,11 +105,11 @@ def _fit_head(classifier: Classifier, context: Context, followers: Sequence[Sink
         FeatureBatches(*train, batch_size=config.batch_size, seed=config.seed, names=names),
         FeatureBatches(*select, batch_size=4096),
         config=config,
-        following=Following(context.progress, followers),
+        options=TrainerOptions(context.progress, loggers),
     )
 
 
-def _fit_images(classifier: Classifier, context: Context, followers: Sequence[Sink]) -> Fit:
+def _fit_images(classifier: Classifier, context: Context, loggers: Sequence[Logger]) -> Fit:
     """The other modes: augmented images through every layer, with all processes that were started."""
     checkpoint, key = context.schema.phase1_training_checkpoint, resume_key(context, adapted_checkpoint_inputs(context))
     policy = accepted_augmentation(context)
@@ -116,8 +117,8 @@ def _fit_images(classifier: Classifier, context: Context, followers: Sequence[Si
     assert isinstance(config, FinetuningConfig)
     seed_all(config.seed)  # the gate has drawn since
     broadcast(context.phase)
-    following = Following(context.progress, followers, checkpoint=checkpoint, key=key)
-    return fit_images(classifier, context, config=config, policy=policy, following=following)
+    options = TrainerOptions(context.progress, loggers, checkpoint=checkpoint, resume_key=key)
+    return fit_images(classifier, context, config=config, policy=policy, options=options)
 
 
 def join(context: Context) -> None:
@@ -127,14 +128,14 @@ def join(context: Context) -> None:
     seed_all(config.seed)
     classifier = initial_classifier(context)
     prepare(classifier, config)
-    following = Following(
+    options = TrainerOptions(
         context.progress,
         checkpoint=context.schema.phase1_training_checkpoint,
-        key=resume_key(context, adapted_checkpoint_inputs(context)),
+        resume_key=resume_key(context, adapted_checkpoint_inputs(context)),
     )
     policy = context.settings(AugmentationConfig)
     seed_all(config.seed)
-    fit_images(classifier, context, config=config, policy=policy, following=following)
+    fit_images(classifier, context, config=config, policy=policy, options=options)
 
 
 def _save(fitted: Fit, classifier: Classifier, context: Context) -> float | None:
@@ -142,7 +143,9 @@ def _save(fitted: Fit, classifier: Classifier, context: Context) -> float | None
     schema, config = context.schema, context.settings(TrainingConfig)
     images = some_images(classifier, context) if config.mode == "peft" else None
     states = {schema.phase1_last_checkpoint: fitted.last, schema.phase1_checkpoint: fitted.best}
-    states |= {schema.phase1_ranked_checkpoint(rank): one.state for rank, one in enumerate(fitted.kept[1:], start=2)}
+    states |= {
+        schema.phase1_ranked_checkpoint(rank): one.state for rank, one in enumerate(fitted.checkpoints[1:], start=2)
+    }
     errors = []
     for path, learnt in states.items():
         named = _of_classifier(learnt) if config.mode == "frozen" else learnt

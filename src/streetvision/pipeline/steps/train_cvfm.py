@@ -18,8 +18,8 @@ from streetvision.pipeline.artifacts import CVFM_SCORES
 from streetvision.pipeline.scores import open_classifier, save_val_calib
 from streetvision.pipeline.steps.train_baseline import as_csv
 from streetvision.training.config import CvfmConfig, CvfmInferenceConfig, CvfmTrainedConfig, MultiViewFusionConfig
-from streetvision.training.features import FeatureCache, SeenViews, ViewCache
-from streetvision.training.fusion import FusionFit, argmax_mcc, fit_fusion, judge
+from streetvision.training.features import FeatureCache, ViewCache, ViewFeatures
+from streetvision.training.fusion import FusionFit, argmax_mcc, evaluate_fusion, fit_fusion
 
 
 def run(context: Context) -> Outcome:
@@ -72,13 +72,13 @@ def _fit(model: FusedClassifier, context: Context) -> FusionFit:
     if isinstance(config, CvfmTrainedConfig):
         train = _seen(model, context, Split.TRAIN)
         return fit_fusion(model, train, select, config=config, progress=context.progress)
-    return FusionFit(best={}, history=({"epoch": 0, **judge(model, select)},), best_epoch=0)
+    return FusionFit(best={}, history=({"epoch": 0, **evaluate_fusion(model, select)},), best_epoch=0)
 
 
-def _seen(model: FusedClassifier, context: Context, split: Split) -> SeenViews:
+def _seen(model: FusedClassifier, context: Context, split: Split) -> ViewFeatures:
     loader = context.settings(LoaderConfig)
     cache = ViewCache(context.schema.feature_cache_dir, model, loader=loader, progress=context.progress)
-    return cache.seen(context.rows(split), root=context.data_root, name=split.value)
+    return cache.features(context.rows(split), root=context.data_root, name=split.value)
 
 
 def _summary(config: MultiViewFusionConfig, fitted: FusionFit, alone: float) -> str:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from lightning.pytorch.loggers import Logger
+
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.phase import Context, Metrics, Outcome
 from streetvision.contracts.progress import Progress
@@ -28,13 +30,13 @@ from streetvision.pipeline.auto_settings import log_auto_settings
 from streetvision.pipeline.image_training import small_copies
 from streetvision.pipeline.initialization import resume_key
 from streetvision.pipeline.steps.train_baseline import as_csv, some_images
-from streetvision.training.callbacks import cpu_state
+from streetvision.training.callbacks import cpu_state_dict
 from streetvision.training.distributed import broadcast, rank_and_world_size
-from streetvision.training.loggers import Sink, sinks
+from streetvision.training.loggers import open_loggers
 from streetvision.training.ssl.collapse_monitor import CollapseMonitor
 from streetvision.training.ssl.config import ExPLoRAConfig, SwAVConfig
-from streetvision.training.ssl.explora import ExPLoRAModule, Student, open_backbone
-from streetvision.training.trainer import Following, seed_all, train_module
+from streetvision.training.ssl.explora import ExPLoRAModule, Student, prepare_backbone
+from streetvision.training.trainer import TrainerOptions, seed_all, train_module
 
 TOLERATED_LOSS = 0.05
 """Of the MCC of neighbours; by the packaged views the packaged backbone loses 0.17 on drawn scenes, and is worse."""
@@ -49,8 +51,8 @@ def run(context: Context) -> Outcome:
     student, learning = _student(context)
     rows = _train_rows(context)
     broadcast(context.phase)
-    with sinks(schema.explora_logs_dir, config) as followers:
-        watch, resumed_at = _train(student, context, rows, followers)
+    with open_loggers(schema.explora_logs_dir, config) as loggers:
+        watch, resumed_step = _train(student, context, rows, loggers)
     seconds = time.perf_counter() - started
     error = _save(student.classifier, context)
     write_text_atomic(schema.explora_metrics_csv, as_csv(tuple(watch.history)))
@@ -61,7 +63,7 @@ def run(context: Context) -> Outcome:
     if isinstance(config, SwAVConfig):
         warn_of_equal_codes(after["select_loss"], config.prototypes, context.progress)
     rate = len(rows) * config.num_epochs / seconds
-    resumed = "" if resumed_at is None else f", went on from step {resumed_at}"
+    resumed = "" if resumed_step is None else f", went on from step {resumed_step}"
     return Outcome(
         f"{config.method} on {len(rows)} images, loss on VAL_SELECT {before['select_loss']:.3f} -> "
         f"{after['select_loss']:.3f}, effective rank {before['effective_rank']:.0f} -> {after['effective_rank']:.0f}, "
@@ -98,14 +100,14 @@ def _student(context: Context) -> tuple[Student, int]:
     config, model = context.settings(ExPLoRAConfig), context.settings(ModelConfig)
     seed_all(config.seed)
     classifier = load_classifier(model)
-    learning = open_backbone(classifier, config)
+    learning = prepare_backbone(classifier, config)
     student = Student(classifier, pooled_dim(model.pooling, classifier.backbone.spec), config)
     seed_all(config.seed)
     return student, learning
 
 
 def _train(
-    student: Student, context: Context, rows: Sequence[Row], followers: Sequence[Sink] = ()
+    student: Student, context: Context, rows: Sequence[Row], loggers: Sequence[Logger] = ()
 ) -> tuple[CollapseMonitor, int | None]:
     config = context.settings(ExPLoRAConfig)
     rows, select = group_ids(rows), group_ids(context.rows(Split.VAL_SELECT))
@@ -113,10 +115,10 @@ def _train(
     size = student.classifier.description.image_size
     pairs, plain = TwoViews(config.views, image_size=size), get_val_transforms(image_size=size)
     probed = _spread(context.rows(Split.TRAIN), config.knn_probe_size)
-    following = Following(
+    options = TrainerOptions(
         context.progress,
         checkpoint=context.schema.explora_training_checkpoint,
-        key=resume_key(context, unlabelled_images(context)),
+        resume_key=resume_key(context, unlabelled_images(context)),
     )
     with (
         _loader(
@@ -133,10 +135,10 @@ def _train(
         _loader(probed, plain, context) as probe,
     ):
         groups = [row.group or row.path for row in probed]
-        watch = CollapseMonitor(config, context.progress, select=held_out, probe=probe, groups=groups, sinks=followers)
+        watch = CollapseMonitor(config, context.progress, select=held_out, probe=probe, groups=groups, loggers=loggers)
         module = ExPLoRAModule(student, config, hardware=_hardware(context))
-        resumed_at = train_module(module, batches, None, epochs=watch, following=following)
-    return watch, resumed_at
+        resumed_step = train_module(module, batches, None, epoch_logger=watch, options=options)
+    return watch, resumed_step
 
 
 def _hardware(context: Context) -> HardwareConfig:
@@ -200,10 +202,10 @@ def _spread(rows: Sequence[Row], count: int) -> Sequence[Row]:
 def _save(classifier: Classifier, context: Context) -> float:
     """Write the adapters, then the merged backbone; returns what merging changed in a logit."""
     schema, backbone = context.schema, classifier.backbone
-    state = cpu_state(backbone)
+    state = cpu_state_dict(backbone)
     save_tensors(schema.explora_lora, {name: value for name, value in state.items() if "lora_" in name})
     error = merge_adapters(classifier.cpu(), some_images(classifier, context))
-    save_tensors(schema.explora_checkpoint, cpu_state(backbone))
+    save_tensors(schema.explora_checkpoint, cpu_state_dict(backbone))
     write_json_atomic(schema.explora_config_json, dict(backbone.spec.architecture))
     return error
 

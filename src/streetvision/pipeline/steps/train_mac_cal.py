@@ -15,7 +15,7 @@ from streetvision.models.pooling import pooled_dim
 from streetvision.pipeline.artifacts import MAC_CAL_SCORES
 from streetvision.pipeline.scores import make_scores, open_classifier
 from streetvision.pipeline.steps.train_baseline import as_csv
-from streetvision.training.callbacks import cpu_state
+from streetvision.training.callbacks import cpu_state_dict
 from streetvision.training.config import MacCalConfig
 from streetvision.training.features import FeatureCache
 from streetvision.training.mac_cal import MacCalFit, fit_mac_cal
@@ -26,7 +26,7 @@ def run(context: Context) -> Outcome:
     schema, classifier = context.schema, open_classifier(context, context.schema.phase1_checkpoint)
     fitted = _fit(classifier, context)
     head = {f"head.{name}": value for name, value in fitted.best.items()}
-    save_tensors(schema.mac_cal_checkpoint, {**cpu_state(classifier), **head})
+    save_tensors(schema.mac_cal_checkpoint, {**cpu_state_dict(classifier), **head})
     write_text_atomic(schema.mac_cal_metrics_csv, as_csv(fitted.history))
     make_scores(context, classifier.description, schema.mac_cal_checkpoint, MAC_CAL_SCORES)
     best = fitted.best_row

@@ -1,11 +1,12 @@
-"""Watches an adaptation without labels: after each epoch, whether the embeddings still tell images apart."""
+"""Measures the embeddings after each epoch of phase 4a, and stops the training if they have collapsed."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from streetvision.contracts.errors import StreetVisionError
@@ -17,17 +18,24 @@ from streetvision.training.ssl.config import ExPLoRAConfig
 from streetvision.training.ssl.explora import ExPLoRAModule
 from streetvision.training.ssl.losses import alignment, effective_rank, uniformity
 
-COLLAPSED_UNIFORMITY = -0.002
-"""Above it the embeddings are one point: their mean cosine is over 0.9995. BYOL came to -0.019, and went back."""
-COLLAPSED_RANK = 1.5
-"""Below it they lie on one line."""
+MAX_UNIFORMITY = -0.002
+"""Above it the embeddings are one point: their mean cosine is over 0.9995. A BYOL run that recovered reached -0.019."""
+MIN_EFFECTIVE_RANK = 1.5
+"""Below it the embeddings are on one line."""
 
 
 class CollapseMonitor(EpochLogger):
-    """A row before training and one after each epoch; raises StreetVisionError when the embeddings have collapsed.
+    """Logs a row before training and after each epoch; raises StreetVisionError if the embeddings have collapsed.
 
-    `select` gives pairs of views of VAL_SELECT and their kin, the same each time; `probe` plain images of TRAIN and
-    their labels, whose `groups` are known. Nothing is chosen by what they show.
+    The measures select nothing.
+
+    Args:
+        config: Settings of phase 4a.
+        progress: Shows the progress bar.
+        select: Loader of (two views, group ids) of VAL_SELECT; the views are the same in each epoch.
+        probe: Loader of (plain images, labels) of TRAIN, for the k-NN MCC.
+        groups: Group of each row of `probe`; neighbours of the same group do not count.
+        loggers: Lightning loggers that receive every row.
     """
 
     label = "adapt"
@@ -40,40 +48,40 @@ class CollapseMonitor(EpochLogger):
         select: ImageLoader,
         probe: ImageLoader,
         groups: Sequence[str],
-        sinks: Sequence[Callable[[EpochRow], None]] = (),
+        loggers: Sequence[Logger] = (),
     ) -> None:
-        super().__init__(config, progress, sinks)
+        super().__init__(config, progress, loggers)
         self.select, self.probe, self.groups = select, probe, groups
 
-    def news(self) -> str:
-        """The loss on VAL_SELECT."""
+    def status(self) -> str:
+        """Return the loss on VAL_SELECT."""
         return f"VAL_SELECT loss {self.history[-1]['select_loss']:.3f}"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look once before anything has moved."""
+        """Log the measures before the first step as epoch 0."""
         super().on_train_start(trainer, pl_module)
         assert isinstance(pl_module, ExPLoRAModule)
         if not self.history:
-            self.write_row(trainer, {"epoch": 0, "train_loss": float("nan"), **self.look(pl_module)})
+            self.log_epoch(trainer, {"epoch": 0, "train_loss": float("nan"), **self.measure(pl_module)})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the epoch's row; stop where there is nothing left to learn from."""
+        """Log the epoch; raises StreetVisionError if the embeddings have collapsed."""
         assert isinstance(pl_module, ExPLoRAModule)
-        epoch, loss = trainer.current_epoch + 1, pl_module.take_train_loss()
-        self.write_row(trainer, {"epoch": epoch, "train_loss": loss, **self.look(pl_module)})
+        epoch, loss = trainer.current_epoch + 1, pl_module.pop_train_loss()
+        self.log_epoch(trainer, {"epoch": epoch, "train_loss": loss, **self.measure(pl_module)})
         row = self.history[-1]
-        if row["uniformity"] > COLLAPSED_UNIFORMITY or row["effective_rank"] < COLLAPSED_RANK:
+        if row["uniformity"] > MAX_UNIFORMITY or row["effective_rank"] < MIN_EFFECTIVE_RANK:
             raise StreetVisionError(
                 f"the embeddings have collapsed in epoch {epoch}: every image has nearly the same one "
                 f"(effective rank {row['effective_rank']:.1f}, uniformity {row['uniformity']:.3f})",
-                "lower phase4a.learning_rate, give larger batches, or take phase4a.method=simclr",
+                "lower phase4a.learning_rate, increase phase4a.batch_size, or set phase4a.method=simclr",
             )
 
-    def look(self, module: ExPLoRAModule) -> EpochRow:
-        """The loss without labels on VAL_SELECT, the spread of its embeddings, and what neighbours in TRAIN say."""
-        with _at_rest(module):
-            loss, first, second = self._over_select(module)
-            features, labels = self._over_probe(module)
+    def measure(self, module: ExPLoRAModule) -> EpochRow:
+        """Return the loss and the spread of the embeddings on VAL_SELECT, and the k-NN MCC on TRAIN."""
+        with _evaluation_mode(module):
+            loss, first, second = self._evaluate_select(module)
+            features, labels = self._probe_features(module)
         return {
             "select_loss": loss,
             "alignment": alignment(first, second),
@@ -82,33 +90,33 @@ class CollapseMonitor(EpochLogger):
             "knn_mcc": knn_mcc(features.numpy(), labels.numpy(), self.groups),
         }
 
-    def _over_select(self, module: ExPLoRAModule) -> tuple[float, Tensor, Tensor]:
-        self.select.resume(epoch=0, skip=0)  # the same views each time
-        losses, sizes, pairs = [], [], []
-        for views, kin in self.select:
-            loss, first, second = module.judge(views.to(module.device), kin.to(module.device))
+    def _evaluate_select(self, module: ExPLoRAModule) -> tuple[float, Tensor, Tensor]:
+        self.select.resume(epoch=0, skip=0)  # the same views in each epoch
+        losses, first_views, second_views = [], [], []
+        for views, group_ids in self.select:
+            loss, first, second = module.evaluate(views.to(module.device), group_ids.to(module.device))
             losses.append(float(loss))
-            sizes.append(len(first))
-            pairs.append((first, second))
-        joined = [torch.cat([pair[side] for pair in pairs]) for side in (0, 1)]
-        return float(np.average(losses, weights=sizes)), joined[0], joined[1]
+            first_views.append(first)
+            second_views.append(second)
+        mean_loss = np.average(losses, weights=[len(first) for first in first_views])
+        return float(mean_loss), torch.cat(first_views), torch.cat(second_views)
 
-    def _over_probe(self, module: ExPLoRAModule) -> tuple[Tensor, Tensor]:
+    def _probe_features(self, module: ExPLoRAModule) -> tuple[Tensor, Tensor]:
         embed = module.student[0].classifier.embed
         self.probe.resume(epoch=0, skip=0)
-        batches: Iterable[tuple[Tensor, Tensor]] = [
-            (embed(images.to(module.device)).float().cpu(), labels) for images, labels in self.probe
-        ]
-        features, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        return features, labels
+        features, labels = [], []
+        for images, batch_labels in self.probe:
+            features.append(embed(images.to(module.device)).float().cpu())
+            labels.append(batch_labels)
+        return torch.cat(features), torch.cat(labels)
 
 
 @contextmanager
-def _at_rest(module: ExPLoRAModule) -> Iterator[None]:
-    """In eval mode, without gradients, and with the random state as it was."""
+def _evaluation_mode(module: ExPLoRAModule) -> Iterator[None]:
+    """Eval mode without gradients; afterwards modes and random state are as before."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         yield
     for part, training in modes:
-        part.training = training  # train() would reach its children
+        part.training = training  # train() would change the children as well

@@ -1,7 +1,7 @@
-"""What two views of the same images must have in common: losses without labels, as functions of embeddings.
+"""Self-supervised losses of the embeddings of two views, and measures of their quality.
 
-Legend: N images, each seen twice; D width of an embedding; K prototypes; W processes. First and second views are
-(N, D) each, row by row of the same image, in any scale: every loss here normalises them.
+Shapes: N images, two views each; D width of an embedding; K prototypes; W processes. The first and the second views are
+(N, D) each, and row i of both belongs to image i. Every loss normalises the embeddings.
 """
 
 from typing import Any
@@ -15,113 +15,141 @@ from torch.distributed.nn.functional import all_gather
 
 from streetvision.contracts.errors import ConfigError
 
-MOST_PAIRED = 4096
-"""Embeddings of which every pair is looked at."""
-CONTRASTED = 512
-"""Rows whose similarities to all others lie in memory at a time: 16 MB for 8,192 others."""
+MAX_PAIRED_ROWS = 4096
+"""Largest number of embeddings of which all pairs are computed."""
+SIMILARITY_ROWS = 512
+"""Rows of the similarity matrix in memory at a time: 16 MB for 8,192 columns."""
 
 
 class SimCLRLoss(nn.Module):
-    """NT-Xent: each view must tell its partner from all other views in the batch.
+    """NT-Xent loss: each view must be closer to the other view of its image than to all other views.
 
-    Cross-entropy over the cosine similarities of all 2N views, divided by the temperature, the diagonal left out.
-    Negatives come from the batch alone, those of all processes together: 2 N W - 2 for each view, less those of its
-    own kin. On embeddings that say nothing it is ln(2 N W - 1). Chen et al. 2020, arXiv 2002.05709, equation 1; that
-    images known to show the same are no negatives is as in Khosla et al. 2020, arXiv 2004.11362.
+    Cross-entropy over the cosine similarities of all 2NW views of all processes, divided by the temperature, without
+    each view's similarity to itself. A view has 2NW - 2 negatives, less the views of its own group. On uninformative
+    embeddings the loss is ln(2NW - 1).
+
+    Args:
+        temperature: Divisor of the similarities.
+
+    Raises:
+        ConfigError: The temperature is not above 0.
+
+    References:
+        Chen et al. 2020, arXiv 2002.05709, equation 1. Images of one group are no negatives of each other, as in
+        Khosla et al. 2020, arXiv 2004.11362.
     """
 
     def __init__(self, temperature: float = 0.1) -> None:
         super().__init__()
         if not temperature > 0:
-            raise ConfigError(f"the temperature must be above 0; got {temperature:g}", "0.07 to 0.2 is usual")
+            raise ConfigError(f"the temperature must be above 0; got {temperature:g}", "use a value from 0.07 to 0.2")
         self.temperature = temperature
 
-    def forward(self, first: Tensor, second: Tensor, kin: Tensor | None = None) -> Tensor:
-        """Mean loss of first and second views (N, D) of this process against those of all processes.
+    def forward(self, first: Tensor, second: Tensor, group_ids: Tensor | None = None) -> Tensor:
+        """Return the mean loss of this process's views against those of all processes.
 
-        `kin` (N,) whole numbers: images of the same number are not told apart. None: each image has its own.
+        Args:
+            first: First views (N, D).
+            second: Second views (N, D).
+            group_ids: Integers (N,); images with the same id are no negatives. None: every image is its own group.
         """
         first, second = (F.normalize(_at_least_float32(view), dim=1) for view in (first, second))
-        count, before = len(first), len(first) * _rank()
-        everyone = torch.cat([gather(first), gather(second)])  # (2NW, D)
-        total = len(everyone) // 2
-        own = torch.arange(before, before + count, device=first.device)
-        loss: Tensor = _Contrast.apply(
+        count, offset = len(first), len(first) * _rank()
+        all_views = torch.cat([gather(first), gather(second)])  # (2NW, D)
+        total = len(all_views) // 2
+        own = torch.arange(offset, offset + count, device=first.device)
+        loss: Tensor = _ContrastiveLoss.apply(
             torch.cat([first, second]),
-            everyone,
+            all_views,
             torch.cat([own, own + total]),
             torch.cat([own + total, own]),
-            None if kin is None else _of_all_processes(kin).repeat(2),
+            None if group_ids is None else _gather_without_gradient(group_ids).repeat(2),
             self.temperature,
         )
         return loss
 
 
-class _Contrast(torch.autograd.Function):
-    """Mean cross-entropy of anchors (M, D) against everyone (K, D), some rows at a time in both directions.
+class _ContrastiveLoss(torch.autograd.Function):
+    """Mean cross-entropy of anchors (M, D) against all views (L, D), computed in blocks of rows.
 
-    The M x K similarities never lie in memory together: only the logarithm of each row's sum is kept, and the rows are
-    computed again on the way back. All in the precision of the inputs, whatever precision the network runs in.
+    The M x L similarities are never in memory together: only the log-sum-exp of each row is kept, and the backward pass
+    computes the rows again. All of it is in the precision of the inputs, also under autocast. `self_index` and
+    `partner_index` (M,) are the positions of each anchor and of its other view in `all_views`; `group_ids` is (L,).
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         anchors: Tensor,
-        everyone: Tensor,
-        itself: Tensor,
-        partner: Tensor,
-        kin: Tensor | None,
+        all_views: Tensor,
+        self_index: Tensor,
+        partner_index: Tensor,
+        group_ids: Tensor | None,
         temperature: float,
     ) -> Tensor:
-        logs = anchors.new_empty(len(anchors))
-        for rows in _blocks(len(anchors)):
-            near = _similarities(anchors[rows], everyone, itself[rows], partner[rows], kin, temperature)
-            logs[rows] = near.logsumexp(dim=1)
-        ctx.save_for_backward(anchors, everyone, itself, partner, kin, logs)
+        log_sums = anchors.new_empty(len(anchors))
+        for rows in _row_blocks(len(anchors)):
+            similarities = _similarities(
+                anchors[rows], all_views, self_index[rows], partner_index[rows], group_ids, temperature
+            )
+            log_sums[rows] = similarities.logsumexp(dim=1)
+        ctx.save_for_backward(anchors, all_views, self_index, partner_index, group_ids, log_sums)
         ctx.temperature = temperature
-        return (logs - (anchors * everyone[partner]).sum(dim=1) / temperature).mean()
+        return (log_sums - (anchors * all_views[partner_index]).sum(dim=1) / temperature).mean()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
-        anchors, everyone, itself, partner, kin, logs = ctx.saved_tensors
-        of_anchors, of_everyone = torch.empty_like(anchors), torch.zeros_like(everyone)
-        scale = gradient / (len(anchors) * ctx.temperature)
-        for rows in _blocks(len(anchors)):
-            shares = _similarities(anchors[rows], everyone, itself[rows], partner[rows], kin, ctx.temperature)
-            shares = shares.sub_(logs[rows, None]).exp_()
-            shares[torch.arange(len(shares), device=shares.device), partner[rows]] -= 1
-            shares *= scale
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        anchors, all_views, self_index, partner_index, group_ids, log_sums = ctx.saved_tensors
+        grad_anchors, grad_views = torch.empty_like(anchors), torch.zeros_like(all_views)
+        scale = grad_output / (len(anchors) * ctx.temperature)
+        for rows in _row_blocks(len(anchors)):
+            similarities = _similarities(
+                anchors[rows], all_views, self_index[rows], partner_index[rows], group_ids, ctx.temperature
+            )
+            # The gradient of the cross-entropy: softmax minus one-hot.
+            gradient = similarities.sub_(log_sums[rows, None]).exp_()
+            gradient[torch.arange(len(gradient), device=gradient.device), partner_index[rows]] -= 1
+            gradient *= scale
             with torch.autocast(anchors.device.type, enabled=False):
-                of_anchors[rows] = shares @ everyone
-                of_everyone.addmm_(shares.T, anchors[rows])
-        return of_anchors, of_everyone, None, None, None, None
+                grad_anchors[rows] = gradient @ all_views
+                grad_views.addmm_(gradient.T, anchors[rows])
+        return grad_anchors, grad_views, None, None, None, None
 
 
-def _blocks(count: int) -> list[slice]:
-    return [slice(start, start + CONTRASTED) for start in range(0, count, CONTRASTED)]
+def _row_blocks(count: int) -> list[slice]:
+    return [slice(start, start + SIMILARITY_ROWS) for start in range(0, count, SIMILARITY_ROWS)]
 
 
 def _similarities(
-    anchors: Tensor, everyone: Tensor, itself: Tensor, partner: Tensor, kin: Tensor | None, temperature: float
+    anchors: Tensor,
+    all_views: Tensor,
+    self_index: Tensor,
+    partner_index: Tensor,
+    group_ids: Tensor | None,
+    temperature: float,
 ) -> Tensor:
-    """(M, K) over the temperature; minus infinity where an anchor meets itself, or its kin (K,) save its partner."""
+    """Similarities (M, L) over the temperature; -inf for an anchor itself and for its group, except for its partner."""
     with torch.autocast(anchors.device.type, enabled=False):
-        similarities = (anchors / temperature) @ everyone.T
-    every = torch.arange(len(anchors), device=anchors.device)
-    if kin is not None:
-        related = kin[itself, None] == kin
-        related[every, partner] = False
-        similarities.masked_fill_(related, -torch.inf)
-    similarities[every, itself] = -torch.inf
+        similarities = (anchors / temperature) @ all_views.T
+    rows = torch.arange(len(anchors), device=anchors.device)
+    if group_ids is not None:
+        same_group = group_ids[self_index, None] == group_ids
+        same_group[rows, partner_index] = False
+        similarities.masked_fill_(same_group, -torch.inf)
+    similarities[rows, self_index] = -torch.inf
     return similarities
 
 
 def byol_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean of 2 - 2 cosine between what was predicted (N, D) and the momentum target (N, D), which learns nothing.
+    """Return the mean of 2 - 2 * cosine similarity.
 
-    Grill et al. 2020, arXiv 2006.07733, equation 2.
+    Args:
+        predicted: Predictions of the online network (N, D).
+        target: Embeddings by the momentum target (N, D); no gradient reaches them.
+
+    References:
+        Grill et al. 2020, arXiv 2006.07733, equation 2.
     """
     return (2 - 2 * F.cosine_similarity(_at_least_float32(predicted), _at_least_float32(target.detach()), dim=1)).mean()
 
@@ -129,63 +157,80 @@ def byol_loss(predicted: Tensor, target: Tensor) -> Tensor:
 def swav_loss(
     first: Tensor, second: Tensor, prototypes: Tensor, *, temperature: float = 0.1, epsilon: float = 0.05
 ) -> Tensor:
-    """Each view must predict to which prototypes (K, D) its partner belongs, in a batch spread evenly over them.
+    """Return the mean cross-entropy of predicting each view's prototype code from the other view.
 
-    Caron et al. 2020, arXiv 2006.09882, equations 1 to 3. At ln K nothing is told apart: a lower epsilon,
-    which makes the codes sharper, gets away from there.
+    At ln K all images get the same code. A lower epsilon, which makes the codes sharper, leads away from there.
+
+    Args:
+        first: First views (N, D).
+        second: Second views (N, D).
+        prototypes: (K, D).
+        temperature: Divisor of the similarities in the predictions.
+        epsilon: Divisor of the similarities in the codes.
+
+    References:
+        Caron et al. 2020, arXiv 2006.09882, equations 1 to 3.
     """
-    first, second, directions = (F.normalize(_at_least_float32(rows), dim=1) for rows in (first, second, prototypes))
-    scores = [view @ directions.T for view in (first, second)]  # (N, K) each
+    first, second, prototypes = (F.normalize(_at_least_float32(rows), dim=1) for rows in (first, second, prototypes))
+    scores_first, scores_second = first @ prototypes.T, second @ prototypes.T  # (N, K)
     with torch.no_grad():
-        codes = [sinkhorn(score, epsilon=epsilon) for score in scores]
-    predictions = [F.log_softmax(score / temperature, dim=1) for score in scores]
-    losses = [-(codes[one] * predictions[1 - one]).sum(dim=1).mean() for one in (0, 1)]
-    return (losses[0] + losses[1]) / 2
+        codes_first, codes_second = (sinkhorn(scores, epsilon=epsilon) for scores in (scores_first, scores_second))
+    log_p_first, log_p_second = (F.log_softmax(s / temperature, dim=1) for s in (scores_first, scores_second))
+    loss_first = -(codes_first * log_p_second).sum(dim=1).mean()
+    loss_second = -(codes_second * log_p_first).sum(dim=1).mean()
+    return (loss_first + loss_second) / 2
 
 
 def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, rounds: int = 3) -> Tensor:
-    """Soft assignments (N, K) of rows to prototypes, each prototype with the same share of all rows of all processes.
+    """Return soft assignments (N, K) of rows to prototypes that use all prototypes equally, over all processes.
 
-    Sinkhorn and Knopp's alternating normalisation of exp(scores / epsilon); every row sums to 1. In logarithms, since
-    exp of a similarity over 0.05 overflows in half precision.
+    This is the alternating normalisation of exp(scores / epsilon) by Sinkhorn and Knopp; every row sums to 1. It works
+    on logarithms, because exp of a similarity over 0.05 overflows in half precision.
     """
     logs = scores.double() / epsilon
     for _ in range(rounds):
-        logs = logs - _logsumexp_over_all_rows(logs)
+        # Over the rows of all processes, (1, K); then over the prototypes, (N, 1).
+        column_sums = _gather_without_gradient(logs.logsumexp(dim=0, keepdim=True)).logsumexp(dim=0, keepdim=True)
+        logs = logs - column_sums
         logs = logs - logs.logsumexp(dim=1, keepdim=True)
     return logs.exp().to(scores.dtype)
 
 
 def gather(rows: Tensor) -> Tensor:
-    """The rows (N, D) of every process, (NW, D) in the order of ranks; gradients find their way back to each."""
-    return torch.cat(all_gather(rows)) if _distributed() else rows  # type: ignore[no-untyped-call]
+    """Return the rows (N, D) of all processes as (NW, D), by rank; gradients flow back to each process."""
+    return torch.cat(all_gather(rows)) if _is_distributed() else rows  # type: ignore[no-untyped-call]
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
-    """Mean squared distance of partners on the unit sphere: 0 where views of one image are the same.
+    """Return the mean squared distance of the two views on the unit sphere; 0 if the views of each image coincide.
 
-    Wang and Isola 2020, arXiv 2005.10242, section 4.2.
+    References:
+        Wang and Isola 2020, arXiv 2005.10242, section 4.2.
     """
-    gaps = F.normalize(first.double(), dim=1) - F.normalize(second.double(), dim=1)
-    return float((gaps**2).sum(dim=1).mean())
+    distances = F.normalize(first.double(), dim=1) - F.normalize(second.double(), dim=1)
+    return float((distances**2).sum(dim=1).mean())
 
 
 def uniformity(embeddings: Tensor) -> float:
-    """Logarithm of the mean Gaussian potential of pairs of embeddings (N, D) on the unit sphere: 0 is one point.
+    """Return the log of the mean Gaussian potential of all pairs on the unit sphere; 0 if all embeddings coincide.
 
-    Wang and Isola 2020, arXiv 2005.10242, section 4.1, t = 2. Of more than 4,096 rows, over that many at most, evenly
-    spread: pairs grow with the square.
+    Of more than 4,096 embeddings (N, D), evenly spaced ones are used, because the pairs grow with the square.
+
+    References:
+        Wang and Isola 2020, arXiv 2005.10242, section 4.1, with t = 2.
     """
-    some = embeddings[:: -(-len(embeddings) // MOST_PAIRED)]
-    distances = torch.pdist(F.normalize(some.double(), dim=1))
+    subset = embeddings[:: -(-len(embeddings) // MAX_PAIRED_ROWS)]
+    distances = torch.pdist(F.normalize(subset.double(), dim=1))
     return float((-2 * distances**2).exp().mean().log())
 
 
 def effective_rank(embeddings: Tensor) -> float:
-    """How many directions embeddings (N, D) use: the exponential of the entropy of their singular values' shares.
+    """Return how many directions around their mean the embeddings (N, D) use; 1 if all are on a line.
 
-    Around their mean. 1 where everything lies on a line. Roy and Vetterli 2007,
-    https://doi.org/10.5281/zenodo.40468 (EUSIPCO, pages 606 to 610).
+    It is the exponential of the entropy of the singular values' shares.
+
+    References:
+        Roy and Vetterli 2007, EUSIPCO, pages 606 to 610, https://doi.org/10.5281/zenodo.40468.
     """
     values = torch.linalg.svdvals(embeddings.double() - embeddings.double().mean(dim=0))
     total = values.sum()
@@ -199,24 +244,17 @@ def _at_least_float32(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def _logsumexp_over_all_rows(logs: Tensor) -> Tensor:
-    """Over the rows of every process: (N, K) -> (1, K)."""
-    own = logs.logsumexp(dim=0, keepdim=True)
-    return _of_all_processes(own).logsumexp(dim=0, keepdim=True)
-
-
-def _of_all_processes(rows: Tensor) -> Tensor:
-    """As `gather`, of what has no gradient."""
-    if not _distributed():
+def _gather_without_gradient(rows: Tensor) -> Tensor:
+    if not _is_distributed():
         return rows
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, rows)
     return torch.cat(parts)
 
 
-def _distributed() -> bool:
+def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _rank() -> int:
-    return dist.get_rank() if _distributed() else 0
+    return dist.get_rank() if _is_distributed() else 0
