@@ -1,4 +1,4 @@
-"""streetvision: from a folder of street images to a classifier whose probabilities can be trusted."""
+"""streetvision: train, calibrate and ship a street-image classifier with certified risk."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name at its first use, so that importing the package stays light."""
+    """Import a public name at its first use."""
     if name not in _HOMES:
         raise AttributeError(f"module 'streetvision' has no attribute {name!r}")
     from importlib import import_module
