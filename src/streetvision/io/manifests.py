@@ -109,7 +109,7 @@ def versions() -> dict[str, str]:
 def code_sha256() -> str:
     """Digest over the package's own source files, by relative path and content."""
     root = Path(streetvision.__file__).parent
-    sources = sorted(path for path in root.rglob("*") if path.suffix in {".py", ".html", ".css"})
+    sources = sorted(path for path in root.rglob("*") if path.suffix in {".py", ".html", ".j2", ".css"})
     return sha256_json([[relative(path, root), sha256_bytes(path.read_bytes())] for path in sources])
 
 

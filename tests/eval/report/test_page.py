@@ -190,7 +190,7 @@ def test_what_is_handed_to_a_person_is_told_where_a_risk_was_promised():
 
 
 def test_pictures_that_are_none_and_thumbnails_that_are_missing_are_errors():
-    with pytest.raises(DataError, match="neither PNG"):
+    with pytest.raises(DataError, match="PNG, JPEG or WebP"):
         render_report(sample(), {"roc_curve": b"GIF89a"})
     with pytest.raises(DataError, match=r"'m0' of 'a\.jpg'"):
         render_report(

@@ -5,10 +5,10 @@ forbids itself all but its own pictures and style.
 """
 
 import json
-from base64 import b64encode
 from collections.abc import Mapping
 from html import escape
-from importlib.resources import files
+
+from markupsafe import Markup
 
 from streetvision.contracts.errors import DataError
 from streetvision.eval.metrics import METRICS
@@ -29,6 +29,7 @@ from streetvision.eval.report.contents import (
     span,
     verdict,
 )
+from streetvision.eval.report.html import environment, inline_image
 
 QUESTIONS = {
     "confusion_matrix": "What is missed, and what is a false alarm?",
@@ -58,8 +59,6 @@ POLICY_MEANINGS = {
     "threshold": "the plain softmax, cut where MCC was highest on VAL_CALIB",
     "scrc": "the calibrated probability, cut where MCC was highest on VAL_CALIB",
 }
-SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
-"""First bytes of a picture -> its media type."""
 
 
 def render_report(report: Report, pictures: Mapping[str, bytes]) -> str:
@@ -248,23 +247,11 @@ def _settings(report: Report) -> str:
 
 
 def html_page(title: str, body: str) -> str:
-    """A whole page around `body`, in the product's style; nothing in it may be fetched or run."""
-    style = files("streetvision.eval.report").joinpath("report.css").read_text(encoding="utf-8")
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    """A page around `body`, which is HTML already."""
+    frame = environment().from_string(
+        '{% extends "base.html.j2" %}{% block title %}{{ title }}{% endblock %}{% block main %}{{ body }}{% endblock %}'
     )
-
-
-def inline_image(content: bytes, *, alt: str) -> str:
-    """A PNG, JPEG or WebP as an <img> inside the page; raises DataError for anything else."""
-    media = next((media for start, media in SIGNATURES.items() if content.startswith(start)), None)
-    if media is None:
-        raise DataError(f"the picture for {alt!r} is neither PNG, JPEG nor WebP", "encode it as PNG")
-    return f'<img alt="{escape(alt)}" src="data:{media};base64,{b64encode(content).decode()}">'
+    return frame.render(title=title, body=Markup(body))  # noqa: S704 - callers escape what they insert
 
 
 def _track(figure: Figure) -> str:

@@ -10,7 +10,8 @@ from streetvision.data.config import DecodeLimits
 from streetvision.data.decode import UndecodableImage
 from streetvision.data.records import BadFile
 from streetvision.data.thumbnail import thumbnail
-from streetvision.eval.report.page import html_page, inline_image
+from streetvision.eval.report.html import inline_image
+from streetvision.eval.report.page import html_page
 from streetvision.pipeline.data.findings import DOUBTED, Findings
 
 CLUSTERS_SHOWN = 12
@@ -48,7 +49,7 @@ class _Pictures:
     def figure(self, row: Row, note: str = "") -> str:
         """One image with its label, its name and a note."""
         try:
-            picture = inline_image(thumbnail(self.root / row.path, self.limits), alt=row.path)
+            picture: str = inline_image(thumbnail(self.root / row.path, self.limits), alt=row.path)
         except UndecodableImage:
             picture = "<p>cannot be read any more</p>"
         label = escape(f"{self.names[row.label]}{note}")
