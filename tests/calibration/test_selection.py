@@ -171,9 +171,9 @@ class TestPareto:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "platt", "selection": "ece"}, "selection is not read"),
-        ({"method": "ensemble", "mcc_guard": 0.1}, "mcc_guard is not read"),
-        ({"preference": PreferenceConfig(nll=2.0)}, "preference is not read"),
+        ({"method": "platt", "selection": "ece"}, "phase5.selection` has no effect"),
+        ({"method": "ensemble", "mcc_guard": 0.1}, "phase5.mcc_guard` has no effect"),
+        ({"preference": PreferenceConfig(nll=2.0)}, "phase5.preference` has no effect"),
     ],
 )
 def test_settings_that_the_method_would_ignore_are_refused(settings, message):

@@ -78,7 +78,10 @@ def test_modes_in_which_one_positive_tile_decides():
     """One positive view at 0.993 and nine negative ones at 0.9997: mean and certainty favour the negative class."""
     logits = torch.tensor([[[0.0, 5.0], *[[8.0, 0.0]] * 9]])
     mask, content = torch.ones(1, 10, dtype=torch.bool), torch.ones(1, 10)
-    decisions = {mode: bool(fuse(mode, logits, mask, content, k=1)[0].argmax()) for mode in FUSIONS}
+    decisions = {
+        mode: bool(fuse(mode, logits, mask, content, **({"k": 1} if mode == "top_k" else {}))[0].argmax())
+        for mode in FUSIONS
+    }
     assert decisions == {
         "simple_mean": False,
         "weighted_uncertainty": False,
@@ -186,5 +189,5 @@ class TestTrained:
 
 
 def test_heads_that_do_not_fit_are_an_error():
-    with pytest.raises(ConfigError, match="latent_dim=5 is no multiple of attention_heads=2"):
+    with pytest.raises(ConfigError, match="latent_dim=5 is not a multiple of attention_heads=2"):
         TrainedFusionConfig(latent_dim=5, attention_heads=2)

@@ -126,7 +126,7 @@ class TestData:
 
 class TestSettings:
     def test_an_unknown_key_suggests_the_nearest(self, fails):
-        assert "training.epoch is not a setting; did you mean training.epochs?" in fails("train", "training.epoch=3")
+        assert "did you mean training.epochs?" in fails("train", "training.epoch=3")
 
     def test_a_value_that_is_not_allowed(self, fails):
         assert "training.epochs=0: input should be greater" in fails("train", "training.epochs=0")
@@ -157,7 +157,7 @@ class TestSettings:
         fails("train", "--config", tmp_path / "my.yaml")
 
     def test_a_class_that_yaml_takes_for_a_truth(self, fails):
-        assert "write it in quotes" in fails("train", "data.class_names=[no,yes]")
+        assert "in quotes" in fails("train", "data.class_names=[no,yes]")
 
     def test_a_seed_that_no_generator_takes(self, fails):
         assert "training.seed=4294967296: input should be less" in fails("train", "training.seed=4294967296")
@@ -168,7 +168,7 @@ class TestSettings:
 
     def test_a_text_with_nul(self, fails, tmp_path):
         (tmp_path / "my.yaml").write_text('run_dir: "a\\0b"')
-        assert "holds the character NUL" in fails("train", "--config", tmp_path / "my.yaml")
+        assert "the character NUL" in fails("train", "--config", tmp_path / "my.yaml")
 
     def test_a_config_file_that_is_not_there(self, fails, tmp_path):
         assert "cannot read" in fails("train", "--config", tmp_path / "my.yaml")

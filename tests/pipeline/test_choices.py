@@ -23,7 +23,7 @@ class Told:
 
     @property
     def progress(self):
-        return SimpleNamespace(chosen=lambda setting, reason: self.lines.append(f"{setting}: {reason}"))
+        return SimpleNamespace(auto_setting=lambda setting, reason: self.lines.append(f"{setting}: {reason}"))
 
     def settings(self, kind):
         assert kind is LoaderConfig

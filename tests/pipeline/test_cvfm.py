@@ -223,7 +223,7 @@ def test_export_refuses_a_fusion_of_other_scores(trained, command):
     code, _, err = command("train", f"run_dir={trained.output_dir}", "pipeline.phases=[phase6]", *MODES["cvfm_trained"])
     assert code == 2
     assert "the chain does not close" in err
-    assert "fused in another way" in err
+    assert "the policy was fitted on" in err
 
 
 def test_fused_scores_that_are_not_there_are_asked_for(finished_run, tmp_path, command):

@@ -184,7 +184,7 @@ def test_another_run_starts_from_the_checkpoint_that_it_is_given(adapted, scenes
     command(*line)
     assert not torch.equal(torch.load(run.val_calib_logits), torch.load(adapted.val_calib_logits))
     code, _, err = command(*line, given, "model.init_from_explora=false")
-    assert (code, "leave out one of the two" in err) == (2, True)
+    assert (code, "explora_checkpoint_path" in err) == (2, True)
     code, _, err = command(*line, given, "model.backbone.width=64")
     assert code == 2
     assert "explora_checkpoint.pth does not fit" in err.replace("'", "")

@@ -146,7 +146,7 @@ def test_neither_an_export_nor_a_full_folder_is_exported_into(exported, command)
     assert "runs in onnx already" in err
     code, _, err = command("export", "--bundle", exported / "onnx", "--out", exported / "o", "--format", "miner")
     assert code == 2
-    assert "the stock miner runs PyTorch" in err
+    assert "the reference miner runs PyTorch" in err
 
 
 def test_a_bundle_of_version_2_is_as_it_was(exported):

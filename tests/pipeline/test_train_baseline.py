@@ -49,7 +49,7 @@ def test_a_model_that_answers_one_class_only_ends_with_exit_code_3(phase1):
     code, out, schema = phase1("training.learning_rate=1e-9")
     assert figures(schema)["one_class_only"] == 1
     assert code == 3
-    assert "answers one class only" in out
+    assert "predicts one class only" in out
 
 
 def test_an_interrupted_phase_goes_on_where_it_was(phase1, monkeypatch):
@@ -110,7 +110,7 @@ def test_the_gate_leaves_its_verdict_and_a_harmful_policy_is_left_out(phase1, mo
 
     monkeypatch.setattr(policy_gate, "_probabilities", biased)
     code, out, rejected = phase1(*full, *gate, name="rejected")
-    assert read_json(rejected.augmentation_gate)["verdict"] == "rejected"
+    assert read_json(rejected.augmentation_gate_json)["verdict"] == "rejected"
     assert "the augmentation costs 2.000 of VAL_SELECT MCC" in out
     assert runs == [0, 0]
     plain = ["augmentation.crop_scale=[1,1]", "augmentation.flip_probability=0", "augmentation.color_jitter=0"]
@@ -137,7 +137,7 @@ def test_layers_far_from_the_head_learn_more_slowly(phase1):
 def test_a_cache_of_small_copies_is_what_is_trained_on(phase1):
     code, out, cached = phase1("training=full", "loader.cache_image_size=48")
     assert code in (0, 3), out
-    copies = list(cached.image_cache.rglob("*.jpg"))
+    copies = list(cached.image_cache_dir.rglob("*.jpg"))
     trained = [row for row in read_json(cached.splits_json)["rows"] if row["split"] == "train"]
     assert len(copies) == len({row["sha256"] for row in trained})
     plain = phase1("training=full", name="plain")[2]

@@ -253,11 +253,11 @@ def test_a_folder_of_something_else_is_left_alone(export, photos, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--workers", 2], "--workers is read with --out only"),
-        (["--engine", "ray"], "--engine is read with --out only"),
-        (["--shard-size", 9], "--shard-size is read with --out only"),
-        (["--out", "x", "--format", "csv"], "--format is not read with --out"),
-        (["--out", "x", "--explain", "y"], "--explain is not read with --out"),
+        (["--workers", 2], "--workers needs --out"),
+        (["--engine", "ray"], "--engine needs --out"),
+        (["--shard-size", 9], "--shard-size needs --out"),
+        (["--out", "x", "--format", "csv"], "--format has no effect with --out"),
+        (["--out", "x", "--explain", "y"], "--explain has no effect with --out"),
         (["--out", "x", "--workers", 0], "--workers 0"),
         (["--out", "x", "--shard-size", 0], "--shard-size 0"),
     ],

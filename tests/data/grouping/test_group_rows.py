@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from streetvision.contracts.errors import DataError
+from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import GroupingConfig
 from streetvision.data.connected_components import join_groups
@@ -116,5 +116,5 @@ class TestConfig:
 
     @pytest.mark.parametrize("given", [{"radius": 3, "by": ("column",)}, {"hours": 1.0}, {"metres": 5.0}])
     def test_a_setting_that_would_be_ignored_is_refused(self, given):
-        with pytest.raises(ValueError, match="is read only where"):
+        with pytest.raises(ConfigError, match="has no effect"):
             GroupingConfig(**given)
