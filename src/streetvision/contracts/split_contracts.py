@@ -46,9 +46,9 @@ def check_may_open(phase: str, split: Split) -> None:
     """Raise LeakageError unless `phase` may open `split`."""
     allowed = MAY_OPEN.get(phase, frozenset())
     if split not in allowed:
-        names = ", ".join(sorted(allowed)) or "no split"
+        names = ", ".join(sorted(allowed)) or "none"
         raise LeakageError(
-            f"{phase} requested {split.value}, but it may open {names} only",
+            f"{phase} requested {split.value}; it may open: {names}",
             "request a split that MAY_OPEN in contracts/split_contracts.py lists for the phase",
         )
 
