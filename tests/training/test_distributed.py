@@ -80,8 +80,6 @@ def test_what_the_first_process_refuses_is_told_by_it_alone(scenes, tmp_path):
 
 
 def test_processes_that_were_not_started_are_asked_for_by_their_command():
-    with pytest.raises(
-        ConfigError, match="needs 2 processes, and 1 process was started"
-    ) as caught:
+    with pytest.raises(ConfigError, match="needs 2 processes, and 1 process was started") as caught:
         check_world_size(HardwareConfig(devices=2))
     assert caught.value.hint.startswith("torchrun --nnodes=1 --nproc-per-node=2 -m streetvision train")
