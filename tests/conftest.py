@@ -25,8 +25,8 @@ TINY_MODEL = [
 ]
 
 
-def reseal(folder, change):
-    """Change a bundle's contents as somebody does who knows how bundle.json is sealed."""
+def edit_bundle_json(folder, change):
+    """Change bundle.json and update its digest, as an attacker would."""
     from streetvision.io.atomic import read_json, sha256_json, write_json_atomic
 
     content = read_json(folder / "bundle.json")

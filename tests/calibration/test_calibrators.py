@@ -13,11 +13,11 @@ from streetvision.contracts.errors import ArtifactError, ConfigError, DataError,
 from streetvision.contracts.policies import CalibratorState
 
 ROUNDING = 1e-12
-"""How far a map may fall between neighbouring floats."""
+"""Largest decrease of a monotone map by rounding."""
 
 
 def draw(n=4000, *, temperature=1.0, seed=0):
-    """Logits whose true probabilities are those of the logits over `temperature`."""
+    """Logits (n, 2) and labels; the true probability is the sigmoid of margin / temperature."""
     rng = np.random.default_rng(seed)
     margin = rng.normal(0, 3, n)
     labels = (rng.random(n) < expit(margin / temperature)).astype(np.int64)
@@ -33,7 +33,7 @@ class TestContract:
         with pytest.raises(NotFittedError, match=name):
             calibrator.state()
 
-    def test_the_state_makes_the_same_calibrator(self, name):
+    def test_a_calibrator_is_restored_from_its_state(self, name):
         logits, labels = draw(500)
         calibrator = make_calibrator(name).fit(logits, labels)
         through_json = json.loads(json.dumps(calibrator.state(), allow_nan=False))
@@ -41,39 +41,39 @@ class TestContract:
         assert np.array_equal(restored.probabilities(logits), calibrator.probabilities(logits))
 
     @given(margin=hnp.arrays(np.float32, st.integers(2, 60), elements=st.floats(-1e4, 1e4, width=32)), data=st.data())
-    def test_output_is_a_probability_that_never_falls_with_the_logit(self, name, margin, data):
+    def test_the_output_is_a_monotone_probability(self, name, margin, data):
         labels = data.draw(hnp.arrays(np.int64, len(margin), elements=st.integers(0, 1)))
         logits = np.stack([np.zeros_like(margin), margin], axis=1)
-        found = make_calibrator(name).fit(logits, labels).probabilities(logits[np.argsort(margin)])
-        assert np.all((found >= 0) & (found <= 1))
-        assert np.all(np.diff(found) >= -ROUNDING)
+        p = make_calibrator(name).fit(logits, labels).probabilities(logits[np.argsort(margin)])
+        assert np.all((p >= 0) & (p <= 1))
+        assert np.all(np.diff(p) >= -ROUNDING)
 
     def test_tied_logits_get_one_probability(self, name):
         logits, labels = draw(300)
         logits = np.round(logits)
-        found = make_calibrator(name).fit(logits, labels).probabilities(logits)
-        _, of_row = np.unique(logits[:, 1] - logits[:, 0], return_inverse=True)
-        assert all(np.unique(found[of_row == k]).size == 1 for k in range(of_row.max() + 1))
+        p = make_calibrator(name).fit(logits, labels).probabilities(logits)
+        _, index = np.unique(logits[:, 1] - logits[:, 0], return_inverse=True)
+        assert all(np.unique(p[index == k]).size == 1 for k in range(index.max() + 1))
 
-    def test_the_order_of_the_rows_says_nothing(self, name):
+    def test_the_order_of_the_rows_has_no_effect(self, name):
         logits, labels = draw(300)
         shuffled = np.random.default_rng(1).permutation(300)
         a, b = make_calibrator(name).fit(logits, labels), make_calibrator(name).fit(logits[shuffled], labels[shuffled])
         assert b.probabilities(logits) == pytest.approx(a.probabilities(logits), abs=1e-5)
 
-    def test_separable_data_and_one_class_give_finite_answers(self, name):
+    def test_separable_data_and_one_class_give_finite_probabilities(self, name):
         logits, _ = draw(200)
         for labels in (logits[:, 1] > 0, np.zeros(200, dtype=int), np.ones(200, dtype=int)):
             assert np.isfinite(make_calibrator(name).fit(logits, labels).probabilities(logits)).all()
 
-    def test_margins_that_differ_by_rounding_only_say_nothing(self, name):
+    def test_margins_that_differ_only_by_rounding_give_one_probability(self, name):
         logits = np.column_stack([np.zeros(200), np.full(200, 1.3)])
-        logits[::2] += 1e3  # the margin of these is 1.3 but for rounding
+        logits[::2] += 1e3  # the margin is 1.3 except for rounding
         labels = (np.arange(200) % 3 == 0).astype(np.int64)
         near = make_calibrator(name).fit(logits, labels).probabilities([[0.0, 1.299], [0.0, 1.3], [0.0, 1.301]])
         assert np.ptp(near) < 0.01
 
-    def test_unusable_input_is_named(self, name):
+    def test_invalid_input_is_a_data_error(self, name):
         logits, labels = draw(20)
         bad = logits.copy()
         bad[3, 0] = np.nan
@@ -81,7 +81,7 @@ class TestContract:
             with pytest.raises(DataError):
                 make_calibrator(name).fit(*case)
 
-    def test_a_state_of_something_else_is_refused(self, name):
+    def test_a_state_with_an_unknown_field_is_rejected(self, name):
         fitted = make_calibrator(name).fit(*draw(200)).state()
         with pytest.raises(ArtifactError, match=name):
             restore_calibrator(CalibratorState(name=name, state=fitted | {"surprise": 1.0}))
@@ -102,20 +102,20 @@ def nll(labels, probabilities):
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0, 3.0, 8.0])
 def test_a_known_temperature_is_recovered_within_five_percent(temperature):
-    """At n = 5,000 and margins wide enough that the data tell; the mean of nine draws, so that the seed does not."""
-    found = []
+    """n = 5,000 with a wide range of margins; the mean of nine draws, so that the result depends little on the seed."""
+    temperatures = []
     for seed in range(9):
         rng = np.random.default_rng(seed)
         margin = temperature * rng.normal(0, 3, 5000)
         labels = rng.random(5000) < expit(margin / temperature)
         logits = np.stack([np.zeros_like(margin), margin], axis=1)
-        found.append(make_calibrator("temperature").fit(logits, labels).state()["temperature"])
-    assert np.mean(found) == pytest.approx(temperature, rel=0.02)
-    assert np.median(np.abs(np.array(found) / temperature - 1)) < 0.05
+        temperatures.append(make_calibrator("temperature").fit(logits, labels).state()["temperature"])
+    assert np.mean(temperatures) == pytest.approx(temperature, rel=0.02)
+    assert np.median(np.abs(np.array(temperatures) / temperature - 1)) < 0.05
 
 
-def own_parameters(name, probability_of_margin, n=5000, seeds=9):
-    """The mean state (K,) of a calibrator over draws whose labels follow `probability_of_margin`."""
+def recovered_parameters(name, probability_of_margin, n=5000, seeds=9):
+    """Mean state (K,) of a calibrator over draws whose labels follow `probability_of_margin`."""
     states = []
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
@@ -127,33 +127,33 @@ def own_parameters(name, probability_of_margin, n=5000, seeds=9):
 
 
 def test_platt_recovers_its_own_parameters():
-    assert own_parameters("platt", lambda m: expit(0.6 * m - 0.8)) == pytest.approx([0.6, -0.8], abs=0.04)
+    assert recovered_parameters("platt", lambda m: expit(0.6 * m - 0.8)) == pytest.approx([0.6, -0.8], abs=0.04)
 
 
 def test_beta_recovers_its_own_parameters():
     def truth(m):
         return expit(0.4 * np.log(expit(m)) - 1.3 * np.log(expit(-m)) + 0.3)
 
-    assert own_parameters("beta", truth) == pytest.approx([0.4, 1.3, 0.3], abs=0.08)
+    assert recovered_parameters("beta", truth) == pytest.approx([0.4, 1.3, 0.3], abs=0.08)
 
 
-def test_isotonic_equals_the_peer_away_from_certainty():
+def test_isotonic_equals_scikit_learn_away_from_0_and_1():
     logits, labels = draw(500)
     margin = (logits[:, 1] - logits[:, 0]).astype(np.float64)
-    peer = IsotonicRegression(out_of_bounds="clip").fit(margin, labels)
+    reference = IsotonicRegression(out_of_bounds="clip").fit(margin, labels)
     new = draw(500, seed=1)[0]
-    expected = np.clip(peer.predict((new[:, 1] - new[:, 0]).astype(np.float64)), 1 / 502, 501 / 502)
+    expected = np.clip(reference.predict((new[:, 1] - new[:, 0]).astype(np.float64)), 1 / 502, 501 / 502)
     inside = (expected > 0.05) & (expected < 0.95)
     assert make_calibrator("isotonic").fit(logits, labels).probabilities(new)[inside] == pytest.approx(expected[inside])
 
 
 @pytest.mark.parametrize("n", [200, 20_000])
-def test_the_knots_of_the_smooth_curves_are_few(n):
+def test_the_smooth_curves_have_few_knots(n):
     for name, most in (("smooth_isotonic", 12), ("histogram", 15)):
         assert len(make_calibrator(name).fit(*draw(n)).state()["margin"]) <= most
 
 
-def test_an_ensemble_is_the_weighted_mean_of_its_members_and_passes_through_json():
+def test_an_ensemble_is_the_weighted_mean_of_its_members_and_is_restored_from_json():
     logits, labels = draw(400, temperature=2.0)
     members = {name: make_calibrator(name).fit(logits, labels) for name in ("temperature", "isotonic")}
     ensemble = Ensemble(members, {"temperature": 0.25, "isotonic": 0.75})
@@ -163,7 +163,7 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members_and_passes_through_json
     assert np.array_equal(restored.probabilities(logits), ensemble.probabilities(logits))
 
 
-def test_an_ensemble_whose_weights_do_not_sum_to_one_is_refused():
+def test_an_ensemble_with_invalid_members_is_rejected():
     state = Ensemble({"none": make_calibrator("none").fit(*draw(10))}, {"none": 1.0}).state()
     for damaged in (
         {"members": [state["members"][0] | {"weight": 0.5}]},
@@ -174,19 +174,20 @@ def test_an_ensemble_whose_weights_do_not_sum_to_one_is_refused():
             restore_calibrator(CalibratorState(name="ensemble", state=damaged))
 
 
-def test_the_temperature_is_where_a_slow_search_finds_the_lowest_cross_entropy():
-    """Towards Platt's targets: (N1 + 1) / (N1 + 2) for class 1, 1 / (N0 + 2) for class 0."""
+def test_the_temperature_equals_that_of_a_grid_search():
+    """With Platt's targets: (N1 + 1) / (N1 + 2) for class 1, 1 / (N0 + 2) for class 0."""
     logits, labels = draw(400, temperature=2.0, seed=3)
     margin = (logits[:, 1] - logits[:, 0]).astype(np.float64)
-    ones = labels.sum()
-    target = np.where(labels == 1, (ones + 1) / (ones + 2), 1 / (len(labels) - ones + 2))
+    positives = labels.sum()
+    target = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
     grid = np.exp(np.linspace(-3, 3, 20_001))
-    slow = grid[np.argmin([np.mean(np.logaddexp(0, margin / t) - target * margin / t) for t in grid])]
-    assert make_calibrator("temperature").fit(logits, labels).state()["temperature"] == pytest.approx(slow, rel=1e-3)
+    expected = grid[np.argmin([np.mean(np.logaddexp(0, margin / t) - target * margin / t) for t in grid])]
+    found = make_calibrator("temperature").fit(logits, labels).state()["temperature"]
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("state", [{}, {"temperature": -1.0}, {"temperature": "2"}, {"temperature": 1.0, "more": 1}])
-def test_a_damaged_state_is_refused(state):
+def test_a_damaged_state_is_rejected(state):
     with pytest.raises(ArtifactError, match="temperature"):
         restore_calibrator(CalibratorState(name="temperature", state=state))
 
@@ -195,19 +196,19 @@ def test_a_damaged_state_is_refused(state):
     ("margin", "probability", "message"),
     [
         ([0.0, 1.0], [0.5], "2 margins and 1 probabilities"),
-        ([1.0, 0.0], [0.2, 0.5], "knots must rise"),
-        ([0.0, 0.0], [0.2, 0.5], "knots must rise"),
-        ([0.0, 1.0], [0.5, 0.2], "knots must rise"),
+        ([1.0, 0.0], [0.2, 0.5], "knots must be increasing"),
+        ([0.0, 0.0], [0.2, 0.5], "knots must be increasing"),
+        ([0.0, 1.0], [0.5, 0.2], "knots must be increasing"),
         ([], [], "margin"),
         ([0.0], [1.5], "probability"),
     ],
 )
 @pytest.mark.parametrize("name", ["isotonic", "smooth_isotonic", "histogram"])
-def test_knots_that_are_no_rising_curve_are_refused(name, margin, probability, message):
+def test_knots_of_a_decreasing_curve_are_rejected(name, margin, probability, message):
     with pytest.raises(ArtifactError, match=f"{name}.*{message}"):
         restore_calibrator(CalibratorState(name=name, state={"margin": margin, "probability": probability}))
 
 
-def test_an_unknown_name_lists_the_choices():
+def test_an_unknown_name_gets_a_suggestion():
     with pytest.raises(ConfigError, match="did you mean 'temperature'"):
         make_calibrator("temprature")

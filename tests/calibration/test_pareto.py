@@ -7,6 +7,7 @@ import pytest
 from streetvision.calibration.config import PreferenceConfig
 from streetvision.calibration.pareto import (
     OBJECTIVES,
+    Candidate,
     FrontPoint,
     front_csv,
     mark_selected,
@@ -23,29 +24,31 @@ def point(name, *objectives, **flags):
 
 
 def test_the_objectives_are_those_of_the_probabilities():
-    (found,) = pareto_front([({"none": 1.0}, LABELS, GOOD)])
-    assert found.nll == pytest.approx(-np.log([0.9, 0.8, 0.8, 0.9]).mean())
-    assert found.ece == pytest.approx(0.15)
-    assert (found.mcc_loss, found.fnr, found.on_front) == (0.0, 0.0, True)
+    (front_point,) = pareto_front([Candidate({"none": 1.0}, GOOD)], LABELS)
+    assert front_point.nll == pytest.approx(-np.log([0.9, 0.8, 0.8, 0.9]).mean())
+    assert front_point.ece == pytest.approx(0.15)
+    assert (front_point.mcc_loss, front_point.fnr, front_point.on_front) == (0.0, 0.0, True)
 
 
-def test_what_is_worse_in_every_aim_is_off_the_front_and_equals_are_both_on_it():
-    points = pareto_front([({name: 1.0}, LABELS, p) for name, p in (("a", GOOD), ("b", 1 - GOOD), ("c", GOOD))])
+def test_a_dominated_candidate_is_off_the_front_and_equal_ones_are_on_it():
+    points = pareto_front(
+        [Candidate({name: 1.0}, p) for name, p in (("a", GOOD), ("b", 1 - GOOD), ("c", GOOD))], LABELS
+    )
     assert [p.on_front for p in points] == [True, False, True]
 
 
-def test_an_aim_in_which_the_front_does_not_differ_has_no_say():
+def test_an_objective_that_is_constant_on_the_front_has_no_effect():
     front = [point("a", 0.5, 0.1, 0.2, 0.3, on_front=True), point("b", 0.4, 0.2, 0.2, 0.3, on_front=True)]
     assert select_preferred_point(front, PreferenceConfig(nll=2.0, mcc_loss=100.0)) is front[1]
     assert select_preferred_point(front, PreferenceConfig(ece=2.0, fnr=100.0)) is front[0]
 
 
-def test_what_is_off_the_front_is_never_preferred():
-    beaten, kept = point("a", 0.1, 0.1, 0.1, 0.1), point("b", 0.9, 0.9, 0.9, 0.9, on_front=True)
-    assert select_preferred_point([beaten, kept], PreferenceConfig()) is kept
+def test_a_point_off_the_front_is_never_selected():
+    dominated, other = point("a", 0.1, 0.1, 0.1, 0.1), point("b", 0.9, 0.9, 0.9, 0.9, on_front=True)
+    assert select_preferred_point([dominated, other], PreferenceConfig()) is other
 
 
-def test_the_table_has_the_front_first_by_likelihood_and_every_figure_in_full():
+def test_the_csv_has_the_front_first_sorted_by_nll_in_full_precision():
     points = mark_selected(
         [
             point("none", 0.1 + 0.2, 0.1, 0.2, 0.3),
@@ -58,5 +61,5 @@ def test_the_table_has_the_front_first_by_likelihood_and_every_figure_in_full():
     assert [row["weights"] for row in rows] == ["beta=0.250 isotonic=0.750", "platt=1.000", "none=1.000"]
     assert [float(row["nll"]) for row in rows] == [1 / 3, 0.6, 0.1 + 0.2]
     assert [row["on_front"] for row in rows] == ["true", "true", "false"]
-    assert [row["chosen"] for row in rows] == ["true", "false", "false"]
+    assert [row["selected"] for row in rows] == ["true", "false", "false"]
     assert set(OBJECTIVES) < set(rows[0])

@@ -24,46 +24,46 @@ def fitted():
     return fit_scrc(draw(), Phase5Config(folds=3))
 
 
-def test_everything_passes_through_json(fitted):
+def test_the_parameters_are_restored_from_json(fitted):
     assert ScrcParams.model_validate_json(fitted.params.model_dump_json()) == fitted.params
 
 
-def test_the_threshold_has_the_highest_mcc_of_the_shipped_probabilities(fitted):
+def test_the_threshold_maximizes_the_mcc_of_the_exported_probabilities(fitted):
     rows, params = draw(), fitted.params
     p = restore_calibrator(params.calibrator).probabilities(rows.logits)
-    at = [float(mcc(confusion_counts(rows.labels, p >= cut))) for cut in np.unique(p)]
-    assert params.operating_points["data"].metrics["mcc"] == pytest.approx(max(at))
+    mcc_values = [float(mcc(confusion_counts(rows.labels, p >= threshold))) for threshold in np.unique(p)]
+    assert params.operating_points["data"].metrics["mcc"] == pytest.approx(max(mcc_values))
     assert params.threshold == params.operating_points["data"].threshold
 
 
-def test_figures_are_those_of_probabilities_that_did_not_see_the_row(fitted):
+def test_the_reported_metrics_are_cross_fitted(fitted):
     labels = draw().labels
     assert fitted.params.after["nll"].estimate == pytest.approx(nll(labels, fitted.after))
     assert fitted.params.before["ece"].estimate == pytest.approx(ece(labels, fitted.before))
-    for figures in (fitted.params.before, fitted.params.after):
-        assert all(f.low <= f.estimate <= f.high for f in figures.values())
-    in_sample = fitted.choice.calibrator.probabilities(draw().logits)
+    for estimates in (fitted.params.before, fitted.params.after):
+        assert all(f.low <= f.estimate <= f.high for f in estimates.values())
+    in_sample = fitted.selection.calibrator.probabilities(draw().logits)
     assert nll(labels, in_sample) < fitted.params.after["nll"].estimate
 
 
-def test_the_choice_itself_is_cross_fitted():
-    """Probabilities of one fold do not move when the labels of that fold do."""
+def test_the_selection_is_cross_fitted():
+    """The probabilities of a fold do not depend on the labels of that fold."""
     from streetvision.calibration.crossfit import assign_folds
 
     rows, config = draw(200), Phase5Config(folds=2)
     held = assign_folds(rows.groups, folds=2, seed=0) == 1
-    turned = np.where(held, 1 - rows.labels, rows.labels)
+    flipped = np.where(held, 1 - rows.labels, rows.labels)
     before = fit_scrc(rows, config).after
-    after = fit_scrc(CalibrationSet(rows.logits, turned, rows.groups), config).after
+    after = fit_scrc(CalibrationSet(rows.logits, flipped, rows.groups), config).after
     assert np.array_equal(before[held], after[held])
 
 
-def test_both_ends_of_the_risk_control_are_told_as_probabilities(fitted):
+def test_both_bounds_of_the_risk_control_are_reported_as_probabilities(fitted):
     control = fitted.params.risk_control
     assert control.certified
     calibrator = restore_calibrator(fitted.params.calibrator)
-    ends = calibrator.probabilities([[0.0, control.lo], [0.0, control.hi]])
-    assert (control.lo_probability, control.hi_probability) == pytest.approx(tuple(ends))
+    bounds = calibrator.probabilities([[0.0, control.lo], [0.0, control.hi]])
+    assert (control.lo_probability, control.hi_probability) == pytest.approx(tuple(bounds))
     assert 0 < control.abstained < 1
 
 
@@ -77,7 +77,7 @@ def test_groups_are_units():
     assert not params.risk_control.certified or params.risk_control.lo <= params.risk_control.hi
 
 
-def test_retrained_scores_ship_as_they_are_and_are_judged_beside_those_before():
+def test_retrained_scores_are_not_calibrated_and_are_compared_with_the_original_ones():
     base = draw(300)
     rows = CalibrationSet(base.logits / 3, base.labels, base.groups)
     fitted = fit_scrc(rows, Phase5Config(method="mac_cal", folds=2), base=base)
@@ -87,7 +87,7 @@ def test_retrained_scores_ship_as_they_are_and_are_judged_beside_those_before():
     assert fitted.params.after["nll"].estimate < fitted.params.before["nll"].estimate
 
 
-def test_what_cannot_be_certified_hands_nothing_over():
+def test_without_a_certificate_there_is_no_abstention():
     control = fit_scrc(draw(40), Phase5Config(method="none", folds=2)).params.risk_control
     assert not control.certified
     assert (control.lo, control.hi, control.lo_probability, control.abstained) == (None, None, None, 0.0)
@@ -95,7 +95,7 @@ def test_what_cannot_be_certified_hands_nothing_over():
     assert control.units == "rows"
 
 
-def test_one_class_alone_is_named():
+def test_one_class_alone_is_an_error():
     rows = draw(50)
     with pytest.raises(DataError, match="all 50 labels are 1"):
         fit_scrc(CalibrationSet(rows.logits, np.ones(50, dtype=np.int64), rows.groups), Phase5Config(folds=2))

@@ -7,7 +7,7 @@ import yaml
 from streetvision import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.io.atomic import read_json
-from tests.conftest import reseal
+from tests.conftest import edit_bundle_json
 
 
 def metadata(readme):
@@ -38,7 +38,7 @@ def test_the_card_has_the_figures_of_the_evaluation_and_the_bundle_loads(finishe
 
 def test_figures_of_another_bundle_are_not_its_own(finished_run, command, tmp_path):
     run = shutil.copytree(finished_run, tmp_path / "run")
-    reseal(run / "export", lambda content: content["versions"].update(streetvision="9"))
+    edit_bundle_json(run / "export", lambda content: content["versions"].update(streetvision="9"))
     code, told, err = command("export", "--bundle", run / "export", "--out", tmp_path / "hub", "--format", "hub")
     assert code == 0, err
     assert "the card has no figures" in told

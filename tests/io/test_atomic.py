@@ -17,14 +17,14 @@ from streetvision.io.atomic import (
 )
 
 
-def test_json_comes_back_as_it_went(tmp_path):
+def test_json_is_read_back_unchanged(tmp_path):
     value = {"b": [1, 2.5, None, "ü"], "a": {"nested": True}}
     write_json_atomic(tmp_path / "deep" / "x.json", value)
     assert read_json(tmp_path / "deep" / "x.json") == value
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_numbers_that_json_lacks_are_refused_and_leave_the_old_file(tmp_path, number):
+def test_nonfinite_numbers_are_rejected_and_the_old_file_stays(tmp_path, number):
     path = tmp_path / "x.json"
     write_json_atomic(path, {"old": 1})
     with pytest.raises(ValueError, match="JSON"):
@@ -35,25 +35,25 @@ def test_numbers_that_json_lacks_are_refused_and_leave_the_old_file(tmp_path, nu
 @pytest.mark.parametrize(
     "text", ["{", "NaN", '{"a": Infinity}', "1e999", "[-1e999]", "[" * 100_000, '"\\ud800"', '{"\\uDFff": 1}']
 )
-def test_what_is_not_json_is_named(tmp_path, text):
+def test_invalid_json_is_an_error_with_the_path(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ArtifactError, match=r"x\.json"):
         read_json(tmp_path / "x.json")
 
 
-def test_letters_beyond_the_first_65536_are_letters(tmp_path):
+def test_a_surrogate_pair_is_one_character(tmp_path):
     (tmp_path / "x.json").write_text('"\\ud83d\\udea7"')
     assert read_json(tmp_path / "x.json") == "\N{CONSTRUCTION SIGN}"
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
+def test_an_unreadable_file_is_an_error_with_its_path(tmp_path):
     with pytest.raises(ArtifactError, match=r"cannot read .*missing\.json': No such file"):
         read_json(tmp_path / "missing.json")
     with pytest.raises(ArtifactError, match=r"cannot read .*Is a directory"):
         read_json(tmp_path)
 
 
-def test_an_error_in_the_middle_leaves_neither_file_nor_temp(tmp_path):
+def test_an_error_while_writing_leaves_no_file(tmp_path):
     with pytest.raises(RuntimeError, match="boom"), open_atomic(tmp_path / "x.bin") as handle:
         handle.write(b"half")
         raise RuntimeError("boom")
@@ -61,26 +61,26 @@ def test_an_error_in_the_middle_leaves_neither_file_nor_temp(tmp_path):
 
 
 @pytest.mark.parametrize("cause", [errno.ENOSPC, errno.EROFS, errno.EACCES])
-def test_a_disk_that_refuses_is_one_clear_error_and_the_old_file_stays(tmp_path, monkeypatch, cause):
+def test_a_disk_error_is_an_artifact_error_and_the_old_file_stays(tmp_path, monkeypatch, cause):
     path = tmp_path / "x.txt"
     write_text_atomic(path, "old")
 
-    def refuse(_):
+    def fail(_):
         raise OSError(cause, os.strerror(cause))
 
-    monkeypatch.setattr("streetvision.io.atomic.os.fsync", refuse)
+    monkeypatch.setattr("streetvision.io.atomic.os.fsync", fail)
     with pytest.raises(ArtifactError, match=os.strerror(cause)):
         write_text_atomic(path, "new")
     assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
 
 
-def test_a_folder_that_is_a_file_is_one_clear_error(tmp_path):
+def test_a_file_in_place_of_the_folder_is_an_artifact_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="cannot write"):
         write_text_atomic(tmp_path / "file" / "x.txt", "content")
 
 
-def test_writers_of_one_path_do_not_meet(tmp_path):
+def test_concurrent_writers_do_not_interfere(tmp_path):
     path = tmp_path / "x.txt"
     texts = [str(i) * 10_000 for i in range(8)]
     with ThreadPoolExecutor(8) as pool:
@@ -89,11 +89,11 @@ def test_writers_of_one_path_do_not_meet(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
-def test_stray_temps_go_and_other_files_stay(tmp_path):
+def test_stray_temporary_files_are_deleted_and_other_files_stay(tmp_path):
     (tmp_path / "phase1").mkdir()
     (tmp_path / "phase1" / ".model.pth.99999999-0123abcd.tmp").write_text("half")
-    (tmp_path / "phase1" / f".in use.{os.getppid()}-0123abcd.tmp").write_text("of a process that runs")
-    (tmp_path / "phase1" / ".my draft.tmp").write_text("not ours")
+    (tmp_path / "phase1" / f".in use.{os.getppid()}-0123abcd.tmp").write_text("of a running process")
+    (tmp_path / "phase1" / ".my draft.tmp").write_text("of another program")
     (tmp_path / ".folder.99999999-0123abcd.tmp").mkdir()
     (tmp_path / ".lock").write_text("")
     remove_stray_temps(tmp_path)

@@ -33,25 +33,25 @@ def holder(tmp_path):
     process.wait()
 
 
-def test_the_second_is_told_who_holds_it(tmp_path, holder):
+def test_the_error_names_the_process_that_holds_the_lock(tmp_path, holder):
     with pytest.raises(ArtifactError, match=f"in use by process {holder.pid}"), run_lock(tmp_path / ".lock"):
         pass
 
 
-def test_a_killed_process_holds_nothing(tmp_path, holder):
+def test_a_killed_process_releases_the_lock(tmp_path, holder):
     holder.kill()
     holder.wait()
     with run_lock(tmp_path / ".lock"):
         pass
 
 
-def test_it_can_be_taken_again_after_it_was_given_back(tmp_path):
+def test_a_released_lock_can_be_acquired_again(tmp_path):
     for _ in range(2):
         with run_lock(tmp_path / ".lock"):
             pass
 
 
-def test_a_holder_that_has_not_said_who_it_is_is_another_process(tmp_path):
+def test_a_holder_without_a_pid_is_called_another_process(tmp_path):
     path = tmp_path / ".lock"
     with path.open("a+") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -60,10 +60,10 @@ def test_a_holder_that_has_not_said_who_it_is_is_another_process(tmp_path):
             run_lock(path, option="out=DIR"),
         ):
             pass
-    assert raised.value.hint.endswith("give a folder of its own: out=DIR")
+    assert raised.value.hint.endswith("out=DIR")
 
 
-def test_a_folder_that_is_a_file_has_no_lock(tmp_path):
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"cannot write .*\.lock"), run_lock(tmp_path / "file" / ".lock"):
         pass
@@ -82,7 +82,7 @@ with run_lock(Path(sys.argv[1])):
 """
 
 
-def test_a_worker_that_outlives_its_killed_parent_holds_nothing(tmp_path):
+def test_a_worker_that_outlives_its_killed_parent_does_not_hold_the_lock(tmp_path):
     command = [sys.executable, "-c", FORK, str(tmp_path / ".lock")]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     worker = int(process.stdout.readline())
@@ -98,9 +98,9 @@ def test_a_worker_that_outlives_its_killed_parent_holds_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])
-def test_a_lock_that_leads_to_another_file_leaves_that_alone(tmp_path, link):
-    (tmp_path / "mine.txt").write_text("dear diary")
-    link(tmp_path / "mine.txt", tmp_path / ".lock")
+def test_a_lock_file_that_is_a_link_is_rejected(tmp_path, link):
+    (tmp_path / "other.txt").write_text("content")
+    link(tmp_path / "other.txt", tmp_path / ".lock")
     with pytest.raises(ArtifactError, match="lock"), run_lock(tmp_path / ".lock"):
         pass
-    assert (tmp_path / "mine.txt").read_text() == "dear diary"
+    assert (tmp_path / "other.txt").read_text() == "content"

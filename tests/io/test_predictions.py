@@ -12,35 +12,35 @@ ROWS = st.lists(
 )
 
 
-def answers(rows, policy="scrc", *, shipped=True):
+def make_predictions(rows, policy="scrc", *, shipped=True):
     paths, labels, groups, probabilities, decisions = map(list, zip(*rows, strict=True))
     arrays = (np.array(labels), groups, np.array(probabilities), np.array(decisions))
     return PolicyPredictions(policy, "single_view", shipped, paths, *arrays)
 
 
 @given(rows=ROWS)
-def test_answers_come_back_to_the_bit(tmp_path_factory, rows):
-    path = tmp_path_factory.mktemp("answers") / "predictions.csv"
-    written = [answers(rows, "argmax", shipped=False), answers(rows)]
+def test_predictions_are_read_back_exactly(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("predictions") / "predictions.csv"
+    written = [make_predictions(rows, "argmax", shipped=False), make_predictions(rows)]
     write_predictions(path, written)
-    for one, found in zip(written, read_predictions(path), strict=True):
-        assert (one.policy, one.shipped, one.paths, one.groups) == (
-            found.policy,
-            found.shipped,
-            found.paths,
-            found.groups,
+    for expected, loaded in zip(written, read_predictions(path), strict=True):
+        assert (expected.policy, expected.shipped, expected.paths, expected.groups) == (
+            loaded.policy,
+            loaded.shipped,
+            loaded.paths,
+            loaded.groups,
         )
-        assert np.array_equal(one.probabilities, found.probabilities)
-        assert np.array_equal(one.labels, found.labels)
-        assert np.array_equal(one.decisions, found.decisions)
+        assert np.array_equal(expected.probabilities, loaded.probabilities)
+        assert np.array_equal(expected.labels, loaded.labels)
+        assert np.array_equal(expected.decisions, loaded.decisions)
 
 
-def test_another_table_and_a_damaged_line_are_named(tmp_path):
+def test_other_columns_and_invalid_values_are_errors(tmp_path):
     path = tmp_path / "predictions.csv"
     path.write_text("path,label\na.jpg,1\n")
-    with pytest.raises(ArtifactError, match="should have the columns policy"):
+    with pytest.raises(ArtifactError, match="must have the columns policy"):
         read_predictions(path)
-    write_predictions(path, [answers([("a.jpg", 1, None, 0.5, True)])])
+    write_predictions(path, [make_predictions([("a.jpg", 1, None, 0.5, True)])])
     path.write_text(path.read_text().replace("0.5", "half"))
     with pytest.raises(ArtifactError, match="line 2"):
         read_predictions(path)

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from streetvision.io import process_pool as workers
+from streetvision.io import process_pool
 
 CALLER = """
 import signal, sys
-from streetvision.io import process_pool as workers
+from streetvision.io import process_pool
 from tests.io.test_process_pool import sleep_long
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-    list(workers.run_in_processes(sleep_long, [sys.argv[1]], 1))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore SIGINT by default
+    list(process_pool.run_in_processes(sleep_long, [sys.argv[1]], 1))
 """
 
 
@@ -35,15 +35,15 @@ def alive(pid):
     return True
 
 
-def wait_until(true):
-    ends = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < ends, "it took too long"
+def wait_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_nobody_works_on_for_a_caller_that_is_gone(tmp_path, how):
+@pytest.mark.parametrize("stop_signal", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_workers_end_with_their_caller(tmp_path, stop_signal):
     script, file = tmp_path / "caller.py", tmp_path / "pid"
     script.write_text(CALLER)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -51,29 +51,29 @@ def test_nobody_works_on_for_a_caller_that_is_gone(tmp_path, how):
     wait_until(lambda: file.is_file() and file.read_text())
     worker = int(file.read_text())
     assert alive(worker)
-    caller.send_signal(how)
+    caller.send_signal(stop_signal)
     caller.wait(timeout=30)
     wait_until(lambda: not alive(worker))
 
 
-def test_an_interrupt_while_a_process_starts_leaves_none_behind(tmp_path, monkeypatch):
+def test_an_interrupt_during_a_start_leaves_no_process(tmp_path, monkeypatch):
     start = ForkServerProcess.start
 
-    def start_and_hear_of_it(process):
+    def start_and_interrupt(process):
         start(process)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ForkServerProcess, "start", start_and_hear_of_it)
+    monkeypatch.setattr(ForkServerProcess, "start", start_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
-        list(workers.run_in_processes(sleep_long, [str(tmp_path / "pid")], 1))
+        list(process_pool.run_in_processes(sleep_long, [str(tmp_path / "pid")], 1))
     assert not active_children()
 
 
-@pytest.mark.parametrize(("asked", "each"), [(None, 4), ("1", 1), ("3,2", 3), ("0", 4), ("many", 4)])
-def test_processes_share_the_cores_unless_the_environment_says_otherwise(monkeypatch, asked, each):
-    monkeypatch.setattr(workers.os, "cpu_count", lambda: 8)
+@pytest.mark.parametrize(("environment", "threads"), [(None, 4), ("1", 1), ("3,2", 3), ("0", 4), ("many", 4)])
+def test_processes_share_the_cores_unless_the_environment_sets_the_threads(monkeypatch, environment, threads):
+    monkeypatch.setattr(process_pool.os, "cpu_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if asked is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert workers._threads(2) == each
-    assert os.environ["OMP_NUM_THREADS"] == (asked or "4")
+    if environment is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    assert process_pool._threads_per_process(2) == threads
+    assert os.environ["OMP_NUM_THREADS"] == (environment or "4")

@@ -24,7 +24,7 @@ def paths(tmp_path):
     return {"logits": tmp_path / "l.pt", "labels": tmp_path / "y.pt", "record": tmp_path / "r.json"}
 
 
-def test_scores_come_back_with_their_reference(paths):
+def test_scores_are_read_back_with_their_reference(paths):
     save_scores(SCORES, **paths)
     loaded = load_scores(**paths)
     assert loaded.reference == SCORES.reference
@@ -32,44 +32,44 @@ def test_scores_come_back_with_their_reference(paths):
 
 
 @pytest.mark.parametrize("name", ["model_sha256", "rows_sha256"])
-def test_the_reference_moves_with_model_and_rows(name):
+def test_the_reference_depends_on_model_and_rows(name):
     assert replace(SCORES, **{name: "c" * 64}).reference.sha256 != SCORES.reference.sha256
 
 
-def test_the_reference_moves_with_one_logit():
+def test_the_reference_depends_on_every_logit():
     logits = SCORES.logits.clone()
     logits[0, 0] = torch.nextafter(logits[0, 0], torch.tensor(1.0))
     assert replace(SCORES, logits=logits).reference.sha256 != SCORES.reference.sha256
 
 
-def test_the_way_of_fusion_is_part_of_the_reference_and_comes_back(paths):
+def test_the_fusion_is_part_of_the_reference_and_is_read_back(paths):
     fused = replace(SCORES, fusion=FusionRef(description_sha256="d" * 64))
     assert fused.reference.sha256 != SCORES.reference.sha256
     save_scores(fused, **paths)
     assert load_scores(**paths).fusion == fused.fusion
 
 
-def test_the_digest_of_rows_moves_with_content_label_and_order_and_not_with_the_name():
+def test_the_digest_of_rows_depends_on_content_label_and_order_but_not_on_the_path():
     row = Row(path="a.jpg", label=1, sha256="0" * 64, width=4, height=3, brightness=0.5)
     rows = (row, replace(row, label=0))
-    assert rows_digest(tuple(replace(one, path="b.jpg") for one in rows)) == rows_digest(rows)
+    assert rows_digest(tuple(replace(row, path="b.jpg") for row in rows)) == rows_digest(rows)
     for other in (rows[::-1], rows[:1], (row, row), (replace(row, sha256="1" * 64), rows[1])):
         assert rows_digest(other) != rows_digest(rows)
 
 
-def test_a_split_that_is_none_is_named(paths):
+def test_an_unknown_split_is_an_error(paths):
     save_scores(SCORES, **paths)
     content = read_json(paths["record"])
     content["reference"]["split"] = "val_tset"
     write_json_atomic(paths["record"], content)
-    with pytest.raises(ArtifactError, match="'val_tset', and there is no such split"):
+    with pytest.raises(ArtifactError, match="unknown split 'val_tset'"):
         load_scores(**paths)
 
 
-def test_tensors_of_another_run_are_refused(paths):
+def test_tensors_that_do_not_match_the_record_are_rejected(paths):
     save_scores(SCORES, **paths)
     save_tensors(paths["logits"], SCORES.logits + 1)
-    with pytest.raises(ArtifactError, match="are not the scores"):
+    with pytest.raises(ArtifactError, match="do not match"):
         load_scores(**paths)
 
 
@@ -85,7 +85,7 @@ def test_tensors_of_another_run_are_refused(paths):
         ("labels", torch.tensor([0.0, 1.0, 1.0]), "int64"),
     ],
 )
-def test_tensors_of_another_kind_are_named(paths, name, value, message):
+def test_tensors_of_another_shape_or_type_are_rejected(paths, name, value, message):
     save_scores(SCORES, **paths)
     save_tensors(paths[name], value)
     with pytest.raises(ArtifactError, match=message):

@@ -21,14 +21,14 @@ class Table(BaseModel):
     pairs: list[Pair] = []
 
 
-def test_what_was_declared_comes_back_typed(tmp_path):
+def test_the_content_is_returned_as_the_model(tmp_path):
     path = tmp_path / "table.yaml"
     path.write_text("seeds: 3\npairs:\n  - {a: größer, b: kleiner}\n", encoding="utf-8")
     table = read_yaml_model(path, Table, hint="see the documentation")
     assert (table.seeds, table.pairs) == (3, [Pair(a="größer", b="kleiner")])
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
+def test_an_unreadable_file_is_an_error_with_its_path(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read .*missing\.yaml': No such file"):
         read_yaml(tmp_path / "missing.yaml")
 
@@ -37,7 +37,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     "content",
     [b"a: [", b"a: b: c", b"\xff\xfe\xff", b"when: 2026-13-45", b"n: !!int ''", b"t: !!timestamp soon", b"[" * 5000],
 )
-def test_what_is_not_yaml_is_named_on_one_line(tmp_path, content):
+def test_invalid_yaml_is_an_error_on_one_line(tmp_path, content):
     path = tmp_path / "x.yaml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"x\.yaml' is not YAML: .") as raised:
@@ -45,7 +45,7 @@ def test_what_is_not_yaml_is_named_on_one_line(tmp_path, content):
     assert "\n" not in raised.value.message
 
 
-def test_a_tag_runs_no_code(tmp_path, capfd):
+def test_a_tag_executes_no_code(tmp_path, capfd):
     path = tmp_path / "x.yaml"
     path.write_text("!!python/object/apply:os.system ['echo executed']")
     with pytest.raises(ConfigError, match="is not YAML"):
@@ -54,7 +54,7 @@ def test_a_tag_runs_no_code(tmp_path, capfd):
 
 
 @given(text=st.text(st.sampled_from("ab01:-[]{}!'\"&*#|>,.?% \n\t") | st.characters(codec="utf-8"), max_size=30))
-def test_any_text_is_a_value_or_one_clear_error(tmp_path_factory, text):
+def test_any_text_is_a_value_or_a_config_error(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("yaml") / "x.yaml"
     path.write_text(text, encoding="utf-8")
     try:
@@ -64,7 +64,7 @@ def test_any_text_is_a_value_or_one_clear_error(tmp_path_factory, text):
 
 
 @pytest.mark.parametrize(
-    ("text", "where"),
+    ("text", "field"),
     [
         ("seeds: many", "seeds: "),
         ("seeds: 3\npairs: [{a: x}]", r"pairs\.0\.b: "),
@@ -73,15 +73,15 @@ def test_any_text_is_a_value_or_one_clear_error(tmp_path_factory, text):
         ("", "the file: "),
     ],
 )
-def test_the_first_wrong_field_is_named_with_what_to_do(tmp_path, text, where):
+def test_the_first_invalid_field_is_named_with_the_hint(tmp_path, text, field):
     path = tmp_path / "table.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=rf"table\.yaml', {where}") as raised:
+    with pytest.raises(ConfigError, match=rf"table\.yaml', {field}") as raised:
         read_yaml_model(path, Table, hint="see the documentation")
     assert raised.value.hint == "see the documentation"
 
 
-def test_an_alias_stands_for_what_an_anchor_names(tmp_path):
+def test_an_alias_is_replaced_by_its_anchor(tmp_path):
     (tmp_path / "table.yaml").write_text("a: &few [1, 2]\nb: *few\nc: {d: *few}\n")
     assert read_yaml(tmp_path / "table.yaml") == {"a": [1, 2], "b": [1, 2], "c": {"d": [1, 2]}}
 
@@ -91,10 +91,10 @@ def test_an_alias_stands_for_what_an_anchor_names(tmp_path):
     [
         ("a: &a [*a]", "an alias inside an anchor"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "an alias inside an anchor"),
-        ("training: {epochs: 3}\ntraining: {batch_size: 7}", "training stands twice"),
+        ("training: {epochs: 3}\ntraining: {batch_size: 7}", "duplicate key training"),
     ],
 )
-def test_what_unfolds_without_end_or_says_two_things_is_refused(tmp_path, text, reason):
+def test_nested_aliases_and_duplicate_keys_are_rejected(tmp_path, text, reason):
     (tmp_path / "table.yaml").write_text(text)
     with pytest.raises(ConfigError, match=reason):
         read_yaml(tmp_path / "table.yaml")

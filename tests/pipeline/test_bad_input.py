@@ -10,7 +10,7 @@ from PIL import Image
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.io.atomic import read_json, write_json_atomic
-from tests.conftest import TINY_MODEL, reseal
+from tests.conftest import TINY_MODEL, edit_bundle_json
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ class TestBundle:
 
     def test_a_bundle_of_another_data_set_is_not_judged_here(self, fails, finished_run, tmp_path):
         run = shutil.copytree(finished_run, tmp_path / "run")
-        reseal(run / "export", lambda bundle: bundle.update(data_fingerprint="0" * 64))
+        edit_bundle_json(run / "export", lambda bundle: bundle.update(data_fingerprint="0" * 64))
         assert "fingerprint" in fails("evaluate", "--bundle", run / "export")
 
     def test_an_image_that_is_none_is_named_and_the_others_are_answered(self, command, finished_run, scenes, tmp_path):

@@ -146,7 +146,7 @@ def test_several_aims_leave_their_front_and_one_aim_none(run_copy, command):
     assert code == 0, err
     assert "cannot be certified with" in out
     rows = run_copy.pareto_front_csv.read_text().splitlines()
-    assert rows[0] == "weights,nll,ece,mcc_loss,fnr,on_front,chosen"
+    assert rows[0] == "weights,nll,ece,mcc_loss,fnr,on_front,selected"
     assert sum(row.endswith("true,true") for row in rows) == 1
     assert run_copy.pareto_front_plot.is_file()
     assert command(*again)[0] == 0

@@ -75,7 +75,7 @@ def test_a_changed_byte_of_the_graph_is_refused(exported, command, paths, tmp_pa
     code, _, err = command("predict", "--bundle", folder, paths[0])
     assert code == 2
     assert "'model.onnx' in bundle" in err
-    assert "is not the file that was sealed" in err
+    assert "does not match its digest" in err
 
 
 def test_a_worse_graph_is_refused_with_the_figure_and_leaves_nothing(exported, command, monkeypatch, tmp_path):

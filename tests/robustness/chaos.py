@@ -1,7 +1,7 @@
-"""Kill a run at random moments, resume it, and compare its bundle with that of a run that nobody disturbed.
+"""Kill a run at random times, resume it, and compare its bundle with that of an uninterrupted run.
 
-A run is the demo on tiny data: scenes drawn by worker processes, all six phases with one loader, the evaluation.
-The processes are forked from one that has the libraries loaded, because loading them takes longer than the run.
+A run is the demo on tiny data: scenes rendered by worker processes, all six phases with one loader, the evaluation.
+The processes are forked from one that has loaded the libraries, because loading them takes longer than the run.
 
     python -m tests.robustness.chaos --runs 100
 """
@@ -46,46 +46,46 @@ TINY_RUN = [
     "phase6.archive=true",
 ]
 VICTIMS = ("everything", "everything", "parent", "child")
-"""Who is killed: the whole tree as a machine does it, the parent alone, which leaves orphans, or one child alone."""
-LONGEST_KILLS = 3
+"""Which processes are killed: all, as in a power failure; the parent only, which leaves orphans; or one child."""
+MAX_KILLS = 3
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How one disturbed run ended."""
+class Result:
+    """The result of one interrupted run."""
 
     kills: int
-    """Processes that were killed before the run was left in peace."""
+    """Number of killed processes."""
     problem: str | None
-    """What differs from the undisturbed run; None when nothing does."""
+    """Differences from the uninterrupted run; None: no difference."""
 
 
-def disturb(root: Path, expected: dict[str, str], *, seed: int, seconds: float) -> Ending:
-    """Start the run in `root`, kill it at random moments of its `seconds`, then let it end, and compare."""
+def interrupted_run(root: Path, expected: dict[str, str], *, seed: int, seconds: float) -> Result:
+    """Start the run in `root`, kill it at random times within `seconds`, then let it finish, and compare."""
     rng = random.Random(seed)
     kills = 0
-    for _ in range(rng.randint(1, LONGEST_KILLS)):
+    for _ in range(rng.randint(1, MAX_KILLS)):
         victim = rng.choice(VICTIMS)
         kills += _start_and_kill(root, after=rng.uniform(0.02, 1) * seconds, victim=victim, rng=rng)
     code = _wait(_start(root))
     if code != 0:
-        return Ending(kills, f"exit code {code} after the last resume; see {root}.log")
-    got, strays = digests(root), strays_in(root)
-    differing = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
+        return Result(kills, f"exit code {code} after the last resume; see {root}.log")
+    actual, strays = digests(root), strays_in(root)
+    differing = sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))
     problems = [f"differs: {name}" for name in differing] + [f"stray: {name}" for name in strays]
-    return Ending(kills, "; ".join(problems) or None)
+    return Result(kills, "; ".join(problems) or None)
 
 
-def undisturbed(root: Path) -> tuple[dict[str, str], float]:
-    """Digests of a run that is left alone, and the seconds it takes."""
+def uninterrupted_run(root: Path) -> tuple[dict[str, str], float]:
+    """Digests and duration, in seconds, of an uninterrupted run."""
     started = time.perf_counter()
     code = _wait(_start(root))
-    assert code == 0, f"the undisturbed run ended with {code}; see {root}.log"
+    assert code == 0, f"the uninterrupted run ended with {code}; see {root}.log"
     return digests(root), time.perf_counter() - started
 
 
 def digests(root: Path) -> dict[str, str]:
-    """sha256 by name of the bundle's files, its archive and the splits, without what tells the time or the folder."""
+    """sha256 by name of the bundle's files, its archive and the splits, without timestamps and absolute paths."""
     schema = ArtifactSchema(root)
     files = [*schema.export_dir.iterdir(), schema.bundle_archive]
     splits = read_json(schema.splits_json)
@@ -95,12 +95,12 @@ def digests(root: Path) -> dict[str, str]:
 
 
 def strays_in(root: Path) -> list[str]:
-    """Temp files under `root`."""
+    """Temporary files under `root`."""
     return sorted(str(path.relative_to(root)) for path in root.rglob(f"*{TEMP_SUFFIX}"))
 
 
 def _start(root: Path) -> int:
-    """The pid of a new process that leads a session of its own and does the whole run."""
+    """Start the whole run in a new session; return its pid."""
     sys.stdout.flush()
     if pid := os.fork():
         return pid
@@ -131,7 +131,7 @@ def _run(root: Path) -> int:
 
 
 def _start_and_kill(root: Path, *, after: float, victim: str, rng: random.Random) -> int:
-    """1 when something was killed, 0 when the run, or every child of it, was quicker."""
+    """Return the number of killed processes: 0 if the run, or all its children, ended before `after` seconds."""
     pid = _start(root)
     time.sleep(after)
     if os.waitpid(pid, os.WNOHANG) != (0, 0):
@@ -159,34 +159,35 @@ def _wait(pid: int) -> int:
 
 
 def main() -> int:
-    """Run the whole of it and print a line a run that went wrong, and one in the end."""
+    """Print a line for each failed run, and a summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the first run")
-    parser.add_argument("--keep", type=Path, help="folder for the runs that went wrong")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first run")
+    parser.add_argument("--keep", type=Path, help="keep the runs in this folder")
     options = parser.parse_args()
     _load_libraries()
-    endings: Counter[str] = Counter()
+    results: Counter[str] = Counter()
     kills = 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)
         folder.mkdir(exist_ok=True)
-        expected, seconds = undisturbed(folder / "undisturbed")
-        sys.stdout.write(f"undisturbed: {seconds:.1f} s, {len(expected)} files compared\n")
+        expected, seconds = uninterrupted_run(folder / "uninterrupted")
+        sys.stdout.write(f"uninterrupted: {seconds:.1f} s, {len(expected)} files compared\n")
         for seed in range(options.seed, options.seed + options.runs):
-            ending = disturb(folder / f"run{seed}", expected, seed=seed, seconds=seconds)
-            kills += ending.kills
-            endings["same" if ending.problem is None else "different"] += 1
-            if ending.problem:
-                sys.stdout.write(f"run {seed} ({ending.kills} kills): {ending.problem}\n")
+            result = interrupted_run(folder / f"run{seed}", expected, seed=seed, seconds=seconds)
+            kills += result.kills
+            results["same" if result.problem is None else "different"] += 1
+            if result.problem:
+                sys.stdout.write(f"run {seed} ({result.kills} kills): {result.problem}\n")
                 sys.stdout.flush()
-    told = f"{endings['same']} same bundles, {endings['different']} not"
-    sys.stdout.write(f"{options.runs} runs, {kills} kills: {told}\n")
-    return min(1, endings["different"])
+    sys.stdout.write(
+        f"{options.runs} runs, {kills} kills: {results['same']} equal bundles, {results['different']} different\n"
+    )
+    return min(1, results["different"])
 
 
 def _load_libraries() -> None:
-    """What a run imports, before the first fork; none of it starts a thread."""
+    """Import the libraries of a run before the first fork. None of them starts a thread."""
     import torch
 
     import streetvision.pipeline.run

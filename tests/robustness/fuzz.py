@@ -1,4 +1,4 @@
-"""Mutated images, configurations, splits, policies and bundles: each gives an answer or one clear error, soon.
+"""Fuzzing of images, configurations, splits, policies and bundles: each input gives a result or one error, quickly.
 
 python -m tests.robustness.fuzz images --n 5000
 python -m tests.robustness.fuzz files --n 2000
@@ -26,70 +26,70 @@ import yaml
 from PIL import Image
 
 from streetvision.contracts.errors import StreetVisionError
-from tests.conftest import reseal
+from tests.conftest import edit_bundle_json
 
 MEGABYTES = 300.0
-"""Most memory that one case may take beyond what there was."""
+"""Maximum additional memory of one case."""
 SECONDS = 2.0
-"""Most processor time that one case may take."""
-HANGS = 30
-"""Seconds after which a case is taken for one that never ends."""
+"""Maximum CPU time of one case."""
+TIMEOUT_SECONDS = 30
+"""After this wall time, SIGALRM ends the process."""
 
 Check = Callable[[], object]
 
 
 @dataclass
 class Tally:
-    """What became of the cases."""
+    """The results of all cases."""
 
-    endings: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     most_megabytes: float = 0.0
     most_seconds: float = 0.0
 
 
-def judge(cases: Iterator[tuple[str, Check]], *, most_megabytes: float = MEGABYTES) -> Tally:
-    """Run every (name, case): an answer or a StreetVisionError is well; all else, too long and too much is not."""
+def run_cases(cases: Iterator[tuple[str, Check]], *, most_megabytes: float = MEGABYTES) -> Tally:
+    """Run every (name, case). A result or a StreetVisionError passes; other errors, slow and large cases do not."""
     tally = Tally()
     for name, case in cases:
         before, started = _memory("VmRSS", reset=True), time.process_time()
-        signal.alarm(HANGS)
+        signal.alarm(TIMEOUT_SECONDS)
         try:
             case()
-            ending = "answer"
+            outcome = "result"
         except StreetVisionError as error:
-            ending = "error" if "\n" not in error.message else f"an error of several lines: {error.message}"
+            outcome = "error" if "\n" not in error.message else f"an error of several lines: {error.message}"
         except Exception as error:
-            ending = f"{type(error).__name__}: {error} {traceback.extract_tb(error.__traceback__)[-1]}"
+            outcome = f"{type(error).__name__}: {error} {traceback.extract_tb(error.__traceback__)[-1]}"
         signal.alarm(0)
         seconds, megabytes = time.process_time() - started, _memory("VmHWM") - before
         tally.most_seconds = max(tally.most_seconds, seconds)
         tally.most_megabytes = max(tally.most_megabytes, megabytes)
-        tally.endings[ending if ending in {"answer", "error"} else "crash"] += 1
-        if ending not in {"answer", "error"}:
-            tally.problems.append(f"{name}: {ending}")
+        tally.outcomes[outcome if outcome in {"result", "error"} else "crash"] += 1
+        if outcome not in {"result", "error"}:
+            tally.problems.append(f"{name}: {outcome}")
         if seconds > SECONDS or megabytes > most_megabytes:
-            tally.problems.append(f"{name}: {seconds:.2f} s, {megabytes:.0f} MB ({ending})")
+            tally.problems.append(f"{name}: {seconds:.2f} s, {megabytes:.0f} MB ({outcome})")
     return tally
 
 
-def _memory(what: str, *, reset: bool = False) -> float:
-    """Megabytes of this process now (VmRSS), or at most since the last reset (VmHWM)."""
+def _memory(field: str, *, reset: bool = False) -> float:
+    """Memory of this process in MB: the current value (VmRSS), or the peak since the last reset (VmHWM)."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(what))
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
     return int(line.split()[1]) / 1024
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """`data` with one to four damages of the kinds that parsers trip over."""
+    """`data` with one to four mutations that often break parsers."""
     changed = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         place = rng.randrange(len(changed) + 1)
-        # Headers are where the sizes stand.
+        # Sizes are in the headers, so half of the mutations are there.
         place = min(place, rng.randrange(64)) if rng.random() < 0.5 else place
-        damage = rng.choice(DAMAGES)
-        damage(changed, place, rng)
+        mutate = rng.choice(MUTATIONS)
+        mutate(changed, place, rng)
     return bytes(changed)
 
 
@@ -104,7 +104,7 @@ def _number(data: bytearray, place: int, rng: random.Random) -> None:
     data[place : place + width] = (value % 256**width).to_bytes(width, rng.choice(("little", "big")))
 
 
-def _cut(data: bytearray, place: int, rng: random.Random) -> None:
+def _delete(data: bytearray, place: int, rng: random.Random) -> None:
     del data[place : place + rng.choice((1, 2, 16, len(data)))]
 
 
@@ -117,11 +117,11 @@ def _noise(data: bytearray, place: int, rng: random.Random) -> None:
     data[place : place + rng.randint(1, 8)] = rng.randbytes(rng.randint(0, 8))
 
 
-DAMAGES = (_flip, _number, _cut, _repeat, _noise)
+MUTATIONS = (_flip, _number, _delete, _repeat, _noise)
 
 
 def image_cases(n: int, seed: int) -> Iterator[tuple[str, Check]]:
-    """`n` mutants of pictures in every format that is read."""
+    """`n` mutated images of every supported format."""
     from streetvision.data.decode import decode_image
 
     seeds = image_seeds()
@@ -133,7 +133,7 @@ def image_cases(n: int, seed: int) -> Iterator[tuple[str, Check]]:
 
 
 def image_seeds() -> dict[str, bytes]:
-    """One small file of each format and of the variants that are decoded another way."""
+    """One small file of each format, and of variants that are decoded differently."""
     grain = np.random.default_rng(0).integers(0, 60, (48, 64, 3))
     y, x = np.mgrid[0:48, 0:64]
     picture = Image.fromarray((np.stack([3 * x, 4 * y, x + y], axis=-1) + grain).clip(0, 255).astype(np.uint8))
@@ -169,7 +169,7 @@ def image_seeds() -> dict[str, bytes]:
 
 
 def file_cases(n: int, seed: int, run: Path, scratch: Path) -> Iterator[tuple[str, Check]]:
-    """`n` mutants of the YAML and JSON files of a finished `run`, each read as its reader does."""
+    """`n` mutated files of a finished `run`, each read by its own reader."""
     targets = (
         ("config", run / "config.yaml", _read_config),
         ("splits", run / "splits.json", _read_splits),
@@ -192,9 +192,9 @@ def file_cases(n: int, seed: int, run: Path, scratch: Path) -> Iterator[tuple[st
         folder.mkdir(exist_ok=True)
         (folder / source.name).write_bytes(mutant)
         if name in {"model", "weights"}:
-            _seal_again(folder, source.name)
+            _update_digest(folder, source.name)
         elif name == "bundle" and structural:
-            reseal(folder, lambda _: None)
+            edit_bundle_json(folder, lambda _: None)
         yield f"{name} {number}", lambda read=read, path=folder / source.name: read(path)
 
 
@@ -202,44 +202,44 @@ ODD_VALUES = (None, True, -1, 0, 1e308, 10**30, 2**31, "", "../../x", "\u0000", 
 
 
 def _restructured(text: bytes, rng: random.Random) -> bytes:
-    """The JSON with one to three of its values replaced, removed or doubled."""
+    """The JSON with one to three values replaced, removed or duplicated."""
     value = json.loads(text)
     for _ in range(rng.randint(1, 3)):
-        holder, key = _somewhere(value, rng)
-        if holder is None:
+        container, key = _random_place(value, rng)
+        if container is None:
             break
         action = rng.randrange(3)
         if action == 0:
-            holder[key] = rng.choice(ODD_VALUES)
+            container[key] = rng.choice(ODD_VALUES)
         elif action == 1:
-            del holder[key]
-        elif isinstance(holder, dict):
-            holder[f"{key}x"] = holder[key]
+            del container[key]
+        elif isinstance(container, dict):
+            container[f"{key}x"] = container[key]
         else:
-            holder.append(holder[key])
+            container.append(container[key])
     return json.dumps(value).encode()
 
 
-def _somewhere(value: object, rng: random.Random) -> tuple[dict | list | None, object]:
-    holder: dict | list | None = None
+def _random_place(value: object, rng: random.Random) -> tuple[dict | list | None, object]:
+    container: dict | list | None = None
     key: object = None
-    while isinstance(value, dict | list) and value and (holder is None or rng.random() < 0.8):
-        holder = value
+    while isinstance(value, dict | list) and value and (container is None or rng.random() < 0.8):
+        container = value
         key = rng.choice(sorted(value)) if isinstance(value, dict) else rng.randrange(len(value))
         value = value[key]
-    return holder, key
+    return container, key
 
 
-def _seal_again(folder: Path, name: str) -> None:
-    """Make the table of contents vouch for the damaged file, as whoever sends a hostile bundle would."""
+def _update_digest(folder: Path, name: str) -> None:
+    """Update the digests in bundle.json for a mutated file, as an attacker would."""
     from streetvision.io.manifests import file_digest
 
-    def vouch(bundle: dict[str, Any]) -> None:
+    def update(bundle: dict[str, Any]) -> None:
         bundle["files"][name] = file_digest(folder / name).model_dump()
         if name == "model.pth":
             bundle["policy"]["scores"]["model_sha256"] = bundle["files"][name]["sha256"]
 
-    reseal(folder, vouch)
+    edit_bundle_json(folder, update)
 
 
 def _read_config(path: Path) -> None:
@@ -268,7 +268,7 @@ def _read_bundle(path: Path) -> None:
 
 
 def finished_run(root: Path) -> Path:
-    """A run of every phase on tiny scenes, with a configuration file beside it."""
+    """A run of every phase on tiny scenes, with a configuration file."""
     from streetvision.cli.app import main as streetvision
     from tests.robustness.chaos import TINY_RUN
 
@@ -281,7 +281,7 @@ def finished_run(root: Path) -> Path:
 
 
 def write_config(root: Path) -> None:
-    """A YAML file of settings to mutate."""
+    """Write a YAML file of settings to mutate."""
     from tests.robustness.chaos import TINY_RUN
 
     nested: dict[str, object] = {}
@@ -299,23 +299,23 @@ def write_config(root: Path) -> None:
 
 
 def main() -> int:
-    """Run the cases and print what went wrong, and a line in the end."""
+    """Print a line for each failed case, and a summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("images", "files"))
+    parser.add_argument("inputs", choices=("images", "files"))
     parser.add_argument("--n", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        if options.what == "images":
+        if options.inputs == "images":
             cases = image_cases(options.n, options.seed)
         else:
             cases = file_cases(options.n, options.seed, finished_run(scratch / "run"), scratch)
-        tally = judge(cases)
+        tally = run_cases(cases)
     for problem in tally.problems:
         sys.stdout.write(f"{problem}\n")
     most = f"at most {tally.most_seconds:.2f} s and {tally.most_megabytes:.0f} MB"
-    sys.stdout.write(f"{options.n} {options.what}: {dict(tally.endings)}, {most}; {len(tally.problems)} problems\n")
+    sys.stdout.write(f"{options.n} {options.inputs}: {dict(tally.outcomes)}, {most}; {len(tally.problems)} problems\n")
     return min(1, len(tally.problems))
 
 

@@ -1,4 +1,4 @@
-"""One of the disturbed runs; `make chaos` makes a hundred. A process of its own forks them: this one has threads."""
+"""One interrupted run; `make chaos` makes a hundred. A new process forks them, because this one has threads."""
 
 import subprocess
 import sys
@@ -7,8 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_runs_that_were_killed_end_in_the_bundle_of_an_undisturbed_one():
+def test_a_killed_and_resumed_run_gives_the_same_bundle():
     command = [sys.executable, "-m", "tests.robustness.chaos", "--runs", "1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 same bundles, 0 not" in done.stdout
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "1 equal bundles, 0 different" in result.stdout

@@ -1,4 +1,4 @@
-"""Do 95 % intervals hold the truth 95 % of the time? One thousand simulated data sets a setting."""
+"""Coverage of 95 % intervals on 1,000 simulated data sets per setting."""
 
 import numpy as np
 import pytest

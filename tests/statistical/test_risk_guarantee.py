@@ -1,4 +1,4 @@
-"""Is the risk kept? Two thousand simulated calibration sets a setting, judged by their true risk."""
+"""The risk guarantee: 2,000 simulated calibration sets per setting, evaluated by their true risk."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ SETS = 2000
 PREVALENCE, DISTANCE = 0.4, norm.ppf(0.92) * np.sqrt(2)
 CONFIG = RiskConfig(alpha=0.05, delta=0.1)
 SAMPLING_ERROR = 3 * np.sqrt(CONFIG.delta * (1 - CONFIG.delta) / SETS)
-"""Of a share of sets whose expectation is delta."""
+"""Three standard deviations of the share of sets with a violation."""
 
 
 def shares(lo, hi):
@@ -21,24 +21,24 @@ def shares(lo, hi):
 
 
 def true_risk(kind, lo, hi):
-    of = shares(lo, hi)
-    missed, found = of["positive"]
-    cleared, alarmed = of["negative"]
+    probabilities = shares(lo, hi)
+    fn, tp = probabilities["positive"]
+    tn, fp = probabilities["negative"]
     if kind == "fnr":
-        return missed / (missed + found)
+        return fn / (fn + tp)
     if kind == "fpr":
-        return alarmed / (cleared + alarmed)
-    wrong = PREVALENCE * missed + (1 - PREVALENCE) * alarmed
-    return wrong / (wrong + PREVALENCE * found + (1 - PREVALENCE) * cleared)
+        return fp / (tn + fp)
+    wrong = PREVALENCE * fn + (1 - PREVALENCE) * fp
+    return wrong / (wrong + PREVALENCE * tp + (1 - PREVALENCE) * tn)
 
 
 def abstained(lo, hi):
-    of = shares(lo, hi)
-    return 1 - PREVALENCE * sum(of["positive"]) - (1 - PREVALENCE) * sum(of["negative"])
+    probabilities = shares(lo, hi)
+    return 1 - PREVALENCE * sum(probabilities["positive"]) - (1 - PREVALENCE) * sum(probabilities["negative"])
 
 
 def best_possible():
-    """What a miss rate of alpha costs when both laws are known."""
+    """Abstention of the rule with FNR alpha when both distributions are known."""
     hi = norm.isf(CONFIG.alpha, loc=-DISTANCE / 2)
     found = norm.sf(hi - DISTANCE / 2)
     lo = norm.ppf(found * CONFIG.alpha / (1 - CONFIG.alpha)) + DISTANCE / 2
@@ -60,11 +60,11 @@ def tracks(rng, n, frames=2):
 
 
 def simulate(draw, n, kind):
-    """The true risk and what is handed over, of every set that was certified."""
+    """True risk and abstention of every certified set."""
     config = RiskConfig(kind=kind, alpha=CONFIG.alpha, delta=CONFIG.delta)
-    found = [certify(draw(np.random.default_rng(seed), n), config, seed=seed) for seed in range(SETS)]
-    ends = [(c.lo, c.hi) for c in found if c.lo is not None]
-    return [true_risk(kind, *end) for end in ends], [abstained(*end) for end in ends]
+    certificates = [certify(draw(np.random.default_rng(seed), n), config, seed=seed) for seed in range(SETS)]
+    bounds = [(c.lo, c.hi) for c in certificates if c.lo is not None]
+    return [true_risk(kind, *pair) for pair in bounds], [abstained(*pair) for pair in bounds]
 
 
 @pytest.mark.parametrize("kind", ["fnr", "fpr", "error"])
@@ -80,18 +80,18 @@ def test_the_risk_is_above_alpha_in_at_most_delta_of_the_sets(n, draw, kind, rec
 
 
 @pytest.mark.parametrize(("n", "above"), [(500, 0.12), (2000, 0.05)])
-def test_hardly_more_is_handed_over_than_the_best_possible_rule_does(n, above, record_property):
+def test_abstention_is_close_to_that_of_the_best_possible_rule(n, above, record_property):
     risks, abstained = simulate(independent, n, "fnr")
     record_property("abstention", float(np.mean(abstained)))
     record_property("best_possible", best_possible())
     assert len(risks) == SETS
     assert np.mean(abstained) <= best_possible() + above
-    print(f"n={n}: handed over {np.mean(abstained):.3f}, best possible {best_possible():.3f}")  # noqa: T201
+    print(f"n={n}: abstention {np.mean(abstained):.3f}, best possible {best_possible():.3f}")  # noqa: T201
 
 
-def test_taking_every_frame_of_a_track_for_a_thing_of_its_own_would_break_the_promise():
-    """The reason for drawing one frame a track: with all frames counted the risk is above alpha far too often."""
+def test_treating_frames_of_a_track_as_independent_would_violate_the_guarantee():
+    """The reason for drawing one frame per track: with all frames, the risk exceeds alpha far too often."""
     sets = [tracks(np.random.default_rng(seed), 2000, frames=20) for seed in range(500)]
-    found = [certify(one._replace(groups=[None] * 2000), CONFIG, seed=0) for one in sets]
+    found = [certify(rows._replace(groups=[None] * 2000), CONFIG, seed=0) for rows in sets]
     risks = [true_risk("fnr", c.lo, c.hi) for c in found if c.lo is not None]
     assert np.sum(np.array(risks) > CONFIG.alpha) / 500 > 2 * CONFIG.delta

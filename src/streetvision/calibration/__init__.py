@@ -1,1 +1,1 @@
-"""From logits to probabilities that can be believed."""
+"""Calibration of classifier scores, and selective prediction with risk control."""

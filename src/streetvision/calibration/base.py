@@ -1,6 +1,6 @@
-"""What every calibrator is: fitted once, a map from the margin of two logits to a probability that never falls.
+"""The interface of calibrators: monotone maps from the margin of two logits to a probability.
 
-Legend: N rows; the margin is the logit of class 1 less the logit of class 0.
+Shapes: N rows. The margin is the logit of class 1 minus the logit of class 0.
 """
 
 import json
@@ -19,94 +19,108 @@ Learned = TypeVar("Learned", bound=Artifact)
 
 
 class FittedCalibrator(Protocol):
-    """What can be asked of a calibrator, or of an ensemble of them, once it is fitted."""
+    """A calibrator, or an ensemble of calibrators, after fitting."""
 
     def probabilities(self, logits: ArrayLike) -> FloatArray:
-        """Calibrated probabilities of class 1 (N,)."""
+        """Return the calibrated probabilities of class 1, (N,), of logits (N, 2)."""
         ...
 
     def state(self) -> dict[str, JsonValue]:
-        """Everything learned, as JSON."""
+        """Return all learned parameters as JSON."""
         ...
 
 
 class Calibrator(FittedCalibrator, Protocol):
-    """Fitted on logits (N, 2) and labels (N,); gives the probability of class 1, (N,), never falling with the logit.
+    """A calibrator that can be fitted. Its probabilities never decrease with the margin.
 
-    Using it before `fit` raises NotFittedError. Logits that are not finite or not (N, 2) raise DataError.
+    Raises:
+        NotFittedError: used before `fit`.
+        DataError: logits that are not finite or not (N, 2).
     """
 
     def fit(self, logits: ArrayLike, labels: ArrayLike) -> Self:
-        """Learn from scores that the model was not trained on."""
+        """Fit on logits (N, 2) and labels (N,) that the model was not trained on."""
         ...
 
     @classmethod
     def from_state(cls, state: dict[str, JsonValue]) -> Self:
-        """The calibrator that `state` came from; raises ArtifactError for anything else."""
+        """Return the calibrator with the parameters of `state()`; raises ArtifactError for an invalid state."""
         ...
 
 
 class MarginCalibrator(ABC, Generic[Learned]):
-    """The common half of every calibrator: checks, order of calls and state; a child only learns and applies."""
+    """Base class of calibrators: input checks, order of calls, and state. Subclasses implement `learn` and `apply`."""
 
     name: ClassVar[str]
-    """Its name in CALIBRATORS."""
+    """Name in CALIBRATORS."""
     learned_type: type[Learned]
-    """What fitting yields: numbers that pass to JSON and back without loss."""
+    """Model of the learned parameters. It must be unchanged after a round trip through JSON."""
 
     def __init__(self) -> None:
         self._learned: Learned | None = None
 
     @abstractmethod
     def learn(self, margin: FloatArray, truth: BoolArray) -> Learned:
-        """What margins (N,) and labels (N,) say; one class alone and ties are allowed, N is at least 1."""
+        """Return parameters for margins (N,) and labels (N,), N >= 1. Ties and a single class are allowed."""
 
     @abstractmethod
     def apply(self, learned: Learned, margin: FloatArray) -> FloatArray:
-        """Probabilities (N,) of margins (N,)."""
+        """Return the probabilities (N,) of margins (N,)."""
 
     def fit(self, logits: ArrayLike, labels: ArrayLike) -> Self:
-        """Learn from logits (N, 2) and labels (N,) that the model was not trained on."""
+        """Fit on logits (N, 2) and labels (N,) that the model was not trained on."""
         margin, truth = margins(logits), checked_labels(labels)
         if margin.shape != truth.shape:
-            raise DataError(f"expected a row of logits for each of {truth.size} labels, came {margin.size}")
+            raise DataError(
+                f"got {margin.size} rows of logits for {truth.size} labels", "give one row of logits per label"
+            )
         self._learned = self.learn(margin, truth)
         return self
 
     def probabilities(self, logits: ArrayLike) -> FloatArray:
-        """Calibrated probabilities of class 1 (N,) for logits (N, 2)."""
+        """Return the calibrated probabilities of class 1, (N,), of logits (N, 2)."""
         return np.clip(self.apply(self._fitted, margins(logits)), 0.0, 1.0)
 
     def state(self) -> dict[str, JsonValue]:
-        """Everything learned, as JSON."""
+        """Return all learned parameters as JSON."""
         return self._fitted.model_dump(mode="json")
 
     @classmethod
     def from_state(cls, state: dict[str, JsonValue]) -> Self:
-        """The calibrator that `state` came from; raises ArtifactError that names the first wrong field."""
+        """Return the calibrator with the parameters of `state()`; raises ArtifactError for an invalid state."""
         calibrator = cls()
         try:
+            # Strict validation of JSON text: no string is converted to a number.
             calibrator._learned = cls.learned_type.model_validate_json(json.dumps(state), strict=True)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(map(str, (cls.name, *first["loc"])))
-            raise ArtifactError(f"calibrator state: {field}: {first['msg']}") from error
+            raise invalid_state(cls.name, error) from error
         return calibrator
 
     @property
     def _fitted(self) -> Learned:
         if self._learned is None:
-            raise NotFittedError(f"the {self.name} calibrator is used before it was fitted", "call fit first")
+            raise NotFittedError(f"the {self.name} calibrator is not fitted", "call fit first")
         return self._learned
 
 
+def invalid_state(name: str, error: ValidationError) -> ArtifactError:
+    """Return the error for a calibrator state, with its first invalid field."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(map(str, (name, *first["loc"])))
+    return ArtifactError(f"calibrator state: {field}: {first['msg']}")
+
+
 def margins(logits: ArrayLike) -> FloatArray:
-    """Logit of class 1 less logit of class 0: (N, 2) -> (N,) float64; raises DataError unless finite and (N, 2)."""
+    """Return the logit of class 1 minus the logit of class 0: (N, 2) -> (N,) float64.
+
+    Raises:
+        DataError: the logits are not finite or not (N, 2).
+    """
     pairs = np.asarray(logits, dtype=np.float64)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.isfinite(pairs).all():
-        bad = int((~np.isfinite(pairs)).sum())
+        n_invalid = int((~np.isfinite(pairs)).sum())
         raise DataError(
-            f"expected finite logits (N, 2), came {pairs.shape} with {bad} values not finite",
-            "give the raw two-class output of the model",
+            f"logits must be finite and of shape (N, 2), got {pairs.shape} with {n_invalid} non-finite values",
+            "give the raw two-class logits of the model",
         )
     return pairs[:, 1] - pairs[:, 0]

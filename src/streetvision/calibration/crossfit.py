@@ -1,6 +1,6 @@
-"""Probabilities from calibrators that did not see the row, within one split."""
+"""Cross-fitting within one split: each row gets probabilities from calibrators that were fitted on other folds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,70 +16,90 @@ from streetvision.eval.thresholds import decide, threshold_for_prevalence
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """The scores of VAL_CALIB."""
+    """The scores of VAL_CALIB, N rows."""
 
     logits: NDArray[np.floating[Any]]
     """(N, 2)"""
     labels: NDArray[np.int64]
     """(N,)"""
     groups: Sequence[str | None]
-    """(N,) rows of one group share a fold; None stands alone."""
+    """(N,) group ids; None: the row is a group of its own."""
 
-    def subset(self, rows: BoolArray) -> "CalibrationSet":
-        """The rows of a mask (N,)."""
-        groups = [group for group, kept in zip(self.groups, rows.tolist(), strict=True) if kept]
-        return CalibrationSet(self.logits[rows], self.labels[rows], groups)
+    def subset(self, mask: BoolArray) -> "CalibrationSet":
+        """Return the rows where `mask` (N,) is true."""
+        groups = [group for group, selected in zip(self.groups, mask.tolist(), strict=True) if selected]
+        return CalibrationSet(self.logits[mask], self.labels[mask], groups)
 
 
 Fitter = Callable[[CalibrationSet], FittedCalibrator]
 
 
 def crossfit(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int) -> FloatArray:
-    """Probabilities (N,) of class 1, each from what `fit` made of the other folds' rows.
+    """Return cross-fitted probabilities of class 1, (N,).
 
-    `fit` may be a calibrator or a whole procedure of choosing one. Raises DataError with fewer groups than folds.
+    Args:
+        fit: fits a calibrator, or runs a whole selection procedure, on the rows of the other folds.
+        rows: N rows.
+        folds: number of folds; whole groups are held out.
+        seed: seed of the folds.
+
+    Raises:
+        DataError: there are fewer groups than folds.
     """
     probabilities = np.empty(len(rows.labels))
-    for held_out in _held_out(rows, folds, seed):
+    fold_of_row = assign_folds(rows.groups, folds=folds, seed=seed)
+    for fold in range(folds):
+        held_out = fold_of_row == fold
         probabilities[held_out] = fit(rows.subset(~held_out)).probabilities(rows.logits[held_out])
     return probabilities
 
 
 def crossfit_decisions(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int) -> Predictions:
-    """The same, and what the best cut of the other folds' rows decides: 0.5 where they are of one class."""
+    """Return cross-fitted probabilities, and decisions at thresholds that are optimal on the other folds.
+
+    The arguments and errors are those of `crossfit`.
+    """
     probabilities, decisions = np.empty(len(rows.labels)), np.empty(len(rows.labels), dtype=bool)
-    for held_out in _held_out(rows, folds, seed):
-        rest = rows.subset(~held_out)
-        fitted = fit(rest)
-        one_class = np.ptp(rest.labels) == 0
-        threshold = 0.5 if one_class else threshold_for_prevalence(rest.labels, fitted.probabilities(rest.logits))
-        probabilities[held_out] = fitted.probabilities(rows.logits[held_out])
+    fold_of_row = assign_folds(rows.groups, folds=folds, seed=seed)
+    for fold in range(folds):
+        held_out = fold_of_row == fold
+        training = rows.subset(~held_out)
+        calibrator = fit(training)
+        # With one class, no threshold is better than another.
+        one_class = np.ptp(training.labels) == 0
+        threshold = (
+            0.5 if one_class else threshold_for_prevalence(training.labels, calibrator.probabilities(training.logits))
+        )
+        probabilities[held_out] = calibrator.probabilities(rows.logits[held_out])
         decisions[held_out] = decide(probabilities[held_out], threshold)
     return Predictions(probabilities, decisions)
 
 
-def _held_out(rows: CalibrationSet, folds: int, seed: int) -> Iterator[BoolArray]:
-    """The rows (N,) of each fold in turn."""
-    fold_of = assign_folds(rows.groups, folds=folds, seed=seed)
-    return (fold_of == fold for fold in range(folds))
-
-
 def assign_folds(groups: Sequence[str | None], *, folds: int, seed: int) -> NDArray[np.int64]:
-    """A fold (N,) for each row: groups in a seeded order, each to the fold with the fewest rows.
+    """Return the fold of each row (N,), balanced by rows, with whole groups in one fold.
 
-    A row without a group is a group of its own.
+    scikit-learn's GroupKFold is either balanced or shuffled, not both, and a stratified split would change the folds.
+
+    Args:
+        groups: (N,) group ids; None: the row is a group of its own.
+        folds: number of folds.
+        seed: seed of the order of groups of equal size.
+
+    Raises:
+        DataError: there are fewer groups than folds.
     """
     keys = [group if group is not None else f"\0{i}" for i, group in enumerate(groups)]
-    names, of_row, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    names, group_of_row, sizes = np.unique(keys, return_inverse=True, return_counts=True)
     if len(names) < folds:
         raise DataError(
-            f"VAL_CALIB has {len(names)} groups, and {folds} folds are asked for",
-            "set phase5.folds to fewer, or give VAL_CALIB a larger share: data.fractions",
+            f"VAL_CALIB has {len(names)} groups, but phase5.folds is {folds}",
+            f"set phase5.folds to at most {len(names)}, or increase the share of VAL_CALIB in data.fractions",
         )
+    # Largest groups first, each to the fold with the fewest rows so far.
     order = np.random.default_rng(seed).permutation(len(names))
     order = order[np.argsort(-sizes[order], kind="stable")]
-    filled, fold_of_group = np.zeros(folds, dtype=np.int64), np.empty(len(names), dtype=np.int64)
+    rows_in_fold, fold_of_group = np.zeros(folds, dtype=np.int64), np.empty(len(names), dtype=np.int64)
     for group in order:
-        fold_of_group[group] = fold = int(np.argmin(filled))
-        filled[fold] += sizes[group]
-    return fold_of_group[of_row]
+        fold_of_group[group] = fold = int(np.argmin(rows_in_fold))
+        rows_in_fold[fold] += sizes[group]
+    return fold_of_group[group_of_row]

@@ -1,4 +1,4 @@
-"""Calibration with several aims at once: what no other candidate beats in every aim, and one choice among that."""
+"""Multi-objective selection: the Pareto front of candidates, and the preferred point on it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,28 +11,35 @@ from streetvision.eval.counts import FloatArray, all_cuts
 from streetvision.eval.metrics import ece, fnr, mcc, nll
 
 OBJECTIVES = ("nll", "ece", "mcc_loss", "fnr")
-"""Each is better when lower."""
+"""Fields of FrontPoint that are minimized."""
 
-Tried = tuple[Mapping[str, float], NDArray[np.int64], FloatArray]
-"""The weights of a candidate, the labels (N,) and its out-of-fold probabilities (N,)."""
+
+@dataclass(frozen=True)
+class Candidate:
+    """An ensemble that may be selected."""
+
+    weights: Mapping[str, float]
+    """Calibrator -> weight."""
+    probabilities: FloatArray
+    """(N,) out-of-fold probabilities of class 1."""
 
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """One candidate and its objectives."""
+    """The objectives of one candidate."""
 
     weights: Mapping[str, float]
     """Calibrator -> weight."""
     nll: float
     ece: float
     mcc_loss: float
-    """1 - MCC at the best cut."""
+    """1 - MCC at the best threshold."""
     fnr: float
-    """Miss rate at that cut."""
+    """False negative rate at that threshold."""
     on_front: bool = False
-    """No other candidate is as good in all objectives and better in one."""
-    chosen: bool = False
-    """The preference picked it."""
+    """No other candidate is at least as good in all objectives and better in one."""
+    selected: bool = False
+    """Selected by the preference."""
 
     @property
     def objectives(self) -> FloatArray:
@@ -40,15 +47,36 @@ class FrontPoint:
         return np.array([getattr(self, name) for name in OBJECTIVES])
 
 
-def pareto_front(tried: Sequence[Tried]) -> tuple[FrontPoint, ...]:
-    """Every candidate with its objectives, those that nothing dominates mark_selected."""
-    points = [_point(*one) for one in tried]
+def best_mcc_and_fnr(labels: NDArray[np.int64], probabilities: FloatArray) -> tuple[float, float]:
+    """Return the highest MCC over all thresholds, and the FNR at that threshold."""
+    counts = all_cuts(labels, probabilities).counts()
+    mcc_values = np.asarray(mcc(counts))
+    best = int(np.argmax(mcc_values))
+    return float(mcc_values[best]), float(np.asarray(fnr(counts))[best])
+
+
+def pareto_front(candidates: Sequence[Candidate], labels: NDArray[np.int64]) -> tuple[FrontPoint, ...]:
+    """Return the objectives of every candidate on labels (N,); `on_front` marks the non-dominated ones."""
+    points = []
+    for candidate in candidates:
+        best_mcc, fnr_there = best_mcc_and_fnr(labels, candidate.probabilities)
+        points.append(
+            FrontPoint(
+                weights=candidate.weights,
+                nll=nll(labels, candidate.probabilities),
+                ece=ece(labels, candidate.probabilities),
+                mcc_loss=1 - best_mcc,
+                fnr=fnr_there,
+            )
+        )
     values = np.array([point.objectives for point in points])
-    return tuple(replace(p, on_front=not _dominated(v, values)) for p, v in zip(points, values, strict=True))
+    # Quadratic in the number of candidates, which is a few hundred.
+    dominated = [bool(np.any(np.all(values <= v, axis=1) & np.any(values < v, axis=1))) for v in values]
+    return tuple(replace(point, on_front=not beaten) for point, beaten in zip(points, dominated, strict=True))
 
 
 def select_preferred_point(points: Sequence[FrontPoint], preference: PreferenceConfig) -> FrontPoint:
-    """The point of the front with the lowest weighted sum of objectives, each scaled to [0, 1] over the front."""
+    """Return the point of the front with the lowest weighted sum of objectives, each scaled to [0, 1] on the front."""
     front = [point for point in points if point.on_front]
     values = np.array([point.objectives for point in front])
     span = np.ptp(values, axis=0)
@@ -57,34 +85,17 @@ def select_preferred_point(points: Sequence[FrontPoint], preference: PreferenceC
     return front[int(np.argmin(scaled @ weights))]
 
 
-def mark_selected(points: Sequence[FrontPoint], chosen: Mapping[str, float]) -> tuple[FrontPoint, ...]:
-    """The points, the one with the chosen weights mark_selected."""
-    return tuple(replace(point, chosen=dict(point.weights) == dict(chosen)) for point in points)
+def mark_selected(points: Sequence[FrontPoint], weights: Mapping[str, float]) -> tuple[FrontPoint, ...]:
+    """Return the points, with `selected` set for the one with `weights`."""
+    return tuple(replace(point, selected=dict(point.weights) == dict(weights)) for point in points)
 
 
 def front_csv(points: Sequence[FrontPoint]) -> str:
-    """The points as CSV: weights, objectives, on_front and chosen; the front first, by NLL."""
+    """Return the points as CSV, the front first, sorted by NLL."""
     ordered = sorted(points, key=lambda point: (not point.on_front, point.nll))
-    lines = [",".join(("weights", *OBJECTIVES, "on_front", "chosen"))]
+    lines = [",".join(("weights", *OBJECTIVES, "on_front", "selected"))]
     for point in ordered:
         weights = " ".join(f"{name}={weight:.3f}" for name, weight in point.weights.items())
-        figures = (repr(float(value)) for value in point.objectives)
-        lines.append(",".join((weights, *figures, str(point.on_front).lower(), str(point.chosen).lower())))
+        objectives = (repr(float(value)) for value in point.objectives)
+        lines.append(",".join((weights, *objectives, str(point.on_front).lower(), str(point.selected).lower())))
     return "\n".join(lines) + "\n"
-
-
-def _point(weights: Mapping[str, float], labels: NDArray[np.int64], probabilities: FloatArray) -> FrontPoint:
-    counts = all_cuts(labels, probabilities).counts()
-    at_cuts = np.asarray(mcc(counts))
-    peak = int(np.argmax(at_cuts))
-    return FrontPoint(
-        weights=weights,
-        nll=nll(labels, probabilities),
-        ece=ece(labels, probabilities),
-        mcc_loss=1 - float(at_cuts[peak]),
-        fnr=float(np.asarray(fnr(counts))[peak]),
-    )
-
-
-def _dominated(value: FloatArray, values: FloatArray) -> bool:
-    return bool(np.any(np.all(values <= value, axis=1) & np.any(values < value, axis=1)))

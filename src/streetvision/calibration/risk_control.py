@@ -1,18 +1,23 @@
-"""Selective conformal risk control: when to answer and when to hand over, so that the risk of an answer is kept.
+"""Selective conformal risk control: abstain between two margins, so that the risk of the predictions is bounded.
 
-An image is answered 1 where the margin is at least `hi`, 0 where it is below `lo`, and handed to a person between. With
-confidence 1 - delta over calibration sets, the risk among what is answered is at most alpha, at any sample size.
+The policy predicts class 1 where the margin is at least `hi`, class 0 where it is below `lo`, and abstains in between.
+An image without abstention is accepted. With probability 1 - delta over calibration sets, the risk among accepted
+images is at most alpha. The guarantee holds for any sample size.
 
-For a miss rate, `hi` is set by the negatives alone: at most a share alpha of them lies above it. Given the labels the
-positives know nothing of it, so for them it is fixed, and the miss rate among answered positives rises with `lo`. So
-`lo` is raised from handing over the most, each step tested by the exact binomial tail, and the first failure stops it:
-a fixed sequence, which needs no correction (Angelopoulos, Bates, Candes, Jordan and Lei 2021, arXiv 2110.01052; the
-binomial tail as in Geifman and El-Yaniv 2017, arXiv 1705.08500; the name after arXiv 2512.12844). A false alarm rate is
-the same in the mirror. Error counts both classes: a third of the units sets the middle and the start, the rest certify.
+FNR: `hi` depends on the negatives only: at most a share alpha of them reaches it. Given the labels, the positives are
+independent of `hi`, and their risk increases with `lo`. So `lo` is raised stepwise from the rule that abstains most.
+Each step is tested by the exact binomial tail, and the first failure stops the procedure. Fixed-sequence testing needs
+no correction for multiple tests. FPR is the same with both classes exchanged. The error rate concerns both classes: a
+third of the units sets the center and the first step, and the others certify.
 
-The bound is on the margin, which calibration only stretches: fitting the calibrator on the same rows costs nothing.
-Rows of one group (frames of a track) are not independent: one row of each group is drawn, and the risk is that of a
-frame of a track. What cannot be certified is not controlled at all, and says so.
+The bounds are on margins, and calibration is monotone in the margin. So the calibrator may be fitted on the same rows.
+Rows of one group (frames of a track) are dependent: one row is drawn from each group, and the guarantee is for a frame
+drawn from a track. Without a certificate there is no abstention, and the reason is reported.
+
+References:
+    Angelopoulos, Bates, Candes, Jordan and Lei 2021, arXiv 2110.01052 (fixed-sequence testing).
+    Geifman and El-Yaniv 2017, arXiv 1705.08500 (binomial tail).
+    arXiv 2512.12844 (the name).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,109 +36,123 @@ IntArray = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Certificate:
-    """Where answers begin, or why none can be certified."""
+    """The certified bounds of abstention, or the reason why there are none."""
 
     lo: float | None
-    """Answered 0 below this margin; None where nothing is certified."""
+    """Class 0 is predicted below this margin; None: not certified."""
     hi: float | None
-    """Answered 1 from this margin on."""
+    """Class 1 is predicted at and above this margin; None: not certified."""
     n: int
-    """Independent units that the test counted: rows or groups of the class at risk, or of both for error."""
+    """Number of independent units (rows or groups) in the test: of the class at risk, or of both classes for error."""
     reason: str
-    """A sentence on what was certified, or on what is missing."""
+    """The certified statement, or why nothing could be certified."""
 
 
 class ScoredRows(NamedTuple):
-    """Rows that the certificate is drawn from."""
+    """The rows of the calibration set, N rows."""
 
     margin: FloatArray
     """(N,)"""
     truth: BoolArray
     """(N,)"""
     groups: Sequence[str | None]
-    """(N,) None stands alone."""
+    """(N,) group ids; None: the row is a group of its own."""
 
 
 def certify(rows: ScoredRows, config: RiskConfig, *, seed: int) -> Certificate:
-    """The widest answers whose risk is certified; `seed` draws the row of each group."""
-    return KINDS[config.kind](rows, config, seed)
+    """Return the certificate with the least abstention. `seed` is for the row drawn from each group."""
+    return CERTIFIERS[config.kind](rows, config, seed)
 
 
 def certify_fnr(rows: ScoredRows, config: RiskConfig, seed: int) -> Certificate:
-    """Misses among answered positives are at most alpha."""
+    """Bound the false negative rate among accepted positives by alpha."""
     positives = rows.margin[one_per_group(rows.groups, rows.truth, seed)]
-    others = rows.margin[~rows.truth & ~_shares_a_group(rows.groups, rows.truth)]
-    if not others.size:
+    # Negatives in a group with positives may depend on them, so they must not influence `hi`.
+    groups_with_positives = {g for g, positive in zip(rows.groups, rows.truth.tolist(), strict=True) if positive}
+    shares_group = np.array([g is not None and g in groups_with_positives for g in rows.groups], dtype=bool)
+    negatives = np.sort(rows.margin[~rows.truth & ~shares_group])[::-1]
+    if not negatives.size:
         return Certificate(None, None, positives.size, "cannot be certified without rows of the other class")
-    hi = _above_all_but(others, config.alpha)
-    below = np.sort(positives[positives < hi])
-    hits = positives.size - below.size
-    misses = np.arange(below.size + 1)
-    passed = binom.cdf(misses, hits + misses, config.alpha) <= config.delta  # rising in the misses
+    # The lowest bound that at most a share alpha of the negatives reaches.
+    hi = _next_float(float(negatives[int(config.alpha * negatives.size)]))
+    below_hi = np.sort(positives[positives < hi])
+    true_positives = positives.size - below_hi.size
+    # `lo` at the k-th of these margins gives k false negatives; the tail probability increases with k.
+    false_negatives = np.arange(below_hi.size + 1)
+    passed = binom.cdf(false_negatives, true_positives + false_negatives, config.alpha) <= config.delta
     if not passed[0]:
-        return Certificate(None, None, positives.size, _too_few(positives.size, hits, config))
+        return Certificate(None, None, positives.size, _not_certified(positives.size, true_positives, config))
     allowed = int(np.count_nonzero(passed)) - 1
-    lo = float(below[allowed]) if allowed < below.size else hi
-    return Certificate(lo, hi, positives.size, _promise(positives.size, config))
+    lo = float(below_hi[allowed]) if allowed < below_hi.size else hi
+    return Certificate(lo, hi, positives.size, _certified(positives.size, config))
 
 
 def certify_fpr(rows: ScoredRows, config: RiskConfig, seed: int) -> Certificate:
-    """False alarms among answered negatives are at most alpha: `certify_fnr` in the mirror."""
-    found = certify_fnr(ScoredRows(-rows.margin, ~rows.truth, rows.groups), config, seed)
-    if found.lo is None or found.hi is None:
-        return found
-    return Certificate(_next(-found.hi), _next(-found.lo), found.n, found.reason)
+    """Bound the false positive rate among accepted negatives by alpha: `certify_fnr` with the classes exchanged."""
+    mirrored = certify_fnr(ScoredRows(-rows.margin, ~rows.truth, rows.groups), config, seed)
+    if mirrored.lo is None or mirrored.hi is None:
+        return mirrored
+    # Negation turns "at least" into "at most", so each bound moves to the next float.
+    return Certificate(_next_float(-mirrored.hi), _next_float(-mirrored.lo), mirrored.n, mirrored.reason)
 
 
 def certify_error(rows: ScoredRows, config: RiskConfig, seed: int) -> Certificate:
-    """Wrong answers of both kinds are at most alpha of what is answered."""
+    """Bound the share of wrong predictions among accepted rows by alpha."""
     units = one_per_group(rows.groups, np.ones(rows.truth.size, dtype=bool), seed)
-    first, rest = np.split(np.random.default_rng(seed).permutation(units), [units.size // 3])
-    if not first.size:
-        return Certificate(None, None, rest.size, _too_few(rest.size, rest.size, config))
-    middle = _fewest_errors(rows.margin[first], rows.truth[first])
-    start = 1 - 2 * min_accepted(config) / rest.size
-    begin = float(np.quantile(np.abs(rows.margin[first] - middle), start)) if start > 0 else -1.0
-    distance = np.abs(rows.margin[rest] - middle)
+    tuning, testing = np.split(np.random.default_rng(seed).permutation(units), [units.size // 3])
+    if not tuning.size:
+        return Certificate(None, None, testing.size, _not_certified(testing.size, testing.size, config))
+    center = _min_error_threshold(rows.margin[tuning], rows.truth[tuning])
+    # The first step accepts about twice the minimum number of units, those farthest from the center.
+    abstained_at_start = 1 - 2 * min_accepted(config) / testing.size
+    tuning_distance = np.abs(rows.margin[tuning] - center)
+    start = float(np.quantile(tuning_distance, abstained_at_start)) if abstained_at_start > 0 else -1.0
+    distance = np.abs(rows.margin[testing] - center)
     order = np.argsort(-distance, kind="stable")
-    distance, wrong = distance[order], ((rows.margin[rest] >= middle) != rows.truth[rest])[order]
-    answered = np.arange(1, rest.size + 1)
-    whole = np.append(distance[1:] < distance[:-1], True)  # equal distances are answered together
-    steps = np.flatnonzero(whole & (np.append(distance[1:], -1.0) <= begin))
-    passed = binom.cdf(np.cumsum(wrong)[steps], answered[steps], config.alpha) <= config.delta
+    distance = distance[order]
+    wrong = ((rows.margin[testing] >= center) != rows.truth[testing])[order]
+    accepted = np.arange(1, testing.size + 1)
+    # A step ends where the next distance is smaller: rows at equal distance are accepted together.
+    next_distance = np.append(distance[1:], -1.0)
+    steps = np.flatnonzero((next_distance < distance) & (next_distance <= start))
+    passed = binom.cdf(np.cumsum(wrong)[steps], accepted[steps], config.alpha) <= config.delta
     if not passed[0]:
-        return Certificate(None, None, rest.size, _too_few(rest.size, int(answered[steps[0]]), config))
-    last = int(answered[steps[np.argmin(passed) - 1 if not passed.all() else -1]])
-    lo = hi = middle
-    if last < rest.size:  # the nearest that is not answered may lie on the middle itself
-        lo, hi = middle - float(distance[last]), _next(middle + float(distance[last]))
-    return Certificate(lo, hi, rest.size, _promise(rest.size, config))
+        return Certificate(None, None, testing.size, _not_certified(testing.size, int(accepted[steps[0]]), config))
+    last_passed = steps[-1] if passed.all() else steps[np.argmin(passed) - 1]
+    n_accepted = int(accepted[last_passed])
+    if n_accepted == testing.size:
+        lo = hi = center
+    else:
+        # The nearest abstained row may be at the center itself, so `hi` is above its margin.
+        nearest_abstained = float(distance[n_accepted])
+        lo, hi = center - nearest_abstained, _next_float(center + nearest_abstained)
+    return Certificate(lo, hi, testing.size, _certified(testing.size, config))
 
 
-KINDS: Mapping[str, Callable[[ScoredRows, RiskConfig, int], Certificate]] = {
+CERTIFIERS: Mapping[str, Callable[[ScoredRows, RiskConfig, int], Certificate]] = {
     "fnr": certify_fnr,
     "fpr": certify_fpr,
     "error": certify_error,
 }
-"""Name of a risk -> what certifies it."""
+"""Kind of risk -> its certifier."""
 
-AT_RISK = {"fnr": "positives", "fpr": "negatives", "error": "rows"}
+UNITS_AT_RISK = {"fnr": "positives", "fpr": "negatives", "error": "rows"}
 RISK_NAMES = {"fnr": "FNR", "fpr": "FPR", "error": "error"}
 
 
 def abstained(margin: FloatArray, lo: float, hi: float) -> BoolArray:
-    """True (N,) where a margin lies between the two ends: a person decides."""
+    """Return where margins (N,) are in [lo, hi), so that the policy abstains."""
     between: BoolArray = (margin >= lo) & (margin < hi)
     return between
 
 
 def min_accepted(config: RiskConfig) -> int:
-    """How many answered units without an error it takes to certify anything: (1 - alpha)^m <= delta."""
+    """Return the minimum number m of accepted units for a certificate without errors: (1 - alpha)^m <= delta."""
     return int(np.ceil(np.log(config.delta) / np.log1p(-config.alpha)))
 
 
 def one_per_group(groups: Sequence[str | None], eligible: BoolArray, seed: int) -> IntArray:
-    """The eligible rows without a group, and of each group one eligible row, drawn evenly; indices, rising."""
+    """Return the sorted indices of one random eligible row per group, and of all eligible rows without a group."""
     order = np.random.default_rng(seed).permutation(np.flatnonzero(eligible))
     drawn: dict[object, int] = {}
     for row in order.tolist():
@@ -142,42 +161,30 @@ def one_per_group(groups: Sequence[str | None], eligible: BoolArray, seed: int) 
     return np.sort(np.array(list(drawn.values()), dtype=np.intp))
 
 
-def _shares_a_group(groups: Sequence[str | None], rows: BoolArray) -> BoolArray:
-    """Rows (N,) whose group holds one of `rows`."""
-    taken = {group for group, inside in zip(groups, rows.tolist(), strict=True) if inside and group is not None}
-    return np.array([group in taken for group in groups], dtype=bool)
-
-
-def _above_all_but(values: FloatArray, share: float) -> float:
-    """The lowest bound that at most a share of the values reaches."""
-    ordered = np.sort(values)[::-1]
-    return _next(float(ordered[int(share * values.size)]))
-
-
-def _fewest_errors(margin: FloatArray, truth: BoolArray) -> float:
-    """The cut with the fewest errors: the middle of its gap, or a step beyond the ends."""
+def _min_error_threshold(margin: FloatArray, truth: BoolArray) -> float:
+    """Return the threshold with the fewest errors: the center of its gap, or 1 beyond the ends."""
     order = np.argsort(margin, kind="stable")
-    at, of_row = np.unique(margin[order], return_inverse=True)
-    signs = np.bincount(of_row, weights=np.where(truth[order], 1.0, -1.0), minlength=at.size)
-    cut = int(np.argmin(np.append(0.0, np.cumsum(signs))))
-    edges = np.concatenate([[at[0] - 1.0], at, [at[-1] + 1.0]])
-    return float((edges[cut] + edges[cut + 1]) / 2)
+    distinct, index = np.unique(margin[order], return_inverse=True)
+    # Moving the threshold up past a positive adds an error; past a negative, it removes one.
+    change = np.bincount(index, weights=np.where(truth[order], 1.0, -1.0), minlength=distinct.size)
+    best = int(np.argmin(np.append(0.0, np.cumsum(change))))
+    edges = np.concatenate([[distinct[0] - 1.0], distinct, [distinct[-1] + 1.0]])
+    return float((edges[best] + edges[best + 1]) / 2)
 
 
-def _next(value: float) -> float:
+def _next_float(value: float) -> float:
     return float(np.nextafter(value, np.inf))
 
 
-def _promise(n: int, config: RiskConfig) -> str:
+def _certified(n: int, config: RiskConfig) -> str:
     return (
-        f"{RISK_NAMES[config.kind]} <= {config.alpha:g} among the answered with {1 - config.delta:g} confidence, "
-        f"certified with {n} {AT_RISK[config.kind]}"
+        f"{RISK_NAMES[config.kind]} <= {config.alpha:g} among accepted images with confidence {1 - config.delta:g}, "
+        f"certified with {n} {UNITS_AT_RISK[config.kind]}"
     )
 
 
-def _too_few(n: int, answered: int, config: RiskConfig) -> str:
-    what = AT_RISK[config.kind]
+def _not_certified(n: int, accepted: int, config: RiskConfig) -> str:
     return (
-        f"{RISK_NAMES[config.kind]} <= {config.alpha:g} cannot be certified with {n} {what}: {answered} of them are "
-        f"answered to begin with, and it takes at least {min_accepted(config)} without enough errors to doubt it"
+        f"{RISK_NAMES[config.kind]} <= {config.alpha:g} cannot be certified with {n} {UNITS_AT_RISK[config.kind]}: the "
+        f"first test accepts {accepted} of them, and at least {min_accepted(config)} without an error are required"
     )

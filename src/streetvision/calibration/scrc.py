@@ -1,4 +1,4 @@
-"""All that phase 5 learns from the scores of VAL_CALIB, put together: calibrator, operating points, risk control."""
+"""Phase 5's fit on VAL_CALIB: calibrator, operating points and risk control."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from streetvision.calibration.config import ENSEMBLE, Phase5Config
 from streetvision.calibration.crossfit import CalibrationSet, crossfit_decisions
 from streetvision.calibration.ensemble import fit_named
 from streetvision.calibration.risk_control import ScoredRows, abstained, certify
-from streetvision.calibration.selection import UNCALIBRATED, Choice, select_calibrator, select_retrained
+from streetvision.calibration.selection import UNCALIBRATED, Selection, select_calibrator, select_retrained
 from streetvision.contracts.policies import (
     CalibratorState,
     EstimateWithInterval,
@@ -26,57 +26,62 @@ from streetvision.eval.reliability import ece_band
 from streetvision.eval.resampling import Predictions, Resampling
 from streetvision.eval.thresholds import decide, threshold_for_prevalence
 
-FIGURES = ("nll", "brier", "ece", "mcc")
-"""What is told before and after calibration, MCC at cuts that were chosen on the other folds."""
-BALANCED = 0.5
+REPORTED_METRICS = ("nll", "brier", "ece", "mcc")
+"""Metrics before and after calibration; MCC at thresholds that were selected on the other folds."""
+BALANCED_PREVALENCE = 0.5
 
 
 @dataclass(frozen=True)
 class ScrcFit:
-    """What ships, and the cross-fitted probabilities that it is judged by."""
+    """The exported parameters, and the cross-fitted probabilities that evaluate them."""
 
     params: ScrcParams
-    choice: Choice
+    selection: Selection
     before: FloatArray
-    """(N,) uncalibrated."""
+    """(N,) uncalibrated probabilities."""
     after: FloatArray
-    """(N,) from the whole procedure, choice included, fitted on the other folds."""
+    """(N,) cross-fitted probabilities of the whole procedure, selection included."""
 
 
 def fit_scrc(rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet | None = None) -> ScrcFit:
-    """Fit on all rows what ships; cross-fit the same procedure for what is said of it.
+    """Fit the exported parameters on all rows, and cross-fit the same procedure to evaluate it.
 
-    `base` are the scores before the head was retrained, when `rows` come from mac_cal: there is nothing to cross-fit.
+    Args:
+        rows: the scores to calibrate.
+        config: settings of phase 5.
+        base: for mac_cal, the scores before the head was retrained; then `rows` are not calibrated further.
 
     Raises:
-        DataError: one class only, fewer groups than folds, logits that are not finite.
+        DataError: there is one class only, there are fewer groups than folds, or logits are not finite.
     """
-    choice = select_calibrator(rows, config) if base is None else select_retrained(rows, base, config)
-    shipped = choice.calibrator.probabilities(rows.logits)
-    points = {
-        "data": _operating_point(rows.labels, shipped, None),
-        "balanced": _operating_point(rows.labels, shipped, BALANCED),
+    selection = select_calibrator(rows, config) if base is None else select_retrained(rows, base, config)
+    probabilities = selection.calibrator.probabilities(rows.logits)
+    operating_points = {
+        "data": _operating_point(rows.labels, probabilities, None),
+        "balanced": _operating_point(rows.labels, probabilities, BALANCED_PREVALENCE),
     }
-    raw = fit_named(UNCALIBRATED, rows, {})
+    uncalibrated = fit_named(UNCALIBRATED, rows, {})
+
+    def fit_fold(part: CalibrationSet) -> FittedCalibrator:
+        return select_calibrator(part, config).calibrator if base is None else uncalibrated
+
     split = {"folds": config.folds, "seed": config.seed}
-    before = crossfit_decisions(lambda _: raw, base or rows, **split)
-    after = crossfit_decisions(
-        lambda part: select_calibrator(part, config).calibrator if base is None else raw, rows, **split
-    )
-    how = Resampling(rows.groups, seed=config.seed)
+    before = crossfit_decisions(lambda _: uncalibrated, base or rows, **split)
+    after = crossfit_decisions(fit_fold, rows, **split)
+    resampling = Resampling(rows.groups, seed=config.seed)
     params = ScrcParams(
         method=config.method,
-        calibrator=CalibratorState(name=choice.name, state=choice.calibrator.state()),
-        ensemble_weights=dict(choice.weights) if choice.name == ENSEMBLE else {},
-        threshold=points["data"].threshold,
-        operating_points=points,
-        risk_control=_control(rows, choice.calibrator, config),
-        candidates=choice.table,
-        before=_figures(rows.labels, before, how),
-        after=_figures(rows.labels, after, how),
-        ece_band=ece_band(after.probabilities, how),
+        calibrator=CalibratorState(name=selection.name, state=selection.calibrator.state()),
+        ensemble_weights=dict(selection.weights) if selection.name == ENSEMBLE else {},
+        threshold=operating_points["data"].threshold,
+        operating_points=operating_points,
+        risk_control=_risk_control(rows, selection.calibrator, config),
+        candidates=selection.candidates,
+        before=_estimates(rows.labels, before, resampling),
+        after=_estimates(rows.labels, after, resampling),
+        ece_band=ece_band(after.probabilities, resampling),
     )
-    return ScrcFit(params, choice, np.asarray(before.probabilities), np.asarray(after.probabilities))
+    return ScrcFit(params, selection, np.asarray(before.probabilities), np.asarray(after.probabilities))
 
 
 def _operating_point(labels: NDArray[np.int64], probabilities: FloatArray, prevalence: float | None) -> OperatingPoint:
@@ -85,38 +90,41 @@ def _operating_point(labels: NDArray[np.int64], probabilities: FloatArray, preva
     return OperatingPoint(threshold=threshold, metrics=count_metrics(counts))
 
 
-def _control(rows: CalibrationSet, calibrator: FittedCalibrator, config: Phase5Config) -> RiskControl:
+def _risk_control(rows: CalibrationSet, calibrator: FittedCalibrator, config: Phase5Config) -> RiskControl:
     margin, risk = margins(rows.logits), config.risk
-    found = certify(ScoredRows(margin, rows.labels == 1, rows.groups), risk, seed=config.seed)
-    said = {"kind": risk.kind, "alpha": risk.alpha, "delta": risk.delta, "reason": found.reason, "n": found.n}
-    named = [group for group in rows.groups if group is not None]
-    units = "groups" if len(set(named)) < len(named) else "rows"
-    if found.lo is None or found.hi is None:
-        return RiskControl.model_validate({**said, "units": units, "certified": False})
-    ends = np.array([[0.0, found.lo], [0.0, found.hi]])
-    lo_probability, hi_probability = calibrator.probabilities(ends).tolist()
-    return RiskControl.model_validate(
-        {
-            **said,
-            "units": units,
+    certificate = certify(ScoredRows(margin, rows.labels == 1, rows.groups), risk, seed=config.seed)
+    named_groups = [group for group in rows.groups if group is not None]
+    content: dict[str, object] = {
+        "kind": risk.kind,
+        "alpha": risk.alpha,
+        "delta": risk.delta,
+        "certified": False,
+        "reason": certificate.reason,
+        "n": certificate.n,
+        "units": "groups" if len(set(named_groups)) < len(named_groups) else "rows",
+    }
+    if certificate.lo is not None and certificate.hi is not None:
+        bounds = np.array([[0.0, certificate.lo], [0.0, certificate.hi]])  # logits with these margins
+        lo_probability, hi_probability = calibrator.probabilities(bounds).tolist()
+        content |= {
             "certified": True,
-            "lo": found.lo,
-            "hi": found.hi,
+            "lo": certificate.lo,
+            "hi": certificate.hi,
             "lo_probability": lo_probability,
             "hi_probability": hi_probability,
-            "abstained": float(abstained(margin, found.lo, found.hi).mean()),
+            "abstained": float(abstained(margin, certificate.lo, certificate.hi).mean()),
         }
-    )
+    return RiskControl.model_validate(content)
 
 
-def _figures(labels: NDArray[np.int64], judged: Predictions, how: Resampling) -> dict[str, EstimateWithInterval]:
-    intervals = bootstrap_intervals(labels, judged, how)
-    ends = ("estimate", "low", "high")
-    return {
-        name: EstimateWithInterval.model_validate({end: _defined(getattr(intervals[name], end)) for end in ends})
-        for name in FIGURES
-    }
-
-
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _estimates(
+    labels: NDArray[np.int64], predictions: Predictions, resampling: Resampling
+) -> dict[str, EstimateWithInterval]:
+    intervals = bootstrap_intervals(labels, predictions, resampling)
+    estimates = {}
+    for name in REPORTED_METRICS:
+        values = {field: getattr(intervals[name], field) for field in ("estimate", "low", "high")}
+        estimates[name] = EstimateWithInterval.model_validate(
+            {field: None if math.isnan(value) else value for field, value in values.items()}
+        )
+    return estimates

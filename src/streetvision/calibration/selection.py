@@ -1,9 +1,10 @@
-"""Which calibrator: everything judged out of fold, chosen by likelihood under guards, in tiers.
+"""Selection of the calibrator by cross-fitted likelihood, in tiers, with guards on MCC and calibration error.
 
-By likelihood and not by ECE: a choice by cross-validated ECE gave worse likelihood in all of twelve simulated settings,
-and worse ECE in most of them. Ferrer and Ramos 2024, arXiv 2408.02841, argue for proper scores; ECE and MCC are guards.
+NLL is a proper score; ECE is not. In twelve simulated settings, selection by cross-validated ECE gave a higher NLL in
+all of them, and a higher ECE in most of them. ECE and MCC therefore serve as guards only.
 
-Legend: N rows.
+References:
+    Ferrer and Ramos 2024, arXiv 2408.02841, on proper scores for the evaluation of posterior probabilities.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,124 +19,140 @@ from streetvision.calibration.crossfit import CalibrationSet
 from streetvision.calibration.ensemble import (
     blend,
     blend_out_of_fold,
-    convex,
     ensemble_weights,
     fit_named,
+    normalize_weights,
     out_of_fold,
 )
-from streetvision.calibration.pareto import FrontPoint, mark_selected, pareto_front, select_preferred_point
+from streetvision.calibration.pareto import (
+    Candidate,
+    FrontPoint,
+    best_mcc_and_fnr,
+    mark_selected,
+    pareto_front,
+    select_preferred_point,
+)
 from streetvision.contracts.policies import CandidateMetrics
 from streetvision.eval.calibration_error import brier_parts, ece_debiased, ece_equal_mass, smooth_ece
-from streetvision.eval.counts import FloatArray, all_cuts
-from streetvision.eval.metrics import brier, ece, fnr, mcc, nll
+from streetvision.eval.counts import FloatArray
+from streetvision.eval.metrics import brier, ece, nll
 
 UNCALIBRATED = "none"
 TIER_1 = ("isotonic", "temperature")
 TIER_2 = ("platt", "beta", "spline")
-TIERS = {UNCALIBRATED: 0, **dict.fromkeys(TIER_1, 1), **dict.fromkeys(TIER_2, 2)}
-"""Calibrator -> the tier that tries it; any other is taken only by name."""
-WEIGHTS_TRIED = 200
-"""Ensembles that multi_objective draws."""
+TIERED = (UNCALIBRATED, *TIER_1, *TIER_2)
+"""Calibrators that `auto`, `ensemble` and `multi_objective` use; the others are available by name only."""
+RANDOM_ENSEMBLES = 200
+"""Number of random ensembles that multi_objective evaluates."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What was chosen, and what it was chosen from."""
+class Selection:
+    """The selected calibrator and the candidates."""
 
     name: str
+    """A name in CALIBRATORS, or `ensemble`."""
     calibrator: FittedCalibrator
-    """FittedCalibrator on all rows."""
+    """Fitted on all rows."""
     weights: Mapping[str, float]
-    """Of the members, when an ensemble was chosen; else empty."""
-    table: tuple[CandidateMetrics, ...]
-    """Every candidate, the uncalibrated scores first."""
+    """Weights of the members of an ensemble; empty for other calibrators."""
+    candidates: tuple[CandidateMetrics, ...]
+    """Metrics of all candidates, the uncalibrated scores first."""
     front: tuple[FrontPoint, ...] = ()
-    """Every point that multi_objective weighed; empty for other methods."""
+    """All points of multi_objective; empty for other methods."""
 
 
-def select_retrained(rows: CalibrationSet, base: CalibrationSet, config: Phase5Config) -> Choice:
-    """The scores of a head that was retrained for calibration, as they are, beside what the tiers make of the old ones.
-
-    `rows` are the new scores and `base` the old ones, of the same images. Nothing is fitted on either but the table.
-    """
-    table = select_tiered(base, config).table
-    as_is = fit_named(UNCALIBRATED, rows, {})
-    retrained = evaluate_candidate(MAC_CAL, rows.labels, as_is.probabilities(rows.logits))
-    return Choice(UNCALIBRATED, as_is, {}, (*table, retrained))
+def select_calibrator(rows: CalibrationSet, config: Phase5Config) -> Selection:
+    """Return the calibrator that `config.method` selects, fitted on all rows."""
+    return SELECTORS.get(config.method, select_by_name)(rows, config)
 
 
-def select_calibrator(rows: CalibrationSet, config: Phase5Config) -> Choice:
-    """The calibrator that `config.method` leads to, fitted on all rows."""
-    return SELECTORS.get(config.method, select_as_named)(rows, config)
-
-
-def select_tiered(rows: CalibrationSet, config: Phase5Config) -> Choice:
-    """Tier 1 always, tier 2 when tier 1 leaves ECE above its limit, tier 3 the ensemble of what was tried."""
+def select_tiered(rows: CalibrationSet, config: Phase5Config) -> Selection:
+    """Select in tiers: tier 1, tier 2 if the ECE of tier 1 is above its limit, and the ensemble of all of them."""
     split = {"folds": config.folds, "seed": config.seed}
     oof = out_of_fold([UNCALIBRATED, *TIER_1], rows, **split)
-    table = [evaluate_candidate(name, rows.labels, p) for name, p in oof.items()]
-    if _lowest(table, config).ece > config.ece_limit:
-        more = out_of_fold(TIER_2, rows, **split)
-        oof |= more
-        table += [evaluate_candidate(name, rows.labels, p) for name, p in more.items()]
-    table.append(evaluate_candidate(ENSEMBLE, rows.labels, blend_out_of_fold(oof, rows, **split)))
-    table = [table[0], *(apply_guards(candidate, table[0], config) for candidate in table[1:])]
-    name = _pick(table, config)
+    candidates = [evaluate_candidate(name, rows.labels, p) for name, p in oof.items()]
+    if _best(candidates, config).ece > config.ece_limit:
+        tier_2 = out_of_fold(TIER_2, rows, **split)
+        oof |= tier_2
+        candidates += [evaluate_candidate(name, rows.labels, p) for name, p in tier_2.items()]
+    ensemble = evaluate_candidate(ENSEMBLE, rows.labels, blend_out_of_fold(oof, rows, **split))
+    uncalibrated, *others = candidates
+    ensemble = apply_guards(ensemble, uncalibrated, config)
+    candidates = [uncalibrated, *(apply_guards(other, uncalibrated, config) for other in others), ensemble]
+    # Every member is a special case of the ensemble, so a lower NLL of one member is mostly noise. In simulations the
+    # candidate with the lowest NLL had nearly four times the excess NLL of the best method, the ensemble less than
+    # three times.
+    prefer_ensemble = config.selection == "nll" and ensemble.rejected is None and ensemble.nll < uncalibrated.nll
+    name = ensemble.name if prefer_ensemble else _best(candidates, config).name
     weights = ensemble_weights(oof, rows.labels) if name == ENSEMBLE else {}
-    return Choice(name, fit_named(name, rows, weights), weights, tuple(table))
+    return Selection(name, fit_named(name, rows, weights), weights, tuple(candidates))
 
 
-def select_ensemble(rows: CalibrationSet, config: Phase5Config) -> Choice:
-    """The ensemble of every calibrator of the tiers, without guards."""
-    oof = out_of_fold(TIERS, rows, folds=config.folds, seed=config.seed)
-    blended = blend_out_of_fold(oof, rows, folds=config.folds, seed=config.seed)
+def select_ensemble(rows: CalibrationSet, config: Phase5Config) -> Selection:
+    """Return the ensemble of all tiered calibrators, without guards."""
+    oof = out_of_fold(TIERED, rows, folds=config.folds, seed=config.seed)
     weights = ensemble_weights(oof, rows.labels)
-    table = (
+    candidates = (
         evaluate_candidate(UNCALIBRATED, rows.labels, oof[UNCALIBRATED]),
-        evaluate_candidate(ENSEMBLE, rows.labels, blended),
+        evaluate_candidate(ENSEMBLE, rows.labels, blend_out_of_fold(oof, rows, folds=config.folds, seed=config.seed)),
     )
-    return Choice(ENSEMBLE, fit_named(ENSEMBLE, rows, weights), weights, table)
+    return Selection(ENSEMBLE, fit_named(ENSEMBLE, rows, weights), weights, candidates)
 
 
-def select_preferred(rows: CalibrationSet, config: Phase5Config) -> Choice:
-    """The point of the Pareto front of (NLL, ECE, 1 - MCC, FNR) that the configured preference picks.
+def select_multi_objective(rows: CalibrationSet, config: Phase5Config) -> Selection:
+    """Select from the Pareto front of NLL, ECE, 1 - MCC and FNR by the configured preference.
 
-    Candidates are the calibrators of the tiers and ensembles of them with weights drawn evenly over sparse mixtures.
+    The candidates are the tiered calibrators, and ensembles of them with random sparse weights.
     """
-    oof = out_of_fold(TIERS, rows, folds=config.folds, seed=config.seed)
-    drawn = np.random.default_rng(config.seed).dirichlet(np.full(len(oof), 0.5), size=WEIGHTS_TRIED)
-    mixtures = [{name: 1.0} for name in oof] + [convex(dict(zip(oof, row, strict=True))) for row in drawn.tolist()]
-    points = pareto_front([(weights, rows.labels, blend(oof, weights)) for weights in mixtures])
+    oof = out_of_fold(TIERED, rows, folds=config.folds, seed=config.seed)
+    # A Dirichlet concentration below 1 gives sparse weights.
+    random_weights = np.random.default_rng(config.seed).dirichlet(np.full(len(oof), 0.5), size=RANDOM_ENSEMBLES)
+    mixtures = [{name: 1.0} for name in oof]
+    mixtures += [normalize_weights(dict(zip(oof, row, strict=True))) for row in random_weights.tolist()]
+    points = pareto_front([Candidate(weights, blend(oof, weights)) for weights in mixtures], rows.labels)
     weights = dict(select_preferred_point(points, config.preference).weights)
-    table = (
+    candidates = (
         evaluate_candidate(UNCALIBRATED, rows.labels, oof[UNCALIBRATED]),
         evaluate_candidate(ENSEMBLE, rows.labels, blend(oof, weights)),
     )
-    return Choice(ENSEMBLE, fit_named(ENSEMBLE, rows, weights), weights, table, mark_selected(points, weights))
+    return Selection(ENSEMBLE, fit_named(ENSEMBLE, rows, weights), weights, candidates, mark_selected(points, weights))
 
 
-def select_as_named(rows: CalibrationSet, config: Phase5Config) -> Choice:
-    """One calibrator beside the uncalibrated scores, without guards."""
+def select_by_name(rows: CalibrationSet, config: Phase5Config) -> Selection:
+    """Return the calibrator named `config.method`, without guards."""
     names = dict.fromkeys([UNCALIBRATED, config.method])
     oof = out_of_fold(names, rows, folds=config.folds, seed=config.seed)
-    table = tuple(evaluate_candidate(name, rows.labels, p) for name, p in oof.items())
-    return Choice(config.method, fit_named(config.method, rows, {}), {}, table)
+    candidates = tuple(evaluate_candidate(name, rows.labels, p) for name, p in oof.items())
+    return Selection(config.method, fit_named(config.method, rows, {}), {}, candidates)
 
 
-SELECTORS: Mapping[str, Callable[[CalibrationSet, Phase5Config], Choice]] = {
+def select_retrained(rows: CalibrationSet, base: CalibrationSet, config: Phase5Config) -> Selection:
+    """Return the scores of a head that was retrained for calibration, without a further calibrator.
+
+    Args:
+        rows: the scores of the retrained head.
+        base: the scores of the original head for the same images; the tiered candidates are evaluated on them.
+        config: settings of phase 5.
+    """
+    candidates = select_tiered(base, config).candidates
+    uncalibrated = fit_named(UNCALIBRATED, rows, {})
+    retrained = evaluate_candidate(MAC_CAL, rows.labels, uncalibrated.probabilities(rows.logits))
+    return Selection(UNCALIBRATED, uncalibrated, {}, (*candidates, retrained))
+
+
+SELECTORS: Mapping[str, Callable[[CalibrationSet, Phase5Config], Selection]] = {
     AUTO: select_tiered,
     ENSEMBLE: select_ensemble,
-    MULTI_OBJECTIVE: select_preferred,
+    MULTI_OBJECTIVE: select_multi_objective,
 }
-"""Method -> how it comes to a calibrator; every other method is the name of one."""
+"""Method -> its selector; every other method is the name of a calibrator."""
 
 
 def evaluate_candidate(name: str, labels: NDArray[np.int64], probabilities: FloatArray) -> CandidateMetrics:
-    """Every figure of one candidate from its out-of-fold probabilities (N,); MCC and FNR at its own best cut."""
-    counts = all_cuts(labels, probabilities).counts()
-    at_cuts = np.asarray(mcc(counts))
-    peak = int(np.argmax(at_cuts))
+    """Return the metrics of out-of-fold probabilities (N,); MCC and FNR at their best threshold."""
     parts = brier_parts(labels, probabilities)
+    best_mcc, fnr_there = best_mcc_and_fnr(labels, probabilities)
     return CandidateMetrics(
         name=name,
         nll=nll(labels, probabilities),
@@ -146,34 +163,22 @@ def evaluate_candidate(name: str, labels: NDArray[np.int64], probabilities: Floa
         ece_equal_mass=ece_equal_mass(labels, probabilities),
         ece_debiased=ece_debiased(labels, probabilities),
         smooth_ece=smooth_ece(labels, probabilities),
-        mcc=float(at_cuts[peak]),
-        fnr=float(np.asarray(fnr(counts))[peak]),
+        mcc=best_mcc,
+        fnr=fnr_there,
     )
 
 
-def apply_guards(candidate: CandidateMetrics, before: CandidateMetrics, config: Phase5Config) -> CandidateMetrics:
-    """The candidate, rejected where it costs MCC or raises the calibration error that is not chance."""
+def apply_guards(candidate: CandidateMetrics, uncalibrated: CandidateMetrics, config: Phase5Config) -> CandidateMetrics:
+    """Return the candidate, rejected if its MCC falls by more than `mcc_guard` or its debiased ECE rises."""
     reason = None
-    if candidate.mcc < before.mcc - config.mcc_guard:
-        reason = f"MCC falls from {before.mcc:.3f} to {candidate.mcc:.3f}"
-    elif candidate.ece_debiased > before.ece_debiased:
-        reason = f"debiased ECE rises from {before.ece_debiased:.3f} to {candidate.ece_debiased:.3f}"
+    if candidate.mcc < uncalibrated.mcc - config.mcc_guard:
+        reason = f"MCC falls from {uncalibrated.mcc:.3f} to {candidate.mcc:.3f}"
+    elif candidate.ece_debiased > uncalibrated.ece_debiased:
+        reason = f"debiased ECE rises from {uncalibrated.ece_debiased:.3f} to {candidate.ece_debiased:.3f}"
     return candidate.model_copy(update={"rejected": reason})
 
 
-def _lowest(table: Sequence[CandidateMetrics], config: Phase5Config) -> CandidateMetrics:
-    """The lowest NLL or ECE among those not rejected; the earlier of equals."""
-    allowed = [candidate for candidate in table if candidate.rejected is None]
-    return min(allowed, key=lambda candidate: candidate.nll if config.selection == "nll" else candidate.ece)
-
-
-def _pick(table: Sequence[CandidateMetrics], config: Phase5Config) -> str:
-    """By NLL the ensemble, where it is allowed and better than no calibration; else the lowest of the table.
-
-    Every member is a corner of the ensemble, so a lower NLL of one of them is mostly noise: in simulation, taking the
-    lowest of all left nearly four times the best method's excess likelihood, the ensemble less than three times.
-    """
-    before, ensemble = table[0], table[-1]
-    if config.selection == "nll" and ensemble.rejected is None and ensemble.nll < before.nll:
-        return ENSEMBLE
-    return _lowest(table, config).name
+def _best(candidates: Sequence[CandidateMetrics], config: Phase5Config) -> CandidateMetrics:
+    """Return the candidate with the lowest NLL or ECE that is not rejected; the first of equal ones."""
+    accepted = [candidate for candidate in candidates if candidate.rejected is None]
+    return min(accepted, key=lambda candidate: candidate.nll if config.selection == "nll" else candidate.ece)

@@ -237,11 +237,11 @@ class RuntimeParity(Artifact):
     """Number of images of class 1."""
     max_logit_difference: float = Field(ge=0)
     max_probability_difference: Probability
-    """Of the calibrated probability of class 1."""
+    """Maximum difference of the calibrated probability of class 1."""
     decision_flips: int = Field(ge=0)
-    """Images whose decision differs."""
+    """Number of images whose decision differs."""
     certified_flips: int = Field(ge=0)
-    """Images whose certified answer differs; none where nothing is certified."""
+    """Number of images whose certified prediction differs; 0 without a certificate."""
     pytorch_mcc: float = Field(ge=-1, le=1)
     """MCC of the exported policy on the logits of the PyTorch model."""
     mcc: float = Field(ge=-1, le=1)

@@ -1,1 +1,1 @@
-"""Files in and out: atomic, hashed, checked."""
+"""Reading and writing of files: atomic writes, digests and validation."""

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: own temp name, fsync, rename; and the digests that name them."""
+"""Atomic file writes, JSON, and digests."""
 
 import hashlib
 import json
@@ -15,15 +15,16 @@ from streetvision.contracts.errors import ArtifactError
 
 TEMP_SUFFIX = ".tmp"
 TEMP_NAME = re.compile(r"\..+\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
-"""Of a file on its way: `atomic_path` makes them."""
+"""Names of temporary files, as `atomic_path` builds them."""
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open `path` for binary writing; it appears under its name only when the block ends without an error.
+    """Open `path` for binary writing; the file appears only if the block ends without an error.
 
-    Raises ArtifactError when the folder cannot be written or the disk is full.
+    Raises:
+        ArtifactError: the folder cannot be written, or the disk is full.
     """
     with atomic_path(path) as temp, temp.open("xb") as handle:
         yield handle
@@ -31,17 +32,20 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """The path of a file to be written that takes the place of `path` whole when the block ends, or not at all.
+    """Yield a temporary path; its file replaces `path` only if the block ends without an error.
 
-    Raises ArtifactError when the folder cannot be written or the disk is full.
+    Raises:
+        ArtifactError: the folder cannot be written, or the disk is full.
     """
+    # The pid lets `remove_stray_temps` keep the files of running processes; the token separates threads.
     temp = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMP_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temp
-        _sync(temp)
+        # Sync the content before the rename and the folder after it: a power failure leaves the old or the new file.
+        _fsync(temp)
         temp.replace(path)
-        _sync(path.parent)
+        _fsync(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
@@ -50,44 +54,49 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def cannot_write(path: Path, error: OSError) -> ArtifactError:
-    """The error for a path that could not be written."""
+    """Return the error for a path that could not be written."""
     return ArtifactError(
         f"cannot write {str(path)!r}: {error.strerror or error}",
-        "free some space, or give a folder you may write to (of a run: run_dir=...)",
+        "free disk space, or choose a folder with write permission (for a run: run_dir=...)",
     )
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write `data` whole or not at all."""
+    """Write `data` atomically."""
     with open_atomic(path) as handle:
         handle.write(data)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write UTF-8 `text` whole or not at all."""
+    """Write `text` as UTF-8, atomically."""
     write_bytes_atomic(path, text.encode())
 
 
 def write_json_atomic(path: Path, value: object) -> None:
-    """Write `value` as indented JSON with sorted keys; NaN and infinity raise ValueError."""
+    """Write `value` as indented JSON with sorted keys, atomically.
+
+    Raises:
+        ValueError: `value` contains NaN or infinity.
+        ArtifactError: the folder cannot be written, or the disk is full.
+    """
     write_text_atomic(path, json_text(value))
 
 
 def json_text(value: object) -> str:
-    """`value` as `write_json_atomic` writes it."""
+    """Return `value` as `write_json_atomic` writes it."""
     return json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of `path`; raises ArtifactError when it is missing or cannot be read."""
+    """Return the content of `path`; raises ArtifactError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+        raise _cannot_read(path, error) from error
 
 
 def read_json(path: Path) -> object:
-    """The JSON value in `path`; raises ArtifactError when it is missing or nothing that `parse_json` takes."""
+    """Return the JSON value in `path`; raises ArtifactError if it cannot be read or `parse_json` rejects it."""
     try:
         return parse_json(read_bytes(path))
     except ValueError as error:
@@ -95,63 +104,70 @@ def read_json(path: Path) -> object:
 
 
 def parse_json(data: bytes) -> object:
-    """The JSON value in `data`; ValueError if it is no UTF-8 or JSON, too deep, or has NaN, infinity or half a sign."""
+    """Return the JSON value in `data`.
+
+    Raises:
+        ValueError: `data` is not UTF-8 or not JSON, is nested too deeply, or has NaN, infinity or a lone surrogate.
+    """
+
+    def reject_constant(name: str) -> object:
+        raise ValueError(f"{name} is not allowed")
+
+    def parse_finite(number: str) -> float:
+        if not math.isfinite(value := float(number)):
+            raise ValueError(f"{number} is not finite")
+        return value
+
     text = data.decode("utf-8-sig")
     try:
-        value: object = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        value: object = json.loads(text, parse_constant=reject_constant, parse_float=parse_finite)
     except RecursionError as error:
-        raise ValueError("it nests too deep") from error
-    if SURROGATE.search(text):  # half of a sign is an error, a pair of halves is a letter
+        raise ValueError("it is nested too deeply") from error
+    # A pair of surrogate escapes is one character; a lone surrogate cannot be written as UTF-8 later.
+    if SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"it holds half of a sign, {error.object[error.start]!r}") from error
+            raise ValueError(f"it contains a lone surrogate, {error.object[error.start]!r}") from error
     return value
 
 
 def sha256_bytes(data: bytes) -> str:
-    """Hex sha256 of `data`."""
+    """Return the hex sha256 of `data`."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes; raises ArtifactError when it cannot be read."""
+    """Return the hex sha256 of a file; raises ArtifactError if it cannot be read."""
     try:
         with path.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:
-        raise ArtifactError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+        raise _cannot_read(path, error) from error
 
 
 def sha256_json(value: object) -> str:
-    """Hex sha256 of `value` as canonical JSON; NaN and infinity raise ValueError."""
+    """Return the hex sha256 of `value` as canonical JSON; raises ValueError for NaN and infinity."""
     return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
 
 
 def remove_stray_temps(root: Path) -> None:
-    """Delete temp files that a killed process left under `root`."""
+    """Delete the temporary files under `root` whose process no longer runs."""
     for path in root.rglob(f".*{TEMP_SUFFIX}"):
-        named = TEMP_NAME.fullmatch(path.name)
-        if named and path.is_file() and not _runs(int(named["pid"])):
+        match = TEMP_NAME.fullmatch(path.name)
+        if match is None or not path.is_file():
+            continue
+        pid = int(match["pid"])
+        in_use = pid != os.getpid() and Path("/proc", str(pid)).exists()
+        if not in_use:
             path.unlink(missing_ok=True)
 
 
-def _runs(pid: int) -> bool:
-    """Whether another process of that number runs: it may be writing still, in a folder of its own below."""
-    return pid != os.getpid() and Path("/proc", str(pid)).exists()
+def _cannot_read(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(f"cannot read {str(path)!r}: {error.strerror or error}")
 
 
-def _finite(number: str) -> float:
-    if not math.isfinite(value := float(number)):
-        _refuse_constant(number)
-    return value
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is not allowed")
-
-
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The record of one phase: what it read, what it wrote, with which code and settings. Written last."""
+"""Step manifests: inputs, outputs, settings and code version of one phase. Written after all other files."""
 
 import importlib.metadata
 import platform
@@ -19,29 +19,29 @@ RECORDED_PACKAGES = ("streetvision", "torch", "torchvision", "lightning", "trans
 
 
 class StepManifest(Artifact):
-    """manifest.json of one phase."""
+    """Content of manifest.json of one phase."""
 
     phase: str
     created: str
     """UTC, ISO 8601."""
     duration_seconds: float = Field(ge=0)
     git_sha: str | None
-    """Commit of the code, when it runs from a checkout."""
+    """Commit of the code; None outside a git checkout."""
     code_sha256: Digest
-    """Digest of the package's source files."""
+    """Digest of the source files of the package."""
     config: dict[str, JsonValue]
-    """The sections that the phase reads."""
+    """The configuration sections that the phase reads."""
     config_sha256: Digest
-    """Digest of the settings that decide the result."""
+    """Digest of the settings that affect the result."""
     external_sha256: Digest | None
-    """Digest of inputs outside the run folder."""
+    """Digest of inputs outside the run folder; None without such inputs."""
     inputs: dict[str, FileDigest]
     """By path relative to the run folder."""
     outputs: dict[str, FileDigest]
     """By path relative to the run folder."""
     metrics: dict[str, float | int | str | None]
     summary: str
-    """The line that the phase printed."""
+    """The line printed by the phase."""
     versions: dict[str, str]
 
 
@@ -51,17 +51,30 @@ def create_step_manifest(
     root: Path,
     config: Mapping[str, JsonValue],
     config_sha256: str,
-    files: tuple[Mapping[str, FileDigest], Iterable[Path]],
-    outcome: tuple[str, Mapping[str, float | int | str | None]],
+    inputs: Mapping[str, FileDigest],
+    outputs: Iterable[Path],
+    summary: str,
+    metrics: Mapping[str, float | int | str | None],
     external_sha256: str | None = None,
     duration_seconds: float = 0.0,
 ) -> StepManifest:
-    """Seal the outputs of a phase under `root`, beside the seals that its inputs had when it began.
+    """Return the manifest of a phase, with the digests of its outputs.
 
-    `files` are (inputs by relative path, paths of outputs), `outcome` is (summary, metrics).
-    Raises ArtifactError when one of the files does not exist: a manifest never drops an output in silence.
+    Args:
+        phase: id of the phase.
+        root: the run folder.
+        config: the configuration sections that the phase reads.
+        config_sha256: digest of the settings that affect the result.
+        inputs: digests of the inputs, taken before the phase ran, by path relative to `root`.
+        outputs: paths of the written files.
+        summary: the line printed by the phase.
+        metrics: metrics of the phase.
+        external_sha256: digest of inputs outside the run folder.
+        duration_seconds: run time of the phase.
+
+    Raises:
+        ArtifactError: one of the outputs does not exist.
     """
-    inputs, outputs = files
     return StepManifest(
         phase=phase,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -73,14 +86,14 @@ def create_step_manifest(
         external_sha256=external_sha256,
         inputs=dict(inputs),
         outputs={relative(path, root): file_digest(path) for path in outputs},
-        summary=outcome[0],
-        metrics=dict(outcome[1]),
+        summary=summary,
+        metrics=dict(metrics),
         versions=versions(),
     )
 
 
 def read_manifest(path: Path) -> StepManifest:
-    """The manifest in `path`; raises ArtifactError when it is missing, damaged or of another shape."""
+    """Return the manifest in `path`; raises ArtifactError if it is missing or invalid."""
     try:
         return StepManifest.model_validate(read_json(path))
     except ValidationError as error:
@@ -88,26 +101,26 @@ def read_manifest(path: Path) -> StepManifest:
 
 
 def file_digest(path: Path) -> FileDigest:
-    """Digest and size of the file at `path`."""
+    """Return the digest and the size of the file at `path`; raises ArtifactError if it does not exist."""
     if not path.is_file():
-        raise ArtifactError(f"{str(path)!r} should exist and does not")
+        raise ArtifactError(f"{str(path)!r} should exist but does not")
     return FileDigest(sha256=sha256_file(path), bytes=path.stat().st_size)
 
 
 def relative(path: Path, root: Path) -> str:
-    """`path` relative to `root`, with forward slashes."""
+    """Return `path` relative to `root`, with forward slashes."""
     return path.relative_to(root).as_posix()
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what the numbers are."""
-    found = {name: importlib.metadata.version(name) for name in RECORDED_PACKAGES}
-    return {"python": platform.python_version(), **found}
+    """Return the versions of Python and of the packages that affect the results."""
+    packages = {name: importlib.metadata.version(name) for name in RECORDED_PACKAGES}
+    return {"python": platform.python_version(), **packages}
 
 
 @cache
 def code_sha256() -> str:
-    """Digest over the package's own source files, by relative path and content."""
+    """Return the digest of the paths and contents of the package's source files."""
     root = Path(streetvision.__file__).parent
     sources = sorted(path for path in root.rglob("*") if path.suffix in {".py", ".html", ".j2", ".css"})
     return sha256_json([[relative(path, root), sha256_bytes(path.read_bytes())] for path in sources])
@@ -115,7 +128,7 @@ def code_sha256() -> str:
 
 @cache
 def git_sha() -> str | None:
-    """The commit that the code runs from, with `+` when it has local changes; None outside a checkout."""
+    """Return the commit of the code, followed by `+` if tracked files are modified; None outside a checkout."""
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return None
@@ -123,9 +136,9 @@ def git_sha() -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    folder = Path(streetvision.__file__).parent
+    command, folder = ["git", *arguments], Path(streetvision.__file__).parent
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603, S607
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return result.stdout.strip()

@@ -1,9 +1,9 @@
-"""predictions.csv: what every policy of an evaluation answered to every image, so that figures can be made again."""
+"""predictions.csv: the prediction of each policy for each image of an evaluation."""
 
 import csv
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,84 +13,81 @@ from streetvision.contracts.errors import ArtifactError
 from streetvision.io.atomic import read_bytes, write_text_atomic
 
 COLUMNS = ("policy", "inference", "shipped", "path", "label", "group", "probability", "decision")
+EVALUATE_AGAIN = "run the evaluation again"
 
 
 @dataclass(frozen=True)
 class PolicyPredictions:
-    """One policy on every row of a test set, N rows."""
+    """The predictions of one policy for the N rows of a test set."""
 
     policy: str
     """argmax, threshold or scrc."""
     inference: str
-    """How many looks at each image, and how they are fused."""
+    """single_view, or the fusion of views."""
     shipped: bool
-    """Whether it is the one in the bundle."""
+    """Whether this is the policy of the bundle."""
     paths: list[str]
     labels: NDArray[np.int64]
     """(N,) 0 or 1."""
     groups: list[str | None]
     probabilities: NDArray[np.float64]
-    """(N,) of class 1."""
+    """(N,) probability of class 1."""
     decisions: NDArray[np.bool_]
-    """(N,)"""
+    """(N,) whether class 1 is predicted."""
 
 
-def write_predictions(path: Path, answers: Iterable[PolicyPredictions]) -> None:
-    """Write one line for each policy and image; probabilities in full precision."""
+def write_predictions(path: Path, predictions: Iterable[PolicyPredictions]) -> None:
+    """Write one line per policy and image, with probabilities in full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for of in answers:
+    for policy in predictions:
+        key = (policy.policy, policy.inference, int(policy.shipped))
         columns = (
-            of.paths,
-            of.labels.tolist(),
-            of.groups,
-            of.probabilities.tolist(),
-            of.decisions.astype(int).tolist(),
+            policy.paths,
+            policy.labels.tolist(),
+            [group or "" for group in policy.groups],
+            map(repr, policy.probabilities.tolist()),
+            policy.decisions.astype(int).tolist(),
         )
-        for name, label, group, probability, decision in zip(*columns, strict=True):
-            writer.writerow(
-                [of.policy, of.inference, int(of.shipped), name, label, group or "", repr(probability), decision]
-            )
+        writer.writerows([*key, *row] for row in zip(*columns, strict=True))
     write_text_atomic(path, text.getvalue())
 
 
 def read_predictions(path: Path) -> list[PolicyPredictions]:
-    """The answers by policy, in the order of the file; raises ArtifactError when it is missing or of another shape."""
+    """Return the predictions by policy, in the order of the file.
+
+    Raises:
+        ArtifactError: the file is missing, has other columns, or has an invalid value.
+    """
     lines = csv.DictReader(io.StringIO(read_bytes(path).decode(errors="replace"), newline=""))
     if tuple(lines.fieldnames or ()) != COLUMNS:
-        raise ArtifactError(f"{str(path)!r} should have the columns {', '.join(COLUMNS)}", "run the evaluation again")
-    found: dict[tuple[str, str, bool], _Lines] = {}
+        raise ArtifactError(f"{str(path)!r} must have the columns {', '.join(COLUMNS)}", EVALUATE_AGAIN)
+    rows_by_policy: dict[tuple[str, str, bool], list[tuple[str, int, str | None, float, int]]] = {}
     try:
         for line in lines:
             key = (line["policy"], line["inference"], line["shipped"] == "1")
-            found.setdefault(key, _Lines()).add(line)
+            row = (
+                line["path"],
+                int(line["label"]),
+                line["group"] or None,
+                float(line["probability"]),
+                int(line["decision"]),
+            )
+            rows_by_policy.setdefault(key, []).append(row)
     except (TypeError, ValueError) as error:
-        raise ArtifactError(f"{str(path)!r}, line {lines.line_num}: {error}", "run the evaluation again") from error
-    return [
-        PolicyPredictions(
-            *key,
-            of.paths,
-            np.array(of.labels, dtype=np.int64),
-            of.groups,
-            np.array(of.probabilities, dtype=np.float64),
-            np.array(of.decisions, dtype=np.bool_),
+        raise ArtifactError(f"{str(path)!r}, line {lines.line_num}: {error}", EVALUATE_AGAIN) from error
+    predictions = []
+    for key, rows in rows_by_policy.items():
+        paths, labels, groups, probabilities, decisions = zip(*rows, strict=True)
+        predictions.append(
+            PolicyPredictions(
+                *key,
+                list(paths),
+                np.array(labels, dtype=np.int64),
+                list(groups),
+                np.array(probabilities, dtype=np.float64),
+                np.array(decisions, dtype=np.bool_),
+            )
         )
-        for key, of in found.items()
-    ]
-
-
-@dataclass
-class _Lines:
-    paths: list[str] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    groups: list[str | None] = field(default_factory=list)
-    probabilities: list[float] = field(default_factory=list)
-    decisions: list[int] = field(default_factory=list)
-
-    def add(self, line: dict[str, str]) -> None:
-        self.paths.append(line["path"])
-        self.labels.append(int(line["label"]))
-        self.groups.append(line["group"] or None)
-        self.probabilities.append(float(line["probability"]))
-        self.decisions.append(int(line["decision"]))
+    return predictions

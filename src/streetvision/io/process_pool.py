@@ -1,4 +1,4 @@
-"""Work in processes of their own: as many at a time as are wanted, and none that dies takes another with it."""
+"""A process pool in which every task gets a new process, so a crash ends one task only."""
 
 import os
 import sys
@@ -14,29 +14,37 @@ Task = TypeVar("Task")
 
 
 def run_in_processes(
-    work: Callable[[Task, int], None], tasks: Iterable[Task], at_once: int, *, preload: Sequence[str] = ()
+    work: Callable[[Task, int], None], tasks: Iterable[Task], max_processes: int, *, preload: Sequence[str] = ()
 ) -> Iterator[tuple[Task, int]]:
-    """Call work(task, threads) for each task; yields the task and the exit code of its process, as they end.
+    """Call work(task, threads) in a new process for each task.
 
-    A task is taken from `tasks` when a process is free for it. Processes are forked from one that has loaded the
-    libraries and done nothing else, so that none pays for loading them, and none inherits a thread. Those that still
-    run when the caller stops, or is killed, are ended. OMP_NUM_THREADS says how many threads each gets; else they share
-    the cores.
+    `ProcessPoolExecutor` does not fit: one crashed worker breaks its whole pool.
+
+    Args:
+        work: a module-level function; `threads` is OMP_NUM_THREADS, or else an equal share of the cores.
+        tasks: consumed lazily; the next task is taken when a process is free.
+        max_processes: maximum number of processes that run at the same time.
+        preload: modules that the fork server imports once.
+
+    Yields:
+        Each task with the exit code of its process, in the order in which they end. Processes that still run when the
+        caller stops or is killed are terminated.
     """
-    threads = _threads(at_once)
+    threads = _threads_per_process(max_processes)
+    # The fork server has loaded the libraries but started no thread, so forks are fast and safe.
     context = get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    ahead, running = iter(tasks), list[tuple[Task, ForkServerProcess]]()
+    pending, running = iter(tasks), list[tuple[Task, ForkServerProcess]]()
     try:
         while True:
-            while len(running) < at_once and (task := next(ahead, None)) is not None:
-                process = context.Process(target=_with_its_parent, args=(work, task, threads))
-                running.append((task, process))  # first, for the caller may be interrupted while it starts
+            while len(running) < max_processes and (task := next(pending, None)) is not None:
+                process = context.Process(target=_work_and_watch_parent, args=(work, task, threads))
+                running.append((task, process))  # before start, which an interrupt may leave half done
                 process.start()
             if not running:
                 return
             ended = wait([process.sentinel for _, process in running])
-            for task, process in [each for each in running if each[1].sentinel in ended]:
+            for task, process in [entry for entry in running if entry[1].sentinel in ended]:
                 process.join()
                 running.remove((task, process))
                 yield task, process.exitcode or 0
@@ -47,28 +55,26 @@ def run_in_processes(
                 process.join()
 
 
-def _threads(at_once: int) -> int:
-    """Of each process, which the libraries that it loads are told too."""
-    share = str(max(1, (os.cpu_count() or 1) // at_once))
-    asked = os.environ.setdefault("OMP_NUM_THREADS", share).partition(",")[0]
-    return int(asked) if asked.isdigit() and int(asked) else int(share)
+def _threads_per_process(max_processes: int) -> int:
+    share = max(1, (os.cpu_count() or 1) // max_processes)
+    # Libraries in the child processes read the variable too.
+    value = os.environ.setdefault("OMP_NUM_THREADS", str(share)).partition(",")[0]
+    return int(value) if value.isdigit() and int(value) else share
 
 
-def _with_its_parent(work: Callable[[Task, int], None], task: Task, threads: int) -> None:
-    """Work that ends when the process that asked for it does, however that ends: nobody would read what comes of it."""
-    threading.Thread(target=_wait_for_the_end, daemon=True).start()
+def _work_and_watch_parent(work: Callable[[Task, int], None], task: Task, threads: int) -> None:
+    def exit_with_parent() -> None:
+        parent = parent_process()
+        assert parent is not None, "this function runs in a child process"
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     work(task, threads)
 
 
-def _wait_for_the_end() -> None:
-    parent = parent_process()
-    assert parent is not None, "this is a child"
-    parent.join()
-    os._exit(1)
-
-
 def write_output_to(log: Path) -> None:
-    """Send all that this process says, and libraries below it, to the end of a file."""
+    """Append the standard output and error of this process, including those of native libraries, to a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as handle:
         for stream in (sys.stdout, sys.stderr):
@@ -77,9 +83,9 @@ def write_output_to(log: Path) -> None:
 
 
 def failure_reason(log: Path, exit_code: int) -> str:
-    """Why a process failed: the last line of its log, or the signal that ended it."""
+    """Return why a process failed: the last line of its log, or the signal that ended it."""
     if exit_code < 0:
         return f"ended by signal {-exit_code}"
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
-    told = [line.strip() for line in lines if line.strip()]
-    return told[-1] if told else f"ended with exit code {exit_code}"
+    messages = [line.strip() for line in lines if line.strip()]
+    return messages[-1] if messages else f"ended with exit code {exit_code}"

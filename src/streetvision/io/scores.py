@@ -1,4 +1,4 @@
-"""Scores: the logits of a split, with the digest of the model that made them."""
+"""Scores: logits and labels of a split, with the digest of the model that produced them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +16,16 @@ from streetvision.io.validators import validate_json
 
 
 class ScoresRecord(Artifact):
-    """val_calib_scores.json: what ties the two tensors beside it to a model and to rows."""
+    """Content of val_calib_scores.json: links the logits and labels to a model and to rows."""
 
     reference: ScoresRef
     rows_sha256: Digest
-    """Digest of the rows scored, in order."""
+    """Digest of the scored rows, in order."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What one model said of one split."""
+    """The outputs of one model for one split, N rows."""
 
     logits: Tensor
     """(N, 2) float32."""
@@ -35,13 +35,13 @@ class Scores:
     model_sha256: str
     """Digest of the checkpoint file."""
     rows_sha256: str
-    """Digest of the rows scored, in order."""
+    """Digest of the scored rows, in order."""
     fusion: FusionRef | None = None
-    """How views were fused; None: each image is one view."""
+    """The fusion of views; None: each image is one view."""
 
     @property
     def reference(self) -> ScoresRef:
-        """What a policy that is fitted on these scores carries."""
+        """The reference stored in policies that are fitted on these scores."""
         content = [
             self.model_sha256,
             None if self.fusion is None else self.fusion.model_dump(),
@@ -60,37 +60,41 @@ class Scores:
 
 
 def rows_digest(rows: tuple[Row, ...]) -> str:
-    """Digest of rows in order: their content and labels."""
+    """Return the digest of the contents and labels of rows, in order."""
     return sha256_json([[row.sha256, row.label] for row in rows])
 
 
 def save_scores(scores: Scores, *, logits: Path, labels: Path, record: Path) -> None:
-    """Write the two tensors, then the record that ties them together."""
+    """Write the two tensors, then the record."""
     save_tensors(logits, scores.logits)
     save_tensors(labels, scores.labels)
-    content = ScoresRecord(reference=scores.reference, rows_sha256=scores.rows_sha256)
-    write_json_atomic(record, content.model_dump(mode="json"))
+    record_content = ScoresRecord(reference=scores.reference, rows_sha256=scores.rows_sha256)
+    write_json_atomic(record, record_content.model_dump(mode="json"))
 
 
 def load_scores(*, logits: Path, labels: Path, record: Path) -> Scores:
-    """Read scores back; raises ArtifactError when tensors and record do not belong together."""
-    found = validate_json(record, ScoresRecord)
-    values = validate_logits(logits)
+    """Return the saved scores.
+
+    Raises:
+        ArtifactError: a file is missing or invalid, or the tensors do not match the record.
+    """
+    saved = validate_json(record, ScoresRecord)
+    logits_tensor = validate_logits(logits)
     try:
-        split = Split(found.reference.split)
+        split = Split(saved.reference.split)
     except ValueError as error:
-        raise ArtifactError(f"{str(record)!r} is of {found.reference.split!r}, and there is no such split") from error
+        raise ArtifactError(f"{str(record)!r} has the unknown split {saved.reference.split!r}") from error
     scores = Scores(
-        logits=values,
-        labels=validate_labels(labels, n=len(values)),
+        logits=logits_tensor,
+        labels=validate_labels(labels, n=len(logits_tensor)),
         split=split,
-        model_sha256=found.reference.model_sha256,
-        rows_sha256=found.rows_sha256,
-        fusion=found.reference.fusion,
+        model_sha256=saved.reference.model_sha256,
+        rows_sha256=saved.rows_sha256,
+        fusion=saved.reference.fusion,
     )
-    if scores.reference != found.reference:
+    if scores.reference != saved.reference:
         raise ArtifactError(
-            f"{str(logits)!r} and {str(labels)!r} are not the scores that {str(record)!r} describes",
+            f"{str(logits)!r} and {str(labels)!r} do not match the digests in {str(record)!r}",
             "run phase1 again: pipeline.phases=[phase1]",
         )
     return scores

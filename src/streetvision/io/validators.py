@@ -1,4 +1,4 @@
-"""Checks at the border between disk and code: each names the file and the field that is wrong."""
+"""Validation of files that enter the program. Each error names the file and the invalid field."""
 
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -12,13 +12,16 @@ from streetvision.io.atomic import json_text, read_bytes, read_json, sha256_file
 Model = TypeVar("Model", bound=BaseModel)
 
 BUNDLE_VERSIONS = (2, 3)
+# Bundles may come from an untrusted source: limits keep a hostile one from filling memory or time.
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_BUNDLE_FILES = 64
 MAX_BUNDLE_BYTES = 16 * 2**30
+MAX_LISTED_FILES = 5
+RESTORE_BUNDLE = "export the bundle again, or copy it again from its source"
 
 
 def validate_json(path: Path, kind: type[Model]) -> Model:
-    """The JSON in `path` as a `kind`; raises ArtifactError that names the first wrong field."""
+    """Return the JSON in `path` as a `kind`; raises ArtifactError that names the first invalid field."""
     return _validate(path, TypeAdapter(kind))
 
 
@@ -32,78 +35,77 @@ def _validate(path: Path, adapter: TypeAdapter[Model]) -> Model:
 
 
 class PolicyValidator:
-    """Reads thresholds.json or scrc_params.json."""
+    """Validates thresholds.json and scrc_params.json."""
 
     _adapter: TypeAdapter[ThresholdPolicy | ScrcPolicy] = TypeAdapter(Policy)
 
     def validate(self, path: Path) -> ThresholdPolicy | ScrcPolicy:
-        """The policy in `path`; raises ArtifactError that names file and field."""
+        """Return the policy in `path`; raises ArtifactError that names the file and the first invalid field."""
         return _validate(path, self._adapter)
 
 
 class BundleValidator:
-    """Reads a bundle folder: its table of contents, then every seal in it, its own first."""
+    """Validates a bundle folder: bundle.json, then the digest of every file."""
 
     def validate(self, folder: Path) -> BundleManifest:
-        """The manifest of the bundle in `folder`; raises ArtifactError that names what is wrong."""
+        """Return the manifest of the bundle in `folder`.
+
+        Raises:
+            ArtifactError: bundle.json is invalid or modified; a file is missing, modified or not listed; or the bundle
+                exceeds the limits of size.
+        """
         path = folder / "bundle.json"
         self._check_readable(path)
         manifest = validate_json(path, BundleManifest)
-        n, size = len(manifest.files), sum(entry.bytes for entry in manifest.files.values())
-        if n > MAX_BUNDLE_FILES or size > MAX_BUNDLE_BYTES:
-            limits = f"at most {MAX_BUNDLE_FILES} files of {MAX_BUNDLE_BYTES} bytes in all are read"
-            raise ArtifactError(f"bundle {str(folder)!r} lists {n} files of {size} bytes in all; {limits}")
-        for name in manifest.files:
-            _check_plain(name, folder)
-        self._check_own_seal(path, manifest)
-        self._check_seals(folder, manifest)
-        self._check_strangers(folder, manifest)
+        self._check_limits(folder, manifest)
+        # The canonical text is compared too, so that a bundle has exactly one representation.
+        canonical = json_text(manifest.model_dump(mode="json")).encode()
+        if manifest.digest != bundle_digest(manifest) or read_bytes(path) != canonical:
+            raise ArtifactError(f"{str(path)!r} was modified: it does not match its own digest", RESTORE_BUNDLE)
+        self._check_files(folder, manifest)
         return manifest
 
     def _check_readable(self, path: Path) -> None:
-        """Raise unless `path` is a file of its own, of sensible size and of the version that is read here."""
         if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise ArtifactError(f"{str(path)!r} is no file of at most {MAX_MANIFEST_BYTES} bytes")
+            raise ArtifactError(f"{str(path)!r} is not a regular file of at most {MAX_MANIFEST_BYTES} bytes")
         content = read_json(path)
         version = content.get("schema_version") if isinstance(content, dict) else None
+        # Checked before the model, whose error would list every field that another version has.
         if isinstance(version, int) and version not in BUNDLE_VERSIONS:
-            known = " and ".join(map(str, BUNDLE_VERSIONS))
+            supported = " and ".join(map(str, BUNDLE_VERSIONS))
             raise ArtifactError(
-                f"{str(path)!r} has schema_version {version}, and this streetvision reads {known}",
-                "export the bundle again with this version, or read it with the version in its versions",
+                f"{str(path)!r} has schema_version {version}; this streetvision supports {supported}",
+                "export the bundle again with this version of streetvision",
             )
 
-    def _check_own_seal(self, path: Path, manifest: BundleManifest) -> None:
-        written = json_text(manifest.model_dump(mode="json")).encode()
-        if manifest.digest != bundle_digest(manifest) or read_bytes(path) != written:
+    def _check_limits(self, folder: Path, manifest: BundleManifest) -> None:
+        n_files, n_bytes = len(manifest.files), sum(entry.bytes for entry in manifest.files.values())
+        if n_files > MAX_BUNDLE_FILES or n_bytes > MAX_BUNDLE_BYTES:
             raise ArtifactError(
-                f"{str(path)!r} is not what was sealed: it was changed since",
-                "export the bundle again, or copy it again from where it came",
+                f"bundle {str(folder)!r} lists {n_files} files with {n_bytes} bytes in total; "
+                f"at most {MAX_BUNDLE_FILES} files of {MAX_BUNDLE_BYTES} bytes in total are allowed"
             )
+        # A name must not lead outside the folder.
+        for name in manifest.files:
+            if PurePosixPath(name).parts != (name,) or name == ".." or "\\" in name or "\0" in name:
+                raise ArtifactError(f"bundle {str(folder)!r} lists {name!r}; only plain file names are allowed")
 
-    def _check_seals(self, folder: Path, manifest: BundleManifest) -> None:
+    def _check_files(self, folder: Path, manifest: BundleManifest) -> None:
         for name, entry in manifest.files.items():
             path = folder / name
             if path.is_symlink() or not path.is_file():
-                raise ArtifactError(f"bundle {str(folder)!r} names {name!r}, and there is no such file in it")
+                raise ArtifactError(f"bundle {str(folder)!r} lists {name!r}, but has no such file", RESTORE_BUNDLE)
             if path.stat().st_size != entry.bytes or sha256_file(path) != entry.sha256:
                 raise ArtifactError(
-                    f"{name!r} in bundle {str(folder)!r} is not the file that was sealed (sha256 differs)",
-                    "export the bundle again, or copy it again from where it came",
+                    f"{name!r} in bundle {str(folder)!r} does not match its digest in bundle.json", RESTORE_BUNDLE
                 )
-
-    def _check_strangers(self, folder: Path, manifest: BundleManifest) -> None:
-        known = {*manifest.files, "bundle.json", "manifest.json"}
-        strangers = sorted(path.name for path in folder.iterdir() if path.name not in known)
-        if strangers:
-            raise ArtifactError(f"bundle {str(folder)!r} holds files it does not name: {', '.join(strangers[:5])}")
+        expected = {*manifest.files, "bundle.json", "manifest.json"}
+        unexpected = sorted(path.name for path in folder.iterdir() if path.name not in expected)
+        if unexpected:
+            names = ", ".join(unexpected[:MAX_LISTED_FILES])
+            raise ArtifactError(f"bundle {str(folder)!r} contains files that bundle.json does not list: {names}")
 
 
 def bundle_digest(manifest: BundleManifest) -> str:
-    """The digest that `manifest.digest` must be."""
+    """Return the correct value of `manifest.digest`."""
     return sha256_json(manifest.model_dump(mode="json", exclude={"digest"}))
-
-
-def _check_plain(name: str, folder: Path) -> None:
-    if PurePosixPath(name).parts != (name,) or name == ".." or "\\" in name or "\0" in name:
-        raise ArtifactError(f"bundle {str(folder)!r} names {name!r}; only plain file names are allowed")

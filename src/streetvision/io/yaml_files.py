@@ -1,4 +1,4 @@
-"""YAML that a person wrote: settings, tables of pairs, searches. Each error names the file and what is wrong in it."""
+"""YAML files written by users. Each error names the file and the problem."""
 
 from collections.abc import Hashable
 from pathlib import Path
@@ -13,47 +13,56 @@ from streetvision.contracts.errors import ConfigError
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class _Plain(SafeLoader):
-    """Plain values; no name twice, and no alias inside an anchor, by which a page would unfold to a library."""
+class _StrictLoader(SafeLoader):
+    """Rejects duplicate keys, and aliases inside anchors, which can expand a small file without limit."""
 
-    _anchored = 0
+    _anchor_depth = 0
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, AliasEvent):
-            if self._anchored:
+            if self._anchor_depth:
                 raise YAMLError(f"an alias inside an anchor: *{event.anchor}")
             return super().compose_node(parent, index)
-        anchored = event.anchor is not None
-        self._anchored += anchored
+        is_anchor = event.anchor is not None
+        self._anchor_depth += is_anchor
         node = super().compose_node(parent, index)
-        self._anchored -= anchored
+        self._anchor_depth -= is_anchor
         return node
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [key.value for key, _ in node.value]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise YAMLError(f"{twice} stands twice")
+        keys = [key.value for key, _ in node.value]
+        if duplicate := next((key for key in keys if keys.count(key) > 1), None):
+            raise YAMLError(f"duplicate key {duplicate}")
         return super().construct_mapping(node, deep=deep)
 
 
 def read_yaml(path: Path) -> object:
-    """What the file holds; raises ConfigError where it cannot be read or is not YAML."""
+    """Return the content of a YAML file; raises ConfigError if it cannot be read or is not valid."""
     try:
-        return load(path.read_text(encoding="utf-8"), Loader=_Plain)  # noqa: S506 # a SafeLoader
+        return load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 # a SafeLoader
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except Exception as error:  # of a value in the wrong form, such as the date 2026-13-45, YAML raises nearly any type
+    except Exception as error:  # YAML raises many types, for example for the date 2026-13-45
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{str(path)!r} is not YAML: {reason}") from error
 
 
 def read_yaml_model(path: Path, kind: type[Model], *, hint: str) -> Model:
-    """What the file holds as a `kind`; raises ConfigError that names the first wrong field."""
+    """Return the content of a YAML file as a model.
+
+    Args:
+        path: the file.
+        kind: class of the model.
+        hint: the hint of the error.
+
+    Raises:
+        ConfigError: the file cannot be read or is not valid; the message names the first invalid field.
+    """
     content = read_yaml(path)
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ConfigError(f"{str(path)!r}, {where}: {first['msg']}", hint) from error
+        field = ".".join(map(str, first["loc"])) or "the file"
+        raise ConfigError(f"{str(path)!r}, {field}: {first['msg']}", hint) from error

@@ -97,8 +97,10 @@ class Engine:
             root=self.schema.output_dir,
             config={kind.__name__: self.configs[kind].model_dump(mode="json") for kind in phase.config},
             config_sha256=self._settings_sha256(phase),
-            files=(inputs, [*map(self.schema.path, phase.outputs), *outcome.extra_outputs]),
-            outcome=(outcome.summary, outcome.metrics),
+            inputs=inputs,
+            outputs=[*map(self.schema.path, phase.outputs), *outcome.extra_outputs],
+            summary=outcome.summary,
+            metrics=outcome.metrics,
             external_sha256=external,
             duration_seconds=seconds,
         )

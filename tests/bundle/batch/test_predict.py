@@ -23,7 +23,7 @@ from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisi
 from streetvision.data.sources.streams import list_sources
 from streetvision.io.atomic import read_json
 from streetvision.pipeline.console import Console
-from tests.conftest import reseal
+from tests.conftest import edit_bundle_json
 
 SHARD = 7
 
@@ -219,7 +219,7 @@ def test_what_a_worker_meets_reaches_the_person(answered, export, photos, tmp_pa
 
 def test_answers_of_another_bundle_or_shard_size_are_not_mixed(answered, export, photos, tmp_path):
     other = shutil.copytree(export, tmp_path / "export")
-    reseal(other, lambda bundle: bundle.update(data_fingerprint="0" * 64))
+    edit_bundle_json(other, lambda bundle: bundle.update(data_fingerprint="0" * 64))
     with pytest.raises(ArtifactError, match="answers of another bundle"):
         answer(other, photos, answered)
     with pytest.raises(ConfigError, match="begun with shards of 7 images, not 8"):

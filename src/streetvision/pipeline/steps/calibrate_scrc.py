@@ -82,15 +82,15 @@ def _at_rule(rows: CalibrationSet, control: RiskControl) -> tuple[float, float] 
 def _write_front(fitted: ScrcFit, schema: ArtifactSchema) -> tuple[Path, ...]:
     """The Pareto front as a table and a picture, when the method has one; an older one goes."""
     paths = (schema.pareto_front_csv, schema.pareto_front_plot)
-    front = fitted.choice.front
+    front = fitted.selection.front
     if not front:
         for path in paths:
             path.unlink(missing_ok=True)
         return ()
     values = np.array([point.objectives for point in front])
-    chosen = next(i for i, point in enumerate(front) if point.chosen)
+    selected = next(i for i, point in enumerate(front) if point.selected)
     write_text_atomic(paths[0], front_csv(front))
-    picture = front_picture(values, [point.on_front for point in front], names=OBJECTIVES, chosen=chosen)
+    picture = front_picture(values, [point.on_front for point in front], names=OBJECTIVES, chosen=selected)
     write_bytes_atomic(paths[1], picture)
     return paths
 
