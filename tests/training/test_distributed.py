@@ -1,5 +1,6 @@
 import csv
 import os
+import re
 import subprocess
 import sys
 
@@ -18,8 +19,21 @@ SETTINGS = [
     "training.epochs=2",
     "training.batch_size=16",
     "training.mixed_precision.enabled=false",
-    "data.fractions={train: 0.5, val_select: 0.2, val_calib: 0.2, val_test: 0.1}",  # an even TRAIN: no row twice
+    "data.fractions={train: 0.5, val_select: 0.2, val_calib: 0.2, val_test: 0.1}",  # an even TRAIN: no row is repeated
 ]
+
+
+def torchrun(*settings):
+    """`streetvision train` in two processes on the CPU."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [*launcher, "-m", "streetvision", "train", *settings],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,50 +50,38 @@ SETTINGS = [
     ids=["ddp", "fsdp"],
 )
 def test_two_processes_train_like_one(scenes, tmp_path, command, settings):
-    """The same loss, the same choice and as many predictions as one process with the same batches."""
-    own = [*SETTINGS, *settings]
-    alone = [setting for setting in own if not setting.startswith("hardware")]
-    one, two = ArtifactSchema(tmp_path / "one"), ArtifactSchema(tmp_path / "two")
-    assert command("train", f"data.root={scenes}", f"run_dir={one.output_dir}", *alone)[0] == 0
-    assert (
-        command("train", f"data.root={scenes}", f"run_dir={two.output_dir}", *alone, "pipeline.phases=[data]")[0] == 0
-    )
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    rest = [setting for setting in own if not setting.startswith("data.")]  # a run knows its data
-    asked = ["-m", "streetvision", "train", f"run_dir={two.output_dir}", *rest]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*starter, *asked, "hardware.devices=2"], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("VAL_SELECT MCC") == 1  # the second process says nothing
-    rows = [list(csv.DictReader(schema.phase1_metrics_csv.open())) for schema in (one, two)]
-    assert len(rows[0]) == len(rows[1]) == 2
-    for alone, shared in zip(*rows, strict=True):
-        for name in set(alone) - {"seconds"}:
-            assert float(shared[name]) == pytest.approx(float(alone[name]), rel=1e-4, abs=1e-5), name
-    alone, shared = (torch.load(schema.val_calib_logits, weights_only=True) for schema in (one, two))
-    assert alone.shape == shared.shape
-    torch.testing.assert_close(alone, shared, rtol=1e-3, atol=1e-4)
+    """Equal metrics in every epoch, and equal logits, as one process with the same batches."""
+    all_settings = [*SETTINGS, *settings]
+    single_settings = [setting for setting in all_settings if not setting.startswith("hardware")]
+    single, double = ArtifactSchema(tmp_path / "single"), ArtifactSchema(tmp_path / "double")
+    code, _ = command("train", f"data.root={scenes}", f"run_dir={single.output_dir}", *single_settings)
+    assert code == 0
+    data_only = [*single_settings, "pipeline.phases=[data]"]
+    code, _ = command("train", f"data.root={scenes}", f"run_dir={double.output_dir}", *data_only)
+    assert code == 0
+    without_data = [setting for setting in all_settings if not setting.startswith("data.")]  # the run knows its data
+    result = torchrun(f"run_dir={double.output_dir}", *without_data, "hardware.devices=2")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("VAL_SELECT MCC") == 1  # only rank 0 prints
+    histories = [list(csv.DictReader(schema.phase1_metrics_csv.open())) for schema in (single, double)]
+    assert len(histories[0]) == len(histories[1]) == 2
+    for expected, row in zip(*histories, strict=True):
+        for name in set(expected) - {"seconds"}:
+            assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-4, abs=1e-5), name
+    expected, logits = (torch.load(schema.val_calib_logits, weights_only=True) for schema in (single, double))
+    assert expected.shape == logits.shape
+    torch.testing.assert_close(expected, logits, rtol=1e-3, atol=1e-4)
 
 
-def test_what_the_first_process_refuses_is_told_by_it_alone(scenes, tmp_path):
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    asked = ["-m", "streetvision", "train", "data.root=nowhere", f"run_dir={tmp_path / 'run'}", *SETTINGS]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*starter, *asked, "training=full", "hardware.devices=2"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-    )
-    assert done.returncode == 1  # of torchrun
-    assert done.stderr.count("error: data.root 'nowhere' is not there") == 1
-    assert 'streetvision/cli.py", line' not in done.stderr  # no traceback of ours
+def test_only_rank_0_reports_a_user_error(tmp_path):
+    run_dir = f"run_dir={tmp_path / 'run'}"
+    result = torchrun("data.root=nowhere", run_dir, *SETTINGS, "training=full", "hardware.devices=2")
+    assert result.returncode == 1  # the exit code of torchrun
+    assert len(re.findall("error: .*'nowhere'", result.stderr)) == 1
+    assert not re.search('streetvision/.*", line', result.stderr)  # no traceback of this package
 
 
-def test_processes_that_were_not_started_are_asked_for_by_their_command():
+def test_missing_processes_are_an_error_whose_hint_is_the_command():
     with pytest.raises(ConfigError, match="needs 2 processes, and 1 process was started") as caught:
         check_world_size(HardwareConfig(devices=2))
     assert caught.value.hint.startswith("torchrun --nnodes=1 --nproc-per-node=2 -m streetvision train")

@@ -25,7 +25,7 @@ def cache(folder, model=None):
 
 
 @pytest.fixture
-def by_hand(scenes):
+def reference(scenes):
     def compute(model):
         transform = get_val_transforms(image_size=32)
         images = torch.stack([transform(read_image(scenes / row.path)) for row in rows_of(scenes)])
@@ -35,14 +35,14 @@ def by_hand(scenes):
     return compute
 
 
-def test_features_are_what_the_classifier_says_of_the_images(scenes, tmp_path, by_hand):
+def test_cached_features_are_the_classifier_s_features(scenes, tmp_path, reference):
     model = classifier()
     features, labels = cache(tmp_path, model).features(rows_of(scenes), root=scenes, name="train")
-    torch.testing.assert_close(features, by_hand(model)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features, reference(model)[0], rtol=1e-4, atol=1e-5)
     assert labels.tolist() == [row.label for row in rows_of(scenes)]
 
 
-def test_they_are_computed_once(scenes, tmp_path, monkeypatch):
+def test_features_are_computed_once(scenes, tmp_path, monkeypatch):
     first, _ = cache(tmp_path).features(rows_of(scenes), root=scenes, name="train")
     monkeypatch.setattr(
         "streetvision.training.features.apply_to_batches", lambda *_, **__: pytest.fail("computed again")
@@ -60,12 +60,12 @@ def test_another_backbone_or_size_is_another_file(scenes, tmp_path, change):
 
 def test_other_rows_are_another_file(scenes, tmp_path):
     rows = rows_of(scenes)
-    for chosen in (rows, rows[:-1]):
-        cache(tmp_path).features(chosen, root=scenes, name="train")
+    for subset in (rows, rows[:-1]):
+        cache(tmp_path).features(subset, root=scenes, name="train")
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_scores_carry_logits_labels_and_the_model_that_made_them(scenes, by_hand):
+def test_scores_hold_logits_labels_and_the_digest_of_the_model(scenes, reference):
     model, rows = classifier(), rows_of(scenes)
     scores = score_rows(
         model,
@@ -76,6 +76,6 @@ def test_scores_carry_logits_labels_and_the_model_that_made_them(scenes, by_hand
         loader=LoaderConfig(batch_size=6),
         progress=Silent(),
     )
-    torch.testing.assert_close(scores.logits, by_hand(model)[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores.logits, reference(model)[1], rtol=1e-4, atol=1e-5)
     assert scores.labels.tolist() == [row.label for row in rows]
     assert scores.reference.model_sha256 == "a" * 64

@@ -22,36 +22,36 @@ def classifier(source="transformers"):
     return load_classifier(ModelConfig(backbone=SOURCES[source]))
 
 
-def learning(model):
+def trainable(model):
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_head_always_learns_and_the_count_is_of_what_learns(mode):
+def test_the_head_is_always_trained_and_the_trainable_parameters_are_counted(mode):
     model = classifier()
     count = prepare(model, CONFIGS[mode]())
     assert count == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert {name for name in learning(model) if name.startswith("head.")} == {
+    assert {name for name in trainable(model) if name.startswith("head.")} == {
         f"head.{name}" for name, _ in model.head.named_parameters()
     }
 
 
-def test_frozen_leaves_the_backbone_and_full_all_but_the_mask_token():
+def test_frozen_trains_the_head_and_full_all_but_the_mask_token():
     model = classifier()
     prepare(model, FrozenConfig())
-    assert all(name.startswith("head.") for name in learning(model))
+    assert all(name.startswith("head.") for name in trainable(model))
     model = classifier()
     prepare(model, FullConfig())
-    still = {name for name, _ in model.named_parameters()} - learning(model)
-    assert all(name.endswith("mask_token") for name in still)
+    fixed = {name for name, _ in model.named_parameters()} - trainable(model)
+    assert all(name.endswith("mask_token") for name in fixed)
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_last_n_is_the_last_blocks_and_what_follows_them(source):
+def test_last_n_trains_the_last_blocks_and_the_layers_after_them(source):
     model = classifier(source)
     prepare(model, LastNConfig(last_blocks=1))
     block = {"transformers": ".layer.2.", "timm": ".blocks.11."}[source]
-    inside = [name for name in learning(model) if name.startswith("backbone.")]
+    inside = [name for name in trainable(model) if name.startswith("backbone.")]
     assert any(block in name for name in inside)
     assert {name for name in inside if block not in name} == {
         "backbone.network.norm.weight",
@@ -60,7 +60,7 @@ def test_last_n_is_the_last_blocks_and_what_follows_them(source):
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_rates_fall_from_the_head_to_the_patches_by_one_factor_a_block(source):
+def test_the_learning_rate_falls_by_one_factor_per_block(source):
     model = classifier(source)
     scales = rate_scales(model, 0.5)
     assert set(scales) == {name for name, _ in model.named_parameters()}
@@ -76,7 +76,7 @@ def test_rates_fall_from_the_head_to_the_patches_by_one_factor_a_block(source):
             assert scale == 0.5 ** (depth + 1), name
 
 
-def test_what_stands_between_blocks_goes_with_the_one_behind_it():
+def test_a_layer_between_blocks_belongs_to_the_block_after_it():
     """A Swin merges patches between its stages of 2, 2, 6 and 2 blocks."""
     torch.manual_seed(0)
     model = load_classifier(
@@ -90,7 +90,7 @@ def test_what_stands_between_blocks_goes_with_the_one_behind_it():
         assert scales[f"backbone.network.layers.{stage}.blocks.0.mlp.fc1.weight"] == 0.5 ** (13 - first)
     assert scales["backbone.network.patch_embed.proj.weight"] == 0.5**13
     prepare(model, LastNConfig(last_blocks=3))
-    parts = {name.partition("network.")[2] for name in learning(model) if name.startswith("backbone.")}
+    parts = {name.partition("network.")[2] for name in trainable(model) if name.startswith("backbone.")}
     opened = ("layers.2.blocks.5.", "layers.3.downsample.", "layers.3.blocks.0.", "layers.3.blocks.1.", "norm.")
     assert all(name.startswith(opened) for name in parts)
     assert all(any(name.startswith(part) for name in parts) for part in opened)

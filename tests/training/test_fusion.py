@@ -15,11 +15,11 @@ from streetvision.training.fusion import evaluate_fusion, fit_fusion, fused_logi
 from tests.data.test_datamodule import rows_of
 from tests.training.test_features import classifier
 
-CUT = ViewsConfig(rows=1, columns=2)
+LAYOUT = ViewsConfig(rows=1, columns=2)
 
 
 def config(**changes):
-    sizes = {"views": CUT, "trained": TrainedFusionConfig(latent_dim=8), "epochs": 12, "batch_size": 32}
+    sizes = {"views": LAYOUT, "trained": TrainedFusionConfig(latent_dim=8), "epochs": 12, "batch_size": 32}
     return CvfmTrainedConfig(**sizes | {"learning_rate": 0.02} | changes)
 
 
@@ -29,13 +29,13 @@ def model(settings=None):
 
 
 def planted(n, *, seed):
-    """Views of which one, in half of the images, has what makes the image positive; the head knows nothing of it."""
+    """In positive images, one view has a shifted feature, of which the head knows nothing."""
     generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(n, CUT.count, 16, generator=generator)
+    features = torch.randn(n, LAYOUT.count, 16, generator=generator)
     labels = torch.randint(0, 2, (n,), generator=generator)
-    where = torch.randint(0, CUT.count, (n,), generator=generator)
+    where = torch.randint(0, LAYOUT.count, (n,), generator=generator)
     features[torch.arange(n), where, :4] += 3.0 * labels[:, None]
-    return ViewFeatures(features, torch.ones(n, CUT.count, dtype=torch.bool), torch.ones(n, CUT.count), labels)
+    return ViewFeatures(features, torch.ones(n, LAYOUT.count, dtype=torch.bool), torch.ones(n, LAYOUT.count), labels)
 
 
 @cache
@@ -46,8 +46,8 @@ def fitted():
 def fit(**changes):
     settings = config(**changes)
     fused = model(settings)
-    found = fit_fusion(fused, planted(160, seed=1), planted(200, seed=2), config=settings, progress=Silent())
-    return fused, found
+    result = fit_fusion(fused, planted(160, seed=1), planted(200, seed=2), config=settings, progress=Silent())
+    return fused, result
 
 
 def test_only_the_fusion_changes():
@@ -59,21 +59,21 @@ def test_only_the_fusion_changes():
     assert {name.split(".")[1] for name in changed} >= {"encoder", "view_scores", "decoders", "correction"}
 
 
-def test_it_begins_as_the_mean_and_learns_what_the_head_does_not_know():
-    fused, found = fit()
+def test_it_starts_as_the_mean_and_learns_more_than_the_head_knows():
+    fused, result = fit()
     select = planted(200, seed=2)
-    mean = evaluate_fusion(FusedClassifier(fused.classifier, MultiViewMeanConfig(views=CUT).description), select)
-    assert {name: found.history[0][name] for name in mean} == pytest.approx(mean, abs=1e-6)
-    assert found.best_row["val_select_mcc"] > mean["val_select_mcc"] + 0.3
-    assert [row["epoch"] for row in found.history] == list(range(13))
+    mean = evaluate_fusion(FusedClassifier(fused.classifier, MultiViewMeanConfig(views=LAYOUT).description), select)
+    assert {name: result.history[0][name] for name in mean} == pytest.approx(mean, abs=1e-6)
+    assert result.best_row["val_select_mcc"] > mean["val_select_mcc"] + 0.3
+    assert [row["epoch"] for row in result.history] == list(range(13))
 
 
-def test_val_select_chooses_the_epoch_and_the_model_ends_with_it():
-    fused, found = fit()
-    best = max(found.history, key=lambda row: (row["val_select_mcc"], -row["val_select_nll"]))
-    assert found.best_row == best
+def test_val_select_selects_the_epoch_and_the_model_ends_with_it():
+    fused, result = fit()
+    best = max(result.history, key=lambda row: (row["val_select_mcc"], -row["val_select_nll"]))
+    assert result.best_row == best
     assert evaluate_fusion(fused, planted(200, seed=2))["val_select_nll"] == pytest.approx(best["val_select_nll"])
-    fused.fusion.load_state_dict(found.best)
+    fused.fusion.load_state_dict(result.best)
     assert evaluate_fusion(fused, planted(200, seed=2))["val_select_nll"] == pytest.approx(best["val_select_nll"])
 
 
@@ -85,11 +85,11 @@ def test_the_same_seed_gives_the_same_bits():
 @pytest.mark.parametrize(
     "change", [{"learning_rate": 0.001}, {"weight_decay": 0.5}, {"reconstruction_weight": 1.0}, {"batch_size": 8}]
 )
-def test_every_number_changes_what_is_learnt(change):
+def test_every_setting_changes_the_result(change):
     assert fit(**change)[1].history[-1] != fitted().history[-1]
 
 
-def test_a_loss_that_is_not_finite_stops():
+def test_a_loss_that_is_not_finite_is_an_error():
     train = planted(40, seed=1)
     train.features[3] = torch.inf
     with pytest.raises(StreetVisionError, match="the loss is nan at epoch 1"):
@@ -100,18 +100,18 @@ class TestViewCache:
     def cache(self, folder, fused=None):
         return ViewCache(folder, fused or model(), loader=LoaderConfig(batch_size=7), progress=Silent())
 
-    def test_what_is_seen_is_what_the_model_sees(self, scenes, tmp_path):
+    def test_fused_cached_features_equal_the_model_s_logits(self, scenes, tmp_path):
         fused, rows = model(), rows_of(scenes)
-        seen = self.cache(tmp_path, fused).features(rows, root=scenes, name="train")
-        assert seen.labels.tolist() == [row.label for row in rows]
-        assert seen.features.shape == (16, 3, 16)
-        for row, logits in zip(rows, fused_logits(fused, seen), strict=True):
-            views = fused.prepare(read_image(scenes / row.path))
+        views = self.cache(tmp_path, fused).features(rows, root=scenes, name="train")
+        assert views.labels.tolist() == [row.label for row in rows]
+        assert views.features.shape == (16, 3, 16)
+        for row, logits in zip(rows, fused_logits(fused, views), strict=True):
+            image = fused.prepare(read_image(scenes / row.path))
             with torch.no_grad():
-                alone = fused(type(views)(*(part[None] for part in views)))
-            torch.testing.assert_close(alone[0], logits, atol=1e-5, rtol=1e-4)
+                expected = fused(type(image)(*(part[None] for part in image)))
+            torch.testing.assert_close(expected[0], logits, atol=1e-5, rtol=1e-4)
 
-    def test_it_is_computed_once_for_each_cut(self, scenes, tmp_path, monkeypatch):
+    def test_it_is_computed_once_for_each_layout(self, scenes, tmp_path, monkeypatch):
         first = self.cache(tmp_path).features(rows_of(scenes), root=scenes, name="train")
         other = model(config(views=ViewsConfig(rows=2, columns=2)))
         self.cache(tmp_path, other).features(rows_of(scenes), root=scenes, name="train")

@@ -4,7 +4,7 @@ import torch
 from streetvision.training.optim import ExponentialMovingAverage, cosine_with_warmup, make_adamw
 
 
-def test_norms_and_biases_do_not_decay_and_frozen_weights_are_left_out():
+def test_norms_and_biases_have_no_decay_and_frozen_weights_are_excluded():
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
     module[0].requires_grad_(False)
     groups = make_adamw(module, learning_rate=0.1, weight_decay=0.5).param_groups
@@ -30,7 +30,7 @@ def test_the_rate_rises_to_its_peak_once_and_falls_to_zero(total, warmup):
     assert min(rates) > 0
 
 
-def test_running_statistics_are_averaged_with_the_weights_that_they_belong_to():
+def test_running_statistics_are_averaged_as_well():
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     module[0].requires_grad_(False)

@@ -24,14 +24,14 @@ def test_precision_follows_the_device_and_is_never_fp16(monkeypatch):
         MixedPrecisionConfig(dtype="fp16")
 
 
-def test_on_a_gpu_attention_is_left_to_autocast():
+def test_on_a_gpu_attention_is_under_autocast():
     assert isinstance(lightning_precision("bf16", CPU), Bf16OnCpu)
-    found = lightning_precision("bf16", torch.device("cuda"))
-    assert (found.precision, found.device, isinstance(found, Bf16OnCpu)) == ("bf16-mixed", "cuda", False)
+    plugin = lightning_precision("bf16", torch.device("cuda"))
+    assert (plugin.precision, plugin.device, isinstance(plugin, Bf16OnCpu)) == ("bf16-mixed", "cuda", False)
 
 
 def attended(*inputs, **named):
-    """What fp32 attention gives, rounded once."""
+    """Attention in fp32, rounded once."""
     return F.scaled_dot_product_attention(*(value.float() for value in inputs), **named).bfloat16()
 
 
@@ -45,13 +45,13 @@ def test_under_autocast_attention_is_computed_in_fp32_and_rounded_once(inputs):
     q, k, v = inputs
     mask = torch.rand(5, 5, generator=torch.Generator().manual_seed(1))
     with Bf16OnCpu().forward_context():
-        found = F.scaled_dot_product_attention(q, k, v)
+        positional = F.scaled_dot_product_attention(q, k, v)
         named = F.scaled_dot_product_attention(query=q, key=k, value=v, attn_mask=mask, scale=0.5)
         product = q @ k.transpose(-1, -2)
     assert product.dtype is torch.bfloat16
-    for got, wanted in ((found, attended(q, k, v)), (named, attended(q, k, v, attn_mask=mask, scale=0.5))):
-        assert got.dtype is torch.bfloat16
-        torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+    for result, expected in ((positional, attended(q, k, v)), (named, attended(q, k, v, attn_mask=mask, scale=0.5))):
+        assert result.dtype is torch.bfloat16
+        torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
 def test_outside_autocast_attention_keeps_the_precision_of_its_inputs(inputs):
@@ -62,16 +62,16 @@ def test_outside_autocast_attention_keeps_the_precision_of_its_inputs(inputs):
 
 
 class Spy(TorchFunctionMode):
-    """Notes the types that reach torch's attention."""
+    """Records the types of the inputs of torch's attention."""
 
     def __init__(self):
         super().__init__()
-        self.met = []
+        self.input_types = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
             values = (*args, *(kwargs or {}).values())
-            self.met.append({value.dtype for value in values if isinstance(value, torch.Tensor)})
+            self.input_types.append({value.dtype for value in values if isinstance(value, torch.Tensor)})
         return func(*args, **(kwargs or {}))
 
 
@@ -83,15 +83,15 @@ class Spy(TorchFunctionMode):
     ],
     ids=["transformers", "timm"],
 )
-def test_the_attention_of_each_kind_of_backbone_is_met(backbone):
+def test_the_attention_of_each_kind_of_backbone_is_in_fp32(backbone):
     classifier = load_classifier(ModelConfig(backbone=backbone, pooling="mean")).train()
     size = classifier.description.image_size
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     with Spy() as spy, Bf16OnCpu().forward_context():
         logits = classifier(images)
     logits.float().sum().backward()
-    assert len(spy.met) >= 3  # one a block
-    assert all(types == {torch.float32} for types in spy.met)
+    assert len(spy.input_types) >= 3  # one a block
+    assert all(types == {torch.float32} for types in spy.input_types)
     grads = [p.grad for p in classifier.parameters() if p.grad is not None]
     assert grads
     assert all(torch.isfinite(grad).all() for grad in grads)

@@ -29,43 +29,46 @@ def gradients(module):
     return [parameter.grad.clone() for parameter in module.parameters()]
 
 
+def assert_equal_gradients(first, second):
+    for gradient, expected in zip(gradients(first), gradients(second), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("chunk_size", [5, 24, 100])
-def test_parts_give_the_gradient_of_the_whole_batch(chunk_size):
-    whole, parts, loss = network(), network(), SimCLRLoss(0.1)
-    expected = loss(*(whole(view) for view in views()))
+def test_chunks_give_the_gradient_of_the_whole_batch(chunk_size):
+    full, cached, loss = network(), network(), SimCLRLoss(0.1)
+    expected = loss(*(full(view) for view in views()))
     expected.backward()
-    found = cached_gradients(parts, views(), loss, chunk_size=chunk_size)
-    torch.testing.assert_close(found, expected.detach())
-    for one, other in zip(gradients(parts), gradients(whole), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    value = cached_gradients(cached, views(), loss, chunk_size=chunk_size)
+    torch.testing.assert_close(value, expected.detach())
+    assert_equal_gradients(cached, full)
 
 
 def test_accumulation_gives_another_gradient():
-    """What the cache is for: each part of an accumulated batch sees its own negatives only."""
-    whole, parts, loss = network(), network(), SimCLRLoss(0.1)
-    loss(*(whole(view) for view in views())).backward()
+    """The purpose of the cache: each part of an accumulated batch has its own negatives only."""
+    full, parts, loss = network(), network(), SimCLRLoss(0.1)
+    loss(*(full(view) for view in views())).backward()
     for first, second in zip(*(view.split(6) for view in views()), strict=True):
         (loss(parts(first), parts(second)) / 4).backward()
-    worst = max((a - b).abs().max() for a, b in zip(gradients(parts), gradients(whole), strict=True))
+    worst = max((a - b).abs().max() for a, b in zip(gradients(parts), gradients(full), strict=True))
     assert worst > 1e-3
 
 
-def test_dropout_is_drawn_the_same_both_times():
+def test_both_passes_draw_the_same_dropout():
     module, loss = network(dropout=0.5), SimCLRLoss(0.1)
     torch.manual_seed(5)
     cached_gradients(module, views(), loss, chunk_size=24)
-    again = network(dropout=0.5)
+    full = network(dropout=0.5)
     torch.manual_seed(5)
-    first, second = (again(view) for view in views())
+    first, second = (full(view) for view in views())
     loss(first, second).backward()
-    for one, other in zip(gradients(module), gradients(again), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert_equal_gradients(module, full)
 
 
-def test_gradients_add_up_as_backward_s_do():
+def test_gradients_accumulate_over_calls():
     module, loss = network(), SimCLRLoss(0.1)
     cached_gradients(module, views(), loss, chunk_size=8)
     once = gradients(module)
     cached_gradients(module, views(), loss, chunk_size=8)
-    for one, twice in zip(once, gradients(module), strict=True):
-        torch.testing.assert_close(twice, 2 * one)
+    for single, twice in zip(once, gradients(module), strict=True):
+        torch.testing.assert_close(twice, 2 * single)

@@ -39,7 +39,7 @@ def reference(first, second, temperature):
 
 @settings(max_examples=25, deadline=None)
 @given(n=st.integers(2, 64), temperature=st.sampled_from([0.07, 0.1, 0.2, 1.0]), seed=st.integers(0, 99))
-def test_simclr_is_its_formula(n, temperature, seed):
+def test_simclr_equals_its_formula(n, temperature, seed):
     first, second = pairs(n, seed=seed)
     assert float(SimCLRLoss(temperature)(first, second)) == pytest.approx(
         reference(first, second, temperature), rel=1e-5
@@ -47,7 +47,7 @@ def test_simclr_is_its_formula(n, temperature, seed):
 
 
 @pytest.mark.parametrize("n", [32, 512])
-def test_simclr_on_embeddings_that_say_nothing_is_at_chance(n):
+def test_simclr_of_uninformative_embeddings_is_at_chance(n):
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randn(n, 4096, generator=generator) for _ in range(2))
     assert float(SimCLRLoss(1.0)(first, second)) == pytest.approx(math.log(2 * n - 1), abs=0.01)
@@ -65,45 +65,45 @@ def test_simclr_does_not_depend_on_order_scale_or_which_view_is_first():
     assert loss(first, second[order]) > expected
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_gradients_equal_finite_differences():
     first, second = (view.requires_grad_() for view in pairs(3, d=4))
 
     assert torch.autograd.gradcheck(SimCLRLoss(0.5), (first, second))
 
 
-def reference_with_kin(first, second, kin, temperature):
-    """As `reference`, without the terms of other images of the same kin."""
+def reference_with_groups(first, second, group_ids, temperature):
+    """As `reference`, without the terms of other images of the same group."""
     z = np.concatenate([first.numpy(), second.numpy()])
     z = z / np.linalg.norm(z, axis=1, keepdims=True)
     n, losses = len(first), []
     for anchor in range(2 * n):
         partner = (anchor + n) % (2 * n)
-        strangers = [other for other in range(2 * n) if kin[other % n] != kin[anchor % n]]
-        terms = [math.exp(z[anchor] @ z[other] / temperature) for other in (partner, *strangers)]
+        negatives = [other for other in range(2 * n) if group_ids[other % n] != group_ids[anchor % n]]
+        terms = [math.exp(z[anchor] @ z[other] / temperature) for other in (partner, *negatives)]
         losses.append(math.log(sum(terms)) - z[anchor] @ z[partner] / temperature)
     return sum(losses) / len(losses)
 
 
-class TestKin:
+class TestGroups:
     @settings(max_examples=25, deadline=None)
-    @given(kin=st.lists(st.integers(0, 9), min_size=2, max_size=40), seed=st.integers(0, 99))
-    def test_images_of_one_kin_are_not_told_apart(self, kin, seed):
-        first, second = pairs(len(kin), seed=seed)
-        loss = SimCLRLoss(0.2)(first, second, torch.tensor(kin))
-        assert float(loss) == pytest.approx(reference_with_kin(first, second, kin, 0.2), rel=1e-5, abs=1e-9)
+    @given(group_ids=st.lists(st.integers(0, 9), min_size=2, max_size=40), seed=st.integers(0, 99))
+    def test_images_of_one_group_are_no_negatives(self, group_ids, seed):
+        first, second = pairs(len(group_ids), seed=seed)
+        loss = SimCLRLoss(0.2)(first, second, torch.tensor(group_ids))
+        assert float(loss) == pytest.approx(reference_with_groups(first, second, group_ids, 0.2), rel=1e-5, abs=1e-9)
 
-    def test_gradients_are_those_of_finite_differences(self):
+    def test_gradients_equal_finite_differences(self):
         first, second = (view.requires_grad_() for view in pairs(4, d=4))
-        kin = torch.tensor([0, 1, 0, 2])
-        assert torch.autograd.gradcheck(lambda *views: SimCLRLoss(0.5)(*views, kin), (first, second))
+        group_ids = torch.tensor([0, 1, 0, 2])
+        assert torch.autograd.gradcheck(lambda *views: SimCLRLoss(0.5)(*views, group_ids), (first, second))
 
-    def test_strangers_all_round_is_the_loss_without_kin(self):
+    def test_groups_of_one_image_give_the_loss_without_groups(self):
         first, second = pairs(9)
         torch.testing.assert_close(SimCLRLoss(0.1)(first, second, torch.arange(9)), SimCLRLoss(0.1)(first, second))
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
-def test_a_temperature_that_makes_no_sense_is_an_error(temperature):
+def test_an_invalid_temperature_is_an_error(temperature):
     with pytest.raises(ConfigError, match="temperature"):
         SimCLRLoss(temperature)
 
@@ -130,19 +130,21 @@ class TestSwav:
     def test_codes_do_not_overflow(self):
         assert torch.isfinite(sinkhorn(torch.randn(6, 4).bfloat16() * 100)).all()
 
-    def test_views_that_agree_lose_less(self):
+    def test_matching_views_have_a_lower_loss(self):
         first, second = pairs(32, near=0.1)
         prototypes = torch.randn(8, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         assert swav_loss(first, second, prototypes) < swav_loss(first, second.roll(1, 0), prototypes)
 
-    def test_where_embeddings_lie_together_only_sharp_codes_tell_them_apart(self):
-        first, second = (9 + 0.3 * view for view in pairs(32, near=0.1))  # cosines over 0.99, as projections begin
+    def test_only_sharp_codes_separate_embeddings_that_are_close_together(self):
+        first, second = (
+            9 + 0.3 * view for view in pairs(32, near=0.1)
+        )  # cosines over 0.99, as those of an untrained projection
         prototypes = torch.randn(8, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-        agreed, not_agreed = (
+        sharp, soft = (
             [swav_loss(first, rows, prototypes, epsilon=epsilon) for rows in (second, second.roll(1, 0))]
             for epsilon in (0.001, 0.05)
         )
-        assert agreed[1] - agreed[0] > 10 * (not_agreed[1] - not_agreed[0])
+        assert sharp[1] - sharp[0] > 10 * (soft[1] - soft[0])
 
     def test_gradients_reach_views_and_prototypes(self):
         first, second = (view.requires_grad_() for view in pairs(8))
@@ -170,7 +172,7 @@ class TestCollapse:
         assert uniformity(torch.ones(10, 3)) == pytest.approx(0)
         assert uniformity(torch.eye(2)) == pytest.approx(-4)
 
-    def test_of_many_rows_some_are_paired(self):
+    def test_uniformity_of_many_rows_uses_a_subset(self):
         some = torch.randn(4096, 3, generator=torch.Generator().manual_seed(0))
         assert uniformity(some.repeat_interleave(7, dim=0)) == pytest.approx(uniformity(some), abs=1e-9)
 
@@ -183,30 +185,30 @@ def swav(first, second):
     return swav_loss(first, second, torch.randn(5, 8, generator=torch.Generator().manual_seed(2)))
 
 
-def learn(objective, own=slice(None)):
+def loss_and_gradient(objective, rows=slice(None)):
     """The loss of a layer on some rows of the shared views, and the gradient of its weights."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(16, 8)
-    loss = objective(*(layer(view[own].float()) for view in pairs(12)))
+    loss = objective(*(layer(view[rows].float()) for view in pairs(12)))
     loss.backward()
     return loss.detach(), layer.weight.grad
 
 
 def _in_process(rank, folder):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    found = {}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    results = {}
     for objective in (simclr, swav):
-        found[objective.__name__] = learn(objective, slice(6 * rank, 6 * rank + 6))
-        for tensor in found[objective.__name__]:
+        results[objective.__name__] = loss_and_gradient(objective, slice(6 * rank, 6 * rank + 6))
+        for tensor in results[objective.__name__]:
             torch.distributed.all_reduce(tensor)
             tensor /= 2
-    torch.save(found, f"{folder}/{rank}.pt")
+    torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_are_one_with_the_joint_batch(tmp_path):
+def test_two_processes_equal_one_with_the_joint_batch(tmp_path):
     mp.spawn(_in_process, args=(str(tmp_path),), nprocs=2)
     for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for objective in (simclr, swav):
-            torch.testing.assert_close(found[objective.__name__], learn(objective), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(results[objective.__name__], loss_and_gradient(objective), rtol=1e-5, atol=1e-6)

@@ -5,7 +5,7 @@ arXiv 2406.10973). Shapes: B images, S pixels per side, P pooled width, D width 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +66,6 @@ class TwoViewEmbeddings(NamedTuple):
 class SimCLR(nn.Module):
     """Contrast within the batch."""
 
-    has_target: ClassVar = False
-
     def __init__(self, config: SimCLRConfig) -> None:
         super().__init__()
         self.contrast = SimCLRLoss(config.temperature)
@@ -80,8 +78,6 @@ class SimCLR(nn.Module):
 
 class BYOL(nn.Module):
     """Prediction, from each view, of the momentum target's embedding of the other view."""
-
-    has_target: ClassVar = True
 
     def __init__(self, config: BYOLConfig | BYOLSwAVConfig) -> None:
         super().__init__()
@@ -97,8 +93,6 @@ class BYOL(nn.Module):
 class SwAV(nn.Module):
     """Prediction, from each view, of the other view's prototype code."""
 
-    has_target: ClassVar = False
-
     def __init__(self, config: SwAVConfig | BYOLSwAVConfig) -> None:
         super().__init__()
         self.temperature, self.epsilon = config.temperature, config.epsilon
@@ -111,8 +105,6 @@ class SwAV(nn.Module):
 
 class BYOLSwAV(nn.Module):
     """The mean of the losses of BYOL and SwAV, on the same embeddings."""
-
-    has_target: ClassVar = True
 
     def __init__(self, config: BYOLSwAVConfig) -> None:
         super().__init__()
