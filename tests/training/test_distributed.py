@@ -54,10 +54,10 @@ def test_two_processes_train_like_one(scenes, tmp_path, command, settings):
     all_settings = [*SETTINGS, *settings]
     single_settings = [setting for setting in all_settings if not setting.startswith("hardware")]
     single, double = ArtifactSchema(tmp_path / "single"), ArtifactSchema(tmp_path / "double")
-    code, _ = command("train", f"data.root={scenes}", f"run_dir={single.output_dir}", *single_settings)
+    code, *_ = command("train", f"data.root={scenes}", f"run_dir={single.output_dir}", *single_settings)
     assert code == 0
     data_only = [*single_settings, "pipeline.phases=[data]"]
-    code, _ = command("train", f"data.root={scenes}", f"run_dir={double.output_dir}", *data_only)
+    code, *_ = command("train", f"data.root={scenes}", f"run_dir={double.output_dir}", *data_only)
     assert code == 0
     without_data = [setting for setting in all_settings if not setting.startswith("data.")]  # the run knows its data
     result = torchrun(f"run_dir={double.output_dir}", *without_data, "hardware.devices=2")
