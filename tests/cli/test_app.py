@@ -1,4 +1,4 @@
-"""The command line as a person meets it."""
+"""The command line: help, errors, exit codes and output."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from tests.conftest import TINY_MODEL
 
 
 def run_watched(*arguments):
-    """Run the command line in a process of its own; returns what it printed and the libraries that it loaded."""
+    """Run the command line in a process of its own; returns its output and the libraries that it loaded."""
     code = (
         "import sys\nfrom streetvision.cli.app import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
@@ -22,28 +22,28 @@ def run_watched(*arguments):
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True
     )
-    said, _, loaded = done.stdout.rpartition("loaded:")
-    return said + done.stderr, set(loaded.split())
+    output, _, loaded = done.stdout.rpartition("loaded:")
+    return output + done.stderr, set(loaded.split())
 
 
 def test_help_names_every_verb_and_imports_no_torch():
-    said, loaded = run_watched("--help")
-    assert all(verb in said for verb in (*VERBS, *GROUPS))
+    output, loaded = run_watched("--help")
+    assert all(verb in output for verb in (*VERBS, *GROUPS))
     assert not loaded & {"torch", "lightning", "transformers", "timm", "hydra", "numpy", "pydantic", "rich"}
 
 
 SLOW_TO_LOAD = {"torch", "torchvision", "lightning", "transformers", "timm", "scipy", "matplotlib"}
 
 
-def test_a_mistake_is_told_before_anything_heavy_is_loaded(finished_run):
-    said, loaded = run_watched("train", f"run_dir={finished_run}", "training.mode=froze")
-    assert "did you mean 'frozen'?" in said
+def test_a_user_error_is_reported_before_heavy_imports(finished_run):
+    output, loaded = run_watched("train", f"run_dir={finished_run}", "training.mode=froze")
+    assert "did you mean 'frozen'?" in output
     assert not loaded & SLOW_TO_LOAD
 
 
 def test_a_run_with_nothing_to_do_loads_nothing_heavy(finished_run):
-    said, loaded = run_watched("train", f"run_dir={finished_run}", *TINY_MODEL)
-    assert said.count("(unchanged)") == 5
+    output, loaded = run_watched("train", f"run_dir={finished_run}", *TINY_MODEL)
+    assert output.count("(unchanged)") == 5
     assert not loaded & SLOW_TO_LOAD
 
 
@@ -51,7 +51,7 @@ WORDS = [(verb,) for verb in VERBS] + [(group, verb) for group, (_, verbs) in GR
 
 
 @pytest.mark.parametrize("words", WORDS, ids=" ".join)
-def test_every_verb_explains_itself(command, words):
+def test_every_verb_has_help(command, words):
     code, out, _ = command(*words, "--help")
     assert code == 0
     assert "Usage:" in out
@@ -64,7 +64,7 @@ def test_the_first_help_line_of_every_verb_fits_on_its_line(command, group):
     assert "..." not in verbs
 
 
-def test_an_unknown_verb_or_option_is_a_users_mistake(command):
+def test_an_unknown_verb_or_option_is_a_user_error(command):
     assert command("trian")[0] == 2
     assert command("train", "--epochs", "3")[0] == 2
 
@@ -77,14 +77,14 @@ def test_debug_shows_where_an_error_came_from():
         main(["--debug", "train", "training.epoch=3"])
 
 
-def test_an_interrupt_says_how_to_go_on(command, monkeypatch):
+def test_an_interrupt_prints_how_to_resume(command, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("streetvision.pipeline.run.launch_training", interrupted)
     code, _, err = command("train")
     assert code == 130
-    assert err.startswith("interrupted; run the same line again")
+    assert err.startswith("interrupted; run the same command again")
 
 
 def test_doctor_names_the_device(command):
@@ -94,19 +94,19 @@ def test_doctor_names_the_device(command):
     assert "device" in out
 
 
-def test_predict_answers_files_and_folders_as_json_lines_and_csv(command, finished_run, scenes):
+def test_predict_prints_json_lines_and_csv(command, finished_run, scenes):
     export = finished_run / "export"
     code, out, _ = command("predict", "--bundle", export, scenes / "images")
-    answers = [json.loads(line) for line in out.splitlines()]
+    predictions = [json.loads(line) for line in out.splitlines()]
     assert code == 0
-    assert len(answers) == 160
-    assert all(answer["label"] == ["None", "Roadwork"][answer["decision"]] for answer in answers)
+    assert len(predictions) == 160
+    assert all(p["label"] == ["None", "Roadwork"][p["decision"]] for p in predictions)
     code, out, _ = command("predict", "--bundle", export, "--format", "csv", scenes / "images")
     rows = list(csv.DictReader(io.StringIO(out)))
-    assert [float(row["probability"]) for row in rows] == [answer["probability"] for answer in answers]
+    assert [float(row["probability"]) for row in rows] == [prediction["probability"] for prediction in predictions]
 
 
-def test_data_check_tells_what_is_there(command, scenes, tmp_path):
+def test_data_check_prints_counts(command, scenes, tmp_path):
     code, out, _ = command("data", "check", scenes, "--page", tmp_path / "check.html")
     assert code == 0
     assert "160: " in out
@@ -130,11 +130,11 @@ def test_a_log_holds_whole_lines_without_control_characters(finished_run, scenes
 def test_the_help_of_bench_names_every_section(command):
     from benchmarks.run import SECTIONS
 
-    told = command("dev", "bench", "--help")[1].replace(",", " ").split()
-    assert set(SECTIONS) <= set(told)
+    words = command("dev", "bench", "--help")[1].replace(",", " ").split()
+    assert set(SECTIONS) <= set(words)
 
 
-def test_names_that_a_terminal_cannot_show_are_printed_escaped(monkeypatch):
+def test_unprintable_names_are_escaped(monkeypatch):
     from streetvision.cli.errors import escape_unprintable
 
     written = io.BytesIO()

@@ -22,7 +22,7 @@ from streetvision.experiments.ablation_table import packaged_tables, read_table
 from streetvision.io.atomic import read_json
 from streetvision.io.predictions import read_predictions
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.test_access_log import read_test_accesses
+from streetvision.pipeline.test_access_log import count_test_accesses
 
 BROKEN = {"name": "broken", "variant": {"settings": ["training.learning_rate=1e30"]}, "expected": {"mcc": "+1"}}
 
@@ -92,7 +92,7 @@ def arms_with_equal_settings_share_one_run_and_one_test_access(out):
         == runs["broken", "baseline"]
     )
     assert len(set(runs.values())) == 3
-    assert read_test_accesses(ArtifactSchema(Path(runs["threshold", "baseline"])).test_access_log_json) == 1
+    assert count_test_accesses(ArtifactSchema(Path(runs["threshold", "baseline"])).test_access_log_json) == 1
     assert read_json(out / "ablation.json")["test_accesses"] == {"tiny, seed 0": 2}
 
 

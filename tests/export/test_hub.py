@@ -41,7 +41,7 @@ def test_figures_of_another_bundle_are_not_its_own(finished_run, command, tmp_pa
     edit_bundle_json(run / "export", lambda content: content["versions"].update(streetvision="9"))
     code, told, err = command("export", "--bundle", run / "export", "--out", tmp_path / "hub", "--format", "hub")
     assert code == 0, err
-    assert "the card has no figures" in told
+    assert "the model card has no metrics" in told
     assert "license: other" in told
     head, body = metadata((tmp_path / "hub" / "README.md").read_text())
     assert "model-index" not in head
@@ -62,4 +62,4 @@ def test_an_option_that_the_format_does_not_read_is_an_error(finished_run, comma
     for form, option in (("hub", "--hotkey"), ("hub", "--version"), ("miner", "--license")):
         code, _, err = command(*asked, form, option, "x")
         assert code == 2
-        assert f"--format {form} does not read {option}" in err
+        assert f"{option} has no effect with --format {form}" in err

@@ -1,4 +1,4 @@
-"""What a user can get wrong ends in one line, exit code 2, no traceback and nothing half-written."""
+"""User errors end with an error line and a hint, exit code 2, no traceback and no partial files."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from tests.conftest import TINY_MODEL, edit_bundle_json
 
 @pytest.fixture
 def fails(command):
-    """Run a command that must fail as a user's mistake does; returns its error lines."""
+    """Run a command that must fail with a user error; returns its error output."""
 
     def run(*arguments):
         code, _, err = command(*arguments)
@@ -60,7 +60,7 @@ class TestData:
         assert "has no images of class 'Roadwork' (found: None 5)" in err
         assert "data.class_names=[None,Roadwork]" in err
 
-    def test_a_label_that_is_no_class(self, fails, photos, tmp_path):
+    def test_a_label_that_is_not_a_class(self, fails, photos, tmp_path):
         (photos / "index.csv").write_text("path,label\nNone/0.png,0\nRoadwork/0.png,maybe\n")
         err = fails("train", f"data.root={photos}", f"run_dir={tmp_path / 'run'}")
         assert "maybe" in err
@@ -81,7 +81,7 @@ class TestData:
         assert "data_report.json" in err
         assert len(read_json(tmp_path / "run" / "data_report.json")["bad"]) == 8
 
-    def test_odd_files_are_decoded_or_named_and_the_run_goes_on(self, command, scenes, tmp_path):
+    def test_unusual_files_are_decoded_or_reported_and_the_run_continues(self, command, scenes, tmp_path):
         photos = shutil.copytree(scenes, tmp_path / "photos")
         index = (photos / "index.csv").read_text().splitlines()
         pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -126,7 +126,9 @@ class TestData:
 
 class TestSettings:
     def test_an_unknown_key_suggests_the_nearest(self, fails):
-        assert "did you mean training.epochs?" in fails("train", "training.epoch=3")
+        err = fails("train", "training.epoch=3")
+        assert "training.epoch is not a setting" in err
+        assert "training.epochs?" in err
 
     def test_a_value_that_is_not_allowed(self, fails):
         assert "training.epochs=0: input should be greater" in fails("train", "training.epochs=0")
@@ -156,10 +158,10 @@ class TestSettings:
         (tmp_path / "my.yaml").write_text(text)
         fails("train", "--config", tmp_path / "my.yaml")
 
-    def test_a_class_that_yaml_takes_for_a_truth(self, fails):
-        assert "in quotes" in fails("train", "data.class_names=[no,yes]")
+    def test_a_class_name_that_yaml_reads_as_a_boolean(self, fails):
+        assert "put the value in quotes" in fails("train", "data.class_names=[no,yes]")
 
-    def test_a_seed_that_no_generator_takes(self, fails):
+    def test_a_seed_out_of_range(self, fails):
         assert "training.seed=4294967296: input should be less" in fails("train", "training.seed=4294967296")
 
     def test_an_argument_or_a_root_that_is_empty(self, fails):
@@ -168,7 +170,7 @@ class TestSettings:
 
     def test_a_text_with_nul(self, fails, tmp_path):
         (tmp_path / "my.yaml").write_text('run_dir: "a\\0b"')
-        assert "the character NUL" in fails("train", "--config", tmp_path / "my.yaml")
+        assert "contains the character NUL" in fails("train", "--config", tmp_path / "my.yaml")
 
     def test_a_config_file_that_is_not_there(self, fails, tmp_path):
         assert "cannot read" in fails("train", "--config", tmp_path / "my.yaml")
@@ -179,16 +181,16 @@ class TestSettings:
 
     def test_a_phase_without_what_it_needs(self, fails, tmp_path):
         err = fails("train", "pipeline.phases=[phase2]", f"run_dir={tmp_path / 'run'}")
-        assert "phase2 needs phase1/val_calib_logits.pt of phase1, and this run has none" in err
+        assert "phase2 needs phase1/val_calib_logits.pt of phase1, which this run does not have" in err
         assert "pipeline.phases=[phase1,phase2]" in err
 
     def test_a_run_folder_of_other_data(self, fails, finished_run, photos, tmp_path):
         run = shutil.copytree(finished_run, tmp_path / "run")
-        assert "is about" in fails("train", f"data.root={photos}", f"run_dir={run}")
+        assert "belongs to data.root" in fails("train", f"data.root={photos}", f"run_dir={run}")
 
 
 class TestDisk:
-    def test_a_name_that_no_file_can_have(self, fails, photos, finished_run, tmp_path):
+    def test_a_name_that_is_too_long(self, fails, photos, finished_run, tmp_path):
         long = tmp_path / ("a" * 300)
         assert "File name too long" in fails("train", f"data.root={photos}", f"run_dir={long}")
         assert "File name too long" in fails("predict", "--bundle", finished_run / "export", photos, "--out", long)
@@ -200,11 +202,11 @@ class TestDisk:
         manifest.mkdir()
         assert "Is a directory" in fails("train", f"run_dir={run}", "pipeline.phases=[phase2]")
 
-    def test_a_manifest_that_does_not_know_its_data(self, fails, finished_run, tmp_path):
+    def test_a_manifest_without_its_data(self, fails, finished_run, tmp_path):
         run = shutil.copytree(finished_run, tmp_path / "run")
         path = ArtifactSchema(run).manifest("data")
         write_json_atomic(path, {**read_json(path), "config": {}})
-        assert "does not say which data this run is about" in fails("train", f"run_dir={run}")
+        assert "does not record the data of this run" in fails("train", f"run_dir={run}")
 
     def test_a_run_folder_that_cannot_be_made(self, fails, photos, tmp_path):
         (tmp_path / "file").write_text("")
@@ -220,7 +222,7 @@ class TestDisk:
 
 
 class TestBundle:
-    def test_there_is_none(self, fails, tmp_path):
+    def test_a_missing_bundle(self, fails, tmp_path):
         for verb in (["predict", "--bundle", tmp_path, tmp_path], ["evaluate", "--bundle", tmp_path]):
             assert "there is no bundle" in fails(*verb)
 
@@ -234,12 +236,14 @@ class TestBundle:
         (export / name).unlink()
         assert name in fails("predict", "--bundle", export, scenes)
 
-    def test_a_bundle_of_another_data_set_is_not_judged_here(self, fails, finished_run, tmp_path):
+    def test_a_bundle_of_another_data_set_is_not_evaluated(self, fails, finished_run, tmp_path):
         run = shutil.copytree(finished_run, tmp_path / "run")
         edit_bundle_json(run / "export", lambda bundle: bundle.update(data_fingerprint="0" * 64))
         assert "fingerprint" in fails("evaluate", "--bundle", run / "export")
 
-    def test_an_image_that_is_none_is_named_and_the_others_are_answered(self, command, finished_run, scenes, tmp_path):
+    def test_an_unreadable_image_is_reported_and_the_others_are_predicted(
+        self, command, finished_run, scenes, tmp_path
+    ):
         (tmp_path / "bad.jpg").write_bytes(b"no image")
         good = sorted(scenes.rglob("*.jpg"))[0]
         code, out, _ = command("predict", "--bundle", finished_run / "export", tmp_path / "bad.jpg", good)

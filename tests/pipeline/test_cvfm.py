@@ -22,17 +22,17 @@ from streetvision.pipeline.engine import Engine
 from streetvision.pipeline.phases import PHASES
 
 PHASES_OF_VIEWS = "pipeline.phases=[phase4c_cvfm,phase5,phase6]"
-CUT = ["phase4c.views.rows=1", "phase4c.views.columns=2", "phase5.folds=2"]
+GRID = ["phase4c.views.rows=1", "phase4c.views.columns=2", "phase5.folds=2"]
 MODES = {
-    "multiview_mean": ["phase4c.mode=multiview_mean", *CUT],
-    "cvfm_inference": ["phase4c.mode=cvfm_inference", "phase4c.inference.mode=noisy_or", *CUT],
-    "cvfm_trained": ["phase4c=cvfm", *CUT, "phase4c.epochs=6", "phase4c.batch_size=16", "phase4c.learning_rate=0.01"],
+    "multiview_mean": ["phase4c.mode=multiview_mean", *GRID],
+    "cvfm_inference": ["phase4c.mode=cvfm_inference", "phase4c.inference.mode=noisy_or", *GRID],
+    "cvfm_trained": ["phase4c=cvfm", *GRID, "phase4c.epochs=6", "phase4c.batch_size=16", "phase4c.learning_rate=0.01"],
 }
 
 
 @pytest.fixture(scope="module", params=MODES)
 def fused_run(request, finished_run, tmp_path_factory):
-    """A run in which phase 4c was asked for, and its mode."""
+    """A run with phase 4c, and its mode."""
     from streetvision.cli.app import main
 
     root = shutil.copytree(finished_run, tmp_path_factory.mktemp("fused") / "run")
@@ -44,7 +44,7 @@ def fused_run(request, finished_run, tmp_path_factory):
 
 @pytest.fixture
 def trained(fused_run, tmp_path):
-    """A copy of the run with the trained fusion, to break."""
+    """A copy of the run with the trained fusion, for tests that change it."""
     return ArtifactSchema(shutil.copytree(fused_run[0].output_dir, tmp_path / "run"))
 
 
@@ -56,14 +56,14 @@ def rows_of(schema, split):
     return [(Path(splits["root"]) / row["path"], row["label"]) for row in splits["rows"] if row["split"] == split]
 
 
-def reseal(schema, phase, path):
-    """Let the manifest vouch for a file that was tampered with."""
+def update_digest(schema, phase, path):
+    """Record the digest of a changed file in the manifest."""
     manifest = read_json(schema.manifest(phase))
     manifest["outputs"][path.relative_to(schema.output_dir).as_posix()] = file_digest(path).model_dump()
     schema.manifest(phase).write_text(json.dumps(manifest))
 
 
-def test_what_was_fused_and_calibrated_is_what_ships(fused_run):
+def test_the_calibrated_fusion_is_exported(fused_run):
     schema, mode = fused_run
     predictor = load_bundle(schema.export_dir)
     assert predictor.inference == mode
@@ -75,7 +75,7 @@ def test_what_was_fused_and_calibrated_is_what_ships(fused_run):
     assert not torch.allclose(saved, torch.load(schema.val_calib_logits, weights_only=True), atol=1e-3)
 
 
-def test_policies_know_which_scores_are_theirs(fused_run):
+def test_policies_name_their_scores(fused_run):
     schema, mode = fused_run
     fused, single = (read_json(path)["reference"] for path in (schema.cvfm_scores_json, schema.val_calib_scores_json))
     assert read_json(schema.scrc_params_json)["scores"] == fused
@@ -99,18 +99,18 @@ def test_evaluation_predictor_and_command_give_the_same_numbers(fused_run, comma
     singles = [("argmax", "single_view"), ("threshold", "single_view")]
     assert policies == [*singles, ("argmax", mode), ("scrc", mode)]
     predictor = load_bundle(schema.export_dir)
-    answers = predictor.predict(path for path, _ in rows)
-    right = sum(answer.decision == label for answer, (_, label) in zip(answers, rows, strict=True))
-    assert report["metrics"]["accuracy"]["estimate"] == pytest.approx(right / len(rows), abs=1e-12)
+    predictions = predictor.predict(path for path, _ in rows)
+    correct = sum(p.decision == label for p, (_, label) in zip(predictions, rows, strict=True))
+    assert report["metrics"]["accuracy"]["estimate"] == pytest.approx(correct / len(rows), abs=1e-12)
     code, out, _ = command("predict", "--bundle", schema.export_dir, *(path for path, _ in rows))
     assert code == 0
     printed = [json.loads(line)["probability"] for line in out.splitlines()]
-    assert printed == pytest.approx([answer.probability for answer in answers], abs=1e-6)
+    assert printed == pytest.approx([prediction.probability for prediction in predictions], abs=1e-6)
     alone = [predictor.predict(path)[0].probability for path, _ in rows]
     assert printed == pytest.approx(alone, abs=1e-6)
 
 
-def test_the_single_view_beside_it_is_phase_1s(fused_run):
+def test_the_single_view_of_the_bundle_is_phase_1(fused_run):
     schema, _ = fused_run
     plain = load_bundle(schema.export_dir).with_single_view()
     assert plain.inference == "single_view"
@@ -119,22 +119,22 @@ def test_the_single_view_beside_it_is_phase_1s(fused_run):
     torch.testing.assert_close(logits, saved, rtol=1e-5, atol=1e-5)
 
 
-def test_phase_1_is_judged_beside_it(fused_run):
+def test_phase_1_is_the_baseline_of_phase_4c(fused_run):
     schema, _ = fused_run
     fused, alone = (read_json(schema.manifest(phase))["metrics"] for phase in ("phase4c_cvfm", "phase1"))
     assert fused["single_view_val_select_mcc"] == pytest.approx(alone["val_select_mcc"])
 
 
-def test_a_fusion_that_loses_to_the_whole_image_is_warned_of(finished_run, tmp_path, command, monkeypatch):
-    monkeypatch.setattr("streetvision.pipeline.steps.train_cvfm._without_views", lambda *_: 1.0)
+def test_a_fusion_below_the_single_view_gives_a_warning(finished_run, tmp_path, command, monkeypatch):
+    monkeypatch.setattr("streetvision.pipeline.steps.train_cvfm.argmax_mcc", lambda *_: 1.0)
     run = shutil.copytree(finished_run, tmp_path / "run")
-    asked = ["train", f"run_dir={run}", "pipeline.phases=[phase4c_cvfm]"]
-    code, out, err = command(*asked, "phase4c.mode=multiview_mean", *CUT[:2])
+    arguments = ["train", f"run_dir={run}", "pipeline.phases=[phase4c_cvfm]"]
+    code, out, err = command(*arguments, "phase4c.mode=multiview_mean", *GRID[:2])
     assert code == 0, err
-    assert "and the single view 1.000: leave out phase4c_cvfm" in out
+    assert "the single view 1.000: leave out phase4c_cvfm" in out
 
 
-def test_the_moved_bundle_looks_the_same_way(fused_run, scenes, tmp_path):
+def test_the_moved_bundle_predicts_the_same(fused_run, scenes, tmp_path):
     images = sorted(scenes.rglob("*.jpg"))[:6]
     moved = shutil.copytree(fused_run[0].export_dir, tmp_path / "elsewhere")
     assert load_bundle(moved).predict(images) == load_bundle(fused_run[0].export_dir).predict(images)
@@ -152,20 +152,20 @@ def test_views_are_cut_from_the_full_resolution(fused_run):
 
 
 def test_every_view_is_explained(fused_run, scenes, tmp_path, command):
-    """Pictures and JSON, with the same probability as without; what the views said is what was fused."""
+    """Pictures and JSON, with the same probability as without; the fusion of the view probabilities."""
     schema, mode = fused_run
     image = sorted(scenes.rglob("*.jpg"))[0]
     code, out, _ = command("predict", "--bundle", schema.export_dir, "--explain", tmp_path / "p", image)
     assert code == 0
-    answer = json.loads(out)
+    prediction = json.loads(out)
     predictor = load_bundle(schema.export_dir)
-    assert answer["probability"] == pytest.approx(predictor.predict(image)[0].probability, abs=1e-6)
-    assert len(answer["views"]) == 3
-    said = torch.tensor([view["probability"] for view in answer["views"]], dtype=torch.float64).logit()
-    weights = torch.tensor([view["weight"] for view in answer["views"]])
+    assert prediction["probability"] == pytest.approx(predictor.predict(image)[0].probability, abs=1e-6)
+    assert len(prediction["views"]) == 3
+    logits = torch.tensor([view["probability"] for view in prediction["views"]], dtype=torch.float64).logit()
+    weights = torch.tensor([view["weight"] for view in prediction["views"]])
     none, some = predictor.logits(default_collate([predictor.prepare(image)]))[0].tolist()
     if mode == "multiview_mean":
-        assert said.mean().item() == pytest.approx(some - none, abs=1e-4)
+        assert logits.mean().item() == pytest.approx(some - none, abs=1e-4)
     if mode != "cvfm_inference":
         assert weights.sum().item() == pytest.approx(1, abs=1e-4)
     assert [path.name for path in (tmp_path / "p").iterdir()] == [f"0001-{image.stem}.png"]
@@ -215,10 +215,10 @@ def test_another_mode_leaves_no_weights_of_the_one_before(trained, command):
 
 @only_trained
 def test_export_refuses_a_fusion_of_other_scores(trained, command):
-    """A fusion that was changed after its scores were calibrated, sealed as if it were whole."""
+    """A fusion that was changed after its scores were calibrated, with a valid digest."""
     weights = torch.load(trained.cvfm_weights, weights_only=True)
     torch.save({**weights, "view_scores": weights["view_scores"] + 1}, trained.cvfm_weights)
-    reseal(trained, "phase4c_cvfm", trained.cvfm_weights)
+    update_digest(trained, "phase4c_cvfm", trained.cvfm_weights)
     trained.manifest("phase6").unlink()
     code, _, err = command("train", f"run_dir={trained.output_dir}", "pipeline.phases=[phase6]", *MODES["cvfm_trained"])
     assert code == 2
@@ -226,7 +226,7 @@ def test_export_refuses_a_fusion_of_other_scores(trained, command):
     assert "the policy was fitted on" in err
 
 
-def test_fused_scores_that_are_not_there_are_asked_for(finished_run, tmp_path, command):
+def test_missing_fused_scores_are_an_error(finished_run, tmp_path, command):
     root = shutil.copytree(finished_run, tmp_path / "run")
     code, _, err = command("train", f"run_dir={root}", "pipeline.phases=[phase5]", "phase4c=cvfm")
     assert code == 2
@@ -234,7 +234,7 @@ def test_fused_scores_that_are_not_there_are_asked_for(finished_run, tmp_path, c
 
 
 @only_trained
-def test_the_stock_miner_cannot_take_a_fusion_and_the_export_says_so(fused_run, command, tmp_path):
+def test_the_miner_export_refuses_a_fusion(fused_run, command, tmp_path):
     line = ["export", "--format", "miner", "--bundle", fused_run[0].export_dir, "--out", tmp_path / "miner"]
     code, _, err = command(*line)
     assert (code, "fuses many views" in err) == (2, True)
@@ -242,10 +242,10 @@ def test_the_stock_miner_cannot_take_a_fusion_and_the_export_says_so(fused_run, 
 
 
 @only_trained
-def test_another_runtime_sees_every_view(fused_run, scenes, command, monkeypatch, tmp_path):
+def test_another_runtime_predicts_every_view(fused_run, scenes, command, monkeypatch, tmp_path):
     schema, _ = fused_run
-    asked = ["export", "--bundle", schema.export_dir, f"run_dir={schema.output_dir}", "--runtime"]
-    code, _, err = command(*asked, "onnx", "--out", tmp_path / "onnx")
+    arguments = ["export", "--bundle", schema.export_dir, f"run_dir={schema.output_dir}", "--runtime"]
+    code, _, err = command(*arguments, "onnx", "--out", tmp_path / "onnx")
     assert code == 0, err
     ours, theirs = load_bundle(schema.export_dir), load_bundle(tmp_path / "onnx")
     assert theirs.inference == "cvfm_trained"
@@ -257,6 +257,6 @@ def test_another_runtime_sees_every_view(fused_run, scenes, command, monkeypatch
         assert [getattr(view, name) for view in other.views] == pytest.approx(expected, abs=1e-5)
     monkeypatch.setattr("streetvision.pipeline.runtime_export.check_parity", lambda *_, **__: None)
     monkeypatch.setattr("streetvision.pipeline.runtime_export.CALIBRATION_IMAGES", 4)
-    code, _, err = command(*asked, "openvino", "--precision", "int8", "--out", tmp_path / "int8")
+    code, _, err = command(*arguments, "openvino", "--precision", "int8", "--out", tmp_path / "int8")
     assert code == 0, err
     assert load_bundle(tmp_path / "int8").manifest.runtime.calibration_images == 4

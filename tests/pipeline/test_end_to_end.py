@@ -17,7 +17,7 @@ from tests.conftest import TINY_MODEL
 
 
 def probabilities(bundle, images):
-    return [answer.probability for answer in load_bundle(bundle).predict(images)]
+    return [prediction.probability for prediction in load_bundle(bundle).predict(images)]
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def run_copy(finished_run, tmp_path):
     return ArtifactSchema(shutil.copytree(finished_run, tmp_path / "run"))
 
 
-def test_every_phase_leaves_what_the_design_names(finished_run):
+def test_every_phase_writes_its_artifacts(finished_run):
     schema = ArtifactSchema(finished_run)
     names = (
         "splits_json data_report_json phase1_checkpoint phase1_last_checkpoint model_config_json "
@@ -56,8 +56,8 @@ def test_the_moved_bundle_predicts_the_same_numbers(run_copy, images, tmp_path):
     assert len(set(before)) > 1
 
 
-def test_what_was_calibrated_is_what_ships(finished_run):
-    """The saved logits of VAL_CALIB are what the exported model says of those images."""
+def test_the_calibrated_model_is_exported(finished_run):
+    """The saved logits of VAL_CALIB are those of the exported model."""
     schema = ArtifactSchema(finished_run)
     splits = read_json(schema.splits_json)
     rows = [row for row in splits["rows"] if row["split"] == "val_calib"]
@@ -69,14 +69,14 @@ def test_what_was_calibrated_is_what_ships(finished_run):
     assert labels.tolist() == [row["label"] for row in rows]
 
 
-def test_the_evaluation_counts_what_the_bundle_answers(finished_run):
+def test_the_evaluation_counts_the_predictions_of_the_bundle(finished_run):
     schema = ArtifactSchema(finished_run)
     report = read_json(schema.evaluation_report_json)
     splits = read_json(schema.splits_json)
     rows = [row for row in splits["rows"] if row["split"] == "val_test"]
-    answers = load_bundle(schema.export_dir).predict([Path(splits["root"]) / row["path"] for row in rows])
-    right = np.mean([answer.decision == row["label"] for answer, row in zip(answers, rows, strict=True)])
-    assert report["metrics"]["accuracy"]["estimate"] == pytest.approx(right, abs=1e-12)
+    predictions = load_bundle(schema.export_dir).predict([Path(splits["root"]) / row["path"] for row in rows])
+    accuracy = np.mean([p.decision == row["label"] for p, row in zip(predictions, rows, strict=True)])
+    assert report["metrics"]["accuracy"]["estimate"] == pytest.approx(accuracy, abs=1e-12)
 
 
 def test_a_second_run_finds_nothing_to_do(run_copy, scenes, command):
@@ -112,8 +112,8 @@ def test_a_threshold_can_ship_without_calibration(run_copy, command, images):
     assert predictor.manifest.policy_type == "threshold"
     assert not (run_copy.export_dir / "scrc_params.json").exists()
     threshold = read_json(run_copy.thresholds_json)["threshold"]
-    for answer in predictor.predict(images):
-        assert answer.decision == (answer.probability >= threshold)
+    for prediction in predictor.predict(images):
+        assert prediction.decision == (prediction.probability >= threshold)
 
 
 def test_the_archive_is_the_same_bytes_twice(run_copy, command):
@@ -140,7 +140,7 @@ def test_the_full_mode_trains_everything(scenes, tmp_path, command):
     assert any("q_proj" in name for name in moved)
 
 
-def test_several_aims_leave_their_front_and_one_aim_none(run_copy, command):
+def test_multi_objective_writes_its_front_and_another_method_removes_it(run_copy, command):
     again = ["train", f"run_dir={run_copy.output_dir}", "pipeline.phases=[phase5]", "phase5.folds=2"]
     code, out, err = command(*again, "phase5.method=multi_objective")
     assert code == 0, err
@@ -153,16 +153,16 @@ def test_several_aims_leave_their_front_and_one_aim_none(run_copy, command):
     assert not run_copy.pareto_front_csv.exists()
 
 
-def test_an_ensemble_is_told_by_its_members_the_heaviest_first(run_copy, command):
-    asked = ["pipeline.phases=[phase5]", "phase5.folds=2", "phase5.method=ensemble"]
-    code, out, err = command("train", f"run_dir={run_copy.output_dir}", *asked)
+def test_the_summary_lists_ensemble_members_by_weight(run_copy, command):
+    overrides = ["pipeline.phases=[phase5]", "phase5.folds=2", "phase5.method=ensemble"]
+    code, out, err = command("train", f"run_dir={run_copy.output_dir}", *overrides)
     assert code == 0, err
     weights = read_json(run_copy.scrc_params_json)["scrc_params"]["ensemble_weights"]
-    told = [f"{weights[name]:.0%} {name}" for name in sorted(weights, key=weights.__getitem__, reverse=True)]
-    assert f"ensemble of {', '.join(told)}; cross-fitted NLL" in out
+    members = [f"{weights[name]:.0%} {name}" for name in sorted(weights, key=weights.__getitem__, reverse=True)]
+    assert f"ensemble of {', '.join(members)}; cross-fitted NLL" in out
 
 
-def test_a_head_retrained_for_calibration_is_what_is_calibrated_and_what_ships(run_copy, command, images):
+def test_a_head_retrained_for_calibration_is_calibrated_and_exported(run_copy, command, images):
     again = ["train", f"run_dir={run_copy.output_dir}", "phase5.folds=2"]
     code, _, err = command(*again, "pipeline.phases=[phase5]", "phase5.method=mac_cal")
     assert code == 2
@@ -183,16 +183,16 @@ def test_a_head_retrained_for_calibration_is_what_is_calibrated_and_what_ships(r
     assert (run_copy.export_dir / "model.pth").read_bytes() == run_copy.phase1_checkpoint.read_bytes()
 
 
-def write_sealed_policy(run, policy):
-    """A policy that phase 5 seems to have written."""
+def write_policy(run, policy):
+    """Write a policy as if phase 5 had made it."""
     run.scrc_params_json.write_text(json.dumps(policy))
     manifest = read_json(run.manifest("phase5"))
     manifest["outputs"]["phase5_scrc/scrc_params.json"] = file_digest(run.scrc_params_json).model_dump()
     run.manifest("phase5").write_text(json.dumps(manifest))
 
 
-def test_a_policy_of_an_older_version_is_refused_by_name(run_copy, command):
-    write_sealed_policy(run_copy, read_json(run_copy.scrc_params_json) | {"schema_version": 1})
+def test_a_policy_of_an_older_version_is_refused(run_copy, command):
+    write_policy(run_copy, read_json(run_copy.scrc_params_json) | {"schema_version": 1})
     code, _, err = command("train", f"run_dir={run_copy.output_dir}", "pipeline.phases=[phase6]")
     assert code == 2
     assert "scrc.schema_version: Input should be 2" in err
@@ -207,10 +207,10 @@ def test_policies_carry_the_digest_of_the_scores_they_were_fitted_on(finished_ru
 
 
 def test_export_refuses_a_policy_of_another_model(run_copy, command):
-    """A policy edited to look whole still belongs to the scores of another model."""
+    """A policy with valid digests that was fitted on the scores of another model."""
     policy = read_json(run_copy.scrc_params_json)
     policy["scores"]["model_sha256"] = "0" * 64
-    write_sealed_policy(run_copy, policy)
+    write_policy(run_copy, policy)
     code, _, err = command("train", f"run_dir={run_copy.output_dir}", "pipeline.phases=[phase6]")
     assert code == 2
     assert "the chain does not close" in err

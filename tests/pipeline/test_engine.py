@@ -15,7 +15,7 @@ from streetvision.io.atomic import write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.engine import Engine, ordered
+from streetvision.pipeline.engine import Engine, phase_order
 
 
 class Setting(BaseModel):
@@ -56,7 +56,7 @@ class House:
     def run(self, *names):
         self.ran.clear()
         configs = {Setting: self.settings, Other: self.other}
-        Engine(self.schema, self.phases, configs, Console()).run(ordered(names, self.phases))
+        Engine(self.schema, self.phases, configs, Console()).run(phase_order(names, self.phases))
         return self.ran
 
 
@@ -119,7 +119,7 @@ def test_a_damaged_artifact_is_made_again(house, damage):
 def test_a_damaged_artifact_of_a_phase_that_was_not_asked_for_is_an_error(house):
     house.run("phase1")
     house.schema.phase1_checkpoint.write_text("other")
-    with pytest.raises(ArtifactError, match="not what phase1 wrote") as caught:
+    with pytest.raises(ArtifactError, match="changed or removed after phase1 wrote it") as caught:
         house.run("phase2")
     assert "pipeline.phases=[phase1,phase2]" in caught.value.hint
 
@@ -203,7 +203,7 @@ def test_an_input_that_changes_while_a_phase_runs_is_recorded_as_it_was_read(hou
     assert manifest["inputs"]["phase1/model_best.pth"]["bytes"] == len(before)
 
 
-def test_the_manifest_says_what_was_read_and_written(house):
+def test_the_manifest_records_inputs_and_outputs(house):
     house.run("phase1", "phase2")
     manifest = json.loads(house.schema.manifest("phase2").read_text())
     assert list(manifest["inputs"]) == ["phase1/model_best.pth"]

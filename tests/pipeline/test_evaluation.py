@@ -53,7 +53,7 @@ def test_the_policies_are_argmax_phase_2_and_the_bundle(finished_run):
     assert {row["inference"] for row in policies} == {"single_view"}
 
 
-def test_a_shipped_threshold_is_not_told_twice(run_copy, command):
+def test_a_shipped_threshold_is_listed_once(run_copy, command):
     train = ["train", f"run_dir={run_copy.output_dir}", "pipeline.phases=[phase6]", "phase6.policy=threshold"]
     assert command(*train)[0] == 0
     code, _, err = command("evaluate", "--bundle", run_copy.export_dir, FEW)
@@ -62,7 +62,7 @@ def test_a_shipped_threshold_is_not_told_twice(run_copy, command):
     assert [(row["name"], row["shipped"]) for row in policies] == [("argmax", False), ("threshold", True)]
 
 
-def test_the_threshold_of_another_model_is_left_out_and_said_to_be(run_copy, command):
+def test_the_threshold_of_another_model_is_left_out_with_a_note(run_copy, command):
     policy = read_json(run_copy.thresholds_json)
     policy["scores"]["model_sha256"] = "f" * 64
     run_copy.thresholds_json.write_text(json.dumps(policy))
@@ -71,32 +71,32 @@ def test_the_threshold_of_another_model_is_left_out_and_said_to_be(run_copy, com
     assert code == 0, err
     report = read_json(run_copy.evaluation_report_json)
     assert [row["name"] for row in report["policies"]] == ["argmax", "scrc"]
-    assert "leaves out phase 2's threshold" in report["notes"][0]
+    assert "Phase 2's threshold is not compared" in report["notes"][0]
 
 
-def test_quick_leaves_no_picture_of_an_earlier_comprehensive_look(run_copy, command):
+def test_quick_removes_the_plots_of_an_earlier_comprehensive_evaluation(run_copy, command):
     assert run_copy.threshold_curve.is_file()
     code, out, err = command("evaluate", "--bundle", run_copy.export_dir, "--mode", "quick", FEW)
     assert code == 0, err
     assert not run_copy.threshold_curve.exists()
-    assert "look number 2" in out
+    assert ", access 2" in out
     assert "slices" not in read_json(run_copy.evaluation_report_json)
 
 
-def test_looks_at_val_test_are_counted_and_repeats_are_not_looks(run_copy, command):
+def test_accesses_to_val_test_are_counted_and_unchanged_evaluations_are_none(run_copy, command):
     again = ["evaluate", "--bundle", run_copy.export_dir, FEW]
-    assert "first look" in command(*again)[1]
+    assert "first access" in command(*again)[1]
     assert len(read_json(run_copy.test_access_log_json)) == 1
     code, out, _ = command(*again, "evaluation.seed=1")
     assert code == 0
-    assert "look number 2" in out
-    looks = read_json(run_copy.test_access_log_json)
-    assert len(looks) == 2
-    earlier = read_json(run_copy.evaluation_report_json)["earlier_looks"]
-    assert earlier == [{"bundle_sha256": looks[0]["bundle_sha256"], "times": 1, "last": looks[0]["at"]}]
+    assert ", access 2" in out
+    accesses = read_json(run_copy.test_access_log_json)
+    assert len(accesses) == 2
+    earlier = read_json(run_copy.evaluation_report_json)["earlier_test_accesses"]
+    assert earlier == [{"bundle_sha256": accesses[0]["bundle_sha256"], "count": 1, "last": accesses[0]["at"]}]
 
 
-def test_a_bundle_that_was_moved_is_judged_on_the_run_that_made_it(run_copy, tmp_path, command):
+def test_a_moved_bundle_is_evaluated_on_the_run_that_made_it(run_copy, tmp_path, command):
     moved = run_copy.export_dir.rename(tmp_path / "moved")
     code, _, err = command("evaluate", "--bundle", moved)
     assert code == 2
@@ -105,14 +105,14 @@ def test_a_bundle_that_was_moved_is_judged_on_the_run_that_made_it(run_copy, tmp
     assert code == 0, err
 
 
-def test_other_data_are_judged_in_a_folder_of_their_own(run_copy, others, command):
+def test_other_data_are_evaluated_in_a_folder_of_their_own(run_copy, others, command):
     code, out, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", others, FEW)
     assert code == 0, err
     assert "60 images" in out
     assert f"streetvision predict --bundle {run_copy.export_dir} " in out
     there = ArtifactSchema(run_copy.output_dir / f"on_{others.name}")
     report = read_json(there.evaluation_report_json)
-    assert (report["look"], report["notes"], report["data"]) == (None, [], others.name)
+    assert (report["test_access"], report["notes"], report["data"]) == (None, [], others.name)
     assert [row["name"] for row in report["policies"]] == ["argmax", "threshold", "scrc"]
     assert {part["value"] for part in report["slices"] if part["column"] == "road"} == {"wet", "dry"}
     assert len(read_json(run_copy.test_access_log_json)) == 1
@@ -122,64 +122,64 @@ def test_other_data_are_judged_in_a_folder_of_their_own(run_copy, others, comman
 def test_other_data_are_not_split(run_copy, others, command):
     code, _, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", others, "data.seed=1")
     assert code == 2
-    assert "data.seed is not read with --data" in err
+    assert "data.seed has no effect when --data is given" in err
 
 
-def test_images_that_made_the_bundle_do_not_judge_it(run_copy, tmp_path, command):
+def test_images_that_made_the_bundle_are_refused(run_copy, tmp_path, command):
     data, n = taken_from_run(run_copy, {"train", "val_calib"}, tmp_path / "leak")
     code, _, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", data, FEW)
     assert code == 2
-    assert f"{n} of {n} images had a part in making this bundle (train " in err
+    assert f"{n} of {n} images were used to make this bundle (train " in err
 
 
-def test_val_test_under_another_name_is_a_look_at_val_test(run_copy, tmp_path, command):
+def test_val_test_under_another_name_counts_as_an_access(run_copy, tmp_path, command):
     data, _ = taken_from_run(run_copy, {"val_test"}, tmp_path / "again")
     code, _, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", data, FEW)
     assert code == 0, err
     report = read_json(ArtifactSchema(run_copy.output_dir / "on_again").evaluation_report_json)
-    assert report["look"] == 2
+    assert report["test_access"] == 2
     assert len(read_json(run_copy.test_access_log_json)) == 2
     assert report["metrics"]["accuracy"] == pytest.approx(
         read_json(run_copy.evaluation_report_json)["metrics"]["accuracy"]
     )
 
 
-def test_without_its_run_a_bundle_is_judged_with_a_caution(run_copy, others, tmp_path, command):
+def test_without_its_run_a_bundle_is_evaluated_with_a_note(run_copy, others, tmp_path, command):
     alone = tmp_path / "alone" / "bundle"
     alone.parent.mkdir()
     run_copy.export_dir.rename(alone)
     code, _, err = command("evaluate", "--bundle", alone, "--data", others, f"run_dir={tmp_path / 'out'}", FEW)
     assert code == 0, err
     report = read_json(ArtifactSchema(tmp_path / "out").evaluation_report_json)
-    assert "not listed beside it" in report["notes"][0]
+    assert "overlap with its training images could not be checked" in report["notes"][0]
     assert "caution" not in err
 
 
-def test_an_evaluation_does_not_move_into_a_run(run_copy, others, command):
+def test_an_evaluation_on_other_data_is_not_written_into_a_run(run_copy, others, command):
     code, _, err = command(
         "evaluate", "--bundle", run_copy.export_dir, "--data", others, f"run_dir={run_copy.output_dir}"
     )
     assert code == 2
-    assert "is a run of its own" in err
+    assert "is the folder of a training run" in err
 
 
-@pytest.mark.parametrize("way", ["here", "link"])
-def test_a_bundle_is_of_its_run_whichever_way_it_is_named(run_copy, command, monkeypatch, tmp_path, way):
+@pytest.mark.parametrize("path", ["relative", "link"])
+def test_a_bundle_belongs_to_its_run_under_any_path(run_copy, command, monkeypatch, tmp_path, path):
     content = read_json(run_copy.splits_json)
     (tmp_path / "link").symlink_to(run_copy.export_dir)
     monkeypatch.chdir(run_copy.export_dir)
-    bundle = {"here": ".", "link": tmp_path / "link"}[way]
+    bundle = {"relative": ".", "link": tmp_path / "link"}[path]
     code, out, err = command("evaluate", "--bundle", bundle, FEW)
     assert code == 0, err
-    assert "look" in out
+    assert "access" in out
     code, _, err = command("evaluate", "--bundle", bundle, FEW, "--data", content["root"], f"run_dir={tmp_path / 'on'}")
     assert code == 2
-    assert "had a part in making this bundle" in err
+    assert "were used to make this bundle" in err
 
 
-def test_a_bundle_without_its_run_says_that_none_could_be_looked_for(run_copy, command, tmp_path):
+def test_a_bundle_without_its_run_prints_that_overlap_was_not_checked(run_copy, command, tmp_path):
     content = read_json(run_copy.splits_json)
     alone = shutil.copytree(run_copy.export_dir, tmp_path / "alone" / "export")
     code, out, err = command("evaluate", "--bundle", alone, FEW, "--data", content["root"])
     assert code == 0, err
-    assert "none could be looked for" in out
+    assert "could not be checked" in out

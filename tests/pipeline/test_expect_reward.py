@@ -1,4 +1,4 @@
-"""reward, through the command line: rows, the look it costs, and the thresholds it compares."""
+"""reward, through the command line: rows, the access to VAL_TEST, and the thresholds that are compared."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from streetvision import load_bundle
 from streetvision.cli.app import main
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.io.atomic import read_json
-from streetvision.pipeline.steps.expect_reward import VARIANTS, Asked, Question, questions
+from streetvision.pipeline.steps.expect_reward import VARIANTS, DistortedPredictions, Scenario, scenarios
 
 FEW = ["reward.n_simulations=40", "reward.steps=120"]
 
@@ -23,21 +23,21 @@ def run(finished_run, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told(run):
+def printed(run):
     """What the command printed."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as stop:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), pytest.raises(SystemExit) as stop:
         main(["subnet", "reward", "--bundle", str(run.export_dir), *FEW])
     assert not stop.value.code
-    return printed.getvalue()
+    return output.getvalue()
 
 
-def test_the_first_line_is_the_state_of_the_subnet(told):
-    assert told.splitlines()[0].startswith("subnet")
-    assert "100 % burned" in told.splitlines()[0]
+def test_the_first_line_is_the_state_of_the_subnet(printed):
+    assert printed.splitlines()[0].startswith("subnet")
+    assert "100 % burned" in printed.splitlines()[0]
 
 
-def test_a_row_for_each_profile_and_level_and_for_timeouts(run, told):
+def test_a_row_for_each_profile_and_level_and_for_timeouts(run, printed):
     every = read_json(run.reward_report_json)["rows"]
     rows = {(row["profile"], row["level"], row["timeout_fraction"]): row for row in every if row["source"] == "all"}
     levels = {"jan2026": ["all", *"0123"], "apr2026": ["all", *"0123"], "may2026": ["all"]}
@@ -49,34 +49,36 @@ def test_a_row_for_each_profile_and_level_and_for_timeouts(run, told):
     late, in_time = (rows["may2026", "all", share]["scores"]["bundle"]["mean"] for share in (0.05, 0.0))
     assert late != in_time
     assert read_json(run.manifest("reward"))["metrics"]["may2026_score"] == in_time
-    shown = next(line for line in told.splitlines() if line.startswith("may2026"))
-    names = next(line for line in told.splitlines() if line.startswith("profile")).split()[-3:]
+    shown = next(line for line in printed.splitlines() if line.startswith("may2026"))
+    names = next(line for line in printed.splitlines() if line.startswith("profile")).split()[-3:]
     means = re.findall(r"(0\.\d{3}|1\.000) \[", shown)
     row = rows["may2026", "all", 0.0]
     assert [f"{row['scores'][name]['mean']:.3f}" for name in names] == means
-    assert sum(line.startswith(("jan2026", "apr2026", "may2026")) for line in told.splitlines()) >= len(every)
+    assert sum(line.startswith(("jan2026", "apr2026", "may2026")) for line in printed.splitlines()) >= len(every)
 
 
 def test_sources_have_rows_of_their_own_where_there_are_several():
     probabilities = np.arange(4 * len(VARIANTS)).reshape(4, -1) / 100
-    asked = Asked(np.array([0.0, 1, 0, 1]), ["real", "real", "synthetic", "synthetic"], probabilities)
-    found = list(questions(asked, 0.05))
-    assert [question.source for question in found if question.profile == "may2026"] == [
+    predictions = DistortedPredictions(
+        np.array([0.0, 1, 0, 1]), ["real", "real", "synthetic", "synthetic"], probabilities
+    )
+    found = list(scenarios(predictions, 0.05))
+    assert [scenario.source for scenario in found if scenario.profile == "may2026"] == [
         "all",
         "real",
         "synthetic",
         "all",
     ]
     assert len(found) == 5 * 3 + 5 * 3 + 3 + 3
-    labels, part = asked.part(Question("jan2026", "2", "synthetic"))
+    labels, part = predictions.select(Scenario("jan2026", "2", "synthetic"))
     assert labels.tolist() == [0, 1]
     assert part.tolist() == probabilities[2:, 2].tolist()
-    labels, part = asked.part(Question("apr2026"))
+    labels, part = predictions.select(Scenario("apr2026"))
     assert labels.tolist() == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4
     assert part.tolist() == probabilities[:, 4:8].ravel().tolist()
 
 
-def test_the_thresholds_are_the_bundles_own_the_balanced_one_and_one_found_elsewhere(run, told):
+def test_the_thresholds_are_the_bundles_own_the_balanced_one_and_one_found_elsewhere(run, printed):
     predictor = load_bundle(run.export_dir)
     report = read_json(run.reward_report_json)
     params = predictor.manifest.policy.scrc_params
@@ -87,21 +89,21 @@ def test_the_thresholds_are_the_bundles_own_the_balanced_one_and_one_found_elsew
     assert report["best"].keys() == {"jan2026", "apr2026", "may2026"}
 
 
-def test_it_costs_a_look_once_and_the_seed_decides(run, told, command):
-    looks, report = read_json(run.test_access_log_json), read_json(run.reward_report_json)
+def test_an_unchanged_simulation_is_no_access_and_the_seed_has_an_effect(run, printed, command):
+    accesses, report = read_json(run.test_access_log_json), read_json(run.reward_report_json)
     code, out, err = command("subnet", "reward", "--bundle", run.export_dir, *FEW)
     assert code == 0, err
     assert "(unchanged)" in out
-    assert read_json(run.test_access_log_json) == looks
+    assert read_json(run.test_access_log_json) == accesses
     code, _, err = command("subnet", "reward", "--bundle", run.export_dir, *FEW, "reward.seed=7")
     assert code == 0, err
-    assert len(read_json(run.test_access_log_json)) == len(looks) + 1
+    assert len(read_json(run.test_access_log_json)) == len(accesses) + 1
     assert read_json(run.reward_report_json)["rows"] != report["rows"]
     assert command("subnet", "reward", "--bundle", run.export_dir, *FEW)[0] == 0
-    assert read_json(run.reward_report_json) == report | {"look": len(looks) + 2}
+    assert read_json(run.reward_report_json) == report | {"test_access": len(accesses) + 2}
 
 
-def test_a_bundle_away_from_its_run_is_sent_back_to_it(run, command, tmp_path):
+def test_a_bundle_outside_its_run_needs_run_dir(run, command, tmp_path):
     moved = shutil.copytree(run.export_dir, tmp_path / "moved")
     code, _, err = command("subnet", "reward", "--bundle", moved, *FEW)
     assert code == 2

@@ -18,7 +18,7 @@ from streetvision.io.atomic import read_json, sha256_file
 from streetvision.io.tensors import load_into, load_state
 from streetvision.models.backbone import build_backbone
 from streetvision.models.network import state_digest
-from streetvision.pipeline.steps.train_explora import warn_of_equal_codes, warn_of_what_is_lost
+from streetvision.pipeline.steps.train_explora import warn_if_neighbours_got_worse, warn_if_swav_collapsed
 from tests.conftest import TINY_MODEL
 
 SHORT = [
@@ -36,7 +36,7 @@ ORDER = "pipeline.phases=[phase4a_explora,phase1,phase2,phase5,phase6]"
 
 @pytest.fixture(scope="module")
 def adapted(scenes, tmp_path_factory):
-    """A run that adapts first, with unlabelled images beside TRAIN, one of them a copy of a judged one."""
+    """A run that adapts first, with unlabeled images; some of them are copies of images in other splits."""
     from streetvision.cli.app import main
 
     root, further = tmp_path_factory.mktemp("runs") / "adapted", tmp_path_factory.mktemp("further")
@@ -82,7 +82,7 @@ def test_the_checkpoint_loads_with_strict_keys_and_differs_from_where_it_came_fr
     assert manifest(adapted, "phase4a_explora")["metrics"]["merge_error"] < 1e-4
 
 
-def test_what_is_judged_is_kept_out_of_the_unlabelled(adapted):
+def test_images_of_other_splits_are_left_out_of_the_unlabeled(adapted):
     found = read_json(adapted.unlabeled_json)
     names = {row["path"].rpartition("/")[2] for row in found["rows"]}
     assert names == {"train.jpg", *(f"new_{seed}.jpg" for seed in range(8))}
@@ -103,41 +103,41 @@ def test_every_epoch_is_in_the_metrics_file_and_the_picture(adapted):
     assert adapted.explora_curve_plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_no_more_neighbours_are_asked_than_wanted(adapted, scenes, tmp_path, command):
+def test_the_knn_probe_has_the_requested_size(adapted, scenes, tmp_path, command):
     schema = ArtifactSchema(tmp_path / "run")
-    asked = ["phase4a.knn_probe_size=5", "pipeline.phases=[phase4a_explora]"]
-    assert command("train", f"data.root={scenes}", f"run_dir={schema.output_dir}", *SHORT, *asked)[0] == 0
+    overrides = ["phase4a.knn_probe_size=5", "pipeline.phases=[phase4a_explora]"]
+    assert command("train", f"data.root={scenes}", f"run_dir={schema.output_dir}", *SHORT, *overrides)[0] == 0
     few, many = (next(csv.DictReader(of.explora_metrics_csv.open())) for of in (schema, adapted))
     assert few["knn_mcc"] != many["knn_mcc"]
 
 
 class Recorder(Silent):
     def __init__(self):
-        self.said = []
+        self.warnings = []
 
     def warn(self, message):
-        self.said.append(message)
+        self.warnings.append(message)
 
 
 @pytest.mark.parametrize(("after", "warned"), [(0.9, False), (0.86, False), (0.84, True), (float("nan"), False)])
-def test_labels_that_neighbours_share_less_are_warned_of(after, warned):
+def test_worse_neighbours_give_a_warning(after, warned):
     recorder = Recorder()
-    warn_of_what_is_lost(0.9, after, recorder)
-    assert bool(recorder.said) is warned
+    warn_if_neighbours_got_worse(0.9, after, recorder)
+    assert bool(recorder.warnings) is warned
 
 
 @pytest.mark.parametrize(("loss", "warned"), [(4.158, True), (4.3, True), (4.105, False)])
-def test_one_code_for_all_is_warned_of(loss, warned):
+def test_a_collapse_of_swav_gives_a_warning(loss, warned):
     recorder = Recorder()
-    warn_of_equal_codes(loss, 64, recorder)
-    assert ["lower phase4a.epsilon" in words for words in recorder.said] == [True] * warned
+    warn_if_swav_collapsed(loss, 64, recorder)
+    assert ["lower phase4a.epsilon" in message for message in recorder.warnings] == [True] * warned
 
 
-def test_a_run_that_tells_nothing_apart_says_so(scenes, tmp_path, command):
-    asked = ["phase4a.method=swav", "phase4a.epsilon=5", "pipeline.phases=[phase4a_explora]"]
-    code, out, err = command("train", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *SHORT, *asked)
+def test_a_collapsed_run_gives_a_warning(scenes, tmp_path, command):
+    overrides = ["phase4a.method=swav", "phase4a.epsilon=5", "pipeline.phases=[phase4a_explora]"]
+    code, out, err = command("train", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *SHORT, *overrides)
     assert code == 0, err
-    assert "swav told no image from another" in (out + err).replace("\n", " ")
+    assert "SwAV collapsed" in (out + err).replace("\n", " ")
 
 
 def test_another_seed_draws_other_weights(scenes, tmp_path, command):
@@ -153,7 +153,7 @@ def test_another_seed_draws_other_weights(scenes, tmp_path, command):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_small_copies_are_what_is_adapted_on(scenes, tmp_path, command):
+def test_adaptation_reads_cached_images(scenes, tmp_path, command):
     schema = ArtifactSchema(tmp_path / "run")
     small = ["loader.cache_image_size=48", "pipeline.phases=[phase4a_explora]"]
     assert command("train", f"data.root={scenes}", f"run_dir={schema.output_dir}", *SHORT, *small)[0] == 0
@@ -161,7 +161,7 @@ def test_small_copies_are_what_is_adapted_on(scenes, tmp_path, command):
     assert len(list(schema.image_cache_dir.rglob("*.jpg"))) == len({row["sha256"] for row in trained})
 
 
-def test_the_same_line_again_does_nothing_again(adapted, scenes, command):
+def test_the_same_command_again_finds_nothing_to_do(adapted, scenes, command):
     further = read_json(adapted.unlabeled_json)["rows"][0]["path"].rpartition("/")[0]
     line = [
         "train",
@@ -175,7 +175,7 @@ def test_the_same_line_again_does_nothing_again(adapted, scenes, command):
     assert out.count("(unchanged)") == 6, out
 
 
-def test_another_run_starts_from_the_checkpoint_that_it_is_given(adapted, scenes, tmp_path, command):
+def test_another_run_starts_from_the_configured_checkpoint(adapted, scenes, tmp_path, command):
     run = ArtifactSchema(tmp_path / "run")
     line = ["train", f"data.root={scenes}", f"run_dir={run.output_dir}", *SHORT, "pipeline.phases=[phase1]"]
     given = f"model.explora_checkpoint_path={adapted.explora_checkpoint}"
@@ -194,26 +194,26 @@ def test_another_run_starts_from_the_checkpoint_that_it_is_given(adapted, scenes
 
 
 @pytest.mark.parametrize("split", [Split.VAL_CALIB, Split.VAL_TEST])
-def test_it_may_not_open_what_is_judged_later(split):
+def test_it_may_not_open_calibration_and_test_splits(split):
     with pytest.raises(LeakageError, match=split.value):
         check_may_open("phase4a_explora", split)
 
 
-def test_unlabelled_images_may_come_in_groups(scenes, tmp_path, command):
-    """Listed by a CSV with groups: none of a group that is judged is taken, and the others keep their group."""
+def test_unlabeled_images_may_have_groups(scenes, tmp_path, command):
+    """Images of a group in another split are left out, and the others keep their group."""
     table, further = tmp_path / "more.csv", tmp_path / "more"
     further.mkdir()
     schema = ArtifactSchema(tmp_path / "run")
     line = ["train", f"data.root={scenes}", f"run_dir={schema.output_dir}", *SHORT, "pipeline.phases=[data]"]
     assert command(*line)[0] == 0
-    judged = partition_from_json(read_json(schema.splits_json), schema.splits_json).rows(Split.VAL_TEST)[0]
+    test_row = partition_from_json(read_json(schema.splits_json), schema.splits_json).rows(Split.VAL_TEST)[0]
     for name in "abce":
         picture = torch.randint(0, 255, (3, 72, 96), generator=torch.Generator().manual_seed(ord(name))).byte()
         torchvision.io.write_jpeg(picture, str(further / f"{name}.jpg"))
     listed = csv.DictReader((scenes / "index.csv").open())
-    group = next(row["group"] for row in listed if row["path"] == judged.path)
-    shutil.copy(scenes / judged.path, further / "d.jpg")
-    linked = "more/d.jpg,ride 7\nmore/e.jpg,ride 7\n"  # e has a ride in common with a copy of what is judged
+    group = next(row["group"] for row in listed if row["path"] == test_row.path)
+    shutil.copy(scenes / test_row.path, further / "d.jpg")
+    linked = "more/d.jpg,ride 7\nmore/e.jpg,ride 7\n"  # e shares a ride with a copy of a VAL_TEST image
     table.write_text(f"path,group\nmore/a.jpg,ride 1\nmore/b.jpg,{group}\n{further / 'c.jpg'},\n{linked}")
     assert command(*line, f"data.unlabeled=[{table}]")[0] == 0
     found = read_json(schema.unlabeled_json)
@@ -224,7 +224,7 @@ def test_unlabelled_images_may_come_in_groups(scenes, tmp_path, command):
     assert sorted(found["left_out"]) == [str(further / f"{name}.jpg") for name in "bde"]
 
 
-def test_images_of_one_group_are_not_told_apart(scenes, tmp_path, command):
+def test_images_of_one_group_are_not_negatives(scenes, tmp_path, command):
     """The same rows in the same splits, with their groups and without: the fewer negatives, the lower the loss."""
     with (scenes / "index.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -251,7 +251,7 @@ def test_partners_from_groups_need_groups(scenes, tmp_path, command):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("none.csv", None, "neither a folder nor a CSV"),
         ("list.txt", "path\na.jpg\n", "neither a folder nor a CSV"),
@@ -260,16 +260,16 @@ def test_partners_from_groups_need_groups(scenes, tmp_path, command):
         ("hole.csv", "path,group\n,ride\n", "line 2: 'path' is empty"),
     ],
 )
-def test_a_list_of_unlabelled_images_that_makes_no_sense(name, content, said, scenes, tmp_path, command):
+def test_an_invalid_list_of_unlabeled_images(name, content, message, scenes, tmp_path, command):
     if content is not None:
         (tmp_path / name).write_text(content)
     line = ["train", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *SHORT, "pipeline.phases=[data]"]
     code, _, err = command(*line, f"data.unlabeled=[{tmp_path / name}]")
     assert code == 2
-    assert said in " ".join(err.split())
+    assert message in " ".join(err.split())
 
 
-def test_an_empty_folder_of_unlabelled_images_is_an_error(scenes, tmp_path, command):
+def test_an_empty_folder_of_unlabeled_images_is_an_error(scenes, tmp_path, command):
     line = ["train", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *SHORT, "pipeline.phases=[data]"]
     code, _, err = command(*line, f"data.unlabeled=[{tmp_path}]")
     assert (code, "names no images" in err) == (2, True)
@@ -282,10 +282,12 @@ def test_two_processes_adapt_like_one(scenes, tmp_path, command):
     line = ["train", f"data.root={scenes}", *SHORT, "pipeline.phases=[phase4a_explora]", even]
     assert command(*line, f"run_dir={one.output_dir}")[0] == 0
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    asked = ["-m", "streetvision", *line, f"run_dir={two.output_dir}"]
+    overrides = ["-m", "streetvision", *line, f"run_dir={two.output_dir}"]
     hardware = ["hardware.devices=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*starter, *asked, *hardware], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        [*starter, *overrides, *hardware], capture_output=True, text=True, env=environment, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     rows = [list(csv.DictReader(schema.explora_metrics_csv.open())) for schema in (one, two)]
     for alone, shared in zip(*rows, strict=True):

@@ -1,4 +1,4 @@
-"""The data phase by its command: what was dealt stays where it is when images are added."""
+"""The data phase through the command line: images keep their split when others are added."""
 
 import shutil
 
@@ -19,7 +19,7 @@ def photos(scenes, tmp_path):
 
 
 @pytest.fixture
-def deal(command, photos, tmp_path):
+def split(command, photos, tmp_path):
     def run(*settings):
         schema = ArtifactSchema(tmp_path / "run")
         arguments = [f"data.root={photos[0]}", f"run_dir={schema.output_dir}", "pipeline.phases=[data]"]
@@ -35,46 +35,46 @@ def add(folder, rows):
         index.write("\n" + "\n".join(rows))
 
 
-def test_added_images_move_no_old_one(deal, photos):
+def test_added_images_move_no_old_one(split, photos):
     folder, rows = photos
-    before, _ = deal()
+    before, _ = split()
     add(folder, rows)
-    after, out = deal()
+    after, out = split()
     assert len(after) == 120
     assert before.items() <= after.items()
-    assert "none crosses" in out
-    assert deal("data.seed=1")[0] != after
+    assert "0 across splits" in out
+    assert split("data.seed=1")[0] != after
 
 
-def test_a_near_duplicate_follows_its_picture_into_its_split(deal, photos):
+def test_a_near_duplicate_follows_its_picture_into_its_split(split, photos):
     folder, _ = photos
-    before, _ = deal()
-    chosen = next(path for path, split in before.items() if split == "val_test")
+    before, _ = split()
+    chosen = next(path for path, role in before.items() if role == "val_test")
     label = next(row.split(",")[1] for row in (folder / "index.csv").read_text().splitlines() if chosen in row)
     Image.open(folder / chosen).resize((120, 90)).save(folder / "again.jpg", quality=70)
     add(folder, [f"again.jpg,{label},,"])
-    after, _ = deal()
+    after, _ = split()
     assert after["again.jpg"] == "val_test"
 
 
-def test_an_image_that_would_tie_two_splits_together_is_left_out_and_named(deal, photos, tmp_path):
+def test_an_image_that_would_tie_two_splits_together_is_left_out_and_named(split, photos, tmp_path):
     folder, _ = photos
-    before, _ = deal()
-    one, other = (next(path for path, split in before.items() if split == s) for s in ("train", "val_test"))
+    before, _ = split()
+    one, other = (next(path for path, role in before.items() if role == s) for s in ("train", "val_test"))
     group = next(r.split(",")[2] for r in (folder / "index.csv").read_text().splitlines() if one in r)
     Image.open(folder / other).resize((120, 90)).save(folder / "tie.jpg", quality=70)
     add(folder, [f"tie.jpg,0,{group},"])
-    after, out = deal()
+    after, out = split()
     assert after == before
-    assert "1 new images resemble images of two splits" in out
+    assert "1 new images are related to images of two splits" in out
     bad = read_json(tmp_path / "run" / "data_report.json")["bad"]
     assert bad == [{"path": "tie.jpg", "reason": "belongs together with images that stand in two splits already"}]
 
 
-def test_splits_that_were_edited_are_dealt_anew_with_a_word(deal, tmp_path):
-    before, _ = deal()
+def test_edited_splits_are_made_again_with_a_warning(split, tmp_path):
+    before, _ = split()
     splits = tmp_path / "run" / "splits.json"
     splits.write_text(splits.read_text().replace('"seed": 0', '"seed": 7', 1).replace('"label": 1', '"label": 0', 1))
-    after, out = deal()
+    after, out = split()
     assert after == before
-    assert "the rows are dealt anew" in out
+    assert "splits are made again" in out

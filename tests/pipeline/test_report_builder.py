@@ -10,7 +10,7 @@ from streetvision.eval.bootstrap import bootstrap_intervals, paired_difference
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import METRICS, mcc
 from streetvision.eval.resampling import Resampling
-from streetvision.pipeline import report_images as illustration
+from streetvision.pipeline import report_images
 from streetvision.pipeline.report_builder import (
     DecisionRule,
     EvaluationInput,
@@ -23,7 +23,7 @@ from streetvision.pipeline.settings import EvaluationConfig
 CONFIG = EvaluationConfig(n_resamples=100)
 
 
-def case(n=120, *, grouped=False, **changes):
+def evaluation_input(n=120, *, grouped=False, **changes):
     rng = np.random.default_rng(0)
     labels = (rng.random(n) < 0.5).astype(int)
     p = np.clip(rng.normal(0.3 + 0.4 * labels, 0.2), 0, 1)
@@ -41,22 +41,22 @@ def case(n=120, *, grouped=False, **changes):
         )
         for i, label in enumerate(labels)
     )
-    rulings = (DecisionRule("argmax", p**2, 0.5), DecisionRule("scrc", p, 0.5))
+    rules = (DecisionRule("argmax", p**2, 0.5), DecisionRule("scrc", p, 0.5))
     fields = {
         "class_names": ("None", "Roadwork"),
         "title": "run",
         "data": "VAL_TEST",
         "provenance": {},
         "settings": {},
-        "look": 1,
+        "test_access": 1,
     }
-    return EvaluationInput(rows, rulings, **(fields | changes))
+    return EvaluationInput(rows, rules, **(fields | changes))
 
 
 def test_the_figures_are_those_of_the_shipped_policy():
-    one = case()
-    report = make_report(one, CONFIG)
-    expected = bootstrap_intervals(one.labels, one.shipped.judged, Resampling(n_resamples=100))
+    evaluation = evaluation_input()
+    report = make_report(evaluation, CONFIG)
+    expected = bootstrap_intervals(evaluation.labels, evaluation.shipped.predictions, Resampling(n_resamples=100))
     for name, interval in expected.items():
         figure = report["metrics"][name]
         assert (figure["estimate"], figure["low"], figure["high"]) == (interval.estimate, interval.low, interval.high)
@@ -64,19 +64,19 @@ def test_the_figures_are_those_of_the_shipped_policy():
 
 
 def test_policies_differ_from_the_first_on_the_same_rows():
-    one = case(grouped=True)
-    first, shipped = make_report(one, CONFIG)["policies"]
+    evaluation = evaluation_input(grouped=True)
+    first, shipped = make_report(evaluation, CONFIG)["policies"]
     assert "differences" not in first
     assert [first["shipped"], shipped["shipped"]] == [False, True]
-    a, b = (ruling.judged for ruling in one.rulings)
-    expected = paired_difference(one.labels, b, a, Resampling(one.groups, n_resamples=100))
+    a, b = (rule.predictions for rule in evaluation.rules)
+    expected = paired_difference(evaluation.labels, b, a, Resampling(evaluation.groups, n_resamples=100))
     for name in METRICS:
         found = shipped["differences"][name]
         assert (found["estimate"], found["p_value"]) == (expected[name].estimate, expected[name].p_value)
 
 
 def test_slices_cover_source_brightness_and_every_column():
-    report = make_report(case(), CONFIG)
+    report = make_report(evaluation_input(), CONFIG)
     assert list(dict.fromkeys(part["column"] for part in report["slices"])) == ["source", "brightness", "weather"]
     for column in ("source", "brightness", "weather"):
         of_column = [part["counts"] for part in report["slices"] if part["column"] == column]
@@ -87,60 +87,62 @@ def test_slices_cover_source_brightness_and_every_column():
 
 
 def test_slices_of_groups_count_groups():
-    report = make_report(case(grouped=True), CONFIG)
+    report = make_report(evaluation_input(grouped=True), CONFIG)
     sun = next(part for part in report["slices"] if part["value"] == "sun")
     assert (sun["units"], report["units"]) == (20, 20)
 
 
 def test_a_slice_of_one_class_has_no_mcc():
-    one = case()
-    rows = tuple(Row(**{**vars(row), "source": str(row.label)}) for row in one.rows)
-    parts = make_report(EvaluationInput(**{**vars(one), "rows": rows}), CONFIG)["slices"]
+    evaluation = evaluation_input()
+    rows = tuple(Row(**{**vars(row), "source": str(row.label)}) for row in evaluation.rows)
+    parts = make_report(EvaluationInput(**{**vars(evaluation), "rows": rows}), CONFIG)["slices"]
     of_source = [part for part in parts if part["column"] == "source"]
     assert [part["metrics"]["mcc"]["estimate"] for part in of_source] == [None, None]
     assert all(part["few"] for part in of_source)
 
 
 def test_mistakes_come_worst_first():
-    one = case()
-    report = make_report(one, CONFIG)
+    evaluation = evaluation_input()
+    report = make_report(evaluation, CONFIG)
     error = [abs(mistake["probability"] - mistake["label"]) for mistake in report["mistakes"]]
     assert len(error) == 10
     assert error == sorted(error, reverse=True)
-    wrong = one.shipped.decisions != one.labels
-    assert error[0] == np.abs(one.shipped.probabilities - one.labels)[wrong].max()
+    wrong = evaluation.shipped.decisions != evaluation.labels
+    assert error[0] == np.abs(evaluation.shipped.probabilities - evaluation.labels)[wrong].max()
 
 
 CONTROL = {"kind": "fnr", "alpha": 0.05, "delta": 0.1, "reason": "FNR <= 0.05", "n": 60, "units": "rows"}
 
 
-def test_what_is_answered_only_when_certified_is_judged_on_what_is_answered():
+def test_the_selective_risk_is_that_of_the_accepted_rows():
     control = RiskControl(**CONTROL, certified=True, lo=-1.0, hi=1.0, lo_probability=0.3, hi_probability=0.7)
-    one = case()
-    p = one.shipped.probabilities
-    answers = np.where((p >= 0.3) & (p < 0.7), -1, p >= 0.7)
-    found = make_report(case(promise=RiskGuarantee(control, answers)), CONFIG)["selective"]
-    kept = answers >= 0
-    missed = (answers[kept] == 0) & (one.labels[kept] == 1)
+    evaluation = evaluation_input()
+    p = evaluation.shipped.probabilities
+    predictions = np.where((p >= 0.3) & (p < 0.7), -1, p >= 0.7)
+    found = make_report(evaluation_input(guarantee=RiskGuarantee(control, predictions)), CONFIG)["selective"]
+    kept = predictions >= 0
+    missed = (predictions[kept] == 0) & (evaluation.labels[kept] == 1)
     assert found["answered"] == kept.sum() == sum(found["counts"].values())
-    assert found["found"]["estimate"] == pytest.approx(missed.sum() / (one.labels[kept] == 1).sum())
+    assert found["found"]["estimate"] == pytest.approx(missed.sum() / (evaluation.labels[kept] == 1).sum())
     assert found["found"]["low"] <= found["found"]["estimate"] <= found["found"]["high"]
-    wrong = control.model_copy(update={"kind": "error"})
-    error = make_report(case(promise=RiskGuarantee(wrong, answers)), CONFIG)["selective"]["found"]
-    assert error["estimate"] == pytest.approx(np.mean((answers[kept] == 1) != one.labels[kept]))
+    error_control = control.model_copy(update={"kind": "error"})
+    error = make_report(evaluation_input(guarantee=RiskGuarantee(error_control, predictions)), CONFIG)["selective"][
+        "found"
+    ]
+    assert error["estimate"] == pytest.approx(np.mean((predictions[kept] == 1) != evaluation.labels[kept]))
     assert error["low"] <= error["estimate"] <= error["high"]
 
 
-def test_a_promise_that_could_not_be_made_answers_nothing():
+def test_without_a_certificate_every_row_abstains():
     control = RiskControl(**CONTROL, certified=False)
-    found = make_report(case(promise=RiskGuarantee(control, np.full(120, -1))), CONFIG)["selective"]
+    found = make_report(evaluation_input(guarantee=RiskGuarantee(control, np.full(120, -1))), CONFIG)["selective"]
     assert (found["answered"], found["found"]["estimate"], found["certified"]) == (0, None, False)
-    assert "selective" not in make_report(case(), CONFIG)
+    assert "selective" not in make_report(evaluation_input(), CONFIG)
 
 
 def test_the_quick_mode_leaves_out_what_takes_time():
-    quick = make_report(case(), CONFIG.model_copy(update={"mode": "quick"}))
-    full = make_report(case(), CONFIG)
+    quick = make_report(evaluation_input(), CONFIG.model_copy(update={"mode": "quick"}))
+    full = make_report(evaluation_input(), CONFIG)
     assert set(full) - set(quick) == {"policies", "slices", "mistakes", "many_views"}
     assert quick["metrics"] == full["metrics"]
     assert json.loads(json.dumps(full, allow_nan=False)) == json.loads(json.dumps(full))
@@ -149,22 +151,22 @@ def test_the_quick_mode_leaves_out_what_takes_time():
 @pytest.mark.parametrize(
     ("changes", "first_line"),
     [
-        ({}, "VAL_TEST, 120 images set aside, first look"),
-        ({"look": 3}, "VAL_TEST, 120 images set aside, look number 3"),
-        ({"look": None, "data": "holiday"}, "holiday, 120 images"),
+        ({}, "VAL_TEST, 120 held-out images, first access"),
+        ({"test_access": 3}, "VAL_TEST, 120 held-out images, access 3"),
+        ({"test_access": None, "data": "holiday"}, "holiday, 120 images"),
     ],
 )
-def test_the_terminal_hears_what_was_judged(changes, first_line):
-    assert summary_lines(make_report(case(**changes), CONFIG))[0] == first_line
+def test_the_summary_names_data_and_access(changes, first_line):
+    assert summary_lines(make_report(evaluation_input(**changes), CONFIG))[0] == first_line
 
 
-def test_hindsight_is_the_best_of_all_thresholds_and_not_of_a_grid(monkeypatch):
+def test_the_threshold_curve_contains_the_exact_optimum(monkeypatch):
     bands = []
-    monkeypatch.setattr(illustration, "threshold_curve", lambda band, threshold: bands.append(band))
-    one = case()
-    saturated = DecisionRule("scrc", 1 - (1 - one.shipped.probabilities) / 1000, 0.9)
-    illustration.draw_pictures(replace(one, rulings=(saturated,)), CONFIG)
+    monkeypatch.setattr(report_images, "threshold_curve", lambda band, threshold: bands.append(band))
+    evaluation = evaluation_input()
+    saturated = DecisionRule("scrc", 1 - (1 - evaluation.shipped.probabilities) / 1000, 0.9)
+    report_images.draw_plots(replace(evaluation, rules=(saturated,)), CONFIG)
     p = saturated.probabilities
-    best = max(float(mcc(confusion_counts(one.labels, p >= cut))) for cut in p)
+    best = max(float(mcc(confusion_counts(evaluation.labels, p >= cut))) for cut in p)
     assert bands[0].mcc.max() == pytest.approx(best)
     assert best > 0.5

@@ -15,17 +15,17 @@ def run(tmp_path, command):
     root = tmp_path / "run"
     code, out, err = command("train", f"run_dir={root}", *SCENES, *TINY_MODEL, "pipeline.phases=[data]")
     assert code == 0, err
-    assert "48 drawn, since no data.root was given" in out
+    assert "48 procedural scenes, as data.root is not set" in out
     return ArtifactSchema(root)
 
 
-def settled(schema, *overrides):
+def resolved(schema, *overrides):
     return resolve_run_config(compose_config([f"run_dir={schema.output_dir}", *overrides]), console=Console())
 
 
 def test_a_run_keeps_its_data_when_the_command_names_none(run):
     before = run.splits_json.stat().st_mtime_ns
-    config = settled(run, "training.epochs=3")
+    config = resolved(run, "training.epochs=3")
     assert config.data.root == str(run.scenes_dir)
     assert config.training.epochs == 3
     assert run.splits_json.stat().st_mtime_ns == before
@@ -33,13 +33,13 @@ def test_a_run_keeps_its_data_when_the_command_names_none(run):
 
 def test_the_same_data_by_another_path_is_the_same(run, monkeypatch):
     monkeypatch.chdir(run.output_dir.parent)
-    assert settled(run, "data.root=run/scenes").data.root == "run/scenes"
+    assert resolved(run, "data.root=run/scenes").data.root == "run/scenes"
 
 
-def test_other_fractions_of_the_same_data_split_it_anew(run, command):
+def test_other_fractions_split_the_same_data_again(run, command):
     before = run.splits_json.read_bytes()
-    shares = ["data.fractions.train=0.5", "data.fractions.val_test=0.2"]
-    code, _, err = command("train", f"run_dir={run.output_dir}", *SCENES, *shares, "pipeline.phases=[data]")
+    fractions = ["data.fractions.train=0.5", "data.fractions.val_test=0.2"]
+    code, _, err = command("train", f"run_dir={run.output_dir}", *SCENES, *fractions, "pipeline.phases=[data]")
     assert code == 0, err
     assert run.splits_json.read_bytes() != before
 
@@ -50,13 +50,13 @@ def test_nothing_is_drawn_for_phases_that_read_no_images(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_settings_that_no_phase_of_the_command_reads_are_named(run, command, tmp_path):
+def test_settings_without_effect_are_named(run, command, tmp_path):
     further = tmp_path / "more"
     command("data", "scenes", further, *SCENES, "scenes.first_seed=90")
-    asked = ["phase4a.num_epochs=3", "phase5.folds=3", f"data.unlabeled=[{further}]", "loader.num_workers=0"]
-    _, out, _ = command("train", f"run_dir={run.output_dir}", *SCENES, *asked, "pipeline.phases=[data]")
-    warned = [line.partition(" ")[2].strip() for line in out.splitlines() if line.startswith("warning")]
-    assert warned == [
-        "phase4a.num_epochs, phase5.folds: not read by data",
-        "data.unlabeled is read by phase4a_explora alone, which is not among pipeline.phases",
+    overrides = ["phase4a.num_epochs=3", "phase5.folds=3", f"data.unlabeled=[{further}]", "loader.num_workers=0"]
+    _, out, _ = command("train", f"run_dir={run.output_dir}", *SCENES, *overrides, "pipeline.phases=[data]")
+    warnings = [line.partition(" ")[2].strip() for line in out.splitlines() if line.startswith("warning")]
+    assert warnings == [
+        "phase4a.num_epochs, phase5.folds have no effect on data",
+        "data.unlabeled has no effect when phase4a_explora is not in pipeline.phases",
     ]

@@ -1,4 +1,4 @@
-"""export --runtime, through the command line: what is written, what is recorded of it, and what is refused."""
+"""export --runtime, through the command line: what is written, what is recorded, and what is rejected."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from streetvision.serving.server import ServingConfig, create_app
 
 @pytest.fixture(scope="module")
 def exported(finished_run, tmp_path_factory):
-    """A copy of the run with its bundle for ONNX Runtime beside it."""
+    """A copy of the run with its bundle for ONNX Runtime."""
     from streetvision.pipeline.console import Console
 
     run = shutil.copytree(finished_run, tmp_path_factory.mktemp("exported") / "run")
@@ -42,7 +42,7 @@ def test_the_record_is_of_val_select(exported):
     assert content["versions"]["onnxruntime"]
 
 
-def test_it_answers_explains_and_serves_as_the_bundle_it_came_from(exported, paths):
+def test_it_predicts_explains_and_serves_like_the_original(exported, paths):
     ours, theirs = load_bundle(exported / "export"), load_bundle(exported / "onnx")
     for one, other in zip(ours.predict(paths), theirs.predict(paths), strict=True):
         assert other.probability == pytest.approx(one.probability, abs=1e-6)
@@ -50,8 +50,8 @@ def test_it_answers_explains_and_serves_as_the_bundle_it_came_from(exported, pat
     seen, expected = theirs.explain(paths[0]).views, ours.explain(paths[0]).views
     assert [view.probability for view in seen] == pytest.approx([view.probability for view in expected], abs=1e-6)
     with TestClient(create_app(theirs, ServingConfig())) as client:
-        answer = client.post("/predict", files={"image": paths[0].read_bytes()})
-    assert answer.json()["probability"] == pytest.approx(ours.predict(paths[0])[0].probability, abs=1e-6)
+        response = client.post("/predict", files={"image": paths[0].read_bytes()})
+    assert response.json()["probability"] == pytest.approx(ours.predict(paths[0])[0].probability, abs=1e-6)
 
 
 def test_it_is_evaluated_and_shipped_like_any_other(exported, command, tmp_path):
@@ -98,8 +98,8 @@ def test_int8_takes_its_ranges_from_images_of_train(exported, command, monkeypat
         "streetvision.bundle.runtimes.parity.MAX_MCC_FALL", 2.0
     )  # a tiny model on 24 images: not what is tested
     monkeypatch.setattr("streetvision.pipeline.runtime_export.CALIBRATION_IMAGES", 6)
-    asked = ["export", "--bundle", exported / "export", "--out", tmp_path / "int8", "--runtime", "openvino"]
-    code, out, err = command(*asked, "--precision", "int8", f"run_dir={exported}")
+    arguments = ["export", "--bundle", exported / "export", "--out", tmp_path / "int8", "--runtime", "openvino"]
+    code, out, err = command(*arguments, "--precision", "int8", f"run_dir={exported}")
     assert code == 0, err
     assert f"run_dir={exported}" in out
     found = load_bundle(tmp_path / "int8").manifest.runtime
@@ -107,12 +107,12 @@ def test_int8_takes_its_ranges_from_images_of_train(exported, command, monkeypat
 
 
 REFUSED = {
-    "neither": ([], "export takes one of --format and --runtime"),
-    "both": (["--format", "hub", "--runtime", "onnx"], "export takes one of --format and --runtime"),
+    "neither": ([], "export needs either --format or --runtime"),
+    "both": (["--format", "hub", "--runtime", "onnx"], "export needs either --format or --runtime"),
     "no such precision": (["--runtime", "onnx", "--precision", "bf16"], "--runtime onnx has no precision bf16"),
-    "a card's option": (["--runtime", "onnx", "--license", "mit"], "--runtime onnx does not read --license"),
-    "a runtime's option": (["--format", "hub", "--precision", "int8"], "--format hub does not read --precision"),
-    "settings": (["--format", "hub", "run_dir=x"], "--format hub reads no settings"),
+    "a card's option": (["--runtime", "onnx", "--license", "mit"], "--license has no effect with --runtime onnx"),
+    "a runtime's option": (["--format", "hub", "--precision", "int8"], "--precision has no effect with --format hub"),
+    "settings": (["--format", "hub", "run_dir=x"], "run_dir=x has no effect with --format hub"),
 }
 
 
@@ -124,7 +124,7 @@ def test_options_that_do_not_go_together_are_refused(exported, command, tmp_path
     assert message in err
 
 
-def test_a_bundle_without_its_run_says_what_to_do(exported, command, tmp_path):
+def test_a_bundle_without_its_run_needs_run_dir(exported, command, tmp_path):
     alone = shutil.copytree(exported / "export", tmp_path / "alone" / "export")
     code, _, err = command("export", "--bundle", alone, "--out", tmp_path / "o", "--runtime", "onnx")
     assert code == 2
@@ -139,11 +139,11 @@ def test_neither_an_export_nor_a_full_folder_is_exported_into(exported, command)
     inside = exported / "export" / "o"
     code, _, err = command("export", "--bundle", exported / "export", "--out", inside, "--runtime", "onnx")
     assert code == 2
-    assert "lies in the bundle" in err
+    assert "must be outside the bundle" in err
     assert not inside.exists()
     code, _, err = command("export", "--bundle", exported / "onnx", "--out", exported / "o", "--runtime", "onnx")
     assert code == 2
-    assert "runs in onnx already" in err
+    assert "already runs in onnx" in err
     code, _, err = command("export", "--bundle", exported / "onnx", "--out", exported / "o", "--format", "miner")
     assert code == 2
     assert "the reference miner runs PyTorch" in err

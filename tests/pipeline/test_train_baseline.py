@@ -45,14 +45,14 @@ def test_adapters_are_merged_before_saving_and_the_error_is_recorded(phase1):
     assert figures(frozen)["parameters_trained"] < figures(schema)["parameters_trained"]
 
 
-def test_a_model_that_answers_one_class_only_ends_with_exit_code_3(phase1):
+def test_a_model_that_predicts_one_class_only_ends_with_exit_code_3(phase1):
     code, out, schema = phase1("training.learning_rate=1e-9")
     assert figures(schema)["one_class_only"] == 1
     assert code == 3
     assert "predicts one class only" in out
 
 
-def test_an_interrupted_phase_goes_on_where_it_was(phase1, monkeypatch):
+def test_an_interrupted_phase_resumes(phase1, monkeypatch):
     from streetvision.training.callbacks import BestCheckpoints
 
     settings = [
@@ -75,7 +75,7 @@ def test_an_interrupted_phase_goes_on_where_it_was(phase1, monkeypatch):
     assert schema.phase1_training_checkpoint.is_file()
     code, out, schema = phase1(*settings)
     assert code == 0, out
-    assert "went on from step 3" in out
+    assert "resumed from step 3" in out
     assert schema.phase1_checkpoint.read_bytes() == whole.phase1_checkpoint.read_bytes()
     assert not schema.phase1_training_checkpoint.exists()
 
@@ -87,31 +87,31 @@ def test_metrics_hold_one_row_an_epoch(phase1):
     assert json.dumps(figures(schema)["train_loss"])
 
 
-def test_the_gate_leaves_its_verdict_and_a_harmful_policy_is_left_out(phase1, monkeypatch):
-    from streetvision.pipeline import augmentation_gate as policy_gate
+def test_the_gate_writes_its_decision_and_a_harmful_policy_is_left_out(phase1, monkeypatch):
+    from streetvision.pipeline import augmentation_gate
 
     full = ["training=full", "training.batch_size=32"]
     gate = ["augmentation.gate.epochs=1", "augmentation.gate.runs=1", "augmentation.color_jitter=0.5"]
     code, out, schema = phase1(*full, *gate, "augmentation.gate.tolerance=1")
     assert code in (0, 3), out
-    admitted = read_json(schema.augmentation_gate_json)
-    assert admitted["verdict"] == "admitted"
-    assert admitted["interval"][0] <= admitted["mcc_difference"] <= admitted["interval"][1]
-    assert (admitted["policy"]["color_jitter"], admitted["tolerance"]) == (0.5, 1)
+    accepted = read_json(schema.augmentation_gate_json)
+    assert accepted["decision"] == "accepted"
+    assert accepted["interval"][0] <= accepted["mcc_difference"] <= accepted["interval"][1]
+    assert (accepted["policy"]["color_jitter"], accepted["tolerance"]) == (0.5, 1)
     assert "phase1/augmentation_gate.json" in read_json(schema.manifest("phase1"))["outputs"]
 
     runs = []
 
     def biased(context, run, policy):
         runs.append(run)
-        labels = [row.label for row in context.rows(policy_gate.Split.VAL_SELECT)]
-        wrong = policy != policy_gate.PLAIN
-        return policy_gate.np.array([label != wrong for label in labels], dtype="float32")
+        labels = [row.label for row in context.rows(augmentation_gate.Split.VAL_SELECT)]
+        wrong = policy != augmentation_gate.PLAIN
+        return augmentation_gate.np.array([label != wrong for label in labels], dtype="float32")
 
-    monkeypatch.setattr(policy_gate, "_probabilities", biased)
+    monkeypatch.setattr(augmentation_gate, "_probabilities", biased)
     code, out, rejected = phase1(*full, *gate, name="rejected")
-    assert read_json(rejected.augmentation_gate_json)["verdict"] == "rejected"
-    assert "the augmentation costs 2.000 of VAL_SELECT MCC" in out
+    assert read_json(rejected.augmentation_gate_json)["decision"] == "rejected"
+    assert "lowers VAL_SELECT MCC by 2.000" in out
     assert runs == [0, 0]
     plain = ["augmentation.crop_scale=[1,1]", "augmentation.flip_probability=0", "augmentation.color_jitter=0"]
     without = phase1(*full, *plain, name="plain")[2]
@@ -128,13 +128,13 @@ def test_mixed_batches_of_several_sizes_train(phase1):
 
 
 def test_layers_far_from_the_head_learn_more_slowly(phase1):
-    alike, slower = (
+    uniform, slower = (
         phase1("training=full", f"training.layer_decay={decay}", name=f"decay_{decay}")[2] for decay in (1.0, 0.5)
     )
-    assert alike.phase1_last_checkpoint.read_bytes() != slower.phase1_last_checkpoint.read_bytes()
+    assert uniform.phase1_last_checkpoint.read_bytes() != slower.phase1_last_checkpoint.read_bytes()
 
 
-def test_a_cache_of_small_copies_is_what_is_trained_on(phase1):
+def test_training_reads_cached_images(phase1):
     code, out, cached = phase1("training=full", "loader.cache_image_size=48")
     assert code in (0, 3), out
     copies = list(cached.image_cache_dir.rglob("*.jpg"))

@@ -1,4 +1,4 @@
-"""The command line: one table of verbs; heavy imports happen inside each verb."""
+"""The command line: one table of verbs. Each verb imports heavy libraries when it runs."""
 
 import sys
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def build_app() -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,  # plain help: loading rich would take longer than all the rest
+        rich_markup_mode=None,  # plain help: importing rich takes longer than everything else
     )
     for name, verb in VERBS.items():
         app.command(name)(interruptible(verb))
@@ -55,10 +55,10 @@ def build_app() -> typer.Typer:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; user errors end in one line and exit code 2, with a traceback under --debug."""
+    """Run the command line. User errors exit with code 2 and no traceback, unless --debug is given."""
     given = sys.argv[1:] if arguments is None else arguments
     escape_unprintable()
     with report_errors(debug="--debug" in given):
         if "" in given:
-            raise ConfigError("one of the arguments is empty", "a shell variable may be unset")
+            raise ConfigError("one of the arguments is empty", "check whether a shell variable is unset")
         build_app()(args=[a for a in given if a != "--debug"])

@@ -7,7 +7,9 @@ import typer
 
 from streetvision.cli.options import key_value, open_console
 
-CONSISTENT_HELP = "Leave out class-1 images whose COLUMN has none of the words, and class-0 images with one of them."
+CONSISTENT_HELP = (
+    "Leave out class-1 images whose COLUMN contains no WORD, and class-0 images whose COLUMN contains one."
+)
 
 
 def check(

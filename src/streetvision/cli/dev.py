@@ -1,4 +1,4 @@
-"""streetvision dev ablate | bench: for work on streetvision itself."""
+"""streetvision dev ablate | bench."""
 
 import sys
 from pathlib import Path
@@ -47,7 +47,7 @@ def bench(
     checkout = Path(streetvision.__file__).parents[2]
     if not (checkout / "benchmarks" / "run.py").is_file():
         raise ConfigError(
-            "the benchmarks are not part of the installed package", "run this from a clone of the project"
+            "the benchmarks are not part of the installed package", "run it from a clone of the repository"
         )
     if str(checkout) not in sys.path:
         sys.path.insert(0, str(checkout))

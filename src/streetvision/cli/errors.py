@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one line for what a user can mend."""
+"""Exit codes of a command, and its error messages: `error:` with the problem, `hint:` with one action."""
 
 import errno
 import sys
@@ -17,59 +17,59 @@ USER_ERROR = 2
 COLLAPSED = 3
 INTERRUPTED = 130
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-NO_SUCH_PLACE = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
-"""What a path is answered with that no file can have, or that is a file where a folder should be, or the reverse."""
+INVALID_PATH = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
+"""The name is not allowed, or a file is where a folder should be, or the reverse."""
 
 
 @contextmanager
 def report_errors(*, debug: bool) -> Iterator[None]:
-    """End the process with exit code 2 and no traceback for what a user can mend; with `debug`, as Python would."""
+    """Print a user error without traceback and exit with code 2; with `debug`, raise it."""
     try:
         yield
     except StreetVisionError as error:
         if debug:
             raise
-        _fail(error.message, error.hint)
+        _exit_with(error.message, error.hint)
     except OSError as error:
-        if debug or error.errno not in CANNOT_WRITE | NO_SUCH_PLACE:
+        if debug or error.errno not in CANNOT_WRITE | INVALID_PATH:
             raise
-        if error.errno in NO_SUCH_PLACE:
-            _fail(f"{error.filename or 'a file'}: {error.strerror}", "give another path")
-        _fail(
-            f"cannot write {error.filename or 'a file'}: {error.strerror}", "free some space, or choose another folder"
-        )
+        path = error.filename or "a file"
+        if error.errno in INVALID_PATH:
+            _exit_with(f"{path}: {error.strerror}", "give another path")
+        _exit_with(f"cannot write {path}: {error.strerror}", "free disk space, or choose another folder")
     except RuntimeError as error:
+        # A killed worker reports itself in these two ways, with no type of its own.
         if debug or not (isinstance(error, BrokenExecutor) or "DataLoader worker" in str(error)):
             raise
-        _fail(
+        _exit_with(
             "a worker process was killed",
-            "run the same line again and it goes on; fewer loader.num_workers= need less memory",
+            "run the same command again to resume; a smaller loader.num_workers needs less memory",
         )
 
 
 def escape_unprintable() -> None:
-    """Let this process print file names that are no text, or not in the terminal's encoding, escaped."""
+    """Print characters that the terminal's encoding lacks, and bytes that are not text, as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb, ending with a sentence instead of "Aborted!" when it is interrupted."""
+    """The verb with a message and exit code 130 on Ctrl-C, instead of "Aborted!"."""
 
     @wraps(verb)
     def run(*arguments: object, **options: object) -> None:
         try:
             verb(*arguments, **options)
         except KeyboardInterrupt:
-            typer.echo("interrupted; run the same line again and it goes on with the phase it was in", err=True)
+            typer.echo("interrupted; run the same command again to resume", err=True)
             sys.exit(INTERRUPTED)
 
     return run
 
 
-def _fail(message: str, hint: str | None) -> NoReturn:
+def _exit_with(message: str, hint: str | None) -> NoReturn:
     typer.echo(f"error: {message}", err=True)
     if hint:
-        typer.echo(f"       {hint}", err=True)
+        typer.echo(f"hint:  {hint}", err=True)
     sys.exit(USER_ERROR)

@@ -34,9 +34,9 @@ def export(
     ] = None,
 ) -> None:
     """Export a bundle for another program or another runtime."""
-    from streetvision.pipeline.export import Request, export_bundle
+    from streetvision.pipeline.export import ExportRequest, export_bundle
 
-    request = Request(
+    request = ExportRequest(
         bundle, out, runtime=runtime, precision=precision, name=name, hotkey=hotkey, version=version, license=license
     )
     export_bundle(form, request, overrides or [], open_console())

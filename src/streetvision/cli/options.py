@@ -1,4 +1,4 @@
-"""What several verbs share: options, the console, and how a run and an evaluation are printed."""
+"""Options, the console and the output that several verbs share."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,14 +25,14 @@ BundlePath = Annotated[Path, typer.Option("--bundle", help="Folder of the bundle
 
 
 def open_console() -> "Console":
-    """The console that a verb prints to; imported only when a verb runs."""
+    """The console of a verb. It is imported when the verb runs."""
     from streetvision.pipeline.console import Console
 
     return Console()
 
 
 def run_training(overrides: list[str], config: Path | None, console: "Console") -> "ArtifactSchema":
-    """Train, printing the run folder first because the imports take seconds."""
+    """Train. The run folder is printed first, because the imports take seconds."""
     from streetvision.pipeline.config import compose_config
 
     composed = compose_config(overrides, file=config)
@@ -43,20 +43,21 @@ def run_training(overrides: list[str], config: Path | None, console: "Console") 
 
 
 def print_evaluation(schema: "ArtifactSchema", bundle: Path, console: "Console") -> None:
-    """Print the figures of an evaluation, the paths of the run, and the next command."""
-    from streetvision.pipeline.run import print_artifact_paths, report_lines
+    """Print the metrics of an evaluation, the path of the report, and the next command."""
+    from streetvision.pipeline.run import evaluation_lines
 
     console.text()
-    for line in report_lines(schema):
+    for line in evaluation_lines(schema):
         console.text(line)
-    print_artifact_paths(schema, console)
-    console.line("next", f"streetvision predict --bundle {bundle} your.jpg")
+    console.text()
+    console.line("report", str(schema.report_html))
+    console.next_command("streetvision", "predict", "--bundle", bundle, "street.jpg")
 
 
 def exit_if_collapsed(schema: "ArtifactSchema", console: "Console") -> None:
     """Exit with code 3 when the trained model predicts one class only."""
-    from streetvision.pipeline.run import answers_one_class_only
+    from streetvision.pipeline.run import predicts_one_class_only
 
-    if answers_one_class_only(schema):
-        console.warn("the model predicts one class only: check the labels and training.learning_rate, or train longer")
+    if predicts_one_class_only(schema):
+        console.warn("the model predicts one class only: check the labels, training.learning_rate and training.epochs")
         raise typer.Exit(COLLAPSED)

@@ -48,7 +48,7 @@ def predict(
         raise typer.Exit(USER_ERROR)
 
 
-def _refuse_options(why: str, **options: object) -> None:
+def _refuse_options(reason: str, **options: object) -> None:
     for name, value in options.items():
         if value is not None:
-            raise ConfigError(f"--{name.replace('_', '-')} {why}", "leave it out")
+            raise ConfigError(f"--{name.replace('_', '-')} {reason}", "leave it out")

@@ -34,7 +34,7 @@ def check_export(
     ] = None,
 ) -> None:
     """Compare a miner folder with its bundle."""
-    from streetvision.pipeline.export import check_folder
+    from streetvision.pipeline.export import check_miner_folder
 
-    if not check_folder(folder, images, bundle, python=python, console=open_console()):
+    if not check_miner_folder(folder, images, bundle, python=python, console=open_console()):
         raise typer.Exit(USER_ERROR)

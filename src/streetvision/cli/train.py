@@ -27,7 +27,7 @@ def train(
         from streetvision.pipeline.config import compose_config
 
         best = launch_search(search, compose_config(overrides or [], file=config), console=console)
-        console.line("next", f"streetvision train --config {best} run_dir=...")
+        console.next_command("streetvision", "train", "--config", best)
         return
     schema = run_training(overrides or [], config, console)
     from streetvision.pipeline.run import print_artifact_paths
@@ -35,4 +35,4 @@ def train(
     print_artifact_paths(schema, console)
     exit_if_collapsed(schema, console)
     if schema.bundle_json.is_file():
-        console.line("next", f"streetvision evaluate --bundle {schema.export_dir}")
+        console.next_command("streetvision", "evaluate", "--bundle", schema.export_dir)

@@ -20,7 +20,7 @@ from streetvision.io.process_pool import failure_reason, run_in_processes
 from streetvision.models.device import default_jobs
 from streetvision.pipeline.config import compose_config, settings_sha256
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.test_access_log import read_test_accesses
+from streetvision.pipeline.test_access_log import count_test_accesses
 from streetvision.synthetic.scenes import write_scenes
 
 ONE_PROCESS = ("loader.num_workers=0",)
@@ -213,6 +213,6 @@ def _test_accesses(plan: Plan) -> dict[str, int]:
     accesses: dict[str, int] = {}
     for (name, seed), run in dict.fromkeys(((key[1], key[2]), run) for key, run in plan.items()):
         place = f"{name}, seed {seed}"
-        count = read_test_accesses(ArtifactSchema(run.root).test_access_log_json)
+        count = count_test_accesses(ArtifactSchema(run.root).test_access_log_json)
         accesses[place] = accesses.get(place, 0) + count
     return accesses

@@ -49,7 +49,7 @@ class ShownEvaluation(Judgement):
 
     title: str
     data: str
-    look: int | None
+    test_access: int | None
     level: float
     counts: dict[str, int]
     metrics: dict[str, ShownMetric]
@@ -124,7 +124,7 @@ def _evaluation(report: ShownEvaluation | None) -> str:
     if report is None:
         return "No evaluation came with this bundle: nothing is known of how good it is."
     n = sum(report.counts.values())
-    look = f", look {report.look} at it" if report.look else ""
+    access = "" if report.test_access is None else f", test-set access {report.test_access}"
     rows = [
         f"| {name} | {_number(found.estimate)} | {_number(found.low)} to {_number(found.high)} |"
         for name in SHOWN
@@ -132,7 +132,7 @@ def _evaluation(report: ShownEvaluation | None) -> str:
     ]
     return "\n".join(
         [
-            f"On {n:,} images of {report.data} that had no part in making the model{look}; intervals at level "
+            f"On {n:,} images of {report.data} that had no part in making the model{access}; intervals at level "
             f"{report.level:g}.",
             "",
             "| metric | estimate | interval |",

@@ -1,16 +1,16 @@
-"""Which artifacts a phase reads and writes where its settings decide, and the digest of what it reads outside the run.
+"""The artifacts that a phase reads under its settings, and digests of its inputs from outside the run folder.
 
-The engine asks before every phase, to tell whether it need run at all: nothing here loads torch or SciPy.
+The engine calls these functions before every phase, so nothing here loads torch or SciPy.
 """
 
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from streetvision.bundle.format import BUNDLE_JSON
+from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle
 from streetvision.calibration.config import MAC_CAL, Phase5Config
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Context
 from streetvision.data.config import DataConfig
 from streetvision.data.records import Listed, Listing
@@ -25,7 +25,7 @@ from streetvision.training.config import CvfmConfig
 SCORES = ("val_calib_logits", "val_calib_labels", "val_calib_scores_json", "splits_json")
 MAC_CAL_SCORES = ("mac_cal_logits", "mac_cal_labels", "mac_cal_scores_json", "splits_json")
 CVFM_SCORES = ("cvfm_logits", "cvfm_labels", "cvfm_scores_json", "splits_json")
-"""Names of artifacts: the scores of VAL_CALIB by phase 1, by the retrained head, by the fusion."""
+"""Artifact names of VAL_CALIB scores: of phase 1, of the retrained head, of the fused views."""
 REPORT = (
     "evaluation_report_json",
     "predictions_csv",
@@ -35,114 +35,130 @@ REPORT = (
     "confusion_matrix",
     "reliability_diagram",
 )
-"""What every evaluation writes."""
+"""Artifacts of every evaluation."""
 POLICY_ARTIFACTS = {
     "scrc": ("scrc_params_json", "scrc_params_pkl"),
     "threshold": ("thresholds_json",),
 }
+"""Policy type -> its artifacts; the first is the policy itself."""
 
 
 def adapted_backbone(context: Context) -> Path | None:
-    """The checkpoint of an adapted backbone that the settings name: another run's, or this run's own."""
+    """Checkpoint of the adapted backbone that training starts from: of another run or of this one."""
     config = context.settings(ModelConfig)
     own = context.schema.explora_checkpoint if config.init_from_explora else None
     return config.explora_checkpoint_path or own
 
 
 def adapted_checkpoint_inputs(context: Context) -> tuple[str, ...]:
-    """The artifacts of this run that training starts from."""
+    """The adapted backbone, if training starts from the one of this run."""
     return ("explora_checkpoint",) if adapted_backbone(context) == context.schema.explora_checkpoint else ()
 
 
-def digest_of_weights(context: Context) -> str:
-    """Digest of the weight files outside the run that training starts from."""
+def weights_digest(context: Context) -> str:
+    """Digest of the weight files outside the run folder that training starts from."""
     config = context.settings(ModelConfig)
-    files = [*local_files(config.backbone)]
-    digests = {path.name: sha256_file(path) for path in files}
+    digests = {path.name: sha256_file(path) for path in local_files(config.backbone)}
     if config.explora_checkpoint_path is not None:
         digests["adapted"] = sha256_file(config.explora_checkpoint_path)
     return sha256_json(digests)
 
 
-def unlabelled_images(context: Context) -> tuple[str, ...]:
-    """The list of images that phase 4a sees beside TRAIN, where there are any."""
+def unlabeled_inputs(context: Context) -> tuple[str, ...]:
+    """The list of unlabeled images, if data.unlabeled names any."""
     return ("unlabeled_json",) if context.settings(DataConfig).unlabeled else ()
 
 
 def fuses(context: Context) -> bool:
-    """Whether the fused scores of many views are what is calibrated."""
+    """Whether phase 5 calibrates fused scores of several views."""
     return context.settings(CvfmConfig).mode != "single_view"
 
 
-def served_scores(context: Context) -> tuple[str, ...]:
-    """The scores that are calibrated, where they are not phase 1's."""
+def served_score_inputs(context: Context) -> tuple[str, ...]:
+    """The scores that phase 5 calibrates, if they are not those of phase 1."""
     if fuses(context):
         return CVFM_SCORES
     return MAC_CAL_SCORES if context.settings(Phase5Config).method == MAC_CAL else ()
 
 
-def policy_artifacts(context: Context) -> tuple[str, ...]:
-    """The policy that ships."""
+def policy_inputs(context: Context) -> tuple[str, ...]:
+    """The artifacts of the policy that is exported."""
     return POLICY_ARTIFACTS[context.settings(Phase6Config).policy]
 
 
-def judged_bundle(context: Context) -> str:
-    """Digest of the bundle that is judged, wherever it lies."""
-    return _digest_of_bundle(context.settings(EvaluationConfig), context)
-
-
-def judged_data(context: Context) -> str:
-    """Digest of the bundle, of what is read of the run around it, and of the data set."""
-    home = ArtifactSchema((context.settings(EvaluationConfig).bundle or context.schema.export_dir).parent)
-    beside = [sha256_file(path) if path.is_file() else "" for path in (home.splits_json, home.thresholds_json)]
-    return sha256_json([judged_bundle(context), *beside, digest_of_data(context)])
-
-
-def optional_thresholds(context: Context) -> tuple[str, ...]:
-    """The threshold of phase 2, which an evaluation compares with, where the run has one."""
+def threshold_inputs(context: Context) -> tuple[str, ...]:
+    """Phase 2's threshold, with which an evaluation compares, if the run has one."""
     return ("thresholds_json",) if context.schema.manifest("phase2").exists() else ()
 
 
-def rewarded_bundle(context: Context) -> str:
-    """Digest of the bundle whose reward is simulated, wherever it lies."""
-    return _digest_of_bundle(context.settings(RewardConfig), context)
+def evaluated_bundle_digest(context: Context) -> str:
+    """Digest of the bundle to evaluate, independent of its location."""
+    return _bundle_digest(context.settings(EvaluationConfig).bundle, context)
 
 
-def _digest_of_bundle(config: EvaluationConfig | RewardConfig, context: Context) -> str:
-    return sha256_file((config.bundle or context.schema.export_dir) / BUNDLE_JSON)
+def evaluated_data_digest(context: Context) -> str:
+    """Digest of the bundle, of the artifacts of its run that are read, and of the data set."""
+    home = ArtifactSchema((context.settings(EvaluationConfig).bundle or context.schema.export_dir).parent)
+    run_digests = [sha256_file(path) if path.is_file() else "" for path in (home.splits_json, home.thresholds_json)]
+    return sha256_json([evaluated_bundle_digest(context), *run_digests, data_digest(context)])
 
 
-def digest_of_data(context: Context) -> str:
-    """Digest of the data set as it lies there: what is listed, with sizes and times; a hub name stands for itself."""
-    labelled, sources = _digest_of_labelled(context), context.settings(DataConfig).unlabeled
-    return sha256_json([labelled, _stamps(Path("/"), list_unlabeled(sources).images)]) if sources else labelled
+def rewarded_bundle_digest(context: Context) -> str:
+    """Digest of the bundle whose reward is simulated, independent of its location."""
+    return _bundle_digest(context.settings(RewardConfig).bundle, context)
 
 
-def _digest_of_labelled(context: Context) -> str:
-    root = Path(_root(context.settings(DataConfig))).expanduser()
+def _bundle_digest(folder: Path | None, context: Context) -> str:
+    return sha256_file((folder or context.schema.export_dir) / BUNDLE_JSON)
+
+
+def open_bundle(context: Context, folder: Path | None) -> Bundle:
+    """The bundle in `folder`, or in the run folder if that is None.
+
+    Raises:
+        ArtifactError: The bundle was not made from the data of this run.
+    """
+    bundle = read_bundle(folder or context.schema.export_dir)
+    if bundle.manifest.data_fingerprint != context.fingerprint:
+        raise ArtifactError(
+            f"bundle {str(bundle.folder)!r} was made from data with fingerprint "
+            f"{bundle.manifest.data_fingerprint[:12]}, but this run has {context.fingerprint[:12]}: "
+            "its VAL_TEST may contain training images of this bundle",
+            "set run_dir=... to the run that made the bundle",
+        )
+    return bundle
+
+
+def data_digest(context: Context) -> str:
+    """Digest of the listed files with their sizes and times; a name on the Hugging Face hub counts as itself."""
+    config = context.settings(DataConfig)
+    root = Path(_root(config)).expanduser()
     if not root.exists():
-        return sha256_json(context.settings(DataConfig).root)
-    if is_local_dataset(root):
-        return sha256_json([_stamp(path) for path in sorted(root.rglob("*"))])
-    listing = list_data(context)
-    return sha256_json(_stamps(listing.root, listing.images))
+        labelled = sha256_json(config.root)
+    elif is_local_dataset(root):
+        labelled = sha256_json([_file_stamp(path) for path in sorted(root.rglob("*"))])
+    else:
+        listing = list_data(context)
+        labelled = sha256_json(_image_stamps(listing.root, listing.images))
+    if not config.unlabeled:
+        return labelled
+    return sha256_json([labelled, _image_stamps(Path("/"), list_unlabeled(config.unlabeled).images)])
 
 
-def _stamps(root: Path, images: Sequence[Listed]) -> list[list[object]]:
-    return [[*astuple(image), *_stamp(root / image.path)] for image in images]
+def _image_stamps(root: Path, images: Sequence[Listed]) -> list[list[object]]:
+    return [[*astuple(image), *_file_stamp(root / image.path)] for image in images]
 
 
-def _stamp(path: Path) -> list[str | int]:
-    """What changes when a file does; one that is not there, or cannot be, is for the scan to name."""
+def _file_stamp(path: Path) -> list[str | int]:
     try:
-        found = path.stat()
-    except (OSError, ValueError):
+        status = path.stat()
+    except (OSError, ValueError):  # a missing file or an invalid name: the scan reports it
         return [str(path)]
-    return [path.name, found.st_size, found.st_mtime_ns]
+    return [path.name, status.st_size, status.st_mtime_ns]
 
 
 def list_data(context: Context) -> Listing:
-    """Every image that data.root names."""
+    """Every image in data.root."""
     config = context.settings(DataConfig)
     return list_images(
         _root(config),
@@ -156,5 +172,5 @@ def list_data(context: Context) -> Listing:
 
 def _root(config: DataConfig) -> str:
     if config.root is None:
-        raise ConfigError("there is no data.root", "give a folder: data.root=...")
+        raise ConfigError("data.root is not set", "set data.root=FOLDER")
     return config.root

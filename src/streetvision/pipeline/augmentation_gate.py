@@ -1,14 +1,13 @@
-"""The gate of an augmentation policy: short paired runs with it and without, judged on VAL_SELECT."""
+"""The gate of an augmentation policy: short paired runs with and without it, compared on VAL_SELECT."""
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import JsonValue
 
 from streetvision.contracts.phase import Context
 from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import PLAIN, AugmentationConfig, LoaderConfig
-from streetvision.eval.bootstrap import Difference, paired_difference
+from streetvision.eval.bootstrap import paired_difference
 from streetvision.eval.resampling import Predictions, Resampling
 from streetvision.io.atomic import write_json_atomic
 from streetvision.pipeline.image_training import fit_images
@@ -22,31 +21,44 @@ ARGMAX = 0.5
 
 
 def accepted_augmentation(context: Context) -> AugmentationConfig:
-    """The policy that was asked for, or none at all where it costs more VAL_SELECT MCC than is tolerated.
+    """The configured policy, or PLAIN if the policy lowers VAL_SELECT MCC by more than the tolerance.
 
-    Every pair of runs shares seed, initial weights and order of rows. The verdict goes to augmentation_gate.json with
-    the interval of the difference, by whole groups where there are groups. As it is VAL_SELECT that judges, the choice
-    is one among models like that of the epoch.
+    The two runs of a pair share seed, initial weights and order of rows. augmentation_gate.json records the decision
+    and the interval of the difference. VAL_SELECT decides, so this is model selection like that of the epoch.
     """
     policy, progress = context.settings(AugmentationConfig), context.progress
-    if policy.gate.epochs == 0:
+    gate = policy.gate
+    if gate.epochs == 0:
         return policy
-    pairs = [(run, kind) for run in range(policy.gate.runs) for kind in (policy, PLAIN)]
-    seen = [_probabilities(context, run, kind) for run, kind in progress.track(pairs, total=len(pairs), label="gate")]
-    rows = context.rows(Split.VAL_SELECT) * policy.gate.runs
+    runs = [(number, variant) for number in range(gate.runs) for variant in (policy, PLAIN)]
+    probabilities = [_probabilities(context, *run) for run in progress.track(runs, total=len(runs), label="gate")]
+    rows = context.rows(Split.VAL_SELECT) * gate.runs
     difference = paired_difference(
         [row.label for row in rows],
-        Predictions.cut(np.concatenate(seen[0::2]), ARGMAX),
-        Predictions.cut(np.concatenate(seen[1::2]), ARGMAX),
-        # The runs judge the same rows, so a row's answers are drawn together.
+        Predictions.cut(np.concatenate(probabilities[0::2]), ARGMAX),
+        Predictions.cut(np.concatenate(probabilities[1::2]), ARGMAX),
+        # All runs predict the same rows, so a row is resampled with all its predictions.
         Resampling(groups=[row.group or row.path for row in rows]),
     )["mcc"]
-    rejected = difference.estimate < -policy.gate.tolerance
-    write_json_atomic(context.schema.augmentation_gate_json, _verdict(policy, difference, rejected))
+    rejected = difference.estimate < -gate.tolerance
+    write_json_atomic(
+        context.schema.augmentation_gate_json,
+        {
+            "decision": "rejected" if rejected else "accepted",
+            "mcc_difference": difference.estimate,
+            "interval": [difference.low, difference.high],
+            "method": difference.method,
+            "units": difference.units,
+            "tolerance": gate.tolerance,
+            "epochs": gate.epochs,
+            "runs": gate.runs,
+            "policy": policy.model_dump(mode="json", exclude={"gate"}),
+        },
+    )
     if rejected:
         progress.warn(
-            f"the augmentation costs {-difference.estimate:.3f} of VAL_SELECT MCC in short runs, so training goes on "
-            "without any; see phase1/augmentation_gate.json"
+            f"augmentation rejected: it lowers VAL_SELECT MCC by {-difference.estimate:.3f} in short runs; training "
+            "continues without it (see phase1/augmentation_gate.json)"
         )
     return PLAIN if rejected else policy
 
@@ -67,17 +79,3 @@ def _probabilities(context: Context, run: int, policy: AugmentationConfig) -> ND
         logits, _ = apply_to_batches(classifier, batches, total=len(batches), label="gate", progress=Silent())
     probabilities: NDArray[np.float32] = logits.softmax(dim=1)[:, 1].numpy()
     return probabilities
-
-
-def _verdict(policy: AugmentationConfig, difference: Difference, rejected: bool) -> JsonValue:
-    return {
-        "verdict": "rejected" if rejected else "admitted",
-        "mcc_difference": difference.estimate,
-        "interval": [difference.low, difference.high],
-        "method": difference.method,
-        "units": difference.units,
-        "tolerance": policy.gate.tolerance,
-        "epochs": policy.gate.epochs,
-        "runs": policy.gate.runs,
-        "policy": policy.model_dump(mode="json", exclude={"gate"}),
-    }

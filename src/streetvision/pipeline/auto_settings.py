@@ -1,4 +1,4 @@
-"""What was left to the machine and to the size of the data, told before training: the choice, its reason, its key."""
+"""Settings that follow from the machine and the size of the data, printed with key, value and reason."""
 
 import os
 from collections.abc import Iterator
@@ -9,34 +9,34 @@ from streetvision.data.config import LoaderConfig
 from streetvision.models.device import has_fast_bf16, pick_device
 from streetvision.training.config import LearningConfig, TrainingConfig
 
-FEW = 300
-"""Images in TRAIN below which a backbone is left as it is, unless it is asked for."""
+SMALL_TRAIN = 300
+"""Images in TRAIN below which fine-tuning is not suggested."""
 
 
 def log_auto_settings(context: Context, config: LearningConfig, *, section: str) -> None:
-    """Print every choice that `config`, which the settings call `section`, and the loader leave open."""
-    for setting, reason in [*_of_the_loader(context), *_of_the_training(context, config, section)]:
+    """Print the automatic settings of `config`, whose configuration section is `section`, and of the loader."""
+    for setting, reason in [*_loader_settings(context), *_training_settings(context, config, section)]:
         context.progress.auto_setting(setting, reason)
 
 
-def _of_the_loader(context: Context) -> Iterator[tuple[str, str]]:
+def _loader_settings(context: Context) -> Iterator[tuple[str, str]]:
     loader, cores = context.settings(LoaderConfig), os.cpu_count() or 1
     if loader.num_workers is None:
-        why = f"{cores} cores, two of them for the model" if loader.worker_count else f"{cores} cores, for the model"
-        yield f"loader.num_workers={loader.worker_count}", why
+        reason = f"{cores} cores, 2 of them for the model" if loader.worker_count else f"{cores} cores, for the model"
+        yield f"loader.num_workers={loader.worker_count}", reason
 
 
-def _of_the_training(context: Context, config: LearningConfig, section: str) -> Iterator[tuple[str, str]]:
+def _training_settings(context: Context, config: LearningConfig, section: str) -> Iterator[tuple[str, str]]:
     device, n = pick_device(), len(context.rows(Split.TRAIN))
     if isinstance(config, TrainingConfig) and config.mode == "frozen":
-        if n < FEW:
-            why = f"{n} images in TRAIN are few to adapt a backbone on"
+        if n < SMALL_TRAIN:
+            reason = f"{n} images in TRAIN are few for fine-tuning"
         elif device.type == "cpu":
-            why = f"no GPU here; training=peft may learn more from {n} images in TRAIN, in far more time"
+            reason = f"no GPU; training=peft may be more accurate with {n} images in TRAIN, but is much slower"
         else:
-            why = f"the quickest; training=peft may learn more from {n} images in TRAIN"
-        yield f"{section}=frozen", why
+            reason = f"the fastest mode; training=peft may be more accurate with {n} images in TRAIN"
+        yield f"{section}=frozen", reason
     elif config.precision == "auto":
         fast = has_fast_bf16(device)
-        why = f"this {device.type} {'computes' if fast else 'does not compute'} in bf16 natively"
-        yield f"{section}.mixed_precision.enabled={'true' if fast else 'false'}", why
+        reason = f"this {device.type} {'computes' if fast else 'does not compute'} in bf16 natively"
+        yield f"{section}.mixed_precision.enabled={'true' if fast else 'false'}", reason

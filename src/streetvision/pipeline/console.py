@@ -1,9 +1,11 @@
-"""What a person sees while a run goes on: a line a phase, a bar for what takes longer, warnings with an action."""
+"""Terminal output of a run: one line a phase, progress bars, warnings."""
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console as RichConsole
@@ -19,46 +21,49 @@ LABEL_WIDTH = 14
 
 
 class Console:
-    """Prints to standard output; bars are drawn on a terminal only, so a redirected log holds whole lines."""
+    """Prints to standard output. Progress bars appear on a terminal only; a redirected log holds whole lines."""
 
     def __init__(self) -> None:
-        # Of the processes that torchrun started, only the first talks.
-        quiet = os.environ.get("RANK", "0") != "0"
+        quiet = os.environ.get("RANK", "0") != "0"  # of several processes, only rank 0 prints
         self._rich = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True, quiet=quiet)
-        self._chosen: set[str] = set()
+        self._printed_settings: set[str] = set()
 
     def line(self, label: str, text: str, *, seconds: float | None = None) -> None:
-        """One fact: a label, what was done, and how long it took."""
-        took = "" if seconds is None else f"  [dim]{seconds:.0f} s[/dim]"
-        self._rich.print(f"[bold]{label:<{LABEL_WIDTH - 1}}[/bold] {escape(text)}{took}")
+        """Print a label and a fact, with the duration if it is given."""
+        duration = "" if seconds is None else f"  [dim]{seconds:.0f} s[/dim]"
+        self._rich.print(f"[bold]{label:<{LABEL_WIDTH - 1}}[/bold] {escape(text)}{duration}")
 
     def text(self, text: str = "") -> None:
-        """A line as it is."""
+        """Print a line as it is."""
         self._rich.print(escape(text))
 
     def warn(self, message: str) -> None:
-        """One line that names what to do."""
+        """Print a warning in one line, with the action to take."""
         self._rich.print(f"[yellow]{'warning':<{LABEL_WIDTH}}[/yellow]{escape(message)}")
 
+    def next_command(self, *arguments: str | Path) -> None:
+        """Print the command to run next, quoted so that it can be pasted into a shell."""
+        self.line("next", shlex.join(map(str, arguments)))
+
     def auto_setting(self, setting: str, reason: str) -> None:
-        """A choice that was left open, under the key that changes it; said once, however many phases ask."""
-        if setting not in self._chosen:
-            self.line("chosen", f"{setting}: {reason}")
-        self._chosen.add(setting)
+        """Print an automatic setting as KEY=VALUE with its reason, once for all phases."""
+        if setting not in self._printed_settings:
+            self.line("auto", f"{setting}: {reason}")
+        self._printed_settings.add(setting)
 
     def epoch(self, row: Mapping[str, float | int]) -> None:
-        """Nothing: the bar tells it, and metrics.csv."""
+        """Print nothing: the progress bar and metrics.csv show the epochs."""
 
     def track(self, items: Iterable[Item], *, total: int, label: str, note: Note | None = None) -> Iterator[Item]:
-        """Yield `items`; what takes long shows a bar on a terminal, and a line now and then in a log."""
+        """Yield `items`. Long loops show a bar on a terminal, and a line every 30 s in a log."""
         show = self._bar if self._rich.is_terminal else self._log
         return show(items, total, label, note or str)
 
     def _bar(self, items: Iterable[Item], total: int, label: str, note: Note) -> Iterator[Item]:
-        told = (MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        columns = (MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
         started = time.perf_counter()
         with Progress(
-            TextColumn("{task.description:<14}"), BarColumn(), *told, console=self._rich, transient=True
+            TextColumn("{task.description:<14}"), BarColumn(), *columns, console=self._rich, transient=True
         ) as bars:
             task = bars.add_task(label, total=total, visible=False, note="")
             for item in items:
@@ -66,11 +71,11 @@ class Console:
                 bars.update(task, advance=1, visible=time.perf_counter() - started > BAR_AFTER_SECONDS, note=note())
 
     def _log(self, items: Iterable[Item], total: int, label: str, note: Note) -> Iterator[Item]:
-        started = told = time.perf_counter()
+        started = last_line = time.perf_counter()
         for done, item in enumerate(items, start=1):
             yield item
             now = time.perf_counter()
-            if now - told > LINE_EVERY_SECONDS and done < total:
-                told, left = now, (now - started) / done * (total - done)
-                beside = f", {note()}" if note() else ""
-                self.line("", f"{label} {done} of {total}, about {left:.0f} s left{beside}")
+            if now - last_line > LINE_EVERY_SECONDS and done < total:
+                last_line, seconds_left = now, (now - started) / done * (total - done)
+                suffix = f", {note()}" if note() else ""
+                self.line("", f"{label} {done} of {total}, about {seconds_left:.0f} s left{suffix}")

@@ -1,4 +1,4 @@
-"""From a command line to a folder for another program, and to its check."""
+"""Exports of a bundle for other programs and runtimes, and the check of a miner folder."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streetvision.bundle.batch.files import expand
-from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle
+from streetvision.bundle.format import BUNDLE_JSON, read_bundle
 from streetvision.bundle.predictor import load_bundle
 from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.contracts.artifact_schema import ArtifactSchema
@@ -20,17 +20,16 @@ from streetvision.pipeline.runtime_export import RuntimeRequest, export_runtime
 from streetvision.subnet.hf_head import PINNED
 from streetvision.subnet.miner import Submission, check_miner, write_miner
 
-NAME = "streetvision"
-"""Of a model that nobody named."""
-CARRIED = 1e-6
-"""A probability that differs by less is carried exactly."""
-SLOW_SECONDS = 3.0
-"""Budget of the subnet's stock miner for an image, at the 95th percentile."""
+DEFAULT_NAME = "streetvision"
+EXACT = 1e-6
+"""Largest difference of a probability that counts as exact."""
+MAX_SECONDS = 3.0
+"""Budget of the subnet's reference miner for an image, at the 95th percentile."""
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a person asked to be exported; None where nothing was said."""
+class ExportRequest:
+    """The options of an export; None for those that were not given."""
 
     bundle: Path
     out: Path
@@ -43,105 +42,113 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Export:
-    """A format, and the options of a request that only some formats read."""
+class ExportFormat:
+    """A format, and the options that it uses."""
 
-    write: Callable[[Request, Console], None]
-    reads: frozenset[str]
+    write: Callable[[ExportRequest, Console], None]
+    options: frozenset[str]
 
 
-def export_bundle(form: str | None, request: Request, overrides: Sequence[str], console: Console) -> None:
-    """Write a bundle in a format of EXPORTS, or for a runtime; an option that is not read there is a ConfigError."""
+def export_bundle(form: str | None, request: ExportRequest, overrides: Sequence[str], console: Console) -> None:
+    """Write a bundle in a format of EXPORTS, or for a runtime.
+
+    Raises:
+        ConfigError: Both or neither of format and runtime are given, or an option has no effect.
+    """
     if (form is None) == (request.runtime is None):
         raise ConfigError(
-            "export takes one of --format and --runtime",
-            f"--format {'|'.join(EXPORTS)}, or --runtime {'|'.join(RUNTIMES)}",
+            "export needs either --format or --runtime",
+            f"add --format {'|'.join(EXPORTS)}, or --runtime {'|'.join(RUNTIMES)}",
         )
-    what = f"--runtime {request.runtime}" if form is None else f"--format {form}"
-    reads = frozenset({"precision"}) if form is None else EXPORTS[form].reads
+    target = f"--runtime {request.runtime}" if form is None else f"--format {form}"
+    used = frozenset({"precision"}) if form is None else EXPORTS[form].options
     options = ("precision", "name", "hotkey", "version", "license")
-    if ignored := [name for name in options if getattr(request, name) is not None and name not in reads]:
-        raise ConfigError(f"{what} does not read --{ignored[0]}", "leave it out")
+    if ignored := [name for name in options if getattr(request, name) is not None and name not in used]:
+        raise ConfigError(f"--{ignored[0]} has no effect with {target}", "leave it out")
     if form is None:
         assert request.runtime is not None
-        wanted = RuntimeRequest(request.bundle, request.out, request.runtime, request.precision or "fp32")
-        export_runtime(wanted, overrides, console)
+        runtime_request = RuntimeRequest(request.bundle, request.out, request.runtime, request.precision or "fp32")
+        export_runtime(runtime_request, overrides, console)
         return
     if overrides:
-        raise ConfigError(f"{what} reads no settings, and {overrides[0]!r} is one", "leave it out")
+        raise ConfigError(f"{overrides[0]} has no effect with {target}, which uses no settings", "leave it out")
     EXPORTS[form].write(request, console)
 
 
-def export_miner(request: Request, console: Console) -> None:
-    """Write the folder for the subnet's stock miner, and say what it carries and what not."""
+def export_miner(request: ExportRequest, console: Console) -> None:
+    """Write the folder for the subnet's reference miner, and report what it can represent of the bundle."""
     version = request.version or "1.0.0"
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         raise ConfigError(f"version {version!r} is not X.Y.Z", "for example --version 1.0.0")
     predictor = load_bundle(request.bundle)
-    first, second = predictor.manifest.class_names
-    card = Submission(request.name or NAME, f"{second} or {first} in street images", version, request.hotkey or "")
-    written = write_miner(predictor, request.out, card)
-    line = written.calibration
-    needs = f"transformers {written.transformers} and later" + (
-        f", {written.also_needs} and later" if written.also_needs else ""
+    negative, positive = predictor.manifest.class_names
+    submission = Submission(
+        request.name or DEFAULT_NAME, f"{positive} or {negative} in street images", version, request.hotkey or ""
     )
-    console.line("miner", f"{request.out}  ({needs})")
-    console.line(
-        "threshold", f"{predictor.manifest.policy.balanced_threshold:.3f}, for balanced labels, is at 0.5 there"
+    miner = write_miner(predictor, request.out, submission)
+    needs = f"transformers {miner.transformers} or later" + (
+        f", {miner.also_needs} or later" if miner.also_needs else ""
     )
-    if written.transformers != PINNED:
+    console.line("miner", f"{request.out}  (needs {needs})")
+    threshold = predictor.manifest.policy.balanced_threshold
+    console.line("threshold", f"{threshold:.3f} for balanced labels, mapped to probability 0.5 in the miner folder")
+    if miner.transformers != PINNED:
         console.warn(
-            f"the subnet pins transformers {PINNED}, which does not load this folder: it needs {needs}; "
-            "model=dinov2_small, vit_base and dinov3_convnext_tiny, with model.pooling=cls, are loaded by both"
+            f"the subnet pins transformers {PINNED}, which cannot load this folder; use model=dinov2_small, vit_base "
+            "or dinov3_convnext_tiny with model.pooling=cls"
         )
-    if line.error > CARRIED:
+    if miner.calibration.error > EXACT:
         console.warn(
-            f"a linear head cannot carry this calibration: ranking and decisions are kept, probabilities are off by up "
-            f"to {line.error:.3f}; phase5.method=platt or temperature is carried exactly"
+            "a linear head cannot represent this calibration: probabilities differ by up to "
+            f"{miner.calibration.error:.3f}, ranking and decisions do not differ; "
+            "phase5.method=platt and temperature are exact"
         )
     if not request.hotkey:
-        console.warn("model_card.json has no submitted_by: give --hotkey before you submit it")
-    console.line("next", f"streetvision subnet check-export {request.out} IMAGES... --bundle {request.bundle}")
+        console.warn("model_card.json has no submitted_by: set --hotkey before submission")
+    console.next_command(
+        "streetvision", "subnet", "check-export", request.out, "street.jpg", "--bundle", request.bundle
+    )
 
 
-def export_hub(request: Request, console: Console) -> None:
-    """Write the folder for the Hugging Face hub, with the evaluation of the bundle's run if it is of this bundle."""
+def export_hub(request: ExportRequest, console: Console) -> None:
+    """Write the folder for the Hugging Face hub, with the metrics of this bundle if its run has them."""
     bundle = read_bundle(request.bundle)
-    report = _own_evaluation(bundle)
-    write_hub(bundle, request.out, Card(request.name or NAME, request.license or "other"), report)
+    path, report = ArtifactSchema(bundle.folder.parent).evaluation_report_json, None
+    # The run may have evaluated an earlier bundle.
+    if path.is_file() and validate_json(path, Judgement).provenance.bundle == sha256_file(bundle.folder / BUNDLE_JSON):
+        report = validate_json(path, ShownEvaluation)
+    write_hub(bundle, request.out, Card(request.name or DEFAULT_NAME, request.license or "other"), report)
     console.line("hub", f"{request.out}  (README.md and {BUNDLE_FOLDER}/)")
     if report is None:
-        console.warn("the card has no figures: run streetvision evaluate first, and export beside the run")
+        console.warn("the model card has no metrics: run streetvision evaluate on the bundle in its run folder first")
     if request.license is None:
-        console.warn("the card says license: other; name yours with --license, and mind that of the backbone's weights")
-    console.line("next", f"hf upload OWNER/NAME {request.out}")
+        console.warn(
+            "the model card has license: other; set --license, and check the license of the backbone's weights"
+        )
+    console.next_command("hf", "upload", "OWNER/NAME", request.out)
 
 
-def _own_evaluation(bundle: Bundle) -> ShownEvaluation | None:
-    """evaluation_report.json of the run around the bundle, if it judged these very bytes."""
-    path = ArtifactSchema(bundle.folder.parent).evaluation_report_json
-    if not path.is_file():
-        return None
-    judged = validate_json(path, Judgement).provenance.bundle
-    return validate_json(path, ShownEvaluation) if judged == sha256_file(bundle.folder / BUNDLE_JSON) else None
-
-
-EXPORTS: Mapping[str, Export] = {
-    "miner": Export(export_miner, frozenset({"name", "hotkey", "version"})),
-    "hub": Export(export_hub, frozenset({"name", "license"})),
+EXPORTS: Mapping[str, ExportFormat] = {
+    "miner": ExportFormat(export_miner, frozenset({"name", "hotkey", "version"})),
+    "hub": ExportFormat(export_hub, frozenset({"name", "license"})),
 }
-"""--format -> what writes it."""
+"""--format -> the export."""
 
 
-def check_folder(folder: Path, images: Sequence[Path], bundle: Path, *, python: Path | None, console: Console) -> bool:
-    """Compare a miner folder with its bundle on images, and say how they agree; True when no decision differs."""
-    found = check_miner(load_bundle(bundle), folder, list(expand(images)), python=python)
-    console.line("loaded", f"as the stock miner does, by transformers {found.transformers}; {found.images} images")
-    console.line("answers", f"differ from the bundle's probability by at most {found.difference:.1e}")
+def check_miner_folder(
+    folder: Path, images: Sequence[Path], bundle: Path, *, python: Path | None, console: Console
+) -> bool:
+    """Compare a miner folder with its bundle on images; return whether all decisions agree."""
+    check = check_miner(load_bundle(bundle), folder, list(expand(images)), python=python)
+    console.line("loaded", f"as in the reference miner, with transformers {check.transformers}; {check.images} images")
+    console.line("predictions", f"probabilities differ by at most {check.difference:.1e}")
     console.line(
-        "decisions", f"{found.disagreements} differ; {found.invalid} answers are 0.5, outside [0, 1] or missing"
+        "decisions",
+        f"{check.disagreements} differ; {check.invalid} predictions are missing, 0.5, or outside [0, 1]",
     )
-    console.line("time", f"{found.p95_seconds:.2f} s an image at the 95th percentile, decoding included")
-    if found.p95_seconds > SLOW_SECONDS:
-        console.warn(f"slower than {SLOW_SECONDS:g} s: the subnet waits 9 s, network included; take a smaller model")
-    return found.disagreements == 0 and found.invalid == 0
+    console.line("time", f"{check.p95_seconds:.2f} s an image at the 95th percentile, with decoding")
+    if check.p95_seconds > MAX_SECONDS:
+        console.warn(
+            f"slower than {MAX_SECONDS:g} s: the subnet's timeout is 9 s with the network; use a smaller model"
+        )
+    return check.disagreements == 0 and check.invalid == 0

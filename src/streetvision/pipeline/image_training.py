@@ -1,4 +1,4 @@
-"""Training of a classifier on augmented images: the loaders over TRAIN and VAL_SELECT, and the fit."""
+"""Training of a classifier on augmented images: loaders of TRAIN and VAL_SELECT, and the fit."""
 
 import os
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ def fit_images(
     policy: AugmentationConfig,
     options: TrainerOptions,
 ) -> Fit:
-    """Fit what of the classifier learns on this process's share of TRAIN, judged on its share of VAL_SELECT."""
+    """Fit the trainable parameters on this rank's share of TRAIN, and validate on its share of VAL_SELECT."""
     loader, hardware = context.settings(LoaderConfig), context.settings(HardwareConfig)
     rank, world = rank_and_world_size()
     select = context.rows(Split.VAL_SELECT)
-    if hardware.strategy != "fsdp":  # where weights are gathered for each batch, all need as many batches
+    if hardware.strategy != "fsdp":  # FSDP gathers weights for each batch, so all ranks need as many batches
         select = select[rank::world]
     with (
         _train_loader(classifier, context, config=config, policy=policy) as batches,
@@ -56,8 +56,8 @@ def _train_loader(
     mix = get_batch_transform(policy, image_size=spec.image_size, patch_size=spec.patch_size)
     if policy.scales != (1.0,) and spec.architecture["source"] == "timm":
         raise ConfigError(
-            "augmentation.scales needs a backbone that takes images of any size, and those of timm take one",
-            "leave it out, or take a backbone from transformers",
+            "augmentation.scales needs a backbone that accepts several image sizes; timm backbones accept one",
+            "leave augmentation.scales out, or set a backbone of transformers",
         )
     dataset = ImageDataset(
         rows,
@@ -65,7 +65,7 @@ def _train_loader(
         transform=get_train_transforms(policy, image_size=spec.image_size),
         limits=loader.limits,
         seed=config.seed,
-        cache=small_copies(rows, context),
+        cache=cached_images(rows, context),
     )
     order = EpochBatchSampler(
         len(rows),
@@ -78,8 +78,8 @@ def _train_loader(
     return ImageLoader(dataset, order, workers=loader.worker_count, mix=mix)
 
 
-def small_copies(rows: Sequence[Row], context: Context) -> ImageCache | None:
-    """Small copies of what is trained on, when they are asked for; what is judged is always read from the originals."""
+def cached_images(rows: Sequence[Row], context: Context) -> ImageCache | None:
+    """The cache of small training images, if loader.cache_image_size is set. Validation reads the originals."""
     loader = context.settings(LoaderConfig)
     if loader.cache_image_size is None:
         return None

@@ -1,4 +1,4 @@
-"""Where training starts: the classifier with its backbone's own weights, or with those that phase 4a adapted."""
+"""The initial classifier of a training, and the key under which an interrupted training resumes."""
 
 from collections.abc import Iterable
 
@@ -9,13 +9,14 @@ from streetvision.io.manifests import code_sha256
 from streetvision.io.tensors import load_into, load_state
 from streetvision.models.config import ModelConfig
 from streetvision.models.module import Classifier, load_classifier
-from streetvision.pipeline.artifacts import adapted_backbone, digest_of_weights
+from streetvision.pipeline.artifacts import adapted_backbone, weights_digest
 
 
 def initial_classifier(context: Context) -> Classifier:
-    """A classifier with a new head, drawn from torch's global generator; raises ArtifactError for weights of another.
+    """A classifier with a new head from torch's global generator, on the adapted backbone if there is one.
 
-    The adapted backbone is read with strict keys and shapes.
+    Raises:
+        ArtifactError: The adapted weights do not fit the backbone. Keys and shapes are strict.
     """
     classifier = load_classifier(context.settings(ModelConfig))
     if (adapted := adapted_backbone(context)) is not None:
@@ -24,8 +25,8 @@ def initial_classifier(context: Context) -> Classifier:
 
 
 def resume_key(context: Context, artifacts: Iterable[str]) -> str:
-    """Digest of all that decides what a training gives: settings, code, data, weights, and what it reads of the run."""
+    """Digest of everything that affects the result of a training: settings, code, data, weights and `artifacts`."""
     settings = [result_affecting(section) for section in context.configs.values()]
     files = [context.schema.splits_json, *map(context.schema.path, artifacts)]
     digests = [sha256_file(path) for path in files]
-    return sha256_json([code_sha256(), context.fingerprint, digests, digest_of_weights(context), settings])
+    return sha256_json([code_sha256(), context.fingerprint, digests, weights_digest(context), settings])

@@ -1,4 +1,4 @@
-"""What this machine has, and what is missing."""
+"""Versions, device and disk of this machine."""
 
 import os
 import platform
@@ -13,19 +13,19 @@ from streetvision.pipeline.console import Console
 
 
 def examine_machine(console: Console) -> None:
-    """Print what decides how fast and how exact a run is here."""
-    found = versions()
-    console.line("python", f"{found.pop('python')} on {platform.system()} {platform.machine()}")
-    for package, version in found.items():
+    """Print versions, device and free disk space."""
+    packages = versions()
+    console.line("python", f"{packages.pop('python')} on {platform.system()} {platform.machine()}")
+    for package, version in packages.items():
         console.line(package, version)
     console.line("device", describe_device())
-    console.line("disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free here")
+    console.line("disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free in this folder")
     if pick_device().type == "cpu":
-        console.line("advice", "without a GPU, training=frozen is the mode to start with")
+        console.line("advice", "start with training=frozen: it is fast without a GPU")
 
 
 def describe_device() -> str:
-    """The device that models run on, in a few words."""
+    """The device that models run on, for example `cpu: 2 cores, fp32 only`."""
     device = pick_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
     return f"{device.type}: {name}, {'with bf16' if has_fast_bf16(device) else 'fp32 only'}"

@@ -1,4 +1,4 @@
-"""The table of phases: what each reads, writes and can be told. The code that does it loads when it runs."""
+"""The table of phases: settings, inputs and outputs of each. The code of a phase is imported when it runs."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -12,15 +12,15 @@ from streetvision.pipeline.artifacts import (
     REPORT,
     SCORES,
     adapted_checkpoint_inputs,
-    digest_of_data,
-    digest_of_weights,
-    judged_bundle,
-    judged_data,
-    optional_thresholds,
-    policy_artifacts,
-    rewarded_bundle,
-    served_scores,
-    unlabelled_images,
+    data_digest,
+    evaluated_bundle_digest,
+    evaluated_data_digest,
+    policy_inputs,
+    rewarded_bundle_digest,
+    served_score_inputs,
+    threshold_inputs,
+    unlabeled_inputs,
+    weights_digest,
 )
 from streetvision.pipeline.settings import EvaluationConfig, Phase2Config, Phase6Config, RewardConfig
 from streetvision.training.config import CvfmConfig, MacCalConfig, TrainingConfig
@@ -28,7 +28,7 @@ from streetvision.training.ssl.config import ExPLoRAConfig
 
 
 def _step(module: str, function: str = "run") -> Callable[[Context], Any]:
-    """A function of a module in steps/, which is imported with all its libraries at the first call."""
+    """A function of a module in steps/, which is imported at the first call."""
 
     def call(context: Context) -> Any:
         return getattr(import_module(f"streetvision.pipeline.steps.{module}"), function)(context)
@@ -45,7 +45,7 @@ _PHASES = (
         outputs=("splits_json", "data_report_json"),
         optional_outputs=("unlabeled_json",),
         run=_step("prepare_data"),
-        external_digest=digest_of_data,
+        external_digest=data_digest,
     ),
     Phase(
         id="phase4a_explora",
@@ -60,9 +60,9 @@ _PHASES = (
             "explora_curve_plot",
         ),
         run=_step("train_explora"),
-        run_worker=_step("train_explora", "join"),
-        optional_inputs=unlabelled_images,
-        external_digest=digest_of_weights,
+        run_worker=_step("train_explora", "run_worker"),
+        optional_inputs=unlabeled_inputs,
+        external_digest=weights_digest,
     ),
     Phase(
         id="phase1",
@@ -80,9 +80,9 @@ _PHASES = (
             "val_calib_scores_json",
         ),
         run=_step("train_baseline"),
-        run_worker=_step("train_baseline", "join"),
+        run_worker=_step("train_baseline", "run_worker"),
         optional_inputs=adapted_checkpoint_inputs,
-        external_digest=digest_of_weights,
+        external_digest=weights_digest,
     ),
     Phase(
         id="phase2",
@@ -128,7 +128,7 @@ _PHASES = (
             "risk_coverage_plot",
         ),
         run=_step("calibrate_scrc"),
-        optional_inputs=served_scores,
+        optional_inputs=served_score_inputs,
     ),
     Phase(
         id="phase6",
@@ -137,7 +137,7 @@ _PHASES = (
         inputs=("splits_json", "phase1_checkpoint", "model_config_json"),
         outputs=("bundle_json",),
         run=_step("export_bundle"),
-        optional_inputs=policy_artifacts,
+        optional_inputs=policy_inputs,
     ),
     Phase(
         id="evaluate",
@@ -146,8 +146,8 @@ _PHASES = (
         inputs=("splits_json",),
         outputs=REPORT,
         run=_step("evaluate_model"),
-        optional_inputs=optional_thresholds,
-        external_digest=judged_bundle,
+        optional_inputs=threshold_inputs,
+        external_digest=evaluated_bundle_digest,
     ),
     Phase(
         id="evaluate_data",
@@ -155,8 +155,8 @@ _PHASES = (
         config=(EvaluationConfig, DataConfig, LoaderConfig),
         inputs=(),
         outputs=("data_report_json", *REPORT),
-        run=_step("evaluate_model", "run_elsewhere"),
-        external_digest=judged_data,
+        run=_step("evaluate_model", "run_on_data"),
+        external_digest=evaluated_data_digest,
     ),
     Phase(
         id="reward",
@@ -165,9 +165,9 @@ _PHASES = (
         inputs=("splits_json",),
         outputs=("reward_report_json",),
         run=_step("expect_reward"),
-        external_digest=rewarded_bundle,
+        external_digest=rewarded_bundle_digest,
     ),
 )
 
 PHASES: Mapping[str, Phase] = {phase.id: phase for phase in _PHASES}
-"""Id -> phase, in the order of the data."""
+"""Id -> phase, in the order of the data flow."""

@@ -1,4 +1,4 @@
-"""From a bundle in PyTorch to one in another runtime: converted, measured on VAL_SELECT, and refused if it is worse."""
+"""Export of a bundle to another runtime: converted, compared on VAL_SELECT, and rejected if it is worse."""
 
 import importlib.metadata
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from streetvision.bundle.format import Bundle, bundle_folder, read_bundle, write_bundle
-from streetvision.bundle.predictor import Predictor, Prepared, open_classifier
+from streetvision.bundle.predictor import Predictor, open_classifier
 from streetvision.bundle.runtimes.graph import Graph, capture
 from streetvision.bundle.runtimes.parity import ask, check_parity, measure_parity
 from streetvision.bundle.runtimes.registry import RUNTIMES, open_graph
@@ -22,81 +22,90 @@ from streetvision.data.config import LoaderConfig
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json
 from streetvision.models.multi_view import Views
+from streetvision.pipeline.artifacts import open_bundle
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.steps.evaluate_model import own_bundle
 
 CALIBRATION_IMAGES = 128
-"""Images of TRAIN that ranges are taken from, evenly spread over its rows."""
+"""Images of TRAIN, evenly spaced over its rows, from which int8 ranges are taken."""
 
 
 @dataclass(frozen=True)
 class RuntimeRequest:
-    """What a person asked for."""
+    """A runtime export."""
 
     bundle: Path
-    """Its folder or its bundle.json."""
+    """Folder of the bundle, or its bundle.json."""
     out: Path
     runtime: str
     precision: Precision
 
     @property
     def graph(self) -> type[Graph]:
-        """What writes it; raises ConfigError for a runtime or a precision that there is not."""
+        """The graph class of the runtime; raises ConfigError for an unknown runtime or precision."""
         if self.runtime not in RUNTIMES:
             raise unknown_name("runtime", self.runtime, RUNTIMES)
         graph = RUNTIMES[self.runtime]
         if self.precision not in graph.precisions:
-            offered = ", ".join(graph.precisions)
-            raise ConfigError(f"--runtime {self.runtime} has no precision {self.precision}", f"it has: {offered}")
+            raise ConfigError(
+                f"--runtime {self.runtime} has no precision {self.precision}",
+                f"set --precision to one of: {', '.join(graph.precisions)}",
+            )
         return graph
 
 
 def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: Console) -> Bundle:
-    """Write a new bundle whose backbone another runtime executes; nothing is left where the gate refuses it.
+    """Write a bundle whose backbone runs in another runtime. A rejected export writes nothing.
 
-    The images are those of the run around the bundle, or of the one that run_dir= names.
+    The images for the comparison are those of the run around the bundle, or of run_dir=.
     """
     graph, out = request.graph, request.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{str(out)!r} is not an empty folder", "give a folder of its own: --out ...")
-    context = _context(request.bundle, overrides, console)
-    bundle = own_bundle(context, request.bundle)
+        raise ConfigError(f"{str(out)!r} is not an empty folder", "set --out to a new folder")
+    context = _run_context(request.bundle, overrides, console)
+    bundle = open_bundle(context, request.bundle)
     if bundle.folder.resolve() in out.resolve().parents:
-        raise ConfigError(
-            f"{str(out)!r} lies in the bundle, which holds no stranger", "give a folder beside it: --out ..."
-        )
+        raise ConfigError(f"--out {str(out)!r} must be outside the bundle", "set --out to a folder next to the bundle")
     if bundle.manifest.runtime is not None:
         raise ConfigError(
-            f"bundle {str(bundle.folder)!r} runs in {bundle.manifest.runtime.name} already",
-            "give the bundle that it was made from",
+            f"bundle {str(bundle.folder)!r} already runs in {bundle.manifest.runtime.name}",
+            "set --bundle to the PyTorch bundle that it was made from",
         )
     predictor = Predictor(bundle, limits=context.settings(LoaderConfig).limits)
     images = _calibration_images(predictor, context) if request.precision in graph.calibrated else []
     with TemporaryDirectory() as name:
-        converted = Path(name)
+        folder = Path(name)
         classifier = open_classifier(bundle)
-        graph.write(capture(classifier), converted, request.precision, images)
-        through = open_graph(classifier, converted, name=request.runtime, precision=request.precision)
-        parity = _measure(predictor, predictor.with_graph(through), context)
-        _tell(parity, request, console)
+        graph.write(capture(classifier), folder, request.precision, images)
+        opened = open_graph(classifier, folder, name=request.runtime, precision=request.precision)
+        rows = context.rows(Split.VAL_SELECT)
+        paths = [context.data_root / row.path for row in rows]
+        expected, converted = (
+            ask(model, paths, context.progress) for model in (predictor, predictor.with_graph(opened))
+        )
+        parity = measure_parity(predictor, expected, converted, [row.label for row in rows])
+        _print_parity(parity, request, console)
         check_parity(parity, name=f"{request.runtime} {request.precision}")
-        made = _write(bundle, request, converted, parity, calibration_images=len(images))
-    _tell_where(made, context.schema, console)
-    return made
+        exported = _write(bundle, request, folder, parity, calibration_images=len(images))
+    size = sum(entry.bytes for entry in exported.manifest.files.values())
+    console.line("bundle", f"{exported.folder} ({size / 1e6:.1f} MB)")
+    in_run = exported.folder.absolute().parent == context.schema.output_dir.absolute()
+    run_dir = () if in_run else (f"run_dir={context.schema.output_dir}",)
+    console.next_command("streetvision", "evaluate", "--bundle", exported.folder, *run_dir)
+    return exported
 
 
-def _context(bundle: Path, overrides: Sequence[str], console: Console) -> Context:
-    """What the export may open of the run around the bundle."""
+def _run_context(bundle: Path, overrides: Sequence[str], console: Console) -> Context:
+    """The splits of the run around the bundle, as far as an export may open them."""
     folder = bundle_folder(bundle)
     config = compose_config(overrides, base={"run_dir": str(folder.absolute().parent)})
     schema = ArtifactSchema(config.root)
-    read_bundle(folder)  # that there is none is worse than that its run is missing
+    read_bundle(folder)  # a missing bundle is reported before a missing run
     if not schema.splits_json.is_file():
         raise ArtifactError(
             f"{str(schema.output_dir)!r} is not the run that made this bundle: it has no splits.json, and an export is "
-            "measured on the run's VAL_SELECT",
-            "name the run: run_dir=...",
+            "compared on the run's VAL_SELECT",
+            "set run_dir=... to that run",
         )
     return Context(
         phase="export_runtime",
@@ -107,31 +116,22 @@ def _context(bundle: Path, overrides: Sequence[str], console: Console) -> Contex
     )
 
 
-def _measure(reference: Predictor, candidate: Predictor, context: Context) -> RuntimeParity:
-    rows = context.rows(Split.VAL_SELECT)
-    paths = [context.data_root / row.path for row in rows]
-    expected, found = (ask(predictor, paths, context.progress) for predictor in (reference, candidate))
-    return measure_parity(reference, expected, found, [row.label for row in rows])
-
-
 def _calibration_images(predictor: Predictor, context: Context) -> list[Tensor]:
-    """Images (1, 3, S, S) as the backbone meets them, from TRAIN; of many views, one of each image in turn."""
+    """Preprocessed images (1, 3, S, S) of TRAIN; if images have several views, a different one of each."""
     rows = context.rows(Split.TRAIN)
     count = min(len(rows), CALIBRATION_IMAGES)
-    chosen = [rows[number * len(rows) // count] for number in range(count)]
-    prepared = (predictor.prepare(context.data_root / row.path) for row in chosen)
-    return [_one_view(images, number)[None] for number, images in enumerate(prepared)]
-
-
-def _one_view(images: Prepared, number: int) -> Tensor:
-    if not isinstance(images, Views):
-        return images
-    seen = images.pixels[images.mask]
-    return seen[number % len(seen)]
+    images = []
+    for number in range(count):
+        prepared = predictor.prepare(context.data_root / rows[number * len(rows) // count].path)
+        if isinstance(prepared, Views):
+            views = prepared.pixels[prepared.mask]
+            prepared = views[number % len(views)]
+        images.append(prepared[None])
+    return images
 
 
 def _write(
-    bundle: Bundle, request: RuntimeRequest, converted: Path, parity: RuntimeParity, *, calibration_images: int
+    bundle: Bundle, request: RuntimeRequest, folder: Path, parity: RuntimeParity, *, calibration_images: int
 ) -> Bundle:
     graph, manifest = request.graph, bundle.manifest
     reference = RuntimeRef.model_validate(
@@ -146,7 +146,7 @@ def _write(
     files = {name: bundle.folder / name for name in manifest.files}
     return write_bundle(
         request.out,
-        {**files, **{name: converted / name for name in graph.files}},
+        {**files, **{name: folder / name for name in graph.files}},
         policy=manifest.policy,
         class_names=manifest.class_names,
         data_fingerprint=manifest.data_fingerprint,
@@ -155,24 +155,15 @@ def _write(
     )
 
 
-def _tell(parity: RuntimeParity, request: RuntimeRequest, console: Console) -> None:
-    console.line(request.runtime, f"{request.precision}, beside PyTorch on {parity.n} images of VAL_SELECT")
+def _print_parity(parity: RuntimeParity, request: RuntimeRequest, console: Console) -> None:
+    console.line(request.runtime, f"{request.precision}, compared with PyTorch on {parity.n} images of VAL_SELECT")
     console.line(
-        "answers",
+        "predictions",
         f"logits differ by at most {parity.max_logit_difference:.1e}, probabilities by "
         f"{parity.max_probability_difference:.1e}; {parity.decision_flips} of {parity.n} decisions differ",
     )
-    console.line("MCC", f"{parity.mcc:.4f}, in PyTorch {parity.pytorch_mcc:.4f}")
+    console.line("MCC", f"{parity.mcc:.4f}, PyTorch {parity.pytorch_mcc:.4f}")
     if parity.certified_flips:
         console.warn(
-            f"{parity.certified_flips} certified answers differ: their risk was certified for the answers of PyTorch"
+            f"{parity.certified_flips} certified predictions differ; their risk was certified for those of PyTorch"
         )
-
-
-def _tell_where(made: Bundle, schema: ArtifactSchema, console: Console) -> None:
-    size = sum(entry.bytes for entry in made.manifest.files.values())
-    console.line("bundle", f"{made.folder}  ({size / 1e6:.1f} MB, every file sealed)")
-    around = made.folder.absolute().parent == schema.output_dir.absolute()
-    console.line(
-        "next", f"streetvision evaluate --bundle {made.folder}" + ("" if around else f" run_dir={schema.output_dir}")
-    )

@@ -1,6 +1,8 @@
-"""How a step makes the scores of VAL_CALIB, and opens them: through the gate that its phase was granted."""
+"""Scores of VAL_CALIB: how the phases write and open them, with the access check of the phase. Cached features."""
 
 from pathlib import Path
+
+from torch import Tensor
 
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.phase import Context
@@ -14,29 +16,37 @@ from streetvision.io.validators import validate_json
 from streetvision.models.fused import Model
 from streetvision.models.module import Classifier, ClassifierDescription, build_classifier
 from streetvision.pipeline.artifacts import SCORES
+from streetvision.training.features import FeatureCache
 from streetvision.training.scoring import score_rows
 
 
 def make_scores(
     context: Context, description: ClassifierDescription, checkpoint: Path, artifacts: tuple[str, ...]
 ) -> None:
-    """Score VAL_CALIB with the checkpoint as it lies on disk, in a classifier built from its description."""
-    chosen = build_classifier(description)
-    load_into(chosen, load_state(checkpoint), source=str(checkpoint))
-    save_val_calib(context, chosen, checkpoint, artifacts=artifacts)
+    """Score VAL_CALIB with the saved checkpoint, in a classifier built from its description."""
+    classifier = build_classifier(description)
+    load_into(classifier, load_state(checkpoint), source=str(checkpoint))
+    save_val_calib(context, classifier, checkpoint, artifacts=artifacts)
 
 
 def open_classifier(context: Context, checkpoint: Path) -> Classifier:
-    """The classifier of a checkpoint of phase 1, as it lies on disk."""
+    """The classifier of a saved checkpoint of phase 1."""
     classifier = build_classifier(validate_json(context.schema.model_config_json, ClassifierDescription))
     load_into(classifier, load_state(checkpoint), source=str(checkpoint))
     return classifier
 
 
+def cached_features(context: Context, classifier: Classifier, split: Split) -> tuple[Tensor, Tensor]:
+    """Features (N, D) of the backbone and labels (N,) of `split`, from the feature cache."""
+    loader = context.settings(LoaderConfig)
+    cache = FeatureCache(context.schema.feature_cache_dir, classifier, loader=loader, progress=context.progress)
+    return cache.features(context.rows(split), root=context.data_root, name=split.value)
+
+
 def save_val_calib(
     context: Context, model: Model, checkpoint: Path, *, artifacts: tuple[str, ...], fusion: FusionRef | None = None
 ) -> None:
-    """Score VAL_CALIB with a model that `checkpoint`, and `fusion`, hold."""
+    """Score VAL_CALIB with `model`, whose weights are in `checkpoint` and `fusion`, and save the scores."""
     scores = score_rows(
         model,
         context.rows(Split.VAL_CALIB),
@@ -52,22 +62,27 @@ def save_val_calib(
 
 
 def open_scores(context: Context, split: Split, artifacts: tuple[str, ...] = SCORES) -> Scores:
-    """Scores, phase 1's or others, known to be of `split`; raises LeakageError when the phase may not open it."""
+    """The scores of `split`, by default those of phase 1.
+
+    Raises:
+        LeakageError: The phase may not open the split.
+        ArtifactError: The scores are damaged, or of another split.
+    """
     check_may_open(context.phase, split)
     logits, labels, record = (context.schema.path(name) for name in artifacts[:3])
     scores = load_scores(logits=logits, labels=labels, record=record)
     if scores.split is not split:
-        raise ArtifactError(f"{str(record)!r} holds scores of {scores.split}, not of {split}")
+        raise ArtifactError(f"{str(record)!r} has scores of {scores.split}, not of {split}")
     return scores
 
 
 def groups_of(context: Context, scores: Scores) -> list[str | None]:
-    """The group of each row scored; raises ArtifactError when splits.json has other rows by now."""
+    """The group of each scored row; raises ArtifactError when splits.json has changed since."""
     rows = context.rows(scores.split)
     if rows_digest(rows) != scores.rows_sha256:
         makers = "phase1" if scores.fusion is None else "phase1,phase4c_cvfm"
         raise ArtifactError(
-            f"the scores of {makers} belong to other rows than splits.json has for {scores.split.value}",
-            f"run them again: pipeline.phases=[{makers},{context.phase}]",
+            f"the scores of {makers} are not of the rows that splits.json has for {scores.split.value}",
+            f"run the phases again with pipeline.phases=[{makers},{context.phase}]",
         )
     return [row.group for row in rows]

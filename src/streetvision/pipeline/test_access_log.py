@@ -1,4 +1,4 @@
-"""The ledger of a run: every look at its VAL_TEST, when and through which bundle."""
+"""The access log of VAL_TEST: when it was used, and by which bundle."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,53 +9,54 @@ from pydantic import TypeAdapter, ValidationError
 
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.policies import Artifact, Digest
-from streetvision.eval.report.contents import EarlierLooks
+from streetvision.eval.report.contents import EarlierTestAccesses
 from streetvision.io.atomic import read_json, write_json_atomic
 
 
-class _TestAccess(Artifact):
+class _LogEntry(Artifact):
     at: str
-    """UTC."""
+    """UTC, ISO 8601."""
     bundle_sha256: Digest
 
 
-_ACCESSES = TypeAdapter(list[_TestAccess])
+_LOG = TypeAdapter(list[_LogEntry])
 
 
 @dataclass(frozen=True)
-class TestAccesses:
-    """A look at VAL_TEST and those before it."""
+class TestAccess:
+    """One access to VAL_TEST and the accesses before it."""
 
     number: int
-    """1 for the first."""
-    earlier: list[EarlierLooks]
-    """By bundle, the latest first."""
+    """1 for the first access."""
+    earlier: list[EarlierTestAccesses]
+    """One entry a bundle, the latest first."""
 
 
-def record_test_access(path: Path, bundle_sha256: str) -> TestAccesses:
-    """Note in the ledger at `path` that VAL_TEST is opened; to be called before it is.
+def record_test_access(path: Path, bundle_sha256: str) -> TestAccess:
+    """Append an access to the log at `path`. Call it before VAL_TEST is read.
 
-    Raises ArtifactError when the ledger is damaged: a look must not be forgotten.
+    Raises:
+        ArtifactError: The log is damaged. It is never replaced, so that no access is lost.
     """
-    looks = _read(path)
-    now = _TestAccess(at=datetime.now(UTC).isoformat(timespec="seconds"), bundle_sha256=bundle_sha256)
-    write_json_atomic(path, [look.model_dump() for look in [*looks, now]])
-    last = {look.bundle_sha256: look.at for look in looks}
-    times = Counter(look.bundle_sha256 for look in looks)
-    earlier = [EarlierLooks(bundle_sha256=bundle, times=times[bundle], last=last[bundle]) for bundle in last]
-    return TestAccesses(len(looks) + 1, sorted(earlier, key=lambda looks: looks["last"], reverse=True))
+    entries = _read(path)
+    now = _LogEntry(at=datetime.now(UTC).isoformat(timespec="seconds"), bundle_sha256=bundle_sha256)
+    write_json_atomic(path, [entry.model_dump() for entry in [*entries, now]])
+    last = {entry.bundle_sha256: entry.at for entry in entries}
+    counts = Counter(entry.bundle_sha256 for entry in entries)
+    earlier = [EarlierTestAccesses(bundle_sha256=bundle, count=counts[bundle], last=last[bundle]) for bundle in last]
+    return TestAccess(len(entries) + 1, sorted(earlier, key=lambda access: access["last"], reverse=True))
 
 
-def read_test_accesses(path: Path) -> int:
-    """How many looks the ledger at `path` has; raises ArtifactError when it is damaged."""
+def count_test_accesses(path: Path) -> int:
+    """The number of accesses in the log at `path`; raises ArtifactError when the log is damaged."""
     return len(_read(path))
 
 
-def _read(path: Path) -> list[_TestAccess]:
+def _read(path: Path) -> list[_LogEntry]:
     try:
-        return _ACCESSES.validate_python(read_json(path)) if path.is_file() else []
+        return _LOG.validate_python(read_json(path)) if path.is_file() else []
     except ValidationError as error:
         raise ArtifactError(
-            f"{str(path)!r} should hold the looks at VAL_TEST so far, and does not: {error.errors()[0]['msg']}",
+            f"{str(path)!r} is not a valid log of VAL_TEST accesses: {error.errors()[0]['msg']}",
             "restore it from a backup",
         ) from error

@@ -1,6 +1,6 @@
 import pytest
 
-from streetvision.eval.report.contents import cautions, lead, looks, selective_sentence, verdict
+from streetvision.eval.report.contents import access_history, cautions, lead, selective_sentence, verdict
 from tests.eval.report.test_page import sample
 
 
@@ -15,24 +15,24 @@ def test_the_lead_says_what_was_judged():
     assert lead(sample(data="holiday")).startswith("160 images of holiday. ")
 
 
-def test_the_first_look_needs_no_caution_and_later_ones_name_who_looked():
+def test_the_first_access_needs_no_caution_and_later_ones_name_their_bundles():
     assert list(cautions(sample())) == []
-    assert looks(sample()) == "VAL_TEST has been looked at once, for this page."
+    assert access_history(sample()) == "VAL_TEST was accessed once, for this report."
     earlier = [
-        {"bundle_sha256": "ab" * 32, "times": 2, "last": "2026-01-02"},
-        {"bundle_sha256": "cd" * 32, "times": 1, "last": "2026-01-01"},
+        {"bundle_sha256": "ab" * 32, "count": 2, "last": "2026-01-02"},
+        {"bundle_sha256": "cd" * 32, "count": 1, "last": "2026-01-01"},
     ]
-    third = sample(look=4, earlier_looks=earlier)
-    assert "now been looked at 4 times" in next(cautions(third))
-    assert looks(third) == (
-        "VAL_TEST has been looked at 4 times, this page included. Before it: bundle abababababab twice, last on "
+    third = sample(test_access=4, earlier_test_accesses=earlier)
+    assert "access 4 to VAL_TEST" in next(cautions(third))
+    assert access_history(third) == (
+        "VAL_TEST was accessed 4 times, this report included. Earlier accesses: bundle abababababab twice, last on "
         "2026-01-02; bundle cdcdcdcdcdcd once, last on 2026-01-01."
     )
 
 
 def test_other_data_leaves_val_test_alone():
-    other = sample(data="holiday", look=None, notes=["Mind the gap."])
-    assert looks(other) == "VAL_TEST was not touched."
+    other = sample(data="holiday", test_access=None, notes=["Mind the gap."])
+    assert access_history(other) == "VAL_TEST was not accessed."
     assert list(cautions(other)) == ["Mind the gap."]
 
 

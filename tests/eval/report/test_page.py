@@ -35,8 +35,8 @@ def sample(**changes):
         "rarer_units": 78,
         "grouped": False,
         "few_units": False,
-        "look": 1,
-        "earlier_looks": [],
+        "test_access": 1,
+        "earlier_test_accesses": [],
         "notes": [],
         "provenance": {"data": "ab" * 32, "git": "1234abcd"},
         "settings": {"phase1": {"TrainingConfig": {"epochs": 40}}},
@@ -91,7 +91,7 @@ def test_the_page_tells_everything_in_the_report():
     assert "ab" * 32 in text
     assert '"epochs": 40' in text
     assert "not at hand, nor are its settings" in render_report(sample(settings={}), {})
-    assert "looked at once" in text
+    assert "accessed once" in text
 
 
 def test_the_page_asks_nothing_of_the_world_and_is_small():
@@ -157,10 +157,10 @@ def test_metrics_that_are_not_defined_are_said_to_be():
 def test_cautions_come_first_when_there_is_reason():
     plain = render_report(sample(), {})
     assert 'class="note"' not in plain
-    text = Outline(render_report(sample(look=3, few_units=True, grouped=True, units=7, rarer_units=2), {})).text
+    text = Outline(render_report(sample(test_access=3, few_units=True, grouped=True, units=7, rarer_units=2), {})).text
     assert "rest on 7 groups, 2 of which hold the rarer class" in text
-    assert "looked at 3 times" in text
-    assert text.index("looked at 3 times") < text.index("How good is it")
+    assert "access 3 to VAL_TEST" in text
+    assert text.index("access 3 to VAL_TEST") < text.index("How good is it")
 
 
 def test_policies_stand_side_by_side_with_their_differences():

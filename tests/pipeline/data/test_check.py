@@ -1,4 +1,4 @@
-"""`streetvision data check` on a folder with something wrong of every kind."""
+"""`streetvision data check` on folders with each kind of problem."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ from PIL import Image
 
 @pytest.fixture
 def photos(scenes, tmp_path):
-    """Eighty scenes of which one is copied under the other label, and what is no image."""
+    """Eighty scenes, a near-duplicate of one under the other label, and a file that is not an image."""
     folder = shutil.copytree(scenes, tmp_path / "photos")
     header, *rows = (folder / "index.csv").read_text().splitlines()
     rows = rows[:80]
@@ -22,16 +22,16 @@ def photos(scenes, tmp_path):
     return folder
 
 
-def test_everything_is_told_and_shown(command, photos, tmp_path):
+def test_every_problem_is_printed_and_on_the_page(command, photos, tmp_path):
     page = tmp_path / "page.html"
     code, out, err = command("data", "check", photos, "--page", page)
     assert code == 0, err
     assert "2 images in 1 clusters (1 pairs)" in out
-    assert "1 clusters of near copies have both labels" in out
+    assert "1 clusters of near-duplicates have both labels" in out
     assert "<b>broken.jpg is not a JPEG" in out
-    assert re.search(r"size and brightness alone rank the classes with ROC-AUC 0\.\d\d", out)
+    assert re.search(r"size and brightness alone: ROC-AUC 0\.\d\d", out)
     html = page.read_text()
-    assert "Near copies with both labels" in html
+    assert "Near-duplicates with both labels" in html
     assert html.count("data:image/jpeg;base64,") == 2
     assert "&lt;b&gt;broken.jpg" in html
     assert "<b>broken" not in html
@@ -39,7 +39,7 @@ def test_everything_is_told_and_shown(command, photos, tmp_path):
     assert "http" not in html.replace("http-equiv", "")
 
 
-def test_a_class_of_dark_photos_is_a_confound(command, tmp_path):
+def test_a_class_of_dark_photos_is_confounded(command, tmp_path):
     rng = np.random.default_rng(0)
     for name, level in (("None", 60), ("Roadwork", 180)):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -48,11 +48,11 @@ def test_a_class_of_dark_photos_is_a_confound(command, tmp_path):
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
     _, out, _ = command("data", "check", tmp_path / "photos", "--page", tmp_path / "page.html")
     assert "ROC-AUC 1.00" in out
-    assert "size or brightness gives the label away" in out
+    assert "size or brightness reveals the label" in out
     assert "a model may learn" in (tmp_path / "page.html").read_text()
 
 
-def test_labels_that_were_swapped_are_doubted(command, scenes, tmp_path):
+def test_swapped_labels_are_suspicious(command, scenes, tmp_path):
     folder = shutil.copytree(scenes, tmp_path / "photos")
     lines = (folder / "index.csv").read_text().splitlines()
     path = lines[5].split(",")[0]
@@ -66,12 +66,12 @@ def test_labels_that_were_swapped_are_doubted(command, scenes, tmp_path):
     settings = ["data.grouping.by=[column]", "model.backbone.image_size=64"]
     code, out, err = command("data", "check", folder, *settings, "--labels", "--page", page)
     assert code == 0, err
-    assert "labels        1 are doubted" in out
+    assert "labels        1 are suspicious" in out
     assert f"{path} is " in out
-    assert "Labels in doubt" in page.read_text()
+    assert "Suspicious labels" in page.read_text()
 
 
-def test_a_backbone_is_asked_for_a_second_opinion(command, photos, tmp_path):
+def test_embeddings_are_compared_with_near_duplicates(command, photos, tmp_path):
     """A mirrored copy has another hash, and nearly the features of the original."""
     header, *rows = (photos / "index.csv").read_text().splitlines()
     for n, row in enumerate(rows[4:12]):
@@ -82,13 +82,13 @@ def test_a_backbone_is_asked_for_a_second_opinion(command, photos, tmp_path):
     page = tmp_path / "page.html"
     code, out, err = command("data", "check", photos, "--embeddings", "--page", page)
     assert code == 0, err
-    assert "among near copies" in out
+    assert "among near-duplicates" in out
     assert re.search(r"and mirrored_\d.png: 0\.\d\d", out)
-    assert "Alike, and not among the near copies" in page.read_text()
+    assert "Similar, but not near-duplicates" in page.read_text()
     assert "labels" not in re.findall(r"^(\w+)", out, re.MULTILINE)
 
 
-def test_a_second_opinion_needs_a_first(command, photos):
+def test_embeddings_need_near_duplicates(command, photos):
     code, _, err = command("data", "check", photos, "--embeddings", "data.grouping.by=[column]")
     assert code == 2
-    assert "does not look for them" in err
+    assert "does not contain near_duplicates" in err

@@ -90,13 +90,13 @@ class Mistake(TypedDict):
     """Its key among the pictures."""
 
 
-class EarlierLooks(TypedDict):
-    """How often one bundle was judged on this test set before."""
+class EarlierTestAccesses(TypedDict):
+    """The earlier accesses to VAL_TEST by one bundle."""
 
     bundle_sha256: str
-    times: int
+    count: int
     last: str
-    """When, UTC."""
+    """Time of the last one, UTC."""
 
 
 class Report(TypedDict):
@@ -125,9 +125,9 @@ class Report(TypedDict):
     """Whether the units are groups of images."""
     few_units: bool
     """Whether they are so few that no interval is to be trusted far."""
-    look: int | None
-    """The how-many-th time VAL_TEST is looked at: 1 for the first; None where VAL_TEST was not touched."""
-    earlier_looks: list[EarlierLooks]
+    test_access: int | None
+    """Number of this access to VAL_TEST: 1 for the first; None if VAL_TEST was not accessed."""
+    earlier_test_accesses: list[EarlierTestAccesses]
     """By bundle, the latest first."""
     notes: list[str]
     """What else a reader must know before believing the figures."""
@@ -175,25 +175,25 @@ def cautions(report: Report) -> Iterator[str]:
         kind = "groups" if report["grouped"] else "images"
         rarer = f"{report['rarer_units']} of which hold the rarer class"
         yield f"The intervals rest on {report['units']} {kind}, {rarer}; with so few they may be too narrow."
-    if report["look"] is not None and report["look"] > 1:
+    if report["test_access"] is not None and report["test_access"] > 1:
         yield (
-            f"VAL_TEST has now been looked at {times(report['look'])}. Whatever was changed after an earlier look "
-            "may have been fitted to it, and then these figures are too good."
+            f"This is access {report['test_access']} to VAL_TEST. If something was changed after an earlier access, "
+            "it may be fitted to VAL_TEST, and then these figures are too optimistic."
         )
     yield from report["notes"]
 
 
-def looks(report: Report) -> str:
-    """How often VAL_TEST has been looked at, and by which bundles."""
-    if report["look"] is None:
-        return "VAL_TEST was not touched."
-    if report["look"] == 1:
-        return "VAL_TEST has been looked at once, for this page."
+def access_history(report: Report) -> str:
+    """How often VAL_TEST was accessed, and by which bundles."""
+    if report["test_access"] is None:
+        return "VAL_TEST was not accessed."
+    if report["test_access"] == 1:
+        return "VAL_TEST was accessed once, for this report."
     bundles = "; ".join(
-        f"bundle {earlier['bundle_sha256'][:12]} {times(earlier['times'])}, last on {earlier['last']}"
-        for earlier in report["earlier_looks"]
+        f"bundle {earlier['bundle_sha256'][:12]} {times(earlier['count'])}, last on {earlier['last']}"
+        for earlier in report["earlier_test_accesses"]
     )
-    return f"VAL_TEST has been looked at {report['look']} times, this page included. Before it: {bundles}."
+    return f"VAL_TEST was accessed {times(report['test_access'])}, this report included. Earlier accesses: {bundles}."
 
 
 def selective_sentence(selective: Selective, total: int) -> str:

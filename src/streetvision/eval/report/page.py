@@ -19,10 +19,10 @@ from streetvision.eval.report.contents import (
     PolicyRow,
     Report,
     Slice,
+    access_history,
     cautions,
     images,
     lead,
-    looks,
     number,
     of,
     selective_sentence,
@@ -235,7 +235,7 @@ def _provenance(report: Report) -> str:
     rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in report["provenance"].items())
     return (
         f'<section><h2>Where do these figures come from?</h2><div class="card"><dl>{rows}</dl></div>'
-        f'<p class="after">{escape(looks(report))}</p>{_settings(report)}</section>'
+        f'<p class="after">{escape(access_history(report))}</p>{_settings(report)}</section>'
     )
 
 

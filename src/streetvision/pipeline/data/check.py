@@ -1,4 +1,4 @@
-"""streetvision data check: what the findings are in a terminal, and where the page with the pictures lies."""
+"""streetvision data check: print the findings and write a page with the images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,101 +9,100 @@ from streetvision.data.records import BadFile
 from streetvision.io.atomic import write_text_atomic
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.data.findings import Findings, find_faults
+from streetvision.pipeline.data.findings import Findings, find_problems
 from streetvision.pipeline.data.page import render_findings
 
-SHOWN = 10
+MAX_LINES = 10
 
 
 def check_data(
     root: str, overrides: Sequence[str], *, labels: bool, embeddings: bool, page: Path | None, console: Console
 ) -> None:
-    """Look at every image of `root`, print what is wrong with the data set, and write a page with the pictures.
+    """Check the data set in `root`, print the problems, and write an HTML page.
 
-    Without `page` it lies in outputs/, named after the data set.
+    The default of `page` is outputs/NAME_check.html, named after the data set.
     """
     config = compose_config(overrides, base={"data": {"root": root}})
-    findings = find_faults(root, config, labels=labels, embeddings=embeddings, progress=console)
-    _show(findings, console)
+    findings = find_problems(root, config, labels=labels, embeddings=embeddings, progress=console)
+    scan, rows, names = findings.scan, findings.index.rows, findings.index.class_names
+    counts = [sum(row.label == label for row in rows) for label in (0, 1)]
+    groups = {row.group for row in rows if row.group is not None}
+    console.line("images", f"{len(rows)}: {counts[0]} {names[0]}, {counts[1]} {names[1]}")
+    console.line("groups", f"{len(groups)}" if groups else "none: every image is split on its own")
+    console.line("duplicates", f"{scan.duplicates} images have the content of another one; they stay in one split")
+    _print_near_duplicates(findings, console)
+    _print_embedding_duplicates(findings, console)
+    _print_files("unusable", scan.bad, console)
+    _print_files("left out", scan.left_out, console)
+    _print_metadata(findings, console)
+    if findings.suspicious_labels is not None:
+        console.line("labels", f"{len(findings.suspicious_labels)} are suspicious, by an out-of-fold classifier")
+        for found in findings.suspicious_labels[:MAX_LINES]:
+            name, other = names[found.row.label], names[1 - found.row.label]
+            console.line("", f"{found.row.path} is {name}; probability of {other} {found.other_class_probability:.2f}")
+    if len(groups) < len(rows) / 20:
+        console.warn(
+            "images of one ride or place may be in different splits: set data.group_column (needs a CSV index)"
+        )
     path = page or config.root.with_name(f"{config.root.name}_check.html")
     write_text_atomic(path, render_findings(findings, title=root, limits=config.loader.limits))
     console.line("page", str(path))
 
 
-def _show(findings: Findings, console: Console) -> None:
-    scan, rows, names = findings.scan, findings.index.rows, findings.index.class_names
-    counts = [sum(row.label == label for row in rows) for label in (0, 1)]
-    groups = {row.group for row in rows if row.group is not None}
-    console.line("images", f"{len(rows)}: {counts[0]} {names[0]}, {counts[1]} {names[1]}")
-    console.line("groups", f"{len(groups)}" if groups else "none: every image is dealt on its own")
-    console.line("copies", f"{scan.duplicates} repeat the content of another image; they stay in one split")
-    _show_near(findings, console)
-    _show_opinion(findings, console)
-    _show_files("unusable", scan.bad, console)
-    _show_files("left out", scan.left_out, console)
-    _show_metadata(findings, console)
-    if findings.doubts is not None:
-        console.line("labels", f"{len(findings.doubts)} are doubted by a classifier that never saw their image")
-        for doubt in findings.doubts[:SHOWN]:
-            console.line("", f"{doubt.row.path} is {names[doubt.row.label]}; against it {doubt.against:.2f}")
-    if len(groups) < len(rows) / 20:
-        console.warn("frames of one ride or place leak between splits unless a group column names them (CSV index)")
-
-
-def _show_near(findings: Findings, console: Console) -> None:
-    found = findings.near_duplicates
-    if found is None:
-        console.line("near copies", "not looked for: data.grouping.by does not name near_duplicates")
+def _print_near_duplicates(findings: Findings, console: Console) -> None:
+    near = findings.near_duplicates
+    if near is None:
+        console.line("near-dupl.", "not checked: near_duplicates is not in data.grouping.by")
         return
-    images = sum(len(cluster) for cluster in found.clusters)
-    console.line("near copies", f"{images} images in {len(found.clusters)} clusters ({found.pairs} pairs)")
-    largest = max((len(cluster) for cluster in found.clusters), default=0)
+    sizes = [len(cluster) for cluster in near.clusters]
+    console.line("near-dupl.", f"{sum(sizes)} images in {len(sizes)} clusters ({near.pairs} pairs)")
+    largest = max(sizes, default=0)
     if largest > len(findings.index.rows) / 10:
         console.warn(
-            f"one cluster holds {largest} images: where these differ, raise data.grouping.correlation "
-            f"(now {found.correlation:g}), as for tight crops of one kind of object"
+            f"one cluster has {largest} images; if they are different, as tight crops of similar objects are, raise "
+            f"data.grouping.correlation (now {near.correlation:g})"
         )
     if findings.conflicts:
-        console.warn(f"{len(findings.conflicts)} clusters of near copies have both labels; the page shows them")
+        console.warn(f"{len(findings.conflicts)} clusters of near-duplicates have both labels; see the page")
 
 
-def _show_opinion(findings: Findings, console: Console) -> None:
-    found, rows = findings.opinion, findings.index.rows
+def _print_embedding_duplicates(findings: Findings, console: Console) -> None:
+    found, rows = findings.embedding_duplicates, findings.index.rows
     if found is None:
         return
     console.line(
         "embeddings",
-        f"cosine {found.within:.2f} among near copies, {found.between:.2f} to the most alike other image (medians)",
+        f"median cosine {found.within:.2f} among near-duplicates, {found.between:.2f} to the most similar other image",
     )
-    for pairs, what in (
-        (found.apart, "alike, and not among the near copies"),
-        (found.together, "among them, and not alike"),
+    for pairs, description in (
+        (found.apart, "similar, but not near-duplicates"),
+        (found.together, "near-duplicates, but not similar"),
     ):
-        console.line("", f"{len(pairs)} pairs {what}")
-        for one, other, cosine in pairs[:SHOWN]:
-            console.line("", f"{rows[one].path} and {rows[other].path}: {cosine:.2f}")
+        console.line("", f"{len(pairs)} pairs are {description}")
+        for first, second, cosine in pairs[:MAX_LINES]:
+            console.line("", f"{rows[first].path} and {rows[second].path}: {cosine:.2f}")
 
 
-def _show_files(label: str, files: Sequence[BadFile], console: Console) -> None:
+def _print_files(label: str, files: Sequence[BadFile], console: Console) -> None:
     console.line(label, str(len(files)))
-    for file in files[:SHOWN]:
+    for file in files[:MAX_LINES]:
         console.line("", f"{file.path} {file.reason}")
-    if len(files) > SHOWN:
-        console.line("", f"and {len(files) - SHOWN} more")
+    if len(files) > MAX_LINES:
+        console.line("", f"and {len(files) - MAX_LINES} more")
 
 
-def _show_metadata(findings: Findings, console: Console) -> None:
+def _print_metadata(findings: Findings, console: Console) -> None:
     for label, name in enumerate(findings.index.class_names):
-        facts = [(row.width, row.height, row.brightness) for row in findings.index.rows if row.label == label]
-        if facts:
-            width, height, brightness = np.median(facts, axis=0)
+        metadata = [(row.width, row.height, row.brightness) for row in findings.index.rows if row.label == label]
+        if metadata:
+            width, height, brightness = np.median(metadata, axis=0)
             console.line("", f"{name}: median {width:.0f} x {height:.0f} pixels, brightness {brightness:.2f}")
-    if findings.metadata_auc is None:
-        console.line("confounds", "too few groups to tell")
-        return
     auc = findings.metadata_auc
+    if auc is None:
+        console.line("metadata", "too few groups to check whether size and brightness reveal the label")
+        return
     console.line(
-        "confounds", f"size and brightness alone rank the classes with ROC-AUC {auc:.2f} (0.50 or less says nothing)"
+        "metadata", f"size and brightness alone: ROC-AUC {auc:.2f} (0.50 or less: they do not reveal the label)"
     )
     if findings.confounded:
-        console.warn("size or brightness gives the label away: take both classes from the same cameras and hours")
+        console.warn("size or brightness reveals the label: use the same cameras and hours for both classes")

@@ -1,8 +1,8 @@
-"""What is wrong with a data set, or may be: copies, labels in doubt, and what gives a label away beside the picture."""
+"""Problems of a data set: duplicates, label conflicts, suspicious labels, and metadata that reveals the label."""
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,71 +12,85 @@ from streetvision.calibration.crossfit import assign_folds
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Row
-from streetvision.data.config import LoaderConfig
 from streetvision.data.grouping.group_rows import group_rows
 from streetvision.data.scan import Scan, scan_images
 from streetvision.data.sources.data_root import list_images
 from streetvision.eval.embedding_duplicates import EmbeddingDuplicates, embedding_duplicates
 from streetvision.eval.metrics import roc_auc
 from streetvision.eval.out_of_fold import out_of_fold_probabilities
-from streetvision.models.config import ModelConfig
 from streetvision.models.module import load_classifier
 from streetvision.pipeline.settings import RunConfig
 from streetvision.training.features import FeatureCache
 
 FOLDS = 5
 CONFOUNDED_AUC = 0.8
-"""Above this, size and brightness tell the classes apart too well for a claim about what a model sees."""
-OPINIONS = 24
-"""Pairs of a kind that a second opinion names."""
-DOUBTED = 0.9
-"""Probability of the other class from which a label is listed as doubtful."""
+"""ROC-AUC of size and brightness alone above which the classes count as confounded with them."""
+MAX_EMBEDDING_PAIRS = 24
+"""Pairs of each kind that the comparison with embeddings lists."""
+SUSPICIOUS_FROM = 0.9
+"""Probability of the other class from which a label is listed as suspicious."""
 
 
 @dataclass(frozen=True)
-class Doubt:
-    """A label that the other images speak against."""
+class SuspiciousLabel:
+    """A label that a classifier fitted on the other groups contradicts."""
 
     row: Row
-    against: float
-    """Out-of-fold probability of the other class."""
+    other_class_probability: float
+    """Out of fold."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that looking at a data set has found."""
+    """The result of a data check."""
 
     scan: Scan
     index: Index
-    """The usable rows, in their groups."""
+    """The usable rows with their groups."""
     near_duplicates: NearDuplicateClusters | None
     conflicts: tuple[tuple[Row, ...], ...]
-    """Clusters of near-duplicates that have both labels."""
+    """Clusters of near-duplicates with both labels."""
     metadata_auc: float | None
-    """How well size and brightness alone rank the classes, out of fold; None with too few groups to tell."""
-    doubts: tuple[Doubt, ...] | None
-    """Labels in doubt, the most doubtful first; None where nobody asked."""
-    opinion: EmbeddingDuplicates | None
-    """What a backbone says of the near copies, by position among the rows; None where nobody asked."""
+    """Out-of-fold ROC-AUC of size and brightness alone; None with too few groups or one class."""
+    suspicious_labels: tuple[SuspiciousLabel, ...] | None
+    """The most suspicious first; None if not requested."""
+    embedding_duplicates: EmbeddingDuplicates | None
+    """Comparison of the near-duplicates with embeddings, by row number; None if not requested."""
 
     @property
     def confounded(self) -> bool:
-        """Whether what surrounds the pictures gives the label away."""
+        """Whether size and brightness reveal the label."""
         return self.metadata_auc is not None and self.metadata_auc > CONFOUNDED_AUC
 
+    @property
+    def clusters(self) -> tuple[tuple[Row, ...], ...]:
+        """The clusters of near-duplicates."""
+        by_path = {row.path: row for row in self.index.rows}
+        clusters = self.near_duplicates.clusters if self.near_duplicates else ()
+        return tuple(tuple(by_path[path] for path in paths) for paths in clusters)
 
-def find_faults(
+
+def find_problems(
     root: str, config: RunConfig, *, labels: bool = False, embeddings: bool = False, progress: Progress
 ) -> Findings:
-    """Read every image of `root`; with `labels`, ask a classifier on backbone features about every label too.
+    """Read every image of `root` and check the data set.
 
-    With `embeddings`, ask the features themselves which images are nearly the same.
+    Args:
+        root: The data set, as for data.root.
+        config: Settings of grouping, loader and backbone.
+        labels: Also check every label with a classifier on backbone features.
+        embeddings: Also search near-duplicates by backbone features.
+        progress: Shows the advance.
+
+    Raises:
+        ConfigError: `embeddings` without near_duplicates in data.grouping.by.
     """
     data = config.data
-    if embeddings and "near_duplicates" not in data.grouping.by:
+    hashed = "near_duplicates" in data.grouping.by
+    if embeddings and not hashed:
         raise ConfigError(
-            "--embeddings is a second opinion on near copies, and data.grouping.by does not look for them",
-            "leave it out, or add near_duplicates to data.grouping.by",
+            "--embeddings needs near_duplicates, and data.grouping.by does not contain near_duplicates",
+            "add near_duplicates to data.grouping.by, or leave --embeddings out",
         )
     with tempfile.TemporaryDirectory() as scratch:
         listing = list_images(
@@ -87,72 +101,56 @@ def find_faults(
             group_column=data.group_column,
             source_column=data.source_column,
         )
-        looking = "near_duplicates" in data.grouping.by
         limits = config.loader.limits
-        scan = scan_images(listing, class_names=data.class_names, limits=limits, looking=looking, progress=progress)
+        scan = scan_images(listing, class_names=data.class_names, limits=limits, looking=hashed, progress=progress)
         index, near_duplicates = group_rows(scan, data.grouping)
-        asked = labels or embeddings
-        features = _features(index, config.model, config.loader, Path(scratch), progress) if asked else None
-    return Findings(
-        scan,
-        index,
-        near_duplicates,
-        _conflicts(index.rows, near_duplicates),
-        _metadata_auc(index.rows),
-        None if features is None or not labels else _doubts(index.rows, features),
-        None if features is None or not embeddings else _opinion(index.rows, near_duplicates, features),
+        features = None
+        if labels or embeddings:
+            classifier = load_classifier(config.model)
+            cache = FeatureCache(Path(scratch) / "features", classifier, loader=config.loader, progress=progress)
+            features = cache.features(index.rows, root=index.root, name="all")[0].double().numpy()
+    findings = Findings(scan, index, near_duplicates, (), _metadata_auc(index.rows), None, None)
+    return replace(
+        findings,
+        conflicts=tuple(c for c in findings.clusters if len({row.label for row in c}) == 2),
+        suspicious_labels=_suspicious_labels(index.rows, features) if features is not None and labels else None,
+        embedding_duplicates=_compare_embeddings(findings, features) if features is not None and embeddings else None,
     )
-
-
-def _opinion(
-    rows: Sequence[Row], near_duplicates: NearDuplicateClusters | None, features: NDArray[np.float64]
-) -> EmbeddingDuplicates:
-    clusters = np.arange(len(rows))
-    position = {row.path: number for number, row in enumerate(rows)}
-    for paths in near_duplicates.clusters if near_duplicates else ():
-        clusters[[position[path] for path in paths]] = position[paths[0]]
-    # What two images share with the average street says nothing of the two.
-    return embedding_duplicates(features - features.mean(axis=0), clusters, most=OPINIONS)
-
-
-def _conflicts(rows: Sequence[Row], near_duplicates: NearDuplicateClusters | None) -> tuple[tuple[Row, ...], ...]:
-    by_path = {row.path: row for row in rows}
-    clusters = (
-        tuple(by_path[path] for path in paths) for paths in (near_duplicates.clusters if near_duplicates else ())
-    )
-    return tuple(cluster for cluster in clusters if len({row.label for row in cluster}) == 2)
 
 
 def _metadata_auc(rows: Sequence[Row]) -> float | None:
-    """How well width, height and brightness, and their squares, rank the classes out of fold.
+    """Out-of-fold ROC-AUC of width, height, brightness and their squares.
 
-    Below 0.5 is no finding: leaving a group out moves the others' share of its class the other way.
+    A value below 0.5 means nothing: leaving out a group moves the class share of the other groups in the opposite
+    direction.
     """
     folds = _folds(rows)
     if folds is None:
         return None
-    facts = np.array([[np.log(row.width), np.log(row.height), row.brightness] for row in rows])
-    probabilities = out_of_fold_probabilities(np.hstack([facts, facts**2]), _labels(rows), folds)
+    metadata = np.array([[np.log(row.width), np.log(row.height), row.brightness] for row in rows])
+    probabilities = out_of_fold_probabilities(np.hstack([metadata, metadata**2]), _labels(rows), folds)
     return roc_auc([row.label for row in rows], probabilities.tolist())
 
 
-def _doubts(rows: Sequence[Row], features: NDArray[np.float64]) -> tuple[Doubt, ...]:
+def _suspicious_labels(rows: Sequence[Row], features: NDArray[np.float64]) -> tuple[SuspiciousLabel, ...]:
     folds = _folds(rows)
     if folds is None:
         return ()
     labels = _labels(rows)
     probabilities = out_of_fold_probabilities(features, labels, folds)
-    against = np.where(labels == 1, 1 - probabilities, probabilities)
-    order = [position for position in np.argsort(-against, kind="stable") if against[position] >= DOUBTED]
-    return tuple(Doubt(rows[position], float(against[position])) for position in order)
+    other_class = np.where(labels == 1, 1 - probabilities, probabilities)
+    order = [i for i in np.argsort(-other_class, kind="stable") if other_class[i] >= SUSPICIOUS_FROM]
+    return tuple(SuspiciousLabel(rows[i], float(other_class[i])) for i in order)
 
 
-def _features(
-    index: Index, model: ModelConfig, loader: LoaderConfig, scratch: Path, progress: Progress
-) -> NDArray[np.float64]:
-    cache = FeatureCache(scratch / "features", load_classifier(model), loader=loader, progress=progress)
-    features, _ = cache.features(index.rows, root=index.root, name="all")
-    return features.double().numpy()
+def _compare_embeddings(findings: Findings, features: NDArray[np.float64]) -> EmbeddingDuplicates:
+    rows = findings.index.rows
+    clusters = np.arange(len(rows))
+    number = {row.path: i for i, row in enumerate(rows)}
+    for cluster in findings.clusters:
+        clusters[[number[row.path] for row in cluster]] = number[cluster[0].path]
+    # All street images share the mean embedding, which carries no information about a pair.
+    return embedding_duplicates(features - features.mean(axis=0), clusters, most=MAX_EMBEDDING_PAIRS)
 
 
 def _labels(rows: Sequence[Row]) -> NDArray[np.int64]:
@@ -160,7 +158,7 @@ def _labels(rows: Sequence[Row]) -> NDArray[np.int64]:
 
 
 def _folds(rows: Sequence[Row]) -> NDArray[np.int64] | None:
-    """A fold (N,) for each row, groups whole; None where there are too few groups, or one class alone."""
+    """(N,) fold of each row, by whole groups; None with fewer groups than folds, or one class."""
     groups = [row.group for row in rows]
     units = len({group for group in groups if group is not None}) + groups.count(None)
     if units < FOLDS or len({row.label for row in rows}) < 2:

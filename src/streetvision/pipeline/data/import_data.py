@@ -1,4 +1,4 @@
-"""streetvision data import: one writer to the folder, and a line that says what came of it."""
+"""streetvision data import: index a data set in a folder."""
 
 import time
 from collections.abc import Sequence
@@ -26,16 +26,16 @@ def import_data(
     with run_lock(folder / ".lock"):
         remove_stray_temps(folder)
         counts = import_images(source, folder, config=config, copy=copy, consistency=consistency, progress=console)
-    left_out = f"{counts['unreadable']} unreadable and {counts['inconsistent']} inconsistent ones left out"
+    left_out = f"{counts['unreadable']} unreadable and {counts['inconsistent']} inconsistent images left out"
     console.line("import", f"{counts['rows']} images, {left_out}", seconds=time.perf_counter() - started)
-    console.line("next", f"streetvision data check {folder}")
+    console.next_command("streetvision", "data", "check", folder)
 
 
 def _consistency(text: str) -> Consistency:
     column, _, words = text.partition("=")
-    parted = tuple(word.strip() for word in words.split(",") if word.strip())
-    if not column or not parted:
+    stripped = tuple(word.strip() for word in words.split(",") if word.strip())
+    if not column or not stripped:
         raise ConfigError(
-            f"{text!r} is not a filter", "write it as COLUMN=WORD,WORD: --consistent scene_description=cone,digger"
+            f"--consistent {text!r} is not COLUMN=WORD,WORD", "for example --consistent scene_description=cone,digger"
         )
-    return Consistency(column, parted)
+    return Consistency(column, stripped)

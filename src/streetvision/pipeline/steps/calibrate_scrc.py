@@ -1,4 +1,4 @@
-"""phase5: calibrate the scores that will be served, select the operating points, and certify a risk."""
+"""phase5: calibrate the served scores, choose the operating points, and certify the risk of selective prediction."""
 
 import pickle
 from pathlib import Path
@@ -12,109 +12,100 @@ from streetvision.calibration.pareto import OBJECTIVES, front_csv
 from streetvision.calibration.risk_control import abstained
 from streetvision.calibration.scrc import ScrcFit, fit_scrc
 from streetvision.calibration.selection import UNCALIBRATED
-from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.phase import Context, Outcome
-from streetvision.contracts.policies import RiskControl, ScrcParams, ScrcPolicy
+from streetvision.contracts.policies import ScrcParams, ScrcPolicy
 from streetvision.contracts.split_contracts import Split
 from streetvision.eval.report.plots import reliability_diagram
 from streetvision.eval.report.risk_plots import front_picture, risk_coverage_curve
 from streetvision.eval.selective import risk_coverage, selective_figures
 from streetvision.eval.thresholds import threshold_for_prevalence
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
-from streetvision.io.scores import Scores
 from streetvision.pipeline.artifacts import CVFM_SCORES, MAC_CAL_SCORES, SCORES, fuses
 from streetvision.pipeline.scores import groups_of, open_scores
 
 
 def run(context: Context) -> Outcome:
-    """Fit on all of VAL_CALIB what ships; report what cross-fitting says of it."""
-    config = context.settings(Phase5Config)
-    served = CVFM_SCORES if fuses(context) else SCORES
-    scores, base = open_scores(context, Split.VAL_CALIB, served), None
-    rows = _as_set(scores, context)
+    """Fit the policy on all of VAL_CALIB; its reported metrics are cross-fitted."""
+    schema, config = context.schema, context.settings(Phase5Config)
+    artifacts = MAC_CAL_SCORES if config.method == MAC_CAL else CVFM_SCORES if fuses(context) else SCORES
+    scores = open_scores(context, Split.VAL_CALIB, artifacts)
+    rows = CalibrationSet(scores.logits.numpy(), scores.labels.numpy(), groups_of(context, scores))
+    base = None
     if config.method == MAC_CAL:
-        scores, base = open_scores(context, Split.VAL_CALIB, MAC_CAL_SCORES), rows
-        rows = _as_set(scores, context)
+        # The retrained head is compared with phase 1's.
+        base_scores = open_scores(context, Split.VAL_CALIB, SCORES)
+        base = CalibrationSet(base_scores.logits.numpy(), base_scores.labels.numpy(), groups_of(context, base_scores))
     fitted = fit_scrc(rows, config, base=base)
-    figures = _flat(fitted.params)
-    policy = ScrcPolicy(scrc_params=fitted.params, metrics=figures, scores=scores.reference)
-    content = policy.model_dump(mode="json")
-    schema = context.schema
-    _draw(fitted, rows, schema, positive=context.class_names[1])
-    extra_outputs = _write_front(fitted, schema)
-    write_bytes_atomic(schema.scrc_params_pkl, pickle.dumps(content, protocol=4))
-    write_json_atomic(schema.scrc_params_json, content)
-    return Outcome(_summary(fitted.params, figures), dict(figures), extra_outputs=extra_outputs)
+
+    params = fitted.params
+    metrics = {
+        **{f"{name}_before": figure.estimate for name, figure in params.before.items()},
+        **{f"{name}_after": figure.estimate for name, figure in params.after.items()},
+        "mcc_in_sample": params.operating_points["data"].metrics["mcc"],
+    }
+    _draw_plots(fitted, rows, context)
+    front_files = _write_front(fitted, context)
+    policy = ScrcPolicy(scrc_params=params, metrics=metrics, scores=scores.reference).model_dump(mode="json")
+    write_bytes_atomic(schema.scrc_params_pkl, pickle.dumps(policy, protocol=4))
+    write_json_atomic(schema.scrc_params_json, policy)
+    return Outcome(_summary(params, metrics), dict(metrics), extra_outputs=front_files)
 
 
-def _as_set(scores: Scores, context: Context) -> CalibrationSet:
-    return CalibrationSet(scores.logits.numpy(), scores.labels.numpy(), groups_of(context, scores))
-
-
-def _draw(fitted: ScrcFit, rows: CalibrationSet, schema: ArtifactSchema, *, positive: str) -> None:
-    labels, before, after = rows.labels, fitted.before, fitted.after
-    raw = reliability_diagram(labels, before, groups=rows.groups, positive=positive, name="uncalibrated")
-    write_bytes_atomic(schema.reliability_before_plot, raw)
-    judged = "retrained" if fitted.params.method == MAC_CAL else "cross-fitted"
-    calibrated = reliability_diagram(labels, after, groups=rows.groups, before=before, positive=positive, name=judged)
+def _draw_plots(fitted: ScrcFit, rows: CalibrationSet, context: Context) -> None:
+    schema, control = context.schema, fitted.params.risk_control
+    labels, before, after, positive = rows.labels, fitted.before, fitted.after, context.class_names[1]
+    uncalibrated = reliability_diagram(labels, before, groups=rows.groups, positive=positive, name="uncalibrated")
+    write_bytes_atomic(schema.reliability_before_plot, uncalibrated)
+    name = "retrained" if fitted.params.method == MAC_CAL else "cross-fitted"
+    calibrated = reliability_diagram(labels, after, groups=rows.groups, before=before, positive=positive, name=name)
     write_bytes_atomic(schema.reliability_plot, calibrated)
-    control = fitted.params.risk_control
-    curve = risk_coverage(
-        labels,
-        after,
-        threshold=threshold_for_prevalence(labels, after),
-        kind=control.kind,
-        groups=rows.groups,
-    )
-    picture = risk_coverage_curve(curve, kind=control.kind, alpha=control.alpha, certified=_at_rule(rows, control))
-    write_bytes_atomic(schema.risk_coverage_plot, picture)
+
+    threshold = threshold_for_prevalence(labels, after)
+    curve = risk_coverage(labels, after, threshold=threshold, kind=control.kind, groups=rows.groups)
+    certified = None  # coverage and risk of the certified rule, on the rows that certify it
+    if control.lo is not None and control.hi is not None:
+        margin = margins(rows.logits)
+        figures = selective_figures(labels, margin >= control.hi, ~abstained(margin, control.lo, control.hi))
+        certified = figures["coverage"], figures[control.kind]
+    plot = risk_coverage_curve(curve, kind=control.kind, alpha=control.alpha, certified=certified)
+    write_bytes_atomic(schema.risk_coverage_plot, plot)
 
 
-def _at_rule(rows: CalibrationSet, control: RiskControl) -> tuple[float, float] | None:
-    """The share that the rule answers, and its risk there, on the rows it was certified on."""
-    if control.lo is None or control.hi is None:
-        return None
-    margin = margins(rows.logits)
-    found = selective_figures(rows.labels, margin >= control.hi, ~abstained(margin, control.lo, control.hi))
-    return found["coverage"], found[control.kind]
-
-
-def _write_front(fitted: ScrcFit, schema: ArtifactSchema) -> tuple[Path, ...]:
-    """The Pareto front as a table and a picture, when the method has one; an older one goes."""
-    paths = (schema.pareto_front_csv, schema.pareto_front_plot)
+def _write_front(fitted: ScrcFit, context: Context) -> tuple[Path, ...]:
+    """Write the Pareto front as a table and a plot if the method has one; else remove those of an earlier run."""
+    table, plot = context.schema.pareto_front_csv, context.schema.pareto_front_plot
     front = fitted.selection.front
     if not front:
-        for path in paths:
-            path.unlink(missing_ok=True)
+        table.unlink(missing_ok=True)
+        plot.unlink(missing_ok=True)
         return ()
-    values = np.array([point.objectives for point in front])
-    selected = next(i for i, point in enumerate(front) if point.selected)
-    write_text_atomic(paths[0], front_csv(front))
-    picture = front_picture(values, [point.on_front for point in front], names=OBJECTIVES, chosen=selected)
-    write_bytes_atomic(paths[1], picture)
-    return paths
+    write_text_atomic(table, front_csv(front))
+    picture = front_picture(
+        np.array([point.objectives for point in front]),
+        [point.on_front for point in front],
+        names=OBJECTIVES,
+        chosen=next(i for i, point in enumerate(front) if point.selected),
+    )
+    write_bytes_atomic(plot, picture)
+    return table, plot
 
 
-def _flat(params: ScrcParams) -> dict[str, float | int | None]:
-    moments = {"before": params.before, "after": params.after}
-    figures = {f"{name}_{moment}": f.estimate for moment, found in moments.items() for name, f in found.items()}
-    return {**figures, "mcc_in_sample": params.operating_points["data"].metrics["mcc"]}
-
-
-def _summary(params: ScrcParams, figures: dict[str, float | int | None]) -> str:
+def _summary(params: ScrcParams, metrics: dict[str, float | int | None]) -> str:
     name = MAC_CAL if params.method == MAC_CAL else params.calibrator.name
-    by_weight = sorted(params.ensemble_weights.items(), key=lambda member: -member[1])
-    members = ", ".join(f"{weight:.0%} {member}" for member, weight in by_weight)
-    what = f"{name} of {members}" if members else name
-    judged = "VAL_CALIB" if params.method == MAC_CAL else "cross-fitted"
-    control = params.risk_control
-    kept = f"{control.reason}, {control.abstained:.0%} handed over" if control.certified else control.reason
     if name == UNCALIBRATED:
-        why = "left as it is" if params.method == UNCALIBRATED else "no calibrator helps"
-        found = f"{why}; NLL {figures['nll_before']:.3f}, ECE {figures['ece_before']:.3f}"
+        reason = "not calibrated" if params.method == UNCALIBRATED else "not calibrated, as no calibrator helps"
+        calibration = f"{reason}; NLL {metrics['nll_before']:.3f}, ECE {metrics['ece_before']:.3f}"
     else:
-        found = (
-            f"{what}; {judged} NLL {figures['nll_before']:.3f} -> {figures['nll_after']:.3f}, "
-            f"ECE {figures['ece_before']:.3f} -> {figures['ece_after']:.3f}"
+        by_weight = sorted(params.ensemble_weights.items(), key=lambda member: -member[1])
+        members = ", ".join(f"{weight:.0%} {member}" for member, weight in by_weight)
+        source = "VAL_CALIB" if params.method == MAC_CAL else "cross-fitted"
+        calibration = (
+            f"{name}{f' of {members}' if members else ''}; "
+            f"{source} NLL {metrics['nll_before']:.3f} -> {metrics['nll_after']:.3f}, "
+            f"ECE {metrics['ece_before']:.3f} -> {metrics['ece_after']:.3f}"
         )
-    return f"{found} (perfect would show up to {params.ece_band[1]:.3f}); cut {params.threshold:.3f}; {kept}"
+    control = params.risk_control
+    risk = f"{control.reason}, {control.abstained:.0%} abstained" if control.certified else control.reason
+    return (
+        f"{calibration} (a calibrated model: up to {params.ece_band[1]:.3f}); threshold {params.threshold:.3f}; {risk}"
+    )

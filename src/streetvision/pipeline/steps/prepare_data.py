@@ -1,100 +1,90 @@
-"""data: list, read and check every image once, and give each its role."""
+"""data: read every image once, group related images, and assign each group to a split."""
 
 from collections.abc import Mapping
 
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.phase import Context, Outcome
-from streetvision.contracts.split_contracts import Partition, Split
+from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.grouping.group_rows import group_rows
-from streetvision.data.scan import Scan, check_bad_share, scan_images
 from streetvision.data.sources.unlabeled import keep_apart, scan_unlabeled
 from streetvision.data.splitting.partition import NOTHING_KEPT, bridges, make_partition
 from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
 from streetvision.io.atomic import read_json, write_json_atomic
-from streetvision.pipeline.artifacts import list_data
+from streetvision.pipeline.data.scan_data import scan_data
 
 
 def run(context: Context) -> Outcome:
-    """Index what can be used, name what cannot, and write the partition."""
-    config, kept = context.settings(DataConfig), _kept(context)
-    scan = scan_data(context)
-    index, near_duplicates = group_rows(scan, config.grouping)
-    if torn := bridges(index.rows, kept):
-        scan = scan.without(torn)
-        index, near_duplicates = group_rows(scan, config.grouping)
-        write_json_atomic(context.schema.data_report_json, scan.report())
-        context.progress.warn(f"{len(torn)} new images resemble images of two splits and are left out: see the report")
-    partition = make_partition(
-        index, fractions=config.fractions, seed=config.seed, kept=kept, near_duplicates=near_duplicates
-    )
-    write_json_atomic(context.schema.splits_json, partition_to_json(partition))
-    outcome = _outcome(scan, partition)
-    return _with_unlabeled(outcome, scan, partition, context) if config.unlabeled else outcome
-
-
-def scan_data(context: Context) -> Scan:
-    """Read every image of data.root; what cannot be used is named in data_report.json."""
+    """Write splits.json and data_report.json, and unlabeled.json for data.unlabeled."""
     config, schema = context.settings(DataConfig), context.schema
-    scan = scan_images(
-        list_data(context),
-        class_names=config.class_names,
-        limits=context.settings(LoaderConfig).limits,
-        looking="near_duplicates" in config.grouping.by or bool(config.unlabeled),
-        progress=context.progress,
+    earlier_roles = _earlier_roles(context)
+    scan = scan_data(context)
+    index, clusters = group_rows(scan, config.grouping)
+    # A new image must not join groups that are already in different splits.
+    if conflicting := bridges(index.rows, earlier_roles):
+        scan = scan.without(conflicting)
+        index, clusters = group_rows(scan, config.grouping)
+        write_json_atomic(schema.data_report_json, scan.report())
+        context.progress.warn(
+            f"{len(conflicting)} new images are related to images of two splits and are left out; "
+            f"see {schema.data_report_json}"
+        )
+    partition = make_partition(
+        index, fractions=config.fractions, seed=config.seed, kept=earlier_roles, near_duplicates=clusters
     )
-    write_json_atomic(schema.data_report_json, scan.report())
-    check_bad_share(scan, max_invalid_fraction=config.max_invalid_fraction, report=schema.data_report_json)
-    if scan.bad or scan.left_out:
-        files = f"{len(scan.bad)} unusable images and {len(scan.left_out)} other files"
-        context.progress.warn(f"{files} are left out; each is named in {schema.data_report_json}")
-    return scan
+    write_json_atomic(schema.splits_json, partition_to_json(partition))
+
+    rows = partition.index.rows
+    counts = {split: len(partition.rows(split)) for split in Split}
+    groups = {row.group for row in rows if row.group is not None}
+    positives = sum(row.label for row in rows)
+    by = f"by {len(groups)} groups" if 0 < len(groups) < len(rows) else "by image"
+    near = (
+        "near-duplicates not checked" if clusters is None else f"{clusters.pairs} near-duplicate pairs, 0 across splits"
+    )
+    summary = (
+        f"{len(rows)} images, {positives} {partition.index.class_names[1]}; "
+        f"{'/'.join(str(count) for count in counts.values())} in {len(counts)} splits {by}; "
+        f"{scan.duplicates} duplicates, {near}"
+    )
+    metrics = {
+        "images": len(rows),
+        "positives": positives,
+        "bad": len(scan.bad),
+        **{split.value: count for split, count in counts.items()},
+    }
+    if not config.unlabeled:
+        return Outcome(summary, dict(metrics))
+
+    limits = context.settings(LoaderConfig).limits
+    unlabeled_scan = scan_unlabeled(config.unlabeled, limits=limits, progress=context.progress)
+    unlabeled = keep_apart(unlabeled_scan, scan, partition.roles, config.grouping)
+    write_json_atomic(schema.unlabeled_json, unlabeled.model_dump(mode="json"))
+    return Outcome(
+        f"{summary}; {len(unlabeled.rows)} unlabeled images, {len(unlabeled.left_out)} left out "
+        f"(see {schema.unlabeled_json.name})",
+        {**metrics, "unlabeled": len(unlabeled.rows), "unlabeled_left_out": len(unlabeled.left_out)},
+        extra_outputs=(schema.unlabeled_json,),
+    )
 
 
-def _with_unlabeled(outcome: Outcome, scan: Scan, partition: Partition, context: Context) -> Outcome:
-    """Read data.unlabeled as well, and write down what phase 4a may see of it."""
-    config, path = context.settings(DataConfig), context.schema.unlabeled_json
-    further = scan_unlabeled(config.unlabeled, limits=context.settings(LoaderConfig).limits, progress=context.progress)
-    found = keep_apart(further, scan, partition.roles, config.grouping)
-    write_json_atomic(path, found.model_dump(mode="json"))
-    counts = f"{len(found.rows)} unlabelled beside them, {len(found.left_out)} more left out: see {path.name}"
-    metrics = {**outcome.metrics, "unlabeled": len(found.rows), "unlabeled_left_out": len(found.left_out)}
-    return Outcome(f"{outcome.summary}; {counts}", metrics, extra_outputs=(path,))
+def _earlier_roles(context: Context) -> Mapping[str, Split]:
+    """Image digest -> split of an earlier run of this phase with the same seed, fractions and class names.
 
-
-def _kept(context: Context) -> Mapping[str, Split]:
-    """sha256 -> split, of the rows that this run dealt before by the same seed, fractions and names: there they stay.
-
-    VAL_TEST may have been looked at, so nothing that stood there may move into TRAIN because images were added.
+    These images keep their split: VAL_TEST may have been accessed, so none of it may move to TRAIN when images are
+    added.
     """
     config, path = context.settings(DataConfig), context.schema.splits_json
     if not path.exists():
         return NOTHING_KEPT
     try:
-        before = partition_from_json(read_json(path), path)
+        earlier = partition_from_json(read_json(path), path)
     except StreetVisionError as error:
-        context.progress.warn(f"{error.message}: the rows are dealt anew, and what was judged before no longer counts")
+        context.progress.warn(
+            f"{error.message}: splits are made again, and earlier evaluations of this run are invalid"
+        )
         return NOTHING_KEPT
-    asked = (config.seed, config.fractions, config.class_names)
-    if (before.seed, before.fractions, before.index.class_names) != asked:
+    requested = (config.seed, config.fractions, config.class_names)
+    if (earlier.seed, earlier.fractions, earlier.index.class_names) != requested:
         return NOTHING_KEPT
-    return {row.sha256: role for row, role in zip(before.index.rows, before.roles, strict=True)}
-
-
-def _outcome(scan: Scan, partition: Partition) -> Outcome:
-    rows = partition.index.rows
-    counts = {split: len(partition.rows(split)) for split in Split}
-    groups = {row.group for row in rows if row.group is not None}
-    by = f"by {len(groups)} groups" if 0 < len(groups) < len(rows) else "image by image"
-    positives = sum(row.label for row in rows)
-    return Outcome(
-        f"{len(rows)} images, {positives} {partition.index.class_names[1]}; "
-        f"split {by} into {'/'.join(str(n) for n in counts.values())}; {_kept_together(scan, partition)}",
-        {"images": len(rows), "positives": positives, "bad": len(scan.bad), **{s.value: n for s, n in counts.items()}},
-    )
-
-
-def _kept_together(scan: Scan, partition: Partition) -> str:
-    found = partition.near_duplicates
-    near = "near-duplicates not looked for" if found is None else f"{found.pairs} near-duplicate pairs, none crosses"
-    return f"{scan.duplicates} copies, {near}"
+    return {row.sha256: role for row, role in zip(earlier.index.rows, earlier.roles, strict=True)}

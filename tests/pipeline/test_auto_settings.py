@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from streetvision.data.config import LoaderConfig
-from streetvision.pipeline import auto_settings as choices
+from streetvision.pipeline import auto_settings
 from streetvision.pipeline.auto_settings import log_auto_settings
 from streetvision.pipeline.console import Console
 from streetvision.training.config import FrozenConfig, FullConfig, MixedPrecisionConfig
@@ -14,8 +14,8 @@ from streetvision.training.ssl.config import SimCLRConfig
 
 
 @dataclass
-class Told:
-    """What of a context is read, and what is said to it."""
+class FakeContext:
+    """The parts of a context that are read, and the lines that are printed."""
 
     n: int
     loader: LoaderConfig
@@ -34,45 +34,45 @@ class Told:
         return range(self.n)
 
 
-def told(config, *, n=1000, workers=0, section="training"):
-    context = Told(n, LoaderConfig(num_workers=workers))
+def auto_settings_of(config, *, n=1000, workers=0, section="training"):
+    context = FakeContext(n, LoaderConfig(num_workers=workers))
     log_auto_settings(context, config, section=section)
     return context.lines
 
 
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request, monkeypatch):
-    monkeypatch.setattr(choices, "pick_device", lambda: torch.device(request.param))
+    monkeypatch.setattr(auto_settings, "pick_device", lambda: torch.device(request.param))
     return request.param
 
 
-def test_a_frozen_backbone_has_its_reason_in_the_data_and_the_machine(device):
+def test_the_reason_for_a_frozen_backbone_follows_data_and_device(device):
     frozen = FrozenConfig()
-    assert told(frozen, n=72) == ["training=frozen: 72 images in TRAIN are few to adapt a backbone on"]
-    (line,) = told(frozen, n=1000)
-    assert ("no GPU here" in line) == (device == "cpu")
+    assert auto_settings_of(frozen, n=72) == ["training=frozen: 72 images in TRAIN are few for fine-tuning"]
+    (line,) = auto_settings_of(frozen, n=1000)
+    assert ("no GPU" in line) == (device == "cpu")
     assert "training=peft" in line
 
 
 @pytest.mark.parametrize(("fast", "enabled"), [(True, "true"), (False, "false")])
 def test_the_precision_follows_the_device(device, monkeypatch, fast, enabled):
-    monkeypatch.setattr(choices, "has_fast_bf16", lambda _: fast)
-    (line,) = told(SimCLRConfig(), section="phase4a")
+    monkeypatch.setattr(auto_settings, "has_fast_bf16", lambda _: fast)
+    (line,) = auto_settings_of(SimCLRConfig(), section="phase4a")
     assert line.startswith(f"phase4a.mixed_precision.enabled={enabled}: this {device} ")
 
 
-def test_what_was_asked_for_is_not_told_again():
-    assert told(FullConfig(mixed_precision=MixedPrecisionConfig(enabled=False))) == []
+def test_explicit_settings_are_not_printed():
+    assert auto_settings_of(FullConfig(mixed_precision=MixedPrecisionConfig(enabled=False))) == []
 
 
 def test_workers_follow_the_cores(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert told(FullConfig(mixed_precision=MixedPrecisionConfig(enabled=False)), workers=None) == [
-        "loader.num_workers=6: 8 cores, two of them for the model"
+    assert auto_settings_of(FullConfig(mixed_precision=MixedPrecisionConfig(enabled=False)), workers=None) == [
+        "loader.num_workers=6: 8 cores, 2 of them for the model"
     ]
 
 
-def test_a_choice_is_said_once_however_many_phases_ask(capsys):
+def test_an_automatic_setting_is_printed_once_for_all_phases(capsys):
     console = Console()
     for _ in range(2):
         console.auto_setting("loader.num_workers=0", "2 cores, for the model")

@@ -1,0 +1,31 @@
+"""The scan of data.root, with its report."""
+
+from streetvision.contracts.phase import Context
+from streetvision.data.config import DataConfig, LoaderConfig
+from streetvision.data.scan import Scan, check_bad_share, scan_images
+from streetvision.io.atomic import write_json_atomic
+from streetvision.pipeline.artifacts import list_data
+
+
+def scan_data(context: Context) -> Scan:
+    """Read every image of data.root once and write data_report.json, which lists the files that cannot be used.
+
+    Raises:
+        DataError: More than data.max_invalid_fraction of the images cannot be used.
+    """
+    config, schema = context.settings(DataConfig), context.schema
+    scan = scan_images(
+        list_data(context),
+        class_names=config.class_names,
+        limits=context.settings(LoaderConfig).limits,
+        looking="near_duplicates" in config.grouping.by or bool(config.unlabeled),
+        progress=context.progress,
+    )
+    write_json_atomic(schema.data_report_json, scan.report())
+    check_bad_share(scan, max_invalid_fraction=config.max_invalid_fraction, report=schema.data_report_json)
+    if scan.bad or scan.left_out:
+        context.progress.warn(
+            f"{len(scan.bad)} unusable images and {len(scan.left_out)} other files are left out; "
+            f"see {schema.data_report_json}"
+        )
+    return scan

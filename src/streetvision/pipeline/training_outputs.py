@@ -1,0 +1,33 @@
+"""Helpers of the training phases for what they write: metrics.csv, and the check of merged adapters."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from streetvision.contracts.phase import Context
+from streetvision.contracts.split_contracts import Split
+from streetvision.data.config import LoaderConfig
+from streetvision.data.decode import read_image, resize_square
+from streetvision.models.module import Classifier
+from streetvision.training.lightning_module import EpochRow
+
+MERGE_CHECK_IMAGES = 8
+
+
+def metrics_csv(history: Sequence[EpochRow]) -> str:
+    """The content of metrics.csv: a header, and one row an epoch."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()
+
+
+def merge_check_images(classifier: Classifier, context: Context) -> Tensor:
+    """Images (B, 3, S, S) of VAL_SELECT, whose logits must stay the same when adapters are merged."""
+    limits, size = context.settings(LoaderConfig).limits, classifier.description.image_size
+    rows = context.rows(Split.VAL_SELECT)[:MERGE_CHECK_IMAGES]
+    return torch.stack([resize_square(read_image(context.data_root / row.path, limits=limits), size) for row in rows])
