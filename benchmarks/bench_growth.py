@@ -16,7 +16,8 @@ from streetvision.contracts.progress import Progress
 from streetvision.data.augmentation import get_val_transforms
 from streetvision.data.decode import read_image
 from streetvision.eval.bootstrap import bootstrap_intervals
-from streetvision.eval.resampling import Predictions, Resampling
+from streetvision.eval.predictions import Predictions
+from streetvision.eval.resampling import Resampling
 from streetvision.eval.thresholds import select_threshold_max_mcc
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import ModelConfig
@@ -66,11 +67,11 @@ def _thresholds() -> Figure:
 
 def _resamples() -> Figure:
     labels, logits = scored_rows(ROWS)
-    predictions = Predictions.cut(expit(logits[:, 1].astype(np.float64)), 0.5)
+    predictions = Predictions(labels, expit(logits[:, 1].astype(np.float64)))
     return _grown(
         f"resamples of {ROWS:,} rows",
         RESAMPLES,
-        lambda count: partial(bootstrap_intervals, labels, predictions, Resampling(n_resamples=count)),
+        lambda count: partial(bootstrap_intervals, predictions, Resampling(n_resamples=count)),
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.figures import Curve, Figure
-from streetvision.eval.report.plots import BLUE, GREY, ORANGE, picture
+from streetvision.eval.figures import BLUE, GREY, ORANGE, new_figure
 from streetvision.experiments.doc_tables import split_page, write_table
 from streetvision.io.atomic import write_bytes_atomic
 
@@ -41,7 +41,7 @@ def write_figures(page: Path, section: str, figures: Sequence[Figure]) -> None:
 def growth_picture(curves: Sequence[Curve]) -> bytes:
     """PNG of seconds over sizes, both logarithmic, each curve with its exponent."""
     most = max(curves, key=lambda curve: curve.exponent)
-    with picture(f"The steepest cost, in {most.of}, grows as N^{most.exponent:.2f}") as (figure, png):
+    with new_figure(f"The steepest cost, in {most.of}, grows as N^{most.exponent:.2f}") as (figure, png):
         axes = figure.subplots()
         for curve, colour in zip(curves, cycle(COLORS), strict=False):
             label = f"{curve.of}: N^{curve.exponent:.2f}"

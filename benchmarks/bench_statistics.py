@@ -16,7 +16,8 @@ from streetvision.contracts.progress import Progress
 from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.counts import FloatArray
 from streetvision.eval.metrics import ECE_BINS, METRICS, all_metrics
-from streetvision.eval.resampling import Predictions, Resampling, SortedScores, draw_weights, replicates
+from streetvision.eval.predictions import Predictions
+from streetvision.eval.resampling import Resampling, SortedScores, draw_weights, replicates
 from streetvision.eval.thresholds import select_threshold_max_mcc
 
 ROWS, RESAMPLES, THRESHOLD = 10_000, 1000, 0.5
@@ -54,7 +55,7 @@ def _bootstraps() -> list[Figure]:
     _check_equal(labels, p)
 
     def ours() -> object:
-        return bootstrap_intervals(labels, Predictions.cut(p, THRESHOLD), Resampling(n_resamples=RESAMPLES))
+        return bootstrap_intervals(Predictions.at_threshold(labels, p, THRESHOLD), Resampling(n_resamples=RESAMPLES))
 
     def scipys() -> object:
         options: dict[str, Any] = {"paired": True, "vectorized": True, "method": "percentile", "batch": BATCH}
@@ -136,9 +137,9 @@ def _by_scikit_learn(labels: IntArray, p: FloatArray) -> list[float]:
 
 def _check_equal(labels: IntArray, p: FloatArray) -> None:
     """Raise unless all three agree: timings of different results cannot be compared."""
-    how, ranked = Resampling(n_resamples=LOOPED), SortedScores(labels, Predictions.cut(p, THRESHOLD))
-    units = how.units(labels.size)
-    (ours,) = replicates([ranked], units, how)
+    predictions = Predictions.at_threshold(labels, p, THRESHOLD)
+    units = predictions.units
+    (ours,) = replicates([SortedScores(predictions)], units, Resampling(n_resamples=LOOPED))
     weights = np.concatenate(list(draw_weights(units, LOOPED, seed=0)))
     drawn = [_drawn(labels, p, np.repeat(np.arange(labels.size), row)) for row in weights]
     together = every_metric(np.stack([one for one, _ in drawn]), np.stack([one for _, one in drawn]))

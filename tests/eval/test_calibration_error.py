@@ -8,6 +8,7 @@ from scipy.stats import norm
 from streetvision.contracts.errors import DataError
 from streetvision.eval.calibration_error import brier_parts, ece_debiased, ece_equal_mass, smooth_ece
 from streetvision.eval.metrics import brier
+from streetvision.eval.predictions import Predictions
 
 MEASURES = (ece_equal_mass, ece_debiased, smooth_ece)
 
@@ -18,11 +19,11 @@ samples = st.integers(1, 80).flatmap(
 )
 
 
-def draw(n, *, wrong=0.0, seed=0):
-    """Labels whose probabilities are off by `wrong` towards 1."""
+def draw(n, *, bias=0.0, seed=0):
+    """Labels and probabilities that are too high by `bias`."""
     rng = np.random.default_rng(seed)
     p = rng.uniform(0.2, 0.8, n)
-    return (rng.random(n) < p - wrong).astype(int), p
+    return (rng.random(n) < p - bias).astype(int), p
 
 
 def slow_smooth_ece(labels, p):
@@ -41,30 +42,30 @@ def slow_smooth_ece(labels, p):
     return low
 
 
-@pytest.mark.parametrize(("n", "wrong"), [(50, 0.0), (80, 0.15), (100, 0.0), (30, 0.2)])
-def test_the_smooth_error_is_what_its_definition_gives(n, wrong):
-    labels, p = draw(n, wrong=wrong)
-    assert smooth_ece(labels, p) == pytest.approx(slow_smooth_ece(labels, p), abs=1e-3)
+@pytest.mark.parametrize(("n", "bias"), [(50, 0.0), (80, 0.15), (100, 0.0), (30, 0.2)])
+def test_the_smooth_error_follows_its_definition(n, bias):
+    labels, p = draw(n, bias=bias)
+    assert smooth_ece(Predictions(labels, p)) == pytest.approx(slow_smooth_ece(labels, p), abs=1e-3)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
 def test_the_smooth_error_of_one_probability_is_its_gap(value):
-    """All residual mass at one place stays one-signed whatever the width."""
-    assert smooth_ece(np.zeros(10, int), np.full(10, value)) == pytest.approx(value, abs=1e-3)
+    """All residual mass at one place stays one-signed at any width."""
+    assert smooth_ece(Predictions(np.zeros(10), np.full(10, value))) == pytest.approx(value, abs=1e-3)
 
 
 @given(samples)
-def test_errors_are_shares_and_the_order_of_rows_says_nothing(sample):
+def test_errors_are_in_range_and_independent_of_the_row_order(sample):
     labels, p = sample
     for measure in MEASURES:
-        error = measure(labels, p)
+        error = measure(Predictions(labels, p))
         assert 0 <= error <= 1 + 1e-9
-        assert measure(labels[::-1], p[::-1]) == pytest.approx(error, abs=1e-9)
+        assert measure(Predictions(labels[::-1], p[::-1])) == pytest.approx(error, abs=1e-9)
 
 
 @given(samples)
 def test_the_parts_add_up_to_the_brier_score_and_are_not_negative(sample):
-    parts = brier_parts(*sample)
+    parts = brier_parts(Predictions(*sample))
     total = parts.miscalibration - parts.discrimination + parts.uncertainty
     assert total == pytest.approx(brier(*sample), abs=1e-12)
     assert min(parts.miscalibration, parts.discrimination, parts.uncertainty) >= -1e-12
@@ -73,27 +74,26 @@ def test_the_parts_add_up_to_the_brier_score_and_are_not_negative(sample):
 def test_bins_of_equal_mass_in_a_worked_example():
     labels = [0, 0, 1, 1, 1, 0]
     p = [0.1, 0.2, 0.3, 0.6, 0.7, 0.8]
-    assert ece_equal_mass(labels, p, n_bins=2) == pytest.approx((abs(1 - 0.6) + abs(2 - 2.1)) / 6)
+    assert ece_equal_mass(Predictions(labels, p), n_bins=2) == pytest.approx((abs(1 - 0.6) + abs(2 - 2.1)) / 6)
 
 
 def test_ties_share_a_bin():
     """Split among two bins, the rows of probability 0.5 would show a gap that half of them do not have."""
     labels = [0, 0, 1, 1, 0, 1]
     p = [0.1, 0.5, 0.5, 0.5, 0.5, 0.9]
-    assert ece_equal_mass(labels, p, n_bins=3) == pytest.approx((abs(2 - 2.1) + abs(1 - 0.9)) / 6)
+    assert ece_equal_mass(Predictions(labels, p), n_bins=3) == pytest.approx((abs(2 - 2.1) + abs(1 - 0.9)) / 6)
 
 
-def test_the_debiased_error_is_far_below_the_plain_one_where_the_probabilities_are_right():
-    plain, debiased = zip(
-        *((ece_equal_mass(*draw(300, seed=s)), ece_debiased(*draw(300, seed=s))) for s in range(60)), strict=True
-    )
+def test_the_debiased_error_is_far_below_the_plain_one_for_calibrated_probabilities():
+    drawn = [Predictions(*draw(300, seed=seed)) for seed in range(60)]
+    plain, debiased = [ece_equal_mass(rows) for rows in drawn], [ece_debiased(rows) for rows in drawn]
     assert np.mean(debiased) < np.mean(plain) / 2
-    off = [ece_debiased(*draw(3000, wrong=0.15, seed=s)) for s in range(20)]
-    assert np.mean(off) == pytest.approx(0.15, abs=0.01)
+    biased = [ece_debiased(Predictions(*draw(3000, bias=0.15, seed=s))) for s in range(20)]
+    assert np.mean(biased) == pytest.approx(0.15, abs=0.01)
 
 
 @pytest.mark.parametrize("measure", [*MEASURES, brier_parts])
-def test_unusable_input_is_named(measure):
+def test_invalid_input_is_an_error(measure):
     for labels, p in (([], []), ([0, 1], [0.5]), ([0, 2], [0.5, 0.5]), ([0, 1], [0.5, 1.5])):
         with pytest.raises(DataError):
-            measure(labels, p)
+            measure(Predictions(labels, p))

@@ -24,7 +24,7 @@ def rows_with_ties(draw):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def hurried_peer():
+def fast_peer():
     with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
         yield
 
@@ -50,7 +50,7 @@ def peers(labels, p, decisions):
     }
 
 
-def test_every_metric_equals_the_peers_on_a_thousand_draws():
+def test_every_metric_equals_scikit_learn_on_a_thousand_draws():
     """Ties are the rule, probabilities of 0 and 1 among them; one draw in ten holds one class only."""
     rng = np.random.default_rng(0)
     for case in range(1000):
@@ -80,7 +80,7 @@ def test_area_is_the_share_of_pairs_in_the_right_order(rows):
 
 @settings(max_examples=100, deadline=None)
 @given(rows_with_ties(), st.floats(0, 1))
-def test_every_metric_equals_the_peers_on_any_rows(rows, threshold):
+def test_every_metric_equals_scikit_learn_on_any_rows(rows, threshold):
     labels, p = rows
     expected = peers(labels, p, p >= threshold)
     assert metrics.all_metrics(labels, p, p >= threshold) == {
@@ -124,7 +124,7 @@ def test_count_metrics_take_arrays(name):
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_the_direction_of_each_metric_tells_a_good_model_from_a_bad_one(name):
+def test_each_metric_ranks_a_good_model_above_a_bad_one(name):
     labels = np.array([0, 0, 0, 1, 1, 1])
     good, bad = np.array([0.1, 0.1, 0.2, 0.8, 0.9, 0.9]), np.array([0.8, 0.9, 0.9, 0.1, 0.1, 0.2])
     better = metrics.all_metrics(labels, good, good >= 0.5)[name]
@@ -140,6 +140,6 @@ def test_positive_probability_is_the_softmax():
 
 
 @pytest.mark.parametrize("logits", [[1.0, 2.0], [[1.0, 2.0, 3.0]], [[0.0, float("nan")]], [[float("inf")] * 2]])
-def test_positive_probability_refuses_other_input(logits):
+def test_positive_probability_rejects_other_input(logits):
     with pytest.raises(DataError, match="logits"):
         metrics.positive_probability(logits)

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from streetvision.contracts.errors import DataError
 from streetvision.eval import resampling
 from streetvision.eval.metrics import METRICS, all_metrics
-from streetvision.eval.resampling import Predictions, Resampling, SortedScores, draw_weights, replicates, units_of
+from streetvision.eval.predictions import Predictions, units_of
+from streetvision.eval.resampling import Resampling, SortedScores, draw_weights, replicates
 
 
 def rows(n=120, levels=15, seed=0):
@@ -15,11 +15,11 @@ def rows(n=120, levels=15, seed=0):
 
 
 @pytest.mark.parametrize("levels", [1, 3, 15, 10**6])
-@pytest.mark.parametrize("cut", [True, False])
-def test_every_metric_under_weights_is_that_of_the_repeated_rows(levels, cut):
+@pytest.mark.parametrize("one_threshold", [True, False])
+def test_every_metric_under_weights_is_that_of_the_repeated_rows(levels, one_threshold):
     labels, p = rows(levels=levels)
-    decisions = p >= 0.5 if cut else np.random.default_rng(4).random(p.size) < 0.5
-    ranked = SortedScores(labels, Predictions(p, decisions))
+    decisions = p >= 0.5 if one_threshold else np.random.default_rng(4).random(p.size) < 0.5
+    ranked = SortedScores(Predictions(labels, p, decisions=decisions))
     weights = np.concatenate(list(draw_weights(units_of(None, labels.size), 7, seed=1)))
     together = ranked.metrics(ranked.statistics(weights))
     assert list(together) == list(METRICS)
@@ -37,7 +37,7 @@ def test_resamples_draw_as_many_rows_as_there_are():
     assert weights.var(axis=0) == pytest.approx(1 - 1 / 50, abs=0.15)
 
 
-def test_groups_are_drawn_whole_and_rows_without_a_group_stand_alone():
+def test_groups_are_drawn_together_and_rows_without_a_group_alone():
     units = units_of(["a", "b", "a", None, None, "b"], 6)
     assert (units.count, units.grouped) == (4, True)
     weights = np.concatenate(list(draw_weights(units, 200, seed=0)))
@@ -50,25 +50,20 @@ def test_groups_are_drawn_whole_and_rows_without_a_group_stand_alone():
     assert units.sums(np.arange(6.0)).tolist() == [2, 6, 3, 4]
 
 
-def test_resamples_depend_on_the_seed_and_not_on_the_memory_they_get(monkeypatch):
+def test_resamples_depend_on_the_seed_and_not_on_the_chunk_size(monkeypatch):
     labels, p = rows()
-    units, ranked = units_of(None, labels.size), [SortedScores(labels, Predictions.cut(p, 0.5))]
+    units, ranked = units_of(None, labels.size), [SortedScores(Predictions(labels, p))]
     (roomy,) = replicates(ranked, units, Resampling(n_resamples=50, seed=3))
-    monkeypatch.setattr(resampling, "WEIGHTS_AT_ONCE", 1)
+    monkeypatch.setattr(resampling, "WEIGHTS_PER_CHUNK", 1)
     (tight,) = replicates(ranked, units, Resampling(n_resamples=50, seed=3))
     (other,) = replicates(ranked, units, Resampling(n_resamples=50, seed=4))
     assert all(tight[name] == pytest.approx(roomy[name], abs=1e-12) for name in METRICS)
     assert not np.array_equal(tight["mcc"], other["mcc"])
 
 
-def test_two_models_are_judged_on_the_same_resamples():
+def test_two_models_are_evaluated_on_the_same_resamples():
     labels, p = rows()
-    models = [SortedScores(labels, Predictions.cut(p, 0.5)), SortedScores(labels, Predictions.cut(1 - p, 0.5 + 1e-9))]
+    models = [SortedScores(Predictions(labels, p)), SortedScores(Predictions.at_threshold(labels, 1 - p, 0.5 + 1e-9))]
     one, other = replicates(models, units_of(None, labels.size), Resampling(n_resamples=40))
     assert one["roc_auc"] == pytest.approx(1 - other["roc_auc"], abs=1e-12)
     assert one["accuracy"] == pytest.approx(1 - other["accuracy"], abs=1e-12)
-
-
-def test_groups_of_another_length_are_an_error():
-    with pytest.raises(DataError, match="got 2 groups for 3 rows"):
-        units_of(["a", "b"], 3)

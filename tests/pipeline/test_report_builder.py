@@ -56,7 +56,7 @@ def evaluation_input(n=120, *, grouped=False, **changes):
 def test_the_figures_are_those_of_the_shipped_policy():
     evaluation = evaluation_input()
     report = make_report(evaluation, CONFIG)
-    expected = bootstrap_intervals(evaluation.labels, evaluation.shipped.predictions, Resampling(n_resamples=100))
+    expected = bootstrap_intervals(evaluation.predictions(evaluation.shipped), Resampling(n_resamples=100))
     for name, interval in expected.items():
         figure = report["metrics"][name]
         assert (figure["estimate"], figure["low"], figure["high"]) == (interval.estimate, interval.low, interval.high)
@@ -68,11 +68,11 @@ def test_policies_differ_from_the_first_on_the_same_rows():
     first, shipped = make_report(evaluation, CONFIG)["policies"]
     assert "differences" not in first
     assert [first["shipped"], shipped["shipped"]] == [False, True]
-    a, b = (rule.predictions for rule in evaluation.rules)
-    expected = paired_difference(evaluation.labels, b, a, Resampling(evaluation.groups, n_resamples=100))
+    a, b = map(evaluation.predictions, evaluation.rules)
+    expected = paired_difference(b, a, Resampling(n_resamples=100))
     for name in METRICS:
         found = shipped["differences"][name]
-        assert (found["estimate"], found["p_value"]) == (expected[name].estimate, expected[name].p_value)
+        assert (found["risk"], found["p_value"]) == (expected[name].estimate, expected[name].p_value)
 
 
 def test_slices_cover_source_brightness_and_every_column():
@@ -82,7 +82,7 @@ def test_slices_cover_source_brightness_and_every_column():
         of_column = [part["counts"] for part in report["slices"] if part["column"] == column]
         for cell in ("tp", "tn", "fp", "fn"):
             assert sum(counts[cell] for counts in of_column) == report["counts"][cell]
-    few = {part["value"]: part["few"] for part in report["slices"] if part["column"] == "weather"}
+    few = {part["value"]: part["few_units"] for part in report["slices"] if part["column"] == "weather"}
     assert few == {"sun": False, "fog": True}
 
 
@@ -98,7 +98,7 @@ def test_a_slice_of_one_class_has_no_mcc():
     parts = make_report(EvaluationInput(**{**vars(evaluation), "rows": rows}), CONFIG)["slices"]
     of_source = [part for part in parts if part["column"] == "source"]
     assert [part["metrics"]["mcc"]["estimate"] for part in of_source] == [None, None]
-    assert all(part["few"] for part in of_source)
+    assert all(part["few_units"] for part in of_source)
 
 
 def test_mistakes_come_worst_first():
@@ -122,13 +122,12 @@ def test_the_selective_risk_is_that_of_the_accepted_rows():
     found = make_report(evaluation_input(guarantee=RiskGuarantee(control, predictions)), CONFIG)["selective"]
     kept = predictions >= 0
     missed = (predictions[kept] == 0) & (evaluation.labels[kept] == 1)
-    assert found["answered"] == kept.sum() == sum(found["counts"].values())
-    assert found["found"]["estimate"] == pytest.approx(missed.sum() / (evaluation.labels[kept] == 1).sum())
-    assert found["found"]["low"] <= found["found"]["estimate"] <= found["found"]["high"]
+    assert found["predicted"] == kept.sum() == sum(found["counts"].values())
+    assert found["risk"]["estimate"] == pytest.approx(missed.sum() / (evaluation.labels[kept] == 1).sum())
+    assert found["risk"]["low"] <= found["risk"]["estimate"] <= found["risk"]["high"]
     error_control = control.model_copy(update={"kind": "error"})
-    error = make_report(evaluation_input(guarantee=RiskGuarantee(error_control, predictions)), CONFIG)["selective"][
-        "found"
-    ]
+    found = make_report(evaluation_input(guarantee=RiskGuarantee(error_control, predictions)), CONFIG)["selective"]
+    error = found["risk"]
     assert error["estimate"] == pytest.approx(np.mean((predictions[kept] == 1) != evaluation.labels[kept]))
     assert error["low"] <= error["estimate"] <= error["high"]
 
@@ -136,7 +135,7 @@ def test_the_selective_risk_is_that_of_the_accepted_rows():
 def test_without_a_certificate_every_row_abstains():
     control = RiskControl(**CONTROL, certified=False)
     found = make_report(evaluation_input(guarantee=RiskGuarantee(control, np.full(120, -1))), CONFIG)["selective"]
-    assert (found["answered"], found["found"]["estimate"], found["certified"]) == (0, None, False)
+    assert (found["predicted"], found["risk"]["estimate"], found["certified"]) == (0, None, False)
     assert "selective" not in make_report(evaluation_input(), CONFIG)
 
 

@@ -8,7 +8,8 @@ from scipy.stats import norm
 from streetvision.eval.bootstrap import bootstrap_intervals, paired_difference
 from streetvision.eval.counts import Counts
 from streetvision.eval.metrics import mcc
-from streetvision.eval.resampling import Predictions, Resampling
+from streetvision.eval.predictions import Predictions
+from streetvision.eval.resampling import Resampling
 
 DATA_SETS = 1000
 PREVALENCE = 0.4
@@ -28,7 +29,7 @@ def coverage(simulate, truth):
     held = dict.fromkeys(truth, 0)
     for seed in range(DATA_SETS):
         labels, probabilities, groups = simulate(np.random.default_rng(seed))
-        found = bootstrap_intervals(labels, Predictions.cut(probabilities, 0.5), Resampling(groups, 500, seed=seed))
+        found = bootstrap_intervals(Predictions(labels, probabilities, groups), Resampling(500, seed=seed))
         for name, value in truth.items():
             held[name] += bool(found[name].low <= value <= found[name].high)
     return {name: count / DATA_SETS for name, count in held.items()}
@@ -70,8 +71,8 @@ def test_equally_good_models_differ_significantly_one_time_in_twenty(record_prop
         rng = np.random.default_rng(seed)
         labels = rng.random(n) < PREVALENCE
         common = np.sqrt(0.7) * rng.normal(size=n) + distance * (labels - 0.5)
-        a, b = (Predictions.cut(expit(common + np.sqrt(0.3) * rng.normal(size=n)), 0.5) for _ in range(2))
-        found = paired_difference(labels, a, b, Resampling(n_resamples=300, seed=seed))
+        a, b = (Predictions(labels, expit(common + np.sqrt(0.3) * rng.normal(size=n))) for _ in range(2))
+        found = paired_difference(a, b, Resampling(n_resamples=300, seed=seed))
         for name in alarms:
             alarms[name] += found[name].p_value < 0.05
     record_property("alarms", alarms)

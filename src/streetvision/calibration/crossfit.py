@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from streetvision.calibration.base import FittedCalibrator
 from streetvision.contracts.errors import DataError
 from streetvision.eval.counts import BoolArray, FloatArray
-from streetvision.eval.resampling import Predictions
+from streetvision.eval.predictions import Predictions
 from streetvision.eval.thresholds import decide, threshold_for_prevalence
 
 
@@ -72,7 +72,7 @@ def crossfit_decisions(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: i
         )
         probabilities[held_out] = calibrator.probabilities(rows.logits[held_out])
         decisions[held_out] = decide(probabilities[held_out], threshold)
-    return Predictions(probabilities, decisions)
+    return Predictions(rows.labels, probabilities, rows.groups, decisions=decisions)
 
 
 def assign_folds(groups: Sequence[str | None], *, folds: int, seed: int) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streetvision.calibration.config import PreferenceConfig
-from streetvision.eval.counts import FloatArray, all_cuts
+from streetvision.eval.counts import FloatArray, threshold_counts
 from streetvision.eval.metrics import ece, fnr, mcc, nll
 
 OBJECTIVES = ("nll", "ece", "mcc_loss", "fnr")

@@ -22,8 +22,9 @@ from streetvision.contracts.policies import (
 from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.counts import FloatArray, confusion_counts
 from streetvision.eval.metrics import count_metrics
+from streetvision.eval.predictions import Predictions
 from streetvision.eval.reliability import ece_band
-from streetvision.eval.resampling import Predictions, Resampling
+from streetvision.eval.resampling import Resampling
 from streetvision.eval.thresholds import decide, threshold_for_prevalence
 
 REPORTED_METRICS = ("nll", "brier", "ece", "mcc")
@@ -68,7 +69,7 @@ def fit_scrc(rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet
     split = {"folds": config.folds, "seed": config.seed}
     before = crossfit_decisions(lambda _: uncalibrated, base or rows, **split)
     after = crossfit_decisions(fit_fold, rows, **split)
-    resampling = Resampling(rows.groups, seed=config.seed)
+    resampling = Resampling(seed=config.seed)
     params = ScrcParams(
         method=config.method,
         calibrator=CalibratorState(name=selection.name, state=selection.calibrator.state()),
@@ -77,11 +78,11 @@ def fit_scrc(rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet
         operating_points=operating_points,
         risk_control=_risk_control(rows, selection.calibrator, config),
         candidates=selection.candidates,
-        before=_estimates(rows.labels, before, resampling),
-        after=_estimates(rows.labels, after, resampling),
-        ece_band=ece_band(after.probabilities, resampling),
+        before=_estimates(before, resampling),
+        after=_estimates(after, resampling),
+        ece_band=ece_band(after, resampling),
     )
-    return ScrcFit(params, selection, np.asarray(before.probabilities), np.asarray(after.probabilities))
+    return ScrcFit(params, selection, before.probabilities, after.probabilities)
 
 
 def _operating_point(labels: NDArray[np.int64], probabilities: FloatArray, prevalence: float | None) -> OperatingPoint:
@@ -117,10 +118,8 @@ def _risk_control(rows: CalibrationSet, calibrator: FittedCalibrator, config: Ph
     return RiskControl.model_validate(content)
 
 
-def _estimates(
-    labels: NDArray[np.int64], predictions: Predictions, resampling: Resampling
-) -> dict[str, EstimateWithInterval]:
-    intervals = bootstrap_intervals(labels, predictions, resampling)
+def _estimates(predictions: Predictions, resampling: Resampling) -> dict[str, EstimateWithInterval]:
+    intervals = bootstrap_intervals(predictions, resampling)
     estimates = {}
     for name in REPORTED_METRICS:
         values = {field: getattr(intervals[name], field) for field in ("estimate", "low", "high")}

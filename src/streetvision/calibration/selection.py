@@ -36,6 +36,7 @@ from streetvision.contracts.policies import CandidateMetrics
 from streetvision.eval.calibration_error import brier_parts, ece_debiased, ece_equal_mass, smooth_ece
 from streetvision.eval.counts import FloatArray
 from streetvision.eval.metrics import brier, ece, nll
+from streetvision.eval.predictions import Predictions
 
 UNCALIBRATED = "none"
 TIER_1 = ("isotonic", "temperature")
@@ -151,7 +152,8 @@ SELECTORS: Mapping[str, Callable[[CalibrationSet, Phase5Config], Selection]] = {
 
 def evaluate_candidate(name: str, labels: NDArray[np.int64], probabilities: FloatArray) -> CandidateMetrics:
     """Return the metrics of out-of-fold probabilities (N,); MCC and FNR at their best threshold."""
-    parts = brier_parts(labels, probabilities)
+    predictions = Predictions(labels, probabilities)
+    parts = brier_parts(predictions)
     best_mcc, fnr_there = best_mcc_and_fnr(labels, probabilities)
     return CandidateMetrics(
         name=name,
@@ -160,9 +162,9 @@ def evaluate_candidate(name: str, labels: NDArray[np.int64], probabilities: Floa
         brier_miscalibration=parts.miscalibration,
         brier_discrimination=parts.discrimination,
         ece=ece(labels, probabilities),
-        ece_equal_mass=ece_equal_mass(labels, probabilities),
-        ece_debiased=ece_debiased(labels, probabilities),
-        smooth_ece=smooth_ece(labels, probabilities),
+        ece_equal_mass=ece_equal_mass(predictions),
+        ece_debiased=ece_debiased(predictions),
+        smooth_ece=smooth_ece(predictions),
         mcc=best_mcc,
         fnr=fnr_there,
     )

@@ -1,1 +1,1 @@
-"""Statistics on numpy arrays: metrics, thresholds, intervals, pictures, the report."""
+"""Evaluation on numpy arrays: metrics, thresholds, confidence intervals, plots and the report."""

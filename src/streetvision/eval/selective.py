@@ -1,16 +1,15 @@
-"""What handing over buys: the risk among what is answered, against the share that is answered."""
+"""Selective prediction: the risk among the predicted rows against the share of rows that are predicted."""
 
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from streetvision.eval.counts import BoolArray, Counts, FloatArray, checked, confusion_counts
+from streetvision.eval.counts import BoolArray, Counts, FloatArray, confusion_counts
 from streetvision.eval.metrics import accuracy, fnr, fpr
+from streetvision.eval.predictions import Predictions
 from streetvision.eval.reliability import wilson_interval
-from streetvision.eval.resampling import units_of
 from streetvision.eval.thresholds import decide
 
 RiskKind = Literal["fnr", "fpr", "error"]
@@ -18,12 +17,12 @@ RiskKind = Literal["fnr", "fpr", "error"]
 
 @dataclass(frozen=True)
 class RiskCoverage:
-    """The curve from answering the surest row to answering all; arrays of shape (K,)."""
+    """The curve from predicting only the most certain rows to predicting all rows; arrays of shape (K,)."""
 
     coverage: FloatArray
-    """Share of the rows answered, rising to 1."""
+    """Share of rows predicted, ascending to 1."""
     risk: FloatArray
-    """Among the answered; 0 where the class at risk is not among them."""
+    """Risk among the predicted rows; 0 if they do not contain the class at risk."""
     low: FloatArray
     """Lower end of the Wilson interval of the risk."""
     high: FloatArray
@@ -31,52 +30,41 @@ class RiskCoverage:
 
 
 def risk_coverage(
-    labels: ArrayLike,
-    probabilities: ArrayLike,
-    *,
-    threshold: float,
-    kind: RiskKind = "error",
-    groups: Sequence[Hashable] | None = None,
-    level: float = 0.95,
+    predictions: Predictions, *, threshold: float, kind: RiskKind = "error", level: float = 0.95
 ) -> RiskCoverage:
-    """Hand over the rows nearest the threshold first, and watch the risk of labels (N,) and probabilities (N,).
+    """The risk-coverage curve if the rows nearest to the threshold are abstained first.
 
-    El-Yaniv and Wiener 2010, JMLR 11:1605. Rows that are equally far from the threshold are answered together. With
-    `groups` (N,), an interval counts the groups of the class at risk, not their rows.
+    Rows at equal distance from the threshold are predicted together. The intervals are based on the number of
+    independent units of the class at risk, not on their rows.
 
-    Raises:
-        DataError: unusable arrays, as in `checked`.
+    References:
+        El-Yaniv and Wiener 2010, JMLR 11:1605.
     """
-    truth, p = checked(labels, probabilities)
+    labels, p = predictions.labels, predictions.probabilities
     distance = np.abs(p - threshold)
     order = np.argsort(-distance, kind="stable")
-    whole = np.append(np.diff(distance[order]) != 0, True)
-    truth, decided = truth[order], decide(p, threshold)[order]
-    cells = (truth & decided, ~truth & ~decided, ~truth & decided, truth & ~decided)
-    counts = Counts(*(np.cumsum(cell, dtype=np.float64)[whole] for cell in cells))
-    wrong, of = {
-        "fnr": (counts.fn, counts.positives),
-        "fpr": (counts.fp, counts.negatives),
-        "error": (counts.fn + counts.fp, counts.total),
+    end_of_tie = np.append(np.diff(distance[order]) != 0, True)
+    labels, decided = labels[order], decide(p, threshold)[order]
+    cells = (labels & decided, ~labels & ~decided, ~labels & decided, labels & ~decided)
+    counts = Counts(*(np.cumsum(cell, dtype=np.float64)[end_of_tie] for cell in cells))
+    errors, total, at_risk = {
+        "fnr": (counts.fn, counts.positives, labels),
+        "fpr": (counts.fp, counts.negatives, ~labels),
+        "error": (counts.fn + counts.fp, counts.total, np.ones_like(labels)),
     }[kind]
-    at_risk = {"fnr": truth, "fpr": ~truth, "error": np.ones_like(truth)}[kind]
-    risk, trials = wrong / np.maximum(of, 1), np.cumsum(_first_of_unit(groups, order, at_risk))[whole]
-    low, high = wilson_interval(risk * trials, trials, level=level)
-    return RiskCoverage(counts.total / truth.size, risk, low, high)
-
-
-def _first_of_unit(groups: Sequence[Hashable] | None, order: NDArray[np.intp], at_risk: BoolArray) -> BoolArray:
-    """Which rows (N,) in this order are the first at risk of their group."""
+    # The number of units of the class at risk among the first rows: count the first row at risk of each unit.
     rows = np.flatnonzero(at_risk)
-    _, first = np.unique(units_of(groups, order.size).of_row[order][rows], return_index=True)
-    found = np.zeros(order.size, dtype=bool)
-    found[rows[first]] = True
-    return found
+    _, first = np.unique(predictions.units.of_row[order][rows], return_index=True)
+    first_of_unit = np.zeros(order.size, dtype=bool)
+    first_of_unit[rows[first]] = True
+    risk, trials = errors / np.maximum(total, 1), np.cumsum(first_of_unit)[end_of_tie]
+    low, high = wilson_interval(risk * trials, trials, level=level)
+    return RiskCoverage(counts.total / labels.size, risk, low, high)
 
 
-def selective_figures(labels: ArrayLike, decisions: ArrayLike, answered: BoolArray) -> dict[str, float]:
-    """Coverage, and FNR, FPR and error among the answered of labels (N,), decisions (N,) and a mask (N,)."""
+def selective_metrics(labels: ArrayLike, decisions: ArrayLike, predicted: BoolArray) -> dict[str, float]:
+    """Coverage, and FNR, FPR and error among the predicted rows, from labels, decisions and a mask, (N,) each."""
     truth, decided = np.asarray(labels), np.asarray(decisions)
-    counts = confusion_counts(truth[answered], decided[answered])
+    counts = confusion_counts(truth[predicted], decided[predicted])
     risks = {"fnr": float(fnr(counts)), "fpr": float(fpr(counts)), "error": 1 - float(accuracy(counts))}
-    return {"coverage": float(np.mean(answered)), **risks}
+    return {"coverage": float(np.mean(predicted)), **risks}

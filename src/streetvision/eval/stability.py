@@ -1,6 +1,6 @@
-"""How far a threshold, and the MCC over all thresholds, move when the data are drawn anew.
+"""The variation of a threshold, and of MCC at all thresholds, over bootstrap resamples.
 
-Legend: N rows, U units, R resamples, T thresholds.
+Shapes: N rows, U units, R resamples, T thresholds.
 """
 
 from dataclasses import dataclass
@@ -9,68 +9,65 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from streetvision.eval import intervals
-from streetvision.eval.bootstrap import USUAL
-from streetvision.eval.counts import Counts, FloatArray, all_cuts, checked
+from streetvision.eval.counts import Counts, FloatArray, threshold_counts
 from streetvision.eval.metrics import METRICS, mcc
-from streetvision.eval.resampling import CountsAtEdges, Resampling, draw_weights
+from streetvision.eval.predictions import Predictions
+from streetvision.eval.resampling import DEFAULT_RESAMPLING, CountsAtEdges, Resampling, draw_weights
 from streetvision.eval.thresholds import decide, threshold_for_prevalence
 
 
 @dataclass(frozen=True)
 class Band:
-    """MCC at each of `thresholds`, with its confidence interval; arrays of shape (T,)."""
+    """MCC at each threshold with its confidence interval; arrays of shape (T,)."""
 
     thresholds: FloatArray
     mcc: FloatArray
     low: FloatArray
     high: FloatArray
     level: float
-    """Of the intervals: 0.95."""
+    """Confidence level of the intervals."""
 
 
-def mcc_band(labels: ArrayLike, probabilities: ArrayLike, thresholds: ArrayLike, how: Resampling = USUAL) -> Band:
-    """MCC of labels (N,) and probabilities (N,) at each of thresholds (T,), with BCa intervals over the counts.
+def mcc_band(predictions: Predictions, thresholds: ArrayLike, resampling: Resampling = DEFAULT_RESAMPLING) -> Band:
+    """MCC at each of the thresholds (T,), with BCa intervals.
 
-    Each interval is for its own threshold; the band as a whole does not hold the whole curve with this confidence.
-    Where resampling shows no spread, the interval is what the counts could not show (`intervals.unseen_counts`).
-
-    Raises:
-        DataError: unusable arrays, not one group a row.
+    Each interval holds for its own threshold; the band does not contain the whole curve with this confidence. If the
+    resamples do not vary, the interval is `intervals.bound_counts`.
     """
-    truth, p = checked(labels, probabilities)
-    at, units = np.asarray(thresholds, dtype=np.float64), how.units(truth.size)
+    labels, p, units = predictions.labels, predictions.probabilities, predictions.units
+    at = np.asarray(thresholds, dtype=np.float64)
     order = np.argsort(p, kind="stable")
-    count = CountsAtEdges(truth[order], np.searchsorted(p[order], at, side="left"))
-    weights = draw_weights(units, how.n_resamples, how.seed)
-    replicates = np.concatenate([_mcc_of_both_classes(count(w.take(order, axis=1))) for w in weights]).T  # (T, R)
-    of_units = (units.counts(truth, decide(p, float(threshold))) for threshold in at)
-    ends = [
-        intervals.of_counts(METRICS["mcc"], one, drawn, how.level)[1]
-        for one, drawn in zip(of_units, replicates, strict=True)
+    counts_at = CountsAtEdges(labels[order], np.searchsorted(p[order], at, side="left"))
+    weights = draw_weights(units, resampling.n_resamples, resampling.seed)
+    replicates = np.concatenate([_mcc_of_both_classes(counts_at(w.take(order, axis=1))) for w in weights]).T  # (T, R)
+    unit_counts = (units.counts(labels, decide(p, float(threshold))) for threshold in at)
+    bounds = [
+        intervals.count_metric_interval(METRICS["mcc"], counts, drawn, resampling.level)[1]
+        for counts, drawn in zip(unit_counts, replicates, strict=True)
     ]
-    low, high = np.array(ends).T
-    estimates = np.asarray(mcc(all_cuts(truth, p).at(at)))
-    return Band(at, estimates, np.minimum(low, estimates), np.maximum(high, estimates), how.level)
+    low, high = np.array(bounds).T
+    estimates = np.asarray(mcc(threshold_counts(labels, p).at(at)))
+    return Band(at, estimates, np.minimum(low, estimates), np.maximum(high, estimates), resampling.level)
 
 
-def threshold_interval(labels: ArrayLike, probabilities: ArrayLike, how: Resampling = USUAL) -> tuple[float, float]:
-    """Where the central `level` of the MCC-optimal thresholds lies, each chosen anew on a resample of the rows.
+def threshold_interval(predictions: Predictions, resampling: Resampling = DEFAULT_RESAMPLING) -> tuple[float, float]:
+    """The central `level` range of the MCC-optimal thresholds of the resamples.
 
-    It says how far the choice can be trusted, not where a true threshold lies: the optimum of a step function has no
-    normal limit, and near it MCC is flat. Resamples that hold one class only have no optimum and do not count.
+    It shows how stable the selection is, not where a true threshold is: the optimum of a step function has no normal
+    limit, and MCC is flat near it. Resamples of one class have no optimum and are ignored.
 
     Raises:
-        DataError: as `mcc_band` does; or one class only.
+        DataError: one class only.
     """
-    truth, p = checked(labels, probabilities)
-    threshold_for_prevalence(truth, p)  # one class only is an error before the first resample
-    weights = (row for rows in draw_weights(how.units(truth.size), how.n_resamples, how.seed) for row in rows)
-    drawn = ((np.repeat(truth, row), np.repeat(p, row)) for row in weights)
-    chosen = [threshold_for_prevalence(labels, p) for labels, p in drawn if labels.any() and not labels.all()]
-    low, high = np.quantile(chosen, [(1 - how.level) / 2, (1 + how.level) / 2])
+    labels, p = predictions.labels, predictions.probabilities
+    threshold_for_prevalence(labels, p)  # raises for one class, before the first resample
+    weights = draw_weights(predictions.units, resampling.n_resamples, resampling.seed)
+    resamples = ((np.repeat(labels, row), np.repeat(p, row)) for chunk in weights for row in chunk)
+    optima = [threshold_for_prevalence(*drawn) for drawn in resamples if drawn[0].any() and not drawn[0].all()]
+    low, high = np.quantile(optima, [(1 - resampling.level) / 2, (1 + resampling.level) / 2])
     return float(low), float(high)
 
 
 def _mcc_of_both_classes(counts: Counts) -> FloatArray:
-    """MCC, and nan where a resample lost one of the two classes."""
+    """MCC, and nan for resamples that lost one of the two classes."""
     return np.where((counts.positives == 0) | (counts.negatives == 0), np.nan, mcc(counts))

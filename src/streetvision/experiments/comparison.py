@@ -8,10 +8,11 @@ from typing import get_args
 import numpy as np
 
 from streetvision.contracts.errors import ConfigError
-from streetvision.eval.bootstrap import Difference, Pairing, mean_difference
+from streetvision.eval.bootstrap import Difference, PairedPredictions, mean_difference
+from streetvision.eval.intervals import corrected_t_interval
 from streetvision.eval.metrics import all_metrics
-from streetvision.eval.over_splits import corrected_t_interval
-from streetvision.eval.resampling import Predictions, Resampling
+from streetvision.eval.predictions import Predictions
+from streetvision.eval.resampling import Resampling
 from streetvision.experiments.ablation_table import Pair, Quantity
 from streetvision.io.predictions import PolicyPredictions
 from streetvision.subnet.reward import Challenges, final_score
@@ -147,13 +148,12 @@ def _row(quantity: Quantity, results: PairResults, settings: ComparisonSettings,
 def _over_images(results: PairResults, settings: ComparisonSettings) -> dict[str, Difference]:
     """Resample the images of all splits, whole groups together; an image in several VAL_TESTs is one image."""
     arms = [(a.predictions, b.predictions) for a, b in results.splits.values()]
-    pairings = [
-        Pairing(a.labels, Predictions(b.probabilities, b.decisions), Predictions(a.probabilities, a.decisions))
-        for a, b in arms
-    ]
-    groups = [
-        ("group", group) if group is not None else ("image", path)
-        for a, _ in arms
-        for group, path in zip(a.groups, a.paths, strict=True)
-    ]
-    return mean_difference(pairings, Resampling(groups, settings.n_resamples, settings.level_of_each, settings.seed))
+    pairs = []
+    for a, b in arms:
+        groups = [
+            ("group", group) if group is not None else ("image", path)
+            for group, path in zip(a.groups, a.paths, strict=True)
+        ]
+        baseline, variant = (Predictions(a.labels, p.probabilities, groups, decisions=p.decisions) for p in (a, b))
+        pairs.append(PairedPredictions(variant, baseline))
+    return mean_difference(pairs, Resampling(settings.n_resamples, settings.level_of_each, settings.seed))

@@ -8,7 +8,7 @@ from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import PLAIN, AugmentationConfig, LoaderConfig
 from streetvision.eval.bootstrap import paired_difference
-from streetvision.eval.resampling import Predictions, Resampling
+from streetvision.eval.predictions import Predictions
 from streetvision.io.atomic import write_json_atomic
 from streetvision.pipeline.image_training import fit_images
 from streetvision.pipeline.initialization import initial_classifier
@@ -16,8 +16,6 @@ from streetvision.training.config import FinetuningConfig, TrainingConfig
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.scoring import apply_to_batches, evaluation_loader
 from streetvision.training.trainer import TrainerOptions, seed_all
-
-ARGMAX = 0.5
 
 
 def accepted_augmentation(context: Context) -> AugmentationConfig:
@@ -33,13 +31,11 @@ def accepted_augmentation(context: Context) -> AugmentationConfig:
     runs = [(number, variant) for number in range(gate.runs) for variant in (policy, PLAIN)]
     probabilities = [_probabilities(context, *run) for run in progress.track(runs, total=len(runs), label="gate")]
     rows = context.rows(Split.VAL_SELECT) * gate.runs
-    difference = paired_difference(
-        [row.label for row in rows],
-        Predictions.cut(np.concatenate(probabilities[0::2]), ARGMAX),
-        Predictions.cut(np.concatenate(probabilities[1::2]), ARGMAX),
-        # All runs predict the same rows, so a row is resampled with all its predictions.
-        Resampling(groups=[row.group or row.path for row in rows]),
-    )["mcc"]
+    labels = [row.label for row in rows]
+    # All runs predict the same rows, so a row is resampled with all its predictions.
+    groups = [row.group or row.path for row in rows]
+    augmented, plain = (Predictions(labels, np.concatenate(probabilities[start::2]), groups) for start in (0, 1))
+    difference = paired_difference(augmented, plain)["mcc"]
     rejected = difference.estimate < -gate.tolerance
     write_json_atomic(
         context.schema.augmentation_gate_json,

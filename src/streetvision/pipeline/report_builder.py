@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from streetvision.contracts.policies import RiskControl
 from streetvision.contracts.split_contracts import Row
-from streetvision.eval.bootstrap import Interval, bootstrap_intervals, paired_difference
+from streetvision.eval.bootstrap import bootstrap_intervals, paired_difference
 from streetvision.eval.counts import Counts, FloatArray, confusion_counts
+from streetvision.eval.intervals import Interval
+from streetvision.eval.predictions import Predictions
 from streetvision.eval.reliability import ece_band
 from streetvision.eval.report.contents import (
     CountsRow,
@@ -24,7 +26,7 @@ from streetvision.eval.report.contents import (
     Slice,
     of_val_test,
 )
-from streetvision.eval.resampling import Predictions, Resampling
+from streetvision.eval.resampling import Resampling
 from streetvision.eval.slices import Part, parts_of_column, parts_of_quantity
 from streetvision.eval.thresholds import decide
 from streetvision.pipeline.settings import EvaluationConfig
@@ -44,11 +46,6 @@ class DecisionRule:
     threshold: float
     inference: str = "single_view"
     """single_view, or the mode of the fusion of views."""
-
-    @property
-    def predictions(self) -> Predictions:
-        """Probabilities and decisions, as the bootstrap takes them."""
-        return Predictions(self.probabilities, self.decisions)
 
     @property
     def decisions(self) -> NDArray[np.bool_]:
@@ -104,9 +101,13 @@ class EvaluationInput:
         names = [row.group if row.group is not None else f"\0{i}" for i, row in enumerate(self.rows)]
         return names if len(set(names)) < len(names) else None
 
+    def predictions(self, rule: DecisionRule) -> Predictions:
+        """The validated predictions of a rule."""
+        return Predictions(self.labels, rule.probabilities, self.groups, decisions=rule.decisions)
+
     def resampling(self, config: EvaluationConfig) -> Resampling:
-        """The bootstrap over these rows, by whole groups."""
-        return Resampling(self.groups, config.n_resamples, config.confidence_level, config.seed)
+        """The settings of the bootstrap."""
+        return Resampling(config.n_resamples, config.confidence_level, config.seed)
 
     def reported_rules(self, config: EvaluationConfig) -> tuple[DecisionRule, ...]:
         """Every rule, or the shipped one alone in mode=quick."""
@@ -117,7 +118,7 @@ def make_report(evaluation: EvaluationInput, config: EvaluationConfig) -> Report
     """The content of evaluation_report.json: every figure with its bootstrap interval."""
     resampling, shipped, labels = evaluation.resampling(config), evaluation.shipped, evaluation.labels
     rules = evaluation.reported_rules(config)
-    intervals_by_rule = [bootstrap_intervals(labels, rule.predictions, resampling) for rule in rules]
+    intervals_by_rule = [bootstrap_intervals(evaluation.predictions(rule), resampling) for rule in rules]
     shipped_intervals = intervals_by_rule[-1]
     some_interval = next(iter(shipped_intervals.values()))  # all rest on the same units
     report = Report(
@@ -129,7 +130,7 @@ def make_report(evaluation: EvaluationInput, config: EvaluationConfig) -> Report
         counts=_counts_row(confusion_counts(labels, shipped.decisions)),
         metrics={name: _figure(interval) for name, interval in shipped_intervals.items()},
         level=config.confidence_level,
-        ece_band=ece_band(shipped.probabilities, resampling),
+        ece_band=ece_band(evaluation.predictions(shipped), resampling),
         units=some_interval.units,
         rarer_units=some_interval.rarer_units,
         grouped=evaluation.groups is not None,
@@ -146,8 +147,8 @@ def make_report(evaluation: EvaluationInput, config: EvaluationConfig) -> Report
             for rule, intervals in zip(rules, intervals_by_rule, strict=True)
         ]
         if evaluation.guarantee is not None:
-            report["selective"] = _selective(evaluation.guarantee, evaluation, config)
-        report["slices"] = [_slice(part, evaluation, config) for part in _parts(evaluation.rows)]
+            report["selective"] = _selective(evaluation.guarantee, evaluation, resampling)
+        report["slices"] = [_slice(part, evaluation, resampling) for part in _parts(evaluation.rows)]
         report["mistakes"] = _mistakes(evaluation)
         report["many_views"] = evaluation.many_views
     return report
@@ -188,7 +189,7 @@ def _policy_row(
         metrics={name: _figure(interval) for name, interval in intervals.items()},
     )
     if rule is not baseline:
-        differences = paired_difference(labels, rule.predictions, baseline.predictions, resampling)
+        differences = paired_difference(evaluation.predictions(rule), evaluation.predictions(baseline), resampling)
         row["differences"] = {
             name: {**_figure(difference), "p_value": _none_if_nan(difference.p_value)}
             for name, difference in differences.items()
@@ -196,16 +197,15 @@ def _policy_row(
     return row
 
 
-def _selective(guarantee: RiskGuarantee, evaluation: EvaluationInput, config: EvaluationConfig) -> Selective:
+def _selective(guarantee: RiskGuarantee, evaluation: EvaluationInput, resampling: Resampling) -> Selective:
     """The risk among the rows without an abstention."""
     accepted = np.flatnonzero(guarantee.predictions >= 0)
     labels, decisions = evaluation.labels[accepted], guarantee.predictions[accepted] == 1
     kind, risk = guarantee.control.kind, UNDEFINED
     if accepted.size:
         groups = None if evaluation.groups is None else [evaluation.groups[row] for row in accepted.tolist()]
-        resampling = Resampling(groups, config.n_resamples, config.confidence_level, config.seed)
-        predictions = Predictions(evaluation.shipped.probabilities[accepted], decisions)
-        intervals = bootstrap_intervals(labels, predictions, resampling)
+        predictions = Predictions(labels, evaluation.shipped.probabilities[accepted], groups, decisions=decisions)
+        intervals = bootstrap_intervals(predictions, resampling)
         if kind == "error":  # error = 1 - accuracy, so the ends of the interval change places
             accuracy = _figure(intervals["accuracy"])
             estimate, low, high = (
@@ -215,12 +215,12 @@ def _selective(guarantee: RiskGuarantee, evaluation: EvaluationInput, config: Ev
         else:
             risk = _figure(intervals[kind])
     return Selective(
-        risk=kind,
-        promise=guarantee.control.reason,
+        risk_kind=kind,
+        guarantee=guarantee.control.reason,
         certified=guarantee.control.certified,
-        answered=accepted.size,
+        predicted=accepted.size,
         counts=_counts_row(confusion_counts(labels, decisions)),
-        found=risk,
+        risk=risk,
     )
 
 
@@ -237,22 +237,19 @@ def _parts(rows: Sequence[Row]) -> list[Part]:
     ]
 
 
-def _slice(part: Part, evaluation: EvaluationInput, config: EvaluationConfig) -> Slice:
-    labels, shipped, groups = evaluation.labels[part.rows], evaluation.shipped, evaluation.groups
-    units = [str(row) if groups is None else groups[row] for row in part.rows.tolist()]
-    predictions = Predictions(shipped.probabilities[part.rows], shipped.decisions[part.rows])
-    resampling = Resampling(units, config.n_resamples, config.confidence_level, config.seed)
-    intervals = bootstrap_intervals(labels, predictions, resampling)
+def _slice(part: Part, evaluation: EvaluationInput, resampling: Resampling) -> Slice:
+    predictions = evaluation.predictions(evaluation.shipped).subset(part.rows)
+    intervals = bootstrap_intervals(predictions, resampling)
     metrics = {name: _figure(intervals[name]) for name in ("mcc", "fnr", "fpr")}
     if intervals["mcc"].rarer_units == 0:  # one class only: MCC is 0 by convention for every model
         metrics["mcc"] = UNDEFINED
     return Slice(
         column=part.column,
         value=part.value,
-        counts=_counts_row(confusion_counts(labels, shipped.decisions[part.rows])),
+        counts=_counts_row(confusion_counts(predictions.labels, predictions.decisions)),
         metrics=metrics,
         units=intervals["mcc"].units,
-        few=intervals["mcc"].few_units,
+        few_units=intervals["mcc"].few_units,
     )
 
 

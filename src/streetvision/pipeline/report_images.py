@@ -22,19 +22,19 @@ CURVE_POINTS = 201
 def draw_plots(evaluation: EvaluationInput, config: EvaluationConfig) -> dict[str, bytes]:
     """The plots as PNG, by the names of their artifacts."""
     labels, shipped, positive = evaluation.labels, evaluation.shipped, evaluation.class_names[1]
-    p, threshold = shipped.probabilities, shipped.threshold
+    predictions, threshold = evaluation.predictions(shipped), shipped.threshold
     counts = confusion_counts(labels, shipped.decisions)
     plots = {
-        "roc_curve": roc_curve(labels, p, threshold=threshold, positive=positive),
-        "pr_curve": pr_curve(labels, p, threshold=threshold, positive=positive),
+        "roc_curve": roc_curve(predictions, threshold=threshold, positive=positive),
+        "pr_curve": pr_curve(predictions, threshold=threshold, positive=positive),
         "confusion_matrix": confusion_matrix(counts, class_names=evaluation.class_names),
-        "reliability_diagram": reliability_diagram(labels, p, groups=evaluation.groups, positive=positive),
+        "reliability_diagram": reliability_diagram(predictions, positive=positive),
     }
     if config.mode == "comprehensive":
         # The grid may miss the optimum and the shipped threshold, so both are added.
-        optimum = threshold_for_prevalence(labels, p)
+        optimum = threshold_for_prevalence(labels, shipped.probabilities)
         thresholds = np.unique([*np.linspace(0, 1, CURVE_POINTS), threshold, optimum])
-        band = mcc_band(labels, p, thresholds, evaluation.resampling(config))
+        band = mcc_band(predictions, thresholds, evaluation.resampling(config))
         plots["threshold_curve"] = threshold_curve(band, threshold=threshold)
     return plots
 

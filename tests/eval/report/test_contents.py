@@ -5,13 +5,13 @@ from tests.eval.report.test_page import sample
 
 
 @pytest.mark.parametrize(("counts", "only"), [((0, 82, 0, 78), "none"), ((78, 0, 82, 0), "roadwork")])
-def test_a_model_with_one_answer_is_named_in_the_verdict(counts, only):
+def test_the_verdict_on_a_model_that_predicts_one_class(counts, only):
     cells = dict(zip(("tp", "tn", "fp", "fn"), counts, strict=True))
-    assert verdict(sample(counts=cells)) == f"It calls all 160 images {only}, and so tells nothing apart."
+    assert f"predicts {only} for all 160 images" in verdict(sample(counts=cells))
 
 
-def test_the_lead_says_what_was_judged():
-    assert lead(sample()).startswith("160 images that took no part in training, tuning or calibration. MCC 0.920, 95%")
+def test_the_lead_names_the_data():
+    assert lead(sample()).startswith("160 images that were not used for training, selection or calibration. MCC 0.920,")
     assert lead(sample(data="holiday")).startswith("160 images of holiday. ")
 
 
@@ -31,23 +31,23 @@ def test_the_first_access_needs_no_caution_and_later_ones_name_their_bundles():
 
 
 def test_other_data_leaves_val_test_alone():
-    other = sample(data="holiday", test_access=None, notes=["Mind the gap."])
+    other = sample(data="holiday", test_access=None, notes=["A note."])
     assert access_history(other) == "VAL_TEST was not accessed."
-    assert list(cautions(other)) == ["Mind the gap."]
+    assert list(cautions(other)) == ["A note."]
 
 
-def test_the_promise_is_told_with_what_came_of_it():
-    counts, found = {"tp": 60, "tn": 70, "fp": 1, "fn": 2}, {"estimate": 0.032, "low": 0.0, "high": 0.09}
-    kept = {
-        "risk": "fnr",
-        "promise": "FNR <= 0.05",
+def test_the_guarantee_is_reported_with_the_risk_on_these_images():
+    counts, risk = {"tp": 60, "tn": 70, "fp": 1, "fn": 2}, {"estimate": 0.032, "low": 0.0, "high": 0.09}
+    selective = {
+        "risk_kind": "fnr",
+        "guarantee": "FNR <= 0.05",
         "certified": True,
-        "answered": 133,
+        "predicted": 133,
         "counts": counts,
-        "found": found,
+        "risk": risk,
     }
-    assert selective_sentence(kept, 160) == (
-        "Promised: FNR <= 0.05. On these images 27 of 160 are handed to a person, and among the 133 answered the miss "
-        "rate is 0.032 (0.000 to 0.090)."
+    assert selective_sentence(selective, 160) == (
+        "Certified: FNR <= 0.05. On these images the model abstains for 27 of 160. Among the other 133 the miss rate "
+        "is 0.032 (0.000 to 0.090)."
     )
-    assert selective_sentence(kept | {"certified": False}, 160) == "No risk is certified: FNR <= 0.05."
+    assert selective_sentence(selective | {"certified": False}, 160) == "No risk is certified: FNR <= 0.05."

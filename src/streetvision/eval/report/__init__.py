@@ -1,1 +1,1 @@
-"""The evaluation report: its contents, its plots and its HTML page."""
+"""The evaluation report: its content, its plots and its HTML page."""

@@ -1,4 +1,4 @@
-"""What evaluation_report.json holds, and the sentences that follow from it; every value can be written as JSON."""
+"""The content of evaluation_report.json, and the sentences that summarize it. Every value can be written as JSON."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, NotRequired, TypedDict
@@ -7,7 +7,7 @@ RISK_NAMES = {"fnr": "miss rate", "fpr": "false alarm rate", "error": "error rat
 
 
 class Figure(TypedDict):
-    """A metric with its confidence interval; None where it is not defined."""
+    """A metric with its confidence interval; None where undefined."""
 
     estimate: float | None
     low: float | None
@@ -15,14 +15,14 @@ class Figure(TypedDict):
 
 
 class DifferenceFigure(Figure):
-    """A metric less that of the first policy, on the same rows."""
+    """The difference of a metric from that of the first policy, on the same rows."""
 
     p_value: float | None
-    """Two-sided, for "there is no difference"."""
+    """Two-sided, of the hypothesis "no difference"."""
 
 
 class CountsRow(TypedDict):
-    """Decisions against labels, in images."""
+    """The confusion counts, in images."""
 
     tp: int
     tn: int
@@ -31,40 +31,43 @@ class CountsRow(TypedDict):
 
 
 class PolicyRow(TypedDict):
-    """One way to decide from the same model's logits."""
+    """A decision policy on the logits of the model."""
 
     name: str
     """argmax, threshold or scrc."""
     inference: str
-    """How many looks at each image, and how they are fused: single_view."""
+    """single_view, or the mode of the fusion of views."""
     threshold: float
-    """Of this policy's own probabilities."""
+    """On the policy's own probabilities."""
     shipped: bool
-    """Whether it is the one in the bundle."""
+    """Whether the bundle contains this policy."""
     counts: CountsRow
     metrics: dict[str, Figure]
     differences: NotRequired[dict[str, DifferenceFigure]]
-    """Against the first policy of the table, which has none."""
+    """From the first policy of the table, which has none."""
 
 
 class Selective(TypedDict):
-    """What is answered only where its risk is certified, and handed to a person elsewhere."""
+    """The predictions of a policy that abstains where its risk is not certified."""
 
-    risk: Literal["fnr", "fpr", "error"]
-    """Misses among answered positives, false alarms among answered negatives, or errors among all that is answered."""
-    promise: str
-    """What was certified on VAL_CALIB, or why nothing was."""
+    risk_kind: Literal["fnr", "fpr", "error"]
+    """Misses among predicted positives, false alarms among predicted negatives, or errors among all predicted images.
+
+    "Predicted" means without an abstention.
+    """
+    guarantee: str
+    """The risk certified on VAL_CALIB, or the reason that none is certified."""
     certified: bool
-    answered: int
-    """Images that got an answer."""
+    predicted: int
+    """Images without an abstention."""
     counts: CountsRow
-    """Of those."""
-    found: Figure
-    """The risk among those."""
+    """Of the predicted images."""
+    risk: Figure
+    """Among the predicted images."""
 
 
 class Slice(TypedDict):
-    """The part of the test set that has one value of a column."""
+    """The part of the test set with one value of a column."""
 
     column: str
     value: str
@@ -72,22 +75,22 @@ class Slice(TypedDict):
     metrics: dict[str, Figure]
     """MCC, miss rate and false alarm rate."""
     units: int
-    """Independent units in it."""
-    few: bool
-    """Whether they are too few to say anything."""
+    """Independent units in the slice."""
+    few_units: bool
+    """Whether they are too few for reliable figures."""
 
 
 class Mistake(TypedDict):
-    """An image that was decided wrongly."""
+    """An image with a wrong decision."""
 
     name: str
-    """File name, as a person knows it."""
+    """File name, relative to the data folder."""
     label: int
-    """What it is: 0 or 1."""
+    """0 or 1."""
     probability: float
     """Of class 1."""
     thumbnail: NotRequired[str]
-    """Its key among the pictures."""
+    """Key of its image."""
 
 
 class EarlierTestAccesses(TypedDict):
@@ -100,81 +103,82 @@ class EarlierTestAccesses(TypedDict):
 
 
 class Report(TypedDict):
-    """Everything the page tells, and what evaluation_report.json holds."""
+    """The content of evaluation_report.json and of the page."""
 
     title: str
-    """What was judged, such as the name of the run."""
+    """Name of the run."""
     mode: Literal["quick", "comprehensive"]
     data: str
-    """VAL_TEST, or the data set that was given instead."""
+    """VAL_TEST, or the name of another data set."""
     class_names: tuple[str, str] | list[str]
     threshold: float
-    """An image is class 1 when its probability is at least this."""
+    """Class 1 is predicted if the probability is at least this."""
     counts: CountsRow
     metrics: dict[str, Figure]
     """By the names of METRICS."""
     level: float
-    """Of the intervals: 0.95."""
+    """Confidence level of the intervals."""
     ece_band: tuple[float, float] | list[float]
-    """The ECE that perfect probabilities would show, as `ece_band` gives it."""
+    """The range of ECE to expect from perfectly calibrated probabilities."""
     units: int
-    """Independent units that the intervals rest on."""
+    """Independent units that the intervals are based on."""
     rarer_units: int
-    """Those of them that hold the rarer class."""
+    """The units that contain the rarer class."""
     grouped: bool
     """Whether the units are groups of images."""
     few_units: bool
-    """Whether they are so few that no interval is to be trusted far."""
+    """Whether the units are too few for reliable intervals."""
     test_access: int | None
     """Number of this access to VAL_TEST: 1 for the first; None if VAL_TEST was not accessed."""
     earlier_test_accesses: list[EarlierTestAccesses]
     """By bundle, the latest first."""
     notes: list[str]
-    """What else a reader must know before believing the figures."""
+    """Further cautions."""
     provenance: dict[str, str]
-    """Fingerprint of the data, git SHA, digest of the model, versions: label -> value."""
+    """Label -> value: fingerprint of the data, git SHA, digest of the model, versions."""
     settings: dict[str, Any]
-    """Phase -> the settings it ran with; empty where the run that made the bundle is not at hand."""
+    """Phase -> its settings; empty if the run that made the bundle is not available."""
     policies: NotRequired[list[PolicyRow]]
-    """The ways to decide, side by side."""
+    """The decision policies compared."""
     selective: NotRequired[Selective]
-    """Absent where the policy promises nothing by its kind."""
+    """Absent for a policy without risk control."""
     slices: NotRequired[list[Slice]]
     mistakes: NotRequired[list[Mistake]]
     """The worst first."""
     many_views: NotRequired[bool]
-    """Whether the pictures of mistakes frame the views that counted most."""
+    """Whether the images of mistakes show the decisive views in frames."""
 
 
 def verdict(report: Report) -> str:
-    """The whole evaluation in one sentence."""
+    """The result in one sentence."""
     counts, positive = report["counts"], report["class_names"][1]
-    called, total = counts["tp"] + counts["fp"], images(counts)
-    if called in (0, total):
-        only = report["class_names"][int(called > 0)]
-        return f"It calls all {total:,} images {only}, and so tells nothing apart."
+    predicted_positive, total = counts["tp"] + counts["fp"], images(counts)
+    if predicted_positive in (0, total):
+        only = report["class_names"][int(predicted_positive > 0)]
+        return f"The model predicts {only} for all {total:,} images and does not separate the classes."
     return (
-        f"It finds {of(counts['tp'], counts['fn'])} images with {positive} "
-        f"and raises a false alarm on {of(counts['fp'], counts['tn'])} others."
+        f"The model finds {fraction(counts['tp'], counts['fn'])} images with {positive} "
+        f"and raises a false alarm for {fraction(counts['fp'], counts['tn'])} others."
     )
 
 
 def lead(report: Report) -> str:
-    """What was judged and how well, in the sentences below the verdict."""
-    mcc = report["metrics"]["mcc"]
-    asked = "that took no part in training, tuning or calibration" if of_val_test(report) else f"of {report['data']}"
+    """The data, the MCC and the threshold, below the verdict."""
+    mcc, total = report["metrics"]["mcc"], f"{images(report['counts']):,}"
+    held_out = f"{total} images that were not used for training, selection or calibration"
+    data = held_out if of_val_test(report) else f"{total} images of {report['data']}"
     return (
-        f"{images(report['counts']):,} images {asked}. MCC {number(mcc['estimate'])}, {report['level']:.0%} interval "
-        f"{span(mcc)}. Called {report['class_names'][1]} from a probability of {report['threshold']:.3g} on."
+        f"{data}. MCC {number(mcc['estimate'])}, {report['level']:.0%} interval {interval(mcc)}. "
+        f"{report['class_names'][1]} is predicted from a probability of {report['threshold']:.3g}."
     )
 
 
 def cautions(report: Report) -> Iterator[str]:
-    """What a reader must know before believing the figures."""
+    """The limits of the figures that a reader must know."""
     if report["few_units"]:
         kind = "groups" if report["grouped"] else "images"
-        rarer = f"{report['rarer_units']} of which hold the rarer class"
-        yield f"The intervals rest on {report['units']} {kind}, {rarer}; with so few they may be too narrow."
+        rarer = f"{report['rarer_units']} of them with the rarer class"
+        yield f"The intervals are based on {report['units']} {kind}, {rarer}, and may be too narrow."
     if report["test_access"] is not None and report["test_access"] > 1:
         yield (
             f"This is access {report['test_access']} to VAL_TEST. If something was changed after an earlier access, "
@@ -197,39 +201,39 @@ def access_history(report: Report) -> str:
 
 
 def selective_sentence(selective: Selective, total: int) -> str:
-    """What answering only where it is certified comes to, in a sentence."""
+    """The certified risk, and the abstentions and the risk on these images."""
     if not selective["certified"]:
-        return f"No risk is certified: {selective['promise']}."
-    handed = total - selective["answered"]
+        return f"No risk is certified: {selective['guarantee']}."
+    abstained = total - selective["predicted"]
     return (
-        f"Promised: {selective['promise']}. On these images {handed:,} of {total:,} are handed to a person, and "
-        f"among the {selective['answered']:,} answered the {RISK_NAMES[selective['risk']]} is "
-        f"{number(selective['found']['estimate'])} ({span(selective['found'])})."
+        f"Certified: {selective['guarantee']}. On these images the model abstains for {abstained:,} of {total:,}. "
+        f"Among the other {selective['predicted']:,} the {RISK_NAMES[selective['risk_kind']]} is "
+        f"{number(selective['risk']['estimate'])} ({interval(selective['risk'])})."
     )
 
 
 def of_val_test(report: Report) -> bool:
-    """Whether the run's own VAL_TEST was judged, not a data set given instead."""
+    """Whether the report is about the run's own VAL_TEST, not about another data set."""
     return report["data"] == "VAL_TEST"
 
 
 def images(counts: CountsRow) -> int:
-    """How many images were decided."""
+    """The number of images."""
     return counts["tp"] + counts["tn"] + counts["fp"] + counts["fn"]
 
 
 def number(value: float | None) -> str:
-    """A figure to three places."""
+    """A metric with three decimals."""
     return "not defined" if value is None else f"{value:.3f}"
 
 
-def span(figure: Figure) -> str:
-    """Its interval in words, empty where there is none."""
+def interval(figure: Figure) -> str:
+    """The confidence interval; empty if there is none."""
     return "" if figure["low"] is None or figure["high"] is None else f"{figure['low']:.3f} to {figure['high']:.3f}"
 
 
-def of(part: int, rest: int) -> str:
-    """A count among the count of all."""
+def fraction(part: int, rest: int) -> str:
+    """A count out of its total."""
     return f"{part:,} of {part + rest:,}"
 
 

@@ -75,8 +75,8 @@ def _print_embedding_duplicates(findings: Findings, console: Console) -> None:
         f"median cosine {found.within:.2f} among near-duplicates, {found.between:.2f} to the most similar other image",
     )
     for pairs, description in (
-        (found.apart, "similar, but not near-duplicates"),
-        (found.together, "near-duplicates, but not similar"),
+        (found.missed, "similar, but not near-duplicates"),
+        (found.doubtful, "near-duplicates, but not similar"),
     ):
         console.line("", f"{len(pairs)} pairs are {description}")
         for first, second, cosine in pairs[:MAX_LINES]:

@@ -15,7 +15,7 @@ from streetvision.contracts.split_contracts import Index, NearDuplicateClusters,
 from streetvision.data.grouping.group_rows import group_rows
 from streetvision.data.scan import Scan, scan_images
 from streetvision.data.sources.data_root import list_images
-from streetvision.eval.embedding_duplicates import EmbeddingDuplicates, embedding_duplicates
+from streetvision.eval.embeddings import EmbeddingDuplicates, embedding_duplicates
 from streetvision.eval.metrics import roc_auc
 from streetvision.eval.out_of_fold import out_of_fold_probabilities
 from streetvision.models.module import load_classifier
@@ -150,7 +150,7 @@ def _compare_embeddings(findings: Findings, features: NDArray[np.float64]) -> Em
     for cluster in findings.clusters:
         clusters[[number[row.path] for row in cluster]] = number[cluster[0].path]
     # All street images share the mean embedding, which carries no information about a pair.
-    return embedding_duplicates(features - features.mean(axis=0), clusters, most=MAX_EMBEDDING_PAIRS)
+    return embedding_duplicates(features - features.mean(axis=0), clusters, max_pairs=MAX_EMBEDDING_PAIRS)
 
 
 def _labels(rows: Sequence[Row]) -> NDArray[np.int64]:

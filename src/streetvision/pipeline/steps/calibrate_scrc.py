@@ -15,9 +15,9 @@ from streetvision.calibration.selection import UNCALIBRATED
 from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.policies import ScrcParams, ScrcPolicy
 from streetvision.contracts.split_contracts import Split
-from streetvision.eval.report.plots import reliability_diagram
-from streetvision.eval.report.risk_plots import front_picture, risk_coverage_curve
-from streetvision.eval.selective import risk_coverage, selective_figures
+from streetvision.eval.predictions import Predictions
+from streetvision.eval.report.plots import pareto_plot, reliability_diagram, risk_coverage_curve
+from streetvision.eval.selective import risk_coverage, selective_metrics
 from streetvision.eval.thresholds import threshold_for_prevalence
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.pipeline.artifacts import CVFM_SCORES, MAC_CAL_SCORES, SCORES, fuses
@@ -53,19 +53,20 @@ def run(context: Context) -> Outcome:
 
 def _draw_plots(fitted: ScrcFit, rows: CalibrationSet, context: Context) -> None:
     schema, control = context.schema, fitted.params.risk_control
-    labels, before, after, positive = rows.labels, fitted.before, fitted.after, context.class_names[1]
-    uncalibrated = reliability_diagram(labels, before, groups=rows.groups, positive=positive, name="uncalibrated")
+    before, after = (Predictions(rows.labels, p, rows.groups) for p in (fitted.before, fitted.after))
+    positive = context.class_names[1]
+    uncalibrated = reliability_diagram(before, positive=positive, name="uncalibrated")
     write_bytes_atomic(schema.reliability_before_plot, uncalibrated)
     name = "retrained" if fitted.params.method == MAC_CAL else "cross-fitted"
-    calibrated = reliability_diagram(labels, after, groups=rows.groups, before=before, positive=positive, name=name)
+    calibrated = reliability_diagram(after, before=fitted.before, positive=positive, name=name)
     write_bytes_atomic(schema.reliability_plot, calibrated)
 
-    threshold = threshold_for_prevalence(labels, after)
-    curve = risk_coverage(labels, after, threshold=threshold, kind=control.kind, groups=rows.groups)
+    threshold = threshold_for_prevalence(after.labels, after.probabilities)
+    curve = risk_coverage(after, threshold=threshold, kind=control.kind)
     certified = None  # coverage and risk of the certified rule, on the rows that certify it
     if control.lo is not None and control.hi is not None:
         margin = margins(rows.logits)
-        figures = selective_figures(labels, margin >= control.hi, ~abstained(margin, control.lo, control.hi))
+        figures = selective_metrics(rows.labels, margin >= control.hi, ~abstained(margin, control.lo, control.hi))
         certified = figures["coverage"], figures[control.kind]
     plot = risk_coverage_curve(curve, kind=control.kind, alpha=control.alpha, certified=certified)
     write_bytes_atomic(schema.risk_coverage_plot, plot)
@@ -80,11 +81,11 @@ def _write_front(fitted: ScrcFit, context: Context) -> tuple[Path, ...]:
         plot.unlink(missing_ok=True)
         return ()
     write_text_atomic(table, front_csv(front))
-    picture = front_picture(
+    picture = pareto_plot(
         np.array([point.objectives for point in front]),
         [point.on_front for point in front],
         names=OBJECTIVES,
-        chosen=next(i for i, point in enumerate(front) if point.selected),
+        selected=next(i for i, point in enumerate(front) if point.selected),
     )
     write_bytes_atomic(plot, picture)
     return table, plot

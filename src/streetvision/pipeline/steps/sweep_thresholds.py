@@ -8,11 +8,12 @@ from streetvision.contracts.policies import OperatingPoint, ThresholdInterval, T
 from streetvision.contracts.split_contracts import Split
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import count_metrics, positive_probability
-from streetvision.eval.report.plots import plot_mcc_curve
+from streetvision.eval.predictions import Predictions
 from streetvision.eval.resampling import Resampling
 from streetvision.eval.stability import mcc_band, threshold_interval
 from streetvision.eval.thresholds import (
     decide,
+    plot_mcc_curve,
     select_threshold_max_mcc,
     sweep_csv,
     threshold_for_fpr,
@@ -35,8 +36,9 @@ def run(context: Context) -> Outcome:
     )
     curve = metrics["curve"]
     labels, p = scores.labels.numpy(), positive_probability(scores.logits.numpy())
-    resampling = Resampling(groups_of(context, scores), config.n_resamples, seed=config.seed)
-    low, high = threshold_interval(labels, p, resampling)
+    predictions = Predictions(labels, p, groups_of(context, scores))
+    resampling = Resampling(config.n_resamples, seed=config.seed)
+    low, high = threshold_interval(predictions, resampling)
 
     def operating_point(at: float) -> OperatingPoint:
         return OperatingPoint(threshold=at, metrics=count_metrics(confusion_counts(labels, decide(p, at))))
@@ -52,7 +54,7 @@ def run(context: Context) -> Outcome:
             high=high,
             level=resampling.level,
             n_resamples=resampling.n_resamples,
-            units=resampling.units(labels.size).count,
+            units=predictions.units.count,
         ),
         metrics={name: value for name, value in metrics.items() if name != "curve"},
         operating_points={
@@ -67,8 +69,8 @@ def run(context: Context) -> Outcome:
         path.unlink(missing_ok=True)  # of an earlier run
     if config.save_sweep_curve:
         band_thresholds = np.sort(np.append(np.linspace(0, 1, BAND_POINTS), threshold))
-        band = mcc_band(labels, p, band_thresholds, resampling)
-        plot = plot_mcc_curve(metrics, threshold=threshold, band=band, moves=(low, high))
+        band = mcc_band(predictions, band_thresholds, resampling)
+        plot = plot_mcc_curve(metrics, threshold=threshold, band=band, threshold_interval=(low, high))
         write_text_atomic(schema.threshold_sweep_csv, sweep_csv(curve))
         write_bytes_atomic(schema.mcc_curve_plot, plot)
     write_json_atomic(schema.thresholds_json, policy.model_dump(mode="json"))

@@ -9,7 +9,7 @@ from streetvision.contracts.phase import Context, Metrics, Outcome
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import AugmentationConfig
 from streetvision.data.datamodule import FeatureBatches
-from streetvision.eval.report.learning_curve import learning_curve
+from streetvision.eval.report.training_plots import learning_curve
 from streetvision.io.atomic import sha256_file, write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.models.adapters import merged_state_dict
@@ -137,5 +137,5 @@ def _save(fitted: Fit, classifier: Classifier, context: Context) -> float | None
             errors.append(error)
     write_json_atomic(schema.model_config_json, classifier.description.model_dump(mode="json"))
     write_text_atomic(schema.phase1_metrics_csv, metrics_csv(fitted.history))
-    write_bytes_atomic(schema.learning_curve_plot, learning_curve(fitted.history, chosen=fitted.best_epoch))
+    write_bytes_atomic(schema.learning_curve_plot, learning_curve(fitted.history, selected=fitted.best_epoch))
     return max(errors, default=None)

@@ -16,7 +16,7 @@ from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.datamodule import EpochBatchSampler, ImageDataset, ImageLoader
 from streetvision.data.sources.unlabeled import UnlabeledImages
 from streetvision.data.two_views import PartnersFromGroups, TwoViews
-from streetvision.eval.report.adaptation_curve import adaptation_curve
+from streetvision.eval.report.training_plots import adaptation_curve
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.io.validators import validate_json

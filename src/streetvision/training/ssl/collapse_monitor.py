@@ -12,7 +12,7 @@ from torch import Tensor
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
 from streetvision.data.datamodule import ImageLoader
-from streetvision.eval.knn import knn_mcc
+from streetvision.eval.embeddings import knn_mcc
 from streetvision.training.lightning_module import EpochLogger, EpochRow
 from streetvision.training.ssl.config import ExPLoRAConfig
 from streetvision.training.ssl.explora import ExPLoRAModule
