@@ -7,7 +7,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
-@pytest.fixture(params=[DESKTOPTOP, PHONE], ids=["desktop", "phone"])
+@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
 def visit(request, browser, finished_run):
     """The open page, its address, its log messages and its requests."""
     page = browser.new_page(viewport=request.param)

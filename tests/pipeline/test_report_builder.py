@@ -72,7 +72,7 @@ def test_policies_differ_from_the_first_on_the_same_rows():
     expected = paired_difference(b, a, Resampling(n_resamples=100))
     for name in METRICS:
         found = shipped["differences"][name]
-        assert (found["risk"], found["p_value"]) == (expected[name].estimate, expected[name].p_value)
+        assert (found["estimate"], found["p_value"]) == (expected[name].estimate, expected[name].p_value)
 
 
 def test_slices_cover_source_brightness_and_every_column():

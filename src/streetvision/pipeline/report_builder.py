@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from streetvision.contracts.policies import RiskControl
 from streetvision.contracts.split_contracts import Row
-from streetvision.eval.bootstrap import bootstrap_intervals, paired_difference
+from streetvision.eval.bootstrap import Difference, bootstrap_intervals, paired_difference
 from streetvision.eval.counts import Counts, FloatArray, confusion_counts
 from streetvision.eval.intervals import Interval
 from streetvision.eval.predictions import Predictions
@@ -116,10 +116,11 @@ class EvaluationInput:
 
 def make_report(evaluation: EvaluationInput, config: EvaluationConfig) -> Report:
     """The content of evaluation_report.json: every figure with its bootstrap interval."""
-    resampling, shipped, labels = evaluation.resampling(config), evaluation.shipped, evaluation.labels
+    resampling, shipped = evaluation.resampling(config), evaluation.shipped
     rules = evaluation.reported_rules(config)
-    intervals_by_rule = [bootstrap_intervals(evaluation.predictions(rule), resampling) for rule in rules]
-    shipped_intervals = intervals_by_rule[-1]
+    predictions_by_rule = [evaluation.predictions(rule) for rule in rules]
+    intervals_by_rule = [bootstrap_intervals(predictions, resampling) for predictions in predictions_by_rule]
+    shipped_predictions, shipped_intervals = predictions_by_rule[-1], intervals_by_rule[-1]
     some_interval = next(iter(shipped_intervals.values()))  # all rest on the same units
     report = Report(
         title=evaluation.title,
@@ -127,10 +128,10 @@ def make_report(evaluation: EvaluationInput, config: EvaluationConfig) -> Report
         data=evaluation.data,
         class_names=evaluation.class_names,
         threshold=shipped.threshold,
-        counts=_counts_row(confusion_counts(labels, shipped.decisions)),
+        counts=_counts_row(confusion_counts(evaluation.labels, shipped.decisions)),
         metrics={name: _figure(interval) for name, interval in shipped_intervals.items()},
         level=config.confidence_level,
-        ece_band=ece_band(evaluation.predictions(shipped), resampling),
+        ece_band=ece_band(shipped_predictions, resampling),
         units=some_interval.units,
         rarer_units=some_interval.rarer_units,
         grouped=evaluation.groups is not None,
@@ -142,13 +143,15 @@ def make_report(evaluation: EvaluationInput, config: EvaluationConfig) -> Report
         settings=evaluation.settings,
     )
     if config.mode == "comprehensive":
+        baseline, *others = predictions_by_rule
+        differences = [None, *(paired_difference(other, baseline, resampling) for other in others)]
         report["policies"] = [
-            _policy_row(rule, intervals, evaluation, resampling)
-            for rule, intervals in zip(rules, intervals_by_rule, strict=True)
+            _policy_row(rule, intervals, difference, evaluation)
+            for rule, intervals, difference in zip(rules, intervals_by_rule, differences, strict=True)
         ]
         if evaluation.guarantee is not None:
             report["selective"] = _selective(evaluation.guarantee, evaluation, resampling)
-        report["slices"] = [_slice(part, evaluation, resampling) for part in _parts(evaluation.rows)]
+        report["slices"] = [_slice(part, shipped_predictions, resampling) for part in _parts(evaluation.rows)]
         report["mistakes"] = _mistakes(evaluation)
         report["many_views"] = evaluation.many_views
     return report
@@ -177,19 +180,20 @@ def summary_lines(report: Report) -> list[str]:
 
 
 def _policy_row(
-    rule: DecisionRule, intervals: Mapping[str, Interval], evaluation: EvaluationInput, resampling: Resampling
+    rule: DecisionRule,
+    intervals: Mapping[str, Interval],
+    differences: Mapping[str, Difference] | None,
+    evaluation: EvaluationInput,
 ) -> PolicyRow:
-    baseline, labels = evaluation.rules[0], evaluation.labels
     row = PolicyRow(
         name=rule.name,
         inference=rule.inference,
         threshold=rule.threshold,
         shipped=rule is evaluation.shipped,
-        counts=_counts_row(confusion_counts(labels, rule.decisions)),
+        counts=_counts_row(confusion_counts(evaluation.labels, rule.decisions)),
         metrics={name: _figure(interval) for name, interval in intervals.items()},
     )
-    if rule is not baseline:
-        differences = paired_difference(evaluation.predictions(rule), evaluation.predictions(baseline), resampling)
+    if differences is not None:
         row["differences"] = {
             name: {**_figure(difference), "p_value": _none_if_nan(difference.p_value)}
             for name, difference in differences.items()
@@ -237,8 +241,8 @@ def _parts(rows: Sequence[Row]) -> list[Part]:
     ]
 
 
-def _slice(part: Part, evaluation: EvaluationInput, resampling: Resampling) -> Slice:
-    predictions = evaluation.predictions(evaluation.shipped).subset(part.rows)
+def _slice(part: Part, shipped: Predictions, resampling: Resampling) -> Slice:
+    predictions = shipped.subset(part.rows)
     intervals = bootstrap_intervals(predictions, resampling)
     metrics = {name: _figure(intervals[name]) for name in ("mcc", "fnr", "fpr")}
     if intervals["mcc"].rarer_units == 0:  # one class only: MCC is 0 by convention for every model
