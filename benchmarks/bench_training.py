@@ -24,7 +24,7 @@ from streetvision.data.augmentation import get_train_transforms, get_val_transfo
 from streetvision.data.config import DEFAULT_LIMITS, AugmentationConfig, LoaderConfig
 from streetvision.data.datamodule import EpochBatchSampler, FeatureBatches, ImageDataset, ImageLoader
 from streetvision.data.scan import scan_images
-from streetvision.data.sources.data_root import list_images
+from streetvision.data.sources.discovery import list_images
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import LinearHeadConfig, ModelConfig
 from streetvision.models.module import load_classifier, make_head

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streetvision.data.sources.data_root import list_images
+from streetvision.data.sources.discovery import list_images
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from streetvision.data.config import RADIUS
 from streetvision.data.decode import decode_image, read_image
 from streetvision.data.grouping.hamming import pairs_within
 from streetvision.data.grouping.near_duplicates import find_near_duplicates
-from streetvision.data.perceptual_hash import PerceptualHash, compute_hash, stack_hashes
+from streetvision.data.grouping.perceptual_hash import PerceptualHash, compute_hash, stack_hashes
 from streetvision.synthetic.scenes import SceneConfig, draw_scene
 
 SCENES = 400

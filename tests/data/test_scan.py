@@ -15,9 +15,9 @@ from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.data import scan as scan_module
 from streetvision.data.config import DecodeLimits
-from streetvision.data.records import BadFile, Listed, Listing
-from streetvision.data.scan import check_bad_share, mean_luminance, scan_images
-from streetvision.data.sources.data_root import list_images
+from streetvision.data.records import ImageListing, ImageRecord, RejectedFile
+from streetvision.data.scan import check_invalid_fraction, mean_luminance, scan_images
+from streetvision.data.sources.discovery import list_images
 from streetvision.data.sources.unlabeled import scan_unlabeled
 
 NAMES = ("None", "Roadwork")
@@ -32,11 +32,11 @@ def picture(shade: int, *, kind: str = "PNG", size: tuple[int, int] = (8, 6), **
     return buffer.getvalue()
 
 
-def scan_of(folder: Path, images: list[tuple[Listed, bytes | None]], **options):
+def scan_of(folder: Path, images: list[tuple[ImageRecord, bytes | None]], **options):
     for listed, data in images:
         if data is not None:
             (folder / listed.path).write_bytes(data)
-    listing = Listing(folder, tuple(listed for listed, _ in images))
+    listing = ImageListing(folder, tuple(listed for listed, _ in images))
     return scan_images(listing, class_names=NAMES, **options)
 
 
@@ -48,15 +48,15 @@ def test_rows_hold_digest_size_and_what_was_listed(tmp_path):
     elsewhere.mkdir()
     (elsewhere / "b.png").write_bytes(picture(1))
     absolute = str(elsewhere / "b.png")
-    listed = Listed("a.jpg", 1, "ride", "bus", {"sky": "blue"})
-    scan = scan_of(tmp_path, [(listed, turned), (Listed(absolute, 0), None)])
+    listed = ImageRecord("a.jpg", 1, "ride", "bus", {"sky": "blue"})
+    scan = scan_of(tmp_path, [(listed, turned), (ImageRecord(absolute, 0), None)])
     assert scan.index.rows == (
         Row("a.jpg", 1, sha256(turned).hexdigest(), 6, 8, 0.0353, "ride", "bus", {"sky": "blue"}),
         Row(absolute, 0, sha256(picture(1)).hexdigest(), width=8, height=6, brightness=0.0039),
     )
     assert scan.index.root == tmp_path
     assert scan.index.class_names == NAMES
-    assert (scan.bad, scan.duplicates) == ((), 0)
+    assert (scan.invalid, scan.duplicates) == ((), 0)
 
 
 def test_brightness_is_the_mean_luminance():
@@ -67,39 +67,39 @@ def test_brightness_is_the_mean_luminance():
 
 
 def test_rows_keep_the_order_of_the_listing(tmp_path):
-    images = [(Listed(f"{number}.png", number % 2), picture(number)) for number in (5, 3, 9, 0, 7)]
+    images = [(ImageRecord(f"{number}.png", number % 2), picture(number)) for number in (5, 3, 9, 0, 7)]
     rows = scan_of(tmp_path, images).index.rows
     assert [row.path for row in rows] == ["5.png", "3.png", "9.png", "0.png", "7.png"]
 
 
 def test_the_root_is_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    index = scan_of(Path(), [(Listed("a.png", 0), picture(1))]).index
+    index = scan_of(Path(), [(ImageRecord("a.png", 0), picture(1))]).index
     assert index.root == tmp_path
     assert len(index.rows) == 1
 
 
 def test_bad_files_are_named_with_their_reason(tmp_path):
     images = [
-        (Listed("good.png", 0), picture(1)),
-        (Listed("cut.jpg", 0), picture(2, kind="JPEG")[:-9]),
-        (Listed("gone.png", 1), None),
-        (Listed("large.png", 1), picture(3, size=(100, 100))),
+        (ImageRecord("good.png", 0), picture(1)),
+        (ImageRecord("cut.jpg", 0), picture(2, kind="JPEG")[:-9]),
+        (ImageRecord("gone.png", 1), None),
+        (ImageRecord("large.png", 1), picture(3, size=(100, 100))),
     ]
     scan = scan_of(tmp_path, images, limits=DecodeLimits(max_megapixels=0.025))
     assert [row.path for row in scan.index.rows] == ["good.png"]
-    assert scan.bad == (
-        BadFile("cut.jpg", "is truncated"),
-        BadFile("gone.png", "is not there"),
-        BadFile("large.png", "is 0.01 megapixels; the limit is 0.005"),
+    assert scan.invalid == (
+        RejectedFile("cut.jpg", "is truncated"),
+        RejectedFile("gone.png", "is not there"),
+        RejectedFile("large.png", "is 0.01 megapixels; the limit is 0.005"),
     )
-    assert scan.bad_share == 0.75
+    assert scan.invalid_fraction == 0.75
 
 
 class TestCopies:
     def groups(self, tmp_path, *images: tuple[str, int, str | None]) -> dict[str, str | None]:
         """Scan images given as (name, shade, group) and return the groups they came out with."""
-        listed = [(Listed(name, 0, group), picture(shade)) for name, shade, group in images]
+        listed = [(ImageRecord(name, 0, group), picture(shade)) for name, shade, group in images]
         return {row.path: row.group for row in scan_of(tmp_path, listed).index.rows}
 
     def test_copies_without_a_group_get_one(self, tmp_path):
@@ -129,25 +129,25 @@ class TestCopies:
         assert self.groups(tmp_path, ("a", 1, "y"), ("a", 1, "x"), ("b", 2, "y")) == {"a": "x", "b": "x"}
 
     def test_duplicates_are_counted(self, tmp_path):
-        images = [(Listed(name, 0), picture(shade)) for name, shade in [("a", 1), ("b", 1), ("c", 1), ("d", 2)]]
+        images = [(ImageRecord(name, 0), picture(shade)) for name, shade in [("a", 1), ("b", 1), ("c", 1), ("d", 2)]]
         assert scan_of(tmp_path, images).duplicates == 2
 
     def test_both_labels_on_one_content_leave_all_of_it_out(self, tmp_path):
-        images = [(Listed(name, label), picture(1)) for name, label in [("a", 0), ("b", 1), ("c", 1)]]
-        scan = scan_of(tmp_path, [*images, (Listed("d", 1), picture(2))])
+        images = [(ImageRecord(name, label), picture(1)) for name, label in [("a", 0), ("b", 1), ("c", 1)]]
+        scan = scan_of(tmp_path, [*images, (ImageRecord("d", 1), picture(2))])
         assert [row.path for row in scan.index.rows] == ["d"]
-        assert scan.bad == (
-            BadFile("a", "is the same image as b, which has the other label"),
-            BadFile("b", "is the same image as a, which has the other label"),
-            BadFile("c", "is the same image as a, which has the other label"),
+        assert scan.invalid == (
+            RejectedFile("a", "is the same image as b, which has the other label"),
+            RejectedFile("b", "is the same image as a, which has the other label"),
+            RejectedFile("c", "is the same image as a, which has the other label"),
         )
 
 
 def test_too_many_bad_files_stop_and_name_the_report(tmp_path):
-    images = [(Listed(f"bad{number}.png", 0), b"no image") for number in range(5)]
-    scan = scan_of(tmp_path, [*images, (Listed("good.png", 0), picture(1))])
+    images = [(ImageRecord(f"bad{number}.png", 0), b"no image") for number in range(5)]
+    scan = scan_of(tmp_path, [*images, (ImageRecord("good.png", 0), picture(1))])
     with pytest.raises(DataError) as caught:
-        check_bad_share(scan, max_invalid_fraction=0.05, report=Path("run/data_report.json"))
+        check_invalid_fraction(scan, max_invalid_fraction=0.05, report=Path("run/data_report.json"))
     reason = "is not a JPEG, PNG, WebP, BMP, GIF or TIFF image"
     assert caught.value.message == (
         f"5 of 6 images of data.root {str(tmp_path)!r} cannot be used (83.3%; the limit is 5.0%): "
@@ -157,21 +157,23 @@ def test_too_many_bad_files_stop_and_name_the_report(tmp_path):
 
 
 def test_the_limit_of_bad_files_is_inclusive(tmp_path):
-    scan = scan_of(tmp_path, [(Listed("bad.png", 0), b""), (Listed("good.png", 0), picture(1))])
-    check_bad_share(scan, max_invalid_fraction=0.5, report=Path("unused"))
+    scan = scan_of(tmp_path, [(ImageRecord("bad.png", 0), b""), (ImageRecord("good.png", 0), picture(1))])
+    check_invalid_fraction(scan, max_invalid_fraction=0.5, report=Path("unused"))
     with pytest.raises(DataError):
-        check_bad_share(scan, max_invalid_fraction=0.49, report=Path("unused"))
+        check_invalid_fraction(scan, max_invalid_fraction=0.49, report=Path("unused"))
 
 
 def test_the_report_is_json_that_names_every_file(tmp_path):
     (tmp_path / "good.png").write_bytes(picture(1))
-    listing = Listing(
-        tmp_path, (Listed("good.png", 0), Listed("gone.png", 1)), (BadFile("notes.txt", "is not an image by its name"),)
+    listing = ImageListing(
+        tmp_path,
+        (ImageRecord("good.png", 0), ImageRecord("gone.png", 1)),
+        (RejectedFile("notes.txt", "is not an image by its name"),),
     )
     report = json.loads(json.dumps(scan_images(listing, class_names=NAMES).report()))
     assert report["bad"] == [{"path": "gone.png", "reason": "is not there"}]
     assert report["left_out"] == [{"path": "notes.txt", "reason": "is not an image by its name"}]
-    assert (report["rows"], report["duplicates"], report["bad_share"]) == (1, 0, 0.5)
+    assert (report["rows"], report["duplicates"], report["invalid_fraction"]) == (1, 0, 0.5)
 
 
 def test_what_is_left_out_among_unlabelled_images_is_told(tmp_path):
@@ -197,7 +199,7 @@ def test_progress_sees_every_image(tmp_path):
                 yield item
 
     progress = Counting()
-    scan_of(tmp_path, [(Listed(f"{shade}.png", 0), picture(shade)) for shade in range(7)], progress=progress)
+    scan_of(tmp_path, [(ImageRecord(f"{shade}.png", 0), picture(shade)) for shade in range(7)], progress=progress)
     assert (progress.total, progress.seen) == (7, 7)
 
 
@@ -207,7 +209,7 @@ def test_an_interrupt_does_not_wait_for_what_is_queued(tmp_path, monkeypatch):
     def slow(listed, *, root, limits, looking):
         started.append(listed.path)
         time.sleep(0.01)
-        return BadFile(listed.path, "is slow")
+        return RejectedFile(listed.path, "is slow")
 
     class Interrupting:
         def track(self, items, *, total, label):
@@ -217,7 +219,7 @@ def test_an_interrupt_does_not_wait_for_what_is_queued(tmp_path, monkeypatch):
     monkeypatch.setattr(scan_module, "_scan_one", slow)
     monkeypatch.setattr(scan_module, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(2))
     with pytest.raises(KeyboardInterrupt):
-        scan_of(tmp_path, [(Listed(f"{number}.png", 0), None) for number in range(300)], progress=Interrupting())
+        scan_of(tmp_path, [(ImageRecord(f"{number}.png", 0), None) for number in range(300)], progress=Interrupting())
     assert len(started) < 30
 
 
@@ -227,6 +229,6 @@ def test_real_traffic_signs_all_decode():
     listing = list_images(str(root), class_names=("no_roadwork", "roadwork"), import_to=Path("unused"))
     scan = scan_images(listing, class_names=("no_roadwork", "roadwork"))
     assert len(scan.index.rows) == 1980
-    assert scan.bad == ()
+    assert scan.invalid == ()
     first = scan.index.rows[0]
     assert Image.open(root / first.path).size == (first.width, first.height)

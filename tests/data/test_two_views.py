@@ -6,7 +6,7 @@ from torchvision.io import write_png
 
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import DecodeLimits, PairConfig
-from streetvision.data.two_views import PartnersFromGroups, TwoViews
+from streetvision.data.two_views import GroupPairDataset, TwoViews
 
 GREYS = [0, 40, 80, 120, 160, 200]
 GROUPS = [0, 1, 0, 1, 0, 2]
@@ -20,7 +20,7 @@ def pairs(tmp_path):
     for number, (grey, group) in enumerate(zip(GREYS, GROUPS, strict=True)):
         write_png(torch.full((3, 20 + number, 24), grey, dtype=torch.uint8), str(tmp_path / f"{number}.png"))
         rows.append(Row(f"{number}.png", group, f"{number:064d}", 24, 20 + number, 0.5))
-    return PartnersFromGroups(
+    return GroupPairDataset(
         rows, root=tmp_path, transform=TwoViews(PLAIN, image_size=16), limits=DecodeLimits(), seed=3
     )
 

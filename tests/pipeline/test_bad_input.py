@@ -79,7 +79,7 @@ class TestData:
         err = fails("train", f"data.root={photos}", f"run_dir={tmp_path / 'run'}")
         assert "8 of 40 images" in err
         assert "data_report.json" in err
-        assert len(read_json(tmp_path / "run" / "data_report.json")["bad"]) == 8
+        assert len(read_json(tmp_path / "run" / "data_report.json")["invalid"]) == 8
 
     def test_unusual_files_are_decoded_or_reported_and_the_run_continues(self, command, scenes, tmp_path):
         photos = shutil.copytree(scenes, tmp_path / "photos")
@@ -108,7 +108,7 @@ class TestData:
         code, out, err = command("train", *settings)
         assert code == 0, err
         assert "3 unusable images" in out
-        assert sorted(file["path"] for file in read_json(schema.data_report_json)["bad"]) == sorted(bad)
+        assert sorted(file["path"] for file in read_json(schema.data_report_json)["invalid"]) == sorted(bad)
         rows = {row["path"]: row for row in read_json(schema.splits_json)["rows"]}
         assert set(good) <= set(rows)
         assert (rows["turned.jpg"]["width"], rows["turned.jpg"]["height"]) == (40, 60)

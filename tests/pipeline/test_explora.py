@@ -86,7 +86,7 @@ def test_images_of_other_splits_are_left_out_of_the_unlabeled(adapted):
     found = read_json(adapted.unlabeled_json)
     names = {row["path"].rpartition("/")[2] for row in found["rows"]}
     assert names == {"train.jpg", *(f"new_{seed}.jpg" for seed in range(8))}
-    assert {path.rpartition("/")[2] for path in found["left_out"]} == {
+    assert {path.rpartition("/")[2] for path in found["excluded"]} == {
         "val_select.jpg",
         "val_calib.jpg",
         "val_test.jpg",
@@ -221,7 +221,7 @@ def test_unlabeled_images_may_have_groups(scenes, tmp_path, command):
         (str(further / "a.jpg"), "ride 1"),
         (str(further / "c.jpg"), None),
     ]
-    assert sorted(found["left_out"]) == [str(further / f"{name}.jpg") for name in "bde"]
+    assert sorted(found["excluded"]) == [str(further / f"{name}.jpg") for name in "bde"]
 
 
 def test_images_of_one_group_are_not_negatives(scenes, tmp_path, command):

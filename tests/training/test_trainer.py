@@ -26,7 +26,7 @@ def run(config, *, train=None, select=None, model=None, scales=None, hardware=No
     train = train or blobs(200, seed=1)
     fitted = fit(
         model,
-        FeatureBatches(*train, batch_size=config.batch_size, seed=config.seed, parts=config.micro_batches),
+        FeatureBatches(*train, batch_size=config.batch_size, seed=config.seed, micro_batches=config.micro_batches),
         FeatureBatches(*(select or blobs(100, seed=2)), batch_size=64),
         config=config,
         hardware=hardware,

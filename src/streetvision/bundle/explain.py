@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from streetvision.bundle.predictor import Prediction, ViewAnswer
-from streetvision.data.thumbnail import THUMBNAIL_PIXELS, as_jpeg, shrink
+from streetvision.data.thumbnail import THUMBNAIL_PIXELS, encode_jpeg, shrink
 
 LONGEST_SIDE = 1280
 """Pixels of the picture; rectangles and letters keep their size on it."""
@@ -43,7 +43,7 @@ def draw_decisive(pixels: Tensor, tiles: Sequence[ViewAnswer]) -> bytes:
     image = shrink(pixels, THUMBNAIL_PIXELS)
     decisive = nlargest(DECISIVE, tiles, key=lambda view: abs(view.weight))
     _frame(image, decisive, image.width / pixels.shape[2], thickest=4)
-    return as_jpeg(image)
+    return encode_jpeg(image)
 
 
 def _frame(image: Image.Image, tiles: Sequence[ViewAnswer], scale: float, *, thickest: int) -> None:

@@ -1,1 +1,1 @@
-"""Images in: index, partition, decoding, procedural scenes, transforms, loaders."""
+"""From image files to batches: listing, decoding, grouping, splitting, transforms, loaders."""

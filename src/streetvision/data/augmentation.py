@@ -1,4 +1,4 @@
-"""What happens to a picture on its way to the model: nothing random when judging, what a policy says when training."""
+"""Transforms of images before the model: random for training, deterministic for evaluation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,37 +13,48 @@ from streetvision.data.transforms.color import ColorJitter
 from streetvision.data.transforms.validator_distortions import distort
 
 Transform = Callable[[Tensor], Any]
-"""Pixels (3, H, W) -> a tensor, or a named tuple of tensors, of the same shapes for every image."""
+"""Pixels (3, H, W) -> a tensor, or a named tuple of tensors, with the same shapes for every image."""
 BatchTransform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(images (B, 3, S, S), labels (B,)) -> images, and labels (B,) or shares of the classes (B, 2)."""
+"""(images (B, 3, S, S), labels (B,)) -> images, and labels (B,) or class probabilities (B, 2)."""
 N_CLASSES = 2
 
 
 def get_train_transforms(config: AugmentationConfig, *, image_size: int) -> Transform:
-    """uint8 (3, H, W) -> uint8 (3, image_size, image_size), changed at random by torch's global generator."""
+    """Return the random transform of training images; it draws from torch's global generator.
+
+    Args:
+        config: Which transforms are used, and how strong they are.
+        image_size: Pixels per side of the result.
+
+    Returns:
+        Function uint8 (3, H, W) -> uint8 (3, image_size, image_size).
+    """
     low, high = config.crop_scale
     jitter = config.color_jitter
     crop = v2.RandomResizedCrop(
         image_size, scale=(low, high), ratio=(0.8, 1.8), interpolation=InterpolationMode.BILINEAR, antialias=True
     )
+    # Transforms without effect are left out: torchvision's classes draw random numbers and copy even then.
     steps: list[torch.nn.Module] = [crop if low < 1 else ResizeSquare(image_size)]
-    # Steps that change nothing are left out: the torchvision classes draw and copy even then.
-    steps += [v2.RandomHorizontalFlip(config.flip_probability)] if config.flip_probability else []
-    steps += [ColorJitter(jitter, hue=0.1 * jitter)] if jitter else []
+    if config.flip_probability:
+        steps.append(v2.RandomHorizontalFlip(config.flip_probability))
+    if jitter:
+        steps.append(ColorJitter(jitter, hue=0.1 * jitter))
     if config.trivial_augment_wide.enabled:
         steps.append(v2.TrivialAugmentWide(num_magnitude_bins=config.trivial_augment_wide.num_magnitude_bins))
     if config.aug_mix.enabled:
         mix = config.aug_mix
         steps.append(v2.AugMix(severity=mix.severity, mixture_width=mix.mixture_width, alpha=mix.alpha))
-    own = v2.Compose(steps)
-    either = RandomApply(Validator(config.validator_levels, image_size), own, config.validator_distortion_p)
+    augment: torch.nn.Module = v2.Compose(steps)
+    if p := config.validator_distortion_p:
+        augment = RandomApply(ValidatorDistortion(config.validator_levels, image_size), otherwise=augment, p=p)
     erase = [v2.RandomErasing(config.erasing_probability)] if config.erasing_probability else []
-    composed: Transform = v2.Compose([either if config.validator_distortion_p else own, *erase])
+    composed: Transform = v2.Compose([augment, *erase])
     return composed
 
 
 def get_batch_transform(config: AugmentationConfig, *, image_size: int, patch_size: int) -> BatchTransform | None:
-    """What is done to whole batches: MixUp or CutMix, then one size for all; None when that is nothing."""
+    """Return the random transform of training batches: MixUp or CutMix, then a common size; None if it has no effect."""
     mixers = [v2.MixUp(alpha=config.mixup_alpha, num_classes=N_CLASSES)] if config.mixup_alpha else []
     mixers += [v2.CutMix(alpha=config.cutmix_alpha, num_classes=N_CLASSES)] if config.cutmix_alpha else []
     sizes = [max(1, round(scale * image_size / patch_size)) * patch_size for scale in config.scales]
@@ -53,16 +64,23 @@ def get_batch_transform(config: AugmentationConfig, *, image_size: int, patch_si
 
 
 def get_val_transforms(*, image_size: int, validator_level: Level | None = None) -> Transform:
-    """uint8 (3, H, W) -> uint8 (3, image_size, image_size), always the same.
+    """Return the deterministic transform of evaluation images.
 
-    With `validator_level`, the image first goes through the validator's distortions, drawn from torch's global
-    generator: what a model is worth to those who ask in that way.
+    Args:
+        image_size: Pixels per side of the result.
+        validator_level: Apply the validator's distortions of this level first. They are random, and draw from torch's
+            global generator.
+
+    Returns:
+        Function uint8 (3, H, W) -> uint8 (3, image_size, image_size).
     """
-    return ResizeSquare(image_size) if validator_level is None else Validator((validator_level,), image_size)
+    if validator_level is None:
+        return ResizeSquare(image_size)
+    return ValidatorDistortion((validator_level,), image_size)
 
 
 class ResizeSquare(torch.nn.Module):
-    """Resize to a square whatever the aspect ratio, as the subnet's stock image processor does."""
+    """Resize to a square with any aspect ratio, as the image processor of the subnet does."""
 
     def __init__(self, image_size: int) -> None:
         super().__init__()
@@ -73,8 +91,8 @@ class ResizeSquare(torch.nn.Module):
         return resize_square(image, self.image_size)
 
 
-class Validator(torch.nn.Module):
-    """The validator's distortions at one of some levels, then the model's size."""
+class ValidatorDistortion(torch.nn.Module):
+    """The validator's distortions at a random level out of `levels`, then a resize to the size of the model."""
 
     def __init__(self, levels: tuple[Level, ...], image_size: int) -> None:
         super().__init__()
@@ -87,26 +105,26 @@ class Validator(torch.nn.Module):
 
 
 class RandomApply(torch.nn.Module):
-    """One transform for a share of the images, another for the rest."""
+    """Apply `transform` with probability `p`, else `otherwise`."""
 
-    def __init__(self, first: torch.nn.Module, second: torch.nn.Module, share: float) -> None:
+    def __init__(self, transform: torch.nn.Module, *, otherwise: torch.nn.Module, p: float) -> None:
         super().__init__()
-        self.first, self.second, self.share = first, second, share
+        self.transform, self.otherwise, self.p = transform, otherwise, p
 
     def forward(self, image: Tensor) -> Tensor:
-        """What the one that was drawn makes of the image."""
-        chosen: Tensor = (self.first if float(torch.rand(())) < self.share else self.second)(image)
-        return chosen
+        """uint8 (3, H, W) -> uint8 (3, S, S)."""
+        transformed: Tensor = (self.transform if float(torch.rand(())) < self.p else self.otherwise)(image)
+        return transformed
 
 
 class BatchAugment:
-    """MixUp or CutMix over a batch, and one of some sizes for all of it."""
+    """One of several mixers (MixUp, CutMix), then one of several sizes for the whole batch."""
 
     def __init__(self, mixers: list[torch.nn.Module], sizes: list[int]) -> None:
         self.mixers, self.sizes = mixers, sizes
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 (B, 3, S, S), labels (B,) -> uint8 (B, 3, S', S'), labels (B,) or shares of the classes (B, 2)."""
+        """uint8 (B, 3, S, S), labels (B,) -> uint8 (B, 3, S', S'), labels (B,) or class probabilities (B, 2)."""
         if self.mixers:
             mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]
             mixed, labels = mixer(images.float(), labels)

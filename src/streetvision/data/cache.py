@@ -1,7 +1,7 @@
-"""Small JPEGs of the training images, made once: decoding them is several times quicker than the originals.
+"""Cache of small JPEG copies of the training images, which decode faster than the originals.
 
-A copy is named after the digest of the original's bytes, the size and the quality, so it serves every run and every
-path of the same content; what is there already is not made again, so an interrupted build goes on.
+A copy is named after the digest of the original's bytes, the size and the JPEG quality. So it is shared by all runs and
+all paths with the same content. Existing copies are not made again, so an interrupted build resumes.
 """
 
 import io
@@ -20,38 +20,43 @@ from streetvision.data.config import DecodeLimits
 from streetvision.data.decode import read_image
 from streetvision.io.atomic import write_bytes_atomic
 
-QUALITY = 90
+JPEG_QUALITY = 90
 
 
 class ImageCache:
-    """Copies whose shorter side is `pixels`, under `folder`."""
+    """Copies whose shorter side has `pixels` pixels, in `folder`."""
 
     def __init__(self, folder: Path, *, pixels: int) -> None:
         self.folder, self.pixels = folder, pixels
 
     def path(self, row: Row, *, root: Path) -> Path:
-        """Where to read `row`: its copy, or the original when that is no larger than a copy would be."""
+        """Return the path of the copy, or of the original if a copy would not be smaller."""
         if min(row.width, row.height) <= self.pixels:
             return root / row.path
-        return self.folder / row.sha256[:2] / f"{row.sha256}-{self.pixels}-{QUALITY}.jpg"
+        return self.folder / row.sha256[:2] / f"{row.sha256}-{self.pixels}-{JPEG_QUALITY}.jpg"
 
     def build(self, rows: Sequence[Row], *, root: Path, limits: DecodeLimits, workers: int, progress: Progress) -> int:
-        """Make the copies that are missing, `workers` at a time; returns how many were made.
+        """Make the missing copies with `workers` threads.
 
-        Raises UndecodableImage, which names the path, for an original that cannot be read by now.
+        Returns:
+            The number of copies made.
+
+        Raises:
+            UndecodableImage: An original cannot be read; the message names its path.
         """
-        wanted = {self.path(row, root=root): root / row.path for row in rows}
-        missing = [(original, copy) for copy, original in wanted.items() if copy != original and not copy.is_file()]
-        # Threads, because decoding, resizing and encoding all let go of the interpreter.
+        # Rows with the same content share a copy.
+        originals = {self.path(row, root=root): root / row.path for row in rows}
+        missing = [(original, copy) for copy, original in originals.items() if copy != original and not copy.is_file()]
+        # Decoding, resizing and encoding release the GIL, so threads are enough.
         with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-            made = pool.map(lambda pair: self._make(pair[0], pair[1], limits), missing)
-            for _ in progress.track(made, total=len(missing), label="cache"):
+            results = pool.map(lambda pair: self._make_copy(*pair, limits), missing)
+            for _ in progress.track(results, total=len(missing), label="cache"):
                 pass
         return len(missing)
 
-    def _make(self, original: Path, copy: Path, limits: DecodeLimits) -> None:
+    def _make_copy(self, original: Path, copy: Path, limits: DecodeLimits) -> None:
         image = read_image(original, limits=limits)
         small = F.resize(image, [self.pixels], interpolation=InterpolationMode.BILINEAR, antialias=True)
-        written = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(small.permute(1, 2, 0).numpy())).save(written, "JPEG", quality=QUALITY)
-        write_bytes_atomic(copy, written.getvalue())
+        jpeg = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(small.permute(1, 2, 0).numpy())).save(jpeg, "JPEG", quality=JPEG_QUALITY)
+        write_bytes_atomic(copy, jpeg.getvalue())

@@ -1,4 +1,4 @@
-"""Loaders over the rows that a phase was granted: bytes in, batches of uint8 images and labels out."""
+"""Datasets, samplers and loaders over rows: from image files to batches of uint8 images and labels."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,16 +18,17 @@ from streetvision.data.config import DecodeLimits
 from streetvision.data.decode import UndecodableImage, read_image
 
 Key = tuple[int, int]
+"""(epoch, position of the row)."""
 Sample = tuple[Any, int, Key] | UndecodableImage
 Batch = tuple[Any, Tensor]
-"""Inputs, a tensor or a named tuple of them, and labels."""
+"""Inputs (a tensor, or a named tuple of tensors), and labels."""
 
 
 class ImageDataset(Dataset[Sample]):
-    """Rows as (image uint8 (3, S, S), label); a key is (epoch, position). A transform may make a tuple of tensors.
+    """Rows as (transformed image, label, key), by key (epoch, position).
 
-    What is random in the transform depends on seed, epoch and position alone, never on the worker that draws it.
-    An image that cannot be read is returned as its error, since an error raised in a worker loses its words.
+    Random transforms depend on seed, epoch and position only, not on the worker process. An image that cannot be read
+    is returned as its error, because an error raised in a worker process loses its message.
     """
 
     def __init__(
@@ -49,26 +50,34 @@ class ImageDataset(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         epoch, position = key
         try:
-            with _drawn_from(self.seed, epoch, position):
+            with _seeded(self.seed, epoch, position):
                 return self.draw(position), self.rows[position].label, key
         except UndecodableImage as error:
             return error
 
     def draw(self, position: int) -> Any:
-        """What the transform makes of a row's image."""
+        """Return the transformed image of a row."""
         return self.transform(self.read(position))
 
     def read(self, position: int) -> Tensor:
-        """The image of a row, uint8 (3, H, W)."""
+        """Return the image of a row, uint8 (3, H, W)."""
         return read_image(self.paths[position], limits=self.limits)
 
 
 class EpochBatchSampler(Sampler[list[Key]]):
-    """Batches of keys (epoch, position): in order, or in a new seeded order each time it is walked through.
+    """Batches of keys (epoch, position), in order or shuffled in each epoch. Each iteration is one epoch.
 
-    A batch of `batch_size` rows is cut into `parts` for each of `world` processes, of which this one is `rank`. All
-    parts of a batch are equally long, so that their means average to the batch's: the last batch of an epoch is filled
-    up with the epoch's first rows to a multiple of the number of parts.
+    A batch of `batch_size` rows is divided into `micro_batches` for each of `world_size` processes. All micro-batches of a
+    batch have the same length, so the mean of their means is the mean of the batch: the last batch of an epoch is
+    extended by the first rows of the epoch to a multiple of their number.
+
+    Args:
+        n: Number of rows.
+        batch_size: Rows per batch, over all processes.
+        shuffle: Whether each epoch has its own order.
+        seed: Seed of the orders.
+        micro_batches: Micro-batches per batch and process.
+        rank_and_world_size: Rank of this process, and number of processes.
     """
 
     def __init__(
@@ -78,41 +87,49 @@ class EpochBatchSampler(Sampler[list[Key]]):
         batch_size: int,
         shuffle: bool,
         seed: int = 0,
-        parts: int = 1,
-        rank_of: tuple[int, int] = (0, 1),
+        micro_batches: int = 1,
+        rank_and_world_size: tuple[int, int] = (0, 1),
     ) -> None:
-        self.n, self.batch_size, self.shuffle, self.seed, self.parts = n, batch_size, shuffle, seed, parts
-        self.rank, self.world = rank_of
+        self.n, self.batch_size, self.shuffle, self.seed = n, batch_size, shuffle, seed
+        self.micro_batches = micro_batches
+        self.rank, self.world_size = rank_and_world_size
         self.epoch = self.skip = 0
 
     def __len__(self) -> int:
-        return -(-self.n // self.batch_size) * self.parts
+        return -(-self.n // self.batch_size) * self.micro_batches
 
     def __iter__(self) -> Iterator[list[Key]]:
-        # Nothing may happen before the first batch is asked for: torch's loader makes two iterators and uses one.
+        # This is a generator, so the epoch advances with the first batch and not with the iterator: torch's loader
+        # creates two iterators and uses one.
         epoch, self.epoch = self.epoch, self.epoch + 1
         skip, self.skip = self.skip, 0
-        for part in self.positions(epoch)[skip:]:
-            yield [(epoch, position) for position in part]
+        for micro_batch in self.positions(epoch)[skip:]:
+            yield [(epoch, position) for position in micro_batch]
 
     def resume(self, *, epoch: int, skip: int) -> None:
-        """Go on in `epoch`, counted from 0, after its first `skip` parts."""
+        """Continue in `epoch`, counted from 0, after its first `skip` micro-batches."""
         self.epoch, self.skip = epoch, skip
 
     def positions(self, epoch: int) -> list[list[int]]:
-        """The rows of every part of this process in `epoch`."""
+        """Return the rows of every micro-batch of this process in `epoch`."""
         order = (shuffled(self.n, seed=self.seed, epoch=epoch) if self.shuffle else torch.arange(self.n)).tolist()
-        pieces = self.parts * self.world
-        mine = []
+        total = self.micro_batches * self.world_size
+        of_this_rank = []
         for start in range(0, self.n, self.batch_size):
             batch = order[start : start + self.batch_size]
-            batch += list(islice(cycle(order), -len(batch) % pieces))
-            mine += [batch[piece::pieces] for piece in range(self.rank, pieces, self.world)]
-        return mine
+            batch += list(islice(cycle(order), -len(batch) % total))
+            of_this_rank += [batch[number::total] for number in range(self.rank, total, self.world_size)]
+        return of_this_rank
 
 
-class Trained:
-    """What both kinds of training batches know of their place: `order` decides it, `names` tell the rows."""
+class ResumableBatches:
+    """Base of training batches: an iterable over epochs that can be resumed within an epoch.
+
+    Attributes:
+        order: Determines the batches.
+        names: Name of each row.
+        row_labels: Label of each row.
+    """
 
     order: EpochBatchSampler
     names: Sequence[str]
@@ -122,18 +139,25 @@ class Trained:
         return len(self.order)
 
     def resume(self, *, epoch: int, skip: int) -> None:
-        """Go on in `epoch`, counted from 0, after its first `skip` batches; called before the first is asked for."""
+        """Continue in `epoch`, counted from 0, after its first `skip` batches; call it before the first iteration."""
         self.order.resume(epoch=epoch, skip=skip)
 
     def rows_of(self, *, epoch: int, batch: int) -> list[str]:
-        """Names of the rows in a batch, both counted from 0."""
+        """Return the names of the rows in a batch; epoch and batch are counted from 0."""
         return [self.names[position] for position in self.order.positions(epoch)[batch]]
 
 
-class ImageLoader(Trained):
-    """Batches of (images uint8 (B, 3, S, S), labels int64 (B,)); worker processes live until the loader is left.
+class ImageLoader(ResumableBatches):
+    """Batches of (images uint8 (B, 3, S, S), labels int64 (B,)). As a context manager, it stops its workers on exit.
 
-    Raises UndecodableImage for an image that cannot be read by now.
+    Args:
+        dataset: The rows.
+        order: The batches.
+        workers: Number of worker processes; 0: decode in this process.
+        mix: Transform of whole batches, such as MixUp.
+
+    Raises:
+        UndecodableImage: While iterating, for an image that cannot be read.
     """
 
     def __init__(
@@ -146,7 +170,7 @@ class ImageLoader(Trained):
             dataset,
             batch_sampler=order,
             num_workers=workers,
-            generator=torch.Generator().manual_seed(dataset.seed),  # else it would draw from the global one
+            generator=torch.Generator().manual_seed(dataset.seed),  # otherwise it draws from the global generator
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=partial(_collate, mix=mix, seed=dataset.seed),
@@ -156,12 +180,12 @@ class ImageLoader(Trained):
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A trainer keeps its loaders in a cycle: collected there, a loader has lost the threads that would tell its
-        # workers to stop, and waits five seconds for each.
+        # A trainer has reference cycles to its loaders. If the garbage collector removes a loader, its threads that
+        # stop the workers are gone, and it waits five seconds for each worker.
         del self._loader
 
     def __iter__(self) -> Iterator[Batch]:
-        """One pass over the rows."""
+        """Iterate over one epoch."""
         for batch in self._loader:
             if isinstance(batch, UndecodableImage):
                 raise batch
@@ -169,19 +193,31 @@ class ImageLoader(Trained):
 
 
 def _collate(samples: Sequence[Sample], *, mix: BatchTransform | None, seed: int) -> Batch | UndecodableImage:
-    """One batch; what `mix` draws depends on the seed and the keys alone."""
-    whole = [sample for sample in samples if not isinstance(sample, UndecodableImage)]
-    if len(whole) < len(samples):
-        return next(sample for sample in samples if isinstance(sample, UndecodableImage))
-    images, labels = default_collate([image for image, _, _ in whole]), torch.tensor([label for _, label, _ in whole])
+    """Stack samples to a batch, or return the first error among them."""
+    valid = []
+    for sample in samples:
+        if isinstance(sample, UndecodableImage):
+            return sample
+        valid.append(sample)
+    images, labels = default_collate([image for image, _, _ in valid]), torch.tensor([label for _, label, _ in valid])
     if mix is None:
         return images, labels
-    with _drawn_from(seed, -1, *(number for _, _, key in whole for number in key)):
+    # Seeding by all keys makes the mix independent of the worker; -1 separates it from the seeds of single images.
+    with _seeded(seed, -1, *(number for _, _, key in valid for number in key)):
         return mix(images, labels)
 
 
-class FeatureBatches(Trained):
-    """Batches of rows that already lie in memory: (features (B, P), labels (B,)), without a loader's overhead."""
+class FeatureBatches(ResumableBatches):
+    """Batches (features (B, P), labels (B,)) of rows in memory, without the overhead of a loader.
+
+    Args:
+        features: (N, P).
+        labels: (N,).
+        batch_size: Rows per batch.
+        seed: Seed of the order of each epoch; None: rows are not shuffled.
+        micro_batches: Micro-batches per batch.
+        names: Name of each row; default "row 0", "row 1", ...
+    """
 
     def __init__(
         self,
@@ -190,33 +226,33 @@ class FeatureBatches(Trained):
         *,
         batch_size: int,
         seed: int | None = None,
-        parts: int = 1,
+        micro_batches: int = 1,
         names: Sequence[str] | None = None,
     ) -> None:
         self.features, self.labels = features, labels
         self.order = EpochBatchSampler(
-            len(labels), batch_size=batch_size, shuffle=seed is not None, seed=seed or 0, parts=parts
+            len(labels), batch_size=batch_size, shuffle=seed is not None, seed=seed or 0, micro_batches=micro_batches
         )
         self.row_labels = labels.tolist()
         self.names = names if names is not None else [f"row {i}" for i in range(len(labels))]
 
     def __iter__(self) -> Iterator[Batch]:
-        """One pass; in a new seeded order each time when a seed was given."""
+        """Iterate over one epoch."""
         for keys in self.order:
-            chosen = [position for _, position in keys]
-            yield self.features[chosen], self.labels[chosen]
+            positions = [position for _, position in keys]
+            yield self.features[positions], self.labels[positions]
 
 
 @contextmanager
-def _drawn_from(*numbers: int) -> Iterator[None]:
-    """Draw what is drawn inside from `numbers`, and leave the global generator as it was."""
+def _seeded(*numbers: int) -> Iterator[None]:
+    """Seed the global CPU generator by `numbers` inside the context, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed the accelerators anew for every image.
+        # torch.manual_seed would also seed the accelerators, for every image.
         torch.default_generator.manual_seed(hash(numbers) % 2**63)
         yield
 
 
 def shuffled(n: int, *, seed: int, epoch: int) -> Tensor:
-    """A permutation (n,) that seed and epoch alone decide."""
+    """Return a permutation (n,) that depends on seed and epoch only."""
     generator = torch.Generator().manual_seed(hash((seed, epoch)) % 2**63)
     return torch.randperm(n, generator=generator)

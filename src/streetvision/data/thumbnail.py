@@ -1,4 +1,4 @@
-"""A small JPEG of an image, for pages that show it."""
+"""Small JPEGs of images, for HTML pages."""
 
 import io
 from pathlib import Path
@@ -13,19 +13,23 @@ THUMBNAIL_PIXELS = 240
 
 
 def thumbnail(path: Path, limits: DecodeLimits) -> bytes:
-    """The image at `path`, at most 240 pixels a side; raises UndecodableImage."""
-    return as_jpeg(shrink(read_image(path, limits=limits), THUMBNAIL_PIXELS))
+    """Return a JPEG of the image file, at most 240 pixels per side.
+
+    Raises:
+        UndecodableImage: The file cannot be decoded.
+    """
+    return encode_jpeg(shrink(read_image(path, limits=limits), THUMBNAIL_PIXELS))
 
 
-def shrink(pixels: Tensor, longest: int) -> Image.Image:
-    """The image uint8 (3, H, W), at most `longest` pixels a side."""
+def shrink(pixels: Tensor, max_side: int) -> Image.Image:
+    """Reduce uint8 (3, H, W) to at most `max_side` pixels per side; the aspect ratio does not change."""
     image = Image.fromarray(pixels.movedim(0, -1).contiguous().numpy())
-    image.thumbnail((longest, longest))
+    image.thumbnail((max_side, max_side))
     return image
 
 
-def as_jpeg(image: Image.Image) -> bytes:
-    """The bytes of a JPEG of middling quality."""
+def encode_jpeg(image: Image.Image) -> bytes:
+    """Return a JPEG of medium quality."""
     jpeg = io.BytesIO()
     image.save(jpeg, "JPEG", quality=80)
     return jpeg.getvalue()

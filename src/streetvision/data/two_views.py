@@ -1,4 +1,4 @@
-"""Two random views of one image, or of two that belong together, for learning without labels."""
+"""Pairs of random views for self-supervised learning: of one image, or of two images of a group."""
 
 from collections import defaultdict
 from typing import Any
@@ -12,14 +12,18 @@ from streetvision.data.datamodule import ImageDataset
 from streetvision.data.transforms.blur import RandomBlur
 from streetvision.data.transforms.color import ColorJitter
 
-JITTERED = 0.8
-"""Chance that a view's colours are changed at all."""
-BLURRED = 0.5
+JITTER_PROBABILITY = 0.8
+BLUR_PROBABILITY = 0.5
 BLUR_SIGMA = (0.1, 2.0)
+"""Bounds of the standard deviation in pixels, for images of 224 x 224."""
 
 
 class TwoViews(nn.Module):
-    """One or two images uint8 (3, H, W) -> uint8 (2, 3, S, S), drawn apart from torch's global generator."""
+    """Two random views of one image or of two images, drawn independently from torch's global generator.
+
+    References:
+        Chen et al., arXiv 2002.05709, appendix A.
+    """
 
     def __init__(self, config: PairConfig, *, image_size: int) -> None:
         super().__init__()
@@ -29,23 +33,25 @@ class TwoViews(nn.Module):
                 image_size, scale=config.crop_scale, interpolation=InterpolationMode.BILINEAR, antialias=True
             )
         ]
-        steps += [v2.RandomHorizontalFlip(config.flip_probability)] if config.flip_probability else []
+        if config.flip_probability:
+            steps.append(v2.RandomHorizontalFlip(config.flip_probability))
         if jitter:
-            steps += [v2.RandomApply([ColorJitter(jitter, hue=jitter / 4)], p=JITTERED)]
-        steps += [v2.RandomGrayscale(config.grayscale_p)] if config.grayscale_p else []
+            steps.append(v2.RandomApply([ColorJitter(jitter, hue=jitter / 4)], p=JITTER_PROBABILITY))
+        if config.grayscale_p:
+            steps.append(v2.RandomGrayscale(config.grayscale_p))
         if config.blur:
-            # The kernel is a tenth of the side, as in the paper; sigma shrinks with it.
-            least, most = (bound * image_size / 224 for bound in BLUR_SIGMA)
-            steps += [v2.RandomApply([RandomBlur(max(1, round(image_size / 20)), (least, most))], p=BLURRED)]
+            # As in the paper, the kernel is a tenth of the image; sigma scales with the image too.
+            low, high = (bound * image_size / 224 for bound in BLUR_SIGMA)
+            steps.append(v2.RandomApply([RandomBlur(max(1, round(image_size / 20)), (low, high))], p=BLUR_PROBABILITY))
         self.draw = v2.Compose(steps)
 
     def forward(self, image: Tensor, other: Tensor | None = None) -> Tensor:
-        """A view of the image, and behind it one of the other, or of the same again."""
+        """Images uint8 (3, H, W) -> views uint8 (2, 3, S, S): of `image`, and of `other` or `image` again."""
         return torch.stack([self.draw(image), self.draw(image if other is None else other)])
 
 
-class PartnersFromGroups(ImageDataset):
-    """Rows whose label is the number of their group; the second view is of any row of it, drawn anew each time."""
+class GroupPairDataset(ImageDataset):
+    """Rows whose label is the number of their group. The second view shows a random image of the group."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -54,9 +60,9 @@ class PartnersFromGroups(ImageDataset):
             self.members[row.label].append(position)
 
     def draw(self, position: int) -> Tensor:
-        """Both views (2, 3, S, S)."""
-        together = self.members[self.rows[position].label]
-        partner = together[int(torch.randint(len(together), ()))]
+        """Return both views (2, 3, S, S)."""
+        group = self.members[self.rows[position].label]
+        partner = group[int(torch.randint(len(group), ()))]
         assert isinstance(self.transform, TwoViews)
         views: Tensor = self.transform(self.read(position), self.read(partner))
         return views

@@ -13,8 +13,8 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Context
 from streetvision.data.config import DataConfig
-from streetvision.data.records import Listed, Listing
-from streetvision.data.sources.data_root import list_images, list_unlabeled
+from streetvision.data.records import ImageListing, ImageRecord
+from streetvision.data.sources.discovery import list_images, list_unlabeled
 from streetvision.data.sources.huggingface import is_local_dataset
 from streetvision.io.atomic import sha256_file, sha256_json
 from streetvision.models.backbone import local_files
@@ -145,7 +145,7 @@ def data_digest(context: Context) -> str:
     return sha256_json([labelled, _image_stamps(Path("/"), list_unlabeled(config.unlabeled).images)])
 
 
-def _image_stamps(root: Path, images: Sequence[Listed]) -> list[list[object]]:
+def _image_stamps(root: Path, images: Sequence[ImageRecord]) -> list[list[object]]:
     return [[*astuple(image), *_file_stamp(root / image.path)] for image in images]
 
 
@@ -157,7 +157,7 @@ def _file_stamp(path: Path) -> list[str | int]:
     return [path.name, status.st_size, status.st_mtime_ns]
 
 
-def list_data(context: Context) -> Listing:
+def list_data(context: Context) -> ImageListing:
     """Every image in data.root."""
     config = context.settings(DataConfig)
     return list_images(

@@ -72,8 +72,8 @@ def _train_loader(
         batch_size=config.batch_size,
         shuffle=True,
         seed=config.seed,
-        parts=config.gradient_accumulation_steps,
-        rank_of=rank_and_world_size(),
+        micro_batches=config.gradient_accumulation_steps,
+        rank_and_world_size=rank_and_world_size(),
     )
     return ImageLoader(dataset, order, workers=loader.worker_count, mix=mix)
 

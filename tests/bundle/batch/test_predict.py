@@ -20,7 +20,7 @@ from streetvision.bundle.batch.shards import claim, open_folder
 from streetvision.bundle.format import read_bundle
 from streetvision.bundle.predictor import load_bundle
 from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
-from streetvision.data.sources.streams import list_sources
+from streetvision.data.sources.image_stream import list_image_refs
 from streetvision.io.atomic import read_json
 from streetvision.pipeline.console import Console
 from tests.conftest import edit_bundle_json
@@ -177,9 +177,9 @@ def test_answers_that_were_cut_off_are_not_taken_for_whole(answered, export, pho
 
 def test_a_link_that_leads_nowhere_costs_no_other_image(photos, tmp_path):
     folder = shutil.copytree(photos / "folder", tmp_path / "folder")
-    whole = {item.name for item in list_sources([folder])}
+    whole = {item.name for item in list_image_refs([folder])}
     (folder / "loop.jpg").symlink_to("loop.jpg")
-    assert {item.name for item in list_sources([folder])} == whole | {str(folder / "loop.jpg")}
+    assert {item.name for item in list_image_refs([folder])} == whole | {str(folder / "loop.jpg")}
 
 
 class Killer(Console):

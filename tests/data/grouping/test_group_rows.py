@@ -7,10 +7,10 @@ from PIL import Image
 from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import GroupingConfig
-from streetvision.data.connected_components import join_groups
+from streetvision.data.grouping.connected_components import join_groups
 from streetvision.data.grouping.geo import geo_keys
 from streetvision.data.grouping.group_rows import group_rows
-from streetvision.data.records import Listed, Listing
+from streetvision.data.records import ImageListing, ImageRecord
 from streetvision.data.scan import scan_images
 from streetvision.synthetic.scenes import SceneConfig, draw_scene
 
@@ -96,8 +96,8 @@ class TestConfig:
             for quality in (95, 60):
                 path = f"{number}-{quality}.jpg"
                 picture.save(tmp_path / path, quality=quality)
-                listed.append(Listed(path, number % 2, group if quality == 95 else None))
-        return scan_images(Listing(Path(tmp_path), tuple(listed)), class_names=("a", "b"), looking=True)
+                listed.append(ImageRecord(path, number % 2, group if quality == 95 else None))
+        return scan_images(ImageListing(Path(tmp_path), tuple(listed)), class_names=("a", "b"), with_hashes=True)
 
     def test_the_default_joins_near_duplicates_to_the_groups_of_the_index(self, scan):
         index, found = group_rows(scan, GroupingConfig())

@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance
 
 from streetvision.data.decode import decode_image
 from streetvision.data.grouping.near_duplicates import find_near_duplicates
-from streetvision.data.perceptual_hash import compute_hash, perceptual_hash, stack_hashes
+from streetvision.data.grouping.perceptual_hash import compute_hash, perceptual_hash, stack_hashes
 from streetvision.synthetic.scenes import SceneConfig, draw_scene
 
 N = 40

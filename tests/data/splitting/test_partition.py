@@ -13,7 +13,7 @@ from streetvision.contracts.errors import ArtifactError, DataError, LeakageError
 from streetvision.contracts.split_contracts import Index, Partition, Row, Split
 from streetvision.data.config import DataConfig
 from streetvision.data.scan import scan_images
-from streetvision.data.sources.data_root import list_images
+from streetvision.data.sources.discovery import list_images
 from streetvision.data.splitting.partition import count_rows, make_partition
 from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
 
@@ -243,7 +243,7 @@ class TestJson:
         assert value["seed"] == 5
         assert value["fractions"] == {"train": 0.6, "val_select": 0.15, "val_calib": 0.15, "val_test": 0.1}
         assert value["counts"]["val_test"] == {"None": 8, "Roadwork": 6}
-        assert value["fractions_got"]["val_test"] == 14 / 130
+        assert value["actual_fractions"]["val_test"] == 14 / 130
         assert set(value["rows"][0]) == {*vars(row("a", 0)), "split"}
 
     @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ class TestJson:
             (["rows", 100, "source"], "bus", "fingerprint: "),
             (["class_names", 0], "Clear", "fingerprint: "),
             (["counts", "train", "None"], 1, "counts: "),
-            (["fractions_got", "train"], 0.5, "fractions_got: "),
+            (["actual_fractions", "train"], 0.5, "actual_fractions: "),
             (["rows"], [], "class 'None' is missing from train"),
         ],
     )

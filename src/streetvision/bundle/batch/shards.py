@@ -24,7 +24,7 @@ from streetvision.bundle.batch.files import predict_images
 from streetvision.bundle.predictor import Predictor
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.policies import Artifact, Digest
-from streetvision.data.sources.streams import Item, list_sources, read_items
+from streetvision.data.sources.image_stream import ImageRef, list_image_refs, read_image_refs
 from streetvision.io.atomic import (
     TEMP_SUFFIX,
     cannot_write,
@@ -148,7 +148,7 @@ def open_folder(root: Path, sources: Sequence[Path], *, bundle: str, shard_size:
             "leave out --shard-size to go on",
         )
     census = _Census()
-    for item in list_sources(sources):
+    for item in list_image_refs(sources):
         census.count(_line(asdict(item)))
     if (census.images, census.digest) != (manifest.images, manifest.images_sha256):
         raise ArtifactError(
@@ -161,8 +161,8 @@ def open_folder(root: Path, sources: Sequence[Path], *, bundle: str, shard_size:
 
 def predict_shard(predictor: Predictor, folder: ShardFolder, shard: int) -> Done:
     """Answer the images of a shard and write them down, whole or not at all; memory holds one batch of images."""
-    items = [Item(**fields) for fields in _read_lines(folder.listing(shard))]
-    named = ((item.name, content) for item, content in read_items(items, limits=predictor.limits))
+    items = [ImageRef(**fields) for fields in _read_lines(folder.listing(shard))]
+    named = ((item.name, content) for item, content in read_image_refs(items, limits=predictor.limits))
     failures = 0
     with open_atomic(folder.answers(shard)) as handle:
         for answer in predict_images(predictor, named):
@@ -212,7 +212,7 @@ def _make(folder: ShardFolder, sources: Sequence[Path], *, bundle: str, shard_si
     if (folder.root / LISTING).is_dir():
         shutil.rmtree(folder.root / LISTING)
     census = _Census()
-    for shard, lines in enumerate(_chunks((_line(asdict(item)) for item in list_sources(sources)), shard_size)):
+    for shard, lines in enumerate(_chunks((_line(asdict(item)) for item in list_image_refs(sources)), shard_size)):
         write_bytes_atomic(folder.listing(shard), b"".join(lines))
         for line in lines:
             census.count(line)

@@ -1,1 +1,1 @@
-"""Which rows belong together: groups, near-duplicates, places."""
+"""Groups of rows that belong together: near-duplicates, places, tracks."""

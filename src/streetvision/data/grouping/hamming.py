@@ -1,9 +1,11 @@
-"""All pairs of 64-bit hashes within a Hamming radius, exactly, without comparing all with all.
+"""Exact search for all pairs of 64-bit hashes within a Hamming radius, without comparing all pairs.
 
-Multi-index hashing: Norouzi, Punjani, Fleet, "Fast Exact Search in Hamming Space with Multi-Index Hashing",
-arXiv 1307.2982, section 3. Two hashes within radius r = 4a + b (0 <= b < 4) are within a of each other in one of the
-first b + 1 of their four 16-bit chunks, or within a - 1 in one of the others, so only hashes whose chunks are that
-near are compared in full.
+Multi-index hashing: two hashes within radius r = 4a + b (0 <= b < 4) differ in at most a bits in one of the first b + 1
+of their four 16-bit chunks, or in at most a - 1 bits in one of the other chunks. Only hashes with such a chunk are
+compared in full.
+
+References:
+    Norouzi, Punjani and Fleet, "Fast Exact Search in Hamming Space with Multi-Index Hashing", arXiv 1307.2982, section 3.
 """
 
 from collections.abc import Iterator
@@ -17,19 +19,24 @@ Slots = npt.NDArray[np.int32]
 
 CHUNKS = 4
 CHUNK_BITS = 16
-MOST_AT_ONCE = 2**20
-"""Comparisons that are in memory at a time."""
+MAX_COMPARISONS = 2**20
+"""Number of comparisons in memory at a time."""
 
 
 def pairs_within(hashes: Hashes, radius: int, *, others: Hashes | None = None) -> Positions:
-    """(P, 2) positions (i, j) with `hashes[i]` and `others[j]` at most `radius` bits apart, sorted, each pair once.
+    """Find all pairs of hashes that differ in at most `radius` bits.
 
-    Without `others` the pairs are among `hashes` themselves, with i < j.
+    Returns:
+        (P, 2) positions (i, j) in `hashes` and `others`, sorted, each pair once. Without `others`, both are positions in
+        `hashes`, and i < j.
     """
     table = hashes if others is None else others
     found = [np.empty((0, 2), dtype=np.int64)]
-    for chunk, reach in _reaches(radius):
-        found.extend(_pairs_by_chunk(hashes, table, chunk=chunk, reach=reach, radius=radius))
+    whole, rest = divmod(radius, CHUNKS)
+    for chunk in range(CHUNKS):
+        chunk_radius = whole if chunk <= rest else whole - 1
+        if chunk_radius >= 0:
+            found.extend(_pairs_by_chunk(hashes, table, chunk=chunk, chunk_radius=chunk_radius, radius=radius))
     pairs = np.concatenate(found)
     if others is None:
         pairs = np.sort(pairs, axis=1)
@@ -37,67 +44,55 @@ def pairs_within(hashes: Hashes, radius: int, *, others: Hashes | None = None) -
     return np.unique(pairs, axis=0)
 
 
-def _reaches(radius: int) -> Iterator[tuple[int, int]]:
-    """(chunk, how many of its bits may differ), for the chunks that need looking at."""
-    whole, rest = divmod(radius, CHUNKS)
-    for chunk in range(CHUNKS):
-        reach = whole if chunk <= rest else whole - 1
-        if reach >= 0:
-            yield chunk, reach
-
-
-def _pairs_by_chunk(hashes: Hashes, table: Hashes, *, chunk: int, reach: int, radius: int) -> Iterator[Positions]:
-    """Pairs within `radius` whose `chunk` differs in at most `reach` bits."""
+def _pairs_by_chunk(
+    hashes: Hashes, table: Hashes, *, chunk: int, chunk_radius: int, radius: int
+) -> Iterator[Positions]:
+    """Pairs within `radius` whose `chunk` differs in at most `chunk_radius` bits."""
     order, keys = _sorted_by_chunk(hashes, chunk)
     table_order, table_keys = _sorted_by_chunk(table, chunk)
-    queries, answers = hashes[order], table[table_order]
+    queries, candidates = hashes[order], table[table_order]
+    # The candidates with chunk value v are those from starts[v] to starts[v + 1].
     starts = np.searchsorted(table_keys, np.arange(2**CHUNK_BITS + 1)).astype(np.int32)
-    for mask in _masks(reach):
-        # Among themselves, hashes meet under each mask twice: the one with the mask's top bit unset asks.
-        asking = np.flatnonzero(keys & _top_bit(mask) == 0) if hashes is table else np.arange(len(keys))
-        partners = keys[asking] ^ mask
-        first = starts[partners]
-        counts = starts[partners + 1] - first
-        for left, right in _near(queries[asking], answers, first=first, counts=counts, radius=radius):
-            yield np.stack([order[asking[left]], table_order[right]], axis=1)
-
-
-def _near(
-    queries: Hashes, answers: Hashes, *, first: Slots, counts: Slots, radius: int
-) -> Iterator[tuple[Positions, Slots]]:
-    """Positions (query, answer) within `radius`: each query against the `counts` answers from `first` on, in portions.
-
-    Here nearly all the time is spent, so what is not near is never told apart by its query.
-    """
-    ends = np.cumsum(counts, dtype=np.int64)
-    done = 0
-    while done < len(counts):
-        before = int(ends[done - 1]) if done else 0
-        until = max(done + 1, int(np.searchsorted(ends, before + MOST_AT_ONCE, side="right")))
-        here = counts[done:until]
-        behind = ends[done:until] - before
-        answer = np.repeat(first[done:until] - (behind - here).astype(np.int32), here)
-        answer += np.arange(len(answer), dtype=np.int32)
-        differing = np.repeat(queries[done:until], here)
-        differing ^= answers[answer]
-        near = np.flatnonzero(np.bitwise_count(differing) <= radius)
-        if len(near):
-            yield done + np.searchsorted(behind, near, side="right"), answer[near]
-        done = until
+    values = np.arange(2**CHUNK_BITS, dtype=np.uint16)
+    for mask in values[np.bitwise_count(values) <= chunk_radius].tolist():
+        # Within one set, each pair meets twice per mask. Only the hash without the top bit of the mask is a query.
+        top_bit = 1 << mask.bit_length() >> 1
+        active = np.flatnonzero(keys & top_bit == 0) if hashes is table else np.arange(len(keys))
+        partner_keys = keys[active] ^ mask
+        first = starts[partner_keys]
+        counts = starts[partner_keys + 1] - first
+        for query, candidate in _compare(queries[active], candidates, first=first, counts=counts, radius=radius):
+            yield np.stack([order[active[query]], table_order[candidate]], axis=1)
 
 
 def _sorted_by_chunk(hashes: Hashes, chunk: int) -> tuple[Positions, Slots]:
-    """The order that sorts `hashes` by a chunk, and the chunk's values in it."""
+    """The order that sorts `hashes` by a chunk, and the sorted values of the chunk."""
     keys = (hashes >> np.uint64(chunk * CHUNK_BITS)).astype(np.uint16)
     order = np.argsort(keys, kind="stable")
     return order, keys[order].astype(np.int32)
 
 
-def _masks(reach: int) -> list[int]:
-    """Every value of a chunk with at most `reach` bits set."""
-    values = np.arange(2**CHUNK_BITS, dtype=np.uint16)
-    return [int(value) for value in values[np.bitwise_count(values) <= reach]]
+def _compare(
+    queries: Hashes, candidates: Hashes, *, first: Slots, counts: Slots, radius: int
+) -> Iterator[tuple[Positions, Slots]]:
+    """Positions (query, candidate) within `radius`, in blocks of at most MAX_COMPARISONS.
 
-
-def _top_bit(mask: int) -> int:
-    return 1 << mask.bit_length() >> 1
+    Query q is compared with the `counts[q]` candidates from `first[q]` on. Nearly all time of the search is spent here,
+    so the query of a comparison is computed only for the matches.
+    """
+    ends = np.cumsum(counts, dtype=np.int64)
+    begin = 0
+    while begin < len(counts):
+        before = int(ends[begin - 1]) if begin else 0
+        # At least one query, even if it alone has more comparisons than the limit.
+        end = max(begin + 1, int(np.searchsorted(ends, before + MAX_COMPARISONS, side="right")))
+        block_counts = counts[begin:end]
+        block_ends = ends[begin:end] - before
+        candidate = np.repeat(first[begin:end] - (block_ends - block_counts).astype(np.int32), block_counts)
+        candidate += np.arange(len(candidate), dtype=np.int32)
+        difference = np.repeat(queries[begin:end], block_counts)
+        difference ^= candidates[candidate]
+        near = np.flatnonzero(np.bitwise_count(difference) <= radius)
+        if len(near):
+            yield begin + np.searchsorted(block_ends, near, side="right"), candidate[near]
+        begin = end

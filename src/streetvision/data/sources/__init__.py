@@ -1,1 +1,1 @@
-"""Where images come from: folders, tables, archives, Hugging Face datasets."""
+"""Images from folders, tables, tar archives, Parquet files and Hugging Face datasets."""

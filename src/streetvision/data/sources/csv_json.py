@@ -1,4 +1,4 @@
-"""Images listed by a file: a CSV, or `images/` with a labels.json."""
+"""Images listed by a table: a CSV file, or a labels.json next to a folder `images/`."""
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -6,45 +6,53 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from streetvision.contracts.errors import DataError
-from streetvision.data.records import Listed, Listing, check_classes, count_classes, label_of, naming_hint
+from streetvision.data.records import (
+    ImageListing,
+    ImageRecord,
+    check_both_classes,
+    class_names_hint,
+    count_classes,
+    parse_label,
+)
 from streetvision.io.atomic import parse_json
 
-CSV_HINT = "the first line names the columns: path,label and, where known, group,source"
-STRICT = {"filename", "label", "group", "source"}
-"""Fields of a labels.json that must be text or whole numbers; of the others, lists and objects are passed over."""
-JSON_HINT = 'labels.json is a list: [{"filename": "a.jpg", "label": 0}, ...] and, where known, "group", "source"'
+CSV_HINT = "the first line names the columns: path,label and optionally group,source"
+JSON_HINT = 'labels.json is a list: [{"filename": "a.jpg", "label": 0}, ...], with optional "group" and "source"'
+TYPED_FIELDS = {"filename", "label", "group", "source"}
+"""Fields of a labels.json that must be text or an integer. Other fields are ignored if they are lists or objects."""
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Which optional columns to read. None takes the usual name where it is there; a name given must be there."""
+class ColumnNames:
+    """Names of the optional columns. None: the default name, if the column exists. A given name must exist."""
 
     group: str | None = None
     source: str | None = None
 
     def resolve(self, present: Iterable[str], where: str) -> dict[str, str]:
-        """'group' and 'source' -> the column to read, in any case, for those there are.
+        """Map 'group' and 'source' to the columns that hold them, in any case, as far as they exist.
 
-        Raises DataError for a column that was asked for and is not there.
+        Raises:
+            DataError: A given column does not exist.
         """
-        columns = {}
         by_name = {name.casefold(): name for name in present}
-        for usual, asked in (("group", self.group), ("source", self.source)):
-            column = by_name.get((asked or usual).casefold())
-            if column is None and asked is not None:
-                found = ", ".join(by_name.values()) or "none"
+        columns = {}
+        for field, requested in (("group", self.group), ("source", self.source)):
+            column = by_name.get((requested or field).casefold())
+            if column is None and requested is not None:
+                names = ", ".join(by_name.values()) or "none"
                 raise DataError(
-                    f"{where} has no column {asked!r}, which data.{usual}_column asks for (columns: {found})",
-                    f"name one of its columns or leave data.{usual}_column out",
+                    f"{where} has no column {requested!r}, which is set by data.{field}_column (columns: {names})",
+                    f"set data.{field}_column to one of its columns, or leave it out",
                 )
             if column is not None:
-                columns[usual] = column
+                columns[field] = column
         return columns
 
 
 @dataclass(frozen=True)
-class Record:
-    """One entry of a table as text, not yet checked."""
+class TableRow:
+    """One entry of a table as text, not validated."""
 
     where: str
     """File and line, for messages."""
@@ -52,64 +60,66 @@ class Record:
     """Lower-case column -> text."""
 
 
-def list_csv(path: Path, *, class_names: tuple[str, str], columns: Columns) -> Listing:
-    """The images of a CSV with the columns `path,label` and optionally group and source; others are kept as they are.
+def list_csv(path: Path, *, class_names: tuple[str, str], columns: ColumnNames) -> ImageListing:
+    """List the images of a CSV with the columns path, label and optionally group and source; others are kept as text.
 
-    Paths are relative to the CSV's folder, or absolute. Raises DataError, which names line and field.
+    Paths are absolute, or relative to the folder of the CSV.
+
+    Raises:
+        DataError: A line is not valid; the message names line and field.
     """
-    return _list(path, list(_csv_records(path)), name_field="path", class_names=class_names, columns=columns)
+    return _list(path, list(_read_csv(path)), name_field="path", class_names=class_names, columns=columns)
 
 
-def list_labels_json(path: Path, *, class_names: tuple[str, str], columns: Columns) -> Listing:
-    """The images of a labels.json, a list of {filename, label} and optionally group and source; others are kept.
+def list_labels_json(path: Path, *, class_names: tuple[str, str], columns: ColumnNames) -> ImageListing:
+    """List the images of a labels.json: a list of {filename, label} and optionally group and source; others are kept.
 
-    File names are relative to `images/` beside it, or to its own folder where there is no `images/`.
-    Raises DataError, which names entry and field.
+    File names are relative to the folder `images/` next to the file, or to its own folder if there is no `images/`.
+
+    Raises:
+        DataError: An entry is not valid; the message names entry and field.
     """
-    return _list(path, list(_json_records(path)), name_field="filename", class_names=class_names, columns=columns)
+    return _list(path, list(_read_labels_json(path)), name_field="filename", class_names=class_names, columns=columns)
 
 
 def list_paths(path: Path) -> list[tuple[str, str | None]]:
-    """Absolute path and group, where there is a column group, of the images of a CSV that need no label.
+    """Return absolute path and group of the images of a CSV without labels; the column group is optional.
 
-    Raises DataError, which names line and field.
+    Raises:
+        DataError: A line is not valid; the message names line and field.
     """
-    named: list[tuple[str, str | None]] = []
-    for record in _csv_records(path, needed=("path",)):
-        if not (name := record.fields["path"].strip()):
-            raise DataError(f"{record.where}: 'path' is empty")
-        named.append((str(path.parent / name), record.fields.get("group", "").strip() or None))
-    return named
+    paths: list[tuple[str, str | None]] = []
+    for row in _read_csv(path, required=("path",)):
+        if not (name := row.fields["path"].strip()):
+            raise DataError(f"{row.where}: 'path' is empty")
+        paths.append((str(path.parent / name), row.fields.get("group", "").strip() or None))
+    return paths
 
 
-def _csv_records(path: Path, needed: Sequence[str] = ("path", "label")) -> Iterator[Record]:
+def _read_csv(path: Path, required: Sequence[str] = ("path", "label")) -> Iterator[TableRow]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
             reader = csv.reader(handle, strict=True)
             header = [name.strip().casefold() for name in next(reader, [])]
-            _check_header(path, header, needed)
+            found = ", ".join(header) or "nothing"
+            for name in required:
+                if name not in header:
+                    raise DataError(f"{path.name} line 1: there is no column {name!r} (found: {found})", CSV_HINT)
+            if len(set(header)) < len(header):
+                raise DataError(f"{path.name} line 1: a column occurs twice (found: {found})", CSV_HINT)
             for values in reader:
                 where = f"{path.name} line {reader.line_num}"
                 if values and len(values) != len(header):
-                    raise DataError(f"{where}: {len(values)} fields, and the header has {len(header)}", CSV_HINT)
-                if values:
-                    yield Record(where, dict(zip(header, values, strict=True)))
+                    raise DataError(f"{where}: {len(values)} fields, but the header has {len(header)}", CSV_HINT)
+                if values:  # a blank line has none
+                    yield TableRow(where, dict(zip(header, values, strict=True)))
     except csv.Error as error:
         raise DataError(f"{path.name} line {reader.line_num}: {error}", CSV_HINT) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{str(path)!r} cannot be read as UTF-8 text: {error}") from error
 
 
-def _check_header(path: Path, header: list[str], needed: Sequence[str]) -> None:
-    found = ", ".join(header) or "nothing"
-    for name in needed:
-        if name not in header:
-            raise DataError(f"{path.name} line 1: there is no column {name!r} (found: {found})", CSV_HINT)
-    if len(set(header)) < len(header):
-        raise DataError(f"{path.name} line 1: a column stands there twice (found: {found})", CSV_HINT)
-
-
-def _json_records(path: Path) -> Iterator[Record]:
+def _read_labels_json(path: Path) -> Iterator[TableRow]:
     try:
         entries = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -120,48 +130,42 @@ def _json_records(path: Path) -> Iterator[Record]:
         where = f"{path.name} entry {number}"
         if not isinstance(entry, dict):
             raise DataError(f"{where}: {entry!r} is not an object", JSON_HINT)
-        yield Record(where, dict(_texts({name.casefold(): value for name, value in entry.items()}, where)))
-
-
-def _texts(fields: Mapping[str, object], where: str) -> Iterator[tuple[str, str]]:
-    for name, value in fields.items():
-        if name in STRICT and (isinstance(value, bool) or not isinstance(value, str | int | None)):
-            raise DataError(f"{where}: {name!r} is {value!r}, neither text nor a whole number", JSON_HINT)
-        if not isinstance(value, list | dict):
-            yield name, "" if value is None else str(value)
+        fields = {}
+        for name, value in {name.casefold(): value for name, value in entry.items()}.items():
+            if name in TYPED_FIELDS and (isinstance(value, bool) or not isinstance(value, str | int | None)):
+                raise DataError(f"{where}: {name!r} is {value!r}, neither text nor an integer", JSON_HINT)
+            if not isinstance(value, list | dict):
+                fields[name] = "" if value is None else str(value)
+        yield TableRow(where, fields)
 
 
 def _list(
-    path: Path, records: list[Record], *, name_field: str, class_names: tuple[str, str], columns: Columns
-) -> Listing:
-    """Records to images; raises DataError for an empty or repeated name and for a label that is no class."""
+    path: Path, rows: list[TableRow], *, name_field: str, class_names: tuple[str, str], columns: ColumnNames
+) -> ImageListing:
     folder = "images" if name_field == "filename" and (path.parent / "images").is_dir() else ""
-    present = dict.fromkeys(name for record in records for name in record.fields)
-    optional = columns.resolve(present, path.name) if records else {}
-    taken = {name_field, "label", *optional.values()}
-    images: dict[str, Listed] = {}
-    for record in records:
-        name = record.fields.get(name_field, "").strip()
+    # Entries of a JSON file may differ in their fields: a column exists if any entry has it.
+    present = dict.fromkeys(name for row in rows for name in row.fields)
+    optional = columns.resolve(present, path.name) if rows else {}
+    reserved = {name_field, "label", *optional.values()}
+    images: dict[str, ImageRecord] = {}
+    for row in rows:
+        name = row.fields.get(name_field, "").strip()
         if not name:
-            raise DataError(f"{record.where}: {name_field!r} is empty")
-        image = PurePosixPath(folder, name).as_posix()
-        if image in images:
-            raise DataError(f"{record.where}: {name!r} is listed already, further up", "list every image once")
-        extras = {usual: record.fields.get(column, "").strip() or None for usual, column in optional.items()}
-        further = {name: text.strip() for name, text in record.fields.items() if name not in taken and text.strip()}
-        images[image] = Listed(image, _label(record, records, class_names), **extras, columns=further)
-    found = count_classes(images.values(), class_names)
-    check_classes(path, found, class_names=class_names, hint=f"list both classes; {naming_hint(class_names)}")
-    return Listing(path.parent, tuple(images.values()))
-
-
-def _label(record: Record, records: list[Record], class_names: tuple[str, str]) -> int:
-    text = record.fields.get("label", "")
-    label = label_of(text, class_names)
-    if label is None:
-        met = ", ".join(sorted({other.fields.get("label", "") for other in records})[:8])
-        raise DataError(
-            f"{record.where}: label {text!r} is not 0, 1, {class_names[0]!r} or {class_names[1]!r}",
-            f"{naming_hint(class_names)}; labels in this file: {met}",
+            raise DataError(f"{row.where}: {name_field!r} is empty")
+        # PurePosixPath makes "./a.png" and "a.png" the same path.
+        image_path = PurePosixPath(folder, name).as_posix()
+        if image_path in images:
+            raise DataError(f"{row.where}: {name!r} is already listed above", "list every image once")
+        label = parse_label(
+            row.fields.get("label", ""),
+            class_names=class_names,
+            where=row.where,
+            found=(other.fields.get("label", "") for other in rows),
         )
-    return label
+        metadata = {field: row.fields.get(column, "").strip() or None for field, column in optional.items()}
+        others = {name: text.strip() for name, text in row.fields.items() if name not in reserved and text.strip()}
+        images[image_path] = ImageRecord(image_path, label, **metadata, columns=others)
+    counts = count_classes(images.values(), class_names)
+    hint = f"list images of both classes; {class_names_hint(class_names)}"
+    check_both_classes(path, counts, class_names=class_names, hint=hint)
+    return ImageListing(path.parent, tuple(images.values()))

@@ -1,8 +1,8 @@
-"""The index that an import makes, index.parquet: one row an image, written in parts so that a killed import goes on."""
+"""index.parquet, the index that `streetvision data import` writes: one row per image, written in parts to be resumable."""
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streetvision.contracts.errors import DataError
-from streetvision.data.records import Listed, Listing, check_classes, count_classes, naming_hint
-from streetvision.data.sources.csv_json import Columns
+from streetvision.data.records import ImageListing, ImageRecord, check_both_classes, class_names_hint, count_classes
+from streetvision.data.sources.csv_json import ColumnNames
 from streetvision.io.atomic import open_atomic
 
 INDEX = "index.parquet"
@@ -26,40 +26,50 @@ SCHEMA = pa.schema(
         pa.field("columns", pa.map_(pa.string(), pa.string()), nullable=False),
     ]
 )
-"""`columns` holds whatever else is known: taken, latitude, longitude, and every further column of the source."""
-
-Record = Mapping[str, Any]
+"""`columns` has all other values as text: taken, latitude, longitude, and the other columns of the source."""
 
 
 class IndexParts:
-    """Parts of an index that grows: each is whole or not there, and together they become the index."""
+    """The parts of an index that is being written. Each part is complete or absent; `finish` joins them.
+
+    Args:
+        folder: Folder of the index.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.parts = folder, folder / "parts"
 
     def done(self) -> int:
-        """Entries of the source that the parts have dealt with, rows or not."""
+        """Return how many entries of the source were processed, whether they became rows or not."""
+        # The name of a part has the number of entries processed up to its end.
         return max((int(path.stem.partition("-")[2]) for path in self._paths()), default=0)
 
-    def append(self, records: Sequence[Record], *, until: int, left_out: Mapping[str, int]) -> None:
-        """Write the rows of the next entries of the source, which end before entry `until`; the others are counted."""
-        told = {reason: str(count) for reason, count in left_out.items()}
-        table = pa.Table.from_pylist([dict(record) for record in records], schema=SCHEMA.with_metadata(told))
+    def append(self, rows: Sequence[Mapping[str, Any]], *, until: int, skipped: Mapping[str, int]) -> None:
+        """Write the next part.
+
+        Args:
+            rows: Rows of the part.
+            until: Number of entries of the source processed after this part.
+            skipped: Reason -> number of entries of this part that did not become rows.
+        """
+        metadata = {reason: str(count) for reason, count in skipped.items()}
+        table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
         with open_atomic(self.parts / f"part-{until:012d}.parquet") as handle:
             pq.write_table(table, handle)
 
     def finish(self) -> Counter[str]:
-        """Join the parts to the index, one at a time in memory, and remove them.
+        """Join the parts into the index, with one part in memory at a time, and remove them.
 
-        Returns how many `rows` there are, and how many entries were left out for each reason.
+        Returns:
+            The number of `rows`, and for each reason the number of skipped entries.
         """
         counts: Counter[str] = Counter()
         with open_atomic(self.folder / INDEX) as handle, pq.ParquetWriter(handle, SCHEMA) as writer:
             for path in sorted(self._paths()):
                 table = pq.read_table(path)
                 counts["rows"] += len(table)
-                told = table.schema.metadata or {}
-                counts.update({reason.decode(): int(count) for reason, count in told.items()})
+                metadata = table.schema.metadata or {}
+                counts.update({reason.decode(): int(count) for reason, count in metadata.items()})
                 writer.write_table(table.cast(SCHEMA))
         shutil.rmtree(self.parts)
         return counts
@@ -68,33 +78,38 @@ class IndexParts:
         return list(self.parts.glob(f"part-{'[0-9]' * 12}.parquet"))
 
 
-def list_parquet(path: Path, *, class_names: tuple[str, str], columns: Columns) -> Listing:
-    """The images of an index that `streetvision data import` made; raises DataError for any other Parquet file."""
-    images = tuple(_images(path, columns))
-    found = count_classes(images, class_names)
-    check_classes(path, found, class_names=class_names, hint=f"import both classes; {naming_hint(class_names)}")
-    return Listing(path.parent, images)
+def list_parquet(path: Path, *, class_names: tuple[str, str], columns: ColumnNames) -> ImageListing:
+    """List the images of an index.parquet.
 
-
-def _images(path: Path, columns: Columns) -> Iterator[Listed]:
+    Raises:
+        DataError: The file was not written by `streetvision data import`, or a class has no images.
+    """
+    images: list[ImageRecord] = []
     try:
         with pq.ParquetFile(path) as file:
             if not file.schema_arrow.equals(SCHEMA):
                 raise DataError(f"{str(path)!r} is not an index: its columns are {', '.join(file.schema_arrow.names)}")
             for batch in file.iter_batches():
-                yield from (_image(row, path, columns) for row in batch.to_pylist())
+                images += [_image_record(row, path, columns) for row in batch.to_pylist()]
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{str(path)!r} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    counts = count_classes(images, class_names)
+    hint = f"import images of both classes; {class_names_hint(class_names)}"
+    check_both_classes(path, counts, class_names=class_names, hint=hint)
+    return ImageListing(path.parent, tuple(images))
 
 
-def _image(row: dict[str, Any], path: Path, columns: Columns) -> Listed:
+def _image_record(row: dict[str, Any], path: Path, columns: ColumnNames) -> ImageRecord:
     if row["label"] not in (0, 1) or not row["path"]:
-        raise DataError(f"{str(path)!r}: {row['path']!r} has label {row['label']!r}, neither 0 nor 1")
-    further = dict(row["columns"])
-    chosen = {"group": row["group"], "source": row["source"]}
-    for usual, asked in (("group", columns.group), ("source", columns.source)):
-        if asked is not None:
-            if asked not in further:
-                raise DataError(f"{str(path)!r} has no column {asked!r}, which data.{usual}_column asks for")
-            chosen[usual] = further.pop(asked) or None
-    return Listed(row["path"], row["label"], **chosen, columns=further)
+        raise DataError(f"{str(path)!r}: {row['path']!r} has label {row['label']!r}, which is not 0 or 1")
+    others = dict(row["columns"])
+    metadata = {"group": row["group"], "source": row["source"]}
+    for field, requested in (("group", columns.group), ("source", columns.source)):
+        if requested is not None:
+            if requested not in others:
+                raise DataError(
+                    f"{str(path)!r} has no column {requested!r}, which is set by data.{field}_column",
+                    f"set data.{field}_column to one of its columns, or leave it out",
+                )
+            metadata[field] = others.pop(requested) or None
+    return ImageRecord(row["path"], row["label"], **metadata, columns=others)

@@ -1,4 +1,4 @@
-"""Images that nobody labelled: found in folders, read once, and kept apart from whatever is judged."""
+"""Unlabeled images for phase 4a: read once, and kept free of everything that is linked to an evaluation split."""
 
 from collections.abc import Sequence
 from itertools import compress
@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.config import DecodeLimits, GroupingConfig
-from streetvision.data.connected_components import components
+from streetvision.data.grouping.connected_components import components
 from streetvision.data.grouping.near_duplicates import find_near_duplicates
-from streetvision.data.perceptual_hash import join_hashes
+from streetvision.data.grouping.perceptual_hash import join_hashes
 from streetvision.data.scan import Scan, scan_images
-from streetvision.data.sources.data_root import NO_LABEL, list_unlabeled
+from streetvision.data.sources.discovery import UNLABELED, list_unlabeled
 
 
 class UnlabeledRow(BaseModel):
@@ -32,47 +32,54 @@ class UnlabeledRow(BaseModel):
 
 
 class UnlabeledImages(BaseModel):
-    """unlabeled.json: what phase 4a may look at besides TRAIN."""
+    """unlabeled.json: the images that phase 4a uses in addition to TRAIN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     rows: tuple[UnlabeledRow, ...]
-    left_out: dict[str, str]
-    """Path -> why it was not taken."""
+    excluded: dict[str, str]
+    """Path of each image or file that is not used -> reason."""
 
     def as_rows(self) -> tuple[Row, ...]:
-        """The same as rows without a label."""
-        return tuple(Row(label=NO_LABEL, **row.model_dump()) for row in self.rows)
+        """Return the images as rows without a label."""
+        return tuple(Row(label=UNLABELED, **row.model_dump()) for row in self.rows)
 
 
 def scan_unlabeled(sources: Sequence[Path], *, limits: DecodeLimits, progress: Progress) -> Scan:
-    """Read every image that `list_unlabeled` finds, of whatever class."""
-    return scan_images(list_unlabeled(sources), class_names=("", ""), limits=limits, looking=True, progress=progress)
+    """Read every image that `list_unlabeled` finds."""
+    listing = list_unlabeled(sources)
+    return scan_images(listing, class_names=("", ""), limits=limits, with_hashes=True, progress=progress)
 
 
-def keep_apart(unlabeled: Scan, labelled: Scan, roles: Sequence[Split], config: GroupingConfig) -> UnlabeledImages:
-    """The images that show nothing of VAL_SELECT, VAL_CALIB or VAL_TEST.
+def select_unlabeled(unlabeled: Scan, labeled: Scan, roles: Sequence[Split], config: GroupingConfig) -> UnlabeledImages:
+    """Select the unlabeled images that are not linked to an image of VAL_SELECT, VAL_CALIB or VAL_TEST.
 
-    No copy, no near-duplicate and none of the group of a row there, over as many steps as it takes, as groups are
-    joined where images are dealt; `roles` are those of the labelled rows.
+    Links are equal bytes, near-duplicates and groups, over any number of steps, as in the grouping of labeled images.
+    Of several images with the same bytes, one is kept.
+
+    Args:
+        unlabeled: Scan of the unlabeled images, with hashes.
+        labeled: Scan of the labeled images, with hashes.
+        roles: Split of each row of `labeled`.
+        config: Search parameters of near-duplicates.
     """
-    judged = [role is not Split.TRAIN for role in roles]
-    assert unlabeled.looks is not None
-    assert labelled.looks is not None
-    together = join_hashes(unlabeled.looks, labelled.looks.where(judged))
-    found = find_near_duplicates(together, radius=config.radius, correlation=config.correlation)
-    own = unlabeled.index.rows
-    every = [*own, *compress(labelled.index.rows, judged)]
-    links = [[row.sha256 for row in every], [row.group for row in every], found.clusters.tolist()]
-    numbers = components(links, len(every))
-    touched = set(numbers[len(own) :])
-    left_out = {file.path: file.reason for file in (*unlabeled.bad, *unlabeled.left_out)}
-    rows: dict[str, UnlabeledRow] = {}
-    for row, number in zip(own, numbers, strict=False):
-        if number in touched:
-            left_out[row.path] = "belongs with an image that is judged"
+    assert unlabeled.hashes is not None
+    assert labeled.hashes is not None
+    held_out = [role is not Split.TRAIN for role in roles]
+    hashes = join_hashes(unlabeled.hashes, labeled.hashes.where(held_out))
+    near_duplicates = find_near_duplicates(hashes, radius=config.radius, correlation=config.correlation)
+    candidates = unlabeled.index.rows
+    rows = [*candidates, *compress(labeled.index.rows, held_out)]
+    links = [[row.sha256 for row in rows], [row.group for row in rows], near_duplicates.clusters.tolist()]
+    component_of = components(links, len(rows))
+    held_out_components = set(component_of[len(candidates) :])
+    excluded = {file.path: file.reason for file in (*unlabeled.invalid, *unlabeled.skipped)}
+    selected: dict[str, UnlabeledRow] = {}
+    for row, component in zip(candidates, component_of, strict=False):
+        if component in held_out_components:
+            excluded[row.path] = "is linked to an image of an evaluation split"
         else:
             record = {name: getattr(row, name) for name in UnlabeledRow.model_fields}
-            rows.setdefault(row.sha256, UnlabeledRow.model_validate(record))  # each content once
-    return UnlabeledImages(rows=tuple(rows.values()), left_out=left_out)
+            selected.setdefault(row.sha256, UnlabeledRow.model_validate(record))
+    return UnlabeledImages(rows=tuple(selected.values()), excluded=excluded)

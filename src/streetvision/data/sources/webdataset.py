@@ -1,4 +1,4 @@
-"""Samples of WebDataset tars: files of one name and several suffixes, read in order and never unpacked by name."""
+"""Samples of WebDataset tars: files with the same name and different suffixes. Nothing is unpacked to disk."""
 
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -9,34 +9,38 @@ from streetvision.contracts.errors import DataError
 from streetvision.data.config import DEFAULT_LIMITS
 from streetvision.io.atomic import parse_json
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-MOST_BYTES_OF_TEXT = 2**20
+IMAGE_PARTS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+MAX_TEXT_BYTES = 2**20
 DAMAGED_TAR = (tarfile.TarError, OSError, EOFError, ValueError, RecursionError)
-"""What tarfile raises for headers that are damaged, or made to hurt."""
+"""Errors that tarfile raises for damaged or malicious headers."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One image of a shard and what lies beside it."""
+class TarSample:
+    """One image of a tar, and its metadata."""
 
     name: str
     """shard.tar/key"""
-    picture: bytes
+    image: bytes
     suffix: str
-    """Of the picture, with its dot."""
+    """Suffix of the image, with its dot."""
     fields: Mapping[str, str]
-    """`label` from .cls, .txt or .json, and every further plain value of the .json."""
+    """`label` from .cls, .txt or .json, and the other single values of the .json."""
 
 
 def find_shards(root: Path) -> list[Path]:
-    """The tars that `root` is or holds, in the order of their names."""
+    """Return the tar that `root` is, or the tars in the folder `root`, sorted by name."""
     if root.is_file():
         return [root] if root.suffix == ".tar" else []
     return sorted(root.glob("*.tar")) if root.is_dir() else []
 
 
-def read_shard(shard: Path) -> Iterator[Sample]:
-    """The samples of one tar, one in memory at a time; raises DataError for a damaged tar or a sample without label."""
+def read_shard(shard: Path) -> Iterator[TarSample]:
+    """Yield the samples of one tar, with one sample in memory at a time.
+
+    Raises:
+        DataError: The tar is damaged, or a sample has no label.
+    """
     try:
         with tarfile.open(shard, "r|*") as archive:
             yield from _samples(shard, archive)
@@ -44,7 +48,8 @@ def read_shard(shard: Path) -> Iterator[Sample]:
         raise DataError(f"{str(shard)!r} cannot be read as a tar: {error}") from error
 
 
-def _samples(shard: Path, archive: tarfile.TarFile) -> Iterator[Sample]:
+def _samples(shard: Path, archive: tarfile.TarFile) -> Iterator[TarSample]:
+    # The files of one sample follow each other, so a new key ends the sample.
     key, parts = "", dict[str, bytes]()
     for member in archive:
         path = PurePosixPath(member.name)
@@ -55,7 +60,7 @@ def _samples(shard: Path, archive: tarfile.TarFile) -> Iterator[Sample]:
         if name != key:
             yield from _sample(shard, key, parts)
             key, parts = name, {}
-        limit = DEFAULT_LIMITS.max_megabytes * 1e6 if suffix.lower() in PICTURES else MOST_BYTES_OF_TEXT
+        limit = DEFAULT_LIMITS.max_megabytes * 1e6 if suffix.lower() in IMAGE_PARTS else MAX_TEXT_BYTES
         if member.size > limit:
             raise DataError(f"{shard.name}/{member.name} is {member.size:,} bytes; the limit is {limit:,.0f}")
         content = archive.extractfile(member)
@@ -64,25 +69,22 @@ def _samples(shard: Path, archive: tarfile.TarFile) -> Iterator[Sample]:
     yield from _sample(shard, key, parts)
 
 
-def _sample(shard: Path, key: str, parts: dict[str, bytes]) -> Iterator[Sample]:
-    suffix = next((suffix for suffix in PICTURES if suffix in parts), None)
+def _sample(shard: Path, key: str, parts: Mapping[str, bytes]) -> Iterator[TarSample]:
+    """The sample of the files of one key; none if they have no image."""
+    suffix = next((suffix for suffix in IMAGE_PARTS if suffix in parts), None)
     if suffix is None:
         return
     where = f"{shard.name}/{key}"
-    fields = _json_fields(parts.get("json", b"{}"), where)
-    for told in ("cls", "txt"):
-        if told in parts:
-            fields.setdefault("label", parts[told].decode("utf-8", "replace").strip())
-    if "label" not in fields:
-        raise DataError(f"{where} has no label", "a sample has .cls or .txt with it, or .json with a field label")
-    yield Sample(where, parts[suffix], f".{suffix}", fields)
-
-
-def _json_fields(text: bytes, where: str) -> dict[str, str]:
     try:
-        fields = parse_json(text)
+        values = parse_json(parts.get("json", b"{}"))
     except ValueError as error:
         raise DataError(f"{where}.json is not valid JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise DataError(f"{where}.json holds a {type(fields).__name__}, not an object")
-    return {name: str(value) for name, value in fields.items() if isinstance(value, str | int | float)}
+    if not isinstance(values, dict):
+        raise DataError(f"{where}.json holds a {type(values).__name__}, not an object")
+    fields = {name: str(value) for name, value in values.items() if isinstance(value, str | int | float)}
+    for label_part in ("cls", "txt"):
+        if label_part in parts:
+            fields.setdefault("label", parts[label_part].decode("utf-8", "replace").strip())
+    if "label" not in fields:
+        raise DataError(f"{where} has no label", "add a .cls or .txt with the label, or a field label to the .json")
+    yield TarSample(where, parts[suffix], f".{suffix}", fields)

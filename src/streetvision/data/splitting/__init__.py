@@ -1,1 +1,1 @@
-"""The assignment of groups to splits, and splits.json."""
+"""Assignment of rows and groups to splits, and splits.json."""

@@ -1,6 +1,5 @@
-"""splits.json: the partition as a file, and everything that a damaged or edited one gives away."""
+"""Read and write splits.json: the partition as a file, with all checks for damaged or edited content."""
 
-from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,9 +10,11 @@ from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Partition, Row, Split
 from streetvision.data.splitting.partition import SPLITS, Fractions, check_leakage, count_rows, missing_class
 
+SCHEMA_VERSION = 4
+
 
 class _RowRecord(BaseModel):
-    """A row of splits.json: the fields of Row, and its split."""
+    """The fields of Row, and its split."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -30,7 +31,7 @@ class _RowRecord(BaseModel):
 
 
 class _NearDuplicatesRecord(BaseModel):
-    """What splits.json says of near-duplicates, with the proof that none of their pairs crosses two splits."""
+    """The fields of NearDuplicateClusters, and the number of pairs across two splits, which is 0."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,113 +39,100 @@ class _NearDuplicatesRecord(BaseModel):
     correlation: Annotated[float, Field(ge=-1, le=1)]
     pairs: Annotated[int, Field(strict=True, ge=0)]
     clusters: list[list[str]]
-    crossing: Literal[0]
+    cross_split_pairs: Literal[0]
 
 
 class _SplitsRecord(BaseModel):
-    """splits.json as a whole. What follows from the rows is there for the reader, and checked against them."""
+    """Content of splits.json. The derived fields help a reader, and are checked against the rows."""
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: Literal[3]
+    schema_version: Literal[4]
     root: str
     class_names: tuple[str, str]
     seed: Annotated[int, Field(strict=True)]
     fractions: Fractions
-    fractions_got: dict[Split, float]
+    actual_fractions: dict[Split, float]
     counts: dict[Split, dict[str, int]]
     fingerprint: str
-    dealt_sha256: str
+    assignment_sha256: str
     near_duplicates: _NearDuplicatesRecord | None
     rows: list[_RowRecord]
 
 
 def partition_to_json(partition: Partition) -> dict[str, object]:
-    """What splits.json holds: what was asked for, what came of it, and the rows with their splits."""
+    """Return the content of splits.json."""
     rows = zip(partition.index.rows, partition.roles, strict=True)
+    near_duplicates = partition.near_duplicates
     return {
-        "schema_version": 3,
+        "schema_version": SCHEMA_VERSION,
         "root": str(partition.index.root),
         "class_names": list(partition.index.class_names),
         "seed": partition.seed,
         "fractions": {split.value: partition.fractions[split] for split in SPLITS},
-        **_derived(partition),
-        "near_duplicates": None if (found := partition.near_duplicates) is None else vars(found) | {"crossing": 0},
+        **_derived_fields(partition),
+        "near_duplicates": None if near_duplicates is None else vars(near_duplicates) | {"cross_split_pairs": 0},
         "rows": [vars(row) | {"split": role.value} for row, role in rows],
     }
 
 
 def partition_from_json(value: object, source: Path) -> Partition:
-    """The partition that `value`, the content of the file `source`, holds.
+    """Validate the content of splits.json, and return its partition.
 
-    Raises ArtifactError, which names file and field, for a value that is malformed or contradicts itself, and
-    LeakageError where a group or the same image stands in two splits.
+    Args:
+        value: Parsed content of the file.
+        source: The file, for messages.
+
+    Raises:
+        ArtifactError: The content is malformed or contradicts itself; the message names file and field.
+        LeakageError: A group, or the same image, is in two splits.
     """
     hint = "the file was edited or damaged: restore it, or start a new run"
     try:
         record = _SplitsRecord.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the whole"
+        field = ".".join(map(str, first["loc"])) or "the content"
         raise ArtifactError(f"{source}: {field}: {first['msg']}", hint) from error
+
+    paths: set[str] = set()
+    for number, entry in enumerate(record.rows):
+        if entry.path in paths:
+            raise ArtifactError(f"{source}: rows.{number}.path: {entry.path!r} occurs twice", hint)
+        paths.add(entry.path)
+    near_duplicates = None
+    if record.near_duplicates is not None:
+        found = record.near_duplicates
+        clusters = tuple(tuple(cluster) for cluster in found.clusters)
+        unknown = next((path for cluster in clusters for path in cluster if path not in paths), None)
+        if unknown is not None:
+            raise ArtifactError(f"{source}: near_duplicates.clusters: {unknown!r} is not a row", hint)
+        near_duplicates = NearDuplicateClusters(found.radius, found.correlation, found.pairs, clusters)
+
     rows = tuple(Row(**{name: value for name, value in entry if name != "split"}) for entry in record.rows)
     index = Index(Path(record.root), record.class_names, rows)
     roles = tuple(entry.split for entry in record.rows)
-    partition = Partition(index, roles, record.fractions, record.seed, _lookalikes(record.near_duplicates))
-    if problem := _repeated_path(rows) or _unknown_path(partition):
-        raise ArtifactError(f"{source}: {problem}", hint)
+    partition = Partition(index, roles, record.fractions, record.seed, near_duplicates)
     check_leakage(partition, source)
-    if problem := missing_class(partition) or _contradiction(partition, record):
+    if problem := missing_class(partition):
         raise ArtifactError(f"{source}: {problem}", hint)
+    written = record.model_dump(mode="json", exclude={"rows", "near_duplicates"})
+    for field, expected in _derived_fields(partition).items():
+        if written[field] != expected:
+            raise ArtifactError(
+                f"{source}: {field}: {written[field]} does not match the rows, which give {expected}", hint
+            )
     return partition
 
 
-def _lookalikes(record: _NearDuplicatesRecord | None) -> NearDuplicateClusters | None:
-    if record is None:
-        return None
-    clusters = tuple(tuple(paths) for paths in record.clusters)
-    return NearDuplicateClusters(record.radius, record.correlation, record.pairs, clusters)
-
-
-def _repeated_path(rows: Sequence[Row]) -> str | None:
-    seen: set[str] = set()
-    for number, row in enumerate(rows):
-        if row.path in seen:
-            return f"rows.{number}.path: {row.path!r} stands there twice"
-        seen.add(row.path)
-    return None
-
-
-def _unknown_path(partition: Partition) -> str | None:
-    known = {row.path for row in partition.index.rows}
-    named = (
-        path for paths in (partition.near_duplicates.clusters if partition.near_duplicates else ()) for path in paths
-    )
-    unknown = next((path for path in named if path not in known), None)
-    return None if unknown is None else f"near_duplicates.clusters: {unknown!r} is no row"
-
-
-def _derived(partition: Partition) -> dict[str, object]:
-    """The fields of splits.json that follow from the rows and their roles."""
+def _derived_fields(partition: Partition) -> dict[str, object]:
+    """The fields of splits.json that are computed from the rows and their splits."""
     counts = count_rows(partition)
+    assignment = sorted(f"{row.sha256} {role}" for row, role in zip(partition.index.rows, partition.roles, strict=True))
     return {
         "fingerprint": partition.index.fingerprint,
         "counts": {split.value: counts[split] for split in SPLITS},
-        "fractions_got": {split.value: sum(counts[split].values()) / len(partition.roles) for split in SPLITS},
-        "dealt_sha256": _dealt_sha256(partition),
+        "actual_fractions": {split.value: sum(counts[split].values()) / len(partition.roles) for split in SPLITS},
+        # Counts do not change if two rows of a class are swapped by hand; this digest does.
+        "assignment_sha256": sha256("\n".join(assignment).encode()).hexdigest(),
     }
-
-
-def _dealt_sha256(partition: Partition) -> str:
-    """Digest of who stands where, so that a later deal never keeps roles that were edited by hand."""
-    lines = sorted(f"{row.sha256} {role}" for row, role in zip(partition.index.rows, partition.roles, strict=True))
-    return sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _contradiction(partition: Partition, record: _SplitsRecord) -> str | None:
-    """The first field that does not follow from the rows, though it should; None when all do."""
-    written = record.model_dump(mode="json", exclude={"rows", "near_duplicates"})
-    for field, value in _derived(partition).items():
-        if written[field] != value:
-            return f"{field}: {written[field]} does not fit the rows, which make it {value}"
-    return None

@@ -1,1 +1,1 @@
-"""Random changes of images on tensors."""
+"""Random transforms of images on tensors."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streetvision.data.records import BadFile
+from streetvision.data.records import RejectedFile
 from streetvision.io.atomic import write_text_atomic
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
@@ -83,7 +83,7 @@ def _print_embedding_duplicates(findings: Findings, console: Console) -> None:
             console.line("", f"{rows[first].path} and {rows[second].path}: {cosine:.2f}")
 
 
-def _print_files(label: str, files: Sequence[BadFile], console: Console) -> None:
+def _print_files(label: str, files: Sequence[RejectedFile], console: Console) -> None:
     console.line(label, str(len(files)))
     for file in files[:MAX_LINES]:
         console.line("", f"{file.path} {file.reason}")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from streetvision.contracts.errors import ConfigError
-from streetvision.data.sources.imports import Consistency, import_images
+from streetvision.data.sources.importer import Consistency, import_images
 from streetvision.io.atomic import cannot_write, remove_stray_temps
 from streetvision.io.lock import run_lock
 from streetvision.pipeline.config import compose_config

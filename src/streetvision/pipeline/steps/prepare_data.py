@@ -76,7 +76,7 @@ def _earlier_roles(context: Context) -> Mapping[str, Split]:
     """
     config, path = context.settings(DataConfig), context.schema.splits_json
     if not path.exists():
-        return NOTHING_KEPT
+        return {}
     try:
         earlier = partition_from_json(read_json(path), path)
     except StreetVisionError as error:

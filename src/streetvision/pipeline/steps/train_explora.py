@@ -15,7 +15,7 @@ from streetvision.data.augmentation import Transform, get_val_transforms
 from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.datamodule import EpochBatchSampler, ImageDataset, ImageLoader
 from streetvision.data.sources.unlabeled import UnlabeledImages
-from streetvision.data.two_views import PartnersFromGroups, TwoViews
+from streetvision.data.two_views import GroupPairDataset, TwoViews
 from streetvision.eval.report.training_plots import adaptation_curve
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
@@ -142,7 +142,7 @@ def _train(
                 "phase4a.views.positives=same_group needs groups, and no two images share a group",
                 "add a group column to data.root and data.unlabeled, or set phase4a.views.positives=same_image",
             )
-        pair_dataset = PartnersFromGroups
+        pair_dataset = GroupPairDataset
     # The neighbours' MCC is measured on a sample, evenly spaced over TRAIN.
     labelled = context.rows(Split.TRAIN)
     probe = labelled[:: max(1, math.ceil(len(labelled) / config.knn_probe_size))]

@@ -92,5 +92,5 @@ class TestLookalikes:
         train = next(entry for entry in value["rows"] if (entry["split"], entry["label"]) == ("train", 0))
         test = next(entry for entry in value["rows"] if (entry["split"], entry["label"]) == ("val_test", 0))
         train["split"], test["split"] = test["split"], train["split"]
-        with pytest.raises(ArtifactError, match="dealt_sha256"):
+        with pytest.raises(ArtifactError, match="assignment_sha256"):
             partition_from_json(value, SOURCE)

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import DecodeLimits
 from streetvision.data.decode import UndecodableImage
+from streetvision.data.sources.image_stream import list_image_refs, read_image_refs
 from streetvision.data.sources.parquet_index import IndexParts
-from streetvision.data.sources.streams import list_sources, read_items
 
 PICTURES = {f"{letter}.jpg": letter.encode() * 7 for letter in "abcdefghij"}
 
 
 def contents(*sources, limits=None):
     """Name -> bytes, or the reason why not."""
-    items = list(list_sources(sources))
-    read = list(read_items(items, **({"limits": limits} if limits else {})))
+    items = list(list_image_refs(sources))
+    read = list(read_image_refs(items, **({"limits": limits} if limits else {})))
     assert [item for item, _ in read] == items
     names = [item.name for item in items]
     assert len(set(names)) == len(names)
@@ -82,8 +82,8 @@ def test_any_rows_of_a_parquet_file_are_read(tmp_path_factory, first, last, step
     file = write_parquet(
         tmp_path_factory.mktemp("rows") / "x.parquet", list(PICTURES.values()), rows_a_group=rows_a_group
     )
-    items = list(list_sources([file]))[first : last + 1 : step]
-    assert [data for _, data in read_items(items)] == [list(PICTURES.values())[item.at] for item in items]
+    items = list(list_image_refs([file]))[first : last + 1 : step]
+    assert [data for _, data in read_image_refs(items)] == [list(PICTURES.values())[item.offset] for item in items]
 
 
 def test_folders_hold_tars_and_parquet_too_and_tables_without_images_are_passed_over(folder):
@@ -134,11 +134,11 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_read(tmp_path):
 def test_what_has_changed_since_it_was_listed_is_told(tmp_path):
     tar, file = write_tar(tmp_path / "x.tar", PICTURES), write_parquet(tmp_path / "x.parquet", [b"l", b"m"])
     (tmp_path / "a.jpg").write_bytes(b"a")
-    items = sorted(list_sources([tmp_path]), key=lambda item: item.kind)
+    items = sorted(list_image_refs([tmp_path]), key=lambda item: item.kind)
     tar.write_bytes(tar.read_bytes()[:600])
     write_parquet(file, [b"l"])
     (tmp_path / "a.jpg").unlink()
-    told = {item.name.removeprefix(f"{tmp_path}/"): data for item, data in read_items(items)}
+    told = {item.name.removeprefix(f"{tmp_path}/"): data for item, data in read_image_refs(items)}
     assert told["a.jpg"].reason == "is not there"
     assert told["x.tar/b.jpg"].reason == "is truncated"
     assert told["x.parquet#0"] == b"l"
@@ -170,7 +170,7 @@ def test_each_image_has_one_source(folder, tmp_path):
 def test_a_listing_is_never_whole_in_memory(tmp_path):
     tar = write_tar(tmp_path / "x.tar", {f"{number:05d}.jpg": b"" for number in range(3000)})
     tracemalloc.start()
-    assert sum(1 for _ in list_sources([tar])) == 3000
+    assert sum(1 for _ in list_image_refs([tar])) == 3000
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 500_000, "3,000 members kept take over a megabyte"

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import DataConfig
-from streetvision.data.records import BadFile, Listed
-from streetvision.data.sources.data_root import list_images
+from streetvision.data.records import ImageRecord, RejectedFile
+from streetvision.data.sources.discovery import list_images
 
 NAMES = ("None", "Roadwork")
 REAL_DATA = os.environ.get("STREETVISION_REAL_DATA")
@@ -74,9 +74,9 @@ class TestFolders:
     def test_class_folders_in_any_case_and_at_any_depth(self, tmp_path):
         touch(tmp_path, "NONE/b.JPG", "NONE/a.png", "roadwork/day1/c.webp")
         assert listing_of(tmp_path).images == (
-            Listed("NONE/a.png", 0),
-            Listed("NONE/b.JPG", 0),
-            Listed("roadwork/day1/c.webp", 1),
+            ImageRecord("NONE/a.png", 0),
+            ImageRecord("NONE/b.JPG", 0),
+            ImageRecord("roadwork/day1/c.webp", 1),
         )
         assert listing_of(tmp_path).root == tmp_path
 
@@ -85,9 +85,9 @@ class TestFolders:
         touch(tmp_path, "none/.DS_Store", "none/Thumbs.db", "none/.cache/d.png", ".git/e.png", "desktop.ini")
         assert [image.path for image in listing_of(tmp_path).images] == ["none/a.png", "roadwork/b.png"]
         assert set(listing_of(tmp_path).left_out) == {
-            BadFile("loose.jpg", "lies in no class folder"),
-            BadFile("none/notes.txt", "is not an image by its name"),
-            BadFile("unsure", "is a folder of no class (images in it: 1)"),
+            RejectedFile("loose.jpg", "lies in no class folder"),
+            RejectedFile("none/notes.txt", "is not an image by its name"),
+            RejectedFile("unsure", "is a folder of no class (images in it: 1)"),
         }
 
     def test_a_missing_class_names_what_was_found(self, tmp_path):
@@ -120,9 +120,9 @@ class TestCsv:
             tmp_path, "path,label,group,source\na.png,0,ride 1,bus\n/far/b.png,ROADWORK,,\n./c.png,none,,x\n"
         )
         expected = (
-            Listed("a.png", 0, "ride 1", "bus"),
-            Listed("/far/b.png", 1),
-            Listed("c.png", 0, None, "x"),
+            ImageRecord("a.png", 0, "ride 1", "bus"),
+            ImageRecord("/far/b.png", 1),
+            ImageRecord("c.png", 0, None, "x"),
         )
         assert listing_of(path).images == expected
         assert listing_of(tmp_path).images == expected
@@ -130,7 +130,7 @@ class TestCsv:
 
     def test_byte_order_mark_header_case_blank_lines_and_other_columns(self, tmp_path):
         write_csv(tmp_path, "Label,PATH,Weather\r\n0,a.png, rain\r\n\r\n1,b.png,\r\n", encoding="utf-8-sig")
-        expected = (Listed("a.png", 0, columns={"weather": "rain"}), Listed("b.png", 1))
+        expected = (ImageRecord("a.png", 0, columns={"weather": "rain"}), ImageRecord("b.png", 1))
         assert listing_of(tmp_path).images == expected
 
     def test_quoted_names(self, tmp_path):
@@ -197,7 +197,7 @@ class TestLabelsJson:
         self.write(
             tmp_path, [{"filename": "a.png", "label": 0, "group": 7}, {"filename": "b.png", "label": "roadwork"}]
         )
-        assert listing_of(tmp_path).images == (Listed("images/a.png", 0, "7"), Listed("images/b.png", 1))
+        assert listing_of(tmp_path).images == (ImageRecord("images/a.png", 0, "7"), ImageRecord("images/b.png", 1))
         assert listing_of(tmp_path / "labels.json").root == tmp_path
 
     def test_names_are_relative_to_the_file_without_images(self, tmp_path):

@@ -13,10 +13,10 @@ from PIL import Image
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Silent
 from streetvision.data.config import DataConfig
-from streetvision.data.exif import read_exif
 from streetvision.data.sources import imports
-from streetvision.data.sources.data_root import list_images
-from streetvision.data.sources.imports import Consistency, import_images
+from streetvision.data.sources.discovery import list_images
+from streetvision.data.sources.exif import read_exif
+from streetvision.data.sources.importer import Consistency, import_images
 
 CONFIG = DataConfig()
 BERLIN = {1: "N", 2: (52.0, 31.0, 12.0), 3: "E", 4: (13.0, 24.0, 18.0)}

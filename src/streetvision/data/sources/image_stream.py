@@ -1,0 +1,268 @@
+"""List and read images in files, folders, tars and Parquet files, without unpacking them to disk.
+
+Images are listed as a stream of small references, so memory does not grow with the source. A reference has the position
+of the image: a byte offset in a tar, a row in a Parquet file.
+"""
+
+import os
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from streetvision.contracts.errors import DataError
+from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
+from streetvision.data.decode import UndecodableImage, read_image_bytes
+from streetvision.data.records import IMAGE_SUFFIXES
+from streetvision.data.sources.parquet_index import SCHEMA
+from streetvision.data.sources.webdataset import DAMAGED_TAR
+
+IMAGE_COLUMN = "image"
+"""Column of a Parquet file with images: bytes, or a struct with a field `bytes` as Hugging Face writes it."""
+PARQUET_BATCH_ROWS = 16
+PARQUET_BUFFER_BYTES = 2**20
+SOURCE_HINT = "give images, or folders, tars or Parquet files with images"
+
+Content = bytes | UndecodableImage
+"""Bytes of an image, or the reason why there are none. An error is a value, so that the next images are still read."""
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Reference to one image of a source."""
+
+    name: str
+    """Name of the image in predictions: its path, TAR/MEMBER or PARQUET#ROW."""
+    kind: str
+    """Key of READERS."""
+    file: str
+    """Absolute path of the file that is or contains the image."""
+    size: int
+    """Size in bytes of the image, or of the whole file for Parquet; it changes if the source changes."""
+    offset: int = 0
+    """First byte of the image in a tar, or its row in a Parquet file."""
+    reason: str = ""
+    """Reason if it cannot be read; completes the sentence "this file ..."."""
+
+
+def list_image_refs(sources: Sequence[Path]) -> Iterator[ImageRef]:
+    """Yield each image of the sources once. A file or folder that cannot be listed yields a reference with the reason.
+
+    Folders are searched recursively for images, tars and Parquet files with images, in the order of the file system.
+    Hidden names are ignored, and links to folders are not followed.
+
+    Raises:
+        DataError: A source does not exist, is inside another source, or has no images.
+    """
+    absolute = [source.expanduser().absolute() for source in sources]
+    resolved = [source.resolve() for source in absolute]
+    for number, (source, path) in enumerate(zip(absolute, resolved, strict=True)):
+        if not path.exists():
+            raise DataError(f"{str(source)!r} does not exist", SOURCE_HINT)
+        others = resolved[:number] + resolved[number + 1 :]
+        if parent := next((other for other in others if path.is_relative_to(other)), None):
+            raise DataError(
+                f"{str(source)!r} is given twice: it is inside {str(parent)!r}", "remove one of the two sources"
+            )
+    for source in absolute:
+        empty = True
+        for ref in _list_source(source):
+            empty = False
+            yield ref
+        if empty:
+            raise DataError(f"{str(source)!r} has no images", SOURCE_HINT)
+
+
+def read_image_refs(
+    refs: Iterable[ImageRef], *, limits: DecodeLimits = DEFAULT_LIMITS
+) -> Iterator[tuple[ImageRef, Content]]:
+    """Yield each reference with its bytes. References into one Parquet file must be sorted by row."""
+    for (kind, file), group in groupby(refs, key=lambda ref: (ref.kind, ref.file)):
+        same_file, n_read = list(group), 0
+        try:
+            for ref, content in zip(same_file, READERS[kind](Path(file), same_file, limits), strict=True):
+                n_read += 1
+                yield ref, content
+        except UndecodableImage as error:  # of the whole file
+            yield from ((ref, error) for ref in same_file[n_read:])
+
+
+def _list_source(source: Path) -> Iterator[ImageRef]:
+    if source.is_dir():
+        return _list_folder(source)
+    suffix = source.suffix.lower()
+    return _list_given_parquet(source) if suffix == ".parquet" else LISTERS.get(suffix, _list_file)(source)
+
+
+def _list_folder(folder: Path) -> Iterator[ImageRef]:
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    yield from _list_entry(entry)
+    except OSError as error:
+        yield _unreadable(folder, error.strerror or str(error))
+
+
+def _list_entry(entry: "os.DirEntry[str]") -> Iterator[ImageRef]:
+    path, suffix = Path(entry.path), Path(entry.name).suffix.lower()
+    try:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _list_folder(path)
+        elif (suffix in LISTERS or suffix in IMAGE_SUFFIXES) and entry.is_file():
+            yield from LISTERS.get(suffix, _list_file)(path)
+    except OSError as error:
+        yield _unreadable(path, error.strerror or str(error))
+
+
+def _list_file(path: Path) -> Iterator[ImageRef]:
+    yield ImageRef(str(path), "file", str(path), path.stat().st_size)
+
+
+def _list_tar(path: Path) -> Iterator[ImageRef]:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined] # tarfile would keep every member in memory
+                name = PurePosixPath(member.name)
+                if member.isreg() and name.suffix.lower() in IMAGE_SUFFIXES and not name.name.startswith("."):
+                    yield ImageRef(f"{path}/{member.name}", "tar", str(path), member.size, member.offset_data)
+    except DAMAGED_TAR as error:
+        yield _unreadable(path, f"as an uncompressed tar: {error}")
+
+
+def _list_parquet(path: Path) -> Iterator[ImageRef]:
+    """The rows of a Parquet file with images; nothing of another Parquet file."""
+    try:
+        with pq.ParquetFile(path) as file:
+            if _image_column(file.schema_arrow) is not None:
+                size = path.stat().st_size
+                for row in range(file.metadata.num_rows):
+                    yield ImageRef(f"{path}#{row}", "parquet", str(path), size, row)
+    except (pa.ArrowException, OSError) as error:
+        yield _unreadable(path, f"as Parquet: {_first_line(error)}")
+
+
+def _list_given_parquet(path: Path) -> Iterator[ImageRef]:
+    """As `_list_parquet`, for a file that is itself a source: an index.parquet yields the files that it lists.
+
+    In a folder an index is not used, because the search finds the files.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            if schema.equals(SCHEMA):
+                for batch in file.iter_batches(columns=["path"]):
+                    for name in batch.column(0).to_pylist():
+                        yield from _list_indexed_file(path.parent / name)
+                return
+    except (pa.ArrowException, OSError) as error:
+        yield _unreadable(path, f"as Parquet: {_first_line(error)}")
+        return
+    if _image_column(schema) is None:
+        raise DataError(
+            f"{str(path)!r} has no column {IMAGE_COLUMN!r} of bytes (found: {', '.join(schema.names)})",
+            "rename the column",
+        )
+    yield from _list_parquet(path)
+
+
+def _list_indexed_file(path: Path) -> Iterator[ImageRef]:
+    try:
+        yield from _list_file(path)
+    except (OSError, ValueError):
+        yield ImageRef(str(path), "unreadable", str(path), 0, reason="does not exist")
+
+
+LISTERS: Mapping[str, Callable[[Path], Iterator[ImageRef]]] = {".tar": _list_tar, ".parquet": _list_parquet}
+"""Suffix of a file that contains images -> function that lists them."""
+
+
+def _unreadable(path: Path, detail: str) -> ImageRef:
+    return ImageRef(str(path), "unreadable", str(path), 0, reason=f"cannot be read {detail}")
+
+
+def _image_column(schema: pa.Schema) -> str | None:
+    """The column, or the field of a struct, with the bytes of images; None if there is none."""
+    if IMAGE_COLUMN not in schema.names:
+        return None
+    column_type = schema.field(IMAGE_COLUMN).type
+    if pa.types.is_struct(column_type) and column_type.get_field_index("bytes") >= 0:
+        return f"{IMAGE_COLUMN}.bytes"
+    return IMAGE_COLUMN if pa.types.is_binary(column_type) or pa.types.is_large_binary(column_type) else None
+
+
+def _read_file(path: Path, _: Sequence[ImageRef], limits: DecodeLimits) -> Iterator[Content]:
+    yield read_image_bytes(path, limits=limits)
+
+
+def _read_tar(path: Path, refs: Sequence[ImageRef], limits: DecodeLimits) -> Iterator[Content]:
+    try:
+        with path.open("rb") as archive:
+            for ref in refs:
+                if too_large := _size_error(ref.size, limits):
+                    yield too_large
+                    continue
+                archive.seek(ref.offset)
+                data = archive.read(ref.size)
+                # The tar may have changed after it was listed.
+                yield data if len(data) == ref.size else UndecodableImage("is truncated")
+    except OSError as error:
+        raise UndecodableImage(f"cannot be read: {error.strerror}") from error
+
+
+def _read_parquet(path: Path, refs: Sequence[ImageRef], limits: DecodeLimits) -> Iterator[Content]:
+    """The given rows of one file, in ascending order; reads only the row groups that contain them."""
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=PARQUET_BUFFER_BYTES) as file:
+            column = _image_column(file.schema_arrow)
+            groups, next_row = _row_groups(file.metadata, refs[0].offset, refs[-1].offset)
+            batches = file.iter_batches(PARQUET_BATCH_ROWS, row_groups=groups, columns=[column])
+            values = (value for batch in batches for value in batch.column(0))
+            for ref in refs:
+                value = next(islice(values, ref.offset - next_row, None)).as_py()
+                next_row = ref.offset + 1
+                data = value["bytes"] if isinstance(value, dict) else value
+                yield UndecodableImage("has no bytes") if data is None else _size_error(len(data), limits) or data
+    except (pa.ArrowException, OSError, StopIteration) as error:
+        raise UndecodableImage(f"cannot be read as Parquet: {_first_line(error)}") from error
+
+
+def _row_groups(metadata: pq.FileMetaData, first: int, last: int) -> tuple[list[int], int]:
+    """The row groups that contain the rows `first` to `last`, and the first row of the first of them."""
+    groups: list[int] = []
+    groups_begin = row = 0
+    for number in range(metadata.num_row_groups):
+        end = row + metadata.row_group(number).num_rows
+        if end > first and row <= last:
+            groups_begin = groups_begin if groups else row
+            groups.append(number)
+        row = end
+    return groups, groups_begin
+
+
+def _read_unreadable(_: Path, refs: Sequence[ImageRef], __: DecodeLimits) -> Iterator[Content]:
+    return (UndecodableImage(ref.reason) for ref in refs)
+
+
+def _size_error(size: int, limits: DecodeLimits) -> UndecodableImage | None:
+    if size <= limits.max_megabytes * 1e6:
+        return None
+    return UndecodableImage(f"is {size / 1e6:,.4g} MB; the limit is {limits.max_megabytes:g}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+READERS: Mapping[str, Callable[[Path, Sequence[ImageRef], DecodeLimits], Iterator[Content]]] = {
+    "file": _read_file,
+    "tar": _read_tar,
+    "parquet": _read_parquet,
+    "unreadable": _read_unreadable,
+}
+"""Kind of a reference -> function that reads the references of that kind into one file."""

@@ -1,0 +1,188 @@
+"""Import images from any source into one index on disk. An interrupted import resumes."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from streetvision.contracts.errors import DataError
+from streetvision.contracts.progress import Progress
+from streetvision.data.config import DataConfig
+from streetvision.data.decode import UndecodableImage, read_image_bytes
+from streetvision.data.records import ImageRecord, image_suffix, parse_label
+from streetvision.data.sources.csv_json import ColumnNames
+from streetvision.data.sources.discovery import HUB_PREFIX, list_images
+from streetvision.data.sources.exif import read_exif
+from streetvision.data.sources.huggingface import is_local_dataset, stream_dataset
+from streetvision.data.sources.parquet_index import IndexParts
+from streetvision.data.sources.webdataset import find_shards, read_shard
+from streetvision.io.atomic import read_json, sha256_bytes, sha256_json, write_bytes_atomic, write_json_atomic
+
+PART_SIZE = 1000
+"""Entries per part of the index. An interrupted import repeats at most this many."""
+IMAGES = "images"
+
+
+@dataclass(frozen=True)
+class SourceEntry:
+    """One image of a source, whose bytes were not read yet."""
+
+    label: int
+    read: Callable[[], bytes]
+    path: str | None
+    """Absolute path of the image file; None if the source does not consist of files."""
+    suffix: str
+    """Suffix, with its dot, of a file made of the image."""
+    group: str | None = None
+    source: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """A filter: the text of images of class 1 has at least one of the words, that of class 0 has none."""
+
+    column: str
+    words: tuple[str, ...]
+
+    def accepts(self, entry: SourceEntry) -> bool:
+        """Whether text and label agree. An entry without text is accepted."""
+        text = entry.columns.get(self.column, "").casefold()
+        return not text or any(word.casefold() in text for word in self.words) == (entry.label == 1)
+
+
+@dataclass(frozen=True)
+class _Source:
+    entries: Iterator[SourceEntry]
+    """Always in the same order."""
+    total: int
+    """Number of entries; 0 if it is not known."""
+    identity: object
+    """JSON value that changes when the entries change, as far as that is known before they are read."""
+
+
+def import_images(
+    source: str,
+    folder: Path,
+    *,
+    config: DataConfig,
+    copy: bool = False,
+    consistency: Consistency | None = None,
+    progress: Progress,
+) -> Counter[str]:
+    """Write an index of `source` to `folder`: digest, size, EXIF time and position, and the metadata of the source.
+
+    Image files stay at their place. The images of datasets and tars are written to images/, named by their digest.
+    Memory holds one part of the index, and the list of names if the source is a folder or a table.
+
+    Args:
+        source: Anything that data.root accepts, or WebDataset tars.
+        folder: Folder of the index.
+        config: Class names, columns and the split of a dataset.
+        copy: Also copy image files to images/.
+        consistency: Skip entries whose text and label disagree.
+        progress: Shows how many entries are read.
+
+    Returns:
+        The number of `rows`, and of the skipped entries that are `unreadable` or `inconsistent`.
+
+    Raises:
+        DataError: `folder` has an unfinished import of another source or with other settings.
+    """
+    parts, opened = IndexParts(folder), _open_source(source, config)
+    done = parts.done()
+    request = [opened.identity, config.model_dump(mode="json"), copy, consistency and vars(consistency)]
+    request_json, note = {"request_sha256": sha256_json(request), "source": source}, folder / "import.json"
+    if done and (not note.is_file() or read_json(note) != request_json):
+        raise DataError(
+            f"{str(folder)!r} has an unfinished import of another source, or its source has changed",
+            f"choose another folder, or remove {str(folder / 'parts')!r} to start again",
+        )
+    write_json_atomic(note, request_json)
+
+    total = max(0, opened.total - done)
+    remaining = progress.track(islice(opened.entries, done, None), total=total, label="import")
+    while batch := list(islice(remaining, PART_SIZE)):
+        done += len(batch)
+        accepted = [entry for entry in batch if consistency is None or consistency.accepts(entry)]
+        rows = [row for entry in accepted if (row := _index_row(entry, folder, copy=copy)) is not None]
+        skipped = {"inconsistent": len(batch) - len(accepted), "unreadable": len(accepted) - len(rows)}
+        parts.append(rows, until=done, skipped=skipped)
+    return parts.finish()
+
+
+def _open_source(source: str, config: DataConfig) -> _Source:
+    path = Path(source).expanduser()
+    if shards := find_shards(path):
+        sizes = [[shard.name, shard.stat().st_size] for shard in shards]
+        return _Source(_shard_entries(shards, config), 0, sizes)
+    if source.startswith(HUB_PREFIX) or is_local_dataset(path):
+        return _Source(_dataset_entries(source, config), 0, source)
+    listing = list_images(
+        source,
+        class_names=config.class_names,
+        import_to=path,  # not used: the source is not a dataset
+        group_column=config.group_column,
+        source_column=config.source_column,
+    )
+    entries = (_file_entry(record, listing.root) for record in listing.images)
+    names = sha256_json([[record.path, record.label] for record in listing.images])
+    return _Source(entries, len(listing.images), names)
+
+
+def _file_entry(record: ImageRecord, root: Path) -> SourceEntry:
+    path = (root / record.path).absolute()
+    return SourceEntry(
+        record.label,
+        partial(read_image_bytes, path),
+        str(path),
+        path.suffix.lower(),
+        record.group,
+        record.source,
+        dict(record.columns),
+    )
+
+
+def _shard_entries(shards: Iterable[Path], config: DataConfig) -> Iterator[SourceEntry]:
+    for sample in (sample for shard in shards for sample in read_shard(shard)):
+        columns = dict(sample.fields)
+        label = parse_label(columns.pop("label"), class_names=config.class_names, where=sample.name)
+        group = columns.pop(config.group_column or "group", None)
+        source = columns.pop(config.source_column or "source", None)
+        yield SourceEntry(label, partial(bytes, sample.image), None, sample.suffix, group, source, columns)
+
+
+def _dataset_entries(source: str, config: DataConfig) -> Iterator[SourceEntry]:
+    columns = ColumnNames(config.group_column, config.source_column)
+    name = source.removeprefix(HUB_PREFIX)
+    for data, original_name, record in stream_dataset(
+        name, split=config.hf_split, class_names=config.class_names, columns=columns
+    ):
+        suffix, others = image_suffix(original_name), dict(record.columns)
+        yield SourceEntry(record.label, partial(bytes, data), None, suffix, record.group, record.source, others)
+
+
+def _index_row(entry: SourceEntry, folder: Path, *, copy: bool) -> dict[str, Any] | None:
+    """The row of an entry in the index; None if its bytes cannot be read."""
+    try:
+        data = entry.read()
+    except UndecodableImage:
+        return None
+    digest = sha256_bytes(data)
+    path = entry.path
+    if copy or path is None:
+        path = f"{IMAGES}/{digest}{entry.suffix}"
+        if not (folder / path).exists():
+            write_bytes_atomic(folder / path, data)
+    return {
+        "path": path,
+        "label": entry.label,
+        "sha256": digest,
+        "bytes": len(data),
+        "group": entry.group,
+        "source": entry.source,
+        "columns": list((read_exif(data) | entry.columns).items()),
+    }
