@@ -8,13 +8,13 @@ from streetvision.data.config import PLAIN, AugmentationConfig, AugMixConfig, Ga
 IMAGE = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def seen(config, *, seed=1):
+def augmented(config, *, seed=1):
     torch.manual_seed(seed)
     return get_train_transforms(config, image_size=32)(IMAGE)
 
 
-def test_the_plain_policy_is_what_is_judged():
-    assert torch.equal(seen(PLAIN), get_val_transforms(image_size=32)(IMAGE))
+def test_without_augmentation_the_training_transform_is_that_of_evaluation():
+    assert torch.equal(augmented(PLAIN), get_val_transforms(image_size=32)(IMAGE))
     assert get_batch_transform(PLAIN, image_size=32, patch_size=16) is None
 
 
@@ -31,10 +31,10 @@ def test_the_plain_policy_is_what_is_judged():
     ],
     ids=str,
 )
-def test_every_setting_of_the_augmentation_changes_the_picture(change):
-    changed = [seen(PLAIN.model_copy(update=change), seed=seed) for seed in range(6)]
-    assert all(one.shape == (3, 32, 32) and one.dtype == torch.uint8 for one in changed)
-    assert any(not torch.equal(one, seen(PLAIN, seed=seed)) for seed, one in enumerate(changed))
+def test_every_setting_of_the_augmentation_changes_the_image(change):
+    changed = [augmented(PLAIN.model_copy(update=change), seed=seed) for seed in range(6)]
+    assert all(image.shape == (3, 32, 32) and image.dtype == torch.uint8 for image in changed)
+    assert any(not torch.equal(image, augmented(PLAIN, seed=seed)) for seed, image in enumerate(changed))
 
 
 @pytest.mark.parametrize(
@@ -47,29 +47,29 @@ def test_every_setting_of_the_augmentation_changes_the_picture(change):
     ],
     ids=str,
 )
-def test_settings_of_a_policy_change_the_picture(section, change):
+def test_settings_of_a_policy_change_the_image(section, change):
     name = "aug_mix" if isinstance(section, AugMixConfig) else "trivial_augment_wide"
     first, second = (PLAIN.model_copy(update={name: s}) for s in (section, section.model_copy(update=change)))
-    assert any(not torch.equal(seen(first, seed=seed), seen(second, seed=seed)) for seed in range(12))
+    assert any(not torch.equal(augmented(first, seed=seed), augmented(second, seed=seed)) for seed in range(12))
 
 
 def test_both_policies_can_be_combined():
     policies = {"trivial_augment_wide": TrivialAugmentWideConfig(enabled=True), "aug_mix": AugMixConfig(enabled=True)}
     both, one = (PLAIN.model_copy(update=dict(list(policies.items())[:n])) for n in (2, 1))
-    assert any(not torch.equal(seen(both, seed=seed), seen(one, seed=seed)) for seed in range(6))
+    assert any(not torch.equal(augmented(both, seed=seed), augmented(one, seed=seed)) for seed in range(6))
 
 
-def test_levels_of_the_validator_are_those_that_were_asked_for():
+def test_the_requested_levels_of_the_validator_are_applied():
     first, second = (
-        seen(PLAIN.model_copy(update={"validator_distortion_p": 1.0, "validator_levels": (n,)})) for n in (0, 3)
+        augmented(PLAIN.model_copy(update={"validator_distortion_p": 1.0, "validator_levels": (n,)})) for n in (0, 3)
     )
     assert not torch.equal(first, second)
     torch.manual_seed(0)
-    judged = [get_val_transforms(image_size=32, validator_level=n)(IMAGE) for n in (0, 1)]
-    assert not torch.equal(*judged)
+    evaluated = [get_val_transforms(image_size=32, validator_level=n)(IMAGE) for n in (0, 1)]
+    assert not torch.equal(*evaluated)
 
 
-def test_half_of_the_images_come_through_the_validator():
+def test_half_of_the_images_get_the_distortions_of_the_validator():
     transform = get_train_transforms(PLAIN.model_copy(update={"validator_distortion_p": 0.5}), image_size=16)
     plain = get_val_transforms(image_size=16)(IMAGE)
     torch.manual_seed(0)
@@ -111,6 +111,6 @@ def test_a_batch_has_one_size_of_whole_patches():
     ],
     ids=str,
 )
-def test_settings_that_nothing_reads_are_refused(settings):
+def test_settings_without_effect_are_rejected(settings):
     with pytest.raises(ConfigError):
         AugmentationConfig(**settings)

@@ -26,7 +26,7 @@ def build(cache, rows, root, workers=2):
     return cache.build(rows, root=root, limits=DEFAULT_LIMITS, workers=workers, progress=Silent())
 
 
-def test_copies_are_small_and_show_the_same(scenes, rows, tmp_path):
+def test_copies_are_small_and_similar_to_the_originals(scenes, rows, tmp_path):
     cache = ImageCache(tmp_path, pixels=36)
     assert build(cache, rows, scenes) == len(rows)
     for row in rows:
@@ -36,16 +36,16 @@ def test_copies_are_small_and_show_the_same(scenes, rows, tmp_path):
         assert (resize_square(copy, 32).int() - original.int()).abs().float().mean() < 6
 
 
-def test_what_is_there_is_not_made_again_and_what_is_missing_is(scenes, rows, tmp_path):
+def test_only_missing_copies_are_made(scenes, rows, tmp_path):
     cache = ImageCache(tmp_path, pixels=36)
     build(cache, rows[:5], scenes)
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
+    existing = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}
     assert build(cache, rows, scenes) == len(rows) - 5
-    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    assert all(path.stat().st_mtime_ns == time for path, time in existing.items())
     assert build(cache, rows, scenes) == 0
 
 
-def test_the_same_content_by_another_path_is_the_same_copy(scenes, rows, tmp_path):
+def test_equal_content_at_another_path_shares_the_copy(scenes, rows, tmp_path):
     cache = ImageCache(tmp_path / "cache", pixels=36)
     build(cache, rows, scenes)
     moved = tmp_path / "moved"
@@ -53,7 +53,7 @@ def test_the_same_content_by_another_path_is_the_same_copy(scenes, rows, tmp_pat
     assert build(cache, rows, moved) == 0
 
 
-def test_copies_of_two_sizes_or_workers_differ_only_as_they_should(scenes, rows, tmp_path):
+def test_copies_depend_on_the_size_and_not_on_the_workers(scenes, rows, tmp_path):
     first, second = (ImageCache(tmp_path / name, pixels=36) for name in "ab")
     build(first, rows, scenes, workers=1)
     build(second, rows, scenes, workers=4)
@@ -62,7 +62,7 @@ def test_copies_of_two_sizes_or_workers_differ_only_as_they_should(scenes, rows,
     assert first.path(rows[0], root=scenes) != ImageCache(tmp_path / "a", pixels=40).path(rows[0], root=scenes)
 
 
-def test_an_image_that_is_small_already_is_read_as_it_is(scenes, rows, tmp_path):
+def test_a_small_image_is_read_from_the_original(scenes, rows, tmp_path):
     cache = ImageCache(tmp_path, pixels=72)
     assert build(cache, rows, scenes) == 0
     assert cache.path(rows[0], root=scenes) == scenes / rows[0].path
@@ -71,16 +71,16 @@ def test_an_image_that_is_small_already_is_read_as_it_is(scenes, rows, tmp_path)
 def test_a_photo_is_upright_in_its_copy(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    written = io.BytesIO()
-    Image.new("RGB", (80, 40), "red").save(written, "JPEG", exif=exif)
-    (tmp_path / "photo.jpg").write_bytes(written.getvalue())
+    jpeg = io.BytesIO()
+    Image.new("RGB", (80, 40), "red").save(jpeg, "JPEG", exif=exif)
+    (tmp_path / "photo.jpg").write_bytes(jpeg.getvalue())
     row = Row(path="photo.jpg", label=0, sha256="a" * 64, width=40, height=80, brightness=0.5)
     cache = ImageCache(tmp_path / "cache", pixels=20)
     build(cache, [row], tmp_path)
     assert read_image(cache.path(row, root=tmp_path)).shape == (3, 40, 20)
 
 
-def test_an_image_that_is_gone_is_named(rows, tmp_path):
-    with pytest.raises(UndecodableImage, match="is not there"):
+def test_the_error_names_a_missing_image(rows, tmp_path):
+    with pytest.raises(UndecodableImage, match="does not exist"):
         build(ImageCache(tmp_path, pixels=36), rows[:1], tmp_path / "nowhere")
     assert not torch.tensor([path.suffix == ".jpg" for path in tmp_path.rglob("*")]).any()

@@ -30,7 +30,7 @@ def epochs(batches, n=2):
     return [torch.cat([images for images, _ in batches]) for _ in range(n)]
 
 
-def test_judged_images_come_in_order_and_always_the_same(scenes):
+def test_evaluation_images_are_in_order_and_deterministic(scenes):
     batches = loader(scenes, augment=False)
     assert [tuple(images.shape) for images, _ in batches] == [(5, 3, 32, 32)] * 3 + [(1, 3, 32, 32)]
     first, second = epochs(batches)
@@ -40,7 +40,7 @@ def test_judged_images_come_in_order_and_always_the_same(scenes):
     assert labels == [row.label for row in rows_of(scenes)]
 
 
-def test_what_is_random_depends_on_seed_and_epoch_and_not_on_workers(scenes):
+def test_random_transforms_depend_on_seed_and_epoch_and_not_on_workers(scenes):
     alone = epochs(loader(scenes))
     assert not torch.equal(alone[0], alone[1])
     shared = epochs(loader(scenes, workers=2))
@@ -48,7 +48,7 @@ def test_what_is_random_depends_on_seed_and_epoch_and_not_on_workers(scenes):
     assert not torch.equal(alone[0], epochs(loader(scenes, seed=1))[0])
 
 
-def test_the_global_generator_is_left_as_it_was(scenes):
+def test_the_global_generator_is_not_changed(scenes):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -56,7 +56,7 @@ def test_the_global_generator_is_left_as_it_was(scenes):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_workers_end_where_the_loader_is_left_though_a_cycle_keeps_it(scenes):
+def test_workers_stop_on_exit_even_if_a_reference_cycle_keeps_the_loader(scenes):
     with loader(scenes, workers=1) as batches:
         batches.trainer = [batches]
         list(batches)
@@ -65,17 +65,17 @@ def test_workers_end_where_the_loader_is_left_though_a_cycle_keeps_it(scenes):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_is_gone_is_named(scenes, workers):
-    gone = Row(path="images/gone.jpg", label=0, sha256="0" * 64, width=1, height=1, brightness=0.5)
+def test_the_error_names_a_missing_image(scenes, workers):
+    missing = Row(path="images/missing.jpg", label=0, sha256="0" * 64, width=1, height=1, brightness=0.5)
     transform = get_val_transforms(image_size=8)
-    dataset = ImageDataset((*rows_of(scenes), gone), root=scenes, transform=transform, limits=DEFAULT_LIMITS)
+    dataset = ImageDataset((*rows_of(scenes), missing), root=scenes, transform=transform, limits=DEFAULT_LIMITS)
     with pytest.raises(UndecodableImage) as caught:
         list(ImageLoader(dataset, EpochBatchSampler(17, batch_size=4, shuffle=False), workers=workers))
-    assert caught.value.message == f"{str(scenes / gone.path)!r} is not there"
+    assert caught.value.message == f"{str(scenes / missing.path)!r} does not exist"
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 3), (9, 3), (2, 5)])
-def test_feature_batches_give_every_row_once_an_epoch(n, batch_size):
+def test_feature_batches_have_every_row_once_per_epoch(n, batch_size):
     features, labels = torch.arange(n)[:, None].float(), torch.arange(n)
     batches = FeatureBatches(features, labels, batch_size=batch_size, seed=3)
     first = list(batches)
@@ -91,7 +91,7 @@ def test_orders_differ_by_epoch_and_seed():
     assert not torch.equal(shuffled(50, seed=0, epoch=0), shuffled(50, seed=1, epoch=0))
 
 
-def test_what_is_mixed_depends_on_seed_and_epoch_and_not_on_workers(scenes):
+def test_mixed_batches_depend_on_seed_and_epoch_and_not_on_workers(scenes):
     mix = get_batch_transform(AugmentationConfig(mixup_alpha=1.0), image_size=32, patch_size=16)
     alone, shared = (
         [(images, shares) for _ in range(2) for images, shares in batches]
@@ -102,22 +102,31 @@ def test_what_is_mixed_depends_on_seed_and_epoch_and_not_on_workers(scenes):
 
 
 @pytest.mark.parametrize(
-    ("n", "batch_size", "parts", "world"), [(20, 8, 2, 2), (21, 8, 4, 1), (3, 8, 2, 2), (16, 4, 1, 2)]
+    ("n", "batch_size", "micro_batches", "world_size"), [(20, 8, 2, 2), (21, 8, 4, 1), (3, 8, 2, 2), (16, 4, 1, 2)]
 )
-def test_parts_of_all_processes_make_up_the_batches_of_one(n, batch_size, parts, world):
+def test_micro_batches_of_all_processes_form_the_batches_of_one(n, batch_size, micro_batches, world_size):
     settings = {"batch_size": batch_size, "shuffle": True, "seed": 4}
     whole = EpochBatchSampler(n, **settings).positions(1)
-    shares = [EpochBatchSampler(n, **settings, parts=parts, rank_of=(r, world)).positions(1) for r in range(world)]
-    assert {len(share) for share in shares} == {len(whole) * parts}
+    per_rank = [
+        EpochBatchSampler(
+            n, **settings, micro_batches=micro_batches, rank_and_world_size=(rank, world_size)
+        ).positions(1)
+        for rank in range(world_size)
+    ]
+    assert {len(batches) for batches in per_rank} == {len(whole) * micro_batches}
     for number, batch in enumerate(whole):
-        pieces = [piece for share in shares for piece in share[number * parts : (number + 1) * parts]]
+        pieces = [
+            piece
+            for batches in per_rank
+            for piece in batches[number * micro_batches : (number + 1) * micro_batches]
+        ]
         assert len({len(piece) for piece in pieces}) == 1
         rows = [row for piece in pieces for row in piece]
         assert set(batch) <= set(rows)
-        assert len(rows) - len(batch) < parts * world
+        assert len(rows) - len(batch) < micro_batches * world_size
 
 
-def test_a_pass_can_begin_in_the_middle(scenes):
+def test_an_epoch_can_be_resumed_after_some_batches(scenes):
     batches = loader(scenes)
     whole = [images for images, _ in batches]
     batches.resume(epoch=0, skip=2)
@@ -125,7 +134,7 @@ def test_a_pass_can_begin_in_the_middle(scenes):
     assert batches.rows_of(epoch=0, batch=0) == [rows_of(scenes)[i].path for i in batches.order.positions(0)[0]]
 
 
-def test_workers_follow_the_machine_unless_they_are_set(monkeypatch):
+def test_the_number_of_workers_follows_the_cpu_cores_unless_it_is_set(monkeypatch):
     for cores, expected in ((1, 0), (2, 0), (8, 6)):
         monkeypatch.setattr("streetvision.data.config.os.cpu_count", lambda cores=cores: cores)
         assert LoaderConfig().worker_count == expected

@@ -33,25 +33,25 @@ def picture(shade: int, *, kind: str = "PNG", size: tuple[int, int] = (8, 6), **
 
 
 def scan_of(folder: Path, images: list[tuple[ImageRecord, bytes | None]], **options):
-    for listed, data in images:
+    for record, data in images:
         if data is not None:
-            (folder / listed.path).write_bytes(data)
-    listing = ImageListing(folder, tuple(listed for listed, _ in images))
+            (folder / record.path).write_bytes(data)
+    listing = ImageListing(folder, tuple(record for record, _ in images))
     return scan_images(listing, class_names=NAMES, **options)
 
 
-def test_rows_hold_digest_size_and_what_was_listed(tmp_path):
+def test_rows_have_digest_size_and_the_listed_metadata(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = picture(9, kind="JPEG", exif=exif)
+    rotated = picture(9, kind="JPEG", exif=exif)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "b.png").write_bytes(picture(1))
     absolute = str(elsewhere / "b.png")
-    listed = ImageRecord("a.jpg", 1, "ride", "bus", {"sky": "blue"})
-    scan = scan_of(tmp_path, [(listed, turned), (ImageRecord(absolute, 0), None)])
+    record = ImageRecord("a.jpg", 1, "ride", "bus", {"sky": "blue"})
+    scan = scan_of(tmp_path, [(record, rotated), (ImageRecord(absolute, 0), None)])
     assert scan.index.rows == (
-        Row("a.jpg", 1, sha256(turned).hexdigest(), 6, 8, 0.0353, "ride", "bus", {"sky": "blue"}),
+        Row("a.jpg", 1, sha256(rotated).hexdigest(), 6, 8, 0.0353, "ride", "bus", {"sky": "blue"}),
         Row(absolute, 0, sha256(picture(1)).hexdigest(), width=8, height=6, brightness=0.0039),
     )
     assert scan.index.root == tmp_path
@@ -79,7 +79,7 @@ def test_the_root_is_absolute(tmp_path, monkeypatch):
     assert len(index.rows) == 1
 
 
-def test_bad_files_are_named_with_their_reason(tmp_path):
+def test_invalid_files_are_reported_with_their_reason(tmp_path):
     images = [
         (ImageRecord("good.png", 0), picture(1)),
         (ImageRecord("cut.jpg", 0), picture(2, kind="JPEG")[:-9]),
@@ -90,7 +90,7 @@ def test_bad_files_are_named_with_their_reason(tmp_path):
     assert [row.path for row in scan.index.rows] == ["good.png"]
     assert scan.invalid == (
         RejectedFile("cut.jpg", "is truncated"),
-        RejectedFile("gone.png", "is not there"),
+        RejectedFile("gone.png", "does not exist"),
         RejectedFile("large.png", "is 0.01 megapixels; the limit is 0.005"),
     )
     assert scan.invalid_fraction == 0.75
@@ -98,9 +98,9 @@ def test_bad_files_are_named_with_their_reason(tmp_path):
 
 class TestCopies:
     def groups(self, tmp_path, *images: tuple[str, int, str | None]) -> dict[str, str | None]:
-        """Scan images given as (name, shade, group) and return the groups they came out with."""
-        listed = [(ImageRecord(name, 0, group), picture(shade)) for name, shade, group in images]
-        return {row.path: row.group for row in scan_of(tmp_path, listed).index.rows}
+        """Scan images given as (name, shade, group) and return the group of each."""
+        records = [(ImageRecord(name, 0, group), picture(shade)) for name, shade, group in images]
+        return {row.path: row.group for row in scan_of(tmp_path, records).index.rows}
 
     def test_copies_without_a_group_get_one(self, tmp_path):
         groups = self.groups(tmp_path, ("a", 1, None), ("b", 1, None), ("c", 2, None))
@@ -125,14 +125,14 @@ class TestCopies:
         images = [("a", 1, "z"), ("b", 1, "y"), ("c", 2, "y"), ("d", 2, "x"), ("e", 3, "z"), ("f", 3, None)]
         assert self.groups(tmp_path, *images) == self.groups(tmp_path, *reversed(images))
 
-    def test_a_path_listed_twice_stands_there_once(self, tmp_path):
+    def test_a_path_that_is_listed_twice_becomes_one_row(self, tmp_path):
         assert self.groups(tmp_path, ("a", 1, "y"), ("a", 1, "x"), ("b", 2, "y")) == {"a": "x", "b": "x"}
 
     def test_duplicates_are_counted(self, tmp_path):
         images = [(ImageRecord(name, 0), picture(shade)) for name, shade in [("a", 1), ("b", 1), ("c", 1), ("d", 2)]]
         assert scan_of(tmp_path, images).duplicates == 2
 
-    def test_both_labels_on_one_content_leave_all_of_it_out(self, tmp_path):
+    def test_equal_bytes_with_both_labels_are_all_invalid(self, tmp_path):
         images = [(ImageRecord(name, label), picture(1)) for name, label in [("a", 0), ("b", 1), ("c", 1)]]
         scan = scan_of(tmp_path, [*images, (ImageRecord("d", 1), picture(2))])
         assert [row.path for row in scan.index.rows] == ["d"]
@@ -143,7 +143,7 @@ class TestCopies:
         )
 
 
-def test_too_many_bad_files_stop_and_name_the_report(tmp_path):
+def test_too_many_invalid_files_raise_and_name_the_report(tmp_path):
     images = [(ImageRecord(f"bad{number}.png", 0), b"no image") for number in range(5)]
     scan = scan_of(tmp_path, [*images, (ImageRecord("good.png", 0), picture(1))])
     with pytest.raises(DataError) as caught:
@@ -153,63 +153,63 @@ def test_too_many_bad_files_stop_and_name_the_report(tmp_path):
         f"5 of 6 images of data.root {str(tmp_path)!r} cannot be used (83.3%; the limit is 5.0%): "
         f"bad0.png {reason}; bad1.png {reason}; bad2.png {reason}; and 2 more"
     )
-    assert caught.value.hint.startswith("all are named in run/data_report.json")
+    assert "run/data_report.json" in caught.value.hint
 
 
-def test_the_limit_of_bad_files_is_inclusive(tmp_path):
+def test_the_limit_of_invalid_files_is_inclusive(tmp_path):
     scan = scan_of(tmp_path, [(ImageRecord("bad.png", 0), b""), (ImageRecord("good.png", 0), picture(1))])
     check_invalid_fraction(scan, max_invalid_fraction=0.5, report=Path("unused"))
     with pytest.raises(DataError):
         check_invalid_fraction(scan, max_invalid_fraction=0.49, report=Path("unused"))
 
 
-def test_the_report_is_json_that_names_every_file(tmp_path):
+def test_the_report_is_json_and_names_every_file(tmp_path):
     (tmp_path / "good.png").write_bytes(picture(1))
     listing = ImageListing(
         tmp_path,
         (ImageRecord("good.png", 0), ImageRecord("gone.png", 1)),
-        (RejectedFile("notes.txt", "is not an image by its name"),),
+        (RejectedFile("notes.txt", "does not have the suffix of an image"),),
     )
     report = json.loads(json.dumps(scan_images(listing, class_names=NAMES).report()))
-    assert report["bad"] == [{"path": "gone.png", "reason": "is not there"}]
-    assert report["left_out"] == [{"path": "notes.txt", "reason": "is not an image by its name"}]
+    assert report["invalid"] == [{"path": "gone.png", "reason": "does not exist"}]
+    assert report["skipped"] == [{"path": "notes.txt", "reason": "does not have the suffix of an image"}]
     assert (report["rows"], report["duplicates"], report["invalid_fraction"]) == (1, 0, 0.5)
 
 
-def test_what_is_left_out_among_unlabelled_images_is_told(tmp_path):
+def test_skipped_files_among_unlabeled_images_are_reported(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "a.png").write_bytes(picture(3))
     (photos / "notes.txt").write_text("")
     (photos / "more").symlink_to(tmp_path)
-    found = scan_unlabeled([photos], limits=DecodeLimits(), progress=Silent())
-    assert [row.path for row in found.index.rows] == [str(photos / "a.png")]
-    assert {file.path: file.reason for file in found.left_out} == {
-        str(photos / "notes.txt"): "is not an image by its name",
-        str(photos / "more"): "is a link to a folder, and none is followed",
+    scan = scan_unlabeled([photos], limits=DecodeLimits(), progress=Silent())
+    assert [row.path for row in scan.index.rows] == [str(photos / "a.png")]
+    assert {file.path: file.reason for file in scan.skipped} == {
+        str(photos / "notes.txt"): "does not have the suffix of an image",
+        str(photos / "more"): "is a link to a folder, which is not followed",
     }
 
 
-def test_progress_sees_every_image(tmp_path):
+def test_progress_counts_every_image(tmp_path):
     class Counting:
         def track(self, items, *, total, label):
-            self.total, self.seen = total, 0
+            self.total, self.count = total, 0
             for item in items:
-                self.seen += 1
+                self.count += 1
                 yield item
 
     progress = Counting()
     scan_of(tmp_path, [(ImageRecord(f"{shade}.png", 0), picture(shade)) for shade in range(7)], progress=progress)
-    assert (progress.total, progress.seen) == (7, 7)
+    assert (progress.total, progress.count) == (7, 7)
 
 
-def test_an_interrupt_does_not_wait_for_what_is_queued(tmp_path, monkeypatch):
+def test_an_interrupt_does_not_wait_for_queued_images(tmp_path, monkeypatch):
     started = []
 
-    def slow(listed, *, root, limits, looking):
-        started.append(listed.path)
+    def slow(record, *, root, limits, with_hash):
+        started.append(record.path)
         time.sleep(0.01)
-        return RejectedFile(listed.path, "is slow")
+        return RejectedFile(record.path, "is slow")
 
     class Interrupting:
         def track(self, items, *, total, label):

@@ -1,4 +1,4 @@
-"""Two views: of one image, or of two that belong together."""
+"""Two views: of one image, or of two images of a group."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ PLAIN = PairConfig(positives="same_group", color_jitter=0, grayscale_p=0, blur=F
 
 @pytest.fixture
 def pairs(tmp_path):
-    """Grey squares, each of its own shade."""
+    """Grey squares, each with its own shade."""
     rows = []
     for number, (grey, group) in enumerate(zip(GREYS, GROUPS, strict=True)):
         write_png(torch.full((3, 20 + number, 24), grey, dtype=torch.uint8), str(tmp_path / f"{number}.png"))
@@ -33,21 +33,21 @@ def shades(pairs, epoch, position):
     return [int(view[0, 0, 0]) for view in views]
 
 
-def test_the_second_view_is_of_any_image_of_the_group(pairs):
+def test_the_second_view_shows_any_image_of_the_group(pairs):
     for position, group in enumerate(GROUPS):
-        seen = [shades(pairs, epoch, position) for epoch in range(40)]
-        assert {first for first, _ in seen} == {GREYS[position]}
-        assert {second for _, second in seen} == {GREYS[p] for p, own in enumerate(GROUPS) if own == group}
+        drawn = [shades(pairs, epoch, position) for epoch in range(40)]
+        assert {first for first, _ in drawn} == {GREYS[position]}
+        assert {second for _, second in drawn} == {GREYS[p] for p, own in enumerate(GROUPS) if own == group}
 
 
-def test_a_pair_depends_on_epoch_and_position_alone(pairs):
+def test_a_pair_depends_on_epoch_and_position_only(pairs):
     first = [shades(pairs, epoch, 0) for epoch in range(8)]
     shades(pairs, 3, 4)
     assert [shades(pairs, epoch, 0) for epoch in range(8)] == first
     assert len({second for _, second in first}) > 1
 
 
-def test_one_image_gives_two_views_of_itself():
+def test_one_image_gives_two_different_views():
     image = torch.randint(0, 255, (3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     views = TwoViews(PairConfig(), image_size=16)(image)
     assert views.shape == (2, 3, 16, 16)

@@ -54,7 +54,7 @@ def get_train_transforms(config: AugmentationConfig, *, image_size: int) -> Tran
 
 
 def get_batch_transform(config: AugmentationConfig, *, image_size: int, patch_size: int) -> BatchTransform | None:
-    """Return the random transform of training batches: MixUp or CutMix, then a common size; None if it has no effect."""
+    """Return the random transform of training batches: MixUp or CutMix, then a common size; None if without effect."""
     mixers = [v2.MixUp(alpha=config.mixup_alpha, num_classes=N_CLASSES)] if config.mixup_alpha else []
     mixers += [v2.CutMix(alpha=config.cutmix_alpha, num_classes=N_CLASSES)] if config.cutmix_alpha else []
     sizes = [max(1, round(scale * image_size / patch_size)) * patch_size for scale in config.scales]

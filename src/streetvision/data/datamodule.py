@@ -67,9 +67,9 @@ class ImageDataset(Dataset[Sample]):
 class EpochBatchSampler(Sampler[list[Key]]):
     """Batches of keys (epoch, position), in order or shuffled in each epoch. Each iteration is one epoch.
 
-    A batch of `batch_size` rows is divided into `micro_batches` for each of `world_size` processes. All micro-batches of a
-    batch have the same length, so the mean of their means is the mean of the batch: the last batch of an epoch is
-    extended by the first rows of the epoch to a multiple of their number.
+    A batch is divided into `micro_batches` for each of `world_size` processes. All micro-batches of a batch have the
+    same length, so the mean of their means is the mean of the batch. For this, the last batch of an epoch is extended
+    by the first rows of the epoch to a multiple of their number.
 
     Args:
         n: Number of rows.

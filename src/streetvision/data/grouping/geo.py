@@ -19,7 +19,7 @@ def geo_keys(columns: Sequence[Mapping[str, str]], *, metres: float, hours: floa
     """Return one key per row. Rows have equal keys if a chain of neighbours connects them; None: no position.
 
     Neighbours are at most `metres` apart. If `hours` is given, they were also taken at most `hours` apart; an unknown
-    time is within any limit. Distances are used because a grid would separate neighbours on both sides of a cell border.
+    time is within any limit. Distances are used because a grid would separate neighbours on both sides of a border.
 
     Raises:
         DataError: No row has a position, or a position or time is not valid.

@@ -5,7 +5,8 @@ of their four 16-bit chunks, or in at most a - 1 bits in one of the other chunks
 compared in full.
 
 References:
-    Norouzi, Punjani and Fleet, "Fast Exact Search in Hamming Space with Multi-Index Hashing", arXiv 1307.2982, section 3.
+    Norouzi, Punjani and Fleet, "Fast Exact Search in Hamming Space with Multi-Index Hashing", arXiv 1307.2982,
+    section 3.
 """
 
 from collections.abc import Iterator
@@ -27,8 +28,8 @@ def pairs_within(hashes: Hashes, radius: int, *, others: Hashes | None = None) -
     """Find all pairs of hashes that differ in at most `radius` bits.
 
     Returns:
-        (P, 2) positions (i, j) in `hashes` and `others`, sorted, each pair once. Without `others`, both are positions in
-        `hashes`, and i < j.
+        (P, 2) positions (i, j) in `hashes` and `others`, sorted, each pair once. Without `others`, both are positions
+        in `hashes`, and i < j.
     """
     table = hashes if others is None else others
     found = [np.empty((0, 2), dtype=np.int64)]

@@ -1,8 +1,8 @@
 """Find near-duplicates: candidates by perceptual hash, verified by the correlation of thumbnails, joined to clusters.
 
-A crop is found by comparing whole images with trimmed ones. Images smaller than a thumbnail have no reliable hash. Each
-of them is correlated with all other images, in time proportional to their number times the number of images. They need a
-higher correlation, because at that size different images of one kind of object are similar.
+A crop is found by comparing whole images with trimmed ones. Images smaller than a thumbnail ("tiny") have no reliable
+hash. Each of them is correlated with all other images, in time proportional to their number times the number of images.
+They need a higher correlation, because at that size different images of one kind of object are similar.
 
 Shapes: N images, P pairs, T pixels per side of a thumbnail. A view is an image at one of TRIMS.
 """
@@ -25,7 +25,7 @@ from streetvision.data.grouping.perceptual_hash import (
 )
 
 TINY_CORRELATION = 0.97
-"""Minimum correlation if one of two images is tiny. At 0.90, 1,791 per million pairs of different traffic signs merge."""
+"""Minimum correlation if one of two images is tiny. At 0.90, 1,791 of a million pairs of different signs merged."""
 BLOCK = 1024
 """Number of thumbnails converted to float at a time."""
 
@@ -124,7 +124,7 @@ def _views(thumbnails: Thumbnails) -> list[Vectors]:
 
 
 def _trim_matrix(trim: int) -> Vectors:
-    """(T, T): linear interpolation along one axis of a thumbnail after `trim` of WORKING_SIZE is removed at each edge."""
+    """(T, T): linear resampling of one axis of a thumbnail without `trim` of WORKING_SIZE pixels at each edge."""
     edge = trim / WORKING_SIZE * THUMBNAIL_SIZE
     pixel = np.arange(THUMBNAIL_SIZE)
     centres = edge + (pixel + 0.5) * (THUMBNAIL_SIZE - 2 * edge) / THUMBNAIL_SIZE - 0.5

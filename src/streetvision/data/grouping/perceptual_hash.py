@@ -21,7 +21,7 @@ HASH_IMAGE_SIZE = 32
 HASH_FREQUENCIES = 8
 """Number of frequencies per axis in a hash."""
 WORKING_SIZE = 160
-"""Pixels per side of the resized image from which hashes and thumbnail are computed; each trim is whole pixels of it."""
+"""Pixels per side of the resized image from which all else is computed; trims are whole pixels of it."""
 TRIMS = (0, 4, 8)
 """Pixels of the resized image removed from each edge before hashing: none, 2.5 % and 5 %."""
 BLANK_STD = 2.0

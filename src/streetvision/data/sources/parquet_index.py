@@ -1,4 +1,4 @@
-"""index.parquet, the index that `streetvision data import` writes: one row per image, written in parts to be resumable."""
+"""index.parquet, which `streetvision data import` writes: one row per image. It is written in parts to be resumable."""
 
 import shutil
 from collections import Counter

@@ -49,8 +49,9 @@ def make_partition(
 ) -> Partition:
     """Assign a split to every row of `index`.
 
-    All rows of a group get the same split. Rows without a group, or alone in it, are assigned last and compensate for the
-    groups. Without groups, every class is within one row of its fraction in every split, unless a split would lack it.
+    All rows of a group get the same split. Rows without a group, or alone in it, are assigned last and compensate for
+    the groups. Without groups, every class is within one row of its fraction in every split, unless a split would lack
+    it.
 
     Args:
         index: The rows.
