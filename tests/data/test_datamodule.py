@@ -108,17 +108,15 @@ def test_micro_batches_of_all_processes_form_the_batches_of_one(n, batch_size, m
     settings = {"batch_size": batch_size, "shuffle": True, "seed": 4}
     whole = EpochBatchSampler(n, **settings).positions(1)
     per_rank = [
-        EpochBatchSampler(
-            n, **settings, micro_batches=micro_batches, rank_and_world_size=(rank, world_size)
-        ).positions(1)
+        EpochBatchSampler(n, **settings, micro_batches=micro_batches, rank_and_world_size=(rank, world_size)).positions(
+            1
+        )
         for rank in range(world_size)
     ]
     assert {len(batches) for batches in per_rank} == {len(whole) * micro_batches}
     for number, batch in enumerate(whole):
         pieces = [
-            piece
-            for batches in per_rank
-            for piece in batches[number * micro_batches : (number + 1) * micro_batches]
+            piece for batches in per_rank for piece in batches[number * micro_batches : (number + 1) * micro_batches]
         ]
         assert len({len(piece) for piece in pieces}) == 1
         rows = [row for piece in pieces for row in piece]

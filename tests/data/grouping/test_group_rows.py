@@ -23,7 +23,7 @@ def names(rows):
     return {entry.path: entry.group for entry in rows}
 
 
-def test_further_keys_join_groups_and_rows_without_one():
+def test_further_keys_join_groups_and_rows_without_a_group():
     rows = [row("a", "x"), row("b", "y"), row("c"), row("d"), row("e")]
     assert names(join_groups(rows, [1, None, 1, None, None], [None, 7, 7, None, None])) == {
         "a": "x",
@@ -34,12 +34,12 @@ def test_further_keys_join_groups_and_rows_without_one():
     }
 
 
-def test_rows_that_only_resemble_each_other_are_called_after_the_first_content():
+def test_a_group_of_similar_rows_is_named_after_the_first_digest():
     rows = [row("a", content="2"), row("b", content="1"), row("c", content="1")]
     assert set(names(join_groups(rows, [5, 5, None])).values()) == {"like 000000000000"}
 
 
-def test_keys_of_different_kinds_do_not_meet():
+def test_equal_keys_of_different_lists_are_not_linked():
     assert names(join_groups([row("a"), row("b")], [1, None], [None, 1])) == {"a": None, "b": None}
 
 
@@ -51,21 +51,21 @@ class TestPlaces:
         return geo_keys(columns, metres=metres, hours=hours)
 
     def test_neighbours_share_a_key(self):
-        one, other, far, none = self.keys(self.BERLIN, self.NEXT_DOOR, self.ACROSS_TOWN, ("", ""))
-        assert one == other != far
+        first, neighbour, far, none = self.keys(self.BERLIN, self.NEXT_DOOR, self.ACROSS_TOWN, ("", ""))
+        assert first == neighbour != far
         assert none is None
 
     def test_the_distance_is_in_metres(self):
         metres = 0.0002 * np.pi / 180 * 6_371_000
         for limit, together in ((metres - 0.1, False), (metres + 0.1, True)):
-            one, other = self.keys(self.BERLIN, self.NEXT_DOOR, metres=limit)
-            assert (one == other) == together
+            first, second = self.keys(self.BERLIN, self.NEXT_DOOR, metres=limit)
+            assert (first == second) == together
 
-    def test_the_date_line_parts_nobody(self):
-        one, other = self.keys(("0", "179.99999"), ("0", "-179.99999"))
-        assert one == other
+    def test_the_date_line_separates_nothing(self):
+        first, second = self.keys(("0", "179.99999"), ("0", "-179.99999"))
+        assert first == second
 
-    def test_hours_part_what_was_taken_at_other_times(self):
+    def test_hours_separate_photos_taken_at_other_times(self):
         at = [(*self.BERLIN, f"2026-05-01T{hour}:00:00") for hour in ("08", "09", "18")]
         morning, later, evening = self.keys(*at, hours=2)
         assert morning == later != evening
@@ -73,15 +73,15 @@ class TestPlaces:
         assert unknown == known
 
     @pytest.mark.parametrize("row", [("north", "1"), ("91", "0"), ("nan", "0")])
-    def test_a_position_that_makes_no_sense(self, row):
+    def test_an_invalid_position(self, row):
         with pytest.raises(DataError, match="is not a position"):
             self.keys(row)
 
-    def test_a_time_that_makes_no_sense(self):
+    def test_an_invalid_time(self):
         with pytest.raises(DataError, match="is not a time"):
             self.keys((*self.BERLIN, "noon"), (*self.BERLIN, ""), hours=1)
 
-    def test_no_position_at_all(self):
+    def test_no_position(self):
         with pytest.raises(DataError, match="no row has the columns latitude and longitude"):
             self.keys(("", ""))
 
@@ -90,31 +90,31 @@ class TestConfig:
     @pytest.fixture
     def scan(self, tmp_path):
         config = SceneConfig(width=160, height=120)
-        listed = []
+        records = []
         for number, group in enumerate(("ride 1", "ride 2", None)):
             picture = Image.fromarray(draw_scene(number, config).image)
             for quality in (95, 60):
                 path = f"{number}-{quality}.jpg"
                 picture.save(tmp_path / path, quality=quality)
-                listed.append(ImageRecord(path, number % 2, group if quality == 95 else None))
-        return scan_images(ImageListing(Path(tmp_path), tuple(listed)), class_names=("a", "b"), with_hashes=True)
+                records.append(ImageRecord(path, number % 2, group if quality == 95 else None))
+        return scan_images(ImageListing(Path(tmp_path), tuple(records)), class_names=("a", "b"), with_hashes=True)
 
     def test_the_default_joins_near_duplicates_to_the_groups_of_the_index(self, scan):
-        index, found = group_rows(scan, GroupingConfig())
+        index, clusters = group_rows(scan, GroupingConfig())
         assert [entry.group for entry in index.rows[:4]] == ["ride 1", "ride 1", "ride 2", "ride 2"]
         assert index.rows[4].group == index.rows[5].group is not None
-        assert {frozenset(paths) for paths in found.clusters} == {
+        assert {frozenset(paths) for paths in clusters.clusters} == {
             frozenset({f"{number}-95.jpg", f"{number}-60.jpg"}) for number in range(3)
         }
 
-    def test_each_kind_alone(self, scan):
-        index, found = group_rows(scan, GroupingConfig(by=("column",)))
+    def test_each_kind_of_link_alone(self, scan):
+        index, clusters = group_rows(scan, GroupingConfig(by=("column",)))
         assert [entry.group for entry in index.rows] == ["ride 1", None, "ride 2", None, None, None]
-        assert found is None
+        assert clusters is None
         index, _ = group_rows(scan, GroupingConfig(by=("near_duplicates",)))
         assert all(entry.group.startswith("like ") for entry in index.rows)
 
-    @pytest.mark.parametrize("given", [{"radius": 3, "by": ("column",)}, {"hours": 1.0}, {"metres": 5.0}])
-    def test_a_setting_that_would_be_ignored_is_refused(self, given):
+    @pytest.mark.parametrize("settings", [{"radius": 3, "by": ("column",)}, {"hours": 1.0}, {"metres": 5.0}])
+    def test_a_setting_without_effect_is_rejected(self, settings):
         with pytest.raises(ConfigError, match="has no effect"):
-            GroupingConfig(**given)
+            GroupingConfig(**settings)

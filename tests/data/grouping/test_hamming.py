@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from streetvision.data.grouping.hamming import pairs_within
 
 
-def brute(hashes, others, radius):
-    differing = np.bitwise_count(hashes[:, None] ^ others[None])
-    return np.argwhere(differing <= radius)
+def all_pairs(hashes, others, radius):
+    distance = np.bitwise_count(hashes[:, None] ^ others[None])
+    return np.argwhere(distance <= radius)
 
 
-def near_ones(rng, n):
+def clustered_hashes(rng, n):
     """Hashes around a few centres, so that every distance occurs."""
     centres = rng.integers(0, 2**64, 5, dtype=np.uint64)[rng.integers(0, 5, n)]
     flips = rng.random((n, 64)) < rng.random((n, 1)) * 0.3
@@ -19,9 +19,9 @@ def near_ones(rng, n):
 
 
 @pytest.mark.parametrize("radius", [0, 1, 3, 4, 8, 12, 15])
-def test_it_finds_what_comparing_all_with_all_finds(radius):
-    hashes = near_ones(np.random.default_rng(radius), 300)
-    expected = brute(hashes, hashes, radius)
+def test_it_finds_the_same_pairs_as_a_comparison_of_all(radius):
+    hashes = clustered_hashes(np.random.default_rng(radius), 300)
+    expected = all_pairs(hashes, hashes, radius)
     expected = expected[expected[:, 0] < expected[:, 1]]
     assert radius < 8 or len(expected) > 100
     np.testing.assert_array_equal(pairs_within(hashes, radius), expected)
@@ -29,19 +29,19 @@ def test_it_finds_what_comparing_all_with_all_finds(radius):
 
 @pytest.mark.parametrize("radius", [0, 5, 12])
 def test_two_sets(radius):
-    both = near_ones(np.random.default_rng(radius), 300)
+    both = clustered_hashes(np.random.default_rng(radius), 300)
     hashes, others = both[:120], both[120:]
-    np.testing.assert_array_equal(pairs_within(hashes, radius, others=others), brute(hashes, others, radius))
+    np.testing.assert_array_equal(pairs_within(hashes, radius, others=others), all_pairs(hashes, others, radius))
 
 
 @settings(max_examples=20)
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=6), st.integers(0, 11))
 def test_any_hashes(values, radius):
     hashes = np.array(values, dtype=np.uint64)
-    expected = brute(hashes, hashes, radius).reshape(-1, 2)
+    expected = all_pairs(hashes, hashes, radius).reshape(-1, 2)
     np.testing.assert_array_equal(pairs_within(hashes, radius), expected[expected[:, 0] < expected[:, 1]])
 
 
 def test_many_equal_hashes_are_all_paired(monkeypatch):
-    monkeypatch.setattr("streetvision.data.grouping.hamming.MOST_AT_ONCE", 1000)
+    monkeypatch.setattr("streetvision.data.grouping.hamming.MAX_COMPARISONS", 1000)
     assert len(pairs_within(np.full(200, 7, dtype=np.uint64), 0)) == 200 * 199 // 2

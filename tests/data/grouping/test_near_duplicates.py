@@ -52,7 +52,7 @@ def originals(pictures):
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=50)
-def test_the_hash_is_that_of_imagehash(seed):
+def test_the_hash_equals_that_of_imagehash(seed):
     grey = np.random.default_rng(seed).integers(0, 256, (32, 32), dtype=np.uint8)
     assert f"{perceptual_hash(grey):016x}" == str(imagehash.phash(Image.fromarray(grey)))
 
@@ -62,46 +62,46 @@ def test_altered_copies_are_found_and_nothing_else(pictures, originals, alterati
     copies = [compute_hash(ALTERED[alteration](picture)) for picture in pictures]
     found = find_near_duplicates(stack_hashes([*originals, *copies]))
     pairs = set(map(tuple, found.pairs.tolist()))
-    right = {(number, number + N) for number in range(N)}
-    assert len(pairs & right) >= 0.98 * N
-    assert pairs <= right
-    for one, other in pairs:
-        assert found.clusters[one] == found.clusters[other]
+    expected = {(number, number + N) for number in range(N)}
+    assert len(pairs & expected) >= 0.98 * N
+    assert pairs <= expected
+    for first, second in pairs:
+        assert found.clusters[first] == found.clusters[second]
 
 
-def test_tiny_images_are_compared_without_a_hash(pictures):
+def test_tiny_images_are_compared_by_correlation_only(pictures):
     small = [
         compute_hash(torch.from_numpy(np.array(picture.resize((40, 30)))).permute(2, 0, 1)) for picture in pictures
     ]
-    assert all(look.tiny for look in small)
+    assert all(image.tiny for image in small)
     again = [compute_hash(jpeg(picture.resize((40, 30)))) for picture in pictures]
     pairs = set(map(tuple, find_near_duplicates(stack_hashes([*small, *again])).pairs.tolist()))
     assert len(pairs & {(number, number + N) for number in range(N)}) >= 0.98 * N
 
 
 def test_a_chain_of_pairs_is_one_cluster_and_the_order_does_not_matter(originals):
-    looks = [*originals[:4], originals[1], originals[1]]
-    found = find_near_duplicates(stack_hashes(looks))
+    hashes = [*originals[:4], originals[1], originals[1]]
+    found = find_near_duplicates(stack_hashes(hashes))
     assert found.pairs.tolist() == [[1, 4], [1, 5], [4, 5]]
     assert found.correlations.tolist() == pytest.approx([1, 1, 1], abs=1e-5)
     assert len(set(found.clusters.tolist())) == 4
-    assert len(find_near_duplicates(stack_hashes(looks[::-1])).pairs) == 3
+    assert len(find_near_duplicates(stack_hashes(hashes[::-1])).pairs) == 3
 
 
-def test_blank_images_resemble_nothing():
+def test_blank_images_have_no_near_duplicates():
     blank = compute_hash(torch.full((3, 80, 80), 17, dtype=torch.uint8))
     tiny = compute_hash(torch.full((3, 20, 20), 17, dtype=torch.uint8))
     assert len(find_near_duplicates(stack_hashes([blank, blank, tiny, tiny])).pairs) == 0
 
 
-def test_no_images_at_all():
+def test_no_images():
     found = find_near_duplicates(stack_hashes([]))
     assert (len(found.pairs), len(found.clusters)) == (0, 0)
 
 
-def test_the_limits_are_what_they_say(originals):
-    looks = stack_hashes(originals)
-    loose = find_near_duplicates(looks, radius=15, correlation=0.1)
-    strict = find_near_duplicates(looks, radius=15, correlation=0.6)
+def test_stricter_limits_give_fewer_pairs(originals):
+    hashes = stack_hashes(originals)
+    loose = find_near_duplicates(hashes, radius=15, correlation=0.1)
+    strict = find_near_duplicates(hashes, radius=15, correlation=0.6)
     assert len(strict.pairs) < len(loose.pairs) <= loose.candidates
     assert strict.correlations.min(initial=1) >= 0.6

@@ -65,7 +65,7 @@ class TestConfig:
             ({"max_bad": 0.1}, "Extra inputs"),
         ],
     )
-    def test_what_makes_no_sense_is_refused(self, change, message):
+    def test_invalid_settings_are_rejected(self, change, message):
         with pytest.raises(ValidationError, match=message):
             DataConfig(**change)
 
@@ -80,17 +80,17 @@ class TestFolders:
         )
         assert listing_of(tmp_path).root == tmp_path
 
-    def test_what_is_left_out_is_named_and_system_files_are_not(self, tmp_path):
+    def test_skipped_files_are_reported_and_system_files_are_not(self, tmp_path):
         touch(tmp_path, "none/a.png", "none/notes.txt", "roadwork/b.png", "unsure/c.png", "loose.jpg")
         touch(tmp_path, "none/.DS_Store", "none/Thumbs.db", "none/.cache/d.png", ".git/e.png", "desktop.ini")
         assert [image.path for image in listing_of(tmp_path).images] == ["none/a.png", "roadwork/b.png"]
-        assert set(listing_of(tmp_path).left_out) == {
-            RejectedFile("loose.jpg", "lies in no class folder"),
-            RejectedFile("none/notes.txt", "is not an image by its name"),
-            RejectedFile("unsure", "is a folder of no class (images in it: 1)"),
+        assert set(listing_of(tmp_path).skipped) == {
+            RejectedFile("loose.jpg", "is not in a class folder"),
+            RejectedFile("none/notes.txt", "does not have the suffix of an image"),
+            RejectedFile("unsure", "is not a class folder (images in it: 1)"),
         }
 
-    def test_a_missing_class_names_what_was_found(self, tmp_path):
+    def test_a_missing_class_is_reported_with_the_folders_found(self, tmp_path):
         touch(tmp_path, "none/a.png", "none/b.png", "works/c.png", "roadwork/readme.txt")
         error = error_of(tmp_path)
         found = "found: none 2, roadwork 0, works 1"
@@ -102,16 +102,16 @@ class TestFolders:
     def test_an_empty_folder(self, tmp_path):
         assert "has no images of class 'None' (found: nothing)" in error_of(tmp_path).message
 
-    def test_a_column_of_folders_is_refused(self, tmp_path):
+    def test_a_group_column_of_folders_is_rejected(self, tmp_path):
         touch(tmp_path, "none/a.png", "roadwork/b.png")
         assert "has no column 'track'" in error_of(tmp_path, group_column="track").message
 
-    def test_a_folder_that_is_not_there(self, tmp_path):
-        assert error_of(tmp_path / "gone").message == f"data.root {str(tmp_path / 'gone')!r} is not there"
+    def test_a_folder_that_does_not_exist(self, tmp_path):
+        assert error_of(tmp_path / "gone").message == f"data.root {str(tmp_path / 'gone')!r} does not exist"
 
     def test_a_file_of_another_kind(self, tmp_path):
         touch(tmp_path, "images.zip")
-        assert error_of(tmp_path / "images.zip").message.endswith("is a file, and neither .csv nor .json")
+        assert "is a file, but not .csv" in error_of(tmp_path / "images.zip").message
 
 
 class TestCsv:
@@ -137,7 +137,7 @@ class TestCsv:
         write_csv(tmp_path, 'path,label\n"a, b.png",0\nc.png,1\n')
         assert listing_of(tmp_path).images[0].path == "a, b.png"
 
-    def test_the_csv_wins_over_class_folders(self, tmp_path):
+    def test_the_csv_is_preferred_to_class_folders(self, tmp_path):
         touch(tmp_path, "none/a.png", "roadwork/b.png")
         write_csv(tmp_path, "path,label,group\nnone/a.png,0,g\nroadwork/b.png,1,h\n")
         assert [image.group for image in listing_of(tmp_path).images] == ["g", "h"]
@@ -154,12 +154,12 @@ class TestCsv:
             ("", "index.csv line 1: there is no column 'path' (found: nothing)"),
             ("path;label\na.png;0\n", "index.csv line 1: there is no column 'path' (found: path;label)"),
             ("path,class\na.png,0\n", "index.csv line 1: there is no column 'label' (found: path, class)"),
-            ("path,label,path\n", "index.csv line 1: a column stands there twice (found: path, label, path)"),
-            ("path,label\na.png,0\nb.png\n", "index.csv line 3: 1 fields, and the header has 2"),
+            ("path,label,path\n", "index.csv line 1: a column occurs twice (found: path, label, path)"),
+            ("path,label\na.png,0\nb.png\n", "index.csv line 3: 1 fields, but the header has 2"),
             ("path,label\na.png,0\n ,1\n", "index.csv line 3: 'path' is empty"),
             ("path,label\na.png,0\nb.png,2\n", "index.csv line 3: label '2' is not 0, 1, 'None' or 'Roadwork'"),
             ("path,label\na.png,0\nb.png,\n", "index.csv line 3: label '' is not 0, 1, 'None' or 'Roadwork'"),
-            ("path,label\na.png,0\n./a.png,1\n", "index.csv line 3: './a.png' is listed already, further up"),
+            ("path,label\na.png,0\n./a.png,1\n", "index.csv line 3: './a.png' is already listed above"),
             ('path,label\n"a.png,0\n', "index.csv line 2: unexpected end of data"),
         ],
     )
@@ -167,13 +167,13 @@ class TestCsv:
         write_csv(tmp_path, text)
         assert error_of(tmp_path).message == message
 
-    def test_labels_that_are_no_class_are_listed(self, tmp_path):
+    def test_labels_that_are_not_a_class_are_listed(self, tmp_path):
         write_csv(tmp_path, "path,label\na.png,clear\nb.png,works\n")
         assert error_of(tmp_path).hint == (
             "names are set by data.class_names=[None,Roadwork]; labels in this file: clear, works"
         )
 
-    def test_text_that_is_not_utf8(self, tmp_path):
+    def test_csv_that_is_not_utf8(self, tmp_path):
         write_csv(tmp_path, "path,label\nStraße.png,0\n", encoding="latin-1")
         assert "cannot be read as UTF-8 text" in error_of(tmp_path).message
 
@@ -181,10 +181,10 @@ class TestCsv:
         write_csv(tmp_path, "path,label\na.png,0\nb.png,0\n")
         assert error_of(tmp_path).message.endswith("has no images of class 'Roadwork' (found: None 2)")
 
-    def test_a_column_that_was_asked_for_and_is_not_there(self, tmp_path):
+    def test_a_requested_column_that_does_not_exist(self, tmp_path):
         write_csv(tmp_path, "path,label\na.png,0\nb.png,1\n")
         assert error_of(tmp_path, source_column="camera").message == (
-            "index.csv has no column 'camera', which data.source_column asks for (columns: path, label)"
+            "index.csv has no column 'camera', which is set by data.source_column (columns: path, label)"
         )
 
 
@@ -204,7 +204,7 @@ class TestLabelsJson:
         self.write(tmp_path, [{"filename": "a.png", "label": 0}, {"filename": "b.png", "label": 1, "source": None}])
         assert [image.path for image in listing_of(tmp_path).images] == ["a.png", "b.png"]
 
-    def test_other_fields_are_kept_as_text_if_they_are_one_value(self, tmp_path):
+    def test_other_single_values_are_kept_as_text(self, tmp_path):
         extras = {"Speed": 31.5, "night": True, "note": None, "boxes": [1, 2], "gps": {"lat": 1}}
         self.write(tmp_path, [{"filename": "a.png", "label": 0, **extras}, {"filename": "b.png", "label": 1}])
         first, second = listing_of(tmp_path).images
@@ -216,8 +216,14 @@ class TestLabelsJson:
             ({"a.png": 0}, "labels.json holds one dict, not a list"),
             (["a.png"], "labels.json entry 1: 'a.png' is not an object"),
             ([{"label": 0}], "labels.json entry 1: 'filename' is empty"),
-            ([{"filename": "a.png", "label": True}], "labels.json entry 1: 'label' is True, neither text nor"),
-            ([{"filename": ["a.png"], "label": 0}], "labels.json entry 1: 'filename' is ['a.png'], neither text nor"),
+            (
+                [{"filename": "a.png", "label": True}],
+                "labels.json entry 1: 'label' is True, neither text nor an",
+            ),
+            (
+                [{"filename": ["a.png"], "label": 0}],
+                "labels.json entry 1: 'filename' is ['a.png'], neither text nor an",
+            ),
             ([{"filename": "a.png", "label": 5}], "labels.json entry 1: label '5' is not 0, 1"),
             ([], "has no images of class 'None' (found: nothing)"),
         ],
@@ -226,7 +232,7 @@ class TestLabelsJson:
         self.write(tmp_path, entries)
         assert message in error_of(tmp_path).message
 
-    def test_text_that_is_not_json(self, tmp_path):
+    def test_labels_json_that_is_not_json(self, tmp_path):
         (tmp_path / "labels.json").write_text("[{")
         assert "cannot be read as JSON" in error_of(tmp_path).message
 
@@ -251,7 +257,7 @@ class TestDataset:
         datasets.disable_progress_bars()
         return dataset, folder
 
-    def test_bytes_are_written_out_once_under_their_digest(self, tmp_path, pictures):
+    def test_images_are_written_once_under_their_digest(self, tmp_path, pictures):
         dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 0], group=["g", "h", None])
         dataset.save_to_disk(folder)
         listing = listing_of(folder)
@@ -263,7 +269,7 @@ class TestDataset:
         assert listing_of(folder) == listing
         assert [path.stat().st_mtime_ns for path in written] == before
 
-    def test_parquet_as_the_hub_lays_it_out(self, tmp_path, pictures, monkeypatch):
+    def test_parquet_in_the_layout_of_the_hub(self, tmp_path, pictures, monkeypatch):
         datasets = pytest.importorskip("datasets")
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
         dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1])
@@ -281,7 +287,7 @@ class TestDataset:
         dataset.save_to_disk(folder)
         assert [image.columns for image in listing_of(folder).images] == [{"weather": "rain"}, {}, {"weather": "sun"}]
 
-    def test_a_label_that_is_no_class(self, tmp_path, pictures):
+    def test_a_label_that_is_not_a_class(self, tmp_path, pictures):
         dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 2])
         dataset.save_to_disk(folder)
         assert error_of(folder).message.endswith("row 2: label '2' is not 0, 1, 'None' or 'Roadwork'")
@@ -298,8 +304,8 @@ class TestDataset:
         assert len(listing_of(folder).images) == 3
         assert "with a split 'test' (data.hf_split)" in (error_of(folder, hf_split="test").hint or "")
 
-    def test_a_split_of_what_is_no_such_dataset(self, scenes):
-        assert "is read of a Hugging Face dataset" in error_of(scenes, hf_split="test").message
+    def test_a_split_without_a_hugging_face_dataset(self, scenes):
+        assert "is not a Hugging Face dataset" in error_of(scenes, hf_split="test").message
 
     def test_a_name_that_cannot_be_loaded(self, monkeypatch):
         datasets = pytest.importorskip("datasets")
@@ -311,17 +317,17 @@ class TestDataset:
         with pytest.raises(DataError) as caught:
             list_images("hf://some-owner/some-set", class_names=NAMES, import_to=Path("unused"))
         assert caught.value.message == (
-            "data.root 'some-owner/some-set' is no folder of images, and cannot be loaded as a dataset: no network"
+            "data.root 'some-owner/some-set' is not a folder of images, and cannot be loaded as a dataset: no network"
         )
 
-    def test_a_mistyped_folder_never_goes_to_the_network(self, monkeypatch):
+    def test_a_mistyped_folder_does_not_use_the_network(self, monkeypatch):
         datasets = pytest.importorskip("datasets")
-        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the network"))
-        assert error_of("my/photoss").message == "data.root 'my/photoss' is not there"
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("used the network"))
+        assert error_of("my/photoss").message == "data.root 'my/photoss' does not exist"
 
 
 @pytest.mark.skipif(not REAL_DATA, reason="STREETVISION_REAL_DATA is not set: no real photographs on this machine")
-def test_real_traffic_signs_come_with_their_tracks():
+def test_real_traffic_signs_have_their_tracks():
     root = Path(REAL_DATA or "") / "gtsrb_roadwork"
     listing = list_images(str(root), class_names=("no_roadwork", "roadwork"), import_to=Path("unused"))
     assert sum(image.label for image in listing.images) == 480
@@ -329,18 +335,18 @@ def test_real_traffic_signs_come_with_their_tracks():
     assert len(listing.images) == 1980
 
 
-def test_the_plots_of_a_run_among_the_photos_are_none(tmp_path):
+def test_the_plots_of_a_run_are_not_listed(tmp_path):
     touch(tmp_path, "None/a.jpg", "Roadwork/b.jpg", "Roadwork/run/evaluation/roc_curve.png", "Roadwork/run/splits.json")
-    assert [listed.path for listed in listing_of(tmp_path).images] == ["None/a.jpg", "Roadwork/b.jpg"]
+    assert [record.path for record in listing_of(tmp_path).images] == ["None/a.jpg", "Roadwork/b.jpg"]
 
 
-def test_names_that_are_no_text_and_links_to_folders_are_left_out_with_their_reasons(tmp_path):
+def test_invalid_names_and_links_to_folders_are_skipped_with_their_reasons(tmp_path):
     touch(tmp_path, "None/a.jpg", "Roadwork/b.jpg", "elsewhere/c.jpg")
     os.close(os.open(os.fsencode(tmp_path / "Roadwork") + b"/caf\xe9.jpg", os.O_CREAT))
     (tmp_path / "Roadwork" / "more").symlink_to(tmp_path / "elsewhere")
     listing = listing_of(tmp_path)
-    assert [listed.path for listed in listing.images] == ["None/a.jpg", "Roadwork/b.jpg"]
-    assert {bad.path: bad.reason for bad in listing.left_out if bad.path != "elsewhere"} == {
+    assert [record.path for record in listing.images] == ["None/a.jpg", "Roadwork/b.jpg"]
+    assert {file.path: file.reason for file in listing.skipped if file.path != "elsewhere"} == {
         r"Roadwork/caf\udce9.jpg": "has a name that is not UTF-8",
-        "Roadwork/more": "is a link to a folder, and none is followed",
+        "Roadwork/more": "is a link to a folder, which is not followed",
     }

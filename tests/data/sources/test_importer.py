@@ -13,7 +13,7 @@ from PIL import Image
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Silent
 from streetvision.data.config import DataConfig
-from streetvision.data.sources import imports
+from streetvision.data.sources import importer
 from streetvision.data.sources.discovery import list_images
 from streetvision.data.sources.exif import read_exif
 from streetvision.data.sources.importer import Consistency, import_images
@@ -35,7 +35,7 @@ def photo(shade: int, *, gps: dict | None = None, taken: str | None = None) -> b
 
 def natix_like(n: int) -> datasets.Dataset:
     """The features of natix-network-org/roadwork: image, label and scene_description; places are in the EXIF."""
-    texts = ("an empty road", "cones beside a digger")
+    texts = ("an empty road", "cones next to a digger")
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.Value("int64"), "scene_description": datasets.Value("string")}
     )
@@ -72,7 +72,7 @@ def photos(tmp_path):
 
 
 class TestExif:
-    def test_time_and_place(self):
+    def test_time_and_position(self):
         data = photo(1, gps=BERLIN, taken="2026:05:01 08:30:00")
         assert read_exif(data) == {"taken": "2026-05-01T08:30:00", "latitude": "52.5200000", "longitude": "13.4050000"}
 
@@ -88,16 +88,16 @@ class TestExif:
             {1: "N", 2: (0.0, 0.0, 0.0), 3: "E", 4: (0.0, 0.0, 0.0)},
         ],
     )
-    def test_half_a_place_or_an_impossible_one_is_none(self, gps):
+    def test_an_incomplete_or_impossible_position_is_left_out(self, gps):
         assert read_exif(photo(1, gps=gps)) == {}
 
     @pytest.mark.parametrize("data", [b"", b"no image", photo(1)[:40], photo(1, taken="yesterday")])
-    def test_what_is_not_there_or_damaged_is_left_out(self, data):
+    def test_missing_or_damaged_exif_is_left_out(self, data):
         assert read_exif(data) == {}
 
 
 class TestSources:
-    def test_folders_stay_where_they_are(self, photos, tmp_path):
+    def test_files_of_folders_are_not_copied(self, photos, tmp_path):
         counts, listing = run(photos, tmp_path / "index")
         assert counts["rows"] == 10
         assert listing.images[0].path == str(photos / "None" / "0.jpg")
@@ -113,7 +113,7 @@ class TestSources:
         content = Path(row["path"]).read_bytes()
         assert (row["sha256"], row["bytes"]) == (sha256(content).hexdigest(), len(content))
 
-    def test_copies_hold_the_same_bytes_and_can_be_moved(self, photos, tmp_path):
+    def test_copies_have_the_same_bytes_and_can_be_moved(self, photos, tmp_path):
         run(photos, tmp_path / "index", copy=True)
         listing = listed((tmp_path / "index").rename(tmp_path / "moved"))
         for image in listing.images:
@@ -141,7 +141,7 @@ class TestSources:
             dataset.to_parquet(str(tmp_path / "set" / "data" / "train-00000.parquet"))
         _, listing = run(tmp_path / "set", tmp_path / "index")
         assert [image.label for image in listing.images] == [0, 1] * 3
-        assert listing.images[1].columns["scene_description"] == "cones beside a digger"
+        assert listing.images[1].columns["scene_description"] == "cones next to a digger"
         assert float(listing.images[0].columns["latitude"]) == pytest.approx(52.52)
         assert (listing.root / listing.images[0].path).is_file()
 
@@ -151,9 +151,9 @@ class TestSources:
         for shard in range(2):
             with tarfile.open(shards / f"{shard}.tar", "w") as archive:
                 for number in range(3):
-                    beside = {"weather": "fog", "group": f"ride {shard}", "boxes": [1, 2]}
+                    metadata = {"weather": "fog", "group": f"ride {shard}", "boxes": [1, 2]}
                     parts = {"jpg": photo(shard * 90 + number), "cls": b"1" if number else b"0"}
-                    for suffix, content in (parts | {"json": json.dumps(beside).encode()}).items():
+                    for suffix, content in (parts | {"json": json.dumps(metadata).encode()}).items():
                         hidden = tarfile.TarInfo(f"a/._{number}.{suffix}")
                         archive.addfile(hidden)
                         info = tarfile.TarInfo(f"../../{number}.{suffix}")
@@ -165,7 +165,7 @@ class TestSources:
         assert listing.images[0].columns == {"weather": "fog"}
         assert all((listing.root / image.path).parent == tmp_path / "index" / "images" for image in listing.images)
 
-    def test_text_that_is_no_text(self, tmp_path):
+    def test_invalid_unicode_in_json(self, tmp_path):
         with tarfile.open(tmp_path / "a.tar", "w") as archive:
             for suffix, content in {"jpg": photo(1), "json": b'{"label": 0, "place": "\\ud800"}'}.items():
                 info = tarfile.TarInfo(f"1.{suffix}")
@@ -181,7 +181,7 @@ class TestSources:
             run(tmp_path / "a.tar", tmp_path / "index")
 
 
-def test_text_that_contradicts_the_label_leaves_the_image_out(photos, tmp_path):
+def test_images_whose_text_contradicts_the_label_are_skipped(photos, tmp_path):
     rows = ["None/0.jpg,0,a road", "None/1.jpg,0,Cones!", "Roadwork/0.jpg,1,a CONE", "Roadwork/1.jpg,1,a road"]
     (photos / "index.csv").write_text("\n".join(["path,label,text", *rows, "Roadwork/2.jpg,1,"]))
     counts, listing = run(photos, tmp_path / "index", consistency=Consistency("text", ("cone", "digger")))
@@ -196,37 +196,37 @@ def test_unreadable_files_are_counted(photos, tmp_path):
 
 class TestResume:
     @pytest.fixture
-    def killed(self, photos, tmp_path, monkeypatch):
-        """What is read after an import was interrupted at its eighth image, two parts after its beginning."""
-        monkeypatch.setattr(imports, "PART", 3)
-        read, seen = imports.read_image_bytes, []
+    def interrupted(self, photos, tmp_path, monkeypatch):
+        """The paths that are read after an import was interrupted at its eighth image, after two complete parts."""
+        monkeypatch.setattr(importer, "PART_SIZE", 3)
+        read, paths = importer.read_image_bytes, []
 
         def stop(path):
-            if len(seen) == 7:
+            if len(paths) == 7:
                 raise KeyboardInterrupt
-            seen.append(path)
+            paths.append(path)
             return read(path)
 
-        monkeypatch.setattr(imports, "read_image_bytes", stop)
+        monkeypatch.setattr(importer, "read_image_bytes", stop)
         with pytest.raises(KeyboardInterrupt):
             run(photos, tmp_path / "index")
-        seen.clear()
-        return seen
+        paths.clear()
+        return paths
 
-    def test_it_goes_on_and_ends_in_the_same_index(self, killed, photos, tmp_path):
+    def test_it_resumes_and_gives_the_same_index(self, interrupted, photos, tmp_path):
         _, listing = run(photos, tmp_path / "index")
-        assert len(killed) == 4
+        assert len(interrupted) == 4
         assert [Path(image.path).name for image in listing.images] == [f"{number}.jpg" for number in range(5)] * 2
         assert not (tmp_path / "index" / "parts").exists()
 
-    def test_a_source_that_changed_meanwhile_is_not_mixed_in(self, killed, photos, tmp_path):
+    def test_a_source_that_changed_is_rejected(self, interrupted, photos, tmp_path):
         (photos / "None" / "00.jpg").write_bytes(photo(3))
-        with pytest.raises(DataError, match="the beginning of another import, or its source has changed"):
+        with pytest.raises(DataError, match="unfinished import"):
             run(photos, tmp_path / "index")
 
 
 class TestDamagedIndex:
-    def test_no_parquet_and_another_parquet(self, tmp_path):
+    def test_a_file_that_is_not_an_index(self, tmp_path):
         (tmp_path / "index.parquet").write_bytes(b"no parquet")
         with pytest.raises(DataError, match="cannot be read as Parquet"):
             listed(tmp_path)
@@ -234,13 +234,13 @@ class TestDamagedIndex:
         with pytest.raises(DataError, match="is not an index: its columns are image, label"):
             listed(tmp_path)
 
-    def test_a_column_that_was_asked_for_and_is_not_there(self, photos, tmp_path):
+    def test_a_requested_column_that_does_not_exist(self, photos, tmp_path):
         run(photos, tmp_path / "index")
         with pytest.raises(DataError, match="has no column 'ride'"):
             listed(tmp_path / "index", group_column="ride")
 
 
-def test_the_exif_of_a_png_is_read_without_its_pixels(monkeypatch):
+def test_the_exif_of_a_png_is_read_without_decoding_pixels(monkeypatch):
     exif = Image.Exif()
     exif[0x132] = "2026:05:04 03:02:01"
     buffer = io.BytesIO()
@@ -250,7 +250,7 @@ def test_the_exif_of_a_png_is_read_without_its_pixels(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
         ("secret.txt", "is not an image"),
         (None, "without bytes or path"),
@@ -258,13 +258,15 @@ def test_the_exif_of_a_png_is_read_without_its_pixels(monkeypatch):
         ("a\0b", "name"),
     ],
 )
-def test_a_dataset_takes_no_file_of_this_disk_that_is_no_image(tmp_path, path, told):
+def test_a_dataset_cannot_copy_files_of_this_machine_that_are_not_images(tmp_path, path, message):
     (tmp_path / "secret.txt").write_text("s3cret")
-    named = None if path is None else str(tmp_path / path)
-    images = pa.array([{"bytes": None, "path": named}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    stored_path = None if path is None else str(tmp_path / path)
+    images = pa.array(
+        [{"bytes": None, "path": stored_path}], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    )
     (tmp_path / "set" / "data").mkdir(parents=True)
     table = pa.table({"image": images, "label": pa.array([1])})
     pq.write_table(table, tmp_path / "set" / "data" / "train-00000.parquet")
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         run(tmp_path / "set", tmp_path / "index")
     assert not list((tmp_path / "index").rglob("*.txt"))

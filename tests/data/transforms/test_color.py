@@ -31,7 +31,7 @@ def test_each_factor_equals_torchvision_up_to_one_level(name, peer, factor):
 
 @pytest.mark.parametrize("hue", [0.02, -0.05])
 def test_hue_rotates_in_the_direction_of_torchvision_and_as_far(hue):
-    """Not pixel by pixel: torchvision moves along the edges of the colour cube, this function on a circle around grey."""
+    """Not pixel by pixel: torchvision moves along the colour cube, this function on a circle around grey."""
     image = picture()
     ours, theirs = (
         (changed.float() - image.float()).flatten()

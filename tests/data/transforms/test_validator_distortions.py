@@ -7,7 +7,13 @@ from PIL import Image
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.data.transforms import validator_distortions as distortions
-from streetvision.data.transforms.validator_distortions import PROFILES, STRENGTHS, jpeg_round_trip, chroma_noise, distort
+from streetvision.data.transforms.validator_distortions import (
+    PROFILES,
+    STRENGTHS,
+    chroma_noise,
+    distort,
+    jpeg_round_trip,
+)
 
 SCENE = torch.randint(0, 256, (3, 90, 160), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

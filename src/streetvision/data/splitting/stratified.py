@@ -96,7 +96,7 @@ def _cost(rows: Counts, targets: Amounts) -> Amounts:
 
 
 def _exchange(roles: Counts, counts: Counts, targets: Amounts, existing: Counts) -> Counts:
-    """Move one group or exchange two, whichever reduces the cost most, until nothing does."""
+    """Make the move or exchange of groups that reduces the cost most, until none does."""
     for _ in range(MAX_EXCHANGES):
         group, role, rows = _candidates(roles, counts, len(targets))
         if len(group) > MAX_KINDS:
