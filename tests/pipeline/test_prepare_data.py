@@ -67,7 +67,7 @@ def test_an_image_that_would_tie_two_splits_together_is_left_out_and_named(split
     after, out = split()
     assert after == before
     assert "1 new images are related to images of two splits" in out
-    bad = read_json(tmp_path / "run" / "data_report.json")["bad"]
+    bad = read_json(tmp_path / "run" / "data_report.json")["invalid"]
     assert bad == [{"path": "tie.jpg", "reason": "belongs together with images that stand in two splits already"}]
 
 

@@ -49,7 +49,7 @@ class FrontPoint:
 
 def best_mcc_and_fnr(labels: NDArray[np.int64], probabilities: FloatArray) -> tuple[float, float]:
     """Return the highest MCC over all thresholds, and the FNR at that threshold."""
-    counts = all_cuts(labels, probabilities).counts()
+    counts = threshold_counts(labels, probabilities).counts()
     mcc_values = np.asarray(mcc(counts))
     best = int(np.argmax(mcc_values))
     return float(mcc_values[best]), float(np.asarray(fnr(counts))[best])

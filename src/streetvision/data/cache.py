@@ -49,7 +49,7 @@ class ImageCache:
         missing = [(original, copy) for copy, original in originals.items() if copy != original and not copy.is_file()]
         # Decoding, resizing and encoding release the GIL, so threads are enough.
         with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-            results = pool.map(lambda pair: self._make_copy(*pair, limits), missing)
+            results = pool.map(lambda pair: self._make_copy(pair[0], pair[1], limits), missing)
             for _ in progress.track(results, total=len(missing), label="cache"):
                 pass
         return len(missing)

@@ -100,7 +100,7 @@ class TestConfig:
         return scan_images(ImageListing(Path(tmp_path), tuple(records)), class_names=("a", "b"), with_hashes=True)
 
     def test_the_default_joins_near_duplicates_to_the_groups_of_the_index(self, scan):
-        index, clusters = group_rows(scan, GroupingConfig())
+        index, clusters = group_rows(scan.index, scan.hashes, GroupingConfig())
         assert [entry.group for entry in index.rows[:4]] == ["ride 1", "ride 1", "ride 2", "ride 2"]
         assert index.rows[4].group == index.rows[5].group is not None
         assert {frozenset(paths) for paths in clusters.clusters} == {
@@ -108,10 +108,10 @@ class TestConfig:
         }
 
     def test_each_kind_of_link_alone(self, scan):
-        index, clusters = group_rows(scan, GroupingConfig(by=("column",)))
+        index, clusters = group_rows(scan.index, scan.hashes, GroupingConfig(by=("column",)))
         assert [entry.group for entry in index.rows] == ["ride 1", None, "ride 2", None, None, None]
         assert clusters is None
-        index, _ = group_rows(scan, GroupingConfig(by=("near_duplicates",)))
+        index, _ = group_rows(scan.index, scan.hashes, GroupingConfig(by=("near_duplicates",)))
         assert all(entry.group.startswith("like ") for entry in index.rows)
 
     @pytest.mark.parametrize("settings", [{"radius": 3, "by": ("column",)}, {"hours": 1.0}, {"metres": 5.0}])

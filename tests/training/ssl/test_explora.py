@@ -51,7 +51,7 @@ def rows(scenes):
 
 def loader(rows, transform, batch_size=16, *, shuffle=False, parts=1, workers=0):
     dataset = ImageDataset(rows, root=Path("/"), transform=transform, limits=DEFAULT_LIMITS)
-    order = EpochBatchSampler(len(rows), batch_size=batch_size, shuffle=shuffle, parts=parts)
+    order = EpochBatchSampler(len(rows), batch_size=batch_size, shuffle=shuffle, micro_batches=parts)
     return ImageLoader(dataset, order, workers=workers)
 
 

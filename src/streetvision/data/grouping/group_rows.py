@@ -8,17 +8,25 @@ from streetvision.data.config import GroupingConfig
 from streetvision.data.grouping.connected_components import Keys, join_groups
 from streetvision.data.grouping.geo import geo_keys
 from streetvision.data.grouping.near_duplicates import find_near_duplicates
-from streetvision.data.scan import Scan
+from streetvision.data.grouping.perceptual_hash import PerceptualHashes
 
 
-def group_rows(scan: Scan, config: GroupingConfig) -> tuple[Index, NearDuplicateClusters | None]:
-    """Return the index of `scan` with the configured groups, and the near-duplicates if they are searched."""
-    rows = scan.index.rows
+def group_rows(
+    index: Index, hashes: PerceptualHashes | None, config: GroupingConfig
+) -> tuple[Index, NearDuplicateClusters | None]:
+    """Return the index with the configured groups, and the near-duplicates if they are searched.
+
+    Args:
+        index: N rows with the groups of their source.
+        hashes: perceptual hashes of the N rows; they are needed if `config.by` has near_duplicates.
+        config: what links two rows.
+    """
+    rows = index.rows
     keys: list[Keys] = []
     clusters = None
     if "near_duplicates" in config.by:
-        assert scan.hashes is not None, "near-duplicates need a scan with hashes"
-        found = find_near_duplicates(scan.hashes, radius=config.radius, correlation=config.correlation)
+        assert hashes is not None, "near-duplicates need a scan with hashes"
+        found = find_near_duplicates(hashes, radius=config.radius, correlation=config.correlation)
         cluster_of = found.clusters.tolist()
         keys.append(cluster_of)
         members: dict[int, list[str]] = defaultdict(list)
@@ -34,4 +42,4 @@ def group_rows(scan: Scan, config: GroupingConfig) -> tuple[Index, NearDuplicate
         keys.append(geo_keys([row.columns for row in rows], metres=config.metres, hours=config.hours))
     if "column" not in config.by:
         rows = tuple(replace(row, group=None) for row in rows)
-    return replace(scan.index, rows=join_groups(rows, *keys)), clusters
+    return replace(index, rows=join_groups(rows, *keys)), clusters

@@ -32,8 +32,8 @@ def check_data(
     console.line("duplicates", f"{scan.duplicates} images have the content of another one; they stay in one split")
     _print_near_duplicates(findings, console)
     _print_embedding_duplicates(findings, console)
-    _print_files("unusable", scan.bad, console)
-    _print_files("left out", scan.left_out, console)
+    _print_files("unusable", scan.invalid, console)
+    _print_files("left out", scan.skipped, console)
     _print_metadata(findings, console)
     if findings.suspicious_labels is not None:
         console.line("labels", f"{len(findings.suspicious_labels)} are suspicious, by an out-of-fold classifier")

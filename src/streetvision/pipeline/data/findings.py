@@ -14,7 +14,7 @@ from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Row
 from streetvision.data.grouping.group_rows import group_rows
 from streetvision.data.scan import Scan, scan_images
-from streetvision.data.sources.data_root import list_images
+from streetvision.data.sources.discovery import list_images
 from streetvision.eval.embeddings import EmbeddingDuplicates, embedding_duplicates
 from streetvision.eval.metrics import roc_auc
 from streetvision.eval.out_of_fold import out_of_fold_probabilities
@@ -102,8 +102,8 @@ def find_problems(
             source_column=data.source_column,
         )
         limits = config.loader.limits
-        scan = scan_images(listing, class_names=data.class_names, limits=limits, looking=hashed, progress=progress)
-        index, near_duplicates = group_rows(scan, data.grouping)
+        scan = scan_images(listing, class_names=data.class_names, limits=limits, with_hashes=hashed, progress=progress)
+        index, near_duplicates = group_rows(scan.index, scan.hashes, data.grouping)
         features = None
         if labels or embeddings:
             classifier = load_classifier(config.model)

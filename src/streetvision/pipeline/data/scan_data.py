@@ -2,7 +2,7 @@
 
 from streetvision.contracts.phase import Context
 from streetvision.data.config import DataConfig, LoaderConfig
-from streetvision.data.scan import Scan, check_bad_share, scan_images
+from streetvision.data.scan import Scan, check_invalid_fraction, scan_images
 from streetvision.io.atomic import write_json_atomic
 from streetvision.pipeline.artifacts import list_data
 
@@ -18,14 +18,14 @@ def scan_data(context: Context) -> Scan:
         list_data(context),
         class_names=config.class_names,
         limits=context.settings(LoaderConfig).limits,
-        looking="near_duplicates" in config.grouping.by or bool(config.unlabeled),
+        with_hashes="near_duplicates" in config.grouping.by or bool(config.unlabeled),
         progress=context.progress,
     )
     write_json_atomic(schema.data_report_json, scan.report())
-    check_bad_share(scan, max_invalid_fraction=config.max_invalid_fraction, report=schema.data_report_json)
-    if scan.bad or scan.left_out:
+    check_invalid_fraction(scan, max_invalid_fraction=config.max_invalid_fraction, report=schema.data_report_json)
+    if scan.invalid or scan.skipped:
         context.progress.warn(
-            f"{len(scan.bad)} unusable images and {len(scan.left_out)} other files are left out; "
+            f"{len(scan.invalid)} unusable images and {len(scan.skipped)} other files are left out; "
             f"see {schema.data_report_json}"
         )
     return scan

@@ -84,7 +84,8 @@ def run_on_data(context: Context) -> Outcome:
     """Evaluate the bundle on data.root, which must not contain images that the bundle was made from."""
     bundle = read_bundle(context.settings(EvaluationConfig).bundle or context.schema.export_dir)
     home = ArtifactSchema(bundle.folder.parent)
-    index, _ = group_rows(scan_data(context), context.settings(DataConfig).grouping)
+    scan = scan_data(context)
+    index, _ = group_rows(scan.index, scan.hashes, context.settings(DataConfig).grouping)
     role_of = _roles_by_digest(home, bundle)
     access, notes = None, []
     if role_of is None:

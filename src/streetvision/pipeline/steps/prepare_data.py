@@ -7,8 +7,8 @@ from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.grouping.group_rows import group_rows
-from streetvision.data.sources.unlabeled import keep_apart, scan_unlabeled
-from streetvision.data.splitting.partition import NOTHING_KEPT, bridges, make_partition
+from streetvision.data.sources.unlabeled import scan_unlabeled, select_unlabeled
+from streetvision.data.splitting.partition import make_partition, split_conflicts
 from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
 from streetvision.io.atomic import read_json, write_json_atomic
 from streetvision.pipeline.data.scan_data import scan_data
@@ -19,18 +19,18 @@ def run(context: Context) -> Outcome:
     config, schema = context.settings(DataConfig), context.schema
     earlier_roles = _earlier_roles(context)
     scan = scan_data(context)
-    index, clusters = group_rows(scan, config.grouping)
+    index, clusters = group_rows(scan.index, scan.hashes, config.grouping)
     # A new image must not join groups that are already in different splits.
-    if conflicting := bridges(index.rows, earlier_roles):
+    if conflicting := split_conflicts(index.rows, earlier_roles):
         scan = scan.without(conflicting)
-        index, clusters = group_rows(scan, config.grouping)
+        index, clusters = group_rows(scan.index, scan.hashes, config.grouping)
         write_json_atomic(schema.data_report_json, scan.report())
         context.progress.warn(
             f"{len(conflicting)} new images are related to images of two splits and are left out; "
             f"see {schema.data_report_json}"
         )
     partition = make_partition(
-        index, fractions=config.fractions, seed=config.seed, kept=earlier_roles, near_duplicates=clusters
+        index, fractions=config.fractions, seed=config.seed, existing_roles=earlier_roles, near_duplicates=clusters
     )
     write_json_atomic(schema.splits_json, partition_to_json(partition))
 
@@ -50,7 +50,7 @@ def run(context: Context) -> Outcome:
     metrics = {
         "images": len(rows),
         "positives": positives,
-        "bad": len(scan.bad),
+        "invalid": len(scan.invalid),
         **{split.value: count for split, count in counts.items()},
     }
     if not config.unlabeled:
@@ -58,12 +58,12 @@ def run(context: Context) -> Outcome:
 
     limits = context.settings(LoaderConfig).limits
     unlabeled_scan = scan_unlabeled(config.unlabeled, limits=limits, progress=context.progress)
-    unlabeled = keep_apart(unlabeled_scan, scan, partition.roles, config.grouping)
+    unlabeled = select_unlabeled(unlabeled_scan, scan, partition.roles, config.grouping)
     write_json_atomic(schema.unlabeled_json, unlabeled.model_dump(mode="json"))
     return Outcome(
-        f"{summary}; {len(unlabeled.rows)} unlabeled images, {len(unlabeled.left_out)} left out "
+        f"{summary}; {len(unlabeled.rows)} unlabeled images, {len(unlabeled.excluded)} left out "
         f"(see {schema.unlabeled_json.name})",
-        {**metrics, "unlabeled": len(unlabeled.rows), "unlabeled_left_out": len(unlabeled.left_out)},
+        {**metrics, "unlabeled": len(unlabeled.rows), "unlabeled_left_out": len(unlabeled.excluded)},
         extra_outputs=(schema.unlabeled_json,),
     )
 
@@ -83,8 +83,8 @@ def _earlier_roles(context: Context) -> Mapping[str, Split]:
         context.progress.warn(
             f"{error.message}: splits are made again, and earlier evaluations of this run are invalid"
         )
-        return NOTHING_KEPT
+        return {}
     requested = (config.seed, config.fractions, config.class_names)
     if (earlier.seed, earlier.fractions, earlier.index.class_names) != requested:
-        return NOTHING_KEPT
+        return {}
     return {row.sha256: role for row, role in zip(earlier.index.rows, earlier.roles, strict=True)}

@@ -168,8 +168,8 @@ def _train(
             batch_size=config.batch_size,
             shuffle=training,
             seed=config.seed,
-            parts=config.gradient_accumulation_steps if training else 1,
-            rank_of=rank_of,
+            micro_batches=config.gradient_accumulation_steps if training else 1,
+            rank_and_world_size=rank_of,
         )
         return ImageLoader(images, sampler, workers=loader.worker_count)
 
