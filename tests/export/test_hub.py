@@ -1,4 +1,4 @@
-"""The hub folder: a card that a machine and a person can read, and the bundle unchanged."""
+"""The export for the Hugging Face Hub: a model card with valid metadata, and the unchanged bundle."""
 
 import shutil
 
@@ -15,12 +15,24 @@ def metadata(readme):
     return yaml.safe_load(head), body
 
 
-def test_the_card_has_the_figures_of_the_evaluation_and_the_bundle_loads(finished_run, command, scenes, tmp_path):
+def test_the_card_has_the_metrics_of_the_evaluation_and_the_bundle_loads(finished_run, command, scenes, tmp_path):
     out, bundle = tmp_path / "hub", finished_run / "export"
-    asked = ["export", "--bundle", bundle, "--out", out, "--format", "hub", "--name", "ours: #1", "--license", "mit"]
-    code, told, err = command(*asked)
+    arguments = [
+        "export",
+        "--bundle",
+        bundle,
+        "--out",
+        out,
+        "--format",
+        "hub",
+        "--name",
+        "ours: #1",
+        "--license",
+        "mit",
+    ]
+    code, output, err = command(*arguments)
     assert code == 0, err
-    assert "warning" not in told
+    assert "warning" not in output
     head, body = metadata((out / "README.md").read_text())
     report = read_json(ArtifactSchema(finished_run).evaluation_report_json)
     assert (head["license"], head["pipeline_tag"]) == ("mit", "image-classification")
@@ -31,24 +43,24 @@ def test_the_card_has_the_figures_of_the_evaluation_and_the_bundle_loads(finishe
     assert f"| mcc | {mcc['estimate']:.3f} | {mcc['low']:.3f} to {mcc['high']:.3f} |" in body
     image = sorted((scenes / "images").iterdir())[0]
     assert load_bundle(out / "bundle").predict(image) == load_bundle(bundle).predict(image)
-    code, _, err = command(*asked)
+    code, _, err = command(*arguments)
     assert code == 2
     assert "is not empty" in err
 
 
-def test_figures_of_another_bundle_are_not_its_own(finished_run, command, tmp_path):
+def test_metrics_of_another_bundle_are_not_used(finished_run, command, tmp_path):
     run = shutil.copytree(finished_run, tmp_path / "run")
     edit_bundle_json(run / "export", lambda content: content["versions"].update(streetvision="9"))
-    code, told, err = command("export", "--bundle", run / "export", "--out", tmp_path / "hub", "--format", "hub")
+    code, output, err = command("export", "--bundle", run / "export", "--out", tmp_path / "hub", "--format", "hub")
     assert code == 0, err
-    assert "the model card has no metrics" in told
-    assert "license: other" in told
+    assert "the model card has no metrics" in output
+    assert "license: other" in output
     head, body = metadata((tmp_path / "hub" / "README.md").read_text())
     assert "model-index" not in head
-    assert "nothing is known of how good it is" in body
+    assert "has not been evaluated" in body
 
 
-def test_a_report_that_is_none_is_named(finished_run, command, tmp_path):
+def test_an_invalid_report_is_a_user_error(finished_run, command, tmp_path):
     run = shutil.copytree(finished_run, tmp_path / "run")
     ArtifactSchema(run).evaluation_report_json.write_text("{}")
     code, _, err = command("export", "--bundle", run / "export", "--out", tmp_path / "hub", "--format", "hub")
@@ -57,9 +69,9 @@ def test_a_report_that_is_none_is_named(finished_run, command, tmp_path):
     assert not (tmp_path / "hub").exists()
 
 
-def test_an_option_that_the_format_does_not_read_is_an_error(finished_run, command, tmp_path):
-    asked = ["export", "--bundle", finished_run / "export", "--out", tmp_path / "out", "--format"]
-    for form, option in (("hub", "--hotkey"), ("hub", "--version"), ("miner", "--license")):
-        code, _, err = command(*asked, form, option, "x")
+def test_an_option_without_effect_in_the_format_is_a_user_error(finished_run, command, tmp_path):
+    arguments = ["export", "--bundle", finished_run / "export", "--out", tmp_path / "out", "--format"]
+    for format_name, option in (("hub", "--hotkey"), ("hub", "--version"), ("miner", "--license")):
+        code, _, err = command(*arguments, format_name, option, "x")
         assert code == 2
-        assert f"{option} has no effect with --format {form}" in err
+        assert f"{option} has no effect with --format {format_name}" in err

@@ -6,52 +6,53 @@ import pytest
 from streetvision.serving.batcher import Batcher
 
 
-def test_what_waits_while_the_model_is_busy_is_the_next_batch_and_nobody_gets_anothers_answer():
-    sizes, may_go_on = [], threading.Event()
+def test_items_that_wait_while_the_function_runs_form_the_next_batch_and_get_their_own_results():
+    sizes, release = [], threading.Event()
 
-    def double(questions):
-        may_go_on.wait(10)
-        sizes.append(len(questions))
-        return [2 * question for question in questions]
+    def double(items):
+        release.wait(10)
+        sizes.append(len(items))
+        return [2 * item for item in items]
 
-    async def ask_many():
-        batcher = Batcher(double, most=4)
-        asked = [asyncio.create_task(batcher.ask(number)) for number in range(10)]
+    async def submit_many():
+        batcher = Batcher(double, max_batch=4)
+        tasks = [asyncio.create_task(batcher.submit(number)) for number in range(10)]
         await asyncio.sleep(0)
-        may_go_on.set()
-        answers = await asyncio.gather(*asked)
+        release.set()
+        results = await asyncio.gather(*tasks)
         assert batcher.batches == len(sizes)
-        assert await batcher.ask(21) == 42  # it works again after it was idle
-        return answers
+        assert await batcher.submit(21) == 42  # after it was idle
+        return results
 
-    assert asyncio.run(ask_many()) == [2 * number for number in range(10)]
+    assert asyncio.run(submit_many()) == [2 * number for number in range(10)]
     assert sum(sizes) == 11
     assert max(sizes) == 4
     assert len(sizes) <= 5
 
 
-def test_an_error_reaches_everyone_of_its_batch_and_no_one_else():
-    def picky(questions):
-        if 13 in questions:
+def test_an_exception_is_raised_for_its_batch_only():
+    def reject_13(items):
+        if 13 in items:
             raise ValueError("unlucky")
-        return questions
+        return items
 
-    async def ask():
-        batcher = Batcher(picky, most=1)
-        found = await asyncio.gather(batcher.ask(1), batcher.ask(13), batcher.ask(2), return_exceptions=True)
-        assert (found[0], found[2]) == (1, 2)
+    async def submit():
+        batcher = Batcher(reject_13, max_batch=1)
+        tasks = (batcher.submit(1), batcher.submit(13), batcher.submit(2))
+        first, error, last = await asyncio.gather(*tasks, return_exceptions=True)
+        assert (first, last) == (1, 2)
         with pytest.raises(ValueError, match="unlucky"):
-            raise found[1]
+            raise error
 
-    asyncio.run(ask())
+    asyncio.run(submit())
 
 
-def test_who_left_is_not_waited_for():
-    async def ask():
-        batcher = Batcher(lambda questions: questions, most=8)
-        left, stays = asyncio.create_task(batcher.ask(1)), asyncio.create_task(batcher.ask(2))
+def test_a_cancelled_item_does_not_affect_the_others():
+    async def submit():
+        batcher = Batcher(lambda items: items, max_batch=8)
+        cancelled, other = asyncio.create_task(batcher.submit(1)), asyncio.create_task(batcher.submit(2))
         await asyncio.sleep(0)
-        left.cancel()
-        assert await stays == 2
+        cancelled.cancel()
+        assert await other == 2
 
-    asyncio.run(ask())
+    asyncio.run(submit())

@@ -1,4 +1,4 @@
-"""The page for people, in a browser: an image dropped on it is answered, and nothing else is asked for."""
+"""The upload page in a browser: it shows the prediction for an image, and requests nothing from other servers."""
 
 import threading
 import time
@@ -24,24 +24,26 @@ def address(finished_run):
     thread.join()
 
 
-def test_a_chosen_image_is_answered_and_a_missing_key_is_named(browser, address, finished_run, scenes):
+def test_the_page_shows_the_prediction_for_a_file_and_reports_a_missing_key(browser, address, finished_run, scenes):
     page = browser.new_page(viewport={"width": 390, "height": 844})
-    logged, asked = [], []
+    logged, requested = [], []
     page.on("pageerror", lambda error: logged.append(str(error)))
     page.on("console", lambda message: logged.append(message.text))
-    page.on("request", lambda sent: asked.append(sent.url))
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(address, wait_until="networkidle")
     image = sorted((scenes / "images").iterdir())[0]
     page.set_input_files("#file", str(image))
-    page.get_by_text("send the server's key").wait_for()
+    page.locator("#prediction.error").get_by_text("X-API-Key").wait_for()
     page.fill("#key", "secret")
     page.set_input_files("#file", [])
     page.set_input_files("#file", str(image))
     expected = load_bundle(finished_run / "export").predict(image)[0]
-    page.get_by_text(f"{expected.label}: {100 * expected.probability:.1f} %").wait_for()
-    assert page.eval_on_selector("#shown", "image => image.naturalWidth") > 0
+    page.get_by_text(f"Prediction: {expected.label}").wait_for()
+    page.get_by_text(f"{100 * expected.probability:.1f} %").last.wait_for()
+    assert page.eval_on_selector("#preview", "image => image.naturalWidth") > 0
+    assert page.inner_text("#address") == address
     width, screen = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert width <= screen
-    assert all(url.startswith((address, f"blob:{address}")) for url in asked if "favicon" not in url)
+    assert all(url.startswith((address, f"blob:{address}")) for url in requested if "favicon" not in url)
     assert [line for line in logged if "401" not in line and "favicon" not in line] == []
     page.close()

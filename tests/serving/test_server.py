@@ -1,10 +1,11 @@
-"""The server: the predictor's answers, its limits, and what the malformed get."""
+"""The server: predictions, limits, and responses to malformed requests."""
 
 import asyncio
 import base64
 import io
 import socket
 import threading
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from streetvision import load_bundle
 from streetvision.contracts.errors import ConfigError
 from streetvision.serving.launch import is_loopback, serving_config
-from streetvision.serving.server import ServingConfig, create_app
+from streetvision.serving.server import ServingConfig, create_app, render_page
 
 
 @pytest.fixture
@@ -26,12 +27,12 @@ def files(scenes):
     return [path.read_bytes() for path in sorted((scenes / "images").iterdir())[:16]]
 
 
-def talk(app, conversation):
-    """Run a coroutine function with a client of the application."""
+def run_client(app, conversation):
+    """Run a coroutine function that takes a client of the application."""
 
     async def run():
         transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
             return await conversation(client)
 
     return asyncio.run(run())
@@ -45,36 +46,36 @@ def as_json(data):
     return {"json": {"image": base64.b64encode(data).decode()}}
 
 
-def ask(app, **request):
-    return talk(app, lambda client: client.post("/predict", **request))
+def post(app, **request):
+    return run_client(app, lambda client: client.post("/predict", **request))
 
 
 @pytest.mark.parametrize("form", [as_form, as_json])
-def test_an_answer_is_the_predictors(predictor, files, form):
+def test_the_response_is_the_prediction_of_the_bundle(predictor, files, form):
     expected = predictor.predict(files[0])[0]
-    reply = ask(create_app(predictor, ServingConfig()), **form(files[0]))
-    assert reply.status_code == 200, reply.text
-    found = reply.json()
-    assert found.pop("probability") == pytest.approx(expected.probability, abs=1e-6)
-    assert found == {"label": expected.label, "decision": expected.decision, "certified": expected.certified}
+    response = post(create_app(predictor, ServingConfig()), **form(files[0]))
+    assert response.status_code == 200, response.text
+    body = response.json()
+    assert body.pop("probability") == pytest.approx(expected.probability, abs=1e-6)
+    assert body == {"label": expected.label, "decision": expected.decision, "certified": expected.certified}
 
 
-def bomb():
-    written = io.BytesIO()
-    Image.new("1", (12_000, 12_000)).save(written, "PNG")
-    return written.getvalue()
+def decompression_bomb():
+    file = io.BytesIO()
+    Image.new("1", (12_000, 12_000)).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
         (lambda jpeg: as_form(jpeg[: len(jpeg) // 2]), 422),
-        (lambda jpeg: as_form(b"GIF89a, or so"), 422),
-        (lambda jpeg: as_form(bomb()), 422),
+        (lambda jpeg: as_form(b"GIF89a, truncated"), 422),
+        (lambda jpeg: as_form(decompression_bomb()), 422),
         (lambda jpeg: as_form(jpeg + bytes(2_000_000)), 413),
         (lambda jpeg: as_json(jpeg + bytes(2_000_000)), 413),
         (lambda jpeg: {"files": {"other": ("a.jpg", jpeg, "image/jpeg")}}, 422),
-        (lambda jpeg: {"json": {"image": "no base64!"}}, 422),
+        (lambda jpeg: {"json": {"image": "not base64!"}}, 422),
         (lambda jpeg: {"json": ["image"]}, 422),
         (lambda jpeg: {"json": {"image": base64.b64encode(jpeg).decode(), "more": [[] for _ in range(99)]}}, 422),
         (lambda jpeg: {"content": b"{", "headers": {"Content-Type": "application/json"}}, 422),
@@ -84,101 +85,101 @@ def bomb():
         (lambda jpeg: {}, 422),
     ],
 )
-def test_what_is_malformed_is_its_senders_error(predictor, files, request_, status):
+def test_a_malformed_request_gets_a_client_error(predictor, files, request_, status):
     app = create_app(predictor, ServingConfig(max_megabytes=1))
-    reply = ask(app, **request_(files[0]))
-    assert reply.status_code == status
-    assert reply.json()["detail"]
+    response = post(app, **request_(files[0]))
+    assert response.status_code == status
+    assert response.json()["detail"]
     assert app.state.service.in_flight == 0
 
 
-def test_many_at_once_are_answered_or_told_to_wait_and_none_gets_anothers_answer(predictor, files):
-    """A fifth is malformed; places are fewer than clients; who is sent away asks again as it was told."""
-    expected = [answer.probability for answer in predictor.predict(files)]
+def test_concurrent_requests_get_their_own_prediction_or_503(predictor, files):
+    """A fifth of the requests is malformed, and there are more clients than places. Clients retry after a 503."""
+    expected = [prediction.probability for prediction in predictor.predict(files)]
     app = create_app(predictor, ServingConfig(max_in_flight=12, max_batch=4))
 
-    async def one(client, number):
+    async def send(client, number):
         data = files[number % len(files)]
         statuses = []
         while True:
-            reply = await client.post("/predict", **as_form(data[:50] if number % 5 == 0 else data))
-            statuses.append(reply.status_code)
-            if reply.status_code != 503:
-                return number, reply, statuses
-            assert int(reply.headers["Retry-After"]) >= 1
+            response = await client.post("/predict", **as_form(data[:50] if number % 5 == 0 else data))
+            statuses.append(response.status_code)
+            if response.status_code != 503:
+                return number, response, statuses
+            assert int(response.headers["Retry-After"]) >= 1
             await asyncio.sleep(0.02)
 
-    async def everyone(client):
-        return await asyncio.gather(*(one(client, number) for number in range(60)))
+    async def send_all(client):
+        return await asyncio.gather(*(send(client, number) for number in range(60)))
 
-    found = talk(app, everyone)
-    assert {status for _, _, statuses in found for status in statuses} == {200, 422, 503}
-    for number, reply, _ in found:
+    results = run_client(app, send_all)
+    assert {status for _, _, statuses in results for status in statuses} == {200, 422, 503}
+    for number, response, _ in results:
         if number % 5:
-            assert reply.json()["probability"] == pytest.approx(expected[number % len(files)], abs=1e-6)
+            assert response.json()["probability"] == pytest.approx(expected[number % len(files)], abs=1e-6)
         else:
-            assert reply.status_code == 422
+            assert response.status_code == 422
     assert app.state.service.in_flight == 0
     assert 48 / 4 <= app.state.service.batcher.batches < 48
 
 
-def test_a_place_is_taken_before_the_body_is_read(predictor, files):
+def test_a_request_counts_as_in_flight_before_its_body_is_read(predictor, files):
     app = create_app(predictor, ServingConfig(max_in_flight=1, timeout_seconds=5))
 
     async def conversation(client):
-        go_on = asyncio.Event()
+        release = asyncio.Event()
 
-        async def slowly():
+        async def slow_body():
             yield b'{"image": "'
-            await go_on.wait()
+            await release.wait()
             yield base64.b64encode(files[0]) + b'"}'
 
         headers = {"Content-Type": "application/json"}
-        first = asyncio.create_task(client.post("/predict", content=slowly(), headers=headers))
+        first = asyncio.create_task(client.post("/predict", content=slow_body(), headers=headers))
         while not app.state.service.in_flight:
             await asyncio.sleep(0.01)
         second = await client.post("/predict", **as_form(files[0]))
-        go_on.set()
+        release.set()
         return (await first).status_code, second.status_code
 
-    assert talk(app, conversation) == (200, 503)
+    assert run_client(app, conversation) == (200, 503)
 
 
-def test_a_body_that_does_not_come_is_given_up(predictor):
+def test_a_body_that_does_not_arrive_times_out(predictor):
     app = create_app(predictor, ServingConfig(timeout_seconds=0.05))
 
     async def conversation(client):
-        async def never():
+        async def endless_body():
             yield b"{"
             await asyncio.sleep(0.5)
 
-        return await client.post("/predict", content=never(), headers={"Content-Type": "application/json"})
+        return await client.post("/predict", content=endless_body(), headers={"Content-Type": "application/json"})
 
-    assert talk(app, conversation).status_code == 408
+    assert run_client(app, conversation).status_code == 408
     assert app.state.service.in_flight == 0
 
 
-def test_a_model_that_takes_too_long_keeps_the_place_until_it_is_through(predictor, files, monkeypatch):
-    go_on = threading.Event()
-    answer = predictor.predict_prepared
-    monkeypatch.setattr(predictor, "predict_prepared", lambda images: go_on.wait(10) and answer(images))
+def test_a_prediction_that_times_out_stays_in_flight_until_it_is_done(predictor, files, monkeypatch):
+    release = threading.Event()
+    predict = predictor.predict_prepared
+    monkeypatch.setattr(predictor, "predict_prepared", lambda images: release.wait(10) and predict(images))
     app = create_app(predictor, ServingConfig(timeout_seconds=0.2, max_in_flight=1))
 
     async def conversation(client):
-        late = await client.post("/predict", **as_form(files[0]))
-        meanwhile = await client.post("/predict", **as_form(files[0]))
-        held = app.state.service.in_flight
-        go_on.set()
+        timed_out = await client.post("/predict", **as_form(files[0]))
+        rejected = await client.post("/predict", **as_form(files[0]))
+        in_flight = app.state.service.in_flight
+        release.set()
         while app.state.service.in_flight:
             await asyncio.sleep(0.01)
-        return late, meanwhile.status_code, held
+        return timed_out, rejected.status_code, in_flight
 
-    late, meanwhile, held = talk(app, conversation)
-    assert (late.status_code, meanwhile, held) == (503, 503, 1)
-    assert "Retry-After" in late.headers
+    timed_out, rejected, in_flight = run_client(app, conversation)
+    assert (timed_out.status_code, rejected, in_flight) == (503, 503, 1)
+    assert "Retry-After" in timed_out.headers
 
 
-def test_health_metrics_and_the_description_of_the_interface(predictor, files):
+def test_health_metrics_and_openapi_schema(predictor, files):
     app = create_app(predictor, ServingConfig())
 
     async def conversation(client):
@@ -186,27 +187,58 @@ def test_health_metrics_and_the_description_of_the_interface(predictor, files):
         await client.post("/predict", **as_form(b"none"))
         return [await client.get(path) for path in ("/healthz", "/metrics", "/openapi.json", "/docs")]
 
-    health, metrics, description, docs = talk(app, conversation)
+    health, metrics, schema, docs = run_client(app, conversation)
     assert health.json() == {"status": "ok", "bundle": predictor.manifest.digest}
     assert metrics.headers["content-type"].startswith("text/plain")
     lines = metrics.text.splitlines()
     assert 'streetvision_requests_total{status="200"} 1' in lines
     assert 'streetvision_requests_total{status="422"} 1' in lines
     assert "streetvision_in_flight 0" in lines
-    post = description.json()["paths"]["/predict"]["post"]
+    post = schema.json()["paths"]["/predict"]["post"]
     assert post["requestBody"]["content"].keys() == {"multipart/form-data", "application/json"}
     assert {"200", "401", "413", "422", "503"} <= post["responses"].keys()
     assert docs.status_code == 404
 
 
-def test_the_key_is_asked_for_where_there_is_one(predictor, files):
+def test_the_page_escapes_the_class_names_and_its_policy_allows_only_its_own_script(predictor):
+    manifest = predictor.manifest.model_copy(update={"class_names": ("clear", "</script><b>&")})
+    predictor.manifest = manifest
+    response = run_client(create_app(predictor, ServingConfig()), lambda client: client.get("/"))
+    assert response.headers["content-type"].startswith("text/html")
+    assert "</script><b>" not in response.text
+    assert "&lt;/script&gt;&lt;b&gt;&amp;" in response.text
+    assert response.text.count("<script>") == response.text.count("</script>") == 1
+    policy = response.headers["content-security-policy"].split("; ")
+    assert "default-src 'none'" in policy
+    (script_rule,) = (rule for rule in policy if rule.startswith("script-src"))
+    assert script_rule.startswith("script-src 'sha256-")
+    assert "unsafe-inline" not in "".join(policy)
+    assert "X-API-Key" not in response.text.partition("<script>")[0]
+
+
+@pytest.mark.parametrize("certified", [True, False])
+def test_the_page_states_the_certified_risk(predictor, certified):
+    control = SimpleNamespace(certified=certified, reason="fNR <= 5 % with 90 % confidence")
+
+    class WithControl(type(predictor)):
+        risk_control = control
+
+    predictor.__class__ = WithControl
+    page = render_page(predictor, ServingConfig(api_key="secret"))
+    assert ("FNR &lt;= 5 % with 90 % confidence." in page) is certified
+    assert ("no certified predictions" in page) is not certified
+    assert "X-API-Key: $STREETVISION_API_KEY" in page
+    assert "secret" not in page
+
+
+def test_a_configured_key_is_required(predictor, files):
     app = create_app(predictor, ServingConfig(api_key="secret"))
-    assert ask(app, **as_form(files[0])).status_code == 401
-    assert ask(app, **as_form(files[0]), headers={"X-API-Key": "wrong"}).status_code == 401
-    assert ask(app, **as_form(files[0]), headers={"X-API-Key": "secret"}).status_code == 200
+    assert post(app, **as_form(files[0])).status_code == 401
+    assert post(app, **as_form(files[0]), headers={"X-API-Key": "wrong"}).status_code == 401
+    assert post(app, **as_form(files[0]), headers={"X-API-Key": "secret"}).status_code == 200
 
 
-def test_an_address_that_others_reach_needs_a_key(command, finished_run, monkeypatch):
+def test_a_public_address_requires_a_key(command, finished_run, monkeypatch):
     monkeypatch.delenv("STREETVISION_API_KEY", raising=False)
     code, _, err = command("serve", "--bundle", finished_run / "export", "--host", "0.0.0.0")  # noqa: S104
     assert code == 2
@@ -217,7 +249,7 @@ def test_an_address_that_others_reach_needs_a_key(command, finished_run, monkeyp
     ]
 
 
-def test_limits_are_settings_and_the_key_is_none_of_them():
+def test_limits_are_settings_and_the_key_is_not():
     assert serving_config(["max_in_flight=7", "max_megapixels=1.5"], api_key="k") == ServingConfig(
         max_in_flight=7, max_megapixels=1.5, api_key="k"
     )
@@ -227,7 +259,7 @@ def test_limits_are_settings_and_the_key_is_none_of_them():
         serving_config(["api_key=secret"], api_key=None)
 
 
-def test_a_port_that_is_taken_is_told_in_a_line(command, finished_run):
+def test_a_port_in_use_is_a_user_error(command, finished_run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, _, err = command("serve", "--bundle", finished_run / "export", "--port", port)

@@ -1,1 +1,1 @@
-"""Folders for other programs: the Hugging Face hub."""
+"""Export a bundle for other programs: the Hugging Face Hub."""

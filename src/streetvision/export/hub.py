@@ -1,4 +1,8 @@
-"""A folder for the Hugging Face hub: the bundle as it is, and a model card that says how it was judged."""
+"""Export for the Hugging Face Hub: the unchanged bundle, and a model card with the metrics of its evaluation.
+
+References:
+    Mitchell et al., "Model Cards for Model Reporting", FAT* 2019.
+"""
 
 import shutil
 from dataclasses import dataclass
@@ -9,69 +13,78 @@ from pydantic import BaseModel, ConfigDict
 
 from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle
 from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.policies import ScrcPolicy
+from streetvision.eval.report.html import environment
 from streetvision.io.atomic import write_text_atomic
 
 BUNDLE_FOLDER = "bundle"
-"""A bundle holds no stranger, so the card lies beside its folder."""
-SHOWN = ("mcc", "roc_auc", "accuracy", "recall", "precision", "fpr", "ece", "brier", "nll")
-"""Metrics of the table, in this order."""
+"""The bundle has its own folder next to the card, because a bundle with unexpected files is rejected."""
+METRICS = ("mcc", "roc_auc", "accuracy", "recall", "precision", "fpr", "ece", "brier", "nll")
+"""Metrics of the card, in this order."""
 
 
-class Shown(BaseModel):
-    """A part of evaluation_report.json; the page shows more."""
+class ReportSection(BaseModel):
+    """The part of evaluation_report.json that the card needs. Other fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class ShownMetric(Shown):
-    """A metric with its interval; None where it is not defined."""
+class MetricEstimate(ReportSection):
+    """A metric with its interval; None where it is undefined."""
 
     estimate: float | None
     low: float | None
     high: float | None
 
 
-class JudgedBundle(Shown):
-    """What was judged."""
+class Provenance(ReportSection):
+    """What was evaluated."""
 
     bundle: str
     """sha256 of bundle.json."""
 
 
-class Judgement(Shown):
-    """Any evaluation_report.json."""
+class EvaluatedBundle(ReportSection):
+    """The identity of the bundle in any evaluation_report.json."""
 
-    provenance: JudgedBundle
+    provenance: Provenance
 
 
-class ShownEvaluation(Judgement):
-    """What a card shows of the bundle's own."""
+class EvaluationSummary(EvaluatedBundle):
+    """The content of the card's evaluation section."""
 
     title: str
     data: str
     test_access: int | None
     level: float
     counts: dict[str, int]
-    metrics: dict[str, ShownMetric]
+    metrics: dict[str, MetricEstimate]
     notes: list[str]
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a person says of the model; the rest is read from the bundle and its evaluation."""
+    """Fields of the model card that the user sets. The others come from the bundle and its evaluation."""
 
     name: str
     license: str
-    """An identifier that the hub knows, for example apache-2.0."""
+    """A license identifier of the Hub, for example apache-2.0."""
 
 
-def write_hub(bundle: Bundle, folder: Path, card: Card, report: ShownEvaluation | None) -> None:
-    """Write the bundle into `folder`/bundle and README.md beside it; `report` is the bundle's own evaluation, if any.
+def write_hub(bundle: Bundle, folder: Path, card: Card, report: EvaluationSummary | None) -> None:
+    """Write README.md and a copy of the bundle to `folder`.
 
-    Raises ConfigError for a folder that holds something.
+    Args:
+        bundle: the bundle to export.
+        folder: a new or empty folder.
+        card: fields of the model card.
+        report: the evaluation of this bundle; None: the card has no metrics.
+
+    Raises:
+        ConfigError: `folder` is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{str(folder)!r} is not empty", "give a folder of its own: --out ...")
+        raise ConfigError(f"--out {str(folder)!r} is not empty", "set --out to a new folder")
     (folder / BUNDLE_FOLDER).mkdir(parents=True)
     try:
         for name in (*bundle.manifest.files, BUNDLE_JSON):
@@ -79,82 +92,46 @@ def write_hub(bundle: Bundle, folder: Path, card: Card, report: ShownEvaluation 
         read_bundle(folder / BUNDLE_FOLDER)
         write_text_atomic(folder / "README.md", model_card(bundle, card, report))
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # half a folder must not be uploaded
+        shutil.rmtree(folder, ignore_errors=True)  # an incomplete folder must not be uploaded
         raise
 
 
-def model_card(bundle: Bundle, card: Card, report: ShownEvaluation | None) -> str:
-    """README.md: metadata as YAML between two rules, then Markdown."""
+def model_card(bundle: Bundle, card: Card, report: EvaluationSummary | None) -> str:
+    """Render README.md: metadata for the Hub as YAML front matter, then Markdown."""
     metadata: dict[str, object] = {
         "license": card.license,
         "library_name": "streetvision",
         "pipeline_tag": "image-classification",
         "tags": ["streetvision", "image-classification", "calibrated"],
     }
+    metrics: dict[str, MetricEstimate] = {}
     if report is not None:
-        metadata["model-index"] = [{"name": card.name, "results": [_result(report)]}]
-    first, second = bundle.manifest.class_names
-    parts = [
-        f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---",
-        f"# {card.name}",
-        f"Says of a street image whether it shows **{second}** (1) or **{first}** (0), with a calibrated probability.",
-        "## Use",
-        _USE,
-        "## Evaluation",
-        _evaluation(report),
-        "## Made with",
-        "\n".join(f"- {name} {version}" for name, version in sorted(bundle.manifest.versions.items())),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-_USE = f"""```python
-from huggingface_hub import snapshot_download
-from streetvision import load_bundle
-
-predictor = load_bundle(snapshot_download("OWNER/NAME") + "/{BUNDLE_FOLDER}")
-for answer in predictor.predict(["street.jpg"]):
-    print(answer.label, answer.probability, answer.certified)
-```
-
-Every file is checked by its sha256, and none is unpickled. A digest shows that a bundle is whole, not who made it."""
-
-
-def _evaluation(report: ShownEvaluation | None) -> str:
-    if report is None:
-        return "No evaluation came with this bundle: nothing is known of how good it is."
-    n = sum(report.counts.values())
-    access = "" if report.test_access is None else f", test-set access {report.test_access}"
-    rows = [
-        f"| {name} | {_number(found.estimate)} | {_number(found.low)} to {_number(found.high)} |"
-        for name in SHOWN
-        if (found := report.metrics.get(name))
-    ]
-    return "\n".join(
-        [
-            f"On {n:,} images of {report.data} that had no part in making the model{access}; intervals at level "
-            f"{report.level:g}.",
-            "",
-            "| metric | estimate | interval |",
-            "|---|---|---|",
-            *rows,
-            *(f"\n{note}" for note in report.notes),
-        ]
+        metrics = {name: report.metrics[name] for name in METRICS if name in report.metrics}
+        result = {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": f"{report.title}, {report.data}", "type": "private"},
+            "metrics": [
+                {"type": name, "value": round(metric.estimate, 4)}
+                for name, metric in metrics.items()
+                if metric.estimate is not None
+            ],
+        }
+        metadata["model-index"] = [{"name": card.name, "results": [result]}]
+    policy = bundle.manifest.policy
+    control = policy.scrc_params.risk_control if isinstance(policy, ScrcPolicy) else None
+    return (
+        environment("streetvision.export")
+        .get_template("model_card.md.j2")
+        .render(
+            metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True),
+            card=card,
+            bundle_folder=BUNDLE_FOLDER,
+            class_names=bundle.manifest.class_names,
+            threshold=policy.scrc_params.threshold if isinstance(policy, ScrcPolicy) else policy.threshold,
+            guarantee=control.reason if control is not None and control.certified else None,
+            report=report,
+            metrics=metrics,
+            number=lambda value: "undefined" if value is None else f"{value:.3f}",
+            versions=sorted(bundle.manifest.versions.items()),
+        )
     )
-
-
-def _result(report: ShownEvaluation) -> dict[str, object]:
-    metrics = [
-        {"type": name, "value": round(found.estimate, 4)}
-        for name in SHOWN
-        if (found := report.metrics.get(name)) and found.estimate is not None
-    ]
-    return {
-        "task": {"type": "image-classification"},
-        "dataset": {"name": f"{report.title}, {report.data}", "type": "private"},
-        "metrics": metrics,
-    }
-
-
-def _number(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.3f}"

@@ -12,7 +12,7 @@ from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.policies import Precision
-from streetvision.export.hub import BUNDLE_FOLDER, Card, Judgement, ShownEvaluation, write_hub
+from streetvision.export.hub import BUNDLE_FOLDER, Card, EvaluatedBundle, EvaluationSummary, write_hub
 from streetvision.io.atomic import sha256_file
 from streetvision.io.validators import validate_json
 from streetvision.pipeline.console import Console
@@ -112,11 +112,12 @@ def export_miner(request: ExportRequest, console: Console) -> None:
 
 def export_hub(request: ExportRequest, console: Console) -> None:
     """Write the folder for the Hugging Face hub, with the metrics of this bundle if its run has them."""
-    bundle = read_bundle(request.bundle)
-    path, report = ArtifactSchema(bundle.folder.parent).evaluation_report_json, None
-    # The run may have evaluated an earlier bundle.
-    if path.is_file() and validate_json(path, Judgement).provenance.bundle == sha256_file(bundle.folder / BUNDLE_JSON):
-        report = validate_json(path, ShownEvaluation)
+    bundle, report = read_bundle(request.bundle), None
+    path = ArtifactSchema(bundle.folder.parent).evaluation_report_json
+    if path.is_file():
+        evaluated = validate_json(path, EvaluatedBundle).provenance.bundle
+        if evaluated == sha256_file(bundle.folder / BUNDLE_JSON):  # the run may have evaluated an earlier bundle
+            report = validate_json(path, EvaluationSummary)
     write_hub(bundle, request.out, Card(request.name or DEFAULT_NAME, request.license or "other"), report)
     console.line("hub", f"{request.out}  (README.md and {BUNDLE_FOLDER}/)")
     if report is None:

@@ -1,1 +1,1 @@
-"""Where a bundle goes: other loaders' folders, and the server."""
+"""HTTP server for a bundle."""

@@ -1,48 +1,49 @@
-"""Dynamic batching: what comes in while the model is busy makes the next batch, so that nobody waits for company."""
+"""Dynamic batching: the items that arrive during one call of the model form the next batch."""
 
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-Question = TypeVar("Question")
-Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-class Batcher(Generic[Question, Answer]):
-    """Calls a function with up to `most` questions at a time, in one thread; belongs to the loop it is first asked in.
+class Batcher(Generic[Item, Result]):
+    """Calls a function on batches of at most `max_batch` items, in one thread.
 
-    What the function raises goes to everyone of its batch.
+    A batcher belongs to the event loop of its first `submit`. An exception of the function is raised for every item of
+    its batch.
     """
 
-    def __init__(self, answer: Callable[[Sequence[Question]], Sequence[Answer]], *, most: int) -> None:
-        self._answer, self._most = answer, most
-        self._waiting: list[tuple[Question, asyncio.Future[Answer]]] = []
+    def __init__(self, function: Callable[[Sequence[Item]], Sequence[Result]], *, max_batch: int) -> None:
+        self._function, self._max_batch = function, max_batch
+        self._pending: list[tuple[Item, asyncio.Future[Result]]] = []
         self._thread = ThreadPoolExecutor(max_workers=1)
-        self._running: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self.batches = 0
-        """Batches so far."""
+        """Number of batches so far."""
 
-    async def ask(self, question: Question) -> Answer:
-        """The answer, once its batch is through."""
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((question, future))
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._work())
+    async def submit(self, item: Item) -> Result:
+        """Return the function's result for `item`, when its batch is done."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._pending.append((item, future))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run_batches())
         return await future
 
-    async def _work(self) -> None:
+    async def _run_batches(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting:
-            batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+        while self._pending:
+            batch, self._pending = self._pending[: self._max_batch], self._pending[self._max_batch :]
             self.batches += 1
             try:
-                answers = await loop.run_in_executor(self._thread, self._answer, [question for question, _ in batch])
-            except Exception as error:  # whoever asked must hear of it, whatever it is
+                results = await loop.run_in_executor(self._thread, self._function, [item for item, _ in batch])
+            except Exception as error:  # of any class: the requests of this batch must not wait forever
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)
                 continue
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if not future.done():
-                    future.set_result(answer)
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():  # a client that disconnects cancels its future
+                    future.set_result(result)

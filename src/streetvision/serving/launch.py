@@ -1,4 +1,4 @@
-"""From a command line to a running server."""
+"""Start the server from the command line."""
 
 import ipaddress
 import os
@@ -17,36 +17,36 @@ KEY_VARIABLE = "STREETVISION_API_KEY"
 
 
 def serve_bundle(bundle: Path, overrides: Sequence[str], *, host: str, port: int, console: Progress) -> None:
-    """Serve until interrupted; raises ConfigError for settings that are none, or an open address without a key."""
+    """Serve a bundle until interrupted.
+
+    Raises:
+        ConfigError: a setting is invalid, the address cannot be used, or it is public and there is no API key.
+    """
     config = serving_config(overrides, api_key=os.environ.get(KEY_VARIABLE))
     if config.api_key is None and not is_loopback(host):
         raise ConfigError(
-            f"{host!r} can be reached by others, and there is no API key",
-            f"set {KEY_VARIABLE} in the environment, or serve on 127.0.0.1",
+            f"--host {host!r} is reachable from other machines, and there is no API key",
+            f"set {KEY_VARIABLE} in the environment, or use --host 127.0.0.1",
         )
     import uvicorn
 
-    with _listening(host, port) as listener:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}", "use another --port or --host") from error
+    with listener:
         app = create_app(load_bundle(bundle), config)
         address = f"http://{host}:{listener.getsockname()[1]}/"
         console.line("serving", f"{address}  (at most {config.max_in_flight} requests in flight)")
-        # h11 bounds the length of the headers; the other that uvicorn may find does not.
+        # h11 limits the length of the headers; uvicorn's other parser, httptools, does not.
         settings = uvicorn.Config(app, http="h11", log_level="warning", server_header=False)
         uvicorn.Server(settings).run(sockets=[listener])
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there; raises ConfigError where it cannot."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"cannot listen on {host}:{port}: {reason}", "give another --port or --host") from error
-
-
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
+    """Whether `host` is reachable from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -54,13 +54,16 @@ def is_loopback(host: str) -> bool:
 
 
 def serving_config(overrides: Sequence[str], *, api_key: str | None) -> ServingConfig:
-    """The limits, changed by KEY=VALUE; the key comes from the environment, where no list of processes shows it."""
-    pairs = dict(override.partition("=")[::2] for override in overrides)
-    if "api_key" in pairs:
-        raise ConfigError("api_key is not given on the command line", f"set {KEY_VARIABLE} in the environment")
+    """The server's settings from KEY=VALUE arguments.
+
+    The API key comes from the environment, because other users of the machine can read the arguments of a process.
+    """
+    values = dict(override.partition("=")[::2] for override in overrides)
+    if "api_key" in values:
+        raise ConfigError("api_key cannot be set on the command line", f"set {KEY_VARIABLE} in the environment")
     try:
-        return ServingConfig.model_validate({**pairs, "api_key": api_key or None})
+        return ServingConfig.model_validate({**values, "api_key": api_key or None})
     except ValidationError as error:
         first = error.errors()[0]
-        choices = ", ".join(name for name in ServingConfig.model_fields if name != "api_key")
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", f"settings: {choices}") from error
+        names = ", ".join(name for name in ServingConfig.model_fields if name != "api_key")
+        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", f"settings: {names}") from error

@@ -1,6 +1,7 @@
-"""The bundle behind HTTP: one process, dynamic batches, and a limit on everything that a stranger can send.
+"""Serve a bundle over HTTP: one process, dynamic batches, and limits on everything that a client sends.
 
-A request counts as in flight before a byte of its body is read, so that overload is a quick 503 and memory is bounded.
+A request counts as in flight before its body is read, so an overloaded server responds 503 at once and its memory is
+bounded.
 """
 
 import asyncio
@@ -10,21 +11,22 @@ import hmac
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
-from importlib import resources
+from dataclasses import replace
 
-from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
 from streetvision.bundle.predictor import Prediction, Predictor, Prepared
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.settings import Section
+from streetvision.eval.report.html import environment
 from streetvision.serving.batcher import Batcher
-from streetvision.serving.upload import FIELD, Refusal, read_upload
+from streetvision.serving.upload import FIELD, read_upload
 
-RETRY_SECONDS = 1
+RETRY_HEADERS = {"Retry-After": "1"}
+"""Sent with status 503; in seconds."""
 
 
 class ServingConfig(Section):
@@ -46,67 +48,77 @@ class ServingConfig(Section):
     """Key that clients must send as X-API-Key; None: no key is needed."""
 
 
-class Answer(BaseModel):
-    """The answer for one image."""
+class PredictionResponse(BaseModel):
+    """The prediction for one image."""
 
     label: str
+    """Name of the predicted class."""
     decision: int
+    """Predicted class, 0 or 1."""
     probability: float
+    """Calibrated probability of class 1."""
     certified: int | None
+    """Prediction with certified risk, 0 or 1; null: the model abstained, or no risk is certified."""
 
 
 class Service:
-    """A predictor, its batches and its counts."""
+    """A predictor with dynamic batching, limits and counters."""
 
     def __init__(self, predictor: Predictor, config: ServingConfig) -> None:
-        limits = replace(predictor.limits, max_megabytes=config.max_megabytes, max_megapixels=config.max_megapixels)
-        predictor.limits = limits
+        predictor.limits = replace(
+            predictor.limits, max_megabytes=config.max_megabytes, max_megapixels=config.max_megapixels
+        )
         self.config, self._predictor = config, predictor
         self._decoders = ThreadPoolExecutor(max_workers=config.decoders)
-        self.batcher: Batcher[Prepared, Prediction] = Batcher(predictor.predict_prepared, most=config.max_batch)
+        self.batcher: Batcher[Prepared, Prediction] = Batcher(predictor.predict_prepared, max_batch=config.max_batch)
         self.in_flight = 0
         self.statuses: Counter[int] = Counter()
+        """Number of responses by HTTP status."""
         self.seconds = 0.0
-        """Spent on requests that were answered."""
+        """Total time of the requests with status 200."""
 
-    async def answer(self, request: Request) -> Prediction:
-        """Read, decode and ask; raises Refusal for whatever ends otherwise."""
+    async def predict(self, request: Request) -> Prediction:
+        """Read, decode and predict the image of a request.
+
+        Raises:
+            HTTPException: the server is overloaded, the time limit is exceeded, or the request is invalid.
+        """
         if self.in_flight >= self.config.max_in_flight:
-            raise Refusal(503, "too many requests are in flight")
+            raise HTTPException(503, "too many requests are in flight", RETRY_HEADERS)
         self.in_flight += 1
-        work = asyncio.create_task(self._read_and_work(request))
+        work = asyncio.create_task(self._process(request))
         work.add_done_callback(self._release)
         try:
-            # A decoder cannot be stopped: the request keeps its place until its thread is through.
+            # A decoding thread cannot be stopped, so the request stays in flight until its work is done.
             return await asyncio.wait_for(asyncio.shield(work), 2 * self.config.timeout_seconds)
         except TimeoutError as error:
-            raise Refusal(503, "this took too long") from error
+            raise HTTPException(503, "the prediction took too long", RETRY_HEADERS) from error
 
-    async def _read_and_work(self, request: Request) -> Prediction:
+    async def _process(self, request: Request) -> Prediction:
         started = time.perf_counter()
         try:
             reading = read_upload(request, max_megabytes=self.config.max_megabytes)
             body = await asyncio.wait_for(reading, self.config.timeout_seconds)
         except TimeoutError as error:
-            raise Refusal(408, "the body took too long to arrive") from error
+            raise HTTPException(408, "the body took too long to arrive") from error
         except ClientDisconnect as error:
-            raise Refusal(400, "the connection was closed before the body had come") from error
+            raise HTTPException(400, "the connection was closed before the body was complete") from error
         try:
             loop = asyncio.get_running_loop()
             image = await loop.run_in_executor(self._decoders, self._predictor.prepare, body)
         except DataError as error:
-            raise Refusal(422, error.message) from error
-        found = await self.batcher.ask(image)
+            raise HTTPException(422, error.message) from error
+        prediction = await self.batcher.submit(image)
         self.seconds += time.perf_counter() - started
-        return found
+        return prediction
 
     def _release(self, work: "asyncio.Task[Prediction]") -> None:
         self.in_flight -= 1
         if not work.cancelled():
-            work.exception()  # heard here too when nobody waits any more
+            work.exception()  # after a timeout nothing else retrieves it, and asyncio would log a warning
 
     def metrics(self) -> str:
-        """Prometheus text, version 0.0.4."""
+        """The counters as Prometheus text, version 0.0.4."""
         lines = [
             "# TYPE streetvision_requests_total counter",
             *(f'streetvision_requests_total{{status="{s}"}} {n}' for s, n in sorted(self.statuses.items())),
@@ -114,9 +126,9 @@ class Service:
             f"streetvision_in_flight {self.in_flight}",
             "# TYPE streetvision_batches_total counter",
             f"streetvision_batches_total {self.batcher.batches}",
-            "# TYPE streetvision_answer_seconds summary",
-            f"streetvision_answer_seconds_sum {self.seconds:.6f}",
-            f"streetvision_answer_seconds_count {self.statuses[200]}",
+            "# TYPE streetvision_prediction_seconds summary",
+            f"streetvision_prediction_seconds_sum {self.seconds:.6f}",
+            f"streetvision_prediction_seconds_count {self.statuses[200]}",
         ]
         return "\n".join(lines) + "\n"
 
@@ -135,38 +147,43 @@ UPLOAD_SCHEMA = {
         },
     },
 }
-REFUSALS = {
+ERRORS = {
     401: "the API key is missing or wrong",
     408: "the body took too long to arrive",
     413: "the body is too long",
-    422: "the body holds no image that is read here",
-    503: "too busy: ask again after the seconds in Retry-After",
+    422: "the body contains no valid image",
+    503: "overloaded: retry after the number of seconds in Retry-After",
 }
+"""HTTP status -> its description in the OpenAPI schema."""
 
 
 def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
-    """The application: /predict, /healthz, /metrics, /openapi.json and a page for people at /."""
+    """The application: POST /predict, /healthz, /metrics, /openapi.json, and an upload page at /."""
     service = Service(predictor, config)
-    app = FastAPI(title="streetvision", docs_url=None, redoc_url=None)  # their pages load scripts from elsewhere
+    # FastAPI's documentation pages load scripts from another server.
+    app = FastAPI(title="streetvision", docs_url=None, redoc_url=None)
     app.state.service = service
-    page, policy = _page()
+    page = render_page(predictor, config)
+    page_headers = {"Content-Security-Policy": content_security_policy(page), "X-Content-Type-Options": "nosniff"}
 
     @app.post(
         "/predict",
-        response_model=Answer,
+        response_model=PredictionResponse,
         openapi_extra=UPLOAD_SCHEMA,
-        responses={status: {"description": reason} for status, reason in REFUSALS.items()},
+        responses={status: {"description": description} for status, description in ERRORS.items()},
     )
-    async def predict(request: Request) -> Response:
+    async def predict(request: Request) -> PredictionResponse:
         try:
-            _check_key(config.api_key, request.headers.get("x-api-key"))
-            found = asdict(await service.answer(request))
-        except Refusal as refusal:
-            service.statuses[refusal.status] += 1
-            headers = {"Retry-After": str(RETRY_SECONDS)} if refusal.status == 503 else None
-            return JSONResponse({"detail": refusal.reason}, refusal.status, headers=headers)
+            key = request.headers.get("x-api-key", "")
+            # compare_digest takes the same time for every wrong key.
+            if config.api_key is not None and not hmac.compare_digest(config.api_key.encode(), key.encode()):
+                raise HTTPException(401, "send the API key of this server in the header X-API-Key")
+            prediction = await service.predict(request)
+        except HTTPException as error:
+            service.statuses[error.status_code] += 1
+            raise
         service.statuses[200] += 1
-        return JSONResponse({name: found[name] for name in Answer.model_fields})
+        return PredictionResponse.model_validate(prediction, from_attributes=True)
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:
@@ -178,22 +195,35 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
 
     @app.get("/", response_class=HTMLResponse)
     def index() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
+        return HTMLResponse(page, headers=page_headers)
 
     return app
 
 
-def _check_key(wanted: str | None, given: str | None) -> None:
-    if wanted is not None and not hmac.compare_digest(wanted.encode(), (given or "").encode()):
-        raise Refusal(401, "send the server's key as X-API-Key")
+def render_page(predictor: Predictor, config: ServingConfig) -> str:
+    """The upload page. It loads nothing from other servers."""
+    control = predictor.risk_control
+    return (
+        environment("streetvision.serving")
+        .get_template("upload.html.j2")
+        .render(
+            class_names=predictor.manifest.class_names,
+            threshold=predictor.threshold,
+            guarantee=control.reason if control is not None and control.certified else None,
+            max_megabytes=config.max_megabytes,
+            max_megapixels=config.max_megapixels,
+            key_required=config.api_key is not None,
+            field=FIELD,
+            digest=predictor.manifest.digest,
+        )
+    )
 
 
-def _page() -> tuple[str, str]:
-    """The page, and a policy that lets it run its own script and style and ask this server, no other."""
-    text = (resources.files("streetvision.serving") / "page.html").read_text()
-    digests = {}
-    for part in ("script", "style"):
-        content = text.partition(f"<{part}>")[2].partition(f"</{part}>")[0]
-        digests[part] = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-    rules = [f"{part}-src 'sha256-{digest}'" for part, digest in digests.items()]
-    return text, "; ".join(["default-src 'none'", *rules, "connect-src 'self'", "img-src blob:", "base-uri 'none'"])
+def content_security_policy(page: str) -> str:
+    """A policy that allows the page its own script and style, by their digests, and requests to this server only."""
+    rules = ["default-src 'none'", "connect-src 'self'", "img-src blob:", "base-uri 'none'"]
+    for tag in ("script", "style"):
+        content = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        rules.append(f"{tag}-src 'sha256-{digest}'")
+    return "; ".join(rules)
