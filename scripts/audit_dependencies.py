@@ -6,26 +6,28 @@ import sys
 from pathlib import Path
 
 LOCK = Path(__file__).parent.parent / "requirements.lock"
-SECONDS = 120
+TIMEOUT = 120
+"""Seconds."""
 SKIPPED = "audit skipped: vulnerability database unreachable"
 
 
 def main() -> int:
-    """1 when a locked package is known to be vulnerable, else 0."""
+    """Return the exit code: 1 if a locked package has a known vulnerability, else 0."""
     command = [sys.executable, "-m", "pip_audit", "-r", str(LOCK), "--disable-pip", "--progress-spinner=off", "-f=json"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)  # noqa: S603
-        packages = json.loads(done.stdout)["dependencies"]
+        process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)  # noqa: S603
+        packages = json.loads(process.stdout)["dependencies"]
     except (subprocess.TimeoutExpired, ValueError, KeyError):
         return _print(SKIPPED, 0)
-    known = [(p["name"], p["version"], v["id"]) for p in packages for v in p.get("vulns", ())]
+    vulnerable = [(p["name"], p["version"], v["id"]) for p in packages for v in p.get("vulns", ())]
     unchecked = sum("skip_reason" in package for package in packages)
     if unchecked == len(packages):
         return _print(SKIPPED, 0)
-    for name, version, identifier in known:
+    for name, version, identifier in vulnerable:
         _print(f"audit: {name} {version} is vulnerable: {identifier}", 1)
     return _print(
-        f"audit: {len(packages)} packages, {len(known)} vulnerabilities, {unchecked} packages not checked", bool(known)
+        f"audit: {len(packages)} packages, {len(vulnerable)} vulnerabilities, {unchecked} packages not checked",
+        bool(vulnerable),
     )
 
 

@@ -1,4 +1,4 @@
-"""Load a server with many clients, a fifth of whose requests are malformed, and print throughput and errors.
+"""Load test of the server: many clients, a fifth of their requests malformed; prints throughput, latency and errors.
 
 python scripts/load_server.py --bundle outputs/demo/export --images outputs/demo/scenes/images --seconds 60
 """
@@ -23,75 +23,81 @@ from streetvision import load_bundle
 
 HOST, PORT = "127.0.0.1", 8765
 TOLERANCE = 1e-4
+"""Largest accepted difference of a probability; it depends on the batch."""
 
 
 def main() -> None:
-    """Measure the bare model, start the server in a process of its own, load it, and print what came of it."""
+    """Measure the model without a server, then start the server in another process and load it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=200)
-    asked = parser.parse_args()
-    predictor = load_bundle(asked.bundle)
-    files = [path.read_bytes() for path in sorted(asked.images.iterdir())[:64]]
+    arguments = parser.parse_args()
+    predictor = load_bundle(arguments.bundle)
+    files = [path.read_bytes() for path in sorted(arguments.images.iterdir())[:64]]
     expected = [prediction.probability for prediction in predictor.predict(files)]
     started = time.perf_counter()
     for _ in range(5):
         predictor.predict(files, batch_size=16)
-    bare = 5 * len(files) / (time.perf_counter() - started)
-    command = [sys.executable, "-m", "streetvision", "serve", "--bundle", str(asked.bundle), "--port", str(PORT)]
+    offline_rate = 5 * len(files) / (time.perf_counter() - started)
+    command = [sys.executable, "-m", "streetvision", "serve", "--bundle", str(arguments.bundle), "--port", str(PORT)]
     server = subprocess.Popen(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})  # noqa: S603
     try:
-        asyncio.run(_load(server.pid, files, expected, asked, bare))
+        asyncio.run(_load(server.pid, files, expected, arguments, offline_rate))
     finally:
         server.terminate()
         server.wait()
 
 
-async def _load(pid: int, files: list[bytes], expected: list[float], asked: argparse.Namespace, bare: float) -> None:
+async def _load(
+    pid: int, files: list[bytes], expected: list[float], arguments: argparse.Namespace, offline_rate: float
+) -> None:
     while not await _is_up():
         await asyncio.sleep(0.2)
     statuses: Counter[int] = Counter()
-    waits: list[float] = []
+    latencies: list[float] = []
     wrong: list[int] = []
     memory: list[int] = []
     good = [_request(data) for data in files]
-    malformed = [files[0][: len(files[0]) // 2], _bomb(), b"GIF89a, or so", b"", bytes(21_000_000)]
+    # A truncated JPEG, a decompression bomb, a truncated GIF, an empty file, and a file above max_megabytes.
+    malformed = [files[0][: len(files[0]) // 2], _decompression_bomb(), b"GIF89a, truncated", b"", bytes(21_000_000)]
     bad = [_request(data) for data in malformed]
-    until = time.perf_counter() + asked.seconds
+    end = time.perf_counter() + arguments.seconds
 
-    async def one(number: int) -> None:
-        turn, connection = number, Connection()
-        while time.perf_counter() < until:
-            turn += 1
-            which = turn % len(files)
-            began = time.perf_counter()
-            reply = await connection.ask(bad[turn // 5 % len(bad)] if turn % 5 == 0 else good[which])
-            statuses[reply.status] += 1
-            if reply.status == 200:
-                waits.append(time.perf_counter() - began)
-                if abs(json.loads(reply.body)["probability"] - expected[which]) > TOLERANCE:
-                    wrong.append(which)
-            elif reply.status == 503:
-                await asyncio.sleep(float(reply.headers["retry-after"]))
+    async def run_client(number: int) -> None:
+        request_number, connection = number, Connection()
+        while time.perf_counter() < end:
+            request_number += 1
+            image = request_number % len(files)
+            started = time.perf_counter()
+            is_bad = request_number % 5 == 0
+            response = await connection.send(bad[request_number // 5 % len(bad)] if is_bad else good[image])
+            statuses[response.status] += 1
+            if response.status == 200:
+                latencies.append(time.perf_counter() - started)
+                if abs(json.loads(response.body)["probability"] - expected[image]) > TOLERANCE:
+                    wrong.append(image)
+            elif response.status == 503:
+                await asyncio.sleep(float(response.headers["retry-after"]))
 
-    async def watch() -> None:
-        while time.perf_counter() < until:
+    async def record_memory() -> None:
+        while time.perf_counter() < end:
             memory.append(_resident_megabytes(pid))
             await asyncio.sleep(1)
 
-    await asyncio.gather(watch(), *(one(number) for number in range(asked.clients)))
+    await asyncio.gather(record_memory(), *(run_client(number) for number in range(arguments.clients)))
     warm = memory[len(memory) // 3 :]
-    rate = statuses[200] / asked.seconds
-    print(f"bare model       {bare:.0f} images/s, decoding included, before the server started")  # noqa: T201
-    print(f"throughput       {rate:.0f} images/s, {rate / bare:.2f} of the bare model; clients share the cores")  # noqa: T201
-    print(f"99th percentile  {statistics.quantiles(waits, n=100)[98]:.2f} s")  # noqa: T201
+    rate = statuses[200] / arguments.seconds
+    print(f"without server   {offline_rate:.0f} images/s, decoding included")  # noqa: T201
+    share = rate / offline_rate
+    print(f"throughput       {rate:.0f} images/s, {share:.2f} of the rate without server; clients share the cores")  # noqa: T201
+    print(f"99th percentile  {statistics.quantiles(latencies, n=100)[98]:.2f} s")  # noqa: T201
     print(f"statuses         {dict(sorted(statuses.items()))}; wrong predictions {len(wrong)}")  # noqa: T201
-    print(f"memory           {warm[0]} MB after a third of the time, {warm[-1]} MB at the end, {max(warm)} MB at most")  # noqa: T201
+    print(f"memory           {warm[0]} MB after a third of the time, {warm[-1]} MB at the end, maximum {max(warm)} MB")  # noqa: T201
 
 
-class Reply(NamedTuple):
+class Response(NamedTuple):
     """An HTTP response."""
 
     status: int
@@ -100,17 +106,17 @@ class Reply(NamedTuple):
 
 
 class Connection:
-    """One client: a connection that is kept while the server keeps it.
+    """One client with a persistent HTTP connection.
 
-    By hand, since a client library's pool of 200 connections took more of the cores than the server.
+    It is written with streams, because the connection pool of an HTTP library took more CPU time than the server.
     """
 
     def __init__(self) -> None:
-        self._open: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(self, request: bytes) -> Reply:
-        """Send a whole request and read the whole reply."""
-        reader, writer = self._open = self._open or await asyncio.open_connection(HOST, PORT)
+    async def send(self, request: bytes) -> Response:
+        """Send a request and read its response."""
+        reader, writer = self._streams = self._streams or await asyncio.open_connection(HOST, PORT)
         writer.write(request)
         with contextlib.suppress(ConnectionError):  # a body over the limit gets an early response
             await writer.drain()
@@ -122,30 +128,30 @@ class Connection:
         body = await reader.readexactly(int(headers["content-length"]))
         if status == 413 or headers.get("connection") == "close":
             writer.close()
-            self._open = None
-        return Reply(status, headers, body)
+            self._streams = None
+        return Response(status, headers, body)
 
 
 def _request(image: bytes) -> bytes:
-    mark = "0123456789abcdef"
-    head = f'--{mark}\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'.encode()
-    body = head + image + f"\r\n--{mark}--\r\n".encode()
-    lines = ("POST /predict HTTP/1.1", f"Host: {HOST}", f"Content-Type: multipart/form-data; boundary={mark}")
+    boundary = "0123456789abcdef"
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'.encode()
+    body = head + image + f"\r\n--{boundary}--\r\n".encode()
+    lines = ("POST /predict HTTP/1.1", f"Host: {HOST}", f"Content-Type: multipart/form-data; boundary={boundary}")
     return "\r\n".join((*lines, f"Content-Length: {len(body)}", "", "")).encode() + body
 
 
 async def _is_up() -> bool:
     try:
-        found = await Connection().ask(f"GET /healthz HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        response = await Connection().send(f"GET /healthz HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
     except OSError:
         return False
-    return found.status == 200
+    return response.status == 200
 
 
-def _bomb() -> bytes:
-    written = io.BytesIO()
-    Image.new("1", (30_000, 30_000)).save(written, "PNG")
-    return written.getvalue()
+def _decompression_bomb() -> bytes:
+    file = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(file, "PNG")
+    return file.getvalue()
 
 
 def _resident_megabytes(pid: int) -> int:

@@ -1,7 +1,7 @@
-"""How fast near-duplicates are found, how many altered copies are, and how much else.
+"""Speed, recall and false merges of the near-duplicate search.
 
-python scripts/measure_near_duplicates.py                                   # speed, and drawn scenes
-python scripts/measure_near_duplicates.py $STREETVISION_REAL_DATA/gtsrb_roadwork   # and crops by track
+python scripts/measure_near_duplicates.py                                   # speed, and procedural scenes
+python scripts/measure_near_duplicates.py $STREETVISION_REAL_DATA/gtsrb_roadwork   # also crops by track
 """
 
 import csv
@@ -28,12 +28,12 @@ SCENES = 400
 
 
 def trimmed(image: Image.Image, share: float) -> Image.Image:
-    """The image without `share` of its width and height at each edge."""
+    """The image without the fraction `share` of its width and height at each edge."""
     x, y = round(image.width * share), round(image.height * share)
     return image.crop((x, y, image.width - x, image.height - y))
 
 
-ALTERED: dict[str, Callable[[Image.Image], Image.Image]] = {
+ALTERATIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "half the size": lambda image: image.resize((image.width // 2, image.height // 2)),
     "encoded again at 40": lambda image: image,
     "brighter by 25 %": lambda image: ImageEnhance.Brightness(image).enhance(1.25),
@@ -43,60 +43,65 @@ ALTERED: dict[str, Callable[[Image.Image], Image.Image]] = {
 }
 
 
-def encoded_look(image: Image.Image, quality: int) -> PerceptualHash:
-    """The look of an image after a JPEG of `quality`."""
+def jpeg_hash(image: Image.Image, quality: int) -> PerceptualHash:
+    """The perceptual hash of an image after JPEG compression with `quality`."""
     jpeg = io.BytesIO()
     image.save(jpeg, "JPEG", quality=quality)
     return compute_hash(decode_image(jpeg.getvalue()))
 
 
 def speed() -> None:
-    """Time of all pairs among hashes, on one core, and the most memory held so far."""
+    """Time to find all pairs of similar hashes on one core, and the peak memory of the process."""
     for count in (100_000, 1_000_000):
         hashes = np.random.default_rng(0).integers(0, 2**64, count, dtype=np.uint64)
         started = time.process_time()
         pairs = pairs_within(hashes, RADIUS)
-        took, held = time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        say(f"{count:,} hashes, radius {RADIUS}: {took:.2f} s of one core, {len(pairs):,} pairs, {held:,.0f} MiB")
+        seconds = time.process_time() - started
+        mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print_line(
+            f"{count:,} hashes, radius {RADIUS}: {seconds:.2f} s of one core, {len(pairs):,} pairs, "
+            f"{mebibytes:,.0f} MiB"
+        )
 
 
 def copies() -> None:
-    """Share of altered copies of drawn scenes that are found, and pairs of different scenes that are merged."""
+    """Recall of altered copies of procedural scenes, and the number of different scenes that are merged."""
     pictures = [Image.fromarray(draw_scene(seed, SceneConfig()).image) for seed in range(SCENES)]
-    originals = [encoded_look(picture, 90) for picture in pictures]
+    originals = [jpeg_hash(picture, 90) for picture in pictures]
     merged = len(find_near_duplicates(stack_hashes(originals)).pairs)
-    say(f"{SCENES} scenes: {merged} of {SCENES * (SCENES - 1) // 2} pairs of different ones merged")
-    for name, alter in ALTERED.items():
+    print_line(f"{SCENES} scenes: {merged} of {SCENES * (SCENES - 1) // 2} pairs of different scenes merged")
+    for name, alter in ALTERATIONS.items():
         quality = 40 if name == "encoded again at 40" else 85
-        altered = [encoded_look(alter(picture), quality) for picture in pictures]
-        found = find_near_duplicates(stack_hashes([*originals, *altered]))
-        right = sum(other - one == SCENES for one, other in found.pairs.tolist())
-        say(f"  {name}: {right / SCENES:.3f} found")
+        altered = [jpeg_hash(alter(picture), quality) for picture in pictures]
+        duplicates = find_near_duplicates(stack_hashes([*originals, *altered]))
+        # The altered copy of scene i is image i + SCENES.
+        copies_found = sum(second - first == SCENES for first, second in duplicates.pairs.tolist())
+        print_line(f"  {name}: {copies_found / SCENES:.3f} found")
 
 
 def tracks(folder: Path) -> None:
-    """Recall of a track's neighbours and merges across tracks, for some limits of the correlation."""
+    """Recall of neighbouring frames of a track, and merges of different tracks, for several correlation limits."""
     rows = list(csv.DictReader((folder / "index.csv").open()))
-    looks = stack_hashes(compute_hash(read_image(folder / row["path"])) for row in rows)
+    hashes = stack_hashes(compute_hash(read_image(folder / row["path"])) for row in rows)
     track = np.array([row["group"] for row in rows])
     order = np.lexsort((np.array([row["path"] for row in rows]), track))
     neighbours = {tuple(sorted(pair)) for pair in pairwise(order) if track[pair[0]] == track[pair[1]]}
-    different = sum(int((track != one).sum()) for one in track) // 2
-    say(f"{len(rows)} crops, {looks.tiny.mean():.0%} of them under 64 pixels")
+    different = sum(int((track != name).sum()) for name in track) // 2
+    print_line(f"{len(rows)} crops, {hashes.tiny.mean():.0%} of them under 64 pixels")
     for correlation in (0.90, 0.95, 0.97):
-        found = find_near_duplicates(looks, correlation=correlation)
-        pairs = found.pairs
+        duplicates = find_near_duplicates(hashes, correlation=correlation)
+        pairs = duplicates.pairs
         false = int((track[pairs[:, 0]] != track[pairs[:, 1]]).sum())
         recall = len(neighbours & set(map(tuple, pairs.tolist()))) / len(neighbours)
-        largest = np.bincount(found.clusters).max()
-        say(
-            f"  correlation {correlation}: {recall:.3f} of neighbours found, {false / different * 1e6:.0f} merges in a "
+        largest = np.bincount(duplicates.clusters).max()
+        print_line(
+            f"  correlation {correlation}: {recall:.3f} of neighbours found, {false / different * 1e6:.0f} merges per "
             f"million pairs of different tracks, largest cluster {largest}"
         )
 
 
-def say(text: str) -> None:
-    """Print a line at once."""
+def print_line(text: str) -> None:
+    """Print a line without buffering."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 

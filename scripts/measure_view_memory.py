@@ -1,6 +1,6 @@
-"""The peak memory of `streetvision predict` through a bundle of many views, on 10 and on 100 images of 4032 x 3024.
+"""Peak memory of `streetvision predict` with a multi-view bundle, on 10 and on 100 images of 4032 x 3024.
 
-python scripts/measure_view_memory.py            # teaches a small bundle first
+python scripts/measure_view_memory.py            # trains a small bundle first
 python scripts/measure_view_memory.py BUNDLE
 """
 
@@ -20,7 +20,7 @@ VIEWS = ["phase4c=cvfm", "phase4c.epochs=2", "pipeline.phases=[phase1,phase2,pha
 
 
 def streetvision(*arguments: object) -> float:
-    """The peak memory, MiB, of the command line in a process of its own, its output discarded."""
+    """Run a command in another process, discard its output, and return its peak memory in MiB."""
     command = [sys.executable, "-m", "streetvision", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603
     _, status, usage = os.wait4(process.pid, 0)
@@ -30,14 +30,14 @@ def streetvision(*arguments: object) -> float:
 
 
 def small_bundle(folder: Path) -> Path:
-    """The bundle of a run on a few small scenes, with the packaged backbone and 16 views an image."""
+    """Train a bundle on a few small scenes, with the packaged backbone and multi-view fusion."""
     sizes = ["scenes.count=160", "scenes.width=96", "scenes.height=72", "training.epochs=4", "training.batch_size=16"]
     streetvision("train", f"run_dir={folder / 'run'}", *sizes, *VIEWS)
     return folder / "run" / "export"
 
 
 def photographs(folder: Path, count: int) -> Path:
-    """Large JPEGs of smooth noise."""
+    """Write `count` large JPEG files of smooth noise, as hard links to one file."""
     noise = np.random.default_rng(0).integers(0, 256, (HEIGHT // 32, WIDTH // 32, 3), dtype=np.uint8)
     folder.mkdir()
     Image.fromarray(noise).resize((WIDTH, HEIGHT)).save(folder / "0.jpg", quality=90)
@@ -47,13 +47,13 @@ def photographs(folder: Path, count: int) -> Path:
 
 
 def main(bundle: Path | None) -> None:
-    """Measure, and print a line for each number of images."""
+    """Print the peak memory and the time for each number of images."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        measured = bundle or small_bundle(folder)
+        bundle = bundle or small_bundle(folder)
         for count in COUNTS:
             images, started = photographs(folder / str(count), count), time.perf_counter()
-            peak = streetvision("predict", "--bundle", measured, images)
+            peak = streetvision("predict", "--bundle", bundle, images)
             seconds = time.perf_counter() - started
             sys.stdout.write(f"{count} images of {WIDTH}x{HEIGHT}: peak {peak:,.0f} MiB, {seconds:.0f} s\n")
 

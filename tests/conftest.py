@@ -1,4 +1,4 @@
-"""What several rooms of the tests share: a command line to call, a tiny data set, and the real data if it is there."""
+"""Shared fixtures: the command line, a tiny data set, a finished run, a browser, and real data if available."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ TINY_MODEL = [
     "model.backbone.heads=2",
     "model.backbone.image_size=64",
     "training.epochs=4",
-    "training.batch_size=16",  # in few steps it would answer one class only, and end with exit code 3
+    "training.batch_size=16",  # with fewer steps the model predicts one class only: exit code 3
     "phase5.folds=2",
 ]
 
@@ -90,26 +90,26 @@ def finished_run(scenes, tmp_path_factory):
 
 @pytest.fixture
 def browser():
-    """Headless Chromium, or a skip that says so; CI must have it.
+    """Headless Chromium; the test is skipped without it, except in CI.
 
-    For one test only: while it lives its event loop runs in this thread, and tests that bring their own could not.
+    Its event loop occupies this thread, so its scope is one test: other tests run event loops of their own.
     """
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         assert not os.environ.get("CI"), "CI must have Chromium: .ci/run installs it"
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed: no page is opened in a browser")
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="session")
 def real_data():
-    """The folder of real weights and images, or a skip that says so."""
+    """The folder of real weights and images; tests are skipped without it."""
     folder = os.environ.get("STREETVISION_REAL_DATA")
     if not folder or not Path(folder).is_dir():
-        pytest.skip("STREETVISION_REAL_DATA names no folder: the tests on real weights and images are left out")
+        pytest.skip("STREETVISION_REAL_DATA is not a folder of real weights and images")
     return Path(folder)

@@ -1,4 +1,4 @@
-"""What the documentation shows: commands that the command line takes, code that runs, a site that builds."""
+"""The documentation: its commands are valid, its code runs, its generated pages are current, and the site builds."""
 
 import importlib.util
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from scripts.reference_pages import PAGES as PAGES_OF_REFERENCE
+from scripts.reference_pages import PAGES as REFERENCE_PAGES
 from streetvision.calibration.calibrators import CALIBRATORS
 from streetvision.cli.app import build_app
 from streetvision.contracts.split_contracts import MAY_OPEN
@@ -24,33 +24,34 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "spec" / "compliance.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMAND = re.compile(r"(?:^|-m |bin/)streetvision (?P<rest>.*)")
 IN_TABLE = re.compile(r"\| `streetvision (?P<rest>[^`]*)` \|$")
-COMPOSED = {"train", "demo", "evaluate", "reward", "scenes"}
+WITH_SETTINGS = {"train", "demo", "evaluate", "reward", "scenes"}
 """Verbs whose KEY=VALUE are settings of a run."""
-FILLED_IN = {"seed=N": "seed=0", "model.backbone.name=FOLDER": "model.backbone.name=here"}
+PLACEHOLDERS = {"seed=N": "seed=0", "model.backbone.name=FOLDER": "model.backbone.name=folder"}
+"""Placeholder in a command -> a valid value."""
 
 
 def commands(page):
-    """The command lines in a page's blocks of code, continued lines joined, without what only stands for something.
+    """The commands in the code blocks of a page, as lists of words, with values in place of the placeholders.
 
-    In spec/compliance.md they are in the last column of the tables.
+    In spec/compliance.md the commands are in the last column of the tables.
     """
     text = page.read_text().replace("\\\n", " ")
     for line in text.splitlines():
         in_block = COMMAND.search(line.strip()) if line.startswith("    ") else None
-        found = IN_TABLE.search(line) if page.stem == "compliance" else in_block
-        if found:
-            rest = re.sub(r"\[(--[^\]]*)\]", r"\1", found["rest"].rstrip("'"))
-            for name, value in FILLED_IN.items():
+        match = IN_TABLE.search(line) if page.stem == "compliance" else in_block
+        if match:
+            rest = re.sub(r"\[(--[^\]]*)\]", r"\1", match["rest"].rstrip("'"))
+            for name, value in PLACEHOLDERS.items():
                 rest = rest.replace(name, value)
             yield [part for part in shlex.split(rest, comments=True) if part != "..."]
 
 
-ALL = [pytest.param(words, id=f"{page.stem}: {' '.join(words)}") for page in PAGES for words in commands(page)]
+COMMANDS = [pytest.param(words, id=f"{page.stem}: {' '.join(words)}") for page in PAGES for words in commands(page)]
 
 
 def test_the_pages_show_commands():
-    assert len(ALL) > 25
-    assert {words[0] for (words,) in (case.values for case in ALL)} >= {
+    assert len(COMMANDS) > 25
+    assert {words[0] for (words,) in (case.values for case in COMMANDS)} >= {
         "train",
         "evaluate",
         "predict",
@@ -59,8 +60,8 @@ def test_the_pages_show_commands():
     }
 
 
-@pytest.mark.parametrize("words", ALL)
-def test_every_command_is_one_that_the_command_line_takes(words, monkeypatch):
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_command_is_valid(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     command = typer.main.get_command(build_app())
     context = command.make_context("streetvision", [words[0]])
@@ -71,7 +72,7 @@ def test_every_command_is_one_that_the_command_line_takes(words, monkeypatch):
             verb, rest = rest[0], rest[1:]
     parsed = command.make_context(verb, rest, parent=context).params
     overrides = parsed.get("overrides") or []
-    if verb in COMPOSED:
+    if verb in WITH_SETTINGS:
         compose_config(overrides)
     if verb == "ablate" and parsed["table"] != "mine.yaml":
         table = read_table(parsed["table"]).only(tuple(parsed["pair"] or ()))
@@ -82,44 +83,44 @@ def test_every_command_is_one_that_the_command_line_takes(words, monkeypatch):
         assert f"<!-- {verb} {parsed.get('table') or parsed['section']} -->" in (ROOT / parsed["page"]).read_text()
 
 
-def test_the_picture_shows_what_a_phase_may_open():
-    picture = (ROOT / "docs" / "concepts" / "architecture.svg").read_text()
-    shown = sorted(tuple(title.split()) for title in re.findall("<title>(.*?)</title>", picture))
+def test_the_architecture_picture_shows_which_splits_a_phase_may_open():
+    svg = (ROOT / "docs" / "concepts" / "architecture.svg").read_text()
+    shown = sorted(tuple(title.split()) for title in re.findall("<title>(.*?)</title>", svg))
     assert shown == sorted((phase, split.value) for phase, splits in MAY_OPEN.items() for split in splits)
 
 
-BLOCKS = re.findall(
+EXAMPLES = re.findall(
     r"^## (.*?)\n.*?```python\n(.*?)```", (ROOT / "docs" / "how-to" / "extend.md").read_text(), re.M | re.S
 )
 
 
-@pytest.mark.parametrize(("title", "code"), BLOCKS, ids=[title for title, _ in BLOCKS])
-def test_every_example_of_an_extension_runs(title, code):
+@pytest.mark.parametrize(("title", "code"), EXAMPLES, ids=[title for title, _ in EXAMPLES])
+def test_every_extension_example_runs(title, code):
     tables = (CALIBRATORS, BACKBONES)
     before = [dict(table) for table in tables]
     try:
         exec(compile(code, f"extend.md, {title}", "exec"), {"__name__": "example"})  # noqa: S102 (our own page)
     finally:
-        for table, kept in zip(tables, before, strict=True):
+        for table, entries in zip(tables, before, strict=True):
             table.clear()
-            table.update(kept)
+            table.update(entries)
 
 
-def test_there_are_four_of_them():
-    assert [title for title, _ in BLOCKS] == ["A calibrator", "A fusion of views", "A backbone", "A phase"]
+def test_the_extension_guide_has_four_examples():
+    assert [title for title, _ in EXAMPLES] == ["A calibrator", "A fusion of views", "A backbone", "A phase"]
 
 
 COMPLIANCE = (ROOT / "spec" / "compliance.md").read_text()
 
 
 def compliance_rows():
-    """The cells of each row of spec/compliance.md: requirement, code, test, what shows it."""
+    """The cells of each row of spec/compliance.md: requirement, code, tests, demonstration."""
     tables = re.findall(r"^\| requirement .*\n\|[-|]+\n((?:\|.*\n)+)", COMPLIANCE, re.M)
     return [line.strip("| ").split(" | ") for table in tables for line in table.splitlines()]
 
 
-def missing(requirement, code, tests, shown):
-    """What a row names and does not exist."""
+def missing(requirement, code, tests, demonstration):
+    """(requirement, name) of every file, test, make target or script in a row that does not exist."""
     for name in re.findall(r"`(.*?)`", code):
         if not any((folder / name).is_file() for folder in (ROOT / "src" / "streetvision", ROOT)):
             yield requirement, name
@@ -128,10 +129,10 @@ def missing(requirement, code, tests, shown):
         text = (ROOT / "tests" / file).read_text() if (ROOT / "tests" / file).is_file() else ""
         if not all(re.search(rf"^ *(?:class|(?:async )?def) {part}\b", text, re.M) for part in parts) or not text:
             yield requirement, name
-    for target in re.findall(r"`make (\w+)`", shown):
+    for target in re.findall(r"`make (\w+)`", demonstration):
         if f"\n{target}:" not in (ROOT / "Makefile").read_text():
             yield requirement, f"make {target}"
-    for script in re.findall(r"`python (\S+\.py)`", shown):
+    for script in re.findall(r"`python (\S+\.py)`", demonstration):
         if not (ROOT / script).is_file():
             yield requirement, script
 
@@ -139,7 +140,9 @@ def missing(requirement, code, tests, shown):
 def test_every_row_of_the_compliance_table_names_existing_files():
     rows = compliance_rows()
     assert len(rows) > 200
-    assert len(rows) == COMPLIANCE.count("\n|") - 2 * COMPLIANCE.count("\n| requirement") - 6  # the table of four words
+    assert (
+        len(rows) == COMPLIANCE.count("\n|") - 2 * COMPLIANCE.count("\n| requirement") - 6
+    )  # the table of the four terms
     assert [name for row in rows for name in missing(*row)] == []
 
 
@@ -148,24 +151,24 @@ def test_a_row_that_names_a_missing_file_is_found():
     assert [name for _, name in missing(*row)] == ["gone.py", "test_docs.py::test_gone", "make gone", "scripts/gone.py"]
 
 
-def test_the_site_builds_without_a_warning(tmp_path):
+def test_the_site_builds_without_warnings(tmp_path):
     if importlib.util.find_spec("sphinx") is None:
         pytest.skip("sphinx is not installed (extra: docs): the site is not built")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", ROOT / "docs", tmp_path / "site"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
     assert "Extend" in (tmp_path / "site" / "how-to" / "extend.html").read_text()
 
 
-@pytest.mark.parametrize("name", PAGES_OF_REFERENCE)
+@pytest.mark.parametrize("name", REFERENCE_PAGES)
 def test_the_generated_reference_pages_are_current(name):
-    assert (ROOT / "docs" / "reference" / name).read_text() == PAGES_OF_REFERENCE[name]()
+    assert (ROOT / "docs" / "reference" / name).read_text() == REFERENCE_PAGES[name]()
 
 
-def test_no_word_of_the_lexicon_is_used():
-    found = [
+def test_no_banned_word_is_used():
+    banned = [
         f"{path.relative_to(ROOT)}:{hit[0]}: {hit[1]}"
         for path in files(list(map(ROOT.joinpath, PLACES)))
         for hit in hits(path)
     ]
-    assert found == []
+    assert banned == []

@@ -39,7 +39,7 @@ def test_a_group_reaches_its_section(name):
     assert compose_config([f"training={name}"]).training.mode == name
 
 
-def test_every_seed_follows_the_pipelines_unless_it_is_set():
+def test_every_seed_defaults_to_pipeline_seed():
     config = compose_config(["pipeline.seed=7", "phase5.seed=3"])
     seeds = (config.data.seed, config.training.seed, config.evaluation.seed, config.phase5.seed)
     assert seeds == (7, 7, 7, 3)
@@ -48,18 +48,18 @@ def test_every_seed_follows_the_pipelines_unless_it_is_set():
 def test_the_run_folder_is_named_after_the_data():
     assert compose_config([]).root.as_posix() == "outputs/scenes"
     assert compose_config(["data.root=some/photos/"]).root.as_posix() == "outputs/photos"
-    assert compose_config(["run_dir=here"]).root.as_posix() == "here"
+    assert compose_config(["run_dir=folder"]).root.as_posix() == "folder"
 
 
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1))
 def test_any_path_can_be_given(name):
-    """Signs that mean something to the grammar of overrides are only signs in a path."""
+    """Characters with a meaning in the grammar of overrides have none in a path."""
     if name in {"null", "???"}:
         return
     assert compose_config([f"data.root={name}"]).data.root == name
 
 
-def test_a_file_of_settings_lies_between_defaults_and_overrides(tmp_path):
+def test_a_config_file_overrides_defaults_and_is_overridden_by_arguments(tmp_path):
     file = tmp_path / "experiment.yaml"
     file.write_text(
         "training: full\nphase2: {n_thresholds: 50}\n"
@@ -72,10 +72,10 @@ def test_a_file_of_settings_lies_between_defaults_and_overrides(tmp_path):
     assert config.model.backbone.name == "${x}"
 
 
-def test_recorded_settings_come_back():
+def test_recorded_settings_compose_to_the_same_values():
     config = compose_config(["data.root=a 'b' \\ c", "data.fractions.train=0.5", "data.fractions.val_test=0.2"])
-    again = compose_config([], base={"data": config.data.model_dump(mode="json")})
-    assert again.data == config.data
+    composed = compose_config([], base={"data": config.data.model_dump(mode="json")})
+    assert composed.data == config.data
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_recorded_settings_come_back():
         ("~training", "is not a setting"),
         ("model=resnet", "there is no model 'resnet'"),
         ("model=deit_tiny", "model.backbone.weights has no default"),
-        ("data.fractions.train=0.9", "fractions sum to 1"),
+        ("data.fractions.train=0.9", "fractions must sum to 1"),
         ("data.class_names=[a,a]", "two different names"),
         ("data=photos", "there is no data 'photos'"),
         ("loader.max_megapixels=500", "less than or equal to 178"),
@@ -118,7 +118,7 @@ def test_a_wrong_setting_is_an_error_that_names_the_cause(override, message):
         ("zzz", "the sections are: augmentation"),
     ],
 )
-def test_an_unknown_key_gets_the_nearest_keys_or_those_of_its_section(key, hint):
+def test_an_unknown_key_suggests_the_nearest_keys_or_those_of_its_section(key, hint):
     with pytest.raises(ConfigError) as error:
         compose_config([f"{key}=1"])
     assert hint in error.value.hint
@@ -169,7 +169,7 @@ def test_an_unknown_key_gets_the_nearest_keys_or_those_of_its_section(key, hint)
         ),
     ],
 )
-def test_a_setting_without_effect_is_refused_in_one_form(overrides, key, choice):
+def test_a_setting_without_effect_is_refused(overrides, key, choice):
     with pytest.raises(ConfigError) as error:
         compose_config(overrides)
     assert error.value.message.startswith(f"`{key}` has no effect when ")
@@ -200,25 +200,25 @@ def test_the_hint_names_the_choices_that_have_the_setting():
         (["model.backbone.width=64"], ["width"]),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(overrides, parts):
+def test_contradicting_settings_are_refused(overrides, parts):
     with pytest.raises(ConfigError) as error:
         compose_config(overrides)
     assert all(part in error.value.message for part in parts)
 
 
-def test_a_mode_brings_its_own_defaults_however_it_is_selected():
+def test_a_mode_has_the_same_defaults_by_key_and_by_group():
     for mode in ("frozen", "peft", "last_n", "full"):
         assert compose_config([f"training.mode={mode}"]).training == compose_config([f"training={mode}"]).training
     assert compose_config(["phase4c=cvfm", "phase4c.mode=multiview_mean"]).phase4c.mode == "multiview_mean"
 
 
-def test_short_names_of_losses_are_the_same_settings():
+def test_short_names_of_losses_are_aliases():
     short, name = (compose_config([f"training.loss.name={n}"]) for n in ("weighted_ce", "weighted_cross_entropy"))
     assert settings_sha256(short) == settings_sha256(name)
     assert compose_config(["training.loss.name=ce"]).training.loss == compose_config([]).training.loss
 
 
-def test_the_groups_of_the_specification():
+def test_the_groups_of_the_specification_compose():
     """Tasks 25 to 27, 44 to 47, 59, 60, 94, 138, 152, 187 and 196 to 198."""
     config = compose_config(["training=optimization", "phase4b=dora", "phase2=mcc", "phase5=scrc"])
     assert (config.phase2.n_thresholds, config.phase2.optimize_metric, config.phase2.save_sweep_curve) == (
@@ -257,15 +257,15 @@ def test_the_groups_of_the_specification():
         ("hardware/default", "hardware"),
     ],
 )
-def test_a_default_group_repeats_no_default_wrongly(file, section):
-    """These files show keys of the specification; their values are those of the models."""
-    shown = yaml.safe_load((CONFIGS / f"{file}.yaml").read_text())
+def test_a_default_group_file_equals_the_defaults_of_the_model(file, section):
+    """These files list keys of the specification, with the defaults of the models."""
+    values = yaml.safe_load((CONFIGS / f"{file}.yaml").read_text())
     default = type(getattr(compose_config([]), section))()
     dumped = default.model_dump(mode="json")
-    assert {key: dumped[key] for key in shown} == shown
+    assert {key: dumped[key] for key in values} == values
 
 
-def test_who_asks_for_phase_4c_alone_gets_the_fusion_that_learns(tmp_path):
+def test_phase4c_cvfm_alone_selects_the_trained_fusion(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("pipeline: {phases: [phase1, phase4c_cvfm]}\n")
     packaged = compose_config(["phase4c=cvfm"]).phase4c
@@ -276,7 +276,7 @@ def test_who_asks_for_phase_4c_alone_gets_the_fusion_that_learns(tmp_path):
     assert compose_config([]).phase4c.mode == "single_view"
 
 
-def test_the_demo_is_the_whole_runtime_order():
+def test_the_demo_runs_every_phase():
     demo = compose_config([], file=CONFIGS / "demo.yaml")
     assert demo.pipeline.phases == ("phase4a_explora", "phase1", "phase2", "phase4c_cvfm", "phase5", "phase6")
     assert demo.phase4c.mode == "cvfm_trained"
@@ -288,27 +288,27 @@ def test_every_key_is_listed_once_and_has_a_description():
     assert [key for key, setting in keys.items() if not description(setting)] == []
 
 
-def test_the_example_of_natix_is_a_configuration():
+def test_the_natix_example_composes():
     example = Path(__file__).parent.parent.parent / "examples" / "natix_roadwork.yaml"
     config = compose_config([], file=example)
     assert config.data.grouping.by == ("column", "near_duplicates", "place")
     assert config.model.backbone.source == "transformers"
 
 
-def test_phase_1_starts_from_the_adapted_backbone_when_the_adaptation_is_asked_for():
+def test_phase1_starts_from_the_adapted_backbone_when_phase4a_is_requested():
     assert compose_config([]).sections()[ModelConfig].init_from_explora is False
     assert compose_config([ADAPT]).sections()[ModelConfig].init_from_explora is True
     assert compose_config([ADAPT, "model.init_from_explora=false"]).sections()[ModelConfig].init_from_explora is False
     assert compose_config(["model.init_from_explora=true"]).sections()[ModelConfig].init_from_explora is True
 
 
-def test_values_from_outside_refer_to_nothing(tmp_path, monkeypatch):
+def test_values_from_users_are_not_interpolated(tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "s3cret")
     file = tmp_path / "run.yaml"
     file.write_text("data: {class_names: ['${oc.env:SECRET}', b], root: '\\${oc.env:SECRET}'}")
     config = compose_config([], file=file)
     assert config.data.class_names == ("${oc.env:SECRET}", "b")
     assert config.data.root == "\\${oc.env:SECRET}"
-    given = compose_config(["data.class_names=['${oc.env:SECRET}',b]", "training.seed=7", "pipeline.seed=3"])
-    assert given.data.class_names == ("${oc.env:SECRET}", "b")
-    assert (given.training.seed, given.phase4a.seed) == (7, 3)
+    config = compose_config(["data.class_names=['${oc.env:SECRET}',b]", "training.seed=7", "pipeline.seed=3"])
+    assert config.data.class_names == ("${oc.env:SECRET}", "b")
+    assert (config.training.seed, config.phase4a.seed) == (7, 3)

@@ -140,7 +140,7 @@ def test_the_moved_bundle_predicts_the_same(fused_run, scenes, tmp_path):
     assert load_bundle(moved).predict(images) == load_bundle(fused_run[0].export_dir).predict(images)
 
 
-def test_views_are_cut_from_the_full_resolution(fused_run):
+def test_views_are_cropped_from_the_full_resolution(fused_run):
     predictor = load_bundle(fused_run[0].export_dir)
     image = torch.randint(0, 256, (3, 900, 1600), dtype=torch.uint8)
     views = predictor.prepare(image)
@@ -178,7 +178,7 @@ def test_metrics_have_a_row_for_the_untrained_fusion_and_one_an_epoch(fused_run)
     assert lines[1].startswith("0,")
 
 
-def test_backbone_and_head_are_phase_1s_to_the_byte(fused_run, finished_run):
+def test_backbone_and_head_equal_those_of_phase1_bit_by_bit(fused_run, finished_run):
     schema = fused_run[0]
     assert schema.phase1_checkpoint.read_bytes() == ArtifactSchema(finished_run).phase1_checkpoint.read_bytes()
     assert (schema.export_dir / "model.pth").read_bytes() == schema.phase1_checkpoint.read_bytes()
@@ -194,14 +194,14 @@ def test_val_test_is_refused(fused_run):
 
 
 @only_trained
-def test_the_same_line_again_finds_nothing_to_do(trained, command):
+def test_the_same_command_again_repeats_no_phase(trained, command):
     code, out, _ = command("train", f"run_dir={trained.output_dir}", PHASES_OF_VIEWS, *MODES["cvfm_trained"])
     assert code == 0
     assert out.count("(unchanged)") == 4
 
 
 @only_trained
-def test_another_mode_leaves_no_weights_of_the_one_before(trained, command):
+def test_another_mode_removes_the_weights_of_the_previous_mode(trained, command):
     code, _, err = command("train", f"run_dir={trained.output_dir}", PHASES_OF_VIEWS, *MODES["multiview_mean"])
     assert code == 0, err
     assert not trained.cvfm_weights.exists()

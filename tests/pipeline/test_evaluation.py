@@ -105,7 +105,7 @@ def test_a_moved_bundle_is_evaluated_on_the_run_that_made_it(run_copy, tmp_path,
     assert code == 0, err
 
 
-def test_other_data_are_evaluated_in_a_folder_of_their_own(run_copy, others, command):
+def test_other_data_is_evaluated_in_its_own_folder(run_copy, others, command):
     code, out, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", others, FEW)
     assert code == 0, err
     assert "60 images" in out
@@ -119,7 +119,7 @@ def test_other_data_are_evaluated_in_a_folder_of_their_own(run_copy, others, com
     assert "(unchanged)" in command("evaluate", "--bundle", run_copy.export_dir, "--data", others, FEW)[1]
 
 
-def test_other_data_are_not_split(run_copy, others, command):
+def test_other_data_is_not_split(run_copy, others, command):
     code, _, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", others, "data.seed=1")
     assert code == 2
     assert "data.seed has no effect when --data is given" in err

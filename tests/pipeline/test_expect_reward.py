@@ -57,7 +57,7 @@ def test_a_row_for_each_profile_and_level_and_for_timeouts(run, printed):
     assert sum(line.startswith(("jan2026", "apr2026", "may2026")) for line in printed.splitlines()) >= len(every)
 
 
-def test_sources_have_rows_of_their_own_where_there_are_several():
+def test_several_sources_have_one_row_each():
     probabilities = np.arange(4 * len(VARIANTS)).reshape(4, -1) / 100
     predictions = DistortedPredictions(
         np.array([0.0, 1, 0, 1]), ["real", "real", "synthetic", "synthetic"], probabilities
@@ -78,7 +78,7 @@ def test_sources_have_rows_of_their_own_where_there_are_several():
     assert part.tolist() == probabilities[:, 4:8].ravel().tolist()
 
 
-def test_the_thresholds_are_the_bundles_own_the_balanced_one_and_one_found_elsewhere(run, printed):
+def test_the_thresholds_are_of_the_bundle_of_balanced_labels_and_of_a_search_on_other_rows(run, printed):
     predictor = load_bundle(run.export_dir)
     report = read_json(run.reward_report_json)
     params = predictor.manifest.policy.scrc_params
@@ -89,7 +89,7 @@ def test_the_thresholds_are_the_bundles_own_the_balanced_one_and_one_found_elsew
     assert report["best"].keys() == {"jan2026", "apr2026", "may2026"}
 
 
-def test_an_unchanged_simulation_is_no_access_and_the_seed_has_an_effect(run, printed, command):
+def test_an_unchanged_simulation_counts_no_access_and_the_seed_has_an_effect(run, printed, command):
     accesses, report = read_json(run.test_access_log_json), read_json(run.reward_report_json)
     code, out, err = command("subnet", "reward", "--bundle", run.export_dir, *FEW)
     assert code == 0, err

@@ -73,7 +73,7 @@ def test_phase1_starts_from_the_adapted_backbone_and_names_it(adapted):
     assert all(torch.equal(shipped[name], merged[name]) for name in merged)  # phase 1 was frozen
 
 
-def test_the_checkpoint_loads_with_strict_keys_and_differs_from_where_it_came_from(adapted):
+def test_the_checkpoint_loads_with_strict_keys_and_differs_from_the_initial_weights(adapted):
     backbone = build_backbone(read_json(adapted.explora_config_json))
     before = state_digest(backbone)
     load_into(backbone, load_state(adapted.explora_checkpoint), source="it")
@@ -120,7 +120,7 @@ class Recorder(Silent):
 
 
 @pytest.mark.parametrize(("after", "warned"), [(0.9, False), (0.86, False), (0.84, True), (float("nan"), False)])
-def test_worse_neighbours_give_a_warning(after, warned):
+def test_a_worse_knn_mcc_gives_a_warning(after, warned):
     recorder = Recorder()
     warn_if_neighbours_got_worse(0.9, after, recorder)
     assert bool(recorder.warnings) is warned
@@ -194,7 +194,7 @@ def test_another_run_starts_from_the_configured_checkpoint(adapted, scenes, tmp_
 
 
 @pytest.mark.parametrize("split", [Split.VAL_CALIB, Split.VAL_TEST])
-def test_it_may_not_open_calibration_and_test_splits(split):
+def test_phase4a_may_not_open_calibration_and_test_splits(split):
     with pytest.raises(LeakageError, match=split.value):
         check_may_open("phase4a_explora", split)
 
@@ -242,7 +242,7 @@ def test_images_of_one_group_are_not_negatives(scenes, tmp_path, command):
     assert losses[0] < losses[1] - 0.1
 
 
-def test_partners_from_groups_need_groups(scenes, tmp_path, command):
+def test_positives_from_groups_need_groups(scenes, tmp_path, command):
     """Every scene is a group of its own, so there is no partner to take."""
     line = ["train", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *SHORT, "pipeline.phases=[phase4a_explora]"]
     code, _, err = command(*line, "phase4a.views.positives=same_group")

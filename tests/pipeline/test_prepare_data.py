@@ -11,7 +11,7 @@ from streetvision.io.atomic import read_json
 
 @pytest.fixture
 def photos(scenes, tmp_path):
-    """Sixty scenes, and as many that are not there yet."""
+    """A data set of 60 scenes, and the index rows of 60 more."""
     folder = shutil.copytree(scenes, tmp_path / "photos")
     header, *rows = (folder / "index.csv").read_text().splitlines()
     (folder / "index.csv").write_text("\n".join([header, *rows[:60]]))
@@ -35,7 +35,7 @@ def add(folder, rows):
         index.write("\n" + "\n".join(rows))
 
 
-def test_added_images_move_no_old_one(split, photos):
+def test_added_images_do_not_move_existing_images(split, photos):
     folder, rows = photos
     before, _ = split()
     add(folder, rows)
@@ -46,32 +46,32 @@ def test_added_images_move_no_old_one(split, photos):
     assert split("data.seed=1")[0] != after
 
 
-def test_a_near_duplicate_follows_its_picture_into_its_split(split, photos):
+def test_a_near_duplicate_joins_the_split_of_its_original(split, photos):
     folder, _ = photos
     before, _ = split()
     chosen = next(path for path, role in before.items() if role == "val_test")
     label = next(row.split(",")[1] for row in (folder / "index.csv").read_text().splitlines() if chosen in row)
-    Image.open(folder / chosen).resize((120, 90)).save(folder / "again.jpg", quality=70)
-    add(folder, [f"again.jpg,{label},,"])
+    Image.open(folder / chosen).resize((120, 90)).save(folder / "copy.jpg", quality=70)
+    add(folder, [f"copy.jpg,{label},,"])
     after, _ = split()
-    assert after["again.jpg"] == "val_test"
+    assert after["copy.jpg"] == "val_test"
 
 
-def test_an_image_that_would_tie_two_splits_together_is_left_out_and_named(split, photos, tmp_path):
+def test_an_image_linked_to_two_splits_is_excluded_and_reported(split, photos, tmp_path):
     folder, _ = photos
     before, _ = split()
-    one, other = (next(path for path, role in before.items() if role == s) for s in ("train", "val_test"))
-    group = next(r.split(",")[2] for r in (folder / "index.csv").read_text().splitlines() if one in r)
-    Image.open(folder / other).resize((120, 90)).save(folder / "tie.jpg", quality=70)
-    add(folder, [f"tie.jpg,0,{group},"])
+    first, second = (next(path for path, role in before.items() if role == s) for s in ("train", "val_test"))
+    group = next(r.split(",")[2] for r in (folder / "index.csv").read_text().splitlines() if first in r)
+    Image.open(folder / second).resize((120, 90)).save(folder / "linked.jpg", quality=70)
+    add(folder, [f"linked.jpg,0,{group},"])
     after, out = split()
     assert after == before
     assert "1 new images are related to images of two splits" in out
     bad = read_json(tmp_path / "run" / "data_report.json")["invalid"]
-    assert bad == [{"path": "tie.jpg", "reason": "belongs together with images that stand in two splits already"}]
+    assert bad == [{"path": "linked.jpg", "reason": "is linked to images of two splits"}]
 
 
-def test_edited_splits_are_made_again_with_a_warning(split, tmp_path):
+def test_edited_splits_are_replaced_with_a_warning(split, tmp_path):
     before, _ = split()
     splits = tmp_path / "run" / "splits.json"
     splits.write_text(splits.read_text().replace('"seed": 0', '"seed": 7', 1).replace('"label": 1', '"label": 0', 1))

@@ -53,7 +53,7 @@ def evaluation_input(n=120, *, grouped=False, **changes):
     return EvaluationInput(rows, rules, **(fields | changes))
 
 
-def test_the_figures_are_those_of_the_shipped_policy():
+def test_the_metrics_are_of_the_shipped_policy():
     evaluation = evaluation_input()
     report = make_report(evaluation, CONFIG)
     expected = bootstrap_intervals(evaluation.predictions(evaluation.shipped), Resampling(n_resamples=100))
@@ -139,7 +139,7 @@ def test_without_a_certificate_every_row_abstains():
     assert "selective" not in make_report(evaluation_input(), CONFIG)
 
 
-def test_the_quick_mode_leaves_out_what_takes_time():
+def test_quick_mode_omits_slow_parts():
     quick = make_report(evaluation_input(), CONFIG.model_copy(update={"mode": "quick"}))
     full = make_report(evaluation_input(), CONFIG)
     assert set(full) - set(quick) == {"policies", "slices", "mistakes", "many_views"}

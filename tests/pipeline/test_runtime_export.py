@@ -31,7 +31,7 @@ def paths(scenes):
     return sorted((scenes / "images").iterdir())[:12]
 
 
-def test_the_record_is_of_val_select(exported):
+def test_parity_is_measured_on_val_select(exported):
     content = read_json(exported / "onnx" / "bundle.json")
     rows = read_json(ArtifactSchema(exported).splits_json)["rows"]
     parity = content["runtime"]["parity"]
@@ -42,19 +42,19 @@ def test_the_record_is_of_val_select(exported):
     assert content["versions"]["onnxruntime"]
 
 
-def test_it_predicts_explains_and_serves_like_the_original(exported, paths):
+def test_an_export_predicts_explains_and_serves_like_the_original(exported, paths):
     ours, theirs = load_bundle(exported / "export"), load_bundle(exported / "onnx")
     for one, other in zip(ours.predict(paths), theirs.predict(paths), strict=True):
         assert other.probability == pytest.approx(one.probability, abs=1e-6)
         assert (other.decision, other.certified) == (one.decision, one.certified)
-    seen, expected = theirs.explain(paths[0]).views, ours.explain(paths[0]).views
-    assert [view.probability for view in seen] == pytest.approx([view.probability for view in expected], abs=1e-6)
+    views, expected = theirs.explain(paths[0]).views, ours.explain(paths[0]).views
+    assert [view.probability for view in views] == pytest.approx([view.probability for view in expected], abs=1e-6)
     with TestClient(create_app(theirs, ServingConfig())) as client:
         response = client.post("/predict", files={"image": paths[0].read_bytes()})
     assert response.json()["probability"] == pytest.approx(ours.predict(paths[0])[0].probability, abs=1e-6)
 
 
-def test_it_is_evaluated_and_shipped_like_any_other(exported, command, tmp_path):
+def test_an_export_is_evaluated_and_exported_like_any_bundle(exported, command, tmp_path):
     run = shutil.copytree(exported, tmp_path / "run")
     code, _, err = command("evaluate", "--bundle", run / "onnx", "evaluation.n_resamples=100")
     assert code == 0, err
@@ -81,8 +81,8 @@ def test_a_changed_byte_of_the_graph_is_refused(exported, command, paths, tmp_pa
 def test_a_worse_graph_is_refused_with_the_figure_and_leaves_nothing(exported, command, monkeypatch, tmp_path):
     class Inverted(OnnxGraph):
         def __call__(self, images):
-            seen = super().__call__(images)
-            return seen._replace(logits=seen.logits.flip(1))
+            output = super().__call__(images)
+            return output._replace(logits=output.logits.flip(1))
 
     monkeypatch.setitem(RUNTIMES, "onnx", Inverted)
     code, out, err = command("export", "--bundle", exported / "export", "--out", tmp_path / "o", "--runtime", "onnx")
@@ -117,7 +117,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_options_that_do_not_go_together_are_refused(exported, command, tmp_path, case):
+def test_incompatible_options_are_user_errors(exported, command, tmp_path, case):
     options, message = REFUSED[case]
     code, _, err = command("export", "--bundle", exported / "export", "--out", tmp_path / "o", *options)
     assert code == 2
@@ -132,7 +132,7 @@ def test_a_bundle_without_its_run_needs_run_dir(exported, command, tmp_path):
     assert "run_dir=..." in err
 
 
-def test_neither_an_export_nor_a_full_folder_is_exported_into(exported, command):
+def test_exporting_an_export_or_into_a_used_folder_is_an_error(exported, command):
     code, _, err = command("export", "--bundle", exported / "export", "--out", exported / "onnx", "--runtime", "onnx")
     assert code == 2
     assert "is not an empty folder" in err
@@ -149,7 +149,7 @@ def test_neither_an_export_nor_a_full_folder_is_exported_into(exported, command)
     assert "the reference miner runs PyTorch" in err
 
 
-def test_a_bundle_of_version_2_is_as_it_was(exported):
+def test_the_original_bundle_keeps_schema_version_2(exported):
     content = json.loads((exported / "export" / "bundle.json").read_text())
     assert content["schema_version"] == 2
     assert "runtime" not in content

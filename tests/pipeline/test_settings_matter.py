@@ -1,6 +1,6 @@
-"""Every key of training, hardware, augmentation and phase4a has an effect, and this table names the test that shows it.
+"""Every key of training, hardware, augmentation and phase4a has a test that shows its effect; SHOWN_BY names it.
 
-`python -m tests.pipeline.pinned_settings` proves it: with a key pinned to its default, the test must fail.
+`python -m tests.pipeline.pinned_settings` verifies the table: with a key pinned to its default, the test must fail.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ SHOWN_BY = {
     "hardware.tf32": "models/test_device.py::test_memory_format_and_tf32_are_applied",
     "hardware.compile": "models/test_device.py::test_every_setting_reaches_the_compiler",
     "hardware.compiler": "models/test_device.py::test_every_setting_reaches_the_compiler",
-    "phase4a.views.positives": "pipeline/test_explora.py::test_partners_from_groups_need_groups",
+    "phase4a.views.positives": "pipeline/test_explora.py::test_positives_from_groups_need_groups",
     "phase4a.views": "training/ssl/test_explora.py::test_views_differ_and_every_setting_changes_them",
     "phase4a.gradient_accumulation_steps": "training/ssl/test_explora.py::test_accumulation_changes_the_step",
     "phase4a.grad_cache_chunk": "training/ssl/test_explora.py::test_the_cache_embeds_at_most_one_chunk_of_views",
@@ -53,7 +53,7 @@ SHOWN_BY = {
     "augmentation.gate": "pipeline/test_train_baseline.py::test_the_gate_writes_its_decision",
     "augmentation.trivial_augment_wide.num_magnitude_bins": "data/test_augmentation.py::test_settings_of_a_policy",
     "augmentation.aug_mix": "data/test_augmentation.py::test_settings_of_a_policy",
-    "augmentation": "data/test_augmentation.py::test_every_setting_of_the_augmentation_changes_the_picture",
+    "augmentation": "data/test_augmentation.py::test_every_setting_of_the_augmentation_changes_the_image",
 }
 """Key or prefix -> file and start of the name of the test that shows its effect; the longest prefix counts."""
 
