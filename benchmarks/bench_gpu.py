@@ -38,7 +38,7 @@ from streetvision.training.trainer import TrainerOptions, train_module
 
 VIT, IMAGE_SIZE = "vit_large_patch16_224", 224
 BATCH, WARM_UP, STEPS = 128, 4, 10
-ADAPTED, CACHED, AT_ONCE = 256, 1024, 128
+ADAPTED, CACHED, CHUNK = 256, 1024, 128
 """Images of a batch without labels, of one by gradient caching, and the views of that in memory at a time."""
 SQUARE = 8192
 GIGA, TERA = 2**30, 1e12
@@ -92,12 +92,12 @@ def _training(classifier: Classifier, mode: str, ceiling: float, device: torch.d
 def _adaptation(classifier: Classifier) -> list[Figure]:
     """An image of phase 4a in a plain batch compared with a gradient-cached batch of four times the size."""
     measured = {}
-    for images, at_once in ((ADAPTED, None), (ADAPTED, AT_ONCE), (CACHED, AT_ONCE)):
+    for images, chunk in ((ADAPTED, None), (ADAPTED, CHUNK), (CACHED, CHUNK)):
         config = SimCLRConfig(
             mixed_precision=MixedPrecisionConfig(enabled=True),
             batch_size=images,
             num_epochs=1,
-            grad_cache_chunk=at_once,
+            grad_cache_chunk=chunk,
         )
         learner = copy.deepcopy(classifier)
         prepare_backbone(learner, config)
@@ -108,14 +108,14 @@ def _adaptation(classifier: Classifier) -> list[Figure]:
         views = torch.randint(0, 256, (images, 2, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
         try:
             seconds = _seconds_an_image(module, Repeated((views, torch.arange(images)), steps=3 + 2), warm_up=2)
-            measured[images, at_once] = seconds, torch.cuda.max_memory_allocated() / GIGA
+            measured[images, chunk] = seconds, torch.cuda.max_memory_allocated() / GIGA
         except torch.cuda.OutOfMemoryError:
-            measured[images, at_once] = torch.nan, torch.nan
-    name = f"{VIT}, without labels, batch of {CACHED:,}, {AT_ONCE} views at once"
-    ours = measured.pop((CACHED, AT_ONCE))
+            measured[images, chunk] = torch.nan, torch.nan
+    name = f"{VIT}, without labels, batch of {CACHED:,}, {CHUNK} views at once"
+    ours = measured.pop((CACHED, CHUNK))
     figures = []
-    for (images, at_once), baseline in measured.items():
-        other = f"batch of {images}, {at_once or 'all'} at once"
+    for (images, chunk), baseline in measured.items():
+        other = f"batch of {images}, {chunk or 'all'} at once"
         figures.append(Figure(f"{name}: an image", ours[0], other, baseline[0]))
         figures.append(Figure(f"{name}: memory", ours[1], other, baseline[1], unit="GiB"))
     return figures

@@ -31,7 +31,7 @@ def bench_views(_: Progress) -> list[Figure]:
         furthest = float((together(classifier, few) - one_view_at_a_time(classifier, few)).abs().max())
         if furthest > TOLERANCE:
             raise StreetVisionError(f"one call and a loop over views differ by {furthest:.1e}, more than {TOLERANCE}")
-        at_once, looped = interleaved_median(
+        batched, looped = interleaved_median(
             lambda: together(classifier, few), lambda: one_view_at_a_time(classifier, few), repeats=REPEATS
         )
         again, one_by_one = interleaved_median(
@@ -42,7 +42,7 @@ def bench_views(_: Progress) -> list[Figure]:
         )
     what = f"{VIEWS} views of {IMAGES} images"
     return [
-        Figure(f"{what} in one call", at_once, "a loop over the views, a batch each", looped),
+        Figure(f"{what} in one call", batched, "a loop over the views, a batch each", looped),
         Figure(f"{what} in one call", again, "a loop over images and views", one_by_one),
         Figure(f"a view among {2 * VIEWS}", longer / (2 * VIEWS), f"a view among {VIEWS}", shorter / VIEWS),
     ]

@@ -46,9 +46,9 @@ def test_the_difference_is_the_mean_over_splits_with_both_intervals_around_it():
     row = by_name(compare(results(), SETTINGS))["mcc"]
     assert row.baseline == pytest.approx(mean_mcc(0))
     assert row.difference == pytest.approx(mean_mcc(1) - mean_mcc(0))
-    for low, high in (row.over_splits, row.over_images):
+    for low, high in (row.split_interval, row.image_interval):
         assert low < row.difference < high
-    assert row.over_images[0] > 0
+    assert row.image_interval[0] > 0
     assert row.expected == "+6 to 8 %"
 
 
@@ -56,14 +56,14 @@ def test_cost_is_a_ratio_and_the_quantities_are_all_there():
     rows = by_name(compare(results(), SETTINGS))
     assert list(rows) == ["mcc", "ece", "reward", "cost"]
     assert rows["cost"].difference == pytest.approx(3.0)
-    assert rows["cost"].over_splits is None
+    assert rows["cost"].split_interval is None
     assert rows["reward"].difference > 0
-    assert rows["reward"].over_images is None
+    assert rows["reward"].image_interval is None
 
 
 def test_more_comparisons_widen_every_interval():
     few, many = (by_name(compare(results(), replace(SETTINGS, comparisons=m)))["mcc"] for m in (1, 30))
-    for name in ("over_splits", "over_images"):
+    for name in ("split_interval", "image_interval"):
         (low, high), (lower, higher) = getattr(few, name), getattr(many, name)
         assert lower < low < high < higher
 

@@ -24,7 +24,7 @@ SPACE = {
 def one_process(monkeypatch):
     """Trials in this process, one after the other: test_ablation.py has them in their own."""
 
-    def one_after_another(work, tasks, at_once, preload=()):
+    def one_after_another(work, tasks, jobs, preload=()):
         for task in tasks:
             code = 0
             try:

@@ -243,7 +243,7 @@ def test_images_of_one_group_are_not_negatives(scenes, tmp_path, command):
 
 
 def test_positives_from_groups_need_groups(scenes, tmp_path, command):
-    """Every scene is a group of its own, so there is no partner to take."""
+    """Every scene is a group of its own, so there is no other image for the second view."""
     line = ["train", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *SHORT, "pipeline.phases=[phase4a_explora]"]
     code, _, err = command(*line, "phase4a.views.positives=same_group")
     assert code == 2

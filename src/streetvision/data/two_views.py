@@ -62,7 +62,7 @@ class GroupPairDataset(ImageDataset):
     def draw(self, position: int) -> Tensor:
         """Return both views (2, 3, S, S)."""
         group = self.members[self.rows[position].label]
-        partner = group[int(torch.randint(len(group), ()))]
+        second = group[int(torch.randint(len(group), ()))]
         assert isinstance(self.transform, TwoViews)
-        views: Tensor = self.transform(self.read(position), self.read(partner))
+        views: Tensor = self.transform(self.read(position), self.read(second))
         return views

@@ -112,14 +112,14 @@ def _extremes(unit: Features, clusters: Clusters, rows: slice) -> tuple[Clusters
 
 
 def _pairs(
-    partner: Clusters, cosines: Features, selected: NDArray[np.bool_], max_pairs: int, *, descending: bool
+    counterpart: Clusters, cosines: Features, selected: NDArray[np.bool_], max_pairs: int, *, descending: bool
 ) -> tuple[tuple[int, int, float], ...]:
-    """The selected pairs of an image and its partner in order of cosine, each image in one pair only."""
+    """The selected pairs of an image and its counterpart in order of cosine, each image in one pair only."""
     pairs: list[tuple[int, int, float]] = []
     used: set[int] = set()
     order = np.argsort(-cosines if descending else cosines, kind="stable")
     for image in order[selected[order]].tolist():
-        pair = {image, int(partner[image])}
+        pair = {image, int(counterpart[image])}
         if not pair & used and len(pairs) < max_pairs:
             pairs.append((min(pair), max(pair), float(cosines[image])))
             used |= pair

@@ -47,10 +47,10 @@ def as_csv(rows: Sequence[Row]) -> str:
     """The same without rounding; the ends of intervals are columns of their own."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    plain = [f.name for f in fields(Row) if f.name not in ("over_splits", "over_images", "missing")]
+    plain = [f.name for f in fields(Row) if f.name not in ("split_interval", "image_interval", "missing")]
     writer.writerow([*plain, "splits_low", "splits_high", "images_low", "images_high", "missing"])
     for row in rows:
-        ends = [*(row.over_splits or ("", "")), *(row.over_images or ("", ""))]
+        ends = [*(row.split_interval or ("", "")), *(row.image_interval or ("", ""))]
         writer.writerow([*(getattr(row, name) for name in plain), *ends, "; ".join(row.missing)])
     return text.getvalue()
 
@@ -72,7 +72,7 @@ def _values(row: Row) -> list[str]:
         return ["", "", "not measured", "", ""]
     form = "{:.0f} s" if row.quantity == "cost" else "{:.3f}"
     difference = f"**{_difference(row)}**" if row.significant else _difference(row)
-    intervals = [_interval(row, ends) for ends in (row.over_splits, row.over_images)]
+    intervals = [_interval(row, ends) for ends in (row.split_interval, row.image_interval)]
     return [form.format(row.baseline), form.format(row.variant), difference, *intervals]
 
 

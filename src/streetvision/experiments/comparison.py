@@ -59,9 +59,9 @@ class Row:
     difference: float | None = None
     """Mean over the splits of variant minus baseline; for cost the geometric mean of variant / baseline.
     None when nothing was measured."""
-    over_splits: tuple[float, float] | None = None
+    split_interval: tuple[float, float] | None = None
     """Interval for other splits and other initial weights; None when the splits show no spread."""
-    over_images: tuple[float, float] | None = None
+    image_interval: tuple[float, float] | None = None
     """Interval for these same models on other images; MCC and ECE only."""
     expected: str | None = None
     """The gain that the specification expects."""
@@ -72,7 +72,7 @@ class Row:
     def significant(self) -> bool:
         """Whether the interval over splits excludes "no difference"."""
         no_difference = 1.0 if self.quantity == "cost" else 0.0
-        return self.over_splits is not None and not self.over_splits[0] <= no_difference <= self.over_splits[1]
+        return self.split_interval is not None and not self.split_interval[0] <= no_difference <= self.split_interval[1]
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def compare(results: PairResults, settings: ComparisonSettings) -> list[Row]:
                 f"the arms of pair {results.pair.name!r} have different images of {results.data!r} with seed {seed}",
                 "move settings of data.* from the arm to the data set",
             )
-    over_images = _over_images(results, settings) if results.splits else {}
-    return [_row(quantity, results, settings, over_images.get(quantity)) for quantity in QUANTITIES]
+    image_intervals = _image_intervals(results, settings) if results.splits else {}
+    return [_row(quantity, results, settings, image_intervals.get(quantity)) for quantity in QUANTITIES]
 
 
 def quantities(result: ArmResult) -> dict[Quantity, float]:
@@ -121,7 +121,7 @@ def quantities(result: ArmResult) -> dict[Quantity, float]:
     return {"mcc": metrics["mcc"], "ece": metrics["ece"], "reward": reward, "cost": cost}
 
 
-def _row(quantity: Quantity, results: PairResults, settings: ComparisonSettings, over_images: Difference | None) -> Row:
+def _row(quantity: Quantity, results: PairResults, settings: ComparisonSettings, on_images: Difference | None) -> Row:
     values = np.array([[quantities(arm)[quantity] for arm in arms] for arms in results.splits.values()]).reshape(-1, 2)
     values = values[np.isfinite(values).all(axis=1)]
     expected = results.pair.expected.get(quantity)
@@ -140,12 +140,12 @@ def _row(quantity: Quantity, results: PairResults, settings: ComparisonSettings,
         baseline=float(values[:, 0].mean()),
         variant=float(values[:, 1].mean()),
         difference=scale(interval.estimate),
-        over_splits=None if math.isnan(interval.low) else (scale(interval.low), scale(interval.high)),
-        over_images=None if over_images is None or math.isnan(over_images.low) else (over_images.low, over_images.high),
+        split_interval=None if math.isnan(interval.low) else (scale(interval.low), scale(interval.high)),
+        image_interval=None if on_images is None or math.isnan(on_images.low) else (on_images.low, on_images.high),
     )
 
 
-def _over_images(results: PairResults, settings: ComparisonSettings) -> dict[str, Difference]:
+def _image_intervals(results: PairResults, settings: ComparisonSettings) -> dict[str, Difference]:
     """Resample the images of all splits, whole groups together; an image in several VAL_TESTs is one image."""
     arms = [(a.predictions, b.predictions) for a, b in results.splits.values()]
     pairs = []

@@ -31,9 +31,9 @@ def reference(first, second, temperature):
     z = z / np.linalg.norm(z, axis=1, keepdims=True)
     n, losses = len(first), []
     for anchor in range(2 * n):
-        partner = (anchor + n) % (2 * n)
+        positive = (anchor + n) % (2 * n)
         terms = [math.exp(z[anchor] @ z[other] / temperature) for other in range(2 * n) if other != anchor]
-        losses.append(-math.log(math.exp(z[anchor] @ z[partner] / temperature) / sum(terms)))
+        losses.append(-math.log(math.exp(z[anchor] @ z[positive] / temperature) / sum(terms)))
     return sum(losses) / len(losses)
 
 
@@ -77,10 +77,10 @@ def reference_with_groups(first, second, group_ids, temperature):
     z = z / np.linalg.norm(z, axis=1, keepdims=True)
     n, losses = len(first), []
     for anchor in range(2 * n):
-        partner = (anchor + n) % (2 * n)
+        positive = (anchor + n) % (2 * n)
         negatives = [other for other in range(2 * n) if group_ids[other % n] != group_ids[anchor % n]]
-        terms = [math.exp(z[anchor] @ z[other] / temperature) for other in (partner, *negatives)]
-        losses.append(math.log(sum(terms)) - z[anchor] @ z[partner] / temperature)
+        terms = [math.exp(z[anchor] @ z[other] / temperature) for other in (positive, *negatives)]
+        losses.append(math.log(sum(terms)) - z[anchor] @ z[positive] / temperature)
     return sum(losses) / len(losses)
 
 

@@ -59,9 +59,9 @@ def _pairs_by_chunk(
         # Within one set, each pair meets twice per mask. Only the hash without the top bit of the mask is a query.
         top_bit = 1 << mask.bit_length() >> 1
         active = np.flatnonzero(keys & top_bit == 0) if hashes is table else np.arange(len(keys))
-        partner_keys = keys[active] ^ mask
-        first = starts[partner_keys]
-        counts = starts[partner_keys + 1] - first
+        matching_keys = keys[active] ^ mask
+        first = starts[matching_keys]
+        counts = starts[matching_keys + 1] - first
         for query, candidate in _compare(queries[active], candidates, first=first, counts=counts, radius=radius):
             yield np.stack([order[active[query]], table_order[candidate]], axis=1)
 

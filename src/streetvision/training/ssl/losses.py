@@ -74,7 +74,7 @@ class _ContrastiveLoss(torch.autograd.Function):
 
     The M x L similarities are never in memory together: only the log-sum-exp of each row is kept, and the backward pass
     computes the rows again. All of it is in the precision of the inputs, also under autocast. `self_index` and
-    `partner_index` (M,) are the positions of each anchor and of its other view in `all_views`; `group_ids` is (L,).
+    `positive_index` (M,) are the positions of each anchor and of its positive in `all_views`; `group_ids` is (L,).
     """
 
     @staticmethod
@@ -83,33 +83,33 @@ class _ContrastiveLoss(torch.autograd.Function):
         anchors: Tensor,
         all_views: Tensor,
         self_index: Tensor,
-        partner_index: Tensor,
+        positive_index: Tensor,
         group_ids: Tensor | None,
         temperature: float,
     ) -> Tensor:
         log_sums = anchors.new_empty(len(anchors))
         for rows in _row_blocks(len(anchors)):
             similarities = _similarities(
-                anchors[rows], all_views, self_index[rows], partner_index[rows], group_ids, temperature
+                anchors[rows], all_views, self_index[rows], positive_index[rows], group_ids, temperature
             )
             log_sums[rows] = similarities.logsumexp(dim=1)
-        ctx.save_for_backward(anchors, all_views, self_index, partner_index, group_ids, log_sums)
+        ctx.save_for_backward(anchors, all_views, self_index, positive_index, group_ids, log_sums)
         ctx.temperature = temperature
-        return (log_sums - (anchors * all_views[partner_index]).sum(dim=1) / temperature).mean()
+        return (log_sums - (anchors * all_views[positive_index]).sum(dim=1) / temperature).mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
-        anchors, all_views, self_index, partner_index, group_ids, log_sums = ctx.saved_tensors
+        anchors, all_views, self_index, positive_index, group_ids, log_sums = ctx.saved_tensors
         grad_anchors, grad_views = torch.empty_like(anchors), torch.zeros_like(all_views)
         scale = grad_output / (len(anchors) * ctx.temperature)
         for rows in _row_blocks(len(anchors)):
             similarities = _similarities(
-                anchors[rows], all_views, self_index[rows], partner_index[rows], group_ids, ctx.temperature
+                anchors[rows], all_views, self_index[rows], positive_index[rows], group_ids, ctx.temperature
             )
             # The gradient of the cross-entropy: softmax minus one-hot.
             gradient = similarities.sub_(log_sums[rows, None]).exp_()
-            gradient[torch.arange(len(gradient), device=gradient.device), partner_index[rows]] -= 1
+            gradient[torch.arange(len(gradient), device=gradient.device), positive_index[rows]] -= 1
             gradient *= scale
             with torch.autocast(anchors.device.type, enabled=False):
                 grad_anchors[rows] = gradient @ all_views
@@ -125,17 +125,17 @@ def _similarities(
     anchors: Tensor,
     all_views: Tensor,
     self_index: Tensor,
-    partner_index: Tensor,
+    positive_index: Tensor,
     group_ids: Tensor | None,
     temperature: float,
 ) -> Tensor:
-    """Similarities (M, L) over the temperature; -inf for an anchor itself and for its group, except for its partner."""
+    """Similarities (M, L) over the temperature; -inf for an anchor itself and its group, except for its positive."""
     with torch.autocast(anchors.device.type, enabled=False):
         similarities = (anchors / temperature) @ all_views.T
     rows = torch.arange(len(anchors), device=anchors.device)
     if group_ids is not None:
         same_group = group_ids[self_index, None] == group_ids
-        same_group[rows, partner_index] = False
+        same_group[rows, positive_index] = False
         similarities.masked_fill_(same_group, -torch.inf)
     similarities[rows, self_index] = -torch.inf
     return similarities
