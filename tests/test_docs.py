@@ -151,6 +151,7 @@ def test_a_row_that_names_a_missing_file_is_found():
     assert [name for _, name in missing(*row)] == ["gone.py", "test_docs.py::test_gone", "make gone", "scripts/gone.py"]
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_warnings(tmp_path):
     if importlib.util.find_spec("sphinx") is None:
         pytest.skip("sphinx is not installed (extra: docs): the site is not built")

@@ -31,6 +31,7 @@ def photos(scenes, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_command_of_the_tutorial_succeeds(photos, command):
     output_of, failed = {}, []
     for words in commands(ROOT / "docs" / "get-started" / "tutorial.md"):

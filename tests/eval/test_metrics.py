@@ -50,6 +50,7 @@ def peers(labels, p, decisions):
     }
 
 
+@pytest.mark.slow
 def test_every_metric_equals_scikit_learn_on_a_thousand_draws():
     """Ties are the rule, probabilities of 0 and 1 among them; one draw in ten holds one class only."""
     rng = np.random.default_rng(0)

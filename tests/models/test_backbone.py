@@ -96,6 +96,7 @@ def test_timm_fulfils_the_contract(name: str) -> None:
     check_contract(load_backbone(BackboneConfig(source="timm", name=name)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "swin_tiny_patch4_window7_224"])
 def test_timm_works_at_another_size(name: str) -> None:
     backbone = load_backbone(BackboneConfig(source="timm", name=name, image_size=96))
@@ -166,6 +167,7 @@ def test_a_backbone_without_registers_fulfils_the_contract() -> None:
     )
 
 
+@pytest.mark.slow
 def test_digest_is_stable_across_processes_and_covers_names_types_shapes_and_bytes() -> None:
     code = (
         "import torch; from streetvision.models.network import state_digest;"
@@ -324,6 +326,7 @@ def test_embedded_backbones_load_like_a_folder(tmp_path: Path, monkeypatch: pyte
         load_backbone(BackboneConfig(source="embedded", name="stret"))
 
 
+@pytest.mark.slow
 def test_real_deit_weights_load_and_separate_images() -> None:
     root = os.environ.get("STREETVISION_REAL_DATA")
     file = Path(root or "absent") / "deit_tiny_patch16_224" / "model.safetensors"

@@ -48,6 +48,7 @@ CONFIG = FullConfig(epochs=2, batch_size=32, learning_rate=0.05, mixed_precision
 COMPILE = HardwareConfig(compile=True)
 
 
+@pytest.mark.slow
 def test_compiled_training_gives_the_same_weights_with_plain_keys(compile_calls):
     eager = run(CONFIG)[1]
     compiled = run(CONFIG, hardware=COMPILE)[1]

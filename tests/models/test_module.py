@@ -58,6 +58,7 @@ def test_an_unknown_pooling_lists_the_choices():
         load_classifier(ModelConfig(backbone=TINY, pooling="max"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile_", [True, False])
 def test_a_model_is_built_and_compiled_from_one_configuration(compile_, compile_calls):
     config = OmegaConf.create(

@@ -104,6 +104,7 @@ def histograms(image: np.ndarray) -> np.ndarray:
     return np.sqrt(np.concatenate(counts) / image[..., 0].size)
 
 
+@pytest.mark.slow
 def test_colours_do_not_predict_the_label() -> None:
     config = SceneConfig(width=128, height=96)
     drawn = [draw_scene(seed, config) for seed in range(5000, 5600)]
@@ -126,6 +127,7 @@ def test_the_index_lists_every_image_with_its_label(tmp_path: Path) -> None:
             assert np.abs(np.asarray(image).astype(float) - scene.image).mean() < 8
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same_bytes_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = SMALL.model_copy(update={"count": 3 * scenes._BATCH})
     monkeypatch.setattr(scenes.os, "cpu_count", lambda: 2)

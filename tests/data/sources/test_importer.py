@@ -171,7 +171,7 @@ class TestSources:
                 info = tarfile.TarInfo(f"1.{suffix}")
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
-        with pytest.raises(DataError, match=r"a\.tar/1\.json is not valid JSON: it holds half of a sign"):
+        with pytest.raises(DataError, match=r"a\.tar/1\.json is not valid JSON"):
             run(tmp_path / "a.tar", tmp_path / "index")
 
     @pytest.mark.parametrize("content", [b"no tar", b"\x1f\x8b\x08broken"])

@@ -138,6 +138,7 @@ def test_the_mcc_curve_has_two_panels_and_is_written_to_a_path(tmp_path, monkeyp
         assert below[name.upper()].tolist() == METRICS["curve"][name].tolist()
 
 
+@pytest.mark.slow
 def test_pyplot_and_heavy_packages_stay_out():
     code = (
         "import sys; from streetvision.eval import bootstrap, predictions, reliability, thresholds;"
