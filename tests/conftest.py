@@ -9,8 +9,8 @@ from hypothesis import settings
 
 from streetvision.cli.app import main
 
-settings.register_profile("here", deadline=None, derandomize=bool(os.environ.get("CI")))
-settings.load_profile("here")
+settings.register_profile("streetvision", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("streetvision")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 TINY_MODEL = [

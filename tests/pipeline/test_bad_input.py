@@ -98,8 +98,8 @@ class TestData:
         good = ["cmyk.jpg", "palette.png", "alpha.png", "deep.png", "turned.jpg", "moving.gif"]
         (photos / "empty.jpg").write_bytes(b"")
         (photos / "text.jpg").write_text("no image")
-        whole = (photos / index[1].split(",")[0]).read_bytes()
-        (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+        jpeg = (photos / index[1].split(",")[0]).read_bytes()
+        (photos / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
         bad = ["empty.jpg", "text.jpg", "cut.jpg"]
         rows = [f"{name},{i % 2},odd{i},odd" for i, name in enumerate(good + bad)]
         (photos / "index.csv").write_text("\n".join([*index, *rows]))

@@ -247,14 +247,14 @@ def test_another_runtime_predicts_every_view(fused_run, scenes, command, monkeyp
     arguments = ["export", "--bundle", schema.export_dir, f"run_dir={schema.output_dir}", "--runtime"]
     code, _, err = command(*arguments, "onnx", "--out", tmp_path / "onnx")
     assert code == 0, err
-    ours, theirs = load_bundle(schema.export_dir), load_bundle(tmp_path / "onnx")
-    assert theirs.inference == "cvfm_trained"
+    original, exported = load_bundle(schema.export_dir), load_bundle(tmp_path / "onnx")
+    assert exported.inference == "cvfm_trained"
     path = sorted((scenes / "images").iterdir())[0]
-    one, other = ours.explain(path), theirs.explain(path)
-    assert other.probability == pytest.approx(one.probability, abs=1e-6)
+    expected_prediction, prediction = original.explain(path), exported.explain(path)
+    assert prediction.probability == pytest.approx(expected_prediction.probability, abs=1e-6)
     for name in ("probability", "weight"):
-        expected = [getattr(view, name) for view in one.views]
-        assert [getattr(view, name) for view in other.views] == pytest.approx(expected, abs=1e-5)
+        expected = [getattr(view, name) for view in expected_prediction.views]
+        assert [getattr(view, name) for view in prediction.views] == pytest.approx(expected, abs=1e-5)
     monkeypatch.setattr("streetvision.pipeline.runtime_export.check_parity", lambda *_, **__: None)
     monkeypatch.setattr("streetvision.pipeline.runtime_export.CALIBRATION_IMAGES", 4)
     code, _, err = command(*arguments, "openvino", "--precision", "int8", "--out", tmp_path / "int8")

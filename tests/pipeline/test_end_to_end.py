@@ -135,8 +135,8 @@ def test_the_full_mode_trains_everything(scenes, tmp_path, command):
     fresh = ArtifactSchema(tmp_path / "fresh")
     frozen = [*TINY_MODEL, "training.epochs=1", "pipeline.phases=[phase1]"]
     assert command("train", f"data.root={scenes}", f"run_dir={fresh.output_dir}", *frozen)[0] == 0
-    trained, kept = (torch.load(s.phase1_checkpoint, weights_only=True) for s in (schema, fresh))
-    moved = [name for name in trained if name.startswith("backbone") and not torch.equal(trained[name], kept[name])]
+    trained, initial = (torch.load(s.phase1_checkpoint, weights_only=True) for s in (schema, fresh))
+    moved = [name for name in trained if name.startswith("backbone") and not torch.equal(trained[name], initial[name])]
     assert any("q_proj" in name for name in moved)
 
 
@@ -175,10 +175,10 @@ def test_a_head_retrained_for_calibration_is_calibrated_and_exported(run_copy, c
     assert policy["scores"] == read_json(run_copy.mac_cal_scores_json)["reference"]
     assert {"none", "temperature", "ensemble", "mac_cal"} <= {c["name"] for c in policy["scrc_params"]["candidates"]}
     assert (run_copy.export_dir / "model.pth").read_bytes() == run_copy.mac_cal_checkpoint.read_bytes()
-    trained, kept = (
+    trained, original = (
         torch.load(p, weights_only=True) for p in (run_copy.mac_cal_checkpoint, run_copy.phase1_checkpoint)
     )
-    assert {name.split(".")[0] for name in trained if not torch.equal(trained[name], kept[name])} == {"head"}
+    assert {name.split(".")[0] for name in trained if not torch.equal(trained[name], original[name])} == {"head"}
     assert command(*again, "pipeline.phases=[phase5,phase6]")[0] == 0
     assert (run_copy.export_dir / "model.pth").read_bytes() == run_copy.phase1_checkpoint.read_bytes()
 
@@ -229,9 +229,9 @@ def test_the_whole_chain_on_real_images(real_data, tmp_path, command):
     source = real_data / "gtsrb_roadwork"
     lines = (source / "index.csv").read_text().splitlines()
     tracks = sorted({line.split(",")[2] for line in lines[1:]})[::4]
-    kept = [line for line in lines[1:] if line.split(",")[2] in tracks][::2]
+    subset_rows = [line for line in lines[1:] if line.split(",")[2] in tracks][::2]
     subset = tmp_path / "subset.csv"
-    subset.write_text("\n".join(["path,label,group", *(f"{source}/{line}" for line in kept)]))
+    subset.write_text("\n".join(["path,label,group", *(f"{source}/{line}" for line in subset_rows)]))
     settings = [
         f"data.root={subset}",
         "data.class_names=[no_roadwork,roadwork]",

@@ -110,8 +110,8 @@ def test_other_data_is_evaluated_in_its_own_folder(run_copy, others, command):
     assert code == 0, err
     assert "60 images" in out
     assert f"streetvision predict --bundle {run_copy.export_dir} " in out
-    there = ArtifactSchema(run_copy.output_dir / f"on_{others.name}")
-    report = read_json(there.evaluation_report_json)
+    schema = ArtifactSchema(run_copy.output_dir / f"on_{others.name}")
+    report = read_json(schema.evaluation_report_json)
     assert (report["test_access"], report["notes"], report["data"]) == (None, [], others.name)
     assert [row["name"] for row in report["policies"]] == ["argmax", "threshold", "scrc"]
     assert {part["value"] for part in report["slices"] if part["column"] == "road"} == {"wet", "dry"}

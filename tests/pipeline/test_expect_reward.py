@@ -41,7 +41,7 @@ def test_a_row_for_each_profile_and_level_and_for_timeouts(run, printed):
     every = read_json(run.reward_report_json)["rows"]
     rows = {(row["profile"], row["level"], row["timeout_fraction"]): row for row in every if row["source"] == "all"}
     levels = {"jan2026": ["all", *"0123"], "apr2026": ["all", *"0123"], "may2026": ["all"]}
-    expected = {(profile, level, 0.0) for profile, found in levels.items() for level in found}
+    expected = {(profile, level, 0.0) for profile, profile_levels in levels.items() for level in profile_levels}
     assert rows.keys() == expected | {(profile, "all", 0.05) for profile in levels}
     for row in every:
         for score in row["scores"].values():
@@ -62,14 +62,14 @@ def test_several_sources_have_one_row_each():
     predictions = DistortedPredictions(
         np.array([0.0, 1, 0, 1]), ["real", "real", "synthetic", "synthetic"], probabilities
     )
-    found = list(scenarios(predictions, 0.05))
-    assert [scenario.source for scenario in found if scenario.profile == "may2026"] == [
+    found_scenarios = list(scenarios(predictions, 0.05))
+    assert [scenario.source for scenario in found_scenarios if scenario.profile == "may2026"] == [
         "all",
         "real",
         "synthetic",
         "all",
     ]
-    assert len(found) == 5 * 3 + 5 * 3 + 3 + 3
+    assert len(found_scenarios) == 5 * 3 + 5 * 3 + 3 + 3
     labels, part = predictions.select(Scenario("jan2026", "2", "synthetic"))
     assert labels.tolist() == [0, 1]
     assert part.tolist() == probabilities[2:, 2].tolist()

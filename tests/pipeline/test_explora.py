@@ -83,10 +83,10 @@ def test_the_checkpoint_loads_with_strict_keys_and_differs_from_the_initial_weig
 
 
 def test_images_of_other_splits_are_left_out_of_the_unlabeled(adapted):
-    found = read_json(adapted.unlabeled_json)
-    names = {row["path"].rpartition("/")[2] for row in found["rows"]}
+    unlabeled = read_json(adapted.unlabeled_json)
+    names = {row["path"].rpartition("/")[2] for row in unlabeled["rows"]}
     assert names == {"train.jpg", *(f"new_{seed}.jpg" for seed in range(8))}
-    assert {path.rpartition("/")[2] for path in found["excluded"]} == {
+    assert {path.rpartition("/")[2] for path in unlabeled["excluded"]} == {
         "val_select.jpg",
         "val_calib.jpg",
         "val_test.jpg",
@@ -142,7 +142,7 @@ def test_a_collapsed_run_gives_a_warning(scenes, tmp_path, command):
 
 def test_another_seed_draws_other_weights(scenes, tmp_path, command):
     digests = []
-    for name, seed in (("one", 5), ("again", 5), ("other", 6)):
+    for name, seed in (("first", 5), ("same", 5), ("other", 6)):
         schema = ArtifactSchema(tmp_path / name)
         phases = "pipeline.phases=[phase4a_explora]"
         code, _, err = command(
@@ -178,14 +178,14 @@ def test_the_same_command_again_finds_nothing_to_do(adapted, scenes, command):
 def test_another_run_starts_from_the_configured_checkpoint(adapted, scenes, tmp_path, command):
     run = ArtifactSchema(tmp_path / "run")
     line = ["train", f"data.root={scenes}", f"run_dir={run.output_dir}", *SHORT, "pipeline.phases=[phase1]"]
-    given = f"model.explora_checkpoint_path={adapted.explora_checkpoint}"
-    command(*line, given)
+    checkpoint = f"model.explora_checkpoint_path={adapted.explora_checkpoint}"
+    command(*line, checkpoint)
     assert torch.equal(torch.load(run.val_calib_logits), torch.load(adapted.val_calib_logits))
     command(*line)
     assert not torch.equal(torch.load(run.val_calib_logits), torch.load(adapted.val_calib_logits))
-    code, _, err = command(*line, given, "model.init_from_explora=false")
+    code, _, err = command(*line, checkpoint, "model.init_from_explora=false")
     assert (code, "explora_checkpoint_path" in err) == (2, True)
-    code, _, err = command(*line, given, "model.backbone.width=64")
+    code, _, err = command(*line, checkpoint, "model.backbone.width=64")
     assert code == 2
     assert "explora_checkpoint.pth does not fit" in err.replace("'", "")
     code, _, err = command(*line, "model.init_from_explora=true")
@@ -216,12 +216,12 @@ def test_unlabeled_images_may_have_groups(scenes, tmp_path, command):
     linked = "more/d.jpg,ride 7\nmore/e.jpg,ride 7\n"  # e shares a ride with a copy of a VAL_TEST image
     table.write_text(f"path,group\nmore/a.jpg,ride 1\nmore/b.jpg,{group}\n{further / 'c.jpg'},\n{linked}")
     assert command(*line, f"data.unlabeled=[{table}]")[0] == 0
-    found = read_json(schema.unlabeled_json)
-    assert [(row["path"], row["group"]) for row in found["rows"]] == [
+    unlabeled = read_json(schema.unlabeled_json)
+    assert [(row["path"], row["group"]) for row in unlabeled["rows"]] == [
         (str(further / "a.jpg"), "ride 1"),
         (str(further / "c.jpg"), None),
     ]
-    assert sorted(found["excluded"]) == [str(further / f"{name}.jpg") for name in "bde"]
+    assert sorted(unlabeled["excluded"]) == [str(further / f"{name}.jpg") for name in "bde"]
 
 
 def test_images_of_one_group_are_not_negatives(scenes, tmp_path, command):
@@ -277,23 +277,23 @@ def test_an_empty_folder_of_unlabeled_images_is_an_error(scenes, tmp_path, comma
 
 def test_two_processes_adapt_like_one(scenes, tmp_path, command):
     """The same joint batch and negatives: the same losses, and nearly the same weights."""
-    one, two = ArtifactSchema(tmp_path / "one"), ArtifactSchema(tmp_path / "two")
+    single, double = ArtifactSchema(tmp_path / "one"), ArtifactSchema(tmp_path / "two")
     even = "data.fractions={train: 0.5, val_select: 0.2, val_calib: 0.2, val_test: 0.1}"
     line = ["train", f"data.root={scenes}", *SHORT, "pipeline.phases=[phase4a_explora]", even]
-    assert command(*line, f"run_dir={one.output_dir}")[0] == 0
+    assert command(*line, f"run_dir={single.output_dir}")[0] == 0
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    overrides = ["-m", "streetvision", *line, f"run_dir={two.output_dir}"]
+    overrides = ["-m", "streetvision", *line, f"run_dir={double.output_dir}"]
     hardware = ["hardware.devices=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
+    process = subprocess.run(
         [*starter, *overrides, *hardware], capture_output=True, text=True, env=environment, timeout=300
     )
-    assert done.returncode == 0, done.stderr
-    rows = [list(csv.DictReader(schema.explora_metrics_csv.open())) for schema in (one, two)]
+    assert process.returncode == 0, process.stderr
+    rows = [list(csv.DictReader(schema.explora_metrics_csv.open())) for schema in (single, double)]
     for alone, shared in zip(*rows, strict=True):
         for name in ("select_loss", "alignment", "uniformity", "effective_rank"):
             assert float(shared[name]) == pytest.approx(float(alone[name]), rel=2e-3), name
     assert float(rows[1][1]["train_loss"]) == pytest.approx(float(rows[0][1]["train_loss"]), rel=1e-3)
-    alone, shared = (load_state(schema.explora_checkpoint) for schema in (one, two))
+    alone, shared = (load_state(schema.explora_checkpoint) for schema in (single, double))
     for name, value in alone.items():
         torch.testing.assert_close(shared[name], value, rtol=1e-2, atol=1e-4, msg=name)

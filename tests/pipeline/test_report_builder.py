@@ -71,8 +71,8 @@ def test_policies_differ_from_the_first_on_the_same_rows():
     a, b = map(evaluation.predictions, evaluation.rules)
     expected = paired_difference(b, a, Resampling(n_resamples=100))
     for name in METRICS:
-        found = shipped["differences"][name]
-        assert (found["estimate"], found["p_value"]) == (expected[name].estimate, expected[name].p_value)
+        difference = shipped["differences"][name]
+        assert (difference["estimate"], difference["p_value"]) == (expected[name].estimate, expected[name].p_value)
 
 
 def test_slices_cover_source_brightness_and_every_column():
@@ -119,23 +119,23 @@ def test_the_selective_risk_is_that_of_the_accepted_rows():
     evaluation = evaluation_input()
     p = evaluation.shipped.probabilities
     predictions = np.where((p >= 0.3) & (p < 0.7), -1, p >= 0.7)
-    found = make_report(evaluation_input(guarantee=RiskGuarantee(control, predictions)), CONFIG)["selective"]
-    kept = predictions >= 0
-    missed = (predictions[kept] == 0) & (evaluation.labels[kept] == 1)
-    assert found["predicted"] == kept.sum() == sum(found["counts"].values())
-    assert found["risk"]["estimate"] == pytest.approx(missed.sum() / (evaluation.labels[kept] == 1).sum())
-    assert found["risk"]["low"] <= found["risk"]["estimate"] <= found["risk"]["high"]
+    selective = make_report(evaluation_input(guarantee=RiskGuarantee(control, predictions)), CONFIG)["selective"]
+    accepted = predictions >= 0
+    missed = (predictions[accepted] == 0) & (evaluation.labels[accepted] == 1)
+    assert selective["predicted"] == accepted.sum() == sum(selective["counts"].values())
+    assert selective["risk"]["estimate"] == pytest.approx(missed.sum() / (evaluation.labels[accepted] == 1).sum())
+    assert selective["risk"]["low"] <= selective["risk"]["estimate"] <= selective["risk"]["high"]
     error_control = control.model_copy(update={"kind": "error"})
-    found = make_report(evaluation_input(guarantee=RiskGuarantee(error_control, predictions)), CONFIG)["selective"]
-    error = found["risk"]
-    assert error["estimate"] == pytest.approx(np.mean((predictions[kept] == 1) != evaluation.labels[kept]))
+    selective = make_report(evaluation_input(guarantee=RiskGuarantee(error_control, predictions)), CONFIG)["selective"]
+    error = selective["risk"]
+    assert error["estimate"] == pytest.approx(np.mean((predictions[accepted] == 1) != evaluation.labels[accepted]))
     assert error["low"] <= error["estimate"] <= error["high"]
 
 
 def test_without_a_certificate_every_row_abstains():
     control = RiskControl(**CONTROL, certified=False)
-    found = make_report(evaluation_input(guarantee=RiskGuarantee(control, np.full(120, -1))), CONFIG)["selective"]
-    assert (found["predicted"], found["risk"]["estimate"], found["certified"]) == (0, None, False)
+    selective = make_report(evaluation_input(guarantee=RiskGuarantee(control, np.full(120, -1))), CONFIG)["selective"]
+    assert (selective["predicted"], selective["risk"]["estimate"], selective["certified"]) == (0, None, False)
     assert "selective" not in make_report(evaluation_input(), CONFIG)
 
 

@@ -43,15 +43,15 @@ def test_parity_is_measured_on_val_select(exported):
 
 
 def test_an_export_predicts_explains_and_serves_like_the_original(exported, paths):
-    ours, theirs = load_bundle(exported / "export"), load_bundle(exported / "onnx")
-    for one, other in zip(ours.predict(paths), theirs.predict(paths), strict=True):
-        assert other.probability == pytest.approx(one.probability, abs=1e-6)
-        assert (other.decision, other.certified) == (one.decision, one.certified)
-    views, expected = theirs.explain(paths[0]).views, ours.explain(paths[0]).views
+    original, exported_bundle = load_bundle(exported / "export"), load_bundle(exported / "onnx")
+    for first, second in zip(original.predict(paths), exported_bundle.predict(paths), strict=True):
+        assert second.probability == pytest.approx(first.probability, abs=1e-6)
+        assert (second.decision, second.certified) == (first.decision, first.certified)
+    views, expected = exported_bundle.explain(paths[0]).views, original.explain(paths[0]).views
     assert [view.probability for view in views] == pytest.approx([view.probability for view in expected], abs=1e-6)
-    with TestClient(create_app(theirs, ServingConfig())) as client:
+    with TestClient(create_app(exported_bundle, ServingConfig())) as client:
         response = client.post("/predict", files={"image": paths[0].read_bytes()})
-    assert response.json()["probability"] == pytest.approx(ours.predict(paths[0])[0].probability, abs=1e-6)
+    assert response.json()["probability"] == pytest.approx(original.predict(paths[0])[0].probability, abs=1e-6)
 
 
 def test_an_export_is_evaluated_and_exported_like_any_bundle(exported, command, tmp_path):
@@ -102,8 +102,8 @@ def test_int8_takes_its_ranges_from_images_of_train(exported, command, monkeypat
     code, out, err = command(*arguments, "--precision", "int8", f"run_dir={exported}")
     assert code == 0, err
     assert f"run_dir={exported}" in out
-    found = load_bundle(tmp_path / "int8").manifest.runtime
-    assert (found.precision, found.calibration_images) == ("int8", 6)
+    runtime = load_bundle(tmp_path / "int8").manifest.runtime
+    assert (runtime.precision, runtime.calibration_images) == ("int8", 6)
 
 
 REFUSED = {

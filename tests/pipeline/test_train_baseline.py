@@ -61,22 +61,22 @@ def test_an_interrupted_phase_resumes(phase1, monkeypatch):
         "training.checkpoint_every_n_steps=1",
         "training.batch_size=16",
     ]
-    code, out, whole = phase1(*settings, name="whole")
+    code, out, uninterrupted = phase1(*settings, name="whole")
     assert code == 0, out
 
-    def impatient(self, trainer, *_):
+    def interrupt(self, trainer, *_):
         if trainer.global_step == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(BestCheckpoints, "on_train_batch_end", impatient)
+        patch.setattr(BestCheckpoints, "on_train_batch_end", interrupt)
         code, out, schema = phase1(*settings)
     assert code == 130
     assert schema.phase1_training_checkpoint.is_file()
     code, out, schema = phase1(*settings)
     assert code == 0, out
     assert "resumed from step 3" in out
-    assert schema.phase1_checkpoint.read_bytes() == whole.phase1_checkpoint.read_bytes()
+    assert schema.phase1_checkpoint.read_bytes() == uninterrupted.phase1_checkpoint.read_bytes()
     assert not schema.phase1_training_checkpoint.exists()
 
 
