@@ -44,9 +44,9 @@ def photos(tmp_path):
 
 
 class TestData:
-    def test_a_root_that_is_not_there(self, fails, tmp_path):
+    def test_a_missing_root(self, fails, tmp_path):
         err = fails("train", f"data.root={tmp_path / 'photos'}", f"run_dir={tmp_path / 'run'}")
-        assert "is not there" in err
+        assert "does not exist" in err
         assert not (tmp_path / "run").exists()
 
     def test_an_empty_folder(self, fails, tmp_path):
@@ -172,7 +172,7 @@ class TestSettings:
         (tmp_path / "my.yaml").write_text('run_dir: "a\\0b"')
         assert "contains the character NUL" in fails("train", "--config", tmp_path / "my.yaml")
 
-    def test_a_config_file_that_is_not_there(self, fails, tmp_path):
+    def test_a_missing_config_file(self, fails, tmp_path):
         assert "cannot read" in fails("train", "--config", tmp_path / "my.yaml")
 
     def test_missing_weights(self, fails, photos, tmp_path):
