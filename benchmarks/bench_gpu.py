@@ -27,7 +27,8 @@ from streetvision.models.config import HardwareConfig, ModelConfig, ViewsConfig
 from streetvision.models.device import pick_device
 from streetvision.models.losses import make_loss
 from streetvision.models.module import Classifier, load_classifier
-from streetvision.models.view_attention import attend_flex, attend_sdpa, view_distances
+from streetvision.models.view_attention import attend_flex, attend_sdpa
+from streetvision.models.views import view_distances
 from streetvision.training.config import FullConfig, MixedPrecisionConfig, PeftConfig
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.lightning_module import BaseModule, EpochLogger
@@ -123,7 +124,7 @@ def _adaptation(classifier: Classifier) -> list[Figure]:
 
 def _attention(device: torch.device) -> list[Figure]:
     """Forward and backward across the views of 4,096 images: FlexAttention against SDPA, with equal results."""
-    distances = view_distances(ATTENDED).to(device)
+    distances = torch.from_numpy(view_distances(ATTENDED)).to(device)
     generator = torch.Generator(device).manual_seed(0)
     views = len(distances)
     q, k, v = (torch.randn(4096, 4, views, 16, device=device, generator=generator, requires_grad=True) for _ in "qkv")

@@ -11,19 +11,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import default_collate
 
 from benchmarks.bench_data import photographs
 from benchmarks.figures import Figure, interleaved_median
 from benchmarks.net2net_vit import DEPTH, HEADS, HIDDEN, SIDE, WIDTH, net2net_vit_s
 from streetvision.bundle.format import MODEL_CHECKPOINT, MODEL_DESCRIPTION, Bundle, write_bundle
-from streetvision.bundle.predictor import Predictor, open_classifier
-from streetvision.bundle.runtimes.graph import capture
-from streetvision.bundle.runtimes.parity import ask, check_parity, measure_parity
-from streetvision.bundle.runtimes.registry import RUNTIMES, open_graph
+from streetvision.bundle.graph_model import open_graph_model
+from streetvision.bundle.predictor import Predictor
+from streetvision.bundle.runtimes.capture import capture
+from streetvision.bundle.runtimes.parity import check_parity, compute_logits, measure_parity
+from streetvision.bundle.runtimes.registry import RUNTIMES
+from streetvision.bundle.torch_model import load_classifier
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.policies import OperatingPoint, ScoresRef, ThresholdInterval, ThresholdPolicy
 from streetvision.contracts.progress import Progress
@@ -66,24 +69,38 @@ def _candidates(
 ) -> Iterator[tuple[str, Predictor]]:
     """PyTorch, and every runtime that passes the gate; for the others a warning states the reason."""
     yield "PyTorch fp32", predictor
-    expected = ask(predictor, paths, progress)
-    classifier = open_classifier(bundle)
+    expected = compute_logits(predictor, paths, progress)
+    classifier = load_classifier(bundle)
     program = capture(classifier)
-    calibration = [default_collate([predictor.prepare(path)]) for path in _fitted(folder)[0]]
+    calibration = [_single_view(predictor, path) for path in _fitted(folder)[0]]
     for name, graph in RUNTIMES.items():
         for precision in graph.precisions:
             label, home = f"{name} {precision}", folder / f"{name}-{precision}"
             home.mkdir()
             try:
                 graph.write(program, home, precision, calibration)
-                found = predictor.with_graph(open_graph(classifier, home, name=name, precision=precision))
-                parity = measure_parity(predictor, expected, ask(found, paths, progress), labels)
+                model = open_graph_model(
+                    home,
+                    classifier.description,
+                    None,
+                    runtime=name,
+                    precision=precision,
+                    feature_dim=classifier.width,
+                )
+                exported = predictor.with_model(model)
+                parity = measure_parity(predictor, expected, compute_logits(exported, paths, progress), labels)
                 check_parity(parity, name=label)
             except StreetVisionError as error:
                 progress.warn(f"{label} is left out: {error.message}")
                 continue
             quality = f"MCC {parity.mcc:.3f}, in PyTorch {parity.pytorch_mcc:.3f}"
-            yield f"{label} ({quality}; logits within {parity.max_logit_difference:.1e})", found
+            yield f"{label} ({quality}; logits within {parity.max_logit_difference:.1e})", exported
+
+
+def _single_view(predictor: Predictor, path: Path) -> NDArray[np.uint8]:
+    prepared = predictor.prepare(path)
+    assert isinstance(prepared, np.ndarray)
+    return prepared[None]
 
 
 def _pipeline(folder: Path) -> Any:

@@ -9,9 +9,9 @@ from streetvision.contracts.progress import Progress
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import ModelConfig
 from streetvision.models.device import pick_device
-from streetvision.models.fused import VIEW_CHUNK_SIZE
 from streetvision.models.module import Classifier, load_classifier
 from streetvision.models.multi_view import map_views
+from streetvision.models.views import VIEW_CHUNK_SIZE
 
 IMAGES, VIEWS = 16, 10
 TOLERANCE = 1e-5

@@ -10,8 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DONE = (
-    *("assets", "calibration", "cli", "configs", "contracts", "data", "eval", "experiments", "export", "io", "models"),
-    *("pipeline", "serving", "subnet", "synthetic", "training"),
+    *("assets", "bundle", "calibration", "cli", "configs", "contracts", "data", "eval", "experiments", "export", "io"),
+    *("models", "pipeline", "serving", "subnet", "synthetic", "training"),
 )
 """Packages of streetvision that are rewritten; the others follow."""
 PLACES = (

@@ -20,33 +20,33 @@ def path(scenes):
     return sorted((scenes / "images").iterdir())[0]
 
 
-def test_every_way_to_give_an_image_gives_the_same_answer(predictor, path):
+def test_all_types_of_an_image_have_the_same_prediction(predictor, path):
     image = Image.open(path).convert("RGB")
     array = np.asarray(image)
     tensor = torch.from_numpy(array.copy()).movedim(-1, 0)
     expected = predictor.predict(path)
     assert len(expected) == 1
-    for given in (str(path), path.read_bytes(), image, array, tensor):
-        assert predictor.predict(given)[0].probability == pytest.approx(expected[0].probability, abs=1e-6)
+    for value in (str(path), path.read_bytes(), image, array, tensor):
+        assert predictor.predict(value)[0].probability == pytest.approx(expected[0].probability, abs=1e-6)
 
 
-def test_the_answer_does_not_depend_on_the_batch(predictor, scenes):
+def test_predictions_do_not_depend_on_the_batch(predictor, scenes):
     paths = sorted((scenes / "images").iterdir())[:20]
-    together = [answer.probability for answer in predictor.predict(paths)]
+    expected = [prediction.probability for prediction in predictor.predict(paths)]
     for size in (1, 7):
-        alone = [answer.probability for answer in predictor.predict(paths, batch_size=size)]
-        assert alone == pytest.approx(together, abs=1e-6)
+        probabilities = [prediction.probability for prediction in predictor.predict(paths, batch_size=size)]
+        assert probabilities == pytest.approx(expected, abs=1e-6)
 
 
 def test_label_decision_and_threshold_agree(predictor, scenes):
-    for answer in predictor.predict(sorted((scenes / "images").iterdir())[:30]):
-        assert answer.decision == (answer.probability >= predictor.threshold)
-        assert answer.label == predictor.manifest.class_names[answer.decision]
+    for prediction in predictor.predict(sorted((scenes / "images").iterdir())[:30]):
+        assert prediction.decision == (prediction.probability >= predictor.threshold)
+        assert prediction.label == predictor.manifest.class_names[prediction.decision]
 
 
 @pytest.fixture(scope="module")
-def careful(predictor):
-    """The same model under a policy that certifies a risk: it answers outside of a narrow band of scores."""
+def certified(predictor):
+    """The same model with a policy that certifies a risk; it abstains in a narrow band of scores."""
     policy = predictor.manifest.policy
     control = policy.scrc_params.risk_control.model_copy(update={"certified": True, "lo": -0.125, "hi": 0.25})
     params = policy.scrc_params.model_copy(update={"risk_control": control})
@@ -57,22 +57,22 @@ def careful(predictor):
     return changed
 
 
-def test_between_the_two_ends_a_person_decides(careful, predictor):
-    margin = torch.tensor([-0.25, -0.125, 0.0, 0.1875, 0.25, 0.5])
-    logits = torch.stack([torch.zeros(6), margin], dim=1)
-    assert careful.certified(logits).tolist() == [0, ABSTAINED, ABSTAINED, ABSTAINED, 1, 1]
+def test_the_policy_abstains_between_its_two_bounds(certified, predictor):
+    margin = np.array([-0.25, -0.125, 0.0, 0.1875, 0.25, 0.5], dtype=np.float32)
+    logits = np.stack([np.zeros_like(margin), margin], axis=1)
+    assert certified.certified(logits).tolist() == [0, ABSTAINED, ABSTAINED, ABSTAINED, 1, 1]
     assert predictor.risk_control.certified or predictor.certified(logits).tolist() == [ABSTAINED] * 6
 
 
-def test_every_image_gets_a_decision_and_the_certified_answer_if_there_is_one(careful, scenes):
+def test_every_image_has_a_decision_and_a_certified_prediction_if_the_policy_does_not_abstain(certified, scenes):
     paths = sorted((scenes / "images").iterdir())[:30]
-    logits = careful.logits(torch.stack([careful.prepare(path) for path in paths]))
-    answers, certified = careful.predict(paths), careful.certified(logits).tolist()
-    assert [answer.certified for answer in answers] == [None if c == ABSTAINED else c for c in certified]
-    assert [answer.decision for answer in answers] == [int(a.probability >= careful.threshold) for a in answers]
+    logits = certified.logits([certified.prepare(path) for path in paths])
+    predictions, expected = certified.predict(paths), certified.certified(logits).tolist()
+    assert [p.certified for p in predictions] == [None if c == ABSTAINED else c for c in expected]
+    assert [p.decision for p in predictions] == [int(p.probability >= certified.threshold) for p in predictions]
 
 
-def test_no_images_give_no_answers(predictor):
+def test_no_images_have_no_predictions(predictor):
     assert predictor.predict([]) == []
 
 
@@ -80,29 +80,29 @@ def test_no_images_give_no_answers(predictor):
     "image",
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), torch.zeros(4, 4, 3, dtype=torch.uint8), b"no image"],
 )
-def test_what_is_no_image_is_named(predictor, image):
+def test_other_values_are_rejected(predictor, image):
     with pytest.raises(DataError):
         predictor.predict(image)
 
 
-def test_a_generator_is_read_as_it_goes(predictor, path):
-    taken = []
+def test_a_generator_is_read_in_batches(predictor, path):
+    consumed = []
 
     def many():
         for i in range(100):
-            taken.append(i)
+            consumed.append(i)
             yield path
 
     next(predictor.stream(many(), batch_size=4))
-    assert len(taken) <= 8
+    assert len(consumed) <= 8
 
 
-def test_a_bundle_is_named_by_its_folder_or_its_json(finished_run, path):
+def test_a_bundle_is_loaded_by_its_folder_or_its_json(finished_run, path):
     by_json = load_bundle(finished_run / "export" / "bundle.json")
     assert by_json.predict(path) == load_bundle(str(finished_run / "export")).predict(path)
 
 
-def test_a_file_that_the_bundle_does_not_name_is_refused(finished_run, tmp_path):
+def test_a_file_that_the_bundle_does_not_list_is_rejected(finished_run, tmp_path):
     import shutil
 
     export = shutil.copytree(finished_run / "export", tmp_path / "export")
@@ -111,7 +111,7 @@ def test_a_file_that_the_bundle_does_not_name_is_refused(finished_run, tmp_path)
         load_bundle(export)
 
 
-def test_the_pickle_beside_the_policy_is_never_opened(finished_run, path, monkeypatch):
+def test_the_pickle_of_the_policy_is_never_opened(finished_run, path, monkeypatch):
     import pickle
 
     monkeypatch.setattr(pickle, "load", lambda *_: pytest.fail("a pickle was opened"))

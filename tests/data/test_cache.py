@@ -9,7 +9,8 @@ from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.cache import ImageCache
 from streetvision.data.config import DEFAULT_LIMITS
-from streetvision.data.decode import UndecodableImage, read_image, resize_square
+from streetvision.data.decode import read_image, resize_square
+from streetvision.data.image_file import UndecodableImage
 from streetvision.io.atomic import sha256_file
 from tests.data.test_datamodule import rows_of
 

@@ -7,7 +7,7 @@ from streetvision.contracts.split_contracts import Row
 from streetvision.data.augmentation import get_batch_transform, get_train_transforms, get_val_transforms
 from streetvision.data.config import DEFAULT_LIMITS, AugmentationConfig, LoaderConfig
 from streetvision.data.datamodule import EpochBatchSampler, FeatureBatches, ImageDataset, ImageLoader, shuffled
-from streetvision.data.decode import UndecodableImage
+from streetvision.data.image_file import UndecodableImage
 
 
 def rows_of(scenes):

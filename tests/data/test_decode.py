@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from streetvision.data.config import DecodeLimits
-from streetvision.data.decode import UndecodableImage, decode_image, read_image, resize_square
+from streetvision.data.decode import decode_image, read_image, resize_square
+from streetvision.data.image_file import UndecodableImage, decode_pixels, read_pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 
@@ -68,6 +69,15 @@ def test_the_quick_jpeg_path_equals_pillow(mode, options):
     data = encoded(photo(129, 67).convert(mode), "JPEG", **options)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(as_array(decode_image(data)), expected)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_pillow_alone_gives_the_same_pixels(kind, tmp_path):
+    data = encoded(photo(129, 67), kind)
+    (tmp_path / "photo").write_bytes(data)
+    expected = as_array(decode_image(data))
+    np.testing.assert_array_equal(decode_pixels(data), expected)
+    np.testing.assert_array_equal(read_pixels(tmp_path / "photo"), expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

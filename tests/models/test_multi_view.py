@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streetvision.models.config import ViewsConfig
-from streetvision.models.multi_view import Box, content_fraction, make_views, map_views, plan_views
+from streetvision.models.multi_view import content_fraction, make_views, map_views
+from streetvision.models.views import Box, plan_views
 
 CONFIGS = st.builds(
     ViewsConfig,

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from streetvision.models.config import ViewsConfig
-from streetvision.models.view_attention import ATTENTIONS, CrossViewAttention, attend_flex, attend_sdpa, view_distances
+from streetvision.models.view_attention import ATTENTIONS, CrossViewAttention, attend_flex, attend_sdpa
+from streetvision.models.views import view_distances
 
 VIEWS = ViewsConfig(rows=2, columns=3, overlap=0)
 
@@ -12,7 +13,14 @@ def inputs(dtype=torch.float32):
     q, k, v = torch.randn(3, 2, 4, 7, 8, generator=generator, dtype=dtype)
     mask = torch.ones(2, 7, dtype=torch.bool)
     mask[1, 3:5] = False
-    return q, k, v, torch.tensor([0.1, 1.0, 4.0, 0.0], dtype=dtype), view_distances(VIEWS).to(dtype), mask
+    return (
+        q,
+        k,
+        v,
+        torch.tensor([0.1, 1.0, 4.0, 0.0], dtype=dtype),
+        torch.from_numpy(view_distances(VIEWS)).to(dtype),
+        mask,
+    )
 
 
 def reference_attention(q, k, v, slopes, distances, mask):
@@ -40,7 +48,7 @@ def test_the_backends_agree_within_1e_5():
 
 
 def test_distances_are_between_tile_centres_and_0_to_the_global_view():
-    distances = view_distances(VIEWS)
+    distances = torch.from_numpy(view_distances(VIEWS))
     assert distances.shape == (7, 7)
     assert torch.equal(distances, distances.T)
     assert (distances[0] == 0).all()
@@ -50,7 +58,7 @@ def test_distances_are_between_tile_centres_and_0_to_the_global_view():
 
 def test_near_views_get_more_attention():
     torch.manual_seed(0)
-    attention = CrossViewAttention(8, 2, view_distances(VIEWS))
+    attention = CrossViewAttention(8, 2, torch.from_numpy(view_distances(VIEWS)))
     with torch.no_grad():
         attention.qkv.weight[:16].zero_()  # queries and keys are 0, so only the distances count
         attention.qkv.bias.zero_()
@@ -63,7 +71,7 @@ def test_near_views_get_more_attention():
 
 def test_masked_views_do_not_affect_others():
     torch.manual_seed(0)
-    attention = CrossViewAttention(8, 2, view_distances(VIEWS))
+    attention = CrossViewAttention(8, 2, torch.from_numpy(view_distances(VIEWS)))
     tokens, mask = torch.randn(2, 7, 8), torch.ones(2, 7, dtype=torch.bool)
     mask[:, 4] = False
     expected = attention(tokens, mask)

@@ -15,6 +15,9 @@ from streetvision.io.atomic import read_json
 from streetvision.pipeline.runtime_export import RuntimeRequest, export_runtime
 from streetvision.serving.server import ServingConfig, create_app
 
+RESIZING = 1e-3
+"""Difference of a probability because an exported bundle resizes with Pillow, which rounds some pixels by 1."""
+
 
 @pytest.fixture(scope="module")
 def exported(finished_run, tmp_path_factory):
@@ -37,21 +40,22 @@ def test_parity_is_measured_on_val_select(exported):
     parity = content["runtime"]["parity"]
     select = [row["label"] for row in rows if row["split"] == Split.VAL_SELECT]
     assert (parity["n"], parity["positives"]) == (len(select), sum(select))
-    assert parity["max_logit_difference"] < 1e-5
+    assert 0 < parity["max_logit_difference"] < 0.01  # not 0: Pillow rounds some resized pixels by 1
     assert (parity["decision_flips"], content["schema_version"]) == (0, 3)
     assert content["versions"]["onnxruntime"]
 
 
 def test_an_export_predicts_explains_and_serves_like_the_original(exported, paths):
     original, exported_bundle = load_bundle(exported / "export"), load_bundle(exported / "onnx")
-    for first, second in zip(original.predict(paths), exported_bundle.predict(paths), strict=True):
-        assert second.probability == pytest.approx(first.probability, abs=1e-6)
+    predictions = exported_bundle.predict(paths)
+    for first, second in zip(original.predict(paths), predictions, strict=True):
+        assert second.probability == pytest.approx(first.probability, abs=RESIZING)
         assert (second.decision, second.certified) == (first.decision, first.certified)
     views, expected = exported_bundle.explain(paths[0]).views, original.explain(paths[0]).views
-    assert [view.probability for view in views] == pytest.approx([view.probability for view in expected], abs=1e-6)
+    assert [view.probability for view in views] == pytest.approx([v.probability for v in expected], abs=RESIZING)
     with TestClient(create_app(exported_bundle, ServingConfig())) as client:
         response = client.post("/predict", files={"image": paths[0].read_bytes()})
-    assert response.json()["probability"] == pytest.approx(original.predict(paths[0])[0].probability, abs=1e-6)
+    assert response.json()["probability"] == pytest.approx(predictions[0].probability, abs=1e-6)
 
 
 def test_an_export_is_evaluated_and_exported_like_any_bundle(exported, command, tmp_path):
@@ -82,12 +86,12 @@ def test_a_worse_graph_is_refused_with_the_figure_and_leaves_nothing(exported, c
     class Inverted(OnnxGraph):
         def __call__(self, images):
             output = super().__call__(images)
-            return output._replace(logits=output.logits.flip(1))
+            return output._replace(logits=output.logits[:, ::-1])
 
     monkeypatch.setitem(RUNTIMES, "onnx", Inverted)
     code, out, err = command("export", "--bundle", exported / "export", "--out", tmp_path / "o", "--runtime", "onnx")
     assert code == 2
-    assert "onnx fp32 is refused" in err
+    assert "onnx fp32 is rejected" in err
     assert "decisions differ" in err
     assert "MCC" in out
     assert not (tmp_path / "o").exists()
@@ -95,7 +99,7 @@ def test_a_worse_graph_is_refused_with_the_figure_and_leaves_nothing(exported, c
 
 def test_int8_takes_its_ranges_from_images_of_train(exported, command, monkeypatch, tmp_path):
     monkeypatch.setattr(
-        "streetvision.bundle.runtimes.parity.MAX_MCC_FALL", 2.0
+        "streetvision.bundle.runtimes.parity.MAX_MCC_LOSS", 2.0
     )  # a tiny model on 24 images: not what is tested
     monkeypatch.setattr("streetvision.pipeline.runtime_export.CALIBRATION_IMAGES", 6)
     arguments = ["export", "--bundle", exported / "export", "--out", tmp_path / "int8", "--runtime", "openvino"]

@@ -135,10 +135,11 @@ def test_every_stock_classifier_has_the_logits_of_the_head_that_it_carries(bundl
     predictor = bundle_of(backbone, calibrator="temperature")
     line = write_miner(predictor, tmp_path / "miner", SUBMISSION).calibration
     stock = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "miner").eval()
-    spec, side = predictor.classifier.backbone.spec, predictor.classifier.description.image_size
+    classifier = predictor.model.classifier
+    spec, side = classifier.backbone.spec, classifier.description.image_size
     noise = torch.randint(0, 256, (8, 3, side, side), dtype=torch.uint8)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
-    ours = predictor.logits(noise)
+    ours = torch.from_numpy(predictor.logits(list(noise.numpy())))
     with torch.inference_mode():
         theirs = stock((noise / 255 - mean) / std).logits
     expected = line.slope * (ours[:, 1] - ours[:, 0] - line.cut)
@@ -183,7 +184,7 @@ def test_the_files_and_labels_are_those_that_the_miner_asks_for(bundle_of, tmp_p
     processor = read_json(tmp_path / "miner" / "preprocessor_config.json")
     assert processor["image_processor_type"] == "ViTImageProcessor"
     assert processor["size"] == {"height": SIDE, "width": SIDE}
-    assert tuple(processor["image_mean"]) == predictor.classifier.backbone.spec.mean
+    assert tuple(processor["image_mean"]) == predictor.model.classifier.backbone.spec.mean
     card = read_json(tmp_path / "miner" / "model_card.json")
     assert card.keys() == {"model_name", "description", "version", "submitted_by", "submission_time"}
     assert (card["version"], card["submitted_by"]) == ("1.2.3", "hotkey")

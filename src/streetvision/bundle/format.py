@@ -1,4 +1,4 @@
-"""Writing and reading the bundle folder: sealed files beside one table of contents."""
+"""Write and read a bundle: a folder of files, and bundle.json with their digests."""
 
 import gzip
 import shutil
@@ -12,14 +12,17 @@ from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.policies import BundleManifest, RuntimeRef, ScrcPolicy, ThresholdPolicy
 from streetvision.io.atomic import open_atomic, write_json_atomic
 from streetvision.io.manifests import file_digest, versions
-from streetvision.io.validators import BundleValidator, bundle_digest
+from streetvision.io.validators import BundleValidator, bundle_digest, validate_json
+from streetvision.models.config import ClassifierDescription, FusionDescription
 
 BUNDLE_JSON = "bundle.json"
 MODEL_CHECKPOINT = "model.pth"
 MODEL_DESCRIPTION = "model_config.json"
 FUSION_DESCRIPTION = "cvfm_config.json"
 FUSION_WEIGHTS = "cvfm_weights.pth"
-RUNTIME_FILES = ("model.onnx", "model.xml", "model.bin")
+FUSION_ARRAYS = "cvfm_weights.safetensors"
+"""The weights of a trained fusion for runtimes without PyTorch."""
+RUNTIME_FILES = ("model.onnx", "model.xml", "model.bin", FUSION_ARRAYS)
 BUNDLE_NAMES = (
     BUNDLE_JSON,
     MODEL_CHECKPOINT,
@@ -31,12 +34,12 @@ BUNDLE_NAMES = (
     "thresholds.json",
     *RUNTIME_FILES,
 )
-"""Every name that a bundle may use, its table of contents first."""
+"""All file names that a bundle may have, bundle.json first."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose seals have been checked."""
+    """A bundle on disk whose digests have been checked."""
 
     folder: Path
     manifest: BundleManifest
@@ -52,13 +55,24 @@ def write_bundle(
     runtime: RuntimeRef | None = None,
     extra_versions: Mapping[str, str] = MappingProxyType({}),
 ) -> Bundle:
-    """Copy `files` (name in the bundle -> source) into `folder`, seal them, and write bundle.json last.
+    """Copy files into a folder and write bundle.json with their digests last.
 
-    What an earlier bundle left in `folder` goes first, its bundle.json before all else.
-    Raises ArtifactError when the policy does not belong to the model among the files.
+    The files of an earlier bundle in the folder are removed first.
+
+    Args:
+        folder: Destination.
+        files: Name in the bundle -> source.
+        policy: The decision policy.
+        class_names: Names of class 0 and class 1.
+        data_fingerprint: Fingerprint of the data set that the model was trained on.
+        runtime: The exported graph; None: PyTorch.
+        extra_versions: Package -> version, in addition to those that every bundle records.
+
+    Raises:
+        ArtifactError: The policy does not belong to the model among the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in BUNDLE_NAMES:
+    for name in BUNDLE_NAMES:  # bundle.json first, so an interrupted export leaves no valid bundle
         (folder / name).unlink(missing_ok=True)
     for name, source in files.items():
         with source.open("rb") as original, open_atomic(folder / name) as copy:
@@ -80,20 +94,27 @@ def write_bundle(
             digest="0" * 64,
         )
     except ValueError as error:
-        raise ArtifactError(f"the chain does not close: {error}", "run the phases again together") from error
+        raise ArtifactError(f"these artifacts do not belong together: {error}", "run all phases again") from error
     manifest = manifest.model_copy(update={"digest": bundle_digest(manifest)})
     write_json_atomic(folder / BUNDLE_JSON, manifest.model_dump(mode="json"))
     return Bundle(folder, manifest)
 
 
 def bundle_folder(path: Path) -> Path:
-    """The folder of a bundle that is named by itself or by its bundle.json, such that its parent is where it lies."""
+    """Return the folder of a bundle that is given by its folder or its bundle.json.
+
+    Paths without a name, such as `..`, and links are resolved, so the parent is the folder that contains the bundle.
+    """
     folder = path.parent if path.name == BUNDLE_JSON else path
     return folder.resolve() if folder.name in {"", ".."} or folder.is_symlink() else folder
 
 
 def read_bundle(path: Path) -> Bundle:
-    """The bundle at `path`, a folder or its bundle.json; raises ArtifactError that names what is wrong."""
+    """Read the bundle at `path`, a folder or its bundle.json, and check all digests.
+
+    Raises:
+        ArtifactError: There is no bundle, or a file of it is missing, changed or invalid.
+    """
     folder = bundle_folder(path)
     if not (folder / BUNDLE_JSON).is_file():
         raise ArtifactError(
@@ -103,8 +124,19 @@ def read_bundle(path: Path) -> Bundle:
     return Bundle(folder, BundleValidator().validate(folder))
 
 
+def read_classifier_description(bundle: Bundle) -> ClassifierDescription:
+    """Return the description of the classifier of a bundle."""
+    return validate_json(bundle.folder / bundle.manifest.model_description, ClassifierDescription)
+
+
+def read_fusion_description(bundle: Bundle) -> FusionDescription | None:
+    """Return the description of the fusion of a bundle; None: each image is one view."""
+    name = bundle.manifest.fusion_description
+    return None if name is None else validate_json(bundle.folder / name, FusionDescription)
+
+
 def write_archive(bundle: Bundle, path: Path) -> None:
-    """The bundle as a tar.gz that is the same bytes for the same bundle: sorted, no times, no owners."""
+    """Write the bundle as a reproducible tar.gz: sorted names, no times, no owners."""
     names = sorted([BUNDLE_JSON, *bundle.manifest.files])
     with (
         open_atomic(path) as raw,

@@ -1,251 +1,238 @@
-"""Images in, probabilities and decisions out: the whole public API of a shipped model."""
+"""Python API of a bundle: images -> calibrated probabilities and decisions. Imports torch only for PyTorch bundles.
+
+Shapes: H, W pixels of an image; B images.
+"""
 
 import copy
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard, cast
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import default_collate
 
 from streetvision.bundle.format import Bundle, read_bundle
-from streetvision.bundle.runtimes.registry import GraphClassifier, open_graph
+from streetvision.bundle.graph_model import load_graph_model
+from streetvision.bundle.model import BundleModel, Logits, Prepared
 from streetvision.calibration.base import margins
 from streetvision.calibration.calibrators import restore_calibrator
 from streetvision.calibration.risk_control import abstained
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.policies import RiskControl, ScrcPolicy
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
-from streetvision.data.decode import decode_image, read_image
+from streetvision.data.image_file import Pixels, decode_pixels, read_pixels
 from streetvision.eval.metrics import positive_probability
 from streetvision.eval.thresholds import decide
-from streetvision.io.tensors import load_into, load_state
-from streetvision.io.validators import validate_json
-from streetvision.models.config import FusionDescription
-from streetvision.models.device import pick_device
-from streetvision.models.fused import FusedClassifier, Model, images_per_batch, load_fused
-from streetvision.models.module import Classifier, ClassifierDescription, ImageClassifier, build_classifier
-from streetvision.models.multi_view import Box, Views, plan_views
+from streetvision.models.views import Box
 
-ImageInput: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8] | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ImageInput: TypeAlias = "str | Path | bytes | Image.Image | Pixels | Tensor"
+"""A path, an encoded image, a PIL image, or uint8 pixels: an array (H, W, 3) or a tensor (3, H, W)."""
 ABSTAINED = -1
-"""Among certified answers: a person decides."""
-ONE_IMAGE = (str, Path, bytes, Image.Image, np.ndarray, Tensor)
-SINGLE_VIEW = "single_view"
-CPU = torch.device("cpu")
-"""Where exported graphs run."""
-Prepared: TypeAlias = Tensor | Views
-"""One image as the model takes it: uint8 (3, S, S), or its views."""
+"""Value of `Predictor.certified` where the policy abstains."""
 
 
 @dataclass(frozen=True)
-class ViewAnswer:
-    """What the model saw in one view of an image."""
+class ViewPrediction:
+    """The prediction of one view of an image."""
 
     box: Box
-    """Where the view lies, pixels of the image: left, top, right, bottom."""
+    """Position in the image in pixels: left, top, right, bottom."""
     probability: float
-    """Of class 1 by this view alone, not calibrated."""
+    """Probability of class 1 from this view alone, not calibrated."""
     weight: float
-    """How much it counted: its weight in a trained fusion; else how far the fused margin moves with the view's."""
+    """Influence on the prediction: the weight in a trained fusion, else the derivative of the fused log-odds."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one image."""
+    """The prediction for one image."""
 
     label: str
-    """Name of the class that was decided."""
+    """Name of the predicted class."""
     decision: int
-    """0 or 1, the position of `label` among the class names."""
+    """Predicted class: 0 or 1, the index of `label` in the class names."""
     probability: float
     """Calibrated probability of class 1."""
     certified: int | None
-    """The answer whose risk is certified, 0 or 1; None where a person decides, or where nothing is certified."""
-    views: tuple[ViewAnswer, ...] = ()
-    """What each view shows, the whole image first; only `explain` tells."""
+    """Prediction with certified risk: 0 or 1; None if the policy abstains or certifies nothing."""
+    views: tuple[ViewPrediction, ...] = ()
+    """Predictions of the views, the whole image first; only from `explain`."""
 
 
 class Predictor:
-    """A shipped model: decodes, scores, calibrates and decides as the bundle says, offline, on the best device here."""
+    """The model of a bundle with its calibration and decision policy. It works offline.
 
-    def __init__(self, bundle: Bundle, *, limits: DecodeLimits = DEFAULT_LIMITS) -> None:
+    Args:
+        bundle: The bundle.
+        limits: Largest accepted image.
+        threads: CPU threads of the model; None: all cores. In PyTorch the number applies to the whole process.
+    """
+
+    def __init__(self, bundle: Bundle, *, limits: DecodeLimits = DEFAULT_LIMITS, threads: int | None = None) -> None:
         self.bundle, self.manifest, self.limits = bundle, bundle.manifest, limits
-        classifier, runtime = open_classifier(bundle), bundle.manifest.runtime
-        if runtime is None:
-            self._look_through(classifier, pick_device())
+        self.model: BundleModel
+        if bundle.manifest.runtime is None:
+            # Imported here, because it loads torch, which the other runtimes do not need.
+            from streetvision.bundle.torch_model import load_torch_model
+
+            self.model = load_torch_model(bundle, threads=threads)
         else:
-            graph = open_graph(classifier, bundle.folder, name=runtime.name, precision=runtime.precision)
-            self._look_through(graph, CPU)
+            self.model = load_graph_model(bundle, threads=threads)
 
-    def _look_through(self, classifier: ImageClassifier, device: torch.device) -> None:
-        fused = self.manifest.fusion_description is not None
-        self.device, self.classifier = device, classifier
-        self.model: Model = _with_fusion(classifier, self.bundle) if fused else classifier
-        self.model.to(device).eval()
-
-    def with_graph(self, graph: GraphClassifier) -> "Predictor":
-        """The same predictor, its images through an exported graph."""
+    def with_model(self, model: BundleModel) -> "Predictor":
+        """Return a predictor with the same policy and another model."""
         other = copy.copy(self)
-        other._look_through(graph, CPU)
+        other.model = model
         return other
+
+    def with_single_view(self) -> "Predictor":
+        """Return a predictor without the fusion of views; phase 2 selected its threshold on such logits."""
+        return self.with_model(self.model.with_single_view())
 
     @property
     def inference(self) -> str:
-        """How many looks at each image, and how they are fused: single_view, or the mode of the fusion."""
-        return self.model.description.mode if isinstance(self.model, FusedClassifier) else SINGLE_VIEW
-
-    def with_single_view(self) -> "Predictor":
-        """The same model without its fusion, whose logits are those that phase 2's threshold was chosen on."""
-        plain = copy.copy(self)
-        plain.model = self.classifier
-        return plain
+        """Inference mode: single_view, or the mode of the fusion of views."""
+        return self.model.inference
 
     @property
     def threshold(self) -> float:
-        """An image is class 1 when its probability is at least this."""
+        """An image is class 1 if its probability is at least this value."""
         policy = self.manifest.policy
         return policy.scrc_params.threshold if isinstance(policy, ScrcPolicy) else policy.threshold
 
-    def predict(self, images: ImageInput | Iterable[ImageInput], *, batch_size: int = 64) -> list[Prediction]:
-        """One answer for each image: paths, encoded bytes, PIL images, uint8 arrays (H, W, 3) or tensors (3, H, W).
+    @property
+    def risk_control(self) -> RiskControl | None:
+        """The guarantee for certified predictions; None if the policy has none."""
+        policy = self.manifest.policy
+        return policy.scrc_params.risk_control if isinstance(policy, ScrcPolicy) else None
 
-        Raises UndecodableImage (a DataError) for what holds no image, DataError for arrays of another shape or type.
+    def predict(self, images: "ImageInput | Iterable[ImageInput]", *, batch_size: int = 64) -> list[Prediction]:
+        """Predict one image or several.
+
+        Args:
+            images: Paths, encoded bytes, PIL images, uint8 arrays (H, W, 3) or uint8 tensors (3, H, W).
+            batch_size: Views per batch; an image without fusion is one view.
+
+        Raises:
+            UndecodableImage: A file is not an image, or exceeds the limits; it is a DataError.
+            DataError: An array has another shape or type.
         """
-        several = [images] if isinstance(images, ONE_IMAGE) else images
-        return [answer for batch in self.stream(several, batch_size=batch_size) for answer in batch]
+        several = [images] if _is_one_image(images) else images
+        batches = self.stream(cast("Iterable[ImageInput]", several), batch_size=batch_size)
+        return [prediction for batch in batches for prediction in batch]
 
     def stream(self, images: Iterable[ImageInput], *, batch_size: int = 64) -> Iterator[list[Prediction]]:
-        """The same in batches, with at most two of them in memory; decoding runs in threads beside the model.
+        """Predict in batches. At most two batches are in memory; threads decode while the model runs."""
+        return map(self.predictions, self.stream_logits(images, batch_size=batch_size))
 
-        A batch is of `batch_size` images, or of as many as have that many views.
-        """
-        return map(self.answers, self.stream_logits(images, batch_size=batch_size))
-
-    def stream_logits(self, images: Iterable[ImageInput], *, batch_size: int = 64) -> Iterator[Tensor]:
-        """Logits (B, 2) of the images in batches: what `answers` takes."""
-        size = images_per_batch(self.model, batch_size)
+    def stream_logits(self, images: Iterable[ImageInput], *, batch_size: int = 64) -> Iterator[Logits]:
+        """Return the logits (B, 2) of images in batches, before calibration."""
+        size = self.images_per_batch(batch_size)
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             remaining = iter(images)
             pending = [pool.submit(self.prepare, image) for image in islice(remaining, size)]
             while pending:
                 upcoming = [pool.submit(self.prepare, image) for image in islice(remaining, size)]
-                yield self.logits(default_collate([future.result() for future in pending]))
+                yield self.logits([future.result() for future in pending])
                 pending = upcoming
 
+    def images_per_batch(self, batch_size: int) -> int:
+        """Return the number of images that have about `batch_size` views in total; at least one."""
+        return max(1, batch_size // self.model.views_per_image)
+
+    def read_image(self, image: ImageInput) -> Pixels:
+        """Decode an image to uint8 (H, W, 3) at full resolution; raises as `predict`."""
+        decode_jpeg = self.model.decode_jpeg
+        if isinstance(image, str | Path):
+            return read_pixels(Path(image), limits=self.limits, decode_jpeg=decode_jpeg)
+        if isinstance(image, bytes):
+            return decode_pixels(image, limits=self.limits, decode_jpeg=decode_jpeg)
+        if isinstance(image, Image.Image):
+            return np.array(image.convert("RGB"))
+        pixels = image.cpu().numpy() if _is_tensor(image) else np.asarray(image)
+        if _is_tensor(image) and pixels.ndim == 3:
+            pixels = pixels.transpose(1, 2, 0)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+            raise DataError(
+                f"expected a uint8 image with three channels, got {pixels.dtype} {tuple(image.shape)}",
+                "pass arrays as (H, W, 3) and tensors as (3, H, W), with values from 0 to 255",
+            )
+        # PyTorch needs writable memory and positive strides, which views of other arrays may not have.
+        return pixels if pixels.flags.writeable and min(pixels.strides) > 0 else pixels.copy()
+
     def prepare(self, image: ImageInput) -> Prepared:
-        """One image as the model takes it, from its full resolution: uint8 (3, S, S), or its views."""
-        return self.model.prepare(as_pixels(image, self.limits))
+        """Decode an image and resize it to the model's input, uint8 (3, S, S), or split it into views."""
+        return self.model.prepare(self.read_image(image))
 
     def predict_prepared(self, images: Sequence[Prepared]) -> list[Prediction]:
-        """Answers for images that `prepare` made, in one forward pass."""
-        return self.answers(self.logits(default_collate(list(images))))
+        """Predict images from `prepare` in one batch."""
+        return self.predictions(self.logits(images))
 
-    @torch.inference_mode()
     def explain(self, image: ImageInput) -> Prediction:
-        """The answer for one image, with what each view of it shows."""
-        pixels = as_pixels(image, self.limits)
-        whole = Box(0, 0, pixels.shape[2], pixels.shape[1])
-        if not isinstance(self.model, FusedClassifier):
-            logits = self.logits(default_collate([self.model.prepare(pixels)]))
-            return replace(self.answers(logits)[0], views=_views([whole], logits, torch.ones(1)))
-        views = self.model.prepare(pixels)
-        look = self.model.forward_details(default_collate([views]).to(self.device))
-        boxes = plan_views(whole.bottom, whole.right, self.model.description.views)
-        seen = [box for box, there in zip(boxes, views.mask.tolist(), strict=True) if there]
-        found = _views(seen, look.view_logits[0][views.mask].float().cpu(), look.weights[0][views.mask].cpu())
-        return replace(self.answers(look.logits.float().cpu())[0], views=found)
+        """Predict one image, with the prediction of each of its views."""
+        output = self.model.view_logits(self.read_image(image))
+        probabilities = positive_probability(output.view_logits).tolist()
+        views = map(ViewPrediction, output.boxes, probabilities, output.weights.tolist())
+        return replace(self.predictions(output.logits[None])[0], views=tuple(views))
 
-    def answers(self, logits: Tensor) -> list[Prediction]:
-        """Logits (B, 2) -> the bundle's calibrated probability, decision and certified answer for each row."""
+    def logits(self, images: Sequence[Prepared]) -> Logits:
+        """Return the logits (B, 2) of images from `prepare`, before calibration."""
+        return self.model.logits(images)
+
+    def predictions(self, logits: ArrayLike) -> list[Prediction]:
+        """Apply calibration and decision policy to logits (B, 2)."""
         names, probabilities = self.manifest.class_names, self.probabilities(logits)
         decisions = decide(probabilities, self.threshold).astype(int).tolist()
-        certified = [None if answer == ABSTAINED else answer for answer in self.certified(logits).tolist()]
+        certified = [None if decision == ABSTAINED else decision for decision in self.certified(logits).tolist()]
         rows = zip(decisions, probabilities.tolist(), certified, strict=True)
-        return [Prediction(names[decision], decision, p, answer) for decision, p, answer in rows]
+        return [Prediction(names[decision], decision, p, certain) for decision, p, certain in rows]
 
-    @torch.inference_mode()
-    def logits(self, images: Prepared) -> Tensor:
-        """Images (B, 3, S, S), or views of B images -> logits (B, 2) float32 on the CPU, before calibration."""
-        logits: Tensor = self.model(images.to(self.device))
-        return logits.float().cpu()
+    def certified(self, logits: ArrayLike) -> NDArray[np.int64]:
+        """Return the predictions (B,) with certified risk for logits (B, 2): 0, 1 or ABSTAINED.
 
-    @property
-    def risk_control(self) -> RiskControl | None:
-        """What the policy promises of its certified answers; None where its kind promises nothing."""
-        policy = self.manifest.policy
-        return policy.scrc_params.risk_control if isinstance(policy, ScrcPolicy) else None
-
-    def certified(self, logits: Tensor) -> NDArray[np.int64]:
-        """The answers (B,) to logits (B, 2) whose risk is certified: 0, 1, or HANDED_OVER to a person.
-
-        They follow two ends of their own and not `threshold`: an image between the three may get one answer here and
-        another from the classifier that always answers.
+        They depend on the two bounds of the risk control and not on `threshold`, so they may differ from `decision`.
         """
-        control = self.risk_control
+        margin, control = margins(logits), self.risk_control
         if control is None or control.lo is None or control.hi is None:
-            return np.full(len(logits), ABSTAINED)
-        margin = margins(logits.numpy())
+            return np.full(len(margin), ABSTAINED)
         return np.where(abstained(margin, control.lo, control.hi), ABSTAINED, margin >= control.hi)
 
-    def probabilities(self, logits: Tensor) -> NDArray[np.float64]:
-        """Logits (B, 2) -> calibrated probabilities of class 1 (B,)."""
+    def probabilities(self, logits: ArrayLike) -> NDArray[np.float64]:
+        """Return the calibrated probabilities of class 1 (B,) for logits (B, 2)."""
         policy = self.manifest.policy
         if isinstance(policy, ScrcPolicy):
-            return restore_calibrator(policy.scrc_params.calibrator).probabilities(logits.numpy())
-        return positive_probability(logits.numpy())
+            return restore_calibrator(policy.scrc_params.calibrator).probabilities(logits)
+        return positive_probability(logits)
 
 
-def load_bundle(path: str | Path) -> Predictor:
-    """The model in a bundle: a folder or its bundle.json. Every seal is checked; nothing is downloaded or unpickled.
+def load_bundle(path: str | Path, *, threads: int | None = None) -> Predictor:
+    """Load a bundle. All digests are checked; nothing is downloaded or unpickled.
 
-    Raises ArtifactError that names the file and field that is wrong.
+    Args:
+        path: Folder of the bundle, or its bundle.json.
+        threads: CPU threads of the model; None: all cores.
+
+    Raises:
+        ArtifactError: A file or field of the bundle is invalid.
+        ConfigError: The runtime of the bundle is not installed.
     """
-    return Predictor(read_bundle(Path(path)))
+    return Predictor(read_bundle(Path(path)), threads=threads)
 
 
-def open_classifier(bundle: Bundle) -> Classifier:
-    """The classifier of a bundle in PyTorch, on the CPU and in eval mode, without its fusion."""
-    description = validate_json(bundle.folder / bundle.manifest.model_description, ClassifierDescription)
-    checkpoint = bundle.folder / bundle.manifest.model_checkpoint
-    classifier = build_classifier(description)
-    load_into(classifier, load_state(checkpoint), source=str(checkpoint))
-    return classifier
+def _is_one_image(images: object) -> bool:
+    return isinstance(images, str | Path | bytes | Image.Image | np.ndarray) or _is_tensor(images)
 
 
-def _with_fusion(classifier: ImageClassifier, bundle: Bundle) -> FusedClassifier:
-    manifest = bundle.manifest
-    assert manifest.fusion_description is not None
-    description = validate_json(bundle.folder / manifest.fusion_description, FusionDescription)
-    weights = None if manifest.fusion_weights is None else bundle.folder / manifest.fusion_weights
-    return load_fused(classifier, description, weights)
-
-
-def _views(boxes: list[Box], logits: Tensor, weights: Tensor) -> tuple[ViewAnswer, ...]:
-    probabilities = positive_probability(logits.numpy()).tolist()
-    return tuple(map(ViewAnswer, boxes, probabilities, weights.tolist()))
-
-
-def as_pixels(image: ImageInput, limits: DecodeLimits) -> Tensor:
-    """Any accepted image as uint8 (3, H, W); raises DataError for what is none."""
-    if isinstance(image, str | Path):
-        return read_image(Path(image), limits=limits)
-    if isinstance(image, bytes):
-        return decode_image(image, limits=limits)
-    if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
-    tensor = torch.from_numpy(image.copy()).movedim(-1, 0) if isinstance(image, np.ndarray) else image
-    if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
-        raise DataError(
-            f"expected a uint8 image of three channels, came {tensor.dtype} {tuple(tensor.shape)}",
-            "give arrays as (H, W, 3) and tensors as (3, H, W), with values from 0 to 255",
-        )
-    return tensor
+def _is_tensor(value: object) -> "TypeGuard[Tensor]":
+    """Whether a value is a torch tensor. Does not import torch: if nothing has imported it, there are no tensors."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)

@@ -29,7 +29,7 @@ def predict(
         _refuse_options("needs --out", workers=workers, engine=engine, shard_size=shard_size)
         from streetvision.bundle.batch.files import print_predictions
 
-        failures = print_predictions(bundle, images, form=form, explain=explain)
+        failures = print_predictions(bundle, images, output_format=form, explain=explain)
     else:
         _refuse_options("has no effect with --out", explain=explain, format=None if form == "jsonl" else form)
         from streetvision.bundle.batch.predict import predict_sources

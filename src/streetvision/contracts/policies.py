@@ -258,6 +258,10 @@ class RuntimeRef(Artifact):
     precision: Precision
     files: tuple[str, ...] = Field(min_length=1)
     """File names of the graph; the first one is opened, the others are loaded by it."""
+    feature_dim: int = Field(ge=1)
+    """Width of the features that the graph returns next to the logits."""
+    fusion_weights: str | None = None
+    """File name of the trained fusion's weights in a format that needs no PyTorch; None without a trained fusion."""
     calibration_images: int = Field(ge=0)
     """Number of TRAIN images used to calibrate the int8 ranges; 0 for other precisions."""
     parity: RuntimeParity
@@ -308,9 +312,11 @@ class BundleManifest(Artifact):
             raise ValueError("the policy was fitted on scores of another fusion than the bundle's")
         if (self.schema_version == 3) != (self.runtime is not None):
             raise ValueError("schema_version must be 3 if, and only if, there is a runtime")
-        for name in () if self.runtime is None else self.runtime.files:
-            if name not in self.files:
+        for name in () if self.runtime is None else (*self.runtime.files, self.runtime.fusion_weights):
+            if name not in (*self.files, None):
                 raise ValueError(f"runtime names {name!r}, which is not in files")
+        if self.runtime is not None and (self.runtime.fusion_weights is None) != (self.fusion_weights is None):
+            raise ValueError("runtime.fusion_weights must be set if, and only if, fusion_weights is set")
         return self
 
     @model_serializer(mode="wrap")

@@ -15,7 +15,8 @@ from streetvision.contracts.split_contracts import Row
 from streetvision.data.augmentation import BatchTransform, Transform
 from streetvision.data.cache import ImageCache
 from streetvision.data.config import DecodeLimits
-from streetvision.data.decode import UndecodableImage, read_image
+from streetvision.data.decode import read_image
+from streetvision.data.image_file import UndecodableImage
 
 Key = tuple[int, int]
 """(epoch, position of the row)."""

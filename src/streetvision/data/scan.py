@@ -16,9 +16,10 @@ from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress, Silent
 from streetvision.contracts.split_contracts import Index, Row
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
-from streetvision.data.decode import UndecodableImage, decode_image, read_image_bytes
+from streetvision.data.decode import decode_image
 from streetvision.data.grouping.connected_components import join_groups
 from streetvision.data.grouping.perceptual_hash import PerceptualHash, PerceptualHashes, compute_hash, stack_hashes
+from streetvision.data.image_file import UndecodableImage, read_image_bytes
 from streetvision.data.records import ImageListing, ImageRecord, RejectedFile
 from streetvision.io.atomic import sha256_bytes
 

@@ -1,13 +1,12 @@
-"""Small JPEGs of images, for HTML pages."""
+"""Small JPEGs of images, for HTML pages. Does not import torch."""
 
 import io
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
 
 from streetvision.data.config import DecodeLimits
-from streetvision.data.decode import read_image
+from streetvision.data.image_file import Pixels, read_pixels
 
 THUMBNAIL_PIXELS = 240
 
@@ -18,12 +17,12 @@ def thumbnail(path: Path, limits: DecodeLimits) -> bytes:
     Raises:
         UndecodableImage: The file cannot be decoded.
     """
-    return encode_jpeg(shrink(read_image(path, limits=limits), THUMBNAIL_PIXELS))
+    return encode_jpeg(shrink(read_pixels(path, limits=limits), THUMBNAIL_PIXELS))
 
 
-def shrink(pixels: Tensor, max_side: int) -> Image.Image:
-    """Reduce uint8 (3, H, W) to at most `max_side` pixels per side; the aspect ratio does not change."""
-    image = Image.fromarray(pixels.movedim(0, -1).contiguous().numpy())
+def shrink(pixels: Pixels, max_side: int) -> Image.Image:
+    """Reduce uint8 (H, W, 3) to at most `max_side` pixels per side; the aspect ratio does not change."""
+    image = Image.fromarray(pixels)
     image.thumbnail((max_side, max_side))
     return image
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self, cast
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.policies import Artifact
@@ -78,6 +78,19 @@ class ModelConfig(Section):
                 "model.explora_checkpoint_path", "model.init_from_explora=false", "set model.init_from_explora=null"
             )
         return self
+
+
+class ClassifierDescription(Artifact):
+    """config.json of phase 1 and of a bundle: everything but the weights that the classifier is built from."""
+
+    schema_version: Literal[1] = 1
+    backbone: dict[str, JsonValue]
+    """Argument of `build_backbone`."""
+    image_size: int = Field(ge=1, le=4096)
+    """Pixels per side of the square to which every image is resized."""
+    pooling: str
+    """A name in POOLINGS."""
+    head: AnyHeadConfig
 
 
 class AdapterConfig(Section):

@@ -14,10 +14,7 @@ from streetvision.models.config import FusionConfig, FusionDescription
 from streetvision.models.fusion import InferenceCVFM, TrainableCVFM, influence
 from streetvision.models.module import N_CLASSES, ImageClassifier
 from streetvision.models.multi_view import Views, content_fraction, make_views, map_views
-
-VIEW_CHUNK_SIZE = 64
-"""Views per forward pass of the backbone, which bounds its memory. More are slower on a CPU, where the system allocates
-large blocks again for each pass."""
+from streetvision.models.views import VIEW_CHUNK_SIZE
 
 
 class FusionOutput(NamedTuple):

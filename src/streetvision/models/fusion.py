@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from streetvision.contracts.errors import DataError
 from streetvision.models.config import FusionConfig, FusionMode, TrainedFusionConfig, ViewsConfig
-from streetvision.models.view_attention import CrossViewAttention, view_distances
+from streetvision.models.view_attention import CrossViewAttention
+from streetvision.models.views import view_distances
 
 MIN_LOG_ODDS = -80.0
 """Lower bound of a view's log-odds in noisy_or; exp(-80) is practically 0."""
@@ -152,7 +153,7 @@ class TrainableCVFM(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, latent_dim), nn.GELU(), nn.Linear(latent_dim, latent_dim)
         )
         self.attention = (
-            CrossViewAttention(latent_dim, config.attention_heads, view_distances(views))
+            CrossViewAttention(latent_dim, config.attention_heads, torch.from_numpy(view_distances(views)))
             if config.attention_heads
             else None
         )

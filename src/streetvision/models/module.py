@@ -5,18 +5,16 @@ Shapes: B images, S pixels per side, T tokens, D their width, P pooled width.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import torch
-from pydantic import Field, JsonValue
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from streetvision.contracts.policies import Artifact
 from streetvision.models.backbone import build_backbone, load_backbone
 from streetvision.models.config import (
-    AnyHeadConfig,
+    ClassifierDescription,
     CompilerConfig,
     HardwareConfig,
     HeadConfig,
@@ -42,24 +40,8 @@ __all__ = [
 N_CLASSES = 2
 
 
-class ClassifierDescription(Artifact):
-    """config.json of phase 1 and of a bundle: everything but the weights that the classifier is built from."""
-
-    schema_version: Literal[1] = 1
-    backbone: dict[str, JsonValue]
-    """Argument of `build_backbone`."""
-    image_size: int = Field(ge=1, le=4096)
-    """Pixels per side of the square to which every image is resized."""
-    pooling: str
-    """A name in POOLINGS."""
-    head: AnyHeadConfig
-
-
 class ImageClassifier(nn.Module, ABC):
-    """Interface of a classifier for fusion and bundle: image -> features -> logits.
-
-    Subclasses exist for PyTorch (`Classifier`) and for the other runtimes of a bundle.
-    """
+    """Interface that a fusion of views needs of a classifier: image -> features -> logits."""
 
     description: ClassifierDescription
     head: nn.Sequential

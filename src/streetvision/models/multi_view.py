@@ -3,7 +3,6 @@
 Shapes: H, W pixels of the image; S pixels per side of a view; B images, V views, M views that are not masked.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,15 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from streetvision.models.config import ViewsConfig
-
-
-class Box(NamedTuple):
-    """A rectangle in pixels; right and bottom are exclusive."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
+from streetvision.models.views import letterbox, plan_views
 
 
 class Views(NamedTuple):
@@ -39,14 +30,6 @@ class Views(NamedTuple):
         return Views(*(part.to(device, non_blocking=non_blocking) for part in self))
 
 
-def plan_views(height: int, width: int, config: ViewsConfig) -> list[Box]:
-    """Return the box of each view in an image of H x W pixels; together the tiles cover every pixel."""
-    rows = _spans(height, config.rows, config.overlap)
-    columns = _spans(width, config.columns, config.overlap)
-    tiles = [Box(left, top, right, bottom) for top, bottom in rows for left, right in columns]
-    return [Box(0, 0, width, height), *tiles]
-
-
 def make_views(image: Tensor, config: ViewsConfig, *, image_size: int) -> Views:
     """Split an image, uint8 (3, H, W), into views of S = image_size pixels per side."""
     _, height, width = image.shape
@@ -57,7 +40,7 @@ def make_views(image: Tensor, config: ViewsConfig, *, image_size: int) -> Views:
     mask = torch.tensor([box not in boxes[:index] for index, box in enumerate(boxes)])
     for index, box in enumerate(boxes):
         if mask[index]:
-            inner = _letterbox(box, image_size)
+            inner = letterbox(box, image_size)
             crop = image[:, box.top : box.bottom, box.left : box.right]
             size = [inner.bottom - inner.top, inner.right - inner.left]
             pixels[index, :, inner.top : inner.bottom, inner.left : inner.right] = F.resize(
@@ -94,20 +77,3 @@ def map_views(function: Callable[[Tensor], Tensor], pixels: Tensor, mask: Tensor
     result = values.new_zeros(*mask.shape, *values.shape[1:])
     result[mask] = values
     return result
-
-
-def _spans(length: int, count: int, overlap: float) -> list[tuple[int, int]]:
-    """`count` spans of equal size from 0 to `length`; neighbours share at least the fraction `overlap` of a span."""
-    # count spans with count - 1 overlaps cover size * (count - (count - 1) * overlap).
-    size = min(length, math.ceil(length / (count - (count - 1) * overlap)))
-    starts = [round(index * (length - size) / max(count - 1, 1)) for index in range(count)]
-    return [(start, start + size) for start in starts]
-
-
-def _letterbox(box: Box, image_size: int) -> Box:
-    """The largest centred rectangle with the aspect ratio of `box` in a square view."""
-    height, width = box.bottom - box.top, box.right - box.left
-    scale = image_size / max(height, width)
-    inner_height, inner_width = max(1, round(height * scale)), max(1, round(width * scale))
-    left, top = (image_size - inner_width) // 2, (image_size - inner_height) // 2
-    return Box(left, top, left + inner_width, top + inner_height)

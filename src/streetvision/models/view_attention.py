@@ -12,26 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streetvision.models.config import ViewsConfig
-from streetvision.models.multi_view import plan_views
-
 Backend = Literal["flex", "sdpa"]
 MIN_FLEX_CHANNELS = 16
 """Channels of a head; with fewer, FlexAttention does not compile on CUDA."""
-REFERENCE_SIZE = 10_000
-"""Pixels per side of the square image on which distances are measured, large enough to make rounding irrelevant."""
-
-
-def view_distances(config: ViewsConfig) -> Tensor:
-    """Return the distances (V, V) between the centres of views, as fractions of the image's side.
-
-    The global view covers the whole image, so its distance to every view is 0.
-    """
-    boxes = torch.tensor(plan_views(REFERENCE_SIZE, REFERENCE_SIZE, config), dtype=torch.float32) / REFERENCE_SIZE
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    distances = torch.cdist(centres, centres)
-    distances[0, :] = distances[:, 0] = 0
-    return distances
 
 
 class CrossViewAttention(nn.Module):
@@ -43,7 +26,7 @@ class CrossViewAttention(nn.Module):
     Args:
         width: L.
         heads: H; divides L.
-        distances: (V, V), from `view_distances`.
+        distances: (V, V), from `views.view_distances`.
 
     References:
         ALiBi: Press et al. 2022, arXiv 2108.12409, with distances in the image instead of in a text.

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from streetvision.bundle.explain import draw_decisive
-from streetvision.bundle.predictor import SINGLE_VIEW, Predictor
-from streetvision.data.decode import read_image
+from streetvision.bundle.model import SINGLE_VIEW
+from streetvision.bundle.predictor import Predictor
 from streetvision.data.thumbnail import thumbnail
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.report.contents import Report
@@ -49,6 +49,6 @@ def draw_thumbnails(report: Report, root: Path, predictor: Predictor) -> dict[st
         if predictor.inference == SINGLE_VIEW:
             thumbnails[mistake["thumbnail"]] = thumbnail(path, predictor.limits)
         else:
-            pixels = read_image(path, limits=predictor.limits)
+            pixels = predictor.read_image(path)
             thumbnails[mistake["thumbnail"]] = draw_decisive(pixels, predictor.explain(pixels).views[1:])
     return thumbnails

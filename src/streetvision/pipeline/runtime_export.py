@@ -6,13 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
-from streetvision.bundle.format import Bundle, bundle_folder, read_bundle, write_bundle
-from streetvision.bundle.predictor import Predictor, open_classifier
-from streetvision.bundle.runtimes.graph import Graph, capture
-from streetvision.bundle.runtimes.parity import ask, check_parity, measure_parity
-from streetvision.bundle.runtimes.registry import RUNTIMES, open_graph
+from streetvision.bundle.format import (
+    FUSION_ARRAYS,
+    Bundle,
+    bundle_folder,
+    read_bundle,
+    read_fusion_description,
+    write_bundle,
+)
+from streetvision.bundle.graph_model import open_graph_model
+from streetvision.bundle.predictor import Predictor
+from streetvision.bundle.runtimes.capture import capture
+from streetvision.bundle.runtimes.graph import Graph
+from streetvision.bundle.runtimes.parity import check_parity, compute_logits, measure_parity
+from streetvision.bundle.runtimes.registry import RUNTIMES
+from streetvision.bundle.torch_model import load_classifier
+from streetvision.bundle.view_fusion import inference_keys
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError, unknown_name
 from streetvision.contracts.phase import Context
@@ -21,7 +34,8 @@ from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import LoaderConfig
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json
-from streetvision.models.multi_view import Views
+from streetvision.io.tensors import load_state
+from streetvision.models.views import ViewArrays
 from streetvision.pipeline.artifacts import open_bundle
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
@@ -66,27 +80,40 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
     bundle = open_bundle(context, request.bundle)
     if bundle.folder.resolve() in out.resolve().parents:
         raise ConfigError(f"--out {str(out)!r} must be outside the bundle", "set --out to a folder next to the bundle")
-    if bundle.manifest.runtime is not None:
+    manifest = bundle.manifest
+    if manifest.runtime is not None:
         raise ConfigError(
-            f"bundle {str(bundle.folder)!r} already runs in {bundle.manifest.runtime.name}",
+            f"bundle {str(bundle.folder)!r} already runs in {manifest.runtime.name}",
             "set --bundle to the PyTorch bundle that it was made from",
         )
     predictor = Predictor(bundle, limits=context.settings(LoaderConfig).limits)
     images = _calibration_images(predictor, context) if request.precision in graph.calibrated else []
     with TemporaryDirectory() as name:
         folder = Path(name)
-        classifier = open_classifier(bundle)
+        classifier = load_classifier(bundle)
         graph.write(capture(classifier), folder, request.precision, images)
-        opened = open_graph(classifier, folder, name=request.runtime, precision=request.precision)
+        if manifest.fusion_weights is not None:
+            state = load_state(bundle.folder / manifest.fusion_weights)
+            save_file({key: state[key].numpy() for key in inference_keys(state)}, folder / FUSION_ARRAYS)
+        # The same model as in a prediction with the exported bundle, so the comparison measures what is exported.
+        model = open_graph_model(
+            folder,
+            classifier.description,
+            read_fusion_description(bundle),
+            runtime=request.runtime,
+            precision=request.precision,
+            feature_dim=classifier.width,
+            fusion_weights=None if manifest.fusion_weights is None else FUSION_ARRAYS,
+        )
         rows = context.rows(Split.VAL_SELECT)
         paths = [context.data_root / row.path for row in rows]
-        expected, converted = (
-            ask(model, paths, context.progress) for model in (predictor, predictor.with_graph(opened))
+        expected, actual = (
+            compute_logits(candidate, paths, context.progress) for candidate in (predictor, predictor.with_model(model))
         )
-        parity = measure_parity(predictor, expected, converted, [row.label for row in rows])
+        parity = measure_parity(predictor, expected, actual, [row.label for row in rows])
         _print_parity(parity, request, console)
         check_parity(parity, name=f"{request.runtime} {request.precision}")
-        exported = _write(bundle, request, folder, parity, calibration_images=len(images))
+        exported = _write(bundle, request, folder, parity, feature_dim=classifier.width, calibration_images=len(images))
     size = sum(entry.bytes for entry in exported.manifest.files.values())
     console.line("bundle", f"{exported.folder} ({size / 1e6:.1f} MB)")
     in_run = exported.folder.absolute().parent == context.schema.output_dir.absolute()
@@ -116,14 +143,14 @@ def _run_context(bundle: Path, overrides: Sequence[str], console: Console) -> Co
     )
 
 
-def _calibration_images(predictor: Predictor, context: Context) -> list[Tensor]:
+def _calibration_images(predictor: Predictor, context: Context) -> list[NDArray[np.uint8]]:
     """Preprocessed images (1, 3, S, S) of TRAIN; if images have several views, a different one of each."""
     rows = context.rows(Split.TRAIN)
     count = min(len(rows), CALIBRATION_IMAGES)
     images = []
     for number in range(count):
         prepared = predictor.prepare(context.data_root / rows[number * len(rows) // count].path)
-        if isinstance(prepared, Views):
+        if isinstance(prepared, ViewArrays):
             views = prepared.pixels[prepared.mask]
             prepared = views[number % len(views)]
         images.append(prepared[None])
@@ -131,22 +158,32 @@ def _calibration_images(predictor: Predictor, context: Context) -> list[Tensor]:
 
 
 def _write(
-    bundle: Bundle, request: RuntimeRequest, folder: Path, parity: RuntimeParity, *, calibration_images: int
+    bundle: Bundle,
+    request: RuntimeRequest,
+    folder: Path,
+    parity: RuntimeParity,
+    *,
+    feature_dim: int,
+    calibration_images: int,
 ) -> Bundle:
     graph, manifest = request.graph, bundle.manifest
+    fusion_weights = None if manifest.fusion_weights is None else FUSION_ARRAYS
     reference = RuntimeRef.model_validate(
         {
             "name": request.runtime,
             "precision": request.precision,
             "files": graph.files,
+            "feature_dim": feature_dim,
+            "fusion_weights": fusion_weights,
             "calibration_images": calibration_images,
             "parity": parity,
         }
     )
     files = {name: bundle.folder / name for name in manifest.files}
+    exported = graph.files if fusion_weights is None else (*graph.files, fusion_weights)
     return write_bundle(
         request.out,
-        {**files, **{name: folder / name for name in graph.files}},
+        {**files, **{name: folder / name for name in exported}},
         policy=manifest.policy,
         class_names=manifest.class_names,
         data_fingerprint=manifest.data_fingerprint,

@@ -18,7 +18,8 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from streetvision.bundle.predictor import Prediction, Predictor, Prepared
+from streetvision.bundle.model import Prepared
+from streetvision.bundle.predictor import Prediction, Predictor
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.settings import Section
 from streetvision.eval.report.html import environment

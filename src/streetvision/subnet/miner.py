@@ -16,6 +16,7 @@ from safetensors.torch import save
 from scipy.special import expit, logit
 
 from streetvision.bundle.predictor import Predictor
+from streetvision.bundle.torch_model import load_classifier
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.eval.counts import FloatArray
 from streetvision.eval.thresholds import decide
@@ -94,18 +95,18 @@ def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> M
             "this bundle fuses many views of an image, and the reference miner uses one",
             "export a bundle of single views: run again without phase4c_cvfm",
         )
-    classifier = predictor.classifier
-    if not isinstance(classifier, Classifier):
+    if predictor.manifest.runtime is not None:
         raise ConfigError(
             "the reference miner runs PyTorch, and this bundle another runtime", "give the PyTorch bundle"
         )
+    classifier = load_classifier(predictor.bundle)
     calibration = fit_linear_calibration(predictor)
     description, spec = classifier.description, classifier.backbone.spec
     labels: dict[str, JsonValue] = {
         "id2label": dict(LABELS),
         "label2id": {n: int(label) for label, n in LABELS.items()},
     }
-    converted = hf_classifier(classifier.cpu(), slope=calibration.slope, cut=calibration.cut)
+    converted = hf_classifier(classifier, slope=calibration.slope, cut=calibration.cut)
     processor: dict[str, JsonValue] = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -126,8 +127,6 @@ def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> M
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # an incomplete folder must not be submitted
         raise
-    finally:
-        classifier.to(predictor.device)
     return MinerExport(calibration, converted.transformers, converted.also_needs)
 
 
@@ -159,7 +158,7 @@ def fit_linear_calibration(predictor: Predictor) -> LinearCalibration:
 
 def _probabilities(predictor: Predictor, margins: FloatArray) -> FloatArray:
     logits = np.stack([np.zeros_like(margins), margins], axis=1)
-    return np.asarray(predictor.probabilities(torch.from_numpy(logits)), dtype=np.float64)
+    return np.asarray(predictor.probabilities(logits), dtype=np.float64)
 
 
 def _is_positive(predictor: Predictor, margin: float, threshold: float) -> bool:
@@ -172,7 +171,7 @@ def _check_parity(predictor: Predictor, classifier: Classifier, folder: Path, ca
 
     side = classifier.description.image_size
     noise = torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    ours = torch.cat(list(predictor.stream_logits(noise.unbind())))
+    ours = torch.from_numpy(np.concatenate(list(predictor.stream_logits(noise.unbind()))))
     spec = classifier.backbone.spec
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
     exported = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True).eval()

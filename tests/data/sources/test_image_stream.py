@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import DecodeLimits
-from streetvision.data.decode import UndecodableImage
+from streetvision.data.image_file import UndecodableImage
 from streetvision.data.sources.image_stream import list_image_refs, read_image_refs
 from streetvision.data.sources.parquet_index import IndexParts
 

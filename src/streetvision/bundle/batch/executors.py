@@ -1,4 +1,4 @@
-"""Who answers the shards of a folder: processes of this machine, or the actors of Ray Data on many; the work is one."""
+"""Predict the shards of a folder in parallel: in processes on this machine, or in a Ray cluster."""
 
 import logging
 import multiprocessing
@@ -11,192 +11,225 @@ from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
-
-from streetvision.bundle.batch.shards import Done, ShardFolder, predict_shard
+from streetvision.bundle.batch.shards import ShardFolder, ShardResult, predict_shard
+from streetvision.bundle.format import Bundle
 from streetvision.bundle.predictor import load_bundle
 from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
-from streetvision.models.device import pick_device
 
-GO_ON = "run the same line again and it goes on; fewer --workers need less memory"
-RESTARTS = 2
-"""Of a Ray actor that dies, before the run stops."""
-BLOCKS = 1000
-"""Most pieces of work that Ray plans for; each has one shard or more."""
+RESUME_HINT = "run the same command again to resume; fewer --workers need less memory"
+MAX_RESTARTS = 2
+"""Restarts of a Ray actor that died, before the run stops."""
+MAX_BLOCKS = 1000
+"""Most blocks of work that Ray plans; each has at least one shard."""
 
 
 @dataclass(frozen=True)
-class Refused:
-    """An error of ours on its way from a worker."""
+class WorkerError:
+    """A StreetVisionError of a worker, in a form that can be sent between processes."""
 
     message: str
     hint: str | None
 
 
 class ShardWorker:
-    """Answers shards on one thread with a predictor of its own, which it loads once."""
+    """Predicts shards on one thread with its own predictor.
+
+    Args:
+        bundle: Folder of the bundle.
+        root: Folder of the predictions.
+
+    Raises:
+        ArtifactError: The bundle on this machine is not the one of the predictions.
+    """
 
     def __init__(self, bundle: Path, root: Path) -> None:
-        torch.set_num_threads(1)
-        self.predictor, self.folder = load_bundle(bundle), ShardFolder(root)
+        self.predictor, self.folder = load_bundle(bundle, threads=1), ShardFolder(root)
         if self.predictor.manifest.digest != self.folder.manifest.bundle:
             raise ArtifactError(
-                f"the bundle {str(bundle)!r} is another one here", "every machine needs the same bundle"
+                f"the bundle {str(bundle)!r} differs on this machine", "copy the same bundle to every machine"
             )
 
-    def __call__(self, shard: int) -> Done:
-        """Answer one shard and write it down."""
+    def __call__(self, shard: int) -> ShardResult:
+        """Predict one shard and write its predictions."""
         return predict_shard(self.predictor, self.folder, shard)
 
 
-Engine = Callable[[Path, Path, Sequence[int], int | None], Iterator[Done]]
-"""Bundle, answer folder, shards to answer, most workers -> each shard as it is done, in any order."""
+Executor: TypeAlias = Callable[[Bundle, Path, Sequence[int], int | None], Iterator[ShardResult]]
+"""(bundle, folder of the predictions, shards, number of workers) -> the result of each shard, in any order."""
 
 
-def run_local(bundle: Path, root: Path, shards: Sequence[int], workers: int | None) -> Iterator[Done]:
-    """By processes of this machine, where none are asked for one a processor, or one beside a GPU.
+def run_local(bundle: Bundle, root: Path, shards: Sequence[int], workers: int | None) -> Iterator[ShardResult]:
+    """Predict shards in processes on this machine.
 
-    Raises ArtifactError that names a worker which died, and its shard.
+    Args:
+        bundle: The bundle.
+        root: Folder of the predictions.
+        shards: Shards without predictions.
+        workers: Number of processes; None: one per CPU core, or one if the model runs on a GPU.
+
+    Raises:
+        ArtifactError: A worker died; the message names the process and its shard.
+        StreetVisionError: A worker raised it.
     """
-    most = workers or (len(os.sched_getaffinity(0)) if pick_device().type == "cpu" else 1)
-    crew, remaining = [_Worker(bundle, root) for _ in range(min(most, len(shards)))], iter(shards)
+    count = min(workers or _default_workers(bundle), len(shards))
+    pool, remaining = [_WorkerProcess(bundle, root) for _ in range(count)], iter(shards)
     try:
-        for worker in crew:
-            worker.give(next(remaining))
-        while busy := [worker for worker in crew if worker.shard is not None]:
-            heard = wait([worker.line for worker in busy])
+        for worker in pool:
+            worker.send(next(remaining))
+        while busy := [worker for worker in pool if worker.shard is not None]:
+            ready = wait([worker.connection for worker in busy])
             for worker in busy:
-                if worker.line in heard:
-                    yield worker.take()
-                    worker.give(next(remaining, None))
+                if worker.connection in ready:
+                    yield worker.receive()
+                    worker.send(next(remaining, None))
     finally:
-        for worker in crew:
-            worker.end()
+        for worker in pool:
+            worker.stop()
+
+
+def _default_workers(bundle: Bundle) -> int:
+    if bundle.manifest.runtime is None:
+        # Imported here, because it loads torch, which the other runtimes do not need.
+        from streetvision.models.device import pick_device
+
+        if pick_device().type != "cpu":
+            return 1
+    return len(os.sched_getaffinity(0))
 
 
 @dataclass(eq=False)
-class _Worker:
-    """A process that answers one shard at a time, and the line to it; it ends when the line does."""
+class _WorkerProcess:
+    """A process that predicts one shard at a time. It ends when its connection is closed."""
 
-    bundle: Path
+    bundle: Bundle
     root: Path
-    line: Connection = field(init=False)
+    connection: Connection = field(init=False)
     process: BaseProcess = field(init=False)
     shard: int | None = None
 
     def __post_init__(self) -> None:
-        # Forked from a process that has imported all this and done nothing else: one import for all workers.
+        # Workers are forked from a server process that has imported all modules, so the imports are done only once.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        self.line, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(self.bundle, self.root, theirs), daemon=True)
+        model = "graph_model" if self.bundle.manifest.runtime else "torch_model"
+        context.set_forkserver_preload([__name__, f"streetvision.bundle.{model}"])
+        self.connection, worker_side = context.Pipe()
+        arguments = (self.bundle.folder, self.root, worker_side)
+        self.process = context.Process(target=_worker_loop, args=arguments, daemon=True)
         self.process.start()
-        theirs.close()
+        worker_side.close()
 
-    def give(self, shard: int | None) -> None:
-        """Send it to the next shard; None where there is none."""
+    def send(self, shard: int | None) -> None:
+        """Start the next shard; None: there is none."""
         self.shard = shard
         if shard is not None:
-            with suppress(BrokenPipeError):  # it has died, which `take` tells
-                self.line.send(shard)
+            with suppress(BrokenPipeError):  # the worker died, which `receive` reports
+                self.connection.send(shard)
 
-    def take(self) -> Done:
-        """What became of the shard; raises what the worker met, or that it died."""
+    def receive(self) -> ShardResult:
+        """Return the result of the current shard; raises the worker's error, or ArtifactError if it died."""
         try:
-            told = self.line.recv()
+            result = self.connection.recv()
         except (EOFError, ConnectionError):
             self.process.join()
-            raise ArtifactError(
-                f"worker process {self.process.pid} {self._ending()} on shard {self.shard}", GO_ON
-            ) from None
-        if isinstance(told, Refused):
-            raise StreetVisionError(told.message, told.hint)
-        assert isinstance(told, Done)
-        return told
+            code = self.process.exitcode or 0
+            end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            raise ArtifactError(f"worker process {self.process.pid} {end} on shard {self.shard}", RESUME_HINT) from None
+        if isinstance(result, WorkerError):
+            raise StreetVisionError(result.message, result.hint)
+        assert isinstance(result, ShardResult)
+        return result
 
-    def _ending(self) -> str:
-        code = self.process.exitcode or 0
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-
-    def end(self) -> None:
-        """End it at once; the shard that it is on leaves nothing."""
-        self.line.close()
+    def stop(self) -> None:
+        """Terminate the process at once; an unfinished shard leaves no file."""
+        self.connection.close()
         self.process.terminate()
         self.process.join()
 
 
-def _serve(bundle: Path, root: Path, line: Connection) -> None:
-    """A worker's life: it ends when whoever gives it shards has gone, by whatever death."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt ends the run, and the run ends its workers
+def _worker_loop(bundle: Path, root: Path, connection: Connection) -> None:
+    """Predict the shards that arrive, until the connection is closed, which also happens if the main process dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on an interrupt, the main process stops its workers
     worker: ShardWorker | None = None
     try:
         while True:
-            shard = line.recv()
+            shard = connection.recv()
             worker = worker or ShardWorker(bundle, root)
-            line.send(worker(shard))
+            connection.send(worker(shard))
     except (EOFError, BrokenPipeError):
         return
     except StreetVisionError as error:
-        line.send(Refused(error.message, error.hint))
+        connection.send(WorkerError(error.message, error.hint))
 
 
-def run_on_ray(bundle: Path, root: Path, shards: Sequence[int], workers: int | None) -> Iterator[Done]:
-    """By actors of Ray Data, where none are asked for one a processor or GPU of the cluster.
+def run_on_ray(bundle: Bundle, root: Path, shards: Sequence[int], workers: int | None) -> Iterator[ShardResult]:
+    """Predict shards in actors of Ray Data.
 
-    The cluster is the one that RAY_ADDRESS names, else one that runs here, else one that is started. All its machines
-    see bundle, sources and folder under the same paths. Raises ConfigError without Ray, ArtifactError for dead actors.
+    The cluster is the one in RAY_ADDRESS, else one that already runs on this machine, else a new one. All machines
+    need bundle, sources and folder under the same paths.
+
+    Args:
+        bundle: The bundle.
+        root: Folder of the predictions.
+        shards: Shards without predictions.
+        workers: Number of actors; None: one per GPU of the cluster for a PyTorch bundle, else one per CPU core.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        ArtifactError: Actors died.
+        StreetVisionError: An actor raised it.
     """
-    ray = _ray()
+    ray = _start_ray()
     from ray.data import ActorPoolStrategy
 
-    needs = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
-    most = workers or int(ray.cluster_resources()[needs])
-    blocks = min(len(shards), BLOCKS)
+    resources = ray.cluster_resources()
+    on_gpu = bundle.manifest.runtime is None and bool(resources.get("GPU"))
+    count = workers or int(resources["GPU" if on_gpu else "CPU"])
+    blocks = min(len(shards), MAX_BLOCKS)
     rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=blocks)
-    answered = rows.map_batches(
+    results = rows.map_batches(
         _RayWorker,
         batch_size=1,
-        compute=ActorPoolStrategy(size=min(most, blocks)),
-        fn_constructor_args=(bundle, root),
+        compute=ActorPoolStrategy(size=min(count, blocks)),
+        fn_constructor_args=(bundle.folder, root),
         num_cpus=1,
-        num_gpus=int(needs == "GPU"),
-        max_restarts=RESTARTS,
-        max_task_retries=RESTARTS,
+        num_gpus=int(on_gpu),
+        max_restarts=MAX_RESTARTS,
+        max_task_retries=MAX_RESTARTS,
     )
     try:
-        for row in answered.iter_rows():
-            if row["what"]:
-                raise StreetVisionError(row["what"], row["hint"] or None)
-            yield Done(row["shard"], row["images"], row["failures"])
+        for row in results.iter_rows():
+            if row["message"]:
+                raise StreetVisionError(row["message"], row["hint"] or None)
+            yield ShardResult(row["shard"], row["images"], row["failures"])
     except ray.exceptions.RayError as error:
-        raise ArtifactError(f"a Ray worker failed: {str(error).splitlines()[-1]}", GO_ON) from error
+        raise ArtifactError(f"a Ray worker failed: {str(error).splitlines()[-1]}", RESUME_HINT) from error
 
 
 class _RayWorker:
-    """ShardWorker as Ray Data calls it: a batch of one row in, a batch of one row out."""
+    """ShardWorker for Ray Data, which calls it with batches of one row."""
 
     def __init__(self, bundle: Path, root: Path) -> None:
         self.bundle, self.root = bundle, root
-        self.worker: ShardWorker | None = None  # made where an error of ours can be told
+        self.worker: ShardWorker | None = None  # created in __call__, which can return its errors
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        shard, what, hint = int(batch["shard"][0]), "", ""
-        done = Done(shard, 0, 0)
+        shard, message, hint = int(batch["shard"][0]), "", ""
+        result = ShardResult(shard, 0, 0)
         try:
             self.worker = self.worker or ShardWorker(self.bundle, self.root)
-            done = self.worker(shard)
+            result = self.worker(shard)
         except StreetVisionError as error:
-            what, hint = error.message, error.hint or ""
-        told = {"shard": shard, "images": done.images, "failures": done.failures, "what": what, "hint": hint}
-        return {name: [value] for name, value in told.items()}
+            message, hint = error.message, error.hint or ""
+        row = {"shard": shard, "images": result.images, "failures": result.failures, "message": message, "hint": hint}
+        return {name: [value] for name, value in row.items()}
 
 
-def _ray() -> Any:
-    """Ray, started or connected to; it reports no usage to anybody."""
+def _start_ray() -> Any:
+    """Start Ray or connect to it, without usage reports."""
     if find_spec("ray") is None:
-        raise ConfigError("--engine ray needs Ray, which is not installed", "install the extra: streetvision[ray]")
+        raise ConfigError("--engine ray needs Ray, which is not installed", "pip install 'streetvision[ray]'")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
     import ray.data
@@ -205,9 +238,9 @@ def _ray() -> Any:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = -1  # a shard takes as long as it takes; Ray gives up after half an hour
+    context.execution_no_progress_timeout_s = -1  # a shard may take long; Ray would stop after half an hour
     return ray
 
 
-EXECUTORS: Mapping[str, Engine] = {"local": run_local, "ray": run_on_ray}
-"""--engine -> who answers."""
+EXECUTORS: Mapping[str, Executor] = {"local": run_local, "ray": run_on_ray}
+"""--engine -> the function that predicts the shards."""

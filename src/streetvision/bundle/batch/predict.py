@@ -1,10 +1,10 @@
-"""Answers for any number of images, written in shards: the command line's way to it."""
+"""Predict any number of images into a folder of shards; the command line's entry point."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from streetvision.bundle.batch.executors import EXECUTORS
-from streetvision.bundle.batch.shards import ShardManifest, claim, finish, open_folder
+from streetvision.bundle.batch.shards import ShardManifest, finish, lock_folder, open_folder
 from streetvision.bundle.format import read_bundle
 from streetvision.contracts.errors import ConfigError, unknown_name
 from streetvision.contracts.progress import Progress
@@ -20,28 +20,42 @@ def predict_sources(
     shard_size: int | None = None,
     console: Progress,
 ) -> ShardManifest:
-    """Answer every image of the sources into the folder `out`; the same call again goes on where it was.
+    """Predict every image of the sources. An interrupted run resumes when it is called again.
 
-    `workers` and `shard_size` of None take the engine's and the folder's own. Returns what the folder then holds.
+    Args:
+        bundle: Folder of the bundle, or its bundle.json.
+        sources: Image files, folders, tars and Parquet files.
+        out: Folder of the predictions.
+        engine: A name in EXECUTORS.
+        workers: Number of workers; None: the default of the engine.
+        shard_size: Images per shard; None: the shard size of the folder, or the default for a new one.
+        console: Prints progress.
+
+    Returns:
+        The manifest of the finished folder.
+
+    Raises:
+        ConfigError: An option is invalid, or `out` cannot be used.
+        ArtifactError: `out` has predictions of another bundle or of other images, or a worker died.
     """
     for name, value in (("workers", workers), ("shard-size", shard_size)):
         if value is not None and value < 1:
-            raise ConfigError(f"--{name} {value} is no number of at least 1", "leave it out for the default")
+            raise ConfigError(f"--{name} {value} must be >= 1", "leave it out for the default")
     if engine not in EXECUTORS:
         raise unknown_name("engine", engine, EXECUTORS)
-    bundle, out = bundle.absolute(), out.absolute()  # workers may have another working directory
-    seal = read_bundle(bundle).manifest.digest
-    with claim(out):
-        folder = open_folder(out, sources, bundle=seal, shard_size=shard_size)
-        listed, missing = folder.manifest, list(folder.missing())
-        there = f", {listed.shards - len(missing)} of them there already" if len(missing) < listed.shards else ""
-        console.line("images", f"{listed.images:,} in {listed.shards} shards of {listed.shard_size}{there}")
+    opened, out = read_bundle(bundle.absolute()), out.absolute()  # workers may have another working directory
+    with lock_folder(out):
+        folder = open_folder(out, sources, bundle=opened.manifest.digest, shard_size=shard_size)
+        manifest, missing = folder.manifest, list(folder.missing())
+        n_done = manifest.shards - len(missing)
+        done = f"; {n_done} of them are already done" if n_done else ""
+        console.line("images", f"{manifest.images:,} in {manifest.shards} shards of {manifest.shard_size}{done}")
         if missing:
-            done = EXECUTORS[engine](bundle, out, missing, workers)
-            for _ in console.track(done, total=len(missing), label="answer"):
+            results = EXECUTORS[engine](opened, out, missing, workers)
+            for _ in console.track(results, total=len(missing), label="predict"):
                 pass
         finished = finish(folder)
-    console.line("answers", f"{out / 'answers'}: {listed.images:,}, {finished.failures} of them failures")
+    console.line("predictions", f"{folder.predictions_dir}: {manifest.images:,}; {finished.failures} of them failed")
     if finished.failures:
         console.line("failures", str(folder.failures_path))
     return finished

@@ -1,11 +1,11 @@
-"""The folder of a prediction at scale: a listing of images and their answers, both in shards that are whole or absent.
+"""The folder of a batch prediction: the list of images and their predictions in shards, each complete or absent.
 
-    manifest.json            which bundle answers which images; written when the listing is whole
-    listing/00000000.jsonl   a line for every image: where its bytes are
-    answers/00000000.jsonl   a line for each of the same images, in the same order: its answer, or an error
-    failures.jsonl           the lines with an error, written when every shard is there
+    manifest.json               the bundle and the images; written when all images are listed
+    listing/00000000.jsonl      a line per image: a reference to its bytes
+    predictions/00000000.jsonl  a line per image of the same shard, in the same order: its prediction, or an error
+    failures.jsonl              the lines with an error; written when all shards are done
 
-Whoever has the folder and the bundle can answer any shard, in any order, on any machine that sees the same paths.
+Shards are independent: any process that sees the same paths can predict any of them, in any order.
 """
 
 import json
@@ -38,37 +38,39 @@ from streetvision.io.atomic import (
 from streetvision.io.lock import run_lock
 from streetvision.io.validators import validate_json
 
-SHARD_SIZE = 500
+DEFAULT_SHARD_SIZE = 500
 DIGITS = 8
+"""Digits of a shard's number in file names."""
 MANIFEST, LISTING, LOCK = "manifest.json", "listing", ".lock"
-ELSEWHERE = "give the answers a folder of their own: --out ..."
+NEW_FOLDER_HINT = "set --out to a new folder"
 
 
 class ShardManifest(Artifact):
-    """manifest.json: what the folder's answers belong to."""
+    """manifest.json: the bundle and the images that the predictions belong to."""
 
     schema_version: Literal[1] = 1
     bundle: Digest
-    """Seal of the bundle that answers."""
+    """Digest of the bundle."""
     sources: tuple[str, ...]
-    """Absolute paths, as they were given."""
+    """Absolute paths of the sources."""
     images: int = Field(ge=1)
+    """Number of images."""
     images_sha256: Digest
-    """Of the listing, whatever its order: the sum of the digests of its lines."""
+    """Digest of the listing that does not depend on its order: the sum of the digests of its lines."""
     shard_size: int = Field(ge=1)
-    """Images of a shard; the last may have fewer."""
+    """Images per shard; the last shard may have fewer."""
     failures: int | None = None
-    """Images without an answer; None until every image was looked at."""
+    """Number of images that cannot be decoded; None until all shards are done."""
 
     @property
     def shards(self) -> int:
-        """How many shards there are."""
+        """Number of shards."""
         return -(-self.images // self.shard_size)
 
 
 @dataclass(frozen=True)
-class Done:
-    """A shard that is answered."""
+class ShardResult:
+    """The result of a finished shard."""
 
     shard: int
     images: int
@@ -77,46 +79,56 @@ class Done:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """Paths and contents of such a folder."""
+    """Paths and contents of a folder of predictions."""
 
     root: Path
 
     @cached_property
     def manifest(self) -> ShardManifest:
-        """What the folder's answers belong to, read once."""
+        """The manifest, read once."""
         return validate_json(self.manifest_path, ShardManifest)
 
     @property
     def manifest_path(self) -> Path:
-        """Written when the listing is whole, and again when the answers are."""
+        """Written when all images are listed, and again when all shards are done."""
         return self.root / MANIFEST
 
     @property
     def failures_path(self) -> Path:
-        """The images without an answer."""
+        """The images that cannot be decoded."""
         return self.root / "failures.jsonl"
 
+    @property
+    def predictions_dir(self) -> Path:
+        """The predictions of all shards."""
+        return self.root / "predictions"
+
     def listing(self, shard: int) -> Path:
-        """The images of a shard."""
+        """Return the path of the references to a shard's images."""
         return self.root / LISTING / f"{shard:0{DIGITS}d}.jsonl"
 
-    def answers(self, shard: int) -> Path:
-        """The answers of a shard."""
-        return self.root / "answers" / f"{shard:0{DIGITS}d}.jsonl"
+    def predictions(self, shard: int) -> Path:
+        """Return the path of a shard's predictions."""
+        return self.predictions_dir / f"{shard:0{DIGITS}d}.jsonl"
 
     def missing(self) -> Iterator[int]:
-        """The shards that are still to be answered."""
-        return (shard for shard in range(self.manifest.shards) if not self.answers(shard).is_file())
+        """Yield the shards without predictions."""
+        return (shard for shard in range(self.manifest.shards) if not self.predictions(shard).is_file())
 
 
 @contextmanager
-def claim(root: Path) -> Iterator[None]:
-    """Be the only one who answers into `root`; raises ConfigError for a folder of something else."""
+def lock_folder(root: Path) -> Iterator[None]:
+    """Create the folder `root` if it does not exist, and keep other processes from writing to it.
+
+    Raises:
+        ConfigError: The folder has other contents, is in use, or cannot be written.
+    """
     names = {path.name for path in root.iterdir()} if root.is_dir() else set()
-    whole = {name for name in names if not name.endswith(TEMP_SUFFIX)}
-    begun = MANIFEST in names or (LOCK in names and whole <= {LOCK, LISTING})
-    if names and not begun:
-        raise ConfigError(f"{str(root)!r} is not empty", ELSEWHERE)
+    complete = {name for name in names if not name.endswith(TEMP_SUFFIX)}
+    # A run that was interrupted before its manifest has left a lock, and a part of the listing.
+    resumable = MANIFEST in names or (LOCK in names and complete <= {LOCK, LISTING})
+    if names and not resumable:
+        raise ConfigError(f"{str(root)!r} is not empty", NEW_FOLDER_HINT)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -127,78 +139,90 @@ def claim(root: Path) -> Iterator[None]:
 
 
 def open_folder(root: Path, sources: Sequence[Path], *, bundle: str, shard_size: int | None) -> ShardFolder:
-    """The folder at `root`, its listing whole: made now, or found to be of the same bundle and the same images.
+    """Open a folder of predictions; list the images of the sources if it is new, else check that they are the same.
 
-    `bundle` is the seal of the bundle. Raises ArtifactError for a folder of another bundle or of other images,
-    ConfigError for one with another shard size.
+    Args:
+        root: The folder.
+        sources: Image files, folders, tars and Parquet files.
+        bundle: Digest of the bundle.
+        shard_size: Images per shard; None: the shard size of the folder, or the default for a new one.
+
+    Raises:
+        ArtifactError: The folder has predictions of another bundle or of other images.
+        ConfigError: The folder has another shard size.
     """
     folder = ShardFolder(root)
     if not folder.manifest_path.is_file():
-        _make(folder, sources, bundle=bundle, shard_size=shard_size or SHARD_SIZE)
+        _write_listing(folder, sources, bundle=bundle, shard_size=shard_size or DEFAULT_SHARD_SIZE)
         return folder
     manifest = folder.manifest
     if manifest.bundle != bundle:
         raise ArtifactError(
-            f"{str(root)!r} has the answers of another bundle ({manifest.bundle[:12]}, this is {bundle[:12]})",
-            ELSEWHERE,
+            f"{str(root)!r} has predictions of another bundle: {manifest.bundle[:12]}, expected {bundle[:12]}",
+            NEW_FOLDER_HINT,
         )
     if shard_size not in (None, manifest.shard_size):
         raise ConfigError(
-            f"{str(root)!r} was begun with shards of {manifest.shard_size} images, not {shard_size}",
-            "leave out --shard-size to go on",
+            f"{str(root)!r} has shards of {manifest.shard_size} images, not {shard_size}",
+            "leave out --shard-size to resume",
         )
-    census = _Census()
-    for item in list_image_refs(sources):
-        census.count(_line(asdict(item)))
-    if (census.images, census.digest) != (manifest.images, manifest.images_sha256):
+    listing = _ListingDigest()
+    for ref in list_image_refs(sources):
+        listing.add(_json_line(asdict(ref)))
+    if (listing.images, listing.digest) != (manifest.images, manifest.images_sha256):
         raise ArtifactError(
-            f"{str(root)!r} has the answers of other images: {manifest.images:,} then, {census.images:,} now, or their "
-            "sizes changed",
-            ELSEWHERE,
+            f"{str(root)!r} has predictions of other images: {manifest.images:,} before, {listing.images:,} now, or "
+            "files of other sizes",
+            NEW_FOLDER_HINT,
         )
     return folder
 
 
-def predict_shard(predictor: Predictor, folder: ShardFolder, shard: int) -> Done:
-    """Answer the images of a shard and write them down, whole or not at all; memory holds one batch of images."""
-    items = [ImageRef(**fields) for fields in _read_lines(folder.listing(shard))]
-    named = ((item.name, content) for item, content in read_image_refs(items, limits=predictor.limits))
+def predict_shard(predictor: Predictor, folder: ShardFolder, shard: int) -> ShardResult:
+    """Predict the images of a shard, and write its predictions all at once; memory holds one batch of images."""
+    refs = [ImageRef(**fields) for fields in _read_json_lines(folder.listing(shard))]
+    images = ((ref.name, content) for ref, content in read_image_refs(refs, limits=predictor.limits))
     failures = 0
-    with open_atomic(folder.answers(shard)) as handle:
-        for answer in predict_images(predictor, named):
-            failures += "error" in answer
-            handle.write(_line(answer))
-    return Done(shard, len(items), failures)
+    with open_atomic(folder.predictions(shard)) as handle:
+        for row in predict_images(predictor, images):
+            failures += "error" in row
+            handle.write(_json_line(row))
+    return ShardResult(shard, len(refs), failures)
 
 
 def finish(folder: ShardFolder) -> ShardManifest:
-    """Gather the failures of all shards in one file, and note that the answers are whole."""
+    """Check that all shards are complete, and write their failures to one file and to the manifest.
+
+    Raises:
+        ArtifactError: A shard has another number of lines than images, or a line is damaged.
+    """
     failures, size = 0, folder.manifest.shard_size
     with open_atomic(folder.failures_path) as handle:
         for shard in range(folder.manifest.shards):
-            answers = list(_read_lines(folder.answers(shard)))
+            path = folder.predictions(shard)
+            rows = list(_read_json_lines(path))
             expected = min(size, folder.manifest.images - shard * size)
-            if len(answers) != expected:
+            if len(rows) != expected:
                 raise ArtifactError(
-                    f"{str(folder.answers(shard))!r} has {len(answers)} answers, and should have {expected}",
-                    "remove it and run the same line again; with the same outcome, give another --out",
+                    f"{str(path)!r} has {len(rows)} predictions, expected {expected}",
+                    "delete this file and run the same command again",
                 )
-            for answer in answers:
-                if "error" in answer:
+            for row in rows:
+                if "error" in row:
                     failures += 1
-                    handle.write(_line(answer))
+                    handle.write(_json_line(row))
     manifest = folder.manifest.model_copy(update={"failures": failures})
     write_json_atomic(folder.manifest_path, manifest.model_dump(mode="json"))
     return manifest
 
 
-class _Census:
-    """Count and digest of the images of a listing, whatever their order."""
+class _ListingDigest:
+    """Count and digest of the lines of a listing. The order has no effect, because file systems do not keep one."""
 
     def __init__(self) -> None:
         self.images, self._sum = 0, 0
 
-    def count(self, line: bytes) -> None:
+    def add(self, line: bytes) -> None:
         self.images += 1
         self._sum += int(sha256_bytes(line), 16)
 
@@ -207,20 +231,21 @@ class _Census:
         return f"{self._sum % 2**256:064x}"
 
 
-def _make(folder: ShardFolder, sources: Sequence[Path], *, bundle: str, shard_size: int) -> None:
-    """List the sources, a shard in memory at a time; a listing that a killed run began is made anew."""
+def _write_listing(folder: ShardFolder, sources: Sequence[Path], *, bundle: str, shard_size: int) -> None:
+    """List the images of the sources, and write the manifest last; memory holds the references of one shard."""
     if (folder.root / LISTING).is_dir():
-        shutil.rmtree(folder.root / LISTING)
-    census = _Census()
-    for shard, lines in enumerate(_chunks((_line(asdict(item)) for item in list_image_refs(sources)), shard_size)):
-        write_bytes_atomic(folder.listing(shard), b"".join(lines))
-        for line in lines:
-            census.count(line)
+        shutil.rmtree(folder.root / LISTING)  # of an interrupted run
+    digest = _ListingDigest()
+    lines = (_json_line(asdict(ref)) for ref in list_image_refs(sources))
+    for shard, shard_lines in enumerate(_chunks(lines, shard_size)):
+        write_bytes_atomic(folder.listing(shard), b"".join(shard_lines))
+        for line in shard_lines:
+            digest.add(line)
     manifest = ShardManifest(
         bundle=bundle,
         sources=tuple(str(source.expanduser().absolute()) for source in sources),
-        images=census.images,
-        images_sha256=census.digest,
+        images=digest.images,
+        images_sha256=digest.digest,
         shard_size=shard_size,
     )
     write_json_atomic(folder.manifest_path, manifest.model_dump(mode="json"))
@@ -232,18 +257,18 @@ def _chunks(lines: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
         yield chunk
 
 
-def _line(value: dict[str, object]) -> bytes:
+def _json_line(value: dict[str, Any]) -> bytes:
     return json.dumps(value, allow_nan=False).encode() + b"\n"
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(read_bytes(path).splitlines(), start=1):
         try:
-            value = json.loads(line)  # a path may hold bytes that are no letters
+            value = json.loads(line)  # from bytes: a path may have bytes that are not valid UTF-8
         except (ValueError, RecursionError) as error:
-            raise ArtifactError(f"{str(path)!r} line {number} is not JSON: {error}", ELSEWHERE) from error
+            raise ArtifactError(f"{str(path)!r} line {number} is not JSON: {error}", NEW_FOLDER_HINT) from error
         if not isinstance(value, dict):
             raise ArtifactError(
-                f"{str(path)!r} line {number} should be an object, and is {type(value).__name__}", ELSEWHERE
+                f"{str(path)!r} line {number} must be an object, not {type(value).__name__}", NEW_FOLDER_HINT
             )
         yield value

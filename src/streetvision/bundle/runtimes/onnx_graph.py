@@ -1,92 +1,91 @@
-"""ONNX Runtime on the CPU: one file, whose weights lie within it."""
+"""ONNX Runtime on the CPU: one file that contains its weights. Imports torch only to write a graph."""
 
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from streetvision.bundle.runtimes.graph import INPUT, OUTPUTS, Graph, Seen, need
+from streetvision.bundle.runtimes.graph import INPUT, OUTPUTS, Graph, GraphOutput, import_extra
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.policies import Precision
 
+if TYPE_CHECKING:
+    import torch
+
 MAX_BYTES = 2_000_000_000
-"""An ONNX file is one protobuf message, which holds 2 GiB at the most."""
+"""Largest size of an ONNX file: it is one protobuf message, which is limited to 2 GiB."""
 
 
 class OnnxGraph(Graph):
-    """model.onnx: fp32, or int8 weights with the ranges of activations found anew for every batch."""
+    """model.onnx: fp32, or int8 weights with dynamic quantization of activations."""
 
     precisions = ("fp32", "int8")
     files = ("model.onnx",)
     package = "onnxruntime"
 
-    def __init__(self, folder: Path, precision: Precision) -> None:  # noqa: ARG002 (the file is of one precision)
-        runtime = need("onnxruntime", extra="onnx")
+    def __init__(self, folder: Path, precision: Precision, threads: int) -> None:  # noqa: ARG002 (it is in the file)
+        runtime = import_extra("onnxruntime", extra="onnx")
         content = (folder / self.files[0]).read_bytes()
-        _check_within(content, self.files[0])
+        _check_self_contained(content, self.files[0])
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # its warnings are about its own optimisations
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # its warnings are about its own optimizations
         self._session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
-    def __call__(self, images: Tensor) -> Seen:
-        """uint8 (B, 3, S, S) on the CPU -> what is seen in them."""
-        found = self._session.run(OUTPUTS, {INPUT: images.contiguous().numpy()})
-        return Seen(*map(torch.from_numpy, found))
+    def __call__(self, images: NDArray[np.uint8]) -> GraphOutput:
+        """Run the graph on images (B, 3, S, S). Any number of threads may call."""
+        return GraphOutput(*self._session.run(OUTPUTS, {INPUT: np.ascontiguousarray(images)}))
 
     @classmethod
     def write(
         cls,
-        program: torch.export.ExportedProgram,
+        program: "torch.export.ExportedProgram",
         folder: Path,
         precision: Precision,
-        images: Sequence[Tensor],  # noqa: ARG003 (no precision here is calibrated)
+        images: Sequence[NDArray[np.uint8]],  # noqa: ARG003 (no precision needs calibration)
     ) -> None:
-        """One file; raises ConfigError for a model that is larger than such a file can be."""
-        need("onnxscript", extra="onnx")
+        """Write model.onnx; raises ConfigError for a model above the size limit of the format."""
+        import_extra("onnxscript", extra="onnx")
         if sum(tensor.nbytes for tensor in program.state_dict.values()) > MAX_BYTES:
-            raise ConfigError("this model is larger than an ONNX file can be (2 GB)", "take --runtime openvino")
+            raise ConfigError("the model is larger than the limit of an ONNX file (2 GB)", "set --runtime openvino")
         path = folder / cls.files[0]
         if precision == "fp32":
             _convert(program, path)
             return
+        quantization = import_extra("onnxruntime.quantization", extra="onnx")
+        log_level = logging.root.level
         with TemporaryDirectory() as name:
-            plain = Path(name) / cls.files[0]
-            _convert(program, plain)
-            _quantize(plain, path)
+            fp32 = Path(name) / cls.files[0]
+            _convert(program, fp32)
+            logging.root.setLevel(logging.ERROR)  # it recommends a preprocessing that the exporter has done
+            try:
+                quantization.quantize_dynamic(fp32, path, weight_type=quantization.QuantType.QInt8, per_channel=True)
+            finally:
+                logging.root.setLevel(log_level)
 
 
-def _convert(program: torch.export.ExportedProgram, path: Path) -> None:
+def _convert(program: "torch.export.ExportedProgram", path: Path) -> None:
+    import torch
+
     converted = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=list(OUTPUTS), verbose=False)
-    assert converted is not None, "dynamo=True without a file gives a program"
+    assert converted is not None, "dynamo=True without a file returns a program"
     converted.save(path)
 
 
-def _quantize(plain: Path, path: Path) -> None:
-    """int8 weights by channel."""
-    quantization = need("onnxruntime.quantization", extra="onnx")
-    before = logging.root.level
-    logging.root.setLevel(logging.ERROR)  # it recommends a step of preparation that the exporter has done
-    try:
-        quantization.quantize_dynamic(plain, path, weight_type=quantization.QuantType.QInt8, per_channel=True)
-    finally:
-        logging.root.setLevel(before)
-
-
-def _check_within(content: bytes, name: str) -> None:
-    """Raise ArtifactError when the graph would read another file: a bundle's paths never leave what is sealed."""
-    onnx = need("onnx", extra="onnx")
+def _check_self_contained(content: bytes, name: str) -> None:
+    """Raise ArtifactError if the graph reads another file, which would not be covered by the digests of the bundle."""
+    onnx = import_extra("onnx", extra="onnx")
     model = onnx.load_model_from_string(content)
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model, onnx.TensorProto)):
         raise ArtifactError(f"{name!r} reads its weights from another file", "export the bundle again")
 
 
 def _tensors(message: Any, kind: type) -> Iterator[Any]:
-    """Every tensor in a protobuf message, at any depth: initial values, attributes, functions, subgraphs."""
+    """All tensors in a protobuf message at any depth: initializers, attributes, functions, subgraphs."""
     for field, value in message.ListFields():
         if field.message_type is not None:
             for part in (value,) if hasattr(value, "ListFields") else value:

@@ -1,4 +1,4 @@
-"""Whether an exported graph answers as the model that was calibrated: measured on labelled images, and the gate."""
+"""Compare an exported bundle with its PyTorch original on labelled images, and reject one that is worse."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,39 +6,52 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from streetvision.bundle.model import Logits
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.policies import RuntimeParity
 from streetvision.contracts.progress import Progress
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc
 from streetvision.eval.thresholds import decide
-from streetvision.models.fused import images_per_batch
 
 if TYPE_CHECKING:
     from streetvision.bundle.predictor import Predictor
 
-MAX_MCC_FALL = 0.005
-BATCH = 64
+MAX_MCC_LOSS = 0.005
+BATCH_SIZE = 64
 
 
-def measure_parity(reference: "Predictor", expected: Tensor, found: Tensor, labels: Sequence[int]) -> RuntimeParity:
-    """Compare the logits (N, 2) of the reference with those `found` by another runtime, of images with labels (N,).
+def compute_logits(predictor: "Predictor", paths: Sequence[Path], progress: Progress) -> Logits:
+    """Return the logits (N, 2) of image files, decoded and resized as in a prediction."""
+    batches = predictor.stream_logits(paths, batch_size=BATCH_SIZE)
+    n_batches = -(-len(paths) // predictor.images_per_batch(BATCH_SIZE))
+    return np.concatenate(list(progress.track(batches, total=n_batches, label="parity")))
 
-    Raises ArtifactError when those found are not finite.
+
+def measure_parity(reference: "Predictor", expected: Logits, actual: Logits, labels: Sequence[int]) -> RuntimeParity:
+    """Compare logits of an exported bundle with those of its original, under the policy of the original.
+
+    Args:
+        reference: The PyTorch bundle.
+        expected: Its logits (N, 2).
+        actual: Logits (N, 2) of the exported bundle for the same images.
+        labels: (N,)
+
+    Raises:
+        ArtifactError: `actual` is not finite.
     """
-    if not torch.isfinite(found).all():
-        raise ArtifactError("the exported graph gives logits that are not finite", "take --precision fp32")
-    p, q = reference.probabilities(expected), reference.probabilities(found)
-    before, after = decide(p, reference.threshold), decide(q, reference.threshold)
+    if not np.isfinite(actual).all():
+        raise ArtifactError("the exported graph returns logits that are not finite", "set --precision fp32")
+    p_expected, p_actual = reference.probabilities(expected), reference.probabilities(actual)
+    before, after = decide(p_expected, reference.threshold), decide(p_actual, reference.threshold)
     return RuntimeParity(
         n=len(labels),
         positives=sum(labels),
-        max_logit_difference=float((expected - found).abs().max()),
-        max_probability_difference=float(np.abs(p - q).max()),
+        max_logit_difference=float(np.abs(expected - actual).max()),
+        max_probability_difference=float(np.abs(p_expected - p_actual).max()),
         decision_flips=int((before != after).sum()),
-        certified_flips=int((reference.certified(expected) != reference.certified(found)).sum()),
+        certified_flips=int((reference.certified(expected) != reference.certified(actual)).sum()),
         pytorch_mcc=float(mcc(confusion_counts(labels, before))),
         mcc=float(mcc(confusion_counts(labels, after))),
         cpu=torch.backends.cpu.get_cpu_capability(),
@@ -46,29 +59,28 @@ def measure_parity(reference: "Predictor", expected: Tensor, found: Tensor, labe
 
 
 def check_parity(parity: RuntimeParity, *, name: str) -> None:
-    """The gate: raise ArtifactError when the graph called `name` is worse than PyTorch by more than MAX_MCC_FALL.
+    """Check that an exported graph is not worse than PyTorch.
 
-    Where PyTorch's own MCC is not above 0 it shows no fall, and then no decision may differ.
+    Args:
+        parity: From `measure_parity` on VAL_SELECT.
+        name: Runtime and precision, for messages.
+
+    Raises:
+        ArtifactError: Its MCC is lower by more than MAX_MCC_LOSS; or the MCC of PyTorch is not above 0, so that it
+            cannot show a loss, and a decision differs.
     """
-    differ = f"{parity.decision_flips} of {parity.n} decisions differ"
-    hint = "take a finer --precision, or the bundle as it is, which runs in PyTorch"
-    fall = parity.pytorch_mcc - parity.mcc
-    if fall > MAX_MCC_FALL:
+    flips = f"{parity.decision_flips} of {parity.n} decisions differ"
+    hint = "set a higher --precision, or use the PyTorch bundle"
+    loss = parity.pytorch_mcc - parity.mcc
+    if loss > MAX_MCC_LOSS:
         raise ArtifactError(
-            f"{name} is refused: on VAL_SELECT its MCC is {parity.mcc:.4f} and PyTorch's {parity.pytorch_mcc:.4f}, a "
-            f"fall of {fall:.4f}, and {MAX_MCC_FALL} is let through; {differ}",
+            f"{name} is rejected: its MCC on VAL_SELECT is {parity.mcc:.4f}, which is {loss:.4f} lower than PyTorch's "
+            f"{parity.pytorch_mcc:.4f}; at most {MAX_MCC_LOSS} is allowed; {flips}",
             hint,
         )
     if parity.pytorch_mcc <= 0 and parity.decision_flips:
         raise ArtifactError(
-            f"{name} is refused: {differ}, and with an MCC of {parity.pytorch_mcc:.4f} on VAL_SELECT in PyTorch nobody "
-            "can see whether that is a fall",
+            f"{name} is rejected: {flips}. All decisions must be equal, because PyTorch's MCC on VAL_SELECT is "
+            f"{parity.pytorch_mcc:.4f} and cannot show a loss",
             hint,
         )
-
-
-def ask(predictor: "Predictor", paths: Sequence[Path], progress: Progress) -> Tensor:
-    """The predictor's logits (N, 2) for the images."""
-    batches = predictor.stream_logits(paths, batch_size=BATCH)
-    total = -(-len(paths) // images_per_batch(predictor.model, BATCH))
-    return torch.cat(list(progress.track(batches, total=total, label="parity")))

@@ -1,58 +1,51 @@
-"""What runs a bundle's backbone: PyTorch, or an exported graph in ONNX Runtime or OpenVINO, behind one interface."""
+"""The runtimes of a bundle's backbone other than PyTorch, behind one interface. Does not import torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from streetvision.bundle.runtimes.graph import Graph
+from streetvision.bundle.runtimes.graph import Graph, default_threads
 from streetvision.bundle.runtimes.onnx_graph import OnnxGraph
 from streetvision.bundle.runtimes.openvino_graph import OpenvinoGraph
 from streetvision.contracts.errors import ArtifactError, StreetVisionError
 from streetvision.contracts.policies import Precision
 from streetvision.models.backbone_spec import one_line
-from streetvision.models.module import ImageClassifier
 
 RUNTIMES: Mapping[str, type[Graph]] = {"onnx": OnnxGraph, "openvino": OpenvinoGraph}
-"""--runtime -> what writes and runs its graph. A bundle that names none runs in PyTorch."""
+"""--runtime -> the class that writes and runs its graph. A bundle without a runtime runs in PyTorch."""
 
 
-class GraphClassifier(ImageClassifier):
-    """A classifier whose images go through an exported graph; of PyTorch it keeps the head, which a fusion asks for."""
+def open_graph(
+    folder: Path, *, name: str, precision: Precision, image_size: int, feature_dim: int, threads: int | None = None
+) -> Graph:
+    """Open the graph in `folder` and check its outputs on one image.
 
-    def __init__(self, classifier: ImageClassifier, graph: Graph) -> None:
-        super().__init__()
-        self.description, self.width, self.head = classifier.description, classifier.width, classifier.head
-        self._graph = graph
+    Args:
+        folder: Holds the files of the graph.
+        name: A name in RUNTIMES.
+        precision: Precision of the graph.
+        image_size: Pixels per side of its input.
+        feature_dim: Expected width of its features.
+        threads: Threads of the runtime; None: `default_threads`.
 
-    def embed(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) -> features (B, P)."""
-        return self._graph(images).features
-
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) -> logits (B, 2)."""
-        return self._graph(images).logits
-
-
-def open_graph(classifier: ImageClassifier, folder: Path, *, name: str, precision: Precision) -> GraphClassifier:
-    """`classifier` with the graph in `folder` in place of its backbone.
-
-    Raises ConfigError where the runtime is not installed, ArtifactError for a graph that it cannot run or that gives
-    something of another shape.
+    Raises:
+        ConfigError: The runtime is not installed.
+        ArtifactError: The runtime cannot run the graph, or its outputs have other shapes.
     """
-    side = classifier.description.image_size
+    file = RUNTIMES[name].files[0]
     try:
-        graph = RUNTIMES[name](folder, precision)
-        shapes = [tuple(part.shape) for part in graph(torch.zeros(1, 3, side, side, dtype=torch.uint8))]
+        graph = RUNTIMES[name](folder, precision, threads or default_threads())
+        output = graph(np.zeros((1, 3, image_size, image_size), dtype=np.uint8))
+        shapes = [part.shape for part in output]
     except StreetVisionError:
         raise
-    except Exception as error:  # on damaged graphs, runtimes raise nearly every type there is
-        raise ArtifactError(f"{RUNTIMES[name].files[0]!r} is no graph that {name} runs: {one_line(error)}") from error
-    expected = [(1, classifier.width), (1, 2)]
+    except Exception as error:  # on damaged graphs, runtimes raise errors of nearly every type
+        raise ArtifactError(f"{file!r} is not a graph that {name} can run: {one_line(error)}") from error
+    expected = [(1, feature_dim), (1, 2)]
     if shapes != expected:
         raise ArtifactError(
-            f"{RUNTIMES[name].files[0]!r} gives features and logits {shapes}, expected {expected}",
+            f"{file!r} returns features and logits of shapes {shapes}, expected {expected}",
             "it belongs to another model; export the bundle again",
         )
-    return GraphClassifier(classifier, graph)
+    return graph

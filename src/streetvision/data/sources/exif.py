@@ -9,8 +9,8 @@ from PIL.ExifTags import GPS, IFD, Base
 from PIL.Image import Exif
 from PIL.PngImagePlugin import PngImageFile
 
-from streetvision.data.decode import find_reader
 from streetvision.data.grouping.geo import LATITUDE, LONGITUDE, TAKEN
+from streetvision.data.image_file import find_reader
 
 
 def read_exif(data: bytes) -> dict[str, str]:

@@ -135,7 +135,7 @@ def _image_bytes(image: dict[str, Any] | None, where: str) -> bytes:
     if image["bytes"] is not None:
         return bytes(image["bytes"])
     # Imported here because it loads torch, which a run without work does not need.
-    from streetvision.data.decode import UndecodableImage, find_reader, read_image_bytes
+    from streetvision.data.image_file import UndecodableImage, find_reader, read_image_bytes
 
     path = image.get("path")
     if not isinstance(path, str):

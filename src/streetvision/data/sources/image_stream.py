@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
-from streetvision.data.decode import UndecodableImage, read_image_bytes
+from streetvision.data.image_file import UndecodableImage, read_image_bytes
 from streetvision.data.records import IMAGE_SUFFIXES
 from streetvision.data.sources.parquet_index import SCHEMA
 from streetvision.data.sources.webdataset import DAMAGED_TAR

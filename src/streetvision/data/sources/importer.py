@@ -11,7 +11,7 @@ from typing import Any
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress
 from streetvision.data.config import DataConfig
-from streetvision.data.decode import UndecodableImage, read_image_bytes
+from streetvision.data.image_file import UndecodableImage, read_image_bytes
 from streetvision.data.records import ImageRecord, image_suffix, parse_label
 from streetvision.data.sources.csv_json import ColumnNames
 from streetvision.data.sources.discovery import HUB_PREFIX, list_images

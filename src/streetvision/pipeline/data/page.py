@@ -5,7 +5,7 @@ from markupsafe import Markup
 
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import DecodeLimits
-from streetvision.data.decode import UndecodableImage
+from streetvision.data.image_file import UndecodableImage
 from streetvision.data.thumbnail import thumbnail
 from streetvision.eval.report.html import environment, inline_image
 from streetvision.pipeline.data.findings import SUSPICIOUS_FROM, Findings

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import JsonValue
-from torch import Tensor
 
 from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle
-from streetvision.bundle.predictor import SINGLE_VIEW, Predictor
+from streetvision.bundle.model import SINGLE_VIEW, Logits
+from streetvision.bundle.predictor import Predictor
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import LeakageError
 from streetvision.contracts.phase import Context, Outcome
@@ -32,7 +31,6 @@ from streetvision.io.atomic import (
 from streetvision.io.manifests import git_sha, read_manifest
 from streetvision.io.predictions import PolicyPredictions, write_predictions
 from streetvision.io.validators import PolicyValidator
-from streetvision.models.fused import images_per_batch
 from streetvision.pipeline.artifacts import REPORT, open_bundle
 from streetvision.pipeline.data.scan_data import scan_data
 from streetvision.pipeline.report_builder import (
@@ -172,23 +170,23 @@ def _evaluate(bundle: Bundle, test_set: TestSet, context: Context, *, home: Arti
     )
 
 
-def _predict(predictor: Predictor, test_set: TestSet, context: Context) -> Tensor:
+def _predict(predictor: Predictor, test_set: TestSet, context: Context) -> Logits:
     """Logits (N, 2)."""
     batch_size = context.settings(LoaderConfig).batch_size
     batches = predictor.stream_logits((test_set.root / row.path for row in test_set.rows), batch_size=batch_size)
-    total = math.ceil(len(test_set.rows) / images_per_batch(predictor.model, batch_size))
-    return torch.cat(list(context.progress.track(batches, total=total, label=test_set.name.lower())))
+    total = math.ceil(len(test_set.rows) / predictor.images_per_batch(batch_size))
+    return np.concatenate(list(context.progress.track(batches, total=total, label=test_set.name.lower())))
 
 
 def _decision_rules(
-    predictor: Predictor, logits: Tensor, threshold: ThresholdPolicy | None, *, single_view_logits: Tensor | None
+    predictor: Predictor, logits: Logits, threshold: ThresholdPolicy | None, *, single_view_logits: Logits | None
 ) -> tuple[DecisionRule, ...]:
     """The baseline argmax, phase 2's threshold if there is one, and last the policy of the bundle.
 
     If the bundle fuses views, the first two use the single view, and argmax of the fused logits is added.
     """
-    p = positive_probability(logits.numpy())
-    single_view_p = p if single_view_logits is None else positive_probability(single_view_logits.numpy())
+    p = positive_probability(logits)
+    single_view_p = p if single_view_logits is None else positive_probability(single_view_logits)
     policy, inference = predictor.manifest.policy_type, predictor.inference
     rules = [DecisionRule("argmax", single_view_p, ABOVE_HALF)]
     if threshold is not None and policy != "threshold":

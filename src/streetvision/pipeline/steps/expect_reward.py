@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from itertools import product
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from streetvision.bundle.format import BUNDLE_JSON
@@ -155,7 +154,7 @@ def _predict_distorted(predictor: Predictor, context: Context, split: Split) -> 
 
     tracked = context.progress.track(images(), total=len(rows) * len(VARIANTS), label=split.value)
     with seeded(context.settings(RewardConfig).seed):
-        logits = torch.cat(list(predictor.stream_logits(tracked, batch_size=BATCH_SIZE)))
+        logits = np.concatenate(list(predictor.stream_logits(tracked, batch_size=BATCH_SIZE)))
     probabilities = np.asarray(predictor.probabilities(logits), dtype=np.float64)
     labels = np.array([row.label for row in rows], dtype=np.float64)
     return DistortedPredictions(

@@ -1,0 +1,164 @@
+"""The model of an exported bundle: Pillow, an exported graph, and NumPy. Does not import torch.
+
+Shapes: H, W pixels of an image; S pixels per side of the model's input; B images, V views.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from streetvision.bundle.format import Bundle, read_classifier_description, read_fusion_description
+from streetvision.bundle.model import BundleModel, Logits, Prepared, ViewLogits
+from streetvision.bundle.runtimes.graph import Graph, GraphOutput
+from streetvision.bundle.runtimes.registry import open_graph
+from streetvision.bundle.view_fusion import ViewFusion
+from streetvision.contracts.policies import Precision
+from streetvision.data.image_file import Pixels
+from streetvision.models.config import ClassifierDescription, FusionDescription, ViewsConfig
+from streetvision.models.views import VIEW_CHUNK_SIZE, Box, ViewArrays, letterbox, plan_views
+
+
+class GraphModel(BundleModel):
+    """An exported graph, and a fusion of views if the bundle has one.
+
+    Args:
+        graph: Computes features and logits.
+        image_size: S.
+        fusion: The fusion of views; None: each image is one view.
+    """
+
+    def __init__(self, graph: Graph, image_size: int, fusion: ViewFusion | None = None) -> None:
+        self.graph, self.image_size, self.fusion = graph, image_size, fusion
+        if fusion is not None:
+            self.inference, self.views_per_image = fusion.description.mode, fusion.description.views.count
+
+    def prepare(self, pixels: Pixels) -> Prepared:
+        """Resize a decoded image, uint8 (H, W, 3), or split it into views."""
+        if self.fusion is not None:
+            return make_view_arrays(pixels, self.fusion.description.views, image_size=self.image_size)
+        return _resize(pixels, self.image_size, self.image_size)
+
+    def logits(self, images: Sequence[Prepared]) -> Logits:
+        """Return the logits (B, 2) of prepared images in one batch."""
+        if self.fusion is None:
+            return self.graph(np.stack([image for image in images if not isinstance(image, ViewArrays)])).logits
+        views = [image for image in images if isinstance(image, ViewArrays)]
+        output = self._run_views(np.concatenate([image.pixels[image.mask] for image in views]))
+        fused, start = [], 0
+        for image in views:
+            stop = start + int(image.mask.sum())
+            fused.append(self.fusion(output.features[start:stop], output.logits[start:stop], image).logits)
+            start = stop
+        return np.array(fused, dtype=np.float32)
+
+    def view_logits(self, pixels: Pixels) -> ViewLogits:
+        """Return the logits of a decoded image and of each of its views."""
+        height, width, _ = pixels.shape
+        prepared = self.prepare(pixels)
+        if self.fusion is None or not isinstance(prepared, ViewArrays):
+            logits = self.logits([prepared])
+            return ViewLogits(logits[0], (Box(0, 0, width, height),), logits, np.ones(1, dtype=np.float32))
+        output = self._run_views(prepared.pixels[prepared.mask])
+        fused = self.fusion(output.features, output.logits, prepared)
+        boxes = plan_views(height, width, self.fusion.description.views)
+        return ViewLogits(
+            fused.logits.astype(np.float32),
+            tuple(box for box, used in zip(boxes, prepared.mask, strict=True) if used),
+            output.logits,
+            fused.weights.astype(np.float32),
+        )
+
+    def with_single_view(self) -> "GraphModel":
+        """Return the same graph without a fusion of views."""
+        return GraphModel(self.graph, self.image_size)
+
+    def _run_views(self, pixels: NDArray[np.uint8]) -> GraphOutput:
+        """Run the graph on views (V, 3, S, S) in chunks, which bounds its memory."""
+        starts = range(0, len(pixels), VIEW_CHUNK_SIZE)
+        outputs = [self.graph(pixels[start : start + VIEW_CHUNK_SIZE]) for start in starts]
+        return GraphOutput(*(np.concatenate(parts) for parts in zip(*outputs, strict=True)))
+
+
+def open_graph_model(
+    folder: Path,
+    description: ClassifierDescription,
+    fusion: FusionDescription | None,
+    *,
+    runtime: str,
+    precision: Precision,
+    feature_dim: int,
+    fusion_weights: str | None = None,
+    threads: int | None = None,
+) -> GraphModel:
+    """Open the exported files in `folder`.
+
+    Args:
+        folder: Holds the graph and, for a trained fusion, its weights.
+        description: The classifier that was exported.
+        fusion: The fusion of views; None: each image is one view.
+        runtime: A name in RUNTIMES.
+        precision: Precision of the graph.
+        feature_dim: Width of the features that the graph returns.
+        fusion_weights: File name of the weights of a trained fusion.
+        threads: Threads of the runtime; None: one per CPU core.
+
+    Raises:
+        ConfigError: The runtime is not installed.
+        ArtifactError: The files are damaged or do not fit the descriptions.
+    """
+    graph = open_graph(
+        folder,
+        name=runtime,
+        precision=precision,
+        image_size=description.image_size,
+        feature_dim=feature_dim,
+        threads=threads,
+    )
+    if fusion is None:
+        return GraphModel(graph, description.image_size)
+    weights = None if fusion_weights is None else folder / fusion_weights
+    return GraphModel(graph, description.image_size, ViewFusion(fusion, feature_dim, weights))
+
+
+def load_graph_model(bundle: Bundle, *, threads: int | None = None) -> GraphModel:
+    """Open the model of a bundle that has a runtime; raises as `open_graph_model`."""
+    runtime = bundle.manifest.runtime
+    assert runtime is not None, "a bundle without a runtime needs PyTorch"
+    return open_graph_model(
+        bundle.folder,
+        read_classifier_description(bundle),
+        read_fusion_description(bundle),
+        runtime=runtime.name,
+        precision=runtime.precision,
+        feature_dim=runtime.feature_dim,
+        fusion_weights=runtime.fusion_weights,
+        threads=threads,
+    )
+
+
+def make_view_arrays(pixels: Pixels, config: ViewsConfig, *, image_size: int) -> ViewArrays:
+    """Split an image, uint8 (H, W, 3), into views of S = image_size pixels per side."""
+    height, width, _ = pixels.shape
+    boxes = plan_views(height, width, config)
+    views = np.zeros((len(boxes), 3, image_size, image_size), dtype=np.uint8)
+    content = np.zeros((len(boxes), 4), dtype=np.int64)
+    # In a small image several tiles have the same box; only the first one counts.
+    mask = np.array([box not in boxes[:index] for index, box in enumerate(boxes)])
+    for index, box in enumerate(boxes):
+        if mask[index]:
+            inner = letterbox(box, image_size)
+            crop = pixels[box.top : box.bottom, box.left : box.right]
+            resized = _resize(crop, inner.bottom - inner.top, inner.right - inner.left)
+            views[index, :, inner.top : inner.bottom, inner.left : inner.right] = resized
+            content[index] = inner
+    return ViewArrays(views, content, mask)
+
+
+def _resize(pixels: Pixels, height: int, width: int) -> NDArray[np.uint8]:
+    """Resize (H, W, 3) to (3, height, width), bilinear with antialiasing; torchvision rounds some pixels by 1."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized).transpose(2, 0, 1)

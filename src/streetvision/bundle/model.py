@@ -1,0 +1,61 @@
+"""The interface between a predictor and its model, which is the same for every runtime. Does not import torch.
+
+Shapes: H, W pixels of an image; S pixels per side of the model's input; B images, V views.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streetvision.data.image_file import JpegDecoder, Pixels
+from streetvision.models.views import Box, ViewArrays
+
+SINGLE_VIEW = "single_view"
+Logits: TypeAlias = NDArray[np.float32]
+Prepared: TypeAlias = NDArray[np.uint8] | ViewArrays
+"""One image as the model takes it: uint8 (3, S, S), or its views."""
+
+
+@dataclass(frozen=True)
+class ViewLogits:
+    """The logits of one image with those of its views; masked views are left out."""
+
+    logits: Logits
+    """(2,) after fusion."""
+    boxes: tuple[Box, ...]
+    """Position of each view in the image, the whole image first."""
+    view_logits: Logits
+    """(V, 2) of each single view."""
+    weights: NDArray[np.float32]
+    """(V,) influence of each view on the fused logits."""
+
+
+class BundleModel(ABC):
+    """The model of a bundle in some runtime: decoded images -> logits, before calibration."""
+
+    inference = SINGLE_VIEW
+    """Inference mode: single_view, or the mode of the fusion of views."""
+    views_per_image = 1
+    """Number of views that one image is split into."""
+    decode_jpeg: JpegDecoder | None = None
+    """Decoder of JPEGs that is faster than Pillow, if the runtime has one."""
+
+    @abstractmethod
+    def prepare(self, pixels: Pixels) -> Prepared:
+        """Resize a decoded image, uint8 (H, W, 3), or split it into views. Any number of threads may call."""
+
+    @abstractmethod
+    def logits(self, images: Sequence[Prepared]) -> Logits:
+        """Return the logits (B, 2) of prepared images in one batch."""
+
+    @abstractmethod
+    def view_logits(self, pixels: Pixels) -> ViewLogits:
+        """Return the logits of a decoded image and of each of its views; for a single view both are the same."""
+
+    @abstractmethod
+    def with_single_view(self) -> "BundleModel":
+        """Return the same model without its fusion of views."""

@@ -1,0 +1,112 @@
+"""The model of a bundle in PyTorch, the only module of inference that imports torch.
+
+Shapes: H, W pixels of an image; S pixels per side of the model's input; B images, V views.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from streetvision.bundle.format import Bundle, read_classifier_description, read_fusion_description
+from streetvision.bundle.model import BundleModel, Logits, Prepared, ViewLogits
+from streetvision.data.decode import decode_jpeg_fast
+from streetvision.data.image_file import Pixels
+from streetvision.io.tensors import load_into, load_state
+from streetvision.models.device import pick_device
+from streetvision.models.fused import FusedClassifier, Model, load_fused
+from streetvision.models.module import Classifier, build_classifier
+from streetvision.models.multi_view import Views
+from streetvision.models.views import Box, ViewArrays, plan_views
+
+
+class TorchModel(BundleModel):
+    """A classifier in PyTorch, with or without a fusion of views.
+
+    Args:
+        model: The classifier; it is moved to `device`.
+        device: Where the forward pass runs.
+    """
+
+    def __init__(self, model: Model, device: torch.device) -> None:
+        self.model, self.device = model.to(device).eval(), device
+        self.views_per_image, self.decode_jpeg = model.views_per_image, decode_jpeg_fast
+        if isinstance(model, FusedClassifier):
+            self.inference = model.description.mode
+
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier of single views."""
+        classifier = self.model.classifier if isinstance(self.model, FusedClassifier) else self.model
+        assert isinstance(classifier, Classifier)
+        return classifier
+
+    def prepare(self, pixels: Pixels) -> Prepared:
+        """Resize a decoded image, uint8 (H, W, 3), or split it into views."""
+        prepared = self.model.prepare(torch.from_numpy(pixels).permute(2, 0, 1))
+        if isinstance(prepared, Views):
+            return ViewArrays(*(part.numpy() for part in prepared))
+        return prepared.numpy()
+
+    @torch.inference_mode()
+    def logits(self, images: Sequence[Prepared]) -> Logits:
+        """Return the logits (B, 2) of prepared images in one batch."""
+        logits: Tensor = self.model(self._batch(images))
+        return logits.float().cpu().numpy()
+
+    @torch.inference_mode()
+    def view_logits(self, pixels: Pixels) -> ViewLogits:
+        """Return the logits of a decoded image and of each of its views."""
+        height, width, _ = pixels.shape
+        prepared = self.prepare(pixels)
+        if not isinstance(self.model, FusedClassifier) or not isinstance(prepared, ViewArrays):
+            logits = self.logits([prepared])
+            return ViewLogits(logits[0], (Box(0, 0, width, height),), logits, np.ones(1, dtype=np.float32))
+        output = self.model.forward_details(Views(*(torch.from_numpy(part)[None] for part in prepared)).to(self.device))
+        boxes = plan_views(height, width, self.model.description.views)
+        return ViewLogits(
+            output.logits[0].float().cpu().numpy(),
+            tuple(box for box, used in zip(boxes, prepared.mask, strict=True) if used),
+            output.view_logits[0].float().cpu().numpy()[prepared.mask],
+            output.weights[0].float().cpu().numpy()[prepared.mask],
+        )
+
+    def with_single_view(self) -> "TorchModel":
+        """Return the same classifier without its fusion of views."""
+        return TorchModel(self.classifier, self.device)
+
+    def _batch(self, images: Sequence[Prepared]) -> Tensor | Views:
+        """Stack prepared images on the device."""
+        tensors = [
+            Views(*map(torch.from_numpy, image)) if isinstance(image, ViewArrays) else torch.from_numpy(image)
+            for image in images
+        ]
+        batch: Tensor | Views = default_collate(tensors)
+        return batch.to(self.device)
+
+
+def load_torch_model(bundle: Bundle, *, threads: int | None = None) -> TorchModel:
+    """Load the PyTorch model of a bundle on the best device of this machine.
+
+    Args:
+        bundle: A bundle without a runtime.
+        threads: CPU threads of torch in the whole process; None leaves them as they are.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    classifier, fusion = load_classifier(bundle), read_fusion_description(bundle)
+    if fusion is None:
+        return TorchModel(classifier, pick_device())
+    weights = bundle.manifest.fusion_weights
+    fused = load_fused(classifier, fusion, None if weights is None else bundle.folder / weights)
+    return TorchModel(fused, pick_device())
+
+
+def load_classifier(bundle: Bundle) -> Classifier:
+    """Load the classifier of a bundle in PyTorch, on the CPU and in eval mode, without its fusion."""
+    checkpoint = bundle.folder / bundle.manifest.model_checkpoint
+    classifier = build_classifier(read_classifier_description(bundle))
+    load_into(classifier, load_state(checkpoint), source=str(checkpoint))
+    return classifier

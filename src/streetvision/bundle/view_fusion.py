@@ -1,0 +1,237 @@
+"""Fusion of the views of one image in NumPy, for runtimes without PyTorch; the same mathematics as `models.fusion`.
+
+Shapes: V views that are not masked, N views of the description, P width of a view's features, L latent width.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from scipy.special import erf, log_softmax, softmax
+
+from streetvision.contracts.errors import ArtifactError
+from streetvision.eval.counts import FloatArray
+from streetvision.models.config import FusionConfig, FusionDescription, FusionMode
+from streetvision.models.views import ViewArrays, view_distances
+
+MIN_LOG_ODDS = -80.0
+"""Lower bound of a view's log-odds in noisy_or; exp(-80) is practically 0."""
+DERIVATIVE_STEP = 1e-4
+LAYER_NORM_EPSILON = 1e-5
+
+
+class FusedViews(NamedTuple):
+    """Result of a fusion for one image."""
+
+    logits: FloatArray
+    """(2,)"""
+    weights: FloatArray
+    """(V,) influence of each view on the fused logits."""
+
+
+def simple_mean(logits: FloatArray, content: FloatArray, config: FusionConfig) -> FloatArray:  # noqa: ARG001
+    """Mean of the logits."""
+    mean: FloatArray = logits.mean(axis=0)
+    return mean
+
+
+def weighted_uncertainty(logits: FloatArray, content: FloatArray, config: FusionConfig) -> FloatArray:  # noqa: ARG001
+    """Mean of the logits, weighted by certainty: the softmax over views of -entropy / temperature."""
+    log_p = log_softmax(logits, axis=-1)
+    entropy = -(np.exp(log_p) * log_p).sum(axis=-1)  # (V,), nats
+    mean: FloatArray = softmax(-entropy / config.temperature) @ logits
+    return mean
+
+
+def content_aware(logits: FloatArray, content: FloatArray, config: FusionConfig) -> FloatArray:  # noqa: ARG001
+    """Mean of the logits, weighted by the fraction of each view that is not padding."""
+    mean: FloatArray = (content / content.sum()) @ logits
+    return mean
+
+
+def top_k(logits: FloatArray, content: FloatArray, config: FusionConfig) -> FloatArray:  # noqa: ARG001
+    """Mean of the logits of the k views with the highest log-odds of class 1."""
+    order = np.argsort(logits[:, 0] - logits[:, 1], kind="stable")
+    mean: FloatArray = logits[order[: config.k]].mean(axis=0)
+    return mean
+
+
+def max_evidence(logits: FloatArray, content: FloatArray, config: FusionConfig) -> FloatArray:
+    """Logits of the view with the highest log-odds of class 1."""
+    return top_k(logits, content, config.model_copy(update={"k": 1}))
+
+
+def noisy_or(logits: FloatArray, content: FloatArray, config: FusionConfig) -> FloatArray:  # noqa: ARG001
+    """Probability that at least one view is positive, if views are independent: p = 1 - prod(1 - p_v).
+
+    References:
+        Pearl 1988, Probabilistic Reasoning in Intelligent Systems, section 4.3.2.
+    """
+    if len(logits) == 1:
+        only_view: FloatArray = logits[0]
+        return only_view
+    log_odds = logits[:, 1] - logits[:, 0]
+    # -log(1 - p) = sum of softplus(log-odds). Below MIN_LOG_ODDS exp would round to 0 and its logarithm to -inf.
+    total = np.logaddexp(0, np.maximum(log_odds, MIN_LOG_ODDS)).sum()
+    # logit(p) = log(exp(total) - 1), in a form that does not overflow.
+    fused = total + np.log(-np.expm1(-total))
+    fused_logits: FloatArray = logits.mean() + np.array([-fused / 2, fused / 2])
+    return fused_logits
+
+
+FUSIONS: Mapping[FusionMode, Callable[[FloatArray, FloatArray, FusionConfig], FloatArray]] = MappingProxyType(
+    {
+        "simple_mean": simple_mean,
+        "weighted_uncertainty": weighted_uncertainty,
+        "content_aware": content_aware,
+        "top_k": top_k,
+        "max": max_evidence,
+        "noisy_or": noisy_or,
+    }
+)
+"""Name -> (logits (V, 2), content (V,), settings) -> fused logits (2,); the names of `models.fusion.FUSIONS`."""
+
+
+class ViewFusion:
+    """The fusion of a bundle.
+
+    Args:
+        description: How images are split into views and how these are fused.
+        feature_dim: P.
+        weights: File of a trained fusion in safetensors format; None for a fusion without parameters.
+
+    Raises:
+        ArtifactError: The weights are missing, damaged, or of another fusion.
+    """
+
+    def __init__(self, description: FusionDescription, feature_dim: int, weights: Path | None) -> None:
+        self.description = description
+        self._config = description.inference or FusionConfig()
+        self._weights: dict[str, NDArray[np.float32]] | None = None
+        if description.trained is not None:
+            if weights is None:
+                raise ArtifactError(f"fusion mode {description.mode} needs weights, but no file is given")
+            self._weights = _load_weights(weights, description, feature_dim)
+            self._distances = view_distances(description.views)
+
+    def __call__(self, features: NDArray[np.float32], logits: NDArray[np.float32], views: ViewArrays) -> FusedViews:
+        """Fuse the views of one image.
+
+        Args:
+            features: (V, P) of the views that are not masked.
+            logits: (V, 2) of the same views.
+            views: The N views of the image.
+        """
+        left, top, right, bottom = views.content[views.mask].T
+        content = (right - left) * (bottom - top) / views.pixels.shape[-1] ** 2  # the fraction that is not padding
+        exact = logits.astype(np.float64)
+        if self._weights is not None:
+            correction, weights = self._correction(features.astype(np.float64), content, np.flatnonzero(views.mask))
+            return FusedViews(exact.mean(axis=0) + correction, weights)
+        fuse = FUSIONS[self._config.mode]
+        return FusedViews(fuse(exact, content, self._config), self._influence(exact, content))
+
+    def _influence(self, logits: FloatArray, content: FloatArray) -> FloatArray:
+        """The derivative (V,) of the fused log-odds by the log-odds of each view, from central differences."""
+        fuse = FUSIONS[self._config.mode]
+        derivatives = np.empty(len(logits))
+        for view in range(len(logits)):
+            step = np.zeros_like(logits)
+            step[view] = (-DERIVATIVE_STEP / 2, DERIVATIVE_STEP / 2)
+            change = fuse(logits + step, content, self._config) - fuse(logits - step, content, self._config)
+            derivatives[view] = (change[1] - change[0]) / (2 * DERIVATIVE_STEP)
+        return derivatives
+
+    def _correction(
+        self, features: FloatArray, content: FloatArray, indices: NDArray[np.intp]
+    ) -> tuple[FloatArray, FloatArray]:
+        """The trained correction (2,) of the mean logits, and the weight (V,) of each view.
+
+        `indices` (V,) are the positions of the V views among the N views.
+        """
+        w = self._weights
+        assert w is not None
+        weights: FloatArray = softmax(w["view_scores"][indices] + w["content_slope"][indices] * content)
+        hidden = _gelu(_linear(_layer_norm(features, w, "encoder.0"), w, "encoder.1"))
+        encoded = _linear(hidden, w, "encoder.3")  # (V, L)
+        if "attention.slopes" in w:
+            encoded = encoded + self._attention(encoded, indices)
+        return _linear(weights @ encoded, w, "correction"), weights
+
+    def _attention(self, tokens: FloatArray, indices: NDArray[np.intp]) -> FloatArray:
+        """Self-attention over views (V, L), with the bias -slope * distance; see `CrossViewAttention`."""
+        w = self._weights
+        assert w is not None
+        slopes = np.logaddexp(0, w["attention.slopes"].astype(np.float64))  # softplus keeps them positive
+        views, width = tokens.shape
+        qkv = _linear(_layer_norm(tokens, w, "attention.norm"), w, "attention.qkv")
+        q, k, v = qkv.reshape(views, 3, len(slopes), -1).transpose(1, 2, 0, 3)  # (H, V, L / H) each
+        bias = -slopes[:, None, None] * self._distances[np.ix_(indices, indices)]
+        attention = softmax(q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]) + bias, axis=-1)
+        return _linear((attention @ v).swapaxes(0, 1).reshape(views, width), w, "attention.out")
+
+
+def inference_keys(state: Mapping[str, object]) -> list[str]:
+    """Return the keys of a TrainableCVFM state dict that prediction needs: all except the decoders."""
+    return [key for key in state if not key.startswith("decoder")]
+
+
+def _load_weights(path: Path, description: FusionDescription, feature_dim: int) -> dict[str, NDArray[np.float32]]:
+    assert description.trained is not None
+    count, width, heads = description.views.count, description.trained.latent_dim, description.trained.attention_heads
+    shapes: dict[str, tuple[int, ...]] = {
+        "encoder.0.weight": (feature_dim,),
+        "encoder.0.bias": (feature_dim,),
+        "encoder.1.weight": (width, feature_dim),
+        "encoder.1.bias": (width,),
+        "encoder.3.weight": (width, width),
+        "encoder.3.bias": (width,),
+        "view_scores": (count,),
+        "content_slope": (count,),
+        "correction.weight": (2, width),
+        "correction.bias": (2,),
+    }
+    if heads:
+        shapes |= {
+            "attention.norm.weight": (width,),
+            "attention.norm.bias": (width,),
+            "attention.qkv.weight": (3 * width, width),
+            "attention.qkv.bias": (3 * width,),
+            "attention.out.weight": (width, width),
+            "attention.out.bias": (width,),
+            "attention.slopes": (heads,),
+        }
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"cannot read {str(path)!r}: {error}", "export the bundle again") from error
+    actual = {key: value.shape for key, value in weights.items()}
+    if actual != shapes:
+        key = next(key for key in {**shapes, **actual} if shapes.get(key) != actual.get(key))
+        raise ArtifactError(
+            f"{str(path)!r} does not fit the fusion: {key} is {actual.get(key)}, expected {shapes.get(key)}",
+            "export the bundle again",
+        )
+    return weights
+
+
+def _linear(x: FloatArray, weights: Mapping[str, NDArray[np.float32]], name: str) -> FloatArray:
+    result: FloatArray = x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+    return result
+
+
+def _layer_norm(x: FloatArray, weights: Mapping[str, NDArray[np.float32]], name: str) -> FloatArray:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    scale = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
+    result: FloatArray = centred / scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    return result
+
+
+def _gelu(x: FloatArray) -> FloatArray:
+    result: FloatArray = 0.5 * x * (1 + erf(x / np.sqrt(2)))
+    return result
