@@ -223,7 +223,7 @@ def test_export_refuses_a_fusion_of_other_scores(trained, command):
     trained.manifest("phase6").unlink()
     code, _, err = command("train", f"run_dir={trained.output_dir}", "pipeline.phases=[phase6]", *MODES["cvfm_trained"])
     assert code == 2
-    assert "the chain does not close" in err
+    assert "do not belong together" in err
     assert "the policy was fitted on" in err
 
 
@@ -250,12 +250,14 @@ def test_another_runtime_predicts_every_view(fused_run, scenes, command, monkeyp
     assert code == 0, err
     original, exported = load_bundle(schema.export_dir), load_bundle(tmp_path / "onnx")
     assert exported.inference == "cvfm_trained"
+    assert "cvfm_weights.safetensors" in exported.manifest.files
     path = sorted((scenes / "images").iterdir())[0]
     expected_prediction, prediction = original.explain(path), exported.explain(path)
-    assert prediction.probability == pytest.approx(expected_prediction.probability, abs=1e-6)
+    # Pillow and torchvision round resized pixels differently.
+    assert prediction.probability == pytest.approx(expected_prediction.probability, abs=1e-3)
     for name in ("probability", "weight"):
         expected = [getattr(view, name) for view in expected_prediction.views]
-        assert [getattr(view, name) for view in prediction.views] == pytest.approx(expected, abs=1e-5)
+        assert [getattr(view, name) for view in prediction.views] == pytest.approx(expected, abs=1e-3)
     monkeypatch.setattr("streetvision.pipeline.runtime_export.check_parity", lambda *_, **__: None)
     monkeypatch.setattr("streetvision.pipeline.runtime_export.CALIBRATION_IMAGES", 4)
     code, _, err = command(*arguments, "openvino", "--precision", "int8", "--out", tmp_path / "int8")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from pydantic import ValidationError
+
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.policies import BundleManifest, RuntimeRef, ScrcPolicy, ThresholdPolicy
 from streetvision.io.atomic import open_atomic, write_json_atomic
@@ -93,8 +95,9 @@ def write_bundle(
             versions={**versions(), **extra_versions},
             digest="0" * 64,
         )
-    except ValueError as error:
-        raise ArtifactError(f"these artifacts do not belong together: {error}", "run all phases again") from error
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise ArtifactError(f"these artifacts do not belong together: {reason}", "run all phases again") from error
     manifest = manifest.model_copy(update={"digest": bundle_digest(manifest)})
     write_json_atomic(folder / BUNDLE_JSON, manifest.model_dump(mode="json"))
     return Bundle(folder, manifest)

@@ -126,8 +126,9 @@ class Predictor:
             UndecodableImage: A file is not an image, or exceeds the limits; it is a DataError.
             DataError: An array has another shape or type.
         """
-        several = [images] if _is_one_image(images) else images
-        batches = self.stream(cast("Iterable[ImageInput]", several), batch_size=batch_size)
+        single = isinstance(images, str | Path | bytes | Image.Image | np.ndarray) or _is_tensor(images)
+        several = cast("Iterable[ImageInput]", [images] if single else images)
+        batches = self.stream(several, batch_size=batch_size)
         return [prediction for batch in batches for prediction in batch]
 
     def stream(self, images: Iterable[ImageInput], *, batch_size: int = 64) -> Iterator[list[Prediction]]:
@@ -226,10 +227,6 @@ def load_bundle(path: str | Path, *, threads: int | None = None) -> Predictor:
         ConfigError: The runtime of the bundle is not installed.
     """
     return Predictor(read_bundle(Path(path)), threads=threads)
-
-
-def _is_one_image(images: object) -> bool:
-    return isinstance(images, str | Path | bytes | Image.Image | np.ndarray) or _is_tensor(images)
 
 
 def _is_tensor(value: object) -> "TypeGuard[Tensor]":

@@ -157,8 +157,9 @@ class ViewFusion:
         w = self._weights
         assert w is not None
         weights: FloatArray = softmax(w["view_scores"][indices] + w["content_slope"][indices] * content)
-        hidden = _gelu(_linear(_layer_norm(features, w, "encoder.0"), w, "encoder.1"))
-        encoded = _linear(hidden, w, "encoder.3")  # (V, L)
+        hidden = _linear(_layer_norm(features, w, "encoder.0"), w, "encoder.1")
+        activated = hidden * (1 + erf(hidden / np.sqrt(2))) / 2  # GELU
+        encoded = _linear(activated, w, "encoder.3")  # (V, L)
         if "attention.slopes" in w:
             encoded = encoded + self._attention(encoded, indices)
         return _linear(weights @ encoded, w, "correction"), weights
@@ -229,9 +230,4 @@ def _layer_norm(x: FloatArray, weights: Mapping[str, NDArray[np.float32]], name:
     centred = x - x.mean(axis=-1, keepdims=True)
     scale = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
     result: FloatArray = centred / scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-    return result
-
-
-def _gelu(x: FloatArray) -> FloatArray:
-    result: FloatArray = 0.5 * x * (1 + erf(x / np.sqrt(2)))
     return result
