@@ -20,6 +20,7 @@ from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine
 from streetvision.pipeline.phases import PHASES
+from tests.conftest import TINY_MODEL
 
 PHASES_OF_VIEWS = "pipeline.phases=[phase4c_cvfm,phase5,phase6]"
 GRID = ["phase4c.views.rows=1", "phase4c.views.columns=2", "phase5.folds=2"]
@@ -207,9 +208,8 @@ def test_another_mode_removes_the_weights_of_the_previous_mode(trained, command)
     assert code == 0, err
     assert not trained.cvfm_weights.exists()
     assert load_bundle(trained.export_dir).inference == "multiview_mean"
-    code, _, err = command(
-        "train", f"run_dir={trained.output_dir}", "pipeline.phases=[phase5,phase6]", "phase5.folds=2"
-    )
+    line = ["train", f"run_dir={trained.output_dir}", "pipeline.phases=[phase5,phase6]", "phase5.folds=2"]
+    code, _, err = command(*line, "phase4c=single_view")
     assert code == 0, err
     assert load_bundle(trained.export_dir).inference == "single_view"
 
@@ -263,3 +263,48 @@ def test_another_runtime_predicts_every_view(fused_run, scenes, command, monkeyp
     code, _, err = command(*arguments, "openvino", "--precision", "int8", "--out", tmp_path / "int8")
     assert code == 0, err
     assert load_bundle(tmp_path / "int8").manifest.runtime.calibration_images == 4
+
+
+@only_trained
+@pytest.mark.parametrize("phases", ["[phase5]", "[phase6]", "[phase5,phase6]", "[phase1,phase2,phase5,phase6]"])
+def test_later_phases_use_the_fusion_of_the_run(trained, command, phases):
+    """A fusion that the run has is neither left out of the calibration nor of the bundle."""
+    line = ["train", f"run_dir={trained.output_dir}", "phase5.folds=2"]
+    code, _, err = command(*line, "pipeline.phases=[phase5,phase6]", "phase4c=single_view")
+    assert code == 0, err
+    settings = TINY_MODEL if "phase1" in phases else []
+    code, out, err = command(*line, f"pipeline.phases={phases}", *settings)
+    assert code == 0, err
+    assert "fusion of this run" in out
+    assert read_json(trained.scrc_params_json)["scores"] == read_json(trained.cvfm_scores_json)["reference"]
+    if "phase6" in phases:
+        assert load_bundle(trained.export_dir).inference == "cvfm_trained"
+
+
+@only_trained
+def test_a_new_model_gets_a_new_fusion(trained, command):
+    before = sha256_file(trained.cvfm_weights)
+    line = ["train", f"run_dir={trained.output_dir}", *TINY_MODEL, "training.epochs=3"]
+    code, _, err = command(*line, "pipeline.phases=[phase1]")
+    assert code == 0, err
+    code, _, err = command(*line, "pipeline.phases=[phase5]")
+    assert (code, "pipeline.phases=[phase4c_cvfm,phase5]" in err.replace("\n", "")) == (2, True), err
+    code, _, err = command(*line)
+    assert code == 0, err
+    assert sha256_file(trained.cvfm_weights) != before
+    assert load_bundle(trained.export_dir).inference == "cvfm_trained"
+
+
+@only_trained
+def test_the_summary_lists_what_the_model_contains(trained, command):
+    line = ["train", f"run_dir={trained.output_dir}", "pipeline.phases=[phase5,phase6]", "phase5.folds=2"]
+    _, out, _ = command(*line)
+    assert str(trained.cvfm_config_json) in out
+    _, out, _ = command(*line, "phase4c=single_view")
+    assert str(trained.cvfm_config_json) not in out
+    assert str(trained.export_dir) in out
+    _, out, _ = command(
+        "train", f"run_dir={trained.output_dir}", *TINY_MODEL, "pipeline.phases=[phase1]", "training.epochs=3"
+    )
+    assert str(trained.phase1_checkpoint) in out
+    assert str(trained.export_dir) not in out

@@ -193,6 +193,34 @@ def test_another_run_starts_from_the_configured_checkpoint(adapted, scenes, tmp_
     assert "phase1 needs phase4a_explora/explora_checkpoint.pth of phase4a_explora" in err
 
 
+def test_phase_1_alone_starts_from_the_adaptation_of_the_run(adapted, scenes, tmp_path, command):
+    run = ArtifactSchema(shutil.copytree(adapted.output_dir, tmp_path / "run"))
+    line = ["train", f"run_dir={run.output_dir}", *SHORT, "pipeline.phases=[phase1]"]
+    before = sha256_file(run.phase1_checkpoint)
+    code, out, err = command(*line)
+    assert code == 0, err
+    assert "adapted backbone of this run" in out
+    assert str(run.explora_checkpoint) in out
+    assert sha256_file(run.phase1_checkpoint) == before
+    code, out, err = command(*line, "model.init_from_explora=false")
+    assert code == 0, err
+    assert sha256_file(run.phase1_checkpoint) != before
+    assert str(run.explora_checkpoint) not in out
+
+
+def test_phase_1_trains_again_after_another_adaptation(adapted, scenes, tmp_path, command):
+    run = ArtifactSchema(shutil.copytree(adapted.output_dir, tmp_path / "run"))
+    line = ["train", f"run_dir={run.output_dir}", *SHORT]
+    before = sha256_file(run.phase1_checkpoint)
+    code, _, err = command(*line, "pipeline.phases=[phase4a_explora]", "phase4a.seed=9")
+    assert code == 0, err
+    code, _, err = command(*line, "pipeline.phases=[phase2]")  # its scores are of the earlier adaptation
+    assert (code, "explora_checkpoint.pth" in err) == (2, True)
+    code, _, err = command(*line, "pipeline.phases=[phase1]")
+    assert code == 0, err
+    assert sha256_file(run.phase1_checkpoint) != before
+
+
 @pytest.mark.parametrize("split", [Split.VAL_CALIB, Split.VAL_TEST])
 def test_phase4a_may_not_open_calibration_and_test_splits(split):
     with pytest.raises(LeakageError, match=split.value):

@@ -65,7 +65,7 @@ class ModelConfig(Section):
     head: AnyHeadConfig = LinearHeadConfig()
     """The classification head."""
     init_from_explora: bool | None = None
-    """Start from the backbone that phase4a_explora adapted; null: if that phase is among pipeline.phases."""
+    """Start from the backbone that phase4a_explora adapted; null: if it is in pipeline.phases or this run has one."""
     explora_checkpoint_path: Path | None = None
     """Start from this explora_checkpoint.pth of another run."""
     multiview: Annotated[MultiViewConfig, RESULT_NEUTRAL] = MultiViewConfig()

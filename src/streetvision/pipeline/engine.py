@@ -142,6 +142,12 @@ class Engine:
             raise ArtifactError(
                 f"{str(path)!r} was changed or removed after {maker.id} wrote it", f"make it again with {rerun}"
             )
+        # An evaluation takes a finished run as it is.
+        evaluates = Split.VAL_TEST in MAY_OPEN.get(phase.id, frozenset())
+        if not evaluates and (changed := changed_input(self.schema, self.phases, maker.id)) is not None:
+            raise ArtifactError(
+                f"{short} was made from an earlier {changed}, which has changed since", f"make it again with {rerun}"
+            )
         return short, recorded
 
     def _unchanged(self, phase: Phase, inputs: Mapping[str, FileDigest], external: str | None) -> StepManifest | None:
@@ -162,3 +168,11 @@ class Engine:
             and set(manifest.outputs) >= {relative(self.schema.path(name), root) for name in phase.outputs}
         )
         return manifest if unchanged else None
+
+
+def changed_input(schema: ArtifactSchema, phases: Mapping[str, Phase], phase: str) -> str | None:
+    """Return an input of a finished phase that another phase has made again since, or None."""
+    manifests = [schema.manifest(name) for name in phases if schema.manifest(name).is_file()]
+    present = {name: digest for path in manifests for name, digest in read_manifest(path).outputs.items()}
+    inputs = read_manifest(schema.manifest(phase)).inputs
+    return next((name for name, digest in inputs.items() if present.get(name, digest) != digest), None)

@@ -5,23 +5,25 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from streetvision.bundle.format import bundle_folder, read_bundle
+from streetvision.calibration.config import MAC_CAL
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Phase
 from streetvision.contracts.progress import Silent
 from streetvision.data.config import DataConfig
-from streetvision.io.atomic import read_json
+from streetvision.io.atomic import read_json, sha256_file
 from streetvision.io.lock import run_lock
-from streetvision.io.manifests import read_manifest
+from streetvision.io.manifests import read_manifest, relative
 from streetvision.io.validators import validate_json
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.engine import Engine, needs_data, phase_order
+from streetvision.pipeline.engine import Engine, changed_input, needs_data, phase_order
 from streetvision.pipeline.phases import PHASES
 from streetvision.pipeline.settings import RunConfig, without_effect
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
+from streetvision.training.config import AnyCvfmConfig, CvfmConfig
 from streetvision.training.distributed import (
     broadcast,
     check_world_size,
@@ -45,8 +47,9 @@ def launch_training(config: RunConfig, *, console: Console, only: Collection[str
         if rank_and_world_size()[0] > 0:
             return _run_worker(console)
         config = resolve_run_config(config, console=console)
-        broadcast(config)
         schema = ArtifactSchema(config.root)
+        config = use_earlier_results(config, schema, console=console)
+        broadcast(config)
         is_drawn = config.data.root is None or _same_path(config.data.root, str(schema.scenes_dir))
         if needs_data(config.pipeline.phases) and config.model.backbone.source == "embedded" and not is_drawn:
             console.warn(
@@ -171,6 +174,42 @@ def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
 
 
+def use_earlier_results(config: RunConfig, schema: ArtifactSchema, *, console: Console) -> RunConfig:
+    """Return the configuration with the adaptation and the fusion that the run already has, and print their use.
+
+    A later phase uses both, unless the command chooses otherwise with model.init_from_explora or phase4c. The engine
+    checks that they were made from the present inputs.
+    """
+    phases, model = config.pipeline.phases, config.model
+    adapted = schema.manifest("phase4a_explora").is_file() and not config.adapts
+    chosen = {"model.init_from_explora", "model.explora_checkpoint_path"} & config.overrides.keys()
+    if adapted and "phase1" in phases and not chosen and model.init_from_explora is None:
+        console.line("uses", "the adapted backbone of this run (model.init_from_explora=false: the original one)")
+        config = config.model_copy(update={"model": model.model_copy(update={"init_from_explora": True})})
+
+    fused = schema.manifest("phase4c_cvfm").is_file() and "phase4c_cvfm" not in phases
+    calibrates = {"phase5", "phase6"} & set(phases)
+    if not fused or not calibrates or any(key.partition(".")[0] == "phase4c" for key in config.overrides):
+        return config
+    if config.phase6.policy == "threshold" or config.phase5.method == MAC_CAL:
+        choice = "phase6.policy=threshold" if config.phase6.policy == "threshold" else f"phase5.method={MAC_CAL}"
+        console.line("uses", f"a single view, as {choice} has no fusion; the fusion of this run is not exported")
+        return config
+    console.line("uses", "the fusion of this run (phase4c=single_view: none)")
+    recorded = read_manifest(schema.manifest("phase4c_cvfm")).config.get("CvfmConfig")
+    try:
+        fusion: CvfmConfig = TypeAdapter(AnyCvfmConfig).validate_python(recorded)
+    except ValidationError as error:
+        raise ArtifactError(
+            f"{str(schema.manifest('phase4c_cvfm'))!r} does not record the fusion of this run",
+            "make it again with pipeline.phases=[phase4c_cvfm,phase5,phase6]",
+        ) from error
+    # An unchanged phase is skipped. A new classifier needs a new fusion, and a bundle the calibration of the fusion.
+    added = [*(["phase4c_cvfm"] if "phase1" in phases else []), *(["phase5"] if "phase6" in phases else [])]
+    pipeline = config.pipeline.model_copy(update={"phases": tuple(dict.fromkeys([*phases, *added]))})
+    return config.model_copy(update={"phase4c": fusion, "pipeline": pipeline})
+
+
 def _same_path(first: str, second: str) -> bool:
     return first == second or Path(first).expanduser().absolute() == Path(second).expanduser().absolute()
 
@@ -209,17 +248,35 @@ def evaluation_lines(schema: ArtifactSchema) -> list[str]:
 
 
 def print_artifact_paths(schema: ArtifactSchema, console: Console) -> None:
-    """Print the paths of the main artifacts that exist."""
+    """Print the paths of the main artifacts that belong to the present model."""
+    phase1 = schema.manifest("phase1")
+    adapted = relative(schema.explora_checkpoint, schema.output_dir)
+    is_adapted = phase1.is_file() and adapted in read_manifest(phase1).inputs
     console.text()
-    for label, path in (
-        ("run", schema.output_dir),
-        ("adapted", schema.explora_checkpoint),
-        ("model", schema.phase1_checkpoint),
-        ("threshold", schema.thresholds_json),
-        ("calibration", schema.scrc_params_json),
-        ("bundle", schema.export_dir),
-        ("archive", schema.bundle_archive),
-        ("report", schema.report_html),
+    console.line("run", str(schema.output_dir))
+    for label, path, phase in (
+        ("adapted", schema.explora_checkpoint, "phase4a_explora" if is_adapted else None),
+        ("model", schema.phase1_checkpoint, "phase1"),
+        ("threshold", schema.thresholds_json, "phase2"),
+        ("fusion", schema.cvfm_config_json, "phase4c_cvfm" if _bundle_is_fused(schema) else None),
+        ("calibration", schema.scrc_params_json, "phase5"),
+        ("bundle", schema.export_dir, "phase6"),
+        ("archive", schema.bundle_archive, "phase6"),
+        ("report", schema.report_html, "evaluate"),
     ):
-        if path.exists():
+        if phase is not None and path.exists() and _is_current(schema, phase):
             console.line(label, str(path))
+
+
+def _bundle_is_fused(schema: ArtifactSchema) -> bool:
+    return (schema.export_dir / schema.cvfm_config_json.name).is_file()
+
+
+def _is_current(schema: ArtifactSchema, phase: str) -> bool:
+    """Whether a phase has finished, and no phase has changed its inputs since."""
+    manifest = schema.manifest(phase)
+    if not manifest.is_file() or changed_input(schema, PHASES, phase) is not None:
+        return False
+    if phase != "evaluate":
+        return True
+    return schema.bundle_json.is_file() and read_manifest(manifest).external_sha256 == sha256_file(schema.bundle_json)
