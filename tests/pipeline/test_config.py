@@ -128,12 +128,11 @@ def test_an_unknown_key_suggests_the_nearest_keys_or_those_of_its_section(key, h
 @pytest.mark.parametrize(
     ("overrides", "key", "choice"),
     [
-        (["training.mixed_precision.enabled=true"], "training.mixed_precision.enabled", "training.mode=frozen"),
         (["training.layer_decay=0.5"], "training.layer_decay", "training.mode=frozen"),
         (["training.adapter.rank=4"], "training.adapter.rank", "training.mode=frozen"),
         (["training=full", "training.adapter.rank=4"], "training.adapter.rank", "training.mode=full"),
         (["training=peft", "training.layer_decay=0.5"], "training.layer_decay", "training.mode=peft"),
-        (["training.gradient_accumulation_steps=3"], "training.gradient_accumulation_steps", "training.mode=frozen"),
+        (["training.micro_batch_size=8"], "training.micro_batch_size", "training.mode=frozen"),
         (["phase4b=dora"], "training.adapter", "training.mode=frozen"),
         (["training.loss.gamma=1"], "training.loss.gamma", "training.loss.name=cross_entropy"),
         (["model.head.hidden=64"], "model.head.hidden", "model.head.kind=linear"),
@@ -187,7 +186,7 @@ def test_the_hint_names_the_choices_that_have_the_setting():
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["training=full", "training.gradient_accumulation_steps=3"], ["training.batch_size=32", "multiple of 3"]),
+        (["training=full", "training.micro_batch_size=5"], ["training.batch_size=32", "training.micro_batch_size=5"]),
         ([ADAPT, "training=full", "phase4a.batch_size=15", "hardware.devices=2"], ["phase4a.batch_size=15"]),
         (["training=full", *FSDP, "training.ema_decay=0.9"], ["fsdp", "training.ema_decay"]),
         (["training=full", *FSDP, "hardware.compile=true"], ["fsdp", "hardware.compile"]),

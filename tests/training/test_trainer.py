@@ -26,7 +26,9 @@ def run(config, *, train=None, select=None, model=None, scales=None, hardware=No
     train = train or blobs(200, seed=1)
     fitted = fit(
         model,
-        FeatureBatches(*train, batch_size=config.batch_size, seed=config.seed, micro_batches=config.micro_batches),
+        FeatureBatches(
+            *train, batch_size=config.effective_batch_size, seed=config.seed, micro_batches=config.micro_batches
+        ),
         FeatureBatches(*(select or blobs(100, seed=2)), batch_size=64),
         config=config,
         hardware=hardware,
@@ -115,11 +117,23 @@ def test_the_bar_advances_once_per_step():
     assert set(ticks) == {(steps, "train")}
 
 
-def test_accumulation_gives_the_same_step():
+def test_micro_batches_give_the_same_step():
     config = FullConfig(epochs=6, learning_rate=0.05, mixed_precision=FP32)
-    full, parts = (run(config.model_copy(update={"gradient_accumulation_steps": n}))[1] for n in (1, 4))
+    full, parts = (run(config.model_copy(update={"micro_batch_size": n}))[1] for n in (None, 8))
     for name, value in full.last.items():
         torch.testing.assert_close(parts.last[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_enlarges_the_batch():
+    """Four batches of eight rows make the step of one batch of 32 rows."""
+    config = FullConfig(epochs=6, learning_rate=0.05, mixed_precision=FP32)
+    full, small, accumulated = (
+        run(config.model_copy(update={"batch_size": rows, "gradient_accumulation_steps": steps}))[1]
+        for rows, steps in ((32, 1), (8, 1), (8, 4))
+    )
+    for name, value in full.last.items():
+        torch.testing.assert_close(accumulated.last[name], value, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(small.last["weight"], full.last["weight"], atol=1e-3)
 
 
 def test_gradient_clipping_changes_the_steps():

@@ -1,6 +1,6 @@
 """Transforms of images before the model: random for training, deterministic for evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,18 +17,20 @@ Transform = Callable[[Tensor], Any]
 BatchTransform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(images (B, 3, S, S), labels (B,)) -> images, and labels (B,) or class probabilities (B, 2)."""
 N_CLASSES = 2
+IMAGE_SIZE = 224
 
 
-def get_train_transforms(config: AugmentationConfig, *, image_size: int) -> Transform:
+def get_train_transforms(config: AugmentationConfig | Mapping[str, Any], *, image_size: int = IMAGE_SIZE) -> Transform:
     """Return the random transform of training images; it draws from torch's global generator.
 
     Args:
-        config: Which transforms are used, and how strong they are.
+        config: Which transforms are used, and how strong they are; or a mapping of fields of AugmentationConfig.
         image_size: Pixels per side of the result.
 
     Returns:
         Function uint8 (3, H, W) -> uint8 (3, image_size, image_size).
     """
+    config = AugmentationConfig.model_validate(config)
     low, high = config.crop_scale
     jitter = config.color_jitter
     crop = v2.RandomResizedCrop(
@@ -63,7 +65,7 @@ def get_batch_transform(config: AugmentationConfig, *, image_size: int, patch_si
     return BatchAugment(mixers, sizes)
 
 
-def get_val_transforms(*, image_size: int, validator_level: Level | None = None) -> Transform:
+def get_val_transforms(*, image_size: int = IMAGE_SIZE, validator_level: Level | None = None) -> Transform:
     """Return the deterministic transform of evaluation images.
 
     Args:

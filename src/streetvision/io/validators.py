@@ -41,19 +41,25 @@ class PolicyValidator:
 
     def validate(self, path: Path) -> ThresholdPolicy | ScrcPolicy:
         """Return the policy in `path`; raises ArtifactError that names the file and the first invalid field."""
+        if path.suffix == ".pkl":
+            raise ArtifactError(
+                f"{str(path)!r} is a pickle, which can run code and is never read here",
+                f"use {str(path.with_suffix('.json'))!r}, which has the same content",
+            )
         return _validate(path, self._adapter)
 
 
 class BundleValidator:
     """Validates a bundle folder: bundle.json, then the digest of every file."""
 
-    def validate(self, folder: Path) -> BundleManifest:
-        """Return the manifest of the bundle in `folder`.
+    def validate(self, bundle: Path) -> BundleManifest:
+        """Return the manifest of a bundle, given its folder or its bundle.json.
 
         Raises:
             ArtifactError: bundle.json is invalid or modified; a file is missing, modified or not listed; or the bundle
                 exceeds the limits of size.
         """
+        folder = bundle.parent if bundle.name == "bundle.json" else bundle
         path = folder / "bundle.json"
         self._check_readable(path)
         manifest = validate_json(path, BundleManifest)

@@ -24,6 +24,7 @@ from streetvision.pipeline.settings import RunConfig, all_settings, unknown_sett
 Tree = dict[str, Any]
 """Settings by name, nested by section."""
 CVFM_CHOICE = "model.multiview.cvfm.mode"
+STANCE = "hardware.compiler.stance"
 
 
 def compose_config(
@@ -195,7 +196,10 @@ def _config_error(error: ValidationError, values: Mapping[str, object]) -> Confi
         return no_effect(key, f"{choice}={place.tag}", f"set {choice}={' or '.join(allowed)}")
     if first["type"] == "union_tag_invalid":
         choice = context["discriminator"].strip("'")
-        return unknown_name(f"{place.key}.{choice}", context["tag"], re.findall(r"'([^']*)'", context["expected_tags"]))
+        allowed = re.findall(r"'([^']*)'", context["expected_tags"])
+        return _unknown_choice(f"{place.key}.{choice}", context["tag"], allowed)
+    if (place.key, given) == (STANCE, "performance"):
+        return ConfigError(f"torch.compile has no stance {given!r}", f"set {STANCE}=default")
     if first["type"] == "literal_error" and isinstance(given, str) and not others:
         return unknown_name(place.key, given, re.findall(r"'([^']*)'", context["expected"]))
     if cause := context.get("error"):
@@ -206,6 +210,18 @@ def _config_error(error: ValidationError, values: Mapping[str, object]) -> Confi
     unquoted = first["type"] == "string_type" and isinstance(given, bool | int | float)
     hint = "put the value in quotes: YAML reads yes, no, on, off and numbers as other types" if unquoted else None
     return ConfigError(f"{place.key}={given!r}: {message}", hint)
+
+
+def _unknown_choice(key: str, value: str, allowed: Sequence[str]) -> ConfigError:
+    """Return the error for an unknown choice; the hint names another setting of the section that has such a value."""
+    section = key.rpartition(".")[0]
+    for other in all_settings().values():
+        if other.key.startswith(f"{section}.") and value in get_args(other.type):
+            choices = [choice for choice in other.models if choice]
+            return ConfigError(
+                f"there is no {key} {value!r}", f"set {' '.join([*choices[:1], f'{other.key}={value}'])}"
+            )
+    return unknown_name(key, value, allowed)
 
 
 class _Place:

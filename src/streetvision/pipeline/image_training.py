@@ -69,10 +69,10 @@ def _train_loader(
     )
     order = EpochBatchSampler(
         len(rows),
-        batch_size=config.batch_size,
+        batch_size=config.effective_batch_size,
         shuffle=True,
         seed=config.seed,
-        micro_batches=config.gradient_accumulation_steps,
+        micro_batches=config.micro_batches,
         rank_and_world_size=rank_and_world_size(),
     )
     return ImageLoader(dataset, order, workers=loader.worker_count, mix=mix)

@@ -14,7 +14,14 @@ from streetvision.contracts.settings import Section, Seed, common_base, no_effec
 from streetvision.data.config import AugmentationConfig, DataConfig, LoaderConfig
 from streetvision.models.config import HardwareConfig, ModelConfig
 from streetvision.synthetic.scenes import SceneConfig
-from streetvision.training.config import AnyCvfmConfig, AnyTrainingConfig, FrozenConfig, LearningConfig, MacCalConfig
+from streetvision.training.config import (
+    AnyCvfmConfig,
+    AnyTrainingConfig,
+    FinetuningConfig,
+    FrozenConfig,
+    LearningConfig,
+    MacCalConfig,
+)
 from streetvision.training.ssl.config import AnyExPLoRAConfig
 
 
@@ -189,11 +196,18 @@ class RunConfig(Section):
         for name, training in trainings.items():
             # A head on cached features is fitted in one process.
             processes = 1 if isinstance(training, FrozenConfig) else self.hardware.processes
-            if training.batch_size % (training.micro_batches * processes):
+            key, rows = "batch_size", training.batch_size
+            if isinstance(training, FinetuningConfig) and training.micro_batch_size is not None:
+                key, rows = "micro_batch_size", training.micro_batch_size
+                if training.batch_size % rows:
+                    raise ConfigError(
+                        f"{name}.micro_batch_size={rows} does not divide {name}.batch_size={training.batch_size}",
+                        f"set {name}.micro_batch_size to a divisor of {training.batch_size}",
+                    )
+            if rows % processes:
                 raise ConfigError(
-                    f"{name}.batch_size={training.batch_size} is not a multiple of "
-                    f"{training.micro_batches} gradient_accumulation_steps times {processes} processes",
-                    f"set {name}.batch_size to a multiple of {training.micro_batches * processes}",
+                    f"{name}.{key}={rows} is not a multiple of the {processes} processes",
+                    f"set {name}.{key} to a multiple of {processes}",
                 )
             if training.tracker == "none" and not training.tracker_offline:
                 raise no_effect(f"{name}.tracker_offline", f"{name}.tracker=none", f"set {name}.tracker=wandb")
@@ -295,10 +309,43 @@ def without_effect(keys: Iterable[str], read: Collection[type[BaseModel]]) -> li
     return sorted(key for key in keys if key != "run_dir" and key.partition(".")[0] not in known)
 
 
+OTHER_NAMES = {
+    "training.compile": "hardware.compile",
+    "training.compile_mode": "hardware.compiler.mode",
+    "compile_mode": "hardware.compiler.mode",
+    "hardware.compile_mode": "hardware.compiler.mode",
+    "training.precision": "training.mixed_precision.enabled",
+    "trainer.precision": "training.mixed_precision.enabled",
+    "accumulate_grad_batches": "training.gradient_accumulation_steps",
+    "trainer.accumulate_grad_batches": "training.gradient_accumulation_steps",
+    "training.accumulate": "training.gradient_accumulation_steps",
+    "training.dora": "training.adapter.use_dora",
+    "phase4a.epochs": "phase4a.num_epochs",
+    "phase4c.num_epochs": "phase4c.epochs",
+    "training.num_epochs": "training.epochs",
+    "phase6.compression": "phase6.archive",
+    "evaluation.n_bootstrap": "evaluation.n_resamples",
+}
+"""Keys that other programs use, or that a reader of the specification may expect -> the setting."""
+OTHER_PARTS = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size", "num_epochs": "epochs"}
+"""Last parts of keys -> as they are called here."""
+
+
 def unknown_setting(key: str, groups: Collection[str]) -> ConfigError:
-    """Return the error for a key that does not exist. It suggests similar keys, else lists those of the section."""
+    """Return the error for a key that does not exist, with one kind of hint.
+
+    In this order: keys that start or end with it, the setting that other programs call so, similar keys, the keys of
+    its section, the sections.
+    """
     known = [*groups, *_ALL]
     message = f"{key} is not a setting"
+    if key in OTHER_NAMES:
+        return ConfigError(message, f"did you mean {OTHER_NAMES[key]}?")
+    # phase4a_explora.rank: the id of a phase instead of its section; training.lr: a short form of the last part
+    section, dot, name = key.rpartition(".")
+    for other in (f"{section.partition('_')[0]}{dot}{name}", f"{section}{dot}{OTHER_PARTS.get(name, name)}"):
+        if other in _ALL:
+            return ConfigError(message, f"did you mean {other}?")
     prefixed = [name for name in known if name.startswith(key) or name.endswith(f".{key}")]
     if similar := prefixed or _similar(key, known):
         more = f" and {len(similar) - 8} more" if len(similar) > 8 else ""

@@ -41,7 +41,10 @@ class LearningConfig(Section):
     """What every training with gradients has: batches, optimizer, tracking."""
 
     batch_size: Count
-    """Rows per optimizer step, over all processes."""
+    """Rows per batch, over all processes."""
+    gradient_accumulation_steps: Count = 1
+    """Batches per optimizer step: the effective batch has batch_size times as many rows. A contrastive loss compares
+    within a batch only."""
     learning_rate: Rate
     """Peak learning rate of AdamW."""
     weight_decay: NonNegative = 0.01
@@ -56,6 +59,8 @@ class LearningConfig(Section):
     """wandb: write files to the run folder for a later `wandb sync`; mlflow: use a file store there."""
     seed: Seed = 0
     """Seed of initial weights, row order and augmentation."""
+    mixed_precision: MixedPrecisionConfig = MixedPrecisionConfig()
+    """bf16 or fp32."""
 
     @property
     def max_epochs(self) -> int:
@@ -64,13 +69,18 @@ class LearningConfig(Section):
 
     @property
     def precision(self) -> PrecisionName:
-        """Precision of the steps. Heads on cached features train in fp32."""
-        return "fp32"
+        """Precision of the steps."""
+        return self.mixed_precision.precision
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Rows per optimizer step, over all processes."""
+        return self.batch_size * self.gradient_accumulation_steps
 
     @property
     def micro_batches(self) -> int:
         """Forward passes per optimizer step."""
-        return 1
+        return self.gradient_accumulation_steps
 
     @property
     def checkpoint_interval(self) -> int | None:
@@ -81,23 +91,8 @@ class LearningConfig(Section):
 class BackboneLearningConfig(LearningConfig):
     """What a training through the backbone has in addition."""
 
-    gradient_accumulation_steps: Count = 1
-    """Parts into which a batch is split to save memory. The step stays the same, except that a contrastive loss
-    compares within a part only."""
     checkpoint_every_n_steps: Annotated[int, RESULT_NEUTRAL] = Field(default=200, ge=1)
     """Optimizer steps between the checkpoints from which an interrupted run resumes; each epoch also writes one."""
-    mixed_precision: MixedPrecisionConfig = MixedPrecisionConfig()
-    """bf16 or fp32."""
-
-    @property
-    def precision(self) -> PrecisionName:
-        """Precision of the steps."""
-        return self.mixed_precision.precision
-
-    @property
-    def micro_batches(self) -> int:
-        """Forward passes per optimizer step."""
-        return self.gradient_accumulation_steps
 
     @property
     def checkpoint_interval(self) -> int | None:
@@ -134,10 +129,21 @@ class FrozenConfig(TrainingConfig):
     epochs: Count = 40
     batch_size: Count = 256
     learning_rate: Rate = 3e-3
+    mixed_precision: MixedPrecisionConfig = MixedPrecisionConfig(enabled=False)
+    """Precision of the head's steps; the features are computed in fp32."""
 
 
 class FinetuningConfig(BackboneLearningConfig, TrainingConfig):
     """Training on augmented images, through the backbone."""
+
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Rows per forward pass, over all processes: a divisor of batch_size. It saves memory and gives the same step;
+    null: batch_size."""
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes per optimizer step."""
+        return self.effective_batch_size // (self.micro_batch_size or self.batch_size)
 
 
 class PeftConfig(FinetuningConfig):

@@ -67,7 +67,7 @@ def trained(rows, settings, *, workers=0, **options):
     )
     shuffled = {"shuffle": True, "parts": settings.gradient_accumulation_steps, "workers": workers}
     seed_all(1)
-    with loader(rows[:32], pairs, settings.batch_size, **shuffled) as batches:
+    with loader(rows[:32], pairs, settings.effective_batch_size, **shuffled) as batches:
         monitor.resumed_step = train_module(
             module, batches, None, epoch_logger=monitor, options=TrainerOptions(Silent(), **options)
         )
@@ -151,7 +151,9 @@ def test_the_cache_embeds_at_most_one_chunk_of_views(rows, monkeypatch):
 
 def test_accumulation_changes_the_step_of_a_contrastive_loss_but_not_of_byol(rows):
     for method, same in (("simclr", False), ("byol", True)):
-        whole, parts = (trained(rows, config(method=method, gradient_accumulation_steps=n))[0] for n in (1, 2))
+        settings = config(method=method)
+        halves = {"batch_size": settings.batch_size // 2, "gradient_accumulation_steps": 2}
+        whole, parts = (trained(rows, s)[0] for s in (settings, config(method=method, **halves)))
         differences = [
             (trained_parameters(parts)[name] - value).abs().max() for name, value in trained_parameters(whole).items()
         ]

@@ -95,7 +95,13 @@ def _fit_head(classifier: Classifier, config: TrainingConfig, context: Context, 
     names = [row.path for row in context.rows(Split.TRAIN)]
     return fit(
         classifier.head,
-        FeatureBatches(*train, batch_size=config.batch_size, seed=config.seed, names=names),
+        FeatureBatches(
+            *train,
+            batch_size=config.effective_batch_size,
+            micro_batches=config.micro_batches,
+            seed=config.seed,
+            names=names,
+        ),
         FeatureBatches(*select, batch_size=SELECT_BATCH),
         config=config,
         options=TrainerOptions(context.progress, loggers),

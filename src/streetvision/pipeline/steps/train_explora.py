@@ -165,10 +165,10 @@ def _train(
         )
         sampler = EpochBatchSampler(
             len(loader_rows),
-            batch_size=config.batch_size,
+            batch_size=config.effective_batch_size if training else config.batch_size,
             shuffle=training,
             seed=config.seed,
-            micro_batches=config.gradient_accumulation_steps if training else 1,
+            micro_batches=config.micro_batches if training else 1,
             rank_and_world_size=rank_of,
         )
         return ImageLoader(images, sampler, workers=loader.worker_count)
