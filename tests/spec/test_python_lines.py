@@ -1,7 +1,6 @@
 """The Python lines of the specification, with the package prefix."""
 
 import inspect
-import subprocess
 import sys
 from pathlib import Path
 
@@ -239,6 +238,12 @@ def test_the_compiler_searches_the_longest():
     assert (compiler.mode, compiler.fullgraph, compiler.dynamic) == ("max-autotune", True, False)
 
 
+def parts_of(transform):
+    for part in getattr(transform, "transforms", ()):
+        yield part
+        yield from parts_of(part)
+
+
 @spec(49, 50, 57, 61, 62, 63, 64, 65, 201)
 def test_the_transforms_come_from_the_configuration():
     line = (
@@ -255,7 +260,7 @@ def test_the_transforms_come_from_the_configuration():
     ]
     transform = get_train_transforms(compose_config(["training=peft", *changes]).augmentation)
     assert isinstance(transform, v2.Compose)
-    kinds = {type(part) for part in nn.Module.modules(transform)}
+    kinds = {type(part) for part in parts_of(transform)}
     assert {v2.TrivialAugmentWide, v2.AugMix, v2.RandomErasing} <= kinds
     image = torch.randint(0, 255, (3, 96, 128), dtype=torch.uint8)
     assert transform(image).shape == get_val_transforms()(image).shape == (3, 224, 224)
@@ -489,12 +494,3 @@ def test_the_steps_use_the_functions_of_the_package():
     root = CONFIGS.parent / "pipeline" / "steps"
     assert "select_threshold_max_mcc" in (root / "sweep_thresholds.py").read_text()
     assert "ExPLoRAModule" in (root / "train_explora.py").read_text()
-
-
-@spec(81)
-@pytest.mark.slow
-def test_negatives_come_from_all_processes():
-    name = "tests/training/ssl/test_losses.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", name, "-k", "two_processes"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert result.returncode == 0, result.stdout

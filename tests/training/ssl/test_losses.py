@@ -206,6 +206,7 @@ def _in_process(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.spec(81)
 def test_two_processes_equal_one_with_the_joint_batch(tmp_path):
     mp.spawn(_in_process, args=(str(tmp_path),), nprocs=2)
     for rank in (0, 1):
