@@ -61,6 +61,7 @@ PARITY = {
     "cpu": "AVX2",
 }
 RUNTIME = {
+    "feature_dim": 32,
     "name": "onnx",
     "precision": "fp32",
     "files": ["model.onnx"],

@@ -59,7 +59,7 @@ def test_both_policies_can_be_combined():
     assert any(not torch.equal(augmented(both, seed=seed), augmented(one, seed=seed)) for seed in range(6))
 
 
-def test_the_requested_levels_of_the_validator_are_applied():
+def test_the_levels_of_the_validator_are_applied():
     first, second = (
         augmented(PLAIN.model_copy(update={"validator_distortion_p": 1.0, "validator_levels": (n,)})) for n in (0, 3)
     )

@@ -281,9 +281,9 @@ def test_positives_from_groups_need_groups(scenes, tmp_path, command):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("none.csv", None, "neither a folder nor a CSV"),
-        ("list.txt", "path\na.jpg\n", "neither a folder nor a CSV"),
-        ("empty.csv", "path\n", "names no images"),
+        ("none.csv", None, "is not a folder and not a CSV"),
+        ("list.txt", "path\na.jpg\n", "is not a folder and not a CSV"),
+        ("empty.csv", "path\n", "has no images"),
         ("odd.csv", "file\na.jpg\n", "no column 'path'"),
         ("hole.csv", "path,group\n,ride\n", "line 2: 'path' is empty"),
     ],
@@ -300,7 +300,7 @@ def test_an_invalid_list_of_unlabeled_images(name, content, message, scenes, tmp
 def test_an_empty_folder_of_unlabeled_images_is_an_error(scenes, tmp_path, command):
     line = ["train", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *SHORT, "pipeline.phases=[data]"]
     code, _, err = command(*line, f"data.unlabeled=[{tmp_path}]")
-    assert (code, "names no images" in err) == (2, True)
+    assert (code, "has no images" in err) == (2, True)
 
 
 def test_two_processes_adapt_like_one(scenes, tmp_path, command):

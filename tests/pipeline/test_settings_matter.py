@@ -50,7 +50,7 @@ SHOWN_BY = {
     "augmentation.scales": "data/test_augmentation.py::test_a_batch_has_one_size",
     "augmentation.mixup_alpha": "data/test_augmentation.py::test_mixed_batches_have_mixed_labels",
     "augmentation.cutmix_alpha": "data/test_augmentation.py::test_mixed_batches_have_mixed_labels",
-    "augmentation.validator_levels": "data/test_augmentation.py::test_levels_of_the_validator",
+    "augmentation.validator_levels": "data/test_augmentation.py::test_the_levels_of_the_validator_are_applied",
     "augmentation.gate": "pipeline/test_train_baseline.py::test_the_gate_writes_its_decision",
     "augmentation.trivial_augment_wide.num_magnitude_bins": "data/test_augmentation.py::test_settings_of_a_policy",
     "augmentation.aug_mix": "data/test_augmentation.py::test_settings_of_a_policy",

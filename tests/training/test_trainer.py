@@ -205,7 +205,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, steps, accumulate
     config = FullConfig(
         epochs=3,
         batch_size=48,
-        gradient_accumulation_steps=accumulate,
+        micro_batch_size=48 // accumulate,
         checkpoint_every_n_steps=2,
         ema_decay=0.9,
         mixed_precision=FP32,

@@ -30,9 +30,9 @@ def train(
         console.next_command("streetvision", "train", "--config", best)
         return
     schema = run_training(overrides or [], config, console)
-    from streetvision.pipeline.run import print_artifact_paths
+    from streetvision.pipeline.run import is_current, print_artifact_paths
 
     print_artifact_paths(schema, console)
     exit_if_collapsed(schema, console)
-    if schema.bundle_json.is_file():
+    if is_current(schema, "phase6"):
         console.next_command("streetvision", "evaluate", "--bundle", schema.export_dir)

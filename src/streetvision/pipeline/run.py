@@ -264,7 +264,7 @@ def print_artifact_paths(schema: ArtifactSchema, console: Console) -> None:
         ("archive", schema.bundle_archive, "phase6"),
         ("report", schema.report_html, "evaluate"),
     ):
-        if phase is not None and path.exists() and _is_current(schema, phase):
+        if phase is not None and path.exists() and is_current(schema, phase):
             console.line(label, str(path))
 
 
@@ -272,7 +272,7 @@ def _bundle_is_fused(schema: ArtifactSchema) -> bool:
     return (schema.export_dir / schema.cvfm_config_json.name).is_file()
 
 
-def _is_current(schema: ArtifactSchema, phase: str) -> bool:
+def is_current(schema: ArtifactSchema, phase: str) -> bool:
     """Whether a phase has finished, and no phase has changed its inputs since."""
     manifest = schema.manifest(phase)
     if not manifest.is_file() or changed_input(schema, PHASES, phase) is not None:
