@@ -21,9 +21,8 @@ from streetvision.pipeline.config import compose_config
 from tests.lexicon import PLACES, files, hits
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "spec" / "compliance.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMAND = re.compile(r"(?:^|-m |bin/)streetvision (?P<rest>.*)")
-IN_TABLE = re.compile(r"\| `streetvision (?P<rest>[^`]*)` \|$")
 WITH_SETTINGS = {"train", "demo", "evaluate", "reward", "scenes"}
 """Verbs whose KEY=VALUE are settings of a run."""
 PLACEHOLDERS = {"seed=N": "seed=0", "model.backbone.name=FOLDER": "model.backbone.name=folder"}
@@ -31,14 +30,10 @@ PLACEHOLDERS = {"seed=N": "seed=0", "model.backbone.name=FOLDER": "model.backbon
 
 
 def commands(page):
-    """The commands in the code blocks of a page, as lists of words, with values in place of the placeholders.
-
-    In spec/compliance.md the commands are in the last column of the tables.
-    """
+    """The commands in the code blocks of a page, as lists of words, with values in place of the placeholders."""
     text = page.read_text().replace("\\\n", " ")
     for line in text.splitlines():
-        in_block = COMMAND.search(line.strip()) if line.startswith("    ") else None
-        match = IN_TABLE.search(line) if page.stem == "compliance" else in_block
+        match = COMMAND.search(line.strip()) if line.startswith("    ") else None
         if match:
             rest = re.sub(r"\[(--[^\]]*)\]", r"\1", match["rest"].rstrip("'"))
             for name, value in PLACEHOLDERS.items():
@@ -114,41 +109,35 @@ COMPLIANCE = (ROOT / "spec" / "compliance.md").read_text()
 
 
 def compliance_rows():
-    """The cells of each row of spec/compliance.md: requirement, code, tests, demonstration."""
-    tables = re.findall(r"^\| requirement .*\n\|[-|]+\n((?:\|.*\n)+)", COMPLIANCE, re.M)
-    return [line.strip("| ").split(" | ") for table in tables for line in table.splitlines()]
+    """The cells of each row of spec/compliance.md: task, what, where, shown by, what differs."""
+    return [line.strip().split(" | ") for line in COMPLIANCE.splitlines() if re.match(r"\| \d+ \|", line)]
 
 
-def missing(requirement, code, tests, demonstration):
-    """(requirement, name) of every file, test, make target or script in a row that does not exist."""
-    for name in re.findall(r"`(.*?)`", code):
+def missing(where, shown_by):
+    """Every file and test of a row that does not exist."""
+    for name in re.findall(r"`(.*?)`", where):
         if not any((folder / name).is_file() for folder in (ROOT / "src" / "streetvision", ROOT)):
-            yield requirement, name
-    for name in re.findall(r"`(.*?)`", tests):
+            yield name
+    for name in re.findall(r"`(.*?::.*?)`", shown_by):
         file, *parts = name.split("::")
-        text = (ROOT / "tests" / file).read_text() if (ROOT / "tests" / file).is_file() else ""
-        if not all(re.search(rf"^ *(?:class|(?:async )?def) {part}\b", text, re.M) for part in parts) or not text:
-            yield requirement, name
-    for target in re.findall(r"`make (\w+)`", demonstration):
-        if f"\n{target}:" not in (ROOT / "Makefile").read_text():
-            yield requirement, f"make {target}"
-    for script in re.findall(r"`python (\S+\.py)`", demonstration):
-        if not (ROOT / script).is_file():
-            yield requirement, script
+        path = ROOT / "tests" / file
+        text = path.read_text() if path.is_file() else ""
+        if not text or not all(re.search(rf"^ *(?:class|(?:async )?def) {part}\b", text, re.M) for part in parts):
+            yield name
 
 
-def test_every_row_of_the_compliance_table_names_existing_files():
+def test_every_task_of_the_specification_has_a_row():
     rows = compliance_rows()
-    assert len(rows) > 200
-    assert (
-        len(rows) == COMPLIANCE.count("\n|") - 2 * COMPLIANCE.count("\n| requirement") - 6
-    )  # the table of the four terms
-    assert [name for row in rows for name in missing(*row)] == []
+    assert [int(row[0].strip("| ")) for row in rows] == list(range(1, 204))
+    assert [name for row in rows for name in missing(row[2], row[3])] == []
+    assert all(row[3].strip() for row in rows)
 
 
 def test_a_row_that_names_a_missing_file_is_found():
-    row = ("x", "`cli/app.py`, `gone.py`", "`test_docs.py::test_gone`", "`make gone`, `python scripts/gone.py`")
-    assert [name for _, name in missing(*row)] == ["gone.py", "test_docs.py::test_gone", "make gone", "scripts/gone.py"]
+    assert list(missing("`cli/app.py`, `gone.py`", "`test_docs.py::test_gone`")) == [
+        "gone.py",
+        "test_docs.py::test_gone",
+    ]
 
 
 @pytest.mark.slow
