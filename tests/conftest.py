@@ -39,6 +39,13 @@ SLOW_FIXTURES = {"finished_run", "real_data", "browser"}
 SLOW_FOLDERS = ("pipeline", "experiments", "robustness", "training", "subnet", "bundle", "serving", "benchmarks")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Do not even import slow folders if their tests are left out."""
+    tests = Path(__file__).parent
+    slow = any(collection_path.is_relative_to(tests / folder) for folder in SLOW_FOLDERS)
+    return True if slow and config.option.markexpr == "not slow" else None
+
+
 def pytest_collection_modifyitems(items):
     """Mark the tests that train a model or start processes: `make test-fast` leaves them out."""
     for item in items:

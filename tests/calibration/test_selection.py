@@ -53,6 +53,7 @@ def test_retrained_scores_are_not_calibrated_and_are_compared_with_the_tiers():
     assert after.nll < before.nll
 
 
+@pytest.mark.slow
 def test_calibrated_scores_are_mostly_left_uncalibrated():
     """For more than half of 20 draws of calibrated scores, no calibrator is selected."""
     names = [select_calibrator(draw(300, seed=seed), Phase5Config()).name for seed in range(20)]

@@ -106,6 +106,7 @@ def test_predict_prints_json_lines_and_csv(command, finished_run, scenes):
     assert [float(row["probability"]) for row in rows] == [prediction["probability"] for prediction in predictions]
 
 
+@pytest.mark.slow
 def test_data_check_prints_counts(command, scenes, tmp_path):
     code, out, _ = command("data", "check", scenes, "--page", tmp_path / "check.html")
     assert code == 0

@@ -91,6 +91,7 @@ def test_orders_differ_by_epoch_and_seed():
     assert not torch.equal(shuffled(50, seed=0, epoch=0), shuffled(50, seed=1, epoch=0))
 
 
+@pytest.mark.slow
 def test_mixed_batches_depend_on_seed_and_epoch_and_not_on_workers(scenes):
     mix = get_batch_transform(AugmentationConfig(mixup_alpha=1.0), image_size=32, patch_size=16)
     alone, shared = (

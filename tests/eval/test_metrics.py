@@ -79,6 +79,7 @@ def test_area_is_the_share_of_pairs_in_the_right_order(rows):
         assert metrics.pr_auc(labels, p) == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(rows_with_ties(), st.floats(0, 1))
 def test_every_metric_equals_scikit_learn_on_any_rows(rows, threshold):

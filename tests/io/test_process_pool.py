@@ -42,6 +42,7 @@ def wait_until(condition):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_signal", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_end_with_their_caller(tmp_path, stop_signal):
     script, file = tmp_path / "caller.py", tmp_path / "pid"

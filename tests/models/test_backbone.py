@@ -104,6 +104,7 @@ def test_timm_works_at_another_size(name: str) -> None:
     assert backbone.spec.image_size == 96
 
 
+@pytest.mark.slow
 def test_tokens_of_an_nhwc_feature_map_are_in_row_order() -> None:
     backbone = load_backbone(BackboneConfig(source="timm", name="swin_tiny_patch4_window7_224", image_size=64))
     pixels = images(backbone)
@@ -270,6 +271,7 @@ def test_a_hub_error_suggests_a_local_folder(monkeypatch: pytest.MonkeyPatch) ->
         load_backbone(BackboneConfig(source="transformers", name="facebook/dinov3-vits16-pretrain-lvd1689m"))
 
 
+@pytest.mark.slow
 def test_timm_weight_files_contain_the_whole_classifier_or_none(tmp_path: Path) -> None:
     model = timm.create_model("test_vit", num_classes=7).eval()
     state = model.state_dict()

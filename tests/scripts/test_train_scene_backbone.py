@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from scripts.train_scene_backbone import Recipe, augment, draw_one, make_backbone, patch_loss
@@ -7,6 +8,7 @@ from streetvision.models.backbone import BackboneConfig, load_backbone
 TINY = Recipe(scenes=32, epochs=1, batch_size=16, image_size=32, width=16, depth=1, heads=2, patch_size=8, held_out=32)
 
 
+@pytest.mark.slow
 def test_the_written_backbone_can_be_loaded(tmp_path):
     card = make_backbone(tmp_path, TINY, Silent())
     assert "MCC" in card

@@ -212,6 +212,7 @@ def test_the_loss_can_be_selected(name):
     assert compose_config([f"training.loss.name={name}"]).training.loss
 
 
+@pytest.mark.slow
 @spec(39, 43, 54)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_model_is_compiled_if_the_configuration_says_so(compiled):

@@ -52,12 +52,14 @@ def test_labels_and_sources_of_the_first_seeds_do_not_change() -> None:
     assert {scene.source for scene in (draw_scene(seed, SMALL) for seed in range(60))} == set(CONDITIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 0), (1.0, 100, 100), (0.25, 15, 35)])
 def test_the_rate_of_positives_is_as_configured(share: float, least: int, most: int) -> None:
     config = SceneConfig(width=64, height=64, positive_fraction=share)
     assert least <= sum(draw_scene(seed, config).label for seed in range(100)) <= most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [SceneConfig(), SceneConfig(width=1280, height=720, area_fraction=(0.002, 0.02))],

@@ -44,6 +44,7 @@ def test_a_rotated_image_has_black_corners_and_keeps_its_pixels():
     assert (challenge < 5).any()
 
 
+@pytest.mark.slow
 def test_each_distortion_of_level_2_is_applied_in_half_of_the_cases(monkeypatch):
     counts = dict.fromkeys(STRENGTHS[2], 0)
 

@@ -40,6 +40,7 @@ def test_the_adaptation_curve_is_the_same_bytes_twice():
     assert adaptation_curve(ADAPTATION, method="byol") == adaptation_curve(ADAPTATION, method="byol")
 
 
+@pytest.mark.slow
 def test_the_learning_curve_is_the_same_bytes_twice_and_moves_with_the_rows():
     plain = [{k: v for k, v in row.items() if not k.startswith("ema")} for row in TRAINING]
     pictures = [
