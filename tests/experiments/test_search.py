@@ -90,7 +90,7 @@ def test_a_search_leaves_settings_that_train_takes_and_goes_on(one_process, scen
     assert "is of a search with another space or other settings" in err
 
 
-def test_a_trial_that_fails_is_told_and_no_trial_at_all_is_an_error(one_process, scenes, tmp_path, space, command):
+def test_a_trial_that_fails_is_reported_and_no_trial_at_all_is_an_error(one_process, scenes, tmp_path, space, command):
     only = {"training.learning_rate": {"low": 1e30, "high": 2e30}}
     code, out, err = command(
         "train", "--search", space(1, space=only), f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *TINY_MODEL
@@ -101,7 +101,7 @@ def test_a_trial_that_fails_is_told_and_no_trial_at_all_is_an_error(one_process,
 
 
 @pytest.mark.parametrize(
-    ("space_of", "told"),
+    ("space_of", "message"),
     [
         ({"phase5.folds": {"low": 2, "high": 5}}, "phase5.folds cannot be searched"),
         ({"data.seed": {"low": 0, "high": 5}}, "data.seed cannot be searched"),
@@ -113,11 +113,11 @@ def test_a_trial_that_fails_is_told_and_no_trial_at_all_is_an_error(one_process,
         ({"training.learning_rate": {"low": 0.1, "high": float("inf")}}, "finite"),
     ],
 )
-def test_a_space_that_cannot_be_is_refused_before_anything_runs(scenes, tmp_path, space, command, space_of, told):
+def test_a_space_that_cannot_be_is_refused_before_anything_runs(scenes, tmp_path, space, command, space_of, message):
     run = tmp_path / "run"
     code, _, err = command("train", "--search", space(1, space=space_of), f"data.root={scenes}", f"run_dir={run}")
     assert code == 2
-    assert told in err
+    assert message in err
     assert not (run / "search").exists()
 
 
@@ -188,7 +188,7 @@ def test_a_study_lies_in_its_run_folder_whatever_that_is_called(tmp_path):
     assert (home / "study.db").is_file()
 
 
-def test_a_study_that_is_none_is_told_in_a_line(one_process, scenes, tmp_path, space, command):
+def test_a_study_that_is_none_is_reported_in_a_line(one_process, scenes, tmp_path, space, command):
     (tmp_path / "run" / "search").mkdir(parents=True)
     (tmp_path / "run" / "search" / "study.db").write_bytes(b"garbage" * 1000)
     code, _, err = command("train", "--search", space(1), f"data.root={scenes}", f"run_dir={tmp_path / 'run'}")

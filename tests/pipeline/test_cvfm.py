@@ -253,6 +253,8 @@ def test_another_runtime_predicts_every_view(fused_run, scenes, command, monkeyp
     assert "cvfm_weights.safetensors" in exported.manifest.files
     path = sorted((scenes / "images").iterdir())[0]
     expected_prediction, prediction = original.explain(path), exported.explain(path)
+    prepared = [exported.prepare(path)]  # with the same pixels, the logits are the same
+    np.testing.assert_allclose(exported.logits(prepared), original.logits(prepared), atol=1e-5, rtol=0)
     # Pillow and torchvision round resized pixels differently.
     assert prediction.probability == pytest.approx(expected_prediction.probability, abs=1e-3)
     for name in ("probability", "weight"):

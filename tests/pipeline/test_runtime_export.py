@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
@@ -51,6 +52,8 @@ def test_an_export_predicts_explains_and_serves_like_the_original(exported, path
     for first, second in zip(original.predict(paths), predictions, strict=True):
         assert second.probability == pytest.approx(first.probability, abs=RESIZING)
         assert (second.decision, second.certified) == (first.decision, first.certified)
+    prepared = [exported_bundle.prepare(path) for path in paths]  # with the same pixels, the logits are the same
+    np.testing.assert_allclose(exported_bundle.logits(prepared), original.logits(prepared), atol=1e-5, rtol=0)
     views, expected = exported_bundle.explain(paths[0]).views, original.explain(paths[0]).views
     assert [view.probability for view in views] == pytest.approx([v.probability for v in expected], abs=RESIZING)
     with TestClient(create_app(exported_bundle, ServingConfig())) as client:

@@ -152,10 +152,10 @@ def test_a_folder_that_the_pinned_version_cannot_load_comes_with_a_warning(bundl
     for backbone, warned in (("dinov3", True), ("vit", False)):
         bundle_of(backbone)
         out = tmp_path / backbone
-        code, told, err = command("export", "--bundle", tmp_path / "export", "--out", out, "--format", "miner")
+        code, printed, err = command("export", "--bundle", tmp_path / "export", "--out", out, "--format", "miner")
         assert code == 0, err
-        assert ("pins transformers 4.45.2, which cannot load this folder" in told) == warned
-        assert ("timm 1.0.20 or later" in told) == warned
+        assert ("pins transformers 4.45.2, which cannot load this folder" in printed) == warned
+        assert ("timm 1.0.20 or later" in printed) == warned
 
 
 def test_another_interpreter_loads_it_too(bundle_of, images, tmp_path):

@@ -182,14 +182,23 @@ def use_earlier_results(config: RunConfig, schema: ArtifactSchema, *, console: C
     """
     phases, model = config.pipeline.phases, config.model
     adapted = schema.manifest("phase4a_explora").is_file() and not config.adapts
-    chosen = {"model.init_from_explora", "model.explora_checkpoint_path"} & config.overrides.keys()
-    if adapted and "phase1" in phases and not chosen and model.init_from_explora is None:
+    other_start = model.init_from_explora is False or model.explora_checkpoint_path not in (
+        None,
+        schema.explora_checkpoint,
+    )
+    if adapted and "phase1" in phases and other_start:
+        console.line("uses", "not the adapted backbone of this run, as the command sets another start")
+    elif adapted and "phase1" in phases and model.init_from_explora is None:
         console.line("uses", "the adapted backbone of this run (model.init_from_explora=false: the original one)")
         config = config.model_copy(update={"model": model.model_copy(update={"init_from_explora": True})})
 
     fused = schema.manifest("phase4c_cvfm").is_file() and "phase4c_cvfm" not in phases
     calibrates = {"phase5", "phase6"} & set(phases)
-    if not fused or not calibrates or any(key.partition(".")[0] == "phase4c" for key in config.overrides):
+    if not fused or not calibrates:
+        return config
+    if any(key.partition(".")[0] == "phase4c" for key in config.overrides):
+        if config.phase4c.mode == "single_view":
+            console.line("uses", "a single view, as phase4c is set; the fusion of this run is not exported")
         return config
     if config.phase6.policy == "threshold" or config.phase5.method == MAC_CAL:
         choice = "phase6.policy=threshold" if config.phase6.policy == "threshold" else f"phase5.method={MAC_CAL}"
