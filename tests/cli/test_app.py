@@ -136,10 +136,10 @@ def test_the_help_of_bench_names_every_section(command):
 
 
 def test_unprintable_names_are_escaped(monkeypatch):
-    from streetvision.cli.errors import escape_unprintable
+    from streetvision.cli.errors import prepare_streams
 
     written = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
-    escape_unprintable()
+    prepare_streams()
     print("caf\udce9 \N{CONSTRUCTION SIGN}", flush=True)  # noqa: T201
     assert written.getvalue() == b"caf\\udce9 \\U0001f6a7\n"

@@ -29,6 +29,7 @@ from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 from streetvision.data.image_file import Pixels, decode_pixels, read_pixels
 from streetvision.eval.metrics import positive_probability
 from streetvision.eval.thresholds import decide
+from streetvision.io.user_paths import user_path
 from streetvision.models.views import Box
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Predictor:
         """Decode an image to uint8 (H, W, 3) at full resolution; raises as `predict`."""
         decode_jpeg = self.model.decode_jpeg
         if isinstance(image, str | Path):
-            return read_pixels(Path(image), limits=self.limits, decode_jpeg=decode_jpeg)
+            return read_pixels(user_path(image), limits=self.limits, decode_jpeg=decode_jpeg)
         if isinstance(image, bytes):
             return decode_pixels(image, limits=self.limits, decode_jpeg=decode_jpeg)
         if isinstance(image, Image.Image):
@@ -226,7 +227,7 @@ def load_bundle(path: str | Path, *, threads: int | None = None) -> Predictor:
         ArtifactError: A file or field of the bundle is invalid.
         ConfigError: The runtime of the bundle is not installed.
     """
-    return Predictor(read_bundle(Path(path)), threads=threads)
+    return Predictor(read_bundle(user_path(path)), threads=threads)
 
 
 def _is_tensor(value: object) -> "TypeGuard[Tensor]":

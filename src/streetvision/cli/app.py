@@ -8,7 +8,7 @@ import typer
 from streetvision.cli import data, dev, subnet
 from streetvision.cli.demo import demo
 from streetvision.cli.doctor import doctor
-from streetvision.cli.errors import escape_unprintable, interruptible, report_errors
+from streetvision.cli.errors import flushed_output, prepare_streams, prepare_verb, report_errors
 from streetvision.cli.evaluate import evaluate
 from streetvision.cli.export import export
 from streetvision.cli.predict import predict
@@ -45,11 +45,11 @@ def build_app() -> typer.Typer:
         rich_markup_mode=None,  # plain help: importing rich takes longer than everything else
     )
     for name, verb in VERBS.items():
-        app.command(name)(interruptible(verb))
+        app.command(name)(prepare_verb(verb))
     for group, (text, verbs) in GROUPS.items():
         inner = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
         for name, verb in verbs.items():
-            inner.command(name)(interruptible(verb))
+            inner.command(name)(prepare_verb(verb))
         app.add_typer(inner, name=group)
     return app
 
@@ -57,8 +57,10 @@ def build_app() -> typer.Typer:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. User errors exit with code 2 and no traceback, unless --debug is given."""
     given = sys.argv[1:] if arguments is None else arguments
-    escape_unprintable()
-    with report_errors(debug="--debug" in given):
+    prepare_streams()
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        typer.echo(f"warning: file names are read as {encoding}; for names in UTF-8 set PYTHONUTF8=1", err=True)
+    with report_errors(debug="--debug" in given), flushed_output():
         if "" in given:
             raise ConfigError("one of the arguments is empty", "check whether a shell variable is unset")
         build_app()(args=[a for a in given if a != "--debug"])

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from streetvision.cli.options import key_value, open_console
+from streetvision.io.user_paths import user_path
 
 CONSISTENT_HELP = (
     "Leave out class-1 images whose COLUMN contains no WORD, and class-0 images whose COLUMN contains one."
@@ -28,7 +29,9 @@ def check(
     """Find corrupt files, duplicates, conflicts and leaks."""
     from streetvision.pipeline.data.check import check_data
 
-    check_data(root, overrides or [], labels=labels, embeddings=embeddings, page=page, console=open_console())
+    check_data(
+        str(user_path(root)), overrides or [], labels=labels, embeddings=embeddings, page=page, console=open_console()
+    )
 
 
 def import_(
@@ -44,7 +47,9 @@ def import_(
     """
     from streetvision.pipeline.data.import_data import import_data
 
-    import_data(source, folder, overrides or [], copy=copy, consistent=consistent, console=open_console())
+    import_data(
+        str(user_path(source)), folder, overrides or [], copy=copy, consistent=consistent, console=open_console()
+    )
 
 
 def scenes(

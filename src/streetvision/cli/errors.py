@@ -1,17 +1,20 @@
 """Exit codes of a command, and its error messages: `error:` with the problem, `hint:` with one action."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from functools import wraps
 from io import TextIOWrapper
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 
 from streetvision.contracts.errors import StreetVisionError
+from streetvision.io.user_paths import user_path
 
 USER_ERROR = 2
 COLLAPSED = 3
@@ -47,25 +50,54 @@ def report_errors(*, debug: bool) -> Iterator[None]:
         )
 
 
-def escape_unprintable() -> None:
-    """Print characters that the terminal's encoding lacks, and bytes that are not text, as escapes."""
+def prepare_streams() -> None:
+    """Print characters that the terminal's encoding lacks, and bytes that are not text, as escapes.
+
+    Without standard error, messages are lost. Without standard output, the command ends, because its result would be.
+    """
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
+    if sys.stdout is None:
+        _exit_with("standard output is closed", "redirect it to a file, or to /dev/null")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb with a message and exit code 130 on Ctrl-C, instead of "Aborted!"."""
+@contextmanager
+def flushed_output() -> Iterator[None]:
+    """Write out what is buffered before the command ends, so that a full disk or a closed pipe is reported."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or error.errno not in {errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF}:
+            raise
+        # The interpreter flushes again when it ends, which must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _exit_with(f"standard output cannot be written: {error.strerror}", None)
+
+
+def prepare_verb(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb with `~` expanded in its paths, and a message and exit code 130 on Ctrl-C, instead of "Aborted!"."""
 
     @wraps(verb)
-    def run(*arguments: object, **options: object) -> None:
+    def run(**options: object) -> None:
         try:
-            verb(*arguments, **options)
+            verb(**{name: _expand_home(value) for name, value in options.items()})
         except KeyboardInterrupt:
             typer.echo("interrupted; run the same command again to resume", err=True)
             sys.exit(INTERRUPTED)
 
     return run
+
+
+def _expand_home(value: object) -> object:
+    if isinstance(value, list):
+        return [_expand_home(item) for item in value]
+    return user_path(value) if isinstance(value, Path) else value
 
 
 def _exit_with(message: str, hint: str | None) -> NoReturn:

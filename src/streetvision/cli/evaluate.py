@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from streetvision.cli.options import BundlePath, key_value, open_console, print_evaluation
+from streetvision.io.user_paths import user_path
 
 
 def evaluate(
@@ -22,5 +23,5 @@ def evaluate(
 
     console = open_console()
     config = compose_config([*(overrides or []), *([f"evaluation.mode={mode}"] if mode else [])])
-    schema = launch_evaluation(bundle, config, data=data, console=console)
+    schema = launch_evaluation(bundle, config, data=None if data is None else str(user_path(data)), console=console)
     print_evaluation(schema, bundle, console)

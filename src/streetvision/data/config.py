@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.settings import RESULT_NEUTRAL, Section, Seed, no_effect
 from streetvision.contracts.split_contracts import Split
+from streetvision.data.records import fold_name
 from streetvision.data.splitting.partition import Fractions
 
 Level = Literal[0, 1, 2, 3]
@@ -75,7 +76,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        if len({name.strip().casefold() for name in self.class_names} - {""}) < 2:
+        if len({fold_name(name) for name in self.class_names} - {""}) < 2:
             raise ValueError(f"class_names must be two different names, not {list(self.class_names)}")
         if self.group_column is not None and "column" not in self.grouping.by:
             condition = "data.grouping.by does not contain column"

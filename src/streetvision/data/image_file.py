@@ -63,6 +63,9 @@ END_OF_IMAGE = b"\xff\xd9"
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """Any JPEG marker except restart markers, which occur inside a scan; 0xff00 is an escaped byte of the scan."""
 
+MISSING_FILE = "does not exist"
+"""Reason of an image whose file is missing."""
+
 TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
 
 
@@ -125,7 +128,7 @@ def read_image_bytes(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS) -> by
         _check_size(status.st_size, limits)
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise UndecodableImage("does not exist") from error
+        raise UndecodableImage(MISSING_FILE) from error
     except ValueError as error:
         raise UndecodableImage("has a name that is not possible for a file") from error
     except OSError as error:

@@ -1,13 +1,24 @@
 """The images that a data set lists, before any file is opened, and the labels as text."""
 
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from streetvision.contracts.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+)
+SPELLINGS = {"0": 0, "false": 0, "no": 0, "1": 1, "true": 1, "yes": 1}
+"""Labels other than the class names, in any case. Numbers may have decimals: 1.0."""
+MISSING = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "nat", "none", "null"})
+"""Texts, in lower case, that programs write for a missing value."""
+DECIMAL = re.compile(r"[01]\.0*")
+LARGE_GROUP = 0.25
+"""Share of the images above which a group is reported, because it cannot be divided."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,7 @@ class ImageListing:
 
 
 def parse_label(text: str, *, class_names: tuple[str, str], where: str, found: Iterable[str] = ()) -> int:
-    """Return 0 or 1 for a digit or for a class name in any case.
+    """Return 0 or 1 for a class name in any case, or for one of SPELLINGS. A class name takes precedence.
 
     Args:
         text: The label as the data set writes it.
@@ -59,15 +70,51 @@ def parse_label(text: str, *, class_names: tuple[str, str], where: str, found: I
     Raises:
         DataError: The text is neither.
     """
-    labels = {"0": 0, "1": 1} | {name.casefold(): label for label, name in enumerate(class_names)}
-    label = labels.get(text.strip().casefold())
+    labels = SPELLINGS | {fold_name(name): label for label, name in enumerate(class_names)}
+    folded = fold_name(text)
+    label = labels.get(folded)
+    if label is None and DECIMAL.fullmatch(folded):
+        label = labels.get(str(int(float(folded))))
     if label is None:
+        hint = class_names_hint(class_names)
+        if folded in MISSING:
+            given = f"the label is empty ({text})" if folded else "the label is empty"
+            raise DataError(f"{where}: {given}", f"give it 0, 1 or a class name, or remove it; {hint}")
         listed = ", ".join(sorted(set(found))[:8])
         raise DataError(
             f"{where}: label {text!r} is not 0, 1, {class_names[0]!r} or {class_names[1]!r}",
-            class_names_hint(class_names) + (f"; labels in this file: {listed}" if listed else ""),
+            hint + (f"; labels in this file: {listed}" if listed else ""),
         )
     return label
+
+
+def fold_name(name: str) -> str:
+    """Return a name in the form in which names of classes and columns are compared: any case, composed or not."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).strip().casefold())
+
+
+def parse_group(text: object) -> str | None:
+    """Return a group or source as text; None for an empty one or a text that stands for a missing value."""
+    group = "" if text is None else str(text).strip()
+    return None if group.casefold() in MISSING else group
+
+
+def group_warnings(images: Sequence["ImageRecord"]) -> list[str]:
+    """Return what is unusual in the groups of a data set: images without a group among others, and large groups."""
+    counts = Counter(image.group for image in images)
+    without = counts.pop(None, 0)
+    warnings = []
+    if counts and without:
+        warnings.append(
+            f"{without:,} of {len(images):,} images have no group (empty or nan): each of them is divided on its own"
+        )
+    for group, count in counts.most_common(1):
+        if count > LARGE_GROUP * len(images):
+            warnings.append(
+                f"group {group!r} has {count / len(images):.0%} of the images, and a group is never divided: the "
+                "splits will differ from data.fractions; check data.group_column"
+            )
+    return warnings
 
 
 def class_names_hint(class_names: tuple[str, str]) -> str:
@@ -75,13 +122,31 @@ def class_names_hint(class_names: tuple[str, str]) -> str:
     return f"names are set by data.class_names=[{','.join(class_names)}]"
 
 
-def check_both_classes(root: object, counts: Mapping[str, int], *, class_names: tuple[str, str], hint: str) -> None:
-    """Raise DataError unless both classes have images; `counts` is the number of images of each name found."""
-    present = {name.casefold() for name, count in counts.items() if count}
-    for name in class_names:
-        if name.casefold() not in present:
-            found = ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "nothing"
-            raise DataError(f"data.root {str(root)!r} has no images of class {name!r} (found: {found})", hint)
+def check_both_classes(
+    root: object,
+    counts: Mapping[str, int],
+    *,
+    class_names: tuple[str, str],
+    hint: str | Callable[[], str],
+    one_class: bool = False,
+) -> None:
+    """Raise DataError unless both classes have images, or one of them if `one_class` allows it.
+
+    Args:
+        root: The data set, for the message.
+        counts: Number of images of each name found.
+        class_names: Names of class 0 and class 1.
+        hint: The hint of the error, or a function that finds it.
+        one_class: Whether images of one class alone are accepted.
+    """
+    present = {fold_name(name) for name, count in counts.items() if count}
+    missing = [name for name in class_names if fold_name(name) not in present]
+    if one_class and len(missing) < len(class_names):
+        return
+    if missing:
+        text = hint if isinstance(hint, str) else hint()
+        found = ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "nothing"
+        raise DataError(f"data.root {str(root)!r} has no images of class {missing[0]!r} (found: {found})", text)
 
 
 def count_classes(images: Iterable[ImageRecord], class_names: tuple[str, str]) -> dict[str, int]:

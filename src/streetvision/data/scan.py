@@ -17,12 +17,15 @@ from streetvision.contracts.progress import Progress, Silent
 from streetvision.contracts.split_contracts import Index, Row
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 from streetvision.data.decode import decode_image
+from streetvision.data.file_search import missing_reason
 from streetvision.data.grouping.connected_components import join_groups
 from streetvision.data.grouping.perceptual_hash import PerceptualHash, PerceptualHashes, compute_hash, stack_hashes
-from streetvision.data.image_file import UndecodableImage, read_image_bytes
-from streetvision.data.records import ImageListing, ImageRecord, RejectedFile
+from streetvision.data.image_file import MISSING_FILE, UndecodableImage, read_image_bytes
+from streetvision.data.records import ImageListing, ImageRecord, RejectedFile, group_warnings
 from streetvision.io.atomic import sha256_bytes
 
+MAX_EXPLAINED = 20
+"""Number of missing files for which a similar name is searched."""
 MAX_FILES_IN_ERROR = 3
 """Number of files that an error message names; data_report.json names all."""
 
@@ -102,6 +105,9 @@ def scan_images(
                 decoded.append(result)
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt must not wait for the images that are still queued
+    invalid = _explain_missing(invalid, listing.root)
+    for warning in group_warnings(listing.images):
+        (progress or Silent()).warn(warning)
 
     joined = join_groups([row for row, _ in decoded])
     conflicts = _label_conflicts(joined)
@@ -120,8 +126,8 @@ def scan_images(
 
 
 def check_invalid_fraction(scan: Scan, *, max_invalid_fraction: float, report: Path) -> None:
-    """Raise DataError if more than `max_invalid_fraction` of the images are invalid; `report` lists them."""
-    if scan.invalid_fraction <= max_invalid_fraction:
+    """Raise DataError if no image is usable, or more than `max_invalid_fraction` are invalid; `report` lists them."""
+    if scan.index.rows and scan.invalid_fraction <= max_invalid_fraction:
         return
     total = len(scan.invalid) + len(scan.index.rows)
     first = "; ".join(f"{file.path} {file.reason}" for file in scan.invalid[:MAX_FILES_IN_ERROR])
@@ -152,6 +158,15 @@ def _scan_one(
     _, height, width = image.shape
     row = Row(sha256=sha256_bytes(data), width=width, height=height, brightness=mean_luminance(image), **vars(record))
     return row, compute_hash(image) if with_hash else None
+
+
+def _explain_missing(files: Sequence[RejectedFile], root: Path) -> list[RejectedFile]:
+    """Add to the first missing files which file of a similar name exists; each needs a listing of its folder."""
+    missing = [number for number, file in enumerate(files) if file.reason == MISSING_FILE][:MAX_EXPLAINED]
+    explained = list(files)
+    for number in missing:
+        explained[number] = replace(files[number], reason=missing_reason(root, files[number].path))
+    return explained
 
 
 def _label_conflicts(rows: Sequence[Row]) -> dict[str, RejectedFile]:

@@ -132,7 +132,7 @@ def open_bundle(context: Context, folder: Path | None) -> Bundle:
 def data_digest(context: Context) -> str:
     """Digest of the listed files with their sizes and times; a name on the Hugging Face hub counts as itself."""
     config = context.settings(DataConfig)
-    root = Path(_root(config)).expanduser()
+    root = Path(_root(config))
     if not root.exists():
         labelled = sha256_json(config.root)
     elif is_local_dataset(root):

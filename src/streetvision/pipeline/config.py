@@ -18,12 +18,15 @@ from yaml import YAMLError, safe_load
 from streetvision.contracts.errors import ConfigError, unknown_name
 from streetvision.contracts.settings import no_effect, result_affecting, variants
 from streetvision.io.atomic import sha256_json
+from streetvision.io.user_paths import user_path
 from streetvision.io.yaml_files import read_yaml
 from streetvision.pipeline.settings import RunConfig, all_settings, unknown_setting
 
 Tree = dict[str, Any]
 """Settings by name, nested by section."""
 CVFM_CHOICE = "model.multiview.cvfm.mode"
+MAY_BE_PATHS = ("data.root", "model.backbone.name")
+"""Settings that are a path or another name."""
 STANCE = "hardware.compiler.stance"
 
 
@@ -40,8 +43,9 @@ def compose_config(
     Raises:
         ConfigError: A key does not exist, a value is not allowed, or the file is not YAML.
     """
-    explicit = [*_flat(_read_yaml(file) if file else {}), *map(_parse, overrides)]
-    sources = [*_flat(base or {}), *explicit]
+    given = [*_flat(_read_yaml(file) if file else {}), *map(_parse, overrides)]
+    explicit = [(key, _expand_home(key, value)) for key, value in given]
+    sources = [*((key, _expand_home(key, value)) for key, value in _flat(base or {})), *explicit]
     for key, value in sources:
         _check(key, value)
     composed = _compose_groups(sources)
@@ -87,6 +91,17 @@ def _read_yaml(file: Path) -> Tree:
             f"{str(file)!r} contains {type(content).__name__}, not settings by name", "write lines of KEY: VALUE"
         )
     return {str(name): value for name, value in content.items()}
+
+
+def _expand_home(key: str, value: object) -> object:
+    """Expand `~` in the value of a setting that is a path, or several, or may be one."""
+    setting = all_settings().get(key)
+    if setting is None or not (key in MAY_BE_PATHS or "Path" in str(setting.type)):
+        return value
+    if isinstance(value, list | tuple):
+        return [_expand_home(key, part) for part in value]
+    is_home = isinstance(value, str | Path) and str(value).startswith("~")
+    return str(user_path(cast(str, value))) if is_home else value
 
 
 def _parse(override: str) -> tuple[str, object]:

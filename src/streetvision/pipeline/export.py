@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from streetvision.bundle.batch.files import expand
+from streetvision.bundle.batch.files import list_files, print_left_out
 from streetvision.bundle.format import BUNDLE_JSON, read_bundle
 from streetvision.bundle.predictor import load_bundle
 from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.contracts.policies import Precision
+from streetvision.data.file_search import LeftOut
 from streetvision.export.hub import BUNDLE_FOLDER, Card, EvaluatedBundle, EvaluationSummary, write_hub
 from streetvision.io.atomic import sha256_file
 from streetvision.io.validators import validate_json
@@ -140,7 +141,13 @@ def check_miner_folder(
     folder: Path, images: Sequence[Path], bundle: Path, *, python: Path | None, console: Console
 ) -> bool:
     """Compare a miner folder with its bundle on images; return whether all decisions agree."""
-    check = check_miner(load_bundle(bundle), folder, list(expand(images)), python=python)
+    left_out, files = LeftOut(), []
+    for name, image in list_files(images, left_out):
+        if not isinstance(image, Path):
+            raise DataError(f"{name!r} cannot be read", "give read permission, or name the images")
+        files.append(image)
+    print_left_out(left_out)
+    check = check_miner(load_bundle(bundle), folder, files, python=python)
     console.line("loaded", f"as in the reference miner, with transformers {check.transformers}; {check.images} images")
     console.line("predictions", f"probabilities differ by at most {check.difference:.1e}")
     console.line(

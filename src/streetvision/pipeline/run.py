@@ -92,7 +92,7 @@ def launch_evaluation(bundle: Path, config: RunConfig, *, data: str | None = Non
     opened = read_bundle(bundle)
     if ignored := sorted(key for key in config.overrides if key.startswith(SPLIT_SETTINGS)):
         raise ConfigError(f"{ignored[0]} has no effect when --data is given: all images are evaluated", "leave it out")
-    name = Path(data).expanduser().resolve().stem
+    name = Path(data).resolve().stem
     config = config.with_defaults(
         {
             "run_dir": opened.folder.parent / f"on_{name}",
@@ -220,7 +220,7 @@ def use_earlier_results(config: RunConfig, schema: ArtifactSchema, *, console: C
 
 
 def _same_path(first: str, second: str) -> bool:
-    return first == second or Path(first).expanduser().absolute() == Path(second).expanduser().absolute()
+    return first == second or Path(first).absolute() == Path(second).absolute()
 
 
 def _recorded_data(schema: ArtifactSchema) -> DataConfig | None:

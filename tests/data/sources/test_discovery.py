@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import DataConfig
-from streetvision.data.records import ImageRecord, RejectedFile
+from streetvision.data.records import ImageRecord, RejectedFile, group_warnings, parse_label
 from streetvision.data.sources.discovery import list_images
 
 NAMES = ("None", "Roadwork")
@@ -95,9 +95,7 @@ class TestFolders:
         error = error_of(tmp_path)
         found = "found: none 2, roadwork 0, works 1"
         assert error.message == f"data.root {str(tmp_path)!r} has no images of class 'Roadwork' ({found})"
-        assert error.hint == (
-            "each class is a folder under data.root; names are set by data.class_names=[None,Roadwork]"
-        )
+        assert "data.class_names='[none,works]'" in error.hint
 
     def test_an_empty_folder(self, tmp_path):
         assert "has no images of class 'None' (found: nothing)" in error_of(tmp_path).message
@@ -156,9 +154,9 @@ class TestCsv:
             ("path,class\na.png,0\n", "index.csv line 1: there is no column 'label' (found: path, class)"),
             ("path,label,path\n", "index.csv line 1: a column occurs twice (found: path, label, path)"),
             ("path,label\na.png,0\nb.png\n", "index.csv line 3: 1 fields, but the header has 2"),
-            ("path,label\na.png,0\n ,1\n", "index.csv line 3: 'path' is empty"),
+            ("path,label\na.png,0\n ,1\n", "index.csv line 3: the file name is empty"),
             ("path,label\na.png,0\nb.png,2\n", "index.csv line 3: label '2' is not 0, 1, 'None' or 'Roadwork'"),
-            ("path,label\na.png,0\nb.png,\n", "index.csv line 3: label '' is not 0, 1, 'None' or 'Roadwork'"),
+            ("path,label\na.png,0\nb.png,\n", "index.csv line 3: the label is empty"),
             ("path,label\na.png,0\n./a.png,1\n", "index.csv line 3: './a.png' is already listed above"),
             ('path,label\n"a.png,0\n', "index.csv line 2: unexpected end of data"),
         ],
@@ -188,6 +186,93 @@ class TestCsv:
         )
 
 
+class TestSpellings:
+    @pytest.mark.parametrize(
+        ("negative", "positive"),
+        [("0.0", "1.0"), ("False", "True"), ("no", "YES"), ("0.", "1.00"), ("none", "Roadwork")],
+    )
+    def test_labels(self, tmp_path, negative, positive):
+        write_csv(tmp_path, f"path,label\na.png,{negative}\nb.png,{positive}\n")
+        assert [image.label for image in listing_of(tmp_path).images] == [0, 1]
+
+    def test_a_class_name_takes_precedence(self):
+        assert parse_label("yes", class_names=("yes", "no"), where="") == 0
+        assert parse_label("true", class_names=("True", "False"), where="") == 0
+
+    @pytest.mark.parametrize("label", ["", "nan", "NaN", "<NA>", "null"])
+    def test_a_missing_label_is_named_as_such(self, tmp_path, label):
+        write_csv(tmp_path, f"path,label\na.png,0\nb.png,{label}\n")
+        assert "line 3: the label is empty" in error_of(tmp_path).message
+
+    @pytest.mark.parametrize("label", ["2", "0.5", "1.5", "10", "-1", "1e3", "maybe"])
+    def test_other_labels_are_refused(self, tmp_path, label):
+        write_csv(tmp_path, f"path,label\na.png,0\nb.png,{label}\n")
+        assert f"label '{label}' is not" in error_of(tmp_path).message
+
+    def test_booleans_and_decimals_in_json(self, tmp_path):
+        entries = [{"filename": "a.png", "label": False}, {"filename": "b.png", "label": 1.0}]
+        (tmp_path / "labels.json").write_text(json.dumps(entries))
+        assert [image.label for image in listing_of(tmp_path).images] == [0, 1]
+
+    def test_a_missing_group_is_no_group(self, tmp_path):
+        groups = ["", "nan", "NaN", "NA", "None", "<NA>", "null", "ride"]
+        rows = [f"{number}.png,{number % 2},{group}" for number, group in enumerate(groups)]
+        write_csv(tmp_path, "\n".join(["path,label,group", *rows]))
+        images = listing_of(tmp_path).images
+        assert [image.group for image in images] == [None] * 7 + ["ride"]
+        assert "7 of 8 images have no group" in group_warnings(images)[0]
+
+    def test_a_large_group_is_warned_of(self):
+        images = [ImageRecord(f"{n}.png", n % 2, group="a" if n < 4 else f"g{n}") for n in range(10)]
+        assert ["40%" in warning for warning in group_warnings(images)] == [True]
+        assert group_warnings([ImageRecord(f"{n}.png", n % 2, group=f"g{n // 2}") for n in range(10)]) == []
+
+    def test_the_columns_of_a_hugging_face_folder(self, tmp_path):
+        (tmp_path / "metadata.csv").write_text("file_name,label\na.png,0\nb.png,1\n")
+        assert [image.path for image in listing_of(tmp_path / "metadata.csv").images] == ["a.png", "b.png"]
+
+
+class TestLayoutHints:
+    """The hint of a data set in another layout names the setting that reads it."""
+
+    @pytest.mark.parametrize("table", ["labels.csv", "metadata.csv", "train.csv"])
+    def test_images_beside_a_table(self, tmp_path, table):
+        touch(tmp_path, "a.png", "b.png")
+        (tmp_path / table).write_text("path,label\na.png,0\nb.png,1\n")
+        error = error_of(tmp_path)
+        assert "images outside of class folders 2" in error.message
+        assert f"data.root={tmp_path / table}" in error.hint
+        assert len(listing_of(tmp_path / table).images) == 2
+
+    @pytest.mark.parametrize("names", [("train", "val"), ("photos",)])
+    def test_folders_of_splits_or_an_inner_folder(self, tmp_path, names):
+        for name in names:
+            touch(tmp_path, f"{name}/None/a.png", f"{name}/Roadwork/b.png")
+        assert f"data.root={tmp_path / names[0]}" in error_of(tmp_path).hint
+
+    def test_two_folders_of_other_names(self, tmp_path):
+        touch(tmp_path, "clear road/a.png", "works/b.png")
+        assert "data.class_names='[clear road,works]'" in error_of(tmp_path).hint
+
+    def test_tars(self, tmp_path):
+        touch(tmp_path, "shard-0.tar")
+        assert "streetvision data import" in error_of(tmp_path).hint
+
+    def test_a_url_is_named(self, tmp_path):
+        write_csv(tmp_path, "path,label\nhttps://example.org/a.jpg,0\nb.png,1\n")
+        assert "line 2: 'https://example.org/a.jpg' is a URL" in error_of(tmp_path).message
+
+    def test_a_dataset_with_another_split(self, tmp_path, pictures):
+        datasets = pytest.importorskip("datasets")
+        rows = {"image": [str(path) for path in pictures], "label": [0, 1, 1]}
+        dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+        datasets.DatasetDict({"validation": dataset}).save_to_disk(tmp_path / "saved")
+        (tmp_path / "hub" / "data").mkdir(parents=True)
+        dataset.to_parquet(tmp_path / "hub" / "data" / "validation-00000-of-00001.parquet")
+        for folder in ("saved", "hub"):
+            assert error_of(tmp_path / folder).hint == "set data.hf_split=validation"
+
+
 class TestLabelsJson:
     def write(self, folder: Path, entries) -> None:
         (folder / "labels.json").write_text(json.dumps(entries))
@@ -215,15 +300,9 @@ class TestLabelsJson:
         [
             ({"a.png": 0}, "labels.json holds one dict, not a list"),
             (["a.png"], "labels.json entry 1: 'a.png' is not an object"),
-            ([{"label": 0}], "labels.json entry 1: 'filename' is empty"),
-            (
-                [{"filename": "a.png", "label": True}],
-                "labels.json entry 1: 'label' is True, neither text nor an",
-            ),
-            (
-                [{"filename": ["a.png"], "label": 0}],
-                "labels.json entry 1: 'filename' is ['a.png'], neither text nor an",
-            ),
+            ([{"label": 0}], "labels.json entry 1: the file name is empty"),
+            ([{"filename": "a.png", "label": [1]}], "labels.json entry 1: 'label' is [1], neither text nor a"),
+            ([{"filename": ["a.png"], "label": 0}], "labels.json entry 1: 'path' is ['a.png'], neither text nor a"),
             ([{"filename": "a.png", "label": 5}], "labels.json entry 1: label '5' is not 0, 1"),
             ([], "has no images of class 'None' (found: nothing)"),
         ],
@@ -302,7 +381,7 @@ class TestDataset:
         dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1])
         datasets.DatasetDict({"train": dataset}).save_to_disk(folder)
         assert len(listing_of(folder).images) == 3
-        assert "with a split 'test' (data.hf_split)" in (error_of(folder, hf_split="test").hint or "")
+        assert error_of(folder, hf_split="test").hint == "set data.hf_split=train"
 
     def test_a_split_without_a_hugging_face_dataset(self, scenes):
         assert "is not a Hugging Face dataset" in error_of(scenes, hf_split="test").message

@@ -189,9 +189,22 @@ def test_images_whose_text_contradicts_the_label_are_skipped(photos, tmp_path):
     assert (counts["rows"], counts["inconsistent"]) == (3, 2)
 
 
-def test_unreadable_files_are_counted(photos, tmp_path):
+def test_unreadable_files_are_counted_and_named(photos, tmp_path):
     (photos / "None" / "empty.jpg").write_bytes(b"")
-    assert run(photos, tmp_path / "index")[0]["unreadable"] == 1
+    (photos / "None" / "a.heic").write_bytes(b"")
+    warnings, progress = [], Silent()
+    progress.warn = warnings.append
+    config = CONFIG.model_copy(update={"max_invalid_fraction": 0.2})
+    counts = import_images(str(photos), tmp_path / "index", config=config, progress=progress)
+    assert counts["unreadable"] == 1
+    assert any("empty.jpg is empty" in warning for warning in warnings)
+    assert any("a.heic" in warning for warning in warnings)
+
+
+def test_an_import_of_too_few_readable_files_is_an_error(photos, tmp_path):
+    (photos / "None" / "empty.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match="1 of 11 images"):
+        run(photos, tmp_path / "index")
 
 
 class TestResume:

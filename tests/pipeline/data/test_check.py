@@ -52,6 +52,19 @@ def test_a_class_of_dark_photos_is_confounded(command, tmp_path):
     assert "a model may learn" in (tmp_path / "page.html").read_text()
 
 
+def test_a_set_of_which_too_little_is_usable_ends_with_an_error(command, scenes, tmp_path):
+    lines = (scenes / "index.csv").read_text().splitlines()
+    rows = [line.replace(".jpg", ".JPG") for line in lines[1:]]
+    (tmp_path / "photos").symlink_to(scenes)
+    (scenes / "other.csv").write_text("\n".join([lines[0], *rows]))
+    code, _, err = command("data", "check", tmp_path / "photos" / "other.csv", "--page", tmp_path / "page.html")
+    (scenes / "other.csv").unlink()
+    assert code == 2
+    assert "160 of 160 images" in err
+    assert ".jpg does" in err
+    assert (tmp_path / "page.html").is_file()
+
+
 def test_swapped_labels_are_suspicious(command, scenes, tmp_path):
     folder = shutil.copytree(scenes, tmp_path / "photos")
     lines = (folder / "index.csv").read_text().splitlines()

@@ -13,15 +13,20 @@ from streetvision.bundle.explain import draw_overlay
 from streetvision.bundle.model import Prepared
 from streetvision.bundle.predictor import Prediction, Predictor, load_bundle
 from streetvision.contracts.errors import DataError
+from streetvision.data.file_search import LeftOut, printable, search_folder
 from streetvision.data.image_file import UndecodableImage
-from streetvision.data.records import IMAGE_SUFFIXES
+from streetvision.data.records import RejectedFile
 from streetvision.io.atomic import write_bytes_atomic
 
 BATCH_SIZE = 64
+MAX_STEM_BYTES = 160
+"""Bytes of an image's name in the name of its drawing."""
 FIELDS = ("image", "label", "decision", "probability", "certified", "error")
 
 PredictionRow: TypeAlias = dict[str, Any]
 """The prediction for one image, with the keys of FIELDS that apply, and `views` if it is explained."""
+NamedImage: TypeAlias = tuple[str, Path | bytes | UndecodableImage]
+"""The name of an image in the predictions; its file, its bytes, or the reason why there are none."""
 
 
 def print_predictions(
@@ -38,12 +43,10 @@ def print_predictions(
     Returns:
         The number of images that cannot be decoded.
     """
-    predictor = load_bundle(bundle)
-    files = list(expand(images))
-    if explain is None:
-        rows = predict_images(predictor, ((str(path), path) for path in files))
-    else:
-        rows = _explain_files(predictor, files, explain)
+    predictor, left_out = load_bundle(bundle), LeftOut()
+    files = list_files(images, left_out)
+    print_left_out(left_out)
+    rows = predict_images(predictor, files) if explain is None else _explain_files(predictor, files, explain)
     write_row, failures = WRITERS[output_format](), 0
     for row in rows:
         failures += "error" in row
@@ -51,21 +54,42 @@ def print_predictions(
     return failures
 
 
-def expand(images: Iterable[Path]) -> Iterator[Path]:
-    """Yield files as they are, and the images in folders sorted by path; raises DataError if a folder has none."""
+def list_files(images: Iterable[Path], left_out: LeftOut) -> list[NamedImage]:
+    """List files as they are given, and the images in folders sorted by path.
+
+    A folder that cannot be read is in the list with its error.
+
+    Args:
+        images: Files and folders.
+        left_out: Counts what else is in the folders.
+
+    Raises:
+        DataError: A folder has no images.
+    """
+    listed: list[NamedImage] = []
     for path in images:
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-            if not files:
-                raise DataError(f"folder {str(path)!r} has no images")
-            yield from files
-        else:
-            yield path
+        if not path.is_dir():
+            listed.append((str(path), path))
+            continue
+        found = sorted(search_folder(path), key=lambda file: Path(file.path))
+        used = [file for file in found if file.unreadable or not file.reason]
+        for file in found:
+            if file.reason and not file.unreadable:
+                left_out.add(RejectedFile(file.path, file.reason))
+        if not used:
+            lines = left_out.lines()
+            raise DataError(f"folder {str(path)!r} has no images", "; ".join(line.strip() for line in lines) or None)
+        listed += [(file.path, UndecodableImage(file.reason) if file.unreadable else Path(file.path)) for file in used]
+    return listed
 
 
-def predict_images(
-    predictor: Predictor, images: Iterable[tuple[str, Path | bytes | UndecodableImage]]
-) -> Iterator[PredictionRow]:
+def print_left_out(left_out: LeftOut) -> None:
+    """Print the files that are left out to standard error."""
+    for line in left_out.lines():
+        sys.stderr.write(f"{printable(line)}\n")
+
+
+def predict_images(predictor: Predictor, images: Iterable[NamedImage]) -> Iterator[PredictionRow]:
     """Predict named images in batches, in their order. An image that cannot be decoded gets a row with the error."""
     remaining, size = iter(images), predictor.images_per_batch(BATCH_SIZE)
     while batch := list(islice(remaining, size)):
@@ -89,17 +113,21 @@ def _prepare(predictor: Predictor, image: Path | bytes | UndecodableImage) -> Pr
         return error
 
 
-def _explain_files(predictor: Predictor, files: list[Path], folder: Path) -> Iterator[PredictionRow]:
-    """Predict files one by one, and write a drawing of each, named by its position and its file."""
-    for number, path in enumerate(files, start=1):
+def _explain_files(predictor: Predictor, images: list[NamedImage], folder: Path) -> Iterator[PredictionRow]:
+    """Predict images one by one, and write a drawing of each, named by its position and its file."""
+    for number, (name, image) in enumerate(images, start=1):
         try:
-            pixels = predictor.read_image(path)
+            if isinstance(image, UndecodableImage):
+                raise image
+            pixels = predictor.read_image(image)
         except UndecodableImage as error:
-            yield {"image": str(path), "error": error.reason}
+            yield {"image": name, "error": error.reason}
             continue
         prediction = predictor.explain(pixels)
-        write_bytes_atomic(folder / f"{number:04d}-{path.stem}.png", draw_overlay(pixels, prediction))
-        yield _row(str(path), prediction)
+        # A file name has at most 255 bytes on most file systems, and the temporary file has a longer one.
+        stem = Path(name).stem.encode(errors="surrogateescape")[:MAX_STEM_BYTES].decode(errors="ignore")
+        write_bytes_atomic(folder / f"{number:04d}-{stem}.png", draw_overlay(pixels, prediction))
+        yield _row(name, prediction)
 
 
 def _row(name: str, prediction: Prediction) -> PredictionRow:

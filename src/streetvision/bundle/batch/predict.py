@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from streetvision.bundle.batch.executors import EXECUTORS
+from streetvision.bundle.batch.files import print_left_out
 from streetvision.bundle.batch.shards import ShardManifest, finish, lock_folder, open_folder
 from streetvision.bundle.format import read_bundle
 from streetvision.contracts.errors import ConfigError, unknown_name
 from streetvision.contracts.progress import Progress
+from streetvision.data.file_search import LeftOut
 
 
 def predict_sources(
@@ -44,8 +46,10 @@ def predict_sources(
     if engine not in EXECUTORS:
         raise unknown_name("engine", engine, EXECUTORS)
     opened, out = read_bundle(bundle.absolute()), out.absolute()  # workers may have another working directory
+    left_out = LeftOut()
     with lock_folder(out):
-        folder = open_folder(out, sources, bundle=opened.manifest.digest, shard_size=shard_size)
+        folder = open_folder(out, sources, bundle=opened.manifest.digest, shard_size=shard_size, left_out=left_out)
+        print_left_out(left_out)
         manifest, missing = folder.manifest, list(folder.missing())
         n_done = manifest.shards - len(missing)
         done = f"; {n_done} of them are already done" if n_done else ""

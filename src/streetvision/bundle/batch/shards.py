@@ -24,6 +24,7 @@ from streetvision.bundle.batch.files import predict_images
 from streetvision.bundle.predictor import Predictor
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.policies import Artifact, Digest
+from streetvision.data.file_search import LeftOut
 from streetvision.data.sources.image_stream import ImageRef, list_image_refs, read_image_refs
 from streetvision.io.atomic import (
     TEMP_SUFFIX,
@@ -138,7 +139,9 @@ def lock_folder(root: Path) -> Iterator[None]:
         yield
 
 
-def open_folder(root: Path, sources: Sequence[Path], *, bundle: str, shard_size: int | None) -> ShardFolder:
+def open_folder(
+    root: Path, sources: Sequence[Path], *, bundle: str, shard_size: int | None, left_out: LeftOut | None = None
+) -> ShardFolder:
     """Open a folder of predictions; list the images of the sources if it is new, else check that they are the same.
 
     Args:
@@ -146,6 +149,7 @@ def open_folder(root: Path, sources: Sequence[Path], *, bundle: str, shard_size:
         sources: Image files, folders, tars and Parquet files.
         bundle: Digest of the bundle.
         shard_size: Images per shard; None: the shard size of the folder, or the default for a new one.
+        left_out: Counts what else is in the folders of `sources`.
 
     Raises:
         ArtifactError: The folder has predictions of another bundle or of other images.
@@ -153,7 +157,8 @@ def open_folder(root: Path, sources: Sequence[Path], *, bundle: str, shard_size:
     """
     folder = ShardFolder(root)
     if not folder.manifest_path.is_file():
-        _write_listing(folder, sources, bundle=bundle, shard_size=shard_size or DEFAULT_SHARD_SIZE)
+        refs = list_image_refs(sources, left_out=left_out)
+        _write_listing(folder, sources, refs, bundle=bundle, shard_size=shard_size or DEFAULT_SHARD_SIZE)
         return folder
     manifest = folder.manifest
     if manifest.bundle != bundle:
@@ -167,7 +172,7 @@ def open_folder(root: Path, sources: Sequence[Path], *, bundle: str, shard_size:
             "leave out --shard-size to resume",
         )
     listing = _ListingDigest()
-    for ref in list_image_refs(sources):
+    for ref in list_image_refs(sources, left_out=left_out):
         listing.add(_json_line(asdict(ref)))
     if (listing.images, listing.digest) != (manifest.images, manifest.images_sha256):
         raise ArtifactError(
@@ -231,19 +236,21 @@ class _ListingDigest:
         return f"{self._sum % 2**256:064x}"
 
 
-def _write_listing(folder: ShardFolder, sources: Sequence[Path], *, bundle: str, shard_size: int) -> None:
-    """List the images of the sources, and write the manifest last; memory holds the references of one shard."""
+def _write_listing(
+    folder: ShardFolder, sources: Sequence[Path], refs: Iterable[ImageRef], *, bundle: str, shard_size: int
+) -> None:
+    """Write the images of the sources, and the manifest last; memory holds the references of one shard."""
     if (folder.root / LISTING).is_dir():
         shutil.rmtree(folder.root / LISTING)  # of an interrupted run
     digest = _ListingDigest()
-    lines = (_json_line(asdict(ref)) for ref in list_image_refs(sources))
+    lines = (_json_line(asdict(ref)) for ref in refs)
     for shard, shard_lines in enumerate(_chunks(lines, shard_size)):
         write_bytes_atomic(folder.listing(shard), b"".join(shard_lines))
         for line in shard_lines:
             digest.add(line)
     manifest = ShardManifest(
         bundle=bundle,
-        sources=tuple(str(source.expanduser().absolute()) for source in sources),
+        sources=tuple(str(source.absolute()) for source in sources),
         images=digest.images,
         images_sha256=digest.digest,
         shard_size=shard_size,

@@ -1,25 +1,33 @@
 """Images listed by a table: a CSV file, or a labels.json next to a folder `images/`."""
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from streetvision.contracts.errors import DataError
+from streetvision.data.file_search import existing_name
 from streetvision.data.records import (
     ImageListing,
     ImageRecord,
     check_both_classes,
     class_names_hint,
     count_classes,
+    fold_name,
+    parse_group,
     parse_label,
 )
 from streetvision.io.atomic import parse_json
 
+PATH = "path"
+PATH_NAMES = ("filename", "file_name")
+"""Other names of the field `path`, as labels.json and the metadata.csv of Hugging Face have it."""
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 CSV_HINT = "the first line names the columns: path,label and optionally group,source"
 JSON_HINT = 'labels.json is a list: [{"filename": "a.jpg", "label": 0}, ...], with optional "group" and "source"'
-TYPED_FIELDS = {"filename", "label", "group", "source"}
-"""Fields of a labels.json that must be text or an integer. Other fields are ignored if they are lists or objects."""
+TYPED_FIELDS = {PATH, "label", "group", "source"}
+"""Fields of a labels.json that must be a single value. Other fields are ignored if they are lists or objects."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,10 @@ class ColumnNames:
         Raises:
             DataError: A given column does not exist.
         """
-        by_name = {name.casefold(): name for name in present}
+        by_name = {fold_name(name): name for name in present}
         columns = {}
         for field, requested in (("group", self.group), ("source", self.source)):
-            column = by_name.get((requested or field).casefold())
+            column = by_name.get(fold_name(requested or field))
             if column is None and requested is not None:
                 names = ", ".join(by_name.values()) or "none"
                 raise DataError(
@@ -60,7 +68,9 @@ class TableRow:
     """Lower-case column -> text."""
 
 
-def list_csv(path: Path, *, class_names: tuple[str, str], columns: ColumnNames) -> ImageListing:
+def list_csv(
+    path: Path, *, class_names: tuple[str, str], columns: ColumnNames, one_class: bool = False
+) -> ImageListing:
     """List the images of a CSV with the columns path, label and optionally group and source; others are kept as text.
 
     Paths are absolute, or relative to the folder of the CSV.
@@ -68,10 +78,12 @@ def list_csv(path: Path, *, class_names: tuple[str, str], columns: ColumnNames) 
     Raises:
         DataError: A line is not valid; the message names line and field.
     """
-    return _list(path, list(_read_csv(path)), name_field="path", class_names=class_names, columns=columns)
+    return _list(path, list(_read_csv(path)), class_names=class_names, columns=columns, one_class=one_class)
 
 
-def list_labels_json(path: Path, *, class_names: tuple[str, str], columns: ColumnNames) -> ImageListing:
+def list_labels_json(
+    path: Path, *, class_names: tuple[str, str], columns: ColumnNames, one_class: bool = False
+) -> ImageListing:
     """List the images of a labels.json: a list of {filename, label} and optionally group and source; others are kept.
 
     File names are relative to the folder `images/` next to the file, or to its own folder if there is no `images/`.
@@ -79,7 +91,9 @@ def list_labels_json(path: Path, *, class_names: tuple[str, str], columns: Colum
     Raises:
         DataError: An entry is not valid; the message names entry and field.
     """
-    return _list(path, list(_read_labels_json(path)), name_field="filename", class_names=class_names, columns=columns)
+    folder = "images" if (path.parent / "images").is_dir() else ""
+    rows = list(_read_labels_json(path))
+    return _list(path, rows, folder=folder, class_names=class_names, columns=columns, one_class=one_class)
 
 
 def list_paths(path: Path) -> list[tuple[str, str | None]]:
@@ -90,9 +104,8 @@ def list_paths(path: Path) -> list[tuple[str, str | None]]:
     """
     paths: list[tuple[str, str | None]] = []
     for row in _read_csv(path, required=("path",)):
-        if not (name := row.fields["path"].strip()):
-            raise DataError(f"{row.where}: 'path' is empty")
-        paths.append((str(path.parent / name), row.fields.get("group", "").strip() or None))
+        name = existing_name(path.parent, _image_name(row))
+        paths.append((str(path.parent / name), parse_group(row.fields.get("group"))))
     return paths
 
 
@@ -100,7 +113,7 @@ def _read_csv(path: Path, required: Sequence[str] = ("path", "label")) -> Iterat
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
             reader = csv.reader(handle, strict=True)
-            header = [name.strip().casefold() for name in next(reader, [])]
+            header = [_field_name(name) for name in next(reader, [])]
             found = ", ".join(header) or "nothing"
             for name in required:
                 if name not in header:
@@ -131,29 +144,47 @@ def _read_labels_json(path: Path) -> Iterator[TableRow]:
         if not isinstance(entry, dict):
             raise DataError(f"{where}: {entry!r} is not an object", JSON_HINT)
         fields = {}
-        for name, value in {name.casefold(): value for name, value in entry.items()}.items():
-            if name in TYPED_FIELDS and (isinstance(value, bool) or not isinstance(value, str | int | None)):
-                raise DataError(f"{where}: {name!r} is {value!r}, neither text nor an integer", JSON_HINT)
+        for name, value in {_field_name(name): value for name, value in entry.items()}.items():
+            if name in TYPED_FIELDS and not isinstance(value, str | int | float | None):
+                raise DataError(f"{where}: {name!r} is {value!r}, neither text nor a number", JSON_HINT)
             if not isinstance(value, list | dict):
                 fields[name] = "" if value is None else str(value)
         yield TableRow(where, fields)
 
 
+def _field_name(name: str) -> str:
+    """The name of a column in the form in which it is compared; PATH_NAMES become PATH."""
+    folded = fold_name(name)
+    return PATH if folded in PATH_NAMES else folded
+
+
+def _image_name(row: TableRow) -> str:
+    name = row.fields.get(PATH, "").strip()
+    if not name:
+        raise DataError(f"{row.where}: the file name is empty")
+    if URL.match(name):
+        raise DataError(f"{row.where}: {name!r} is a URL, and nothing is downloaded", "list files of this machine")
+    return name
+
+
 def _list(
-    path: Path, rows: list[TableRow], *, name_field: str, class_names: tuple[str, str], columns: ColumnNames
+    path: Path,
+    rows: list[TableRow],
+    *,
+    class_names: tuple[str, str],
+    columns: ColumnNames,
+    one_class: bool,
+    folder: str = "",
 ) -> ImageListing:
-    folder = "images" if name_field == "filename" and (path.parent / "images").is_dir() else ""
     # Entries of a JSON file may differ in their fields: a column exists if any entry has it.
     present = dict.fromkeys(name for row in rows for name in row.fields)
     optional = columns.resolve(present, path.name) if rows else {}
-    reserved = {name_field, "label", *optional.values()}
+    reserved = {PATH, "label", *optional.values()}
     images: dict[str, ImageRecord] = {}
     for row in rows:
-        name = row.fields.get(name_field, "").strip()
-        if not name:
-            raise DataError(f"{row.where}: {name_field!r} is empty")
+        name = _image_name(row)
         # PurePosixPath makes "./a.png" and "a.png" the same path.
-        image_path = PurePosixPath(folder, name).as_posix()
+        image_path = existing_name(path.parent, PurePosixPath(folder, name).as_posix())
         if image_path in images:
             raise DataError(f"{row.where}: {name!r} is already listed above", "list every image once")
         label = parse_label(
@@ -162,10 +193,10 @@ def _list(
             where=row.where,
             found=(other.fields.get("label", "") for other in rows),
         )
-        metadata = {field: row.fields.get(column, "").strip() or None for field, column in optional.items()}
+        metadata = {field: parse_group(row.fields.get(column)) for field, column in optional.items()}
         others = {name: text.strip() for name, text in row.fields.items() if name not in reserved and text.strip()}
         images[image_path] = ImageRecord(image_path, label, **metadata, columns=others)
     counts = count_classes(images.values(), class_names)
     hint = f"list images of both classes; {class_names_hint(class_names)}"
-    check_both_classes(path, counts, class_names=class_names, hint=hint)
+    check_both_classes(path, counts, class_names=class_names, hint=hint, one_class=one_class)
     return ImageListing(path.parent, tuple(images.values()))

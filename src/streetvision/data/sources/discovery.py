@@ -1,26 +1,27 @@
 """Find the images that `data.root` and `data.unlabeled` name, without opening them."""
 
-import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import HF_SPLIT
+from streetvision.data.file_search import is_ignored, printable, search_folder
 from streetvision.data.records import (
     ImageListing,
     ImageRecord,
     RejectedFile,
     check_both_classes,
     class_names_hint,
+    fold_name,
     image_suffix,
 )
 from streetvision.data.sources.csv_json import ColumnNames, list_csv, list_labels_json, list_paths
 from streetvision.data.sources.huggingface import is_local_dataset, list_dataset
 from streetvision.data.sources.parquet_index import INDEX, list_parquet
-
-SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
-"""Files that operating systems create in image folders. Like hidden files they are ignored and not reported."""
+from streetvision.data.sources.webdataset import find_shards
 
 TABLES = {".csv": list_csv, ".json": list_labels_json, ".parquet": list_parquet}
 """Suffix of a file that lists images -> its reader."""
@@ -40,6 +41,7 @@ def list_images(
     hf_split: str = HF_SPLIT,
     group_column: str | None = None,
     source_column: str | None = None,
+    one_class: bool = False,
 ) -> ImageListing:
     """List every image of `data.root`.
 
@@ -54,61 +56,103 @@ def list_images(
         hf_split: Split of a Hugging Face dataset.
         group_column: Column with the group; None: `group` if it exists.
         source_column: Column with the source; None: `source` if it exists.
+        one_class: Whether images of one class alone are accepted.
 
     Raises:
         DataError: `root` is not of a known kind, has no images of a class, or has an invalid line.
     """
-    path = Path(root).expanduser()
-    columns = ColumnNames(group_column, source_column)
-    tables = [file for file in (path, path / "index.csv", path / INDEX, path / "labels.json") if file.is_file()]
-    table = next((file for file in tables if file.suffix.lower() in TABLES), None)
-    if table is None and (root.startswith(HUB_PREFIX) or is_local_dataset(path)):
-        dataset = root.removeprefix(HUB_PREFIX)
-        return list_dataset(dataset, split=hf_split, class_names=class_names, columns=columns, import_to=import_to)
-    if hf_split != HF_SPLIT:
+    path, columns = Path(root), ColumnNames(group_column, source_column)
+    try:
+        tables = [file for file in (path, path / "index.csv", path / INDEX, path / "labels.json") if file.is_file()]
+        table = next((file for file in tables if file.suffix.lower() in TABLES), None)
+        if table is None and (root.startswith(HUB_PREFIX) or is_local_dataset(path)):
+            return list_dataset(
+                root.removeprefix(HUB_PREFIX),
+                split=hf_split,
+                class_names=class_names,
+                columns=columns,
+                import_to=import_to,
+                one_class=one_class,
+            )
+        if hf_split != HF_SPLIT:
+            raise DataError(
+                f"data.hf_split={hf_split} has no effect when data.root {root!r} is not a Hugging Face dataset",
+                "leave data.hf_split out",
+            )
+        if table is not None:
+            return TABLES[table.suffix.lower()](table, class_names=class_names, columns=columns, one_class=one_class)
+        if path.is_dir():
+            columns.resolve((), f"data.root {root!r} consists of class folders and")
+            return list_class_folders(path, class_names=class_names, one_class=one_class)
+        kind = "is a file, but not .csv, .json or .parquet" if path.exists() else "does not exist"
+    except PermissionError as error:
         raise DataError(
-            f"data.hf_split={hf_split} has no effect when data.root {root!r} is not a Hugging Face dataset",
-            "leave data.hf_split out",
-        )
-    if table is not None:
-        return TABLES[table.suffix.lower()](table, class_names=class_names, columns=columns)
-    if path.is_dir():
-        columns.resolve((), f"data.root {root!r} consists of class folders and")
-        return list_class_folders(path, class_names=class_names)
+            f"{error.filename or root!r} cannot be read: {error.strerror}", "give read permission"
+        ) from error
     raise DataError(
-        f"data.root {root!r} " + ("is a file, but not .csv, .json or .parquet" if path.exists() else "does not exist"),
+        f"data.root {root!r} {kind}",
         f"set data.root to a folder with one sub-folder per class, a CSV, or {HUB_PREFIX}owner/name",
     )
 
 
-def list_class_folders(root: Path, *, class_names: tuple[str, str]) -> ImageListing:
+def list_class_folders(root: Path, *, class_names: tuple[str, str], one_class: bool = False) -> ImageListing:
     """List the images of a folder with one sub-folder per class; names of classes match in any case.
 
-    Sub-folders of a class folder are searched too, but they define no groups; an index.csv can. Files without the
-    suffix of an image, and folders that are not a class, are in `skipped`.
+    Sub-folders of a class folder are searched too, but they define no groups; an index.csv can. Everything else in
+    `root` that is not ignored is in `skipped`.
 
     Raises:
-        DataError: A class has no images.
+        DataError: A class has no images (with `one_class`: both have none), or a folder cannot be read.
     """
-    labels = {name.casefold(): label for label, name in enumerate(class_names)}
+    labels = {fold_name(name): label for label, name in enumerate(class_names)}
     images: list[ImageRecord] = []
     skipped: list[RejectedFile] = []
     counts: dict[str, int] = {}
-    for child in sorted(entry for entry in root.iterdir() if not _is_ignored(entry.name)):
+    loose = 0
+    for child in sorted(entry for entry in root.iterdir() if not is_ignored(entry.name)):
+        label = labels.get(fold_name(child.name))
         if not child.is_dir():
-            skipped.append(RejectedFile(child.name, "is not in a class folder"))
-            continue
-        paths, others = files_under(child, root)
-        counts[child.name] = len(paths)
-        label = labels.get(child.name.casefold())
-        if label is None:
-            skipped.append(RejectedFile(child.name, f"is not a class folder (images in it: {len(paths):,})"))
-            continue
-        images += [ImageRecord(path, label) for path in paths]
-        skipped += others
-    hint = f"each class is a folder under data.root; {class_names_hint(class_names)}"
-    check_both_classes(root, counts, class_names=class_names, hint=hint)
+            loose += bool(image_suffix(child.name))
+            skipped.append(RejectedFile(printable(child.name), "is not in a class folder"))
+        elif label is None and ArtifactSchema(child).splits_json.is_file():
+            skipped.append(RejectedFile(child.name, "is the folder of a run"))
+        else:
+            paths, others = files_under(child, root)
+            counts[child.name] = len(paths)
+            if label is None:
+                reason = f"is not a class folder (images in it: {len(paths):,})"
+                skipped.append(RejectedFile(printable(child.name), reason))
+            else:
+                images += [ImageRecord(path, label) for path in paths]
+                skipped += others
+    found = counts | ({"images outside of class folders": loose} if loose else {})
+    hint = partial(_layout_hint, root, counts, class_names=class_names)
+    check_both_classes(root, found, class_names=class_names, hint=hint, one_class=one_class)
     return ImageListing(root, tuple(images), tuple(skipped))
+
+
+def _layout_hint(root: Path, counts: Mapping[str, int], *, class_names: tuple[str, str]) -> str:
+    """The setting that fits the content of `root`, which lacks a class folder."""
+    tables = [path for path in sorted(root.iterdir()) if path.suffix.lower() in TABLES and path.is_file()]
+    expected = {fold_name(name) for name in class_names}
+    inner = [
+        folder
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and expected <= {fold_name(child.name) for child in folder.iterdir() if child.is_dir()}
+    ]
+    inner += [folder for folder in sorted(root.iterdir()) if (folder / "index.csv").is_file()]
+    filled = [name for name, count in counts.items() if count]
+    if tables:
+        return f"if {tables[0].name} lists the images, set data.root={shlex.quote(str(tables[0]))}"
+    if inner:
+        others = f" (also possible: {', '.join(folder.name for folder in inner[1:4])})" if inner[1:] else ""
+        return f"set data.root={shlex.quote(str(inner[0]))}{others}; its images are divided into the four splits"
+    if find_shards(root):
+        return f"import the tars first: {shlex.join(['streetvision', 'data', 'import', str(root), '--to', 'FOLDER'])}"
+    if len(filled) == 2:
+        names = shlex.quote(f"[{','.join(filled)}]")
+        return f"each class is a folder under data.root; set data.class_names={names}, the negative class first"
+    return f"each class is a folder under data.root, or an index.csv lists path,label; {class_names_hint(class_names)}"
 
 
 def list_unlabeled(sources: Sequence[Path]) -> ImageListing:
@@ -123,7 +167,7 @@ def list_unlabeled(sources: Sequence[Path]) -> ImageListing:
     images: dict[str, ImageRecord] = {}
     skipped: list[RejectedFile] = []
     for source in sources:
-        path = source.expanduser().absolute()
+        path = source.absolute()
         if path.is_dir():
             names, others = files_under(path, Path("/"))
             records = [ImageRecord(f"/{name}", UNLABELED) for name in names]
@@ -141,39 +185,24 @@ def list_unlabeled(sources: Sequence[Path]) -> ImageListing:
 
 
 def files_under(folder: Path, root: Path) -> tuple[list[str], list[RejectedFile]]:
-    """Return the images in `folder`, and its other files with a reason.
+    """Return the images in `folder`, and its other files with a reason, as sorted Posix paths relative to `root`.
 
-    Both are sorted Posix paths relative to `root`. The folder of a run is ignored, because its plots are not photos.
+    Raises:
+        DataError: A sub-folder cannot be read.
     """
     images: list[str] = []
     others: list[RejectedFile] = []
-    for parent, folders, names in os.walk(folder):
-        # Assigning to the slice makes os.walk leave out the removed folders.
-        folders[:] = [
-            name
-            for name in folders
-            if not _is_ignored(name) and not ArtifactSchema(Path(parent, name)).splits_json.is_file()
-        ]
-        within = Path(parent).relative_to(root)
-        for name in folders:
-            if Path(parent, name).is_symlink():
-                link = _printable((within / name).as_posix())
-                others.append(RejectedFile(link, "is a link to a folder, which is not followed"))
-        for name in (name for name in names if not _is_ignored(name)):
-            path = (within / name).as_posix()
-            if _printable(path) != path:
-                others.append(RejectedFile(_printable(path), "has a name that is not UTF-8"))
-            elif image_suffix(name):
-                images.append(path)
-            else:
-                others.append(RejectedFile(path, "does not have the suffix of an image"))
+    prefix = "" if root == Path() else f"{str(root).rstrip('/')}/"
+    for found in search_folder(folder):
+        if found.unreadable:
+            raise DataError(
+                f"{printable(found.path)!r} {found.reason}", "give read permission, or move it out of the data set"
+            )
+        path = found.path.removeprefix(prefix)
+        if found.reason:
+            others.append(RejectedFile(printable(path), found.reason))
+        elif printable(path) != path:
+            others.append(RejectedFile(printable(path), "has a name that is not UTF-8"))
+        else:
+            images.append(path)
     return sorted(images), sorted(others, key=lambda file: file.path)
-
-
-def _printable(path: str) -> str:
-    """The path with bytes that are not UTF-8 escaped."""
-    return path.encode(errors="backslashreplace").decode()
-
-
-def _is_ignored(name: str) -> bool:
-    return name.startswith(".") or name.casefold() in SYSTEM_FILES

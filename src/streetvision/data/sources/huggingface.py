@@ -1,6 +1,6 @@
 """Images of a Hugging Face dataset, from the hub or from a local folder."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from streetvision.data.records import (
     check_both_classes,
     count_classes,
     image_suffix,
+    parse_group,
     parse_label,
 )
 from streetvision.data.sources.csv_json import ColumnNames
@@ -34,7 +35,13 @@ def is_local_dataset(folder: Path) -> bool:
 
 
 def list_dataset(
-    root: str, *, split: str, class_names: tuple[str, str], columns: ColumnNames, import_to: Path
+    root: str,
+    *,
+    split: str,
+    class_names: tuple[str, str],
+    columns: ColumnNames,
+    import_to: Path,
+    one_class: bool = False,
 ) -> ImageListing:
     """List the images of a dataset with the features `image` and `label` (an integer or a class label).
 
@@ -50,7 +57,8 @@ def list_dataset(
             write_bytes_atomic(path, data)
         records.append(replace(record, path=path.name))
     counts = count_classes(records, class_names)
-    check_both_classes(root, counts, class_names=class_names, hint=f"the split that was read is data.hf_split={split}")
+    hint = f"the split that was read is data.hf_split={split}"
+    check_both_classes(root, counts, class_names=class_names, hint=hint, one_class=one_class)
     return ImageListing(import_to, tuple(records))
 
 
@@ -77,10 +85,7 @@ def stream_dataset(
         value = example["label"]
         # Labels are mapped by name: the dataset may number its classes in another order than class_names.
         text = label_names[value] if label_names and value is not None and value >= 0 else str(value)
-        metadata = {
-            field: None if example[column] is None or example[column] == "" else str(example[column])
-            for field, column in optional.items()
-        }
+        metadata = {field: parse_group(example[column]) for field, column in optional.items()}
         record = ImageRecord(
             path="",
             label=parse_label(text, class_names=class_names, where=where),
@@ -97,15 +102,30 @@ def _load(root: str, split: str) -> "Dataset":
     try:
         if any((Path(root) / name).is_file() for name in SAVED_DATASET):
             saved = datasets.load_from_disk(root)
-            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+            if not isinstance(saved, datasets.DatasetDict):
+                return saved
+            if split not in saved:
+                raise _no_split(root, split, list(saved))
+            return saved[split]
         streamed = datasets.load_dataset(root, split=split, streaming=True)
         return streamed if streamed.features else streamed._resolve_features()
+    except DataError:
+        raise
     except Exception as error:  # the library passes on all errors of its file systems and of the network
+        if isinstance(error, ValueError) and "split" in str(error):
+            raise _no_split(root, split, datasets.get_dataset_split_names(root)) from error
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             f"data.root {root!r} is not a folder of images, and cannot be loaded as a dataset: {first_line}",
             f"set data.root to a folder, a CSV, or hf://owner/name with a split {split!r} (data.hf_split)",
         ) from error
+
+
+def _no_split(root: str, split: str, splits: Sequence[str]) -> DataError:
+    return DataError(
+        f"data.root {root!r} has no split {split!r} (found: {', '.join(splits)})",
+        f"set data.hf_split={splits[0]}" if splits else None,
+    )
 
 
 def _text_converters(dataset: "Dataset", exclude: set[str]) -> dict[str, Callable[[Any], str]]:

@@ -4,7 +4,6 @@ Images are listed as a stream of small references, so memory does not grow with 
 of the image: a byte offset in a tar, a row in a Parquet file.
 """
 
-import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ import pyarrow.parquet as pq
 
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
+from streetvision.data.file_search import LeftOut, is_ignored, search_folder
 from streetvision.data.image_file import UndecodableImage, read_image_bytes
-from streetvision.data.records import IMAGE_SUFFIXES
+from streetvision.data.records import IMAGE_SUFFIXES, RejectedFile
 from streetvision.data.sources.parquet_index import SCHEMA
 from streetvision.data.sources.webdataset import DAMAGED_TAR
 
@@ -49,16 +49,20 @@ class ImageRef:
     """Reason if it cannot be read; completes the sentence "this file ..."."""
 
 
-def list_image_refs(sources: Sequence[Path]) -> Iterator[ImageRef]:
+def list_image_refs(sources: Sequence[Path], *, left_out: LeftOut | None = None) -> Iterator[ImageRef]:
     """Yield each image of the sources once. A file or folder that cannot be listed yields a reference with the reason.
 
-    Folders are searched recursively for images, tars and Parquet files with images, in the order of the file system.
-    Hidden names are ignored, and links to folders are not followed.
+    Folders are searched by the rules of `search_folder` for images, tars and Parquet files with images, in the order of
+    the file system.
+
+    Args:
+        sources: Image files, folders, tars and Parquet files.
+        left_out: Counts the files in folders that are neither.
 
     Raises:
         DataError: A source does not exist, is inside another source, or has no images.
     """
-    absolute = [source.expanduser().absolute() for source in sources]
+    absolute = [source.absolute() for source in sources]
     resolved = [source.resolve() for source in absolute]
     for number, (source, path) in enumerate(zip(absolute, resolved, strict=True)):
         if not path.exists():
@@ -70,7 +74,7 @@ def list_image_refs(sources: Sequence[Path]) -> Iterator[ImageRef]:
             )
     for source in absolute:
         empty = True
-        for ref in _list_source(source):
+        for ref in _list_source(source, left_out or LeftOut()):
             empty = False
             yield ref
         if empty:
@@ -91,36 +95,35 @@ def read_image_refs(
             yield from ((ref, error) for ref in same_file[n_read:])
 
 
-def _list_source(source: Path) -> Iterator[ImageRef]:
+def _list_source(source: Path, left_out: LeftOut) -> Iterator[ImageRef]:
     if source.is_dir():
-        return _list_folder(source)
+        return _list_folder(source, left_out)
     suffix = source.suffix.lower()
     return _list_given_parquet(source) if suffix == ".parquet" else LISTERS.get(suffix, _list_file)(source)
 
 
-def _list_folder(folder: Path) -> Iterator[ImageRef]:
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    yield from _list_entry(entry)
-    except OSError as error:
-        yield _unreadable(folder, error.strerror or str(error))
-
-
-def _list_entry(entry: "os.DirEntry[str]") -> Iterator[ImageRef]:
-    path, suffix = Path(entry.path), Path(entry.name).suffix.lower()
-    try:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _list_folder(path)
-        elif (suffix in LISTERS or suffix in IMAGE_SUFFIXES) and entry.is_file():
-            yield from LISTERS.get(suffix, _list_file)(path)
-    except OSError as error:
-        yield _unreadable(path, error.strerror or str(error))
+def _list_folder(folder: Path, left_out: LeftOut) -> Iterator[ImageRef]:
+    for found in search_folder(folder, IMAGE_SUFFIXES | LISTERS.keys()):
+        path = Path(found.path)
+        if found.unreadable:
+            yield ImageRef(found.path, "unreadable", found.path, 0, reason=found.reason)
+        elif found.reason:
+            left_out.add(RejectedFile(found.path, found.reason))
+        else:
+            refs = LISTERS.get(path.suffix.lower(), _list_file)(path)
+            first = next(refs, None)
+            if first is None:
+                left_out.add(RejectedFile(found.path, "has no images"))
+            else:
+                yield first
+                yield from refs
 
 
 def _list_file(path: Path) -> Iterator[ImageRef]:
-    yield ImageRef(str(path), "file", str(path), path.stat().st_size)
+    try:
+        yield ImageRef(str(path), "file", str(path), path.stat().st_size)
+    except OSError as error:
+        yield _unreadable(path, error.strerror or str(error))
 
 
 def _list_tar(path: Path) -> Iterator[ImageRef]:
@@ -129,7 +132,8 @@ def _list_tar(path: Path) -> Iterator[ImageRef]:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined] # tarfile would keep every member in memory
                 name = PurePosixPath(member.name)
-                if member.isreg() and name.suffix.lower() in IMAGE_SUFFIXES and not name.name.startswith("."):
+                hidden = any(is_ignored(part) for part in name.parts if part not in {".", ".."})
+                if member.isreg() and name.suffix.lower() in IMAGE_SUFFIXES and not hidden:
                     yield ImageRef(f"{path}/{member.name}", "tar", str(path), member.size, member.offset_data)
     except DAMAGED_TAR as error:
         yield _unreadable(path, f"as an uncompressed tar: {error}")
@@ -172,9 +176,9 @@ def _list_given_parquet(path: Path) -> Iterator[ImageRef]:
 
 
 def _list_indexed_file(path: Path) -> Iterator[ImageRef]:
-    try:
+    if path.exists():
         yield from _list_file(path)
-    except (OSError, ValueError):
+    else:
         yield ImageRef(str(path), "unreadable", str(path), 0, reason="does not exist")
 
 

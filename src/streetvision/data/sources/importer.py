@@ -11,8 +11,16 @@ from typing import Any
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress
 from streetvision.data.config import DataConfig
+from streetvision.data.file_search import LeftOut
 from streetvision.data.image_file import UndecodableImage, read_image_bytes
-from streetvision.data.records import ImageRecord, image_suffix, parse_label
+from streetvision.data.records import (
+    ImageRecord,
+    RejectedFile,
+    group_warnings,
+    image_suffix,
+    parse_group,
+    parse_label,
+)
 from streetvision.data.sources.csv_json import ColumnNames
 from streetvision.data.sources.discovery import HUB_PREFIX, list_images
 from streetvision.data.sources.exif import read_exif
@@ -62,6 +70,9 @@ class _Source:
     """Number of entries; 0 if it is not known."""
     identity: object
     """JSON value that changes when the entries change, as far as that is known before they are read."""
+    skipped: tuple[RejectedFile, ...] = ()
+    """Files at the same place that are not entries."""
+    warnings: list[str] = field(default_factory=list)
 
 
 def import_images(
@@ -90,7 +101,8 @@ def import_images(
         The number of `rows`, and of the skipped entries that are `unreadable` or `inconsistent`.
 
     Raises:
-        DataError: `folder` has an unfinished import of another source or with other settings.
+        DataError: `folder` has an unfinished import of another source or with other settings; or no image can be read,
+            or more than data.max_invalid_fraction cannot.
     """
     parts, opened = IndexParts(folder), _open_source(source, config)
     done = parts.done()
@@ -103,19 +115,38 @@ def import_images(
         )
     write_json_atomic(note, request_json)
 
+    unreadable, left_out = LeftOut(), LeftOut()
     total = max(0, opened.total - done)
+    for file in opened.skipped:
+        left_out.add(file)
     remaining = progress.track(islice(opened.entries, done, None), total=total, label="import")
     while batch := list(islice(remaining, PART_SIZE)):
         done += len(batch)
         accepted = [entry for entry in batch if consistency is None or consistency.accepts(entry)]
-        rows = [row for entry in accepted if (row := _index_row(entry, folder, copy=copy)) is not None]
+        rows = []
+        for entry in accepted:
+            row = _index_row(entry, folder, copy=copy)
+            if isinstance(row, RejectedFile):
+                unreadable.add(row)
+            else:
+                rows.append(row)
         skipped = {"inconsistent": len(batch) - len(accepted), "unreadable": len(accepted) - len(rows)}
         parts.append(rows, until=done, skipped=skipped)
-    return parts.finish()
+    for line in (*unreadable.lines(), *left_out.lines(), *opened.warnings):
+        progress.warn(line.strip())
+    counts = parts.finish()
+    processed = counts["rows"] + counts["unreadable"]
+    if counts["unreadable"] > config.max_invalid_fraction * processed or not counts["rows"]:
+        raise DataError(
+            f"{counts['unreadable']:,} of {processed:,} images of {source!r} cannot be read "
+            f"(the limit is {config.max_invalid_fraction:.1%}); the index has the others",
+            "fix or remove them, or raise data.max_invalid_fraction",
+        )
+    return counts
 
 
 def _open_source(source: str, config: DataConfig) -> _Source:
-    path = Path(source).expanduser()
+    path = Path(source)
     if shards := find_shards(path):
         sizes = [[shard.name, shard.stat().st_size] for shard in shards]
         return _Source(_shard_entries(shards, config), 0, sizes)
@@ -130,7 +161,7 @@ def _open_source(source: str, config: DataConfig) -> _Source:
     )
     entries = (_file_entry(record, listing.root) for record in listing.images)
     names = sha256_json([[record.path, record.label] for record in listing.images])
-    return _Source(entries, len(listing.images), names)
+    return _Source(entries, len(listing.images), names, listing.skipped, group_warnings(listing.images))
 
 
 def _file_entry(record: ImageRecord, root: Path) -> SourceEntry:
@@ -150,8 +181,8 @@ def _shard_entries(shards: Iterable[Path], config: DataConfig) -> Iterator[Sourc
     for sample in (sample for shard in shards for sample in read_shard(shard)):
         columns = dict(sample.fields)
         label = parse_label(columns.pop("label"), class_names=config.class_names, where=sample.name)
-        group = columns.pop(config.group_column or "group", None)
-        source = columns.pop(config.source_column or "source", None)
+        group = parse_group(columns.pop(config.group_column or "group", None))
+        source = parse_group(columns.pop(config.source_column or "source", None))
         yield SourceEntry(label, partial(bytes, sample.image), None, sample.suffix, group, source, columns)
 
 
@@ -165,12 +196,13 @@ def _dataset_entries(source: str, config: DataConfig) -> Iterator[SourceEntry]:
         yield SourceEntry(record.label, partial(bytes, data), None, suffix, record.group, record.source, others)
 
 
-def _index_row(entry: SourceEntry, folder: Path, *, copy: bool) -> dict[str, Any] | None:
-    """The row of an entry in the index; None if its bytes cannot be read."""
+def _index_row(entry: SourceEntry, folder: Path, *, copy: bool) -> dict[str, Any] | RejectedFile:
+    """The row of an entry in the index, or the reason why its bytes cannot be read."""
     try:
         data = entry.read()
-    except UndecodableImage:
-        return None
+    except UndecodableImage as error:
+        assert entry.path is not None, "only files are read here"
+        return RejectedFile(entry.path, error.reason)
     digest = sha256_bytes(data)
     path = entry.path
     if copy or path is None:

@@ -10,7 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streetvision.contracts.errors import DataError
-from streetvision.data.records import ImageListing, ImageRecord, check_both_classes, class_names_hint, count_classes
+from streetvision.data.file_search import existing_name
+from streetvision.data.records import (
+    ImageListing,
+    ImageRecord,
+    check_both_classes,
+    class_names_hint,
+    count_classes,
+    parse_group,
+)
 from streetvision.data.sources.csv_json import ColumnNames
 from streetvision.io.atomic import open_atomic
 
@@ -78,7 +86,9 @@ class IndexParts:
         return list(self.parts.glob(f"part-{'[0-9]' * 12}.parquet"))
 
 
-def list_parquet(path: Path, *, class_names: tuple[str, str], columns: ColumnNames) -> ImageListing:
+def list_parquet(
+    path: Path, *, class_names: tuple[str, str], columns: ColumnNames, one_class: bool = False
+) -> ImageListing:
     """List the images of an index.parquet.
 
     Raises:
@@ -95,7 +105,7 @@ def list_parquet(path: Path, *, class_names: tuple[str, str], columns: ColumnNam
         raise DataError(f"{str(path)!r} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
     counts = count_classes(images, class_names)
     hint = f"import images of both classes; {class_names_hint(class_names)}"
-    check_both_classes(path, counts, class_names=class_names, hint=hint)
+    check_both_classes(path, counts, class_names=class_names, hint=hint, one_class=one_class)
     return ImageListing(path.parent, tuple(images))
 
 
@@ -103,7 +113,7 @@ def _image_record(row: dict[str, Any], path: Path, columns: ColumnNames) -> Imag
     if row["label"] not in (0, 1) or not row["path"]:
         raise DataError(f"{str(path)!r}: {row['path']!r} has label {row['label']!r}, which is not 0 or 1")
     others = dict(row["columns"])
-    metadata = {"group": row["group"], "source": row["source"]}
+    metadata = {"group": parse_group(row["group"]), "source": parse_group(row["source"])}
     for field, requested in (("group", columns.group), ("source", columns.source)):
         if requested is not None:
             if requested not in others:
@@ -111,5 +121,5 @@ def _image_record(row: dict[str, Any], path: Path, columns: ColumnNames) -> Imag
                     f"{str(path)!r} has no column {requested!r}, which is set by data.{field}_column",
                     f"set data.{field}_column to one of its columns, or leave it out",
                 )
-            metadata[field] = others.pop(requested) or None
-    return ImageRecord(row["path"], row["label"], **metadata, columns=others)
+            metadata[field] = parse_group(others.pop(requested))
+    return ImageRecord(existing_name(path.parent, row["path"]), row["label"], **metadata, columns=others)

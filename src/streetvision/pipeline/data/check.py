@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from streetvision.data.records import RejectedFile
+from streetvision.data.scan import check_invalid_fraction
 from streetvision.io.atomic import write_text_atomic
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
@@ -21,6 +22,9 @@ def check_data(
     """Check the data set in `root`, print the problems, and write an HTML page.
 
     The default of `page` is outputs/NAME_check.html, named after the data set.
+
+    Raises:
+        DataError: No image is usable, or more than data.max_invalid_fraction are not.
     """
     config = compose_config(overrides, base={"data": {"root": root}})
     findings = find_problems(root, config, labels=labels, embeddings=embeddings, progress=console)
@@ -47,6 +51,7 @@ def check_data(
     path = page or config.root.with_name(f"{config.root.name}_check.html")
     write_text_atomic(path, render_findings(findings, title=root, limits=config.loader.limits))
     console.line("page", str(path))
+    check_invalid_fraction(scan, max_invalid_fraction=config.data.max_invalid_fraction, report=path)
 
 
 def _print_near_duplicates(findings: Findings, console: Console) -> None:

@@ -6,6 +6,9 @@ from streetvision.data.scan import Scan, check_invalid_fraction, scan_images
 from streetvision.io.atomic import write_json_atomic
 from streetvision.pipeline.artifacts import list_data
 
+MAX_NAMED = 3
+"""Left-out files that the warning names; data_report.json names all."""
+
 
 def scan_data(context: Context) -> Scan:
     """Read every image of data.root once and write data_report.json, which lists the files that cannot be used.
@@ -24,8 +27,9 @@ def scan_data(context: Context) -> Scan:
     write_json_atomic(schema.data_report_json, scan.report())
     check_invalid_fraction(scan, max_invalid_fraction=config.max_invalid_fraction, report=schema.data_report_json)
     if scan.invalid or scan.skipped:
+        first = [f"{file.path} {file.reason}" for file in (*scan.invalid, *scan.skipped)][:MAX_NAMED]
         context.progress.warn(
-            f"{len(scan.invalid)} unusable images and {len(scan.skipped)} other files are left out; "
-            f"see {schema.data_report_json}"
+            f"{len(scan.invalid)} unusable images and {len(scan.skipped)} other files are left out: "
+            f"{'; '.join(first)}; see {schema.data_report_json}"
         )
     return scan

@@ -99,7 +99,7 @@ def run_on_data(context: Context) -> Outcome:
             )
         if Split.VAL_TEST in overlap:  # the same images under another name
             access = record_test_access(home.test_access_log_json, _digest(bundle))
-    name = Path(str(context.settings(DataConfig).root)).expanduser().resolve().name
+    name = Path(str(context.settings(DataConfig).root)).resolve().name
     test_set = TestSet(
         index.rows,
         index.root,
