@@ -97,7 +97,7 @@ class Index:
 
 @dataclass(frozen=True)
 class NearDuplicateClusters:
-    """Clusters of nearly identical images, and the search parameters."""
+    """Clusters of copies and similar views, and the search parameters."""
 
     radius: int
     """Maximum Hamming distance of two 64-bit perceptual hashes."""
@@ -107,6 +107,9 @@ class NearDuplicateClusters:
     """Number of near-duplicate pairs."""
     clusters: tuple[tuple[str, ...], ...]
     """Row paths of each connected component of the pairs. Rows of one cluster share a split."""
+    copies: tuple[tuple[str, ...], ...] = ()
+    """The same by the pairs of copies alone: one photograph, so the labels of a cluster must agree. The other pairs are
+    similar views, such as neighbouring frames."""
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,20 @@ HF_SPLIT = "train"
 RADIUS = 12
 """Largest Hamming distance, of 64 bits, between the hashes of near-duplicates."""
 CORRELATION = 0.90
-"""Least normalised cross-correlation of the thumbnails of near-duplicates."""
+"""Least normalised cross-correlation of the thumbnails of similar views."""
 
 
 class GroupingConfig(Section):
     """Which images belong to one group, in addition to images with equal bytes."""
 
     by: tuple[Literal["column", "near_duplicates", "place"], ...] = ("column", "near_duplicates")
-    """column: the group that the index names; near_duplicates: nearly the same picture; place: near by GPS, and in time
-    if `hours` is set. With several, images that any of them links are in one group."""
+    """column: the group that the index names; near_duplicates: copies and similar views; place: near by GPS, and in
+    time if `hours` is set. With several, images that any of them links are in one group."""
     radius: int = Field(default=RADIUS, ge=0, le=20)
     """near_duplicates: largest Hamming distance of the perceptual hashes, of 64 bits."""
     correlation: float = Field(default=CORRELATION, gt=0, le=1)
-    """near_duplicates: least correlation of the thumbnails, 0 to 1. Images under 64 pixels need at least 0.97."""
+    """near_duplicates: least correlation of the thumbnails of similar views, 0 to 1. Images under 64 pixels need at
+    least 0.97."""
     metres: float = Field(default=30.0, gt=0)
     """place: largest distance of neighbouring photographs."""
     hours: float | None = Field(default=None, gt=0)

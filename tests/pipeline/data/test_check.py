@@ -26,12 +26,12 @@ def test_every_problem_is_printed_and_on_the_page(command, photos, tmp_path):
     page = tmp_path / "page.html"
     code, out, err = command("data", "check", photos, "--page", page)
     assert code == 0, err
-    assert "2 images in 1 clusters (1 pairs)" in out
-    assert "1 clusters of near-duplicates have both labels" in out
+    assert "copies        2 images in 1 clusters" in out
+    assert "1 clusters of copies have both labels" in out
     assert "<b>broken.jpg is not a JPEG" in out
     assert re.search(r"size and brightness alone: ROC-AUC 0\.\d\d", out)
     html = page.read_text()
-    assert "Near-duplicates with both labels" in html
+    assert "Copies with both labels" in html
     assert html.count("data:image/jpeg;base64,") == 2
     assert "&lt;b&gt;broken.jpg" in html
     assert "<b>broken" not in html

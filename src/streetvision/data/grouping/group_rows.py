@@ -1,12 +1,14 @@
 """Group the rows of an index by everything that links two rows. A group is never divided between splits."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
-from streetvision.contracts.split_contracts import Index, NearDuplicateClusters
+from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Row
 from streetvision.data.config import GroupingConfig
 from streetvision.data.grouping.connected_components import Keys, join_groups
 from streetvision.data.grouping.geo import geo_keys
+from streetvision.data.grouping.hamming import Positions
 from streetvision.data.grouping.near_duplicates import find_near_duplicates
 from streetvision.data.grouping.perceptual_hash import PerceptualHashes
 
@@ -27,19 +29,24 @@ def group_rows(
     if "near_duplicates" in config.by:
         assert hashes is not None, "near-duplicates need a scan with hashes"
         found = find_near_duplicates(hashes, radius=config.radius, correlation=config.correlation)
-        cluster_of = found.clusters.tolist()
-        keys.append(cluster_of)
-        members: dict[int, list[str]] = defaultdict(list)
-        for row, cluster in zip(rows, cluster_of, strict=True):
-            members[cluster].append(row.path)
+        keys.append(found.clusters.tolist())
         clusters = NearDuplicateClusters(
             config.radius,
             config.correlation,
             len(found.pairs),
-            tuple(tuple(paths) for paths in members.values() if len(paths) > 1),
+            clusters=_paths_by_cluster(rows, found.clusters),
+            copies=_paths_by_cluster(rows, found.copy_clusters),
         )
     if "place" in config.by:
         keys.append(geo_keys([row.columns for row in rows], metres=config.metres, hours=config.hours))
     if "column" not in config.by:
         rows = tuple(replace(row, group=None) for row in rows)
     return replace(index, rows=join_groups(rows, *keys)), clusters
+
+
+def _paths_by_cluster(rows: Sequence[Row], cluster_of: Positions) -> tuple[tuple[str, ...], ...]:
+    """The paths of each cluster with two or more rows."""
+    members: dict[int, list[str]] = defaultdict(list)
+    for row, cluster in zip(rows, cluster_of.tolist(), strict=True):
+        members[cluster].append(row.path)
+    return tuple(tuple(paths) for paths in members.values() if len(paths) > 1)

@@ -1,10 +1,14 @@
-"""Find near-duplicates: candidates by perceptual hash, verified by the correlation of thumbnails, joined to clusters.
+"""Find near-duplicates: copies of one photograph, and similar views.
 
-A crop is found by comparing whole images with trimmed ones. Images smaller than a thumbnail ("tiny") have no reliable
-hash. Each of them is correlated with all other images, in time proportional to their number times the number of images.
-They need a higher correlation, because at that size different images of one kind of object are similar.
+Candidates have similar perceptual hashes. A candidate is a copy if the details of both images agree (`copies`), and a
+similar view if only their thumbnails correlate: neighbouring frames of a ride, or two roads seen by one fixed camera.
+Both kinds are kept in one split. Only copies must have the same label.
 
-Shapes: N images, P pairs, T pixels per side of a thumbnail. A view is an image at one of TRIMS.
+A crop is found by comparing whole images with trimmed ones. Images smaller than TINY_SIZE have no reliable hash. Each
+of them is correlated with all other images, in time proportional to their number times the number of images. They need
+a higher correlation, because at that size different images of one kind of object are similar.
+
+Shapes: N images, P pairs, S pixels per side. A view is an image at one of TRIMS.
 """
 
 from collections.abc import Iterator
@@ -15,6 +19,7 @@ import numpy.typing as npt
 
 from streetvision.data.config import CORRELATION, RADIUS
 from streetvision.data.grouping.connected_components import components_of_pairs
+from streetvision.data.grouping.copies import find_copies
 from streetvision.data.grouping.hamming import Positions, pairs_within
 from streetvision.data.grouping.perceptual_hash import (
     THUMBNAIL_SIZE,
@@ -26,6 +31,8 @@ from streetvision.data.grouping.perceptual_hash import (
 
 TINY_CORRELATION = 0.97
 """Minimum correlation if one of two images is tiny. At 0.90, 1,791 of a million pairs of different signs merged."""
+COMPARED_SIZE = THUMBNAIL_SIZE // 2
+"""Pixels per side at which thumbnails are correlated."""
 BLOCK = 1024
 """Number of thumbnails converted to float at a time."""
 
@@ -40,27 +47,33 @@ class NearDuplicates:
     """(P, 2) positions i < j, sorted, each pair once."""
     correlations: Vectors
     """(P,) of their thumbnails."""
+    copies: npt.NDArray[np.bool_]
+    """(P,) whether the pair is a copy; else it is a similar view."""
     candidates: int
-    """Number of pairs that were compared by correlation because their hashes are similar."""
+    """Number of pairs with similar hashes."""
     clusters: Positions
-    """(N,) cluster of each image; an image without near-duplicates is a cluster of its own."""
+    """(N,) cluster of each image, by all pairs; an image without near-duplicates is a cluster of its own."""
+    copy_clusters: Positions
+    """(N,) the same by the copies alone."""
 
 
 def find_near_duplicates(
     hashes: PerceptualHashes, *, radius: int = RADIUS, correlation: float = CORRELATION
 ) -> NearDuplicates:
-    """Find all pairs within `radius` bits whose thumbnails have at least the given correlation.
+    """Find all pairs with hashes within `radius` that are copies, or have at least the given correlation.
 
     A pair with a tiny image needs no similar hash, but at least TINY_CORRELATION. Blank images are in no pair.
     """
     candidates = _hash_pairs(hashes, radius)
-    correlations = _correlate(candidates, hashes.thumbnails)
     tiny = list(_tiny_pairs(hashes, max(correlation, TINY_CORRELATION)))
-    accepted = correlations >= correlation
-    pairs = np.concatenate([candidates[accepted], *(pairs for pairs, _ in tiny)])
-    pairs, first = np.unique(pairs, axis=0, return_index=True)
-    correlations = np.concatenate([correlations[accepted], *(found for _, found in tiny)])[first]
-    return NearDuplicates(pairs, correlations, len(candidates), components_of_pairs(pairs, len(hashes.tiny)))
+    pairs, first = np.unique(np.concatenate([candidates, *(pairs for pairs, _ in tiny)]), axis=0, return_index=True)
+    correlations = np.concatenate([_correlate(candidates, hashes.thumbnails), *(found for _, found in tiny)])[first]
+    copies = find_copies(pairs, hashes.thumbnails)
+    accepted = copies | (correlations >= correlation)
+    pairs, correlations, copies = pairs[accepted], correlations[accepted], copies[accepted]
+    n = len(hashes.tiny)
+    clusters, copy_clusters = components_of_pairs(pairs, n), components_of_pairs(pairs[copies], n)
+    return NearDuplicates(pairs, correlations, copies, len(candidates), clusters, copy_clusters)
 
 
 def _hash_pairs(hashes: PerceptualHashes, radius: int) -> Positions:
@@ -92,8 +105,10 @@ def _correlate(pairs: Positions, thumbnails: Thumbnails) -> Vectors:
     """(P,) the highest correlation of each pair: of both whole images, or of one whole and one trimmed."""
     correlations = [np.empty(0, dtype=np.float32)]
     for block in _blocks(pairs):
-        first, second = (_views(thumbnails[block[:, side]]) for side in (0, 1))
-        products = [np.einsum("pt,pt->p", left, right) for left, right in _view_pairs(first, second)]
+        images, position = np.unique(block, return_inverse=True)
+        views = _views(thumbnails[images])
+        first, second = ([view[positions] for view in views] for positions in position.reshape(-1, 2).T)
+        products = [np.einsum("ps,ps->p", left, right) for left, right in _view_pairs(first, second)]
         correlations.append(np.max(products, axis=0))
     return np.concatenate(correlations)
 
@@ -109,27 +124,29 @@ def _view_pairs(first: list[Vectors], second: list[Vectors]) -> list[tuple[Vecto
 
 
 def _views(thumbnails: Thumbnails) -> list[Vectors]:
-    """For each of TRIMS, the thumbnails as vectors (N, T * T) of mean 0 and length 1: products are correlations."""
+    """For each of TRIMS, the thumbnails as vectors (N, S * S) of mean 0 and length 1: products are correlations."""
+    squares = thumbnails.reshape(len(thumbnails), COMPARED_SIZE, 2, COMPARED_SIZE, 2)
+    whole: Vectors = squares.mean(axis=(2, 4), dtype=np.float32)
     views = []
     for trim in TRIMS:
-        images: Vectors = thumbnails.astype(np.float32)
+        images = whole
         if trim:
             sampling = _trim_matrix(trim)
             images = np.matmul(np.matmul(sampling, images), sampling.T)
-        vectors = images.reshape(len(images), THUMBNAIL_SIZE * THUMBNAIL_SIZE)
-        vectors -= vectors.mean(axis=1, keepdims=True)
+        vectors = images.reshape(len(images), COMPARED_SIZE**2)
+        vectors = vectors - vectors.mean(axis=1, keepdims=True)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
         views.append(vectors)
     return views
 
 
 def _trim_matrix(trim: int) -> Vectors:
-    """(T, T): linear resampling of one axis of a thumbnail without `trim` of WORKING_SIZE pixels at each edge."""
-    edge = trim / WORKING_SIZE * THUMBNAIL_SIZE
-    pixel = np.arange(THUMBNAIL_SIZE)
-    centres = edge + (pixel + 0.5) * (THUMBNAIL_SIZE - 2 * edge) / THUMBNAIL_SIZE - 0.5
-    low = np.clip(np.floor(centres).astype(int), 0, THUMBNAIL_SIZE - 2)
+    """(S, S): linear resampling of one axis without `trim` of WORKING_SIZE pixels at each edge."""
+    edge = trim / WORKING_SIZE * COMPARED_SIZE
+    pixel = np.arange(COMPARED_SIZE)
+    centres = edge + (pixel + 0.5) * (COMPARED_SIZE - 2 * edge) / COMPARED_SIZE - 0.5
+    low = np.clip(np.floor(centres).astype(int), 0, COMPARED_SIZE - 2)
     weight = (centres - low).astype(np.float32)
-    matrix = np.zeros((THUMBNAIL_SIZE, THUMBNAIL_SIZE), dtype=np.float32)
+    matrix = np.zeros((COMPARED_SIZE, COMPARED_SIZE), dtype=np.float32)
     matrix[pixel, low], matrix[pixel, low + 1] = 1 - weight, weight
     return matrix

@@ -1,6 +1,6 @@
 """Perceptual hashes: small descriptors that change little with scaling, re-encoding, brightness and a small crop.
 
-Shapes: N images, T = 64 pixels per side of a thumbnail.
+Shapes: N images, T = 96 pixels per side of a thumbnail.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,8 +14,10 @@ from scipy.fft import dctn
 from streetvision.data.decode import resize_square
 from streetvision.data.transforms.color import LUMA
 
-THUMBNAIL_SIZE = 64
+THUMBNAIL_SIZE = 96
 """Pixels per side of a thumbnail."""
+TINY_SIZE = 64
+"""Pixels of the shorter side below which the hash of an image is not reliable."""
 HASH_IMAGE_SIZE = 32
 """Pixels per side of the image from which a hash is computed."""
 HASH_FREQUENCIES = 8
@@ -40,7 +42,7 @@ class PerceptualHash:
     thumbnail: Thumbnails
     """(T, T) grey."""
     tiny: bool
-    """Whether the image is smaller than a thumbnail. A hash of so few pixels is not reliable."""
+    """Whether its shorter side is below TINY_SIZE."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class PerceptualHashes:
     thumbnails: Thumbnails
     """(N, T, T) grey."""
     tiny: npt.NDArray[np.bool_]
-    """(N,) whether the image is smaller than a thumbnail."""
+    """(N,) whether the shorter side of the image is below TINY_SIZE."""
 
     @property
     def blank(self) -> npt.NDArray[np.bool_]:
@@ -74,7 +76,7 @@ def compute_hash(image: torch.Tensor) -> PerceptualHash:
         perceptual_hash(_resize(grey[trim : WORKING_SIZE - trim, trim : WORKING_SIZE - trim], HASH_IMAGE_SIZE))
         for trim in TRIMS
     )
-    return PerceptualHash(hashes, _resize(grey, THUMBNAIL_SIZE), tiny=min(image.shape[1:]) < THUMBNAIL_SIZE)
+    return PerceptualHash(hashes, _resize(grey, THUMBNAIL_SIZE), tiny=min(image.shape[1:]) < TINY_SIZE)
 
 
 def stack_hashes(images: Iterable[PerceptualHash]) -> PerceptualHashes:

@@ -39,6 +39,7 @@ class _NearDuplicatesRecord(BaseModel):
     correlation: Annotated[float, Field(ge=-1, le=1)]
     pairs: Annotated[int, Field(strict=True, ge=0)]
     clusters: list[list[str]]
+    copies: list[list[str]] = []
     cross_split_pairs: Literal[0]
 
 
@@ -103,11 +104,11 @@ def partition_from_json(value: object, source: Path) -> Partition:
     near_duplicates = None
     if record.near_duplicates is not None:
         found = record.near_duplicates
-        clusters = tuple(tuple(cluster) for cluster in found.clusters)
-        unknown = next((path for cluster in clusters for path in cluster if path not in paths), None)
+        clusters, copies = (tuple(map(tuple, kind)) for kind in (found.clusters, found.copies))
+        unknown = next((path for cluster in (*clusters, *copies) for path in cluster if path not in paths), None)
         if unknown is not None:
-            raise ArtifactError(f"{source}: near_duplicates.clusters: {unknown!r} is not a row", hint)
-        near_duplicates = NearDuplicateClusters(found.radius, found.correlation, found.pairs, clusters)
+            raise ArtifactError(f"{source}: near_duplicates: {unknown!r} is not a row", hint)
+        near_duplicates = NearDuplicateClusters(found.radius, found.correlation, found.pairs, clusters, copies)
 
     rows = tuple(Row(**{name: value for name, value in entry if name != "split"}) for entry in record.rows)
     index = Index(Path(record.root), record.class_names, rows)

@@ -57,18 +57,21 @@ def check_data(
 def _print_near_duplicates(findings: Findings, console: Console) -> None:
     near = findings.near_duplicates
     if near is None:
-        console.line("near-dupl.", "not checked: near_duplicates is not in data.grouping.by")
+        console.line("copies", "not checked: near_duplicates is not in data.grouping.by")
         return
-    sizes = [len(cluster) for cluster in near.clusters]
-    console.line("near-dupl.", f"{sum(sizes)} images in {len(sizes)} clusters ({near.pairs} pairs)")
-    largest = max(sizes, default=0)
+    for label, clusters, meaning in (
+        ("copies", findings.copies, "the same photograph"),
+        ("similar", findings.similar_views, "similar views, such as neighbouring frames; they stay in one split"),
+    ):
+        console.line(label, f"{sum(map(len, clusters))} images in {len(clusters)} clusters: {meaning}")
+    largest = max(map(len, near.clusters), default=0)
     if largest > len(findings.index.rows) / 10:
         console.warn(
             f"one cluster has {largest} images; if they are different, as tight crops of similar objects are, raise "
             f"data.grouping.correlation (now {near.correlation:g})"
         )
     if findings.conflicts:
-        console.warn(f"{len(findings.conflicts)} clusters of near-duplicates have both labels; see the page")
+        console.warn(f"{len(findings.conflicts)} clusters of copies have both labels, so some are wrong; see the page")
 
 
 def _print_embedding_duplicates(findings: Findings, console: Console) -> None:

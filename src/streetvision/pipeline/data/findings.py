@@ -49,7 +49,7 @@ class Findings:
     """The usable rows with their groups."""
     near_duplicates: NearDuplicateClusters | None
     conflicts: tuple[tuple[Row, ...], ...]
-    """Clusters of near-duplicates with both labels."""
+    """Clusters of copies with both labels. Similar views may have different labels."""
     metadata_auc: float | None
     """Out-of-fold ROC-AUC of size and brightness alone; None with too few groups or one class."""
     suspicious_labels: tuple[SuspiciousLabel, ...] | None
@@ -64,9 +64,22 @@ class Findings:
 
     @property
     def clusters(self) -> tuple[tuple[Row, ...], ...]:
-        """The clusters of near-duplicates."""
+        """The clusters of near-duplicates: copies and similar views."""
+        return self._rows(self.near_duplicates.clusters if self.near_duplicates else ())
+
+    @property
+    def copies(self) -> tuple[tuple[Row, ...], ...]:
+        """The clusters of copies of one photograph."""
+        return self._rows(self.near_duplicates.copies if self.near_duplicates else ())
+
+    @property
+    def similar_views(self) -> tuple[tuple[Row, ...], ...]:
+        """The clusters of near-duplicates that are not copies alone."""
+        copies = {frozenset(cluster) for cluster in self.copies}
+        return tuple(cluster for cluster in self.clusters if frozenset(cluster) not in copies)
+
+    def _rows(self, clusters: Sequence[Sequence[str]]) -> tuple[tuple[Row, ...], ...]:
         by_path = {row.path: row for row in self.index.rows}
-        clusters = self.near_duplicates.clusters if self.near_duplicates else ()
         return tuple(tuple(by_path[path] for path in paths) for paths in clusters)
 
 
@@ -112,7 +125,7 @@ def find_problems(
     findings = Findings(scan, index, near_duplicates, (), _metadata_auc(index.rows), None, None)
     return replace(
         findings,
-        conflicts=tuple(c for c in findings.clusters if len({row.label for row in c}) == 2),
+        conflicts=tuple(c for c in findings.copies if len({row.label for row in c}) == 2),
         suspicious_labels=_suspicious_labels(index.rows, features) if features is not None and labels else None,
         embedding_duplicates=_compare_embeddings(findings, features) if features is not None and embeddings else None,
     )

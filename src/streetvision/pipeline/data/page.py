@@ -1,5 +1,7 @@
 """The findings of a data check as one HTML page with thumbnails, readable offline."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from markupsafe import Markup
 
@@ -36,7 +38,7 @@ def render_findings(findings: Findings, *, title: str, limits: DecodeLimits) -> 
         classes.append((name, cells))
 
     conflicts = set(findings.conflicts)
-    clusters = [cluster for cluster in findings.clusters if cluster not in conflicts]
+    copies = [cluster for cluster in findings.copies if cluster not in conflicts]
     template = environment("streetvision.pipeline.data").get_template("data_check.html.j2")
     return template.render(
         title=title,
@@ -44,7 +46,8 @@ def render_findings(findings: Findings, *, title: str, limits: DecodeLimits) -> 
         rows=rows,
         class_names=class_names,
         classes=classes,
-        clusters=sorted(clusters, key=lambda cluster: (-len(cluster), [row.path for row in cluster])),
+        copies=_largest_first(copies),
+        similar_views=_largest_first(findings.similar_views),
         image=image,
         both_labels_first=_both_labels_first,
         max_clusters=MAX_CLUSTERS,
@@ -53,6 +56,10 @@ def render_findings(findings: Findings, *, title: str, limits: DecodeLimits) -> 
         max_files=MAX_FILES,
         suspicious_from=SUSPICIOUS_FROM,
     )
+
+
+def _largest_first(clusters: Sequence[tuple[Row, ...]]) -> list[tuple[Row, ...]]:
+    return sorted(clusters, key=lambda cluster: (-len(cluster), [row.path for row in cluster]))
 
 
 def _both_labels_first(cluster: tuple[Row, ...]) -> list[Row]:
