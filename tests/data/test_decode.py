@@ -231,7 +231,8 @@ def test_bytes_that_are_not_an_image_give_a_plain_reason(data, reason):
 
 def test_a_decompression_bomb_is_rejected_by_its_header():
     bomb = png_chunks(png_header(30_000, 30_000, bits=8, colour=2), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
-    assert reason_of(bomb) == "is 900 megapixels; the limit is 20"
+    assert reason_of(bomb).startswith("is 900 megapixels; the limit is 20")
+    assert "loader.max_megapixels=100" in reason_of(bomb)
 
 
 def tiled_tiff(tile: int) -> bytes:
@@ -244,14 +245,14 @@ def tiled_tiff(tile: int) -> bytes:
 
 def test_a_tile_over_the_limit_is_rejected_even_in_a_small_image():
     assert decode_image(tiled_tiff(16))[0].flatten().tolist() == list(range(256))
-    assert reason_of(tiled_tiff(1024), max_megapixels=5) == "is 1.049 megapixels; the limit is 1"
+    assert reason_of(tiled_tiff(1024), max_megapixels=5).startswith("is 1.049 megapixels; the limit is 1 ")
 
 
 def test_the_pixel_limit_is_inclusive():
     for kind, times in (("JPEG", 1), ("PNG", 5)):
         data = encoded(Image.new("L", (100, 10)), kind)
         assert decode_image(data, limits=DecodeLimits(max_megapixels=0.001 * times)).shape == (3, 10, 100)
-        assert reason_of(data, max_megapixels=0.000999 * times) == "is 0.001 megapixels; the limit is 0.000999"
+        assert reason_of(data, max_megapixels=0.000999 * times).startswith("is 0.001 megapixels; the limit is 0.000999")
 
 
 def test_the_byte_limit():

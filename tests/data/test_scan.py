@@ -88,12 +88,31 @@ def test_invalid_files_are_reported_with_their_reason(tmp_path):
     ]
     scan = scan_of(tmp_path, images, limits=DecodeLimits(max_megapixels=0.025))
     assert [row.path for row in scan.index.rows] == ["good.png"]
-    assert scan.invalid == (
-        RejectedFile("cut.jpg", "is truncated"),
-        RejectedFile("gone.png", "does not exist"),
-        RejectedFile("large.png", "is 0.01 megapixels; the limit is 0.005"),
-    )
+    cut, gone, large = scan.invalid
+    assert cut == RejectedFile("cut.jpg", "is truncated")
+    assert gone == RejectedFile("gone.png", "does not exist")
+    assert large.path == "large.png"
+    assert "0.01 megapixels" in large.reason
+    assert "loader.max_megapixels" in large.reason
     assert scan.invalid_fraction == 0.75
+
+
+def test_damaged_images_are_named_and_left_out_or_used(tmp_path, capfd):
+    buffer = io.BytesIO()
+    Image.effect_noise((96, 96), 90).save(buffer, "JPEG")
+    cut = buffer.getvalue()[:2000] + b"\xff\xd9"
+    images = [(ImageRecord("good.jpg", 0), buffer.getvalue()), (ImageRecord("cut.jpg", 1), cut)]
+    scan = scan_of(tmp_path, images)
+    assert [row.path for row in scan.index.rows] == ["good.jpg"]
+    assert [file.path for file in scan.damaged] == ["cut.jpg"]
+    assert scan.invalid == scan.damaged
+    assert scan.invalid_fraction == 0.5
+    assert [file["path"] for file in scan.report()["damaged"]] == ["cut.jpg"]
+    used = scan_of(tmp_path, images, damaged_images="use")
+    assert [row.path for row in used.index.rows] == ["good.jpg", "cut.jpg"]
+    assert used.damaged == scan.damaged
+    assert (used.invalid, used.invalid_fraction) == ((), 0)
+    assert capfd.readouterr() == ("", "")
 
 
 class TestCopies:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from streetvision.data.image_file import JpegDecoder, Pixels
+from streetvision.data.image_file import Pixels
 from streetvision.models.views import Box, ViewArrays
 
 SINGLE_VIEW = "single_view"
@@ -41,8 +41,6 @@ class BundleModel(ABC):
     """Inference mode: single_view, or the mode of the fusion of views."""
     views_per_image = 1
     """Number of views that one image is split into."""
-    decode_jpeg: JpegDecoder | None = None
-    """Decoder of JPEGs that is faster than Pillow, if the runtime has one."""
 
     @abstractmethod
     def prepare(self, pixels: Pixels) -> Prepared:

@@ -5,17 +5,15 @@ Shapes: H, W pixels of an image; B images.
 
 import copy
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeGuard, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from streetvision.bundle.format import Bundle, read_bundle
 from streetvision.bundle.graph_model import load_graph_model
@@ -26,17 +24,13 @@ from streetvision.calibration.risk_control import abstained
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.policies import RiskControl, ScrcPolicy
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
-from streetvision.data.image_file import Pixels, decode_pixels, read_pixels
+from streetvision.data.image_file import Pixels, check_decoders
+from streetvision.data.image_input import ImageInput, decode_input, is_single_image
 from streetvision.eval.metrics import positive_probability
 from streetvision.eval.thresholds import decide
 from streetvision.io.user_paths import user_path
 from streetvision.models.views import Box
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-ImageInput: TypeAlias = "str | Path | bytes | Image.Image | Pixels | Tensor"
-"""A path, an encoded image, a PIL image, or uint8 pixels: an array (H, W, 3) or a tensor (3, H, W)."""
 ABSTAINED = -1
 """Value of `Predictor.certified` where the policy abstains."""
 
@@ -67,6 +61,17 @@ class Prediction:
     """Prediction with certified risk: 0 or 1; None if the policy abstains or certifies nothing."""
     views: tuple[ViewPrediction, ...] = ()
     """Predictions of the views, the whole image first; only from `explain`."""
+    note: str | None = None
+    """What the decoder found wrong with the image, which makes the prediction doubtful; None: nothing."""
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """One image, decoded and resized to the input of the model."""
+
+    content: Prepared
+    note: str | None = None
+    """As in Prediction."""
 
 
 class Predictor:
@@ -79,6 +84,7 @@ class Predictor:
     """
 
     def __init__(self, bundle: Bundle, *, limits: DecodeLimits = DEFAULT_LIMITS, threads: int | None = None) -> None:
+        check_decoders()
         self.bundle, self.manifest, self.limits = bundle, bundle.manifest, limits
         self.model: BundleModel
         if bundle.manifest.runtime is None:
@@ -127,24 +133,31 @@ class Predictor:
             UndecodableImage: A file is not an image, or exceeds the limits; it is a DataError.
             DataError: An array has another shape or type.
         """
-        single = isinstance(images, str | Path | bytes | Image.Image | np.ndarray) or _is_tensor(images)
-        several = cast("Iterable[ImageInput]", [images] if single else images)
+        if is_single_image(images):
+            images = [images]
+        elif not isinstance(images, Iterable):
+            raise DataError(f"expected an image or several, got a value of type {type(images).__name__}")
+        several = cast("Iterable[ImageInput]", images)
         batches = self.stream(several, batch_size=batch_size)
         return [prediction for batch in batches for prediction in batch]
 
     def stream(self, images: Iterable[ImageInput], *, batch_size: int = 64) -> Iterator[list[Prediction]]:
         """Predict in batches. At most two batches are in memory; threads decode while the model runs."""
-        return map(self.predictions, self.stream_logits(images, batch_size=batch_size))
+        return map(self.predict_prepared, self._stream_prepared(images, batch_size=batch_size))
 
     def stream_logits(self, images: Iterable[ImageInput], *, batch_size: int = 64) -> Iterator[Logits]:
         """Return the logits (B, 2) of images in batches, before calibration."""
+        for batch in self._stream_prepared(images, batch_size=batch_size):
+            yield self.logits([image.content for image in batch])
+
+    def _stream_prepared(self, images: Iterable[ImageInput], *, batch_size: int) -> Iterator[list[PreparedImage]]:
         size = self.images_per_batch(batch_size)
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             remaining = iter(images)
-            pending = [pool.submit(self.prepare, image) for image in islice(remaining, size)]
+            pending = [pool.submit(self.prepare_with_note, image) for image in islice(remaining, size)]
             while pending:
-                upcoming = [pool.submit(self.prepare, image) for image in islice(remaining, size)]
-                yield self.logits([future.result() for future in pending])
+                upcoming = [pool.submit(self.prepare_with_note, image) for image in islice(remaining, size)]
+                yield [future.result() for future in pending]
                 pending = upcoming
 
     def images_per_batch(self, batch_size: int) -> int:
@@ -153,38 +166,29 @@ class Predictor:
 
     def read_image(self, image: ImageInput) -> Pixels:
         """Decode an image to uint8 (H, W, 3) at full resolution; raises as `predict`."""
-        decode_jpeg = self.model.decode_jpeg
-        if isinstance(image, str | Path):
-            return read_pixels(user_path(image), limits=self.limits, decode_jpeg=decode_jpeg)
-        if isinstance(image, bytes):
-            return decode_pixels(image, limits=self.limits, decode_jpeg=decode_jpeg)
-        if isinstance(image, Image.Image):
-            return np.array(image.convert("RGB"))
-        pixels = image.cpu().numpy() if _is_tensor(image) else np.asarray(image)
-        if _is_tensor(image) and pixels.ndim == 3:
-            pixels = pixels.transpose(1, 2, 0)
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-            raise DataError(
-                f"expected a uint8 image with three channels, got {pixels.dtype} {tuple(image.shape)}",
-                "pass arrays as (H, W, 3) and tensors as (3, H, W), with values from 0 to 255",
-            )
-        # PyTorch needs writable memory and positive strides, which views of other arrays may not have.
-        return pixels if pixels.flags.writeable and min(pixels.strides) > 0 else pixels.copy()
+        return decode_input(image, limits=self.limits).pixels
 
     def prepare(self, image: ImageInput) -> Prepared:
         """Decode an image and resize it to the model's input, uint8 (3, S, S), or split it into views."""
-        return self.model.prepare(self.read_image(image))
+        return self.prepare_with_note(image).content
 
-    def predict_prepared(self, images: Sequence[Prepared]) -> list[Prediction]:
-        """Predict images from `prepare` in one batch."""
-        return self.predictions(self.logits(images))
+    def prepare_with_note(self, image: ImageInput) -> PreparedImage:
+        """Prepare an image, and keep what the decoder found wrong with it."""
+        decoded = decode_input(image, limits=self.limits)
+        return PreparedImage(self.model.prepare(decoded.pixels), decoded.damage)
+
+    def predict_prepared(self, images: Sequence[PreparedImage]) -> list[Prediction]:
+        """Predict images from `prepare_with_note` in one batch."""
+        predictions = self.predictions(self.logits([image.content for image in images]))
+        return [replace(prediction, note=image.note) for prediction, image in zip(predictions, images, strict=True)]
 
     def explain(self, image: ImageInput) -> Prediction:
         """Predict one image, with the prediction of each of its views."""
-        output = self.model.view_logits(self.read_image(image))
+        decoded = decode_input(image, limits=self.limits)
+        output = self.model.view_logits(decoded.pixels)
         probabilities = positive_probability(output.view_logits).tolist()
         views = map(ViewPrediction, output.boxes, probabilities, output.weights.tolist())
-        return replace(self.predictions(output.logits[None])[0], views=tuple(views))
+        return replace(self.predictions(output.logits[None])[0], views=tuple(views), note=decoded.damage)
 
     def logits(self, images: Sequence[Prepared]) -> Logits:
         """Return the logits (B, 2) of images from `prepare`, before calibration."""
@@ -216,21 +220,17 @@ class Predictor:
         return positive_probability(logits)
 
 
-def load_bundle(path: str | Path, *, threads: int | None = None) -> Predictor:
+def load_bundle(path: str | Path, *, limits: DecodeLimits = DEFAULT_LIMITS, threads: int | None = None) -> Predictor:
     """Load a bundle. All digests are checked; nothing is downloaded or unpickled.
 
     Args:
         path: Folder of the bundle, or its bundle.json.
+        limits: Largest accepted image.
         threads: CPU threads of the model; None: all cores.
 
     Raises:
         ArtifactError: A file or field of the bundle is invalid.
         ConfigError: The runtime of the bundle is not installed.
+        MachineError: An image decoder does not work on this machine.
     """
-    return Predictor(read_bundle(user_path(path)), threads=threads)
-
-
-def _is_tensor(value: object) -> "TypeGuard[Tensor]":
-    """Whether a value is a torch tensor. Does not import torch: if nothing has imported it, there are no tensors."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
+    return Predictor(read_bundle(user_path(path)), limits=limits, threads=threads)

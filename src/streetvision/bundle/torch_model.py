@@ -12,7 +12,6 @@ from torch.utils.data import default_collate
 
 from streetvision.bundle.format import Bundle, read_classifier_description, read_fusion_description
 from streetvision.bundle.model import BundleModel, Logits, Prepared, ViewLogits
-from streetvision.data.decode import decode_jpeg_fast
 from streetvision.data.image_file import Pixels
 from streetvision.io.tensors import load_into, load_state
 from streetvision.models.device import pick_device
@@ -32,7 +31,7 @@ class TorchModel(BundleModel):
 
     def __init__(self, model: Model, device: torch.device) -> None:
         self.model, self.device = model.to(device).eval(), device
-        self.views_per_image, self.decode_jpeg = model.views_per_image, decode_jpeg_fast
+        self.views_per_image = model.views_per_image
         if isinstance(model, FusedClassifier):
             self.inference = model.description.mode
 

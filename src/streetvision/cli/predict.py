@@ -23,13 +23,19 @@ def predict(
         Literal["local", "ray"] | None, typer.Option(help="With --out: local processes (default) or a Ray cluster.")
     ] = None,
     shard_size: Annotated[int | None, typer.Option(help="With --out: images a shard; default: 500.")] = None,
+    max_megapixels: Annotated[
+        float, typer.Option(min=0.001, max=178, help="Largest JPEG; other formats may have a fifth of it.")
+    ] = 100,
 ) -> None:
     """Predict labels and calibrated probabilities of images."""
+    from streetvision.data.config import DecodeLimits
+
+    limits = DecodeLimits(max_megapixels=max_megapixels, setting="--max-megapixels")
     if out is None:
         _refuse_options("needs --out", workers=workers, engine=engine, shard_size=shard_size)
         from streetvision.bundle.batch.files import print_predictions
 
-        failures = print_predictions(bundle, images, output_format=form, explain=explain)
+        failures = print_predictions(bundle, images, output_format=form, explain=explain, limits=limits)
     else:
         _refuse_options("has no effect with --out", explain=explain, format=None if form == "jsonl" else form)
         from streetvision.bundle.batch.predict import predict_sources
@@ -41,6 +47,7 @@ def predict(
             engine=engine or "local",
             workers=workers,
             shard_size=shard_size,
+            limits=limits,
             console=open_console(),
         )
         failures = finished.failures or 0

@@ -47,6 +47,12 @@ class LeakageError(StreetVisionError):
     code = "leakage"
 
 
+class MachineError(StreetVisionError):
+    """This machine cannot do the work: a decoder does not load, shared memory or open files have run out."""
+
+    code = "machine"
+
+
 class NotFittedError(StreetVisionError):
     """A calibrator or fusion was used before it was fitted."""
 

@@ -63,6 +63,9 @@ class DataConfig(Section):
     """Seed of the split."""
     max_invalid_fraction: float = Field(default=0.05, ge=0, le=1)
     """Share of unusable images above which the run stops."""
+    damaged_images: Literal["leave_out", "use"] = "leave_out"
+    """What happens to images that are decoded with errors in their data, such as a JPEG with grey bands: left out, or
+    used as they are decoded. They are named in both cases."""
     hf_split: str = HF_SPLIT
     """Split of a Hugging Face dataset to read. Its images are divided again into the four splits."""
     group_column: str | None = None
@@ -95,6 +98,8 @@ class DecodeLimits:
     """Millions of bytes of the file."""
     max_scans: int = 100
     """Scans of a progressive JPEG. A small file with thousands of scans takes many seconds to decode."""
+    setting: str = "loader.max_megapixels"
+    """The setting or option of `max_megapixels`, for messages."""
 
 
 DEFAULT_LIMITS = DecodeLimits()
@@ -111,7 +116,7 @@ class LoaderConfig(Section):
     """Shorter side in pixels of the small JPEG copies to train on, which are made once; null: train on the originals.
     It has no effect on training.mode=frozen."""
     max_megapixels: float = Field(default=100.0, gt=0, le=178)
-    """Millions of pixels above which an image is rejected; Pillow rejects some formats above 178."""
+    """Millions of pixels above which a JPEG is rejected; other formats may have a fifth of it."""
 
     @property
     def limits(self) -> DecodeLimits:

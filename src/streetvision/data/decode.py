@@ -1,4 +1,4 @@
-"""Decode image files to uint8 RGB tensors: `image_file`, with torchvision's faster decoder of JPEGs.
+"""Decoded images as tensors, and the resize of every model.
 
 Shapes: H and W are pixels, after EXIF orientation.
 """
@@ -6,7 +6,6 @@ Shapes: H and W are pixels, after EXIF orientation.
 from pathlib import Path
 
 import torch
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -23,7 +22,7 @@ def decode_image(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> torch
     Raises:
         UndecodableImage: As `decode_pixels`.
     """
-    return torch.from_numpy(decode_pixels(data, limits=limits, decode_jpeg=decode_jpeg_fast)).permute(2, 0, 1)
+    return as_tensor(decode_pixels(data, limits=limits))
 
 
 def read_image(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS) -> torch.Tensor:
@@ -32,15 +31,12 @@ def read_image(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS) -> torch.Te
     Raises:
         UndecodableImage: As `decode_pixels`; the message names the path.
     """
-    return torch.from_numpy(read_pixels(path, limits=limits, decode_jpeg=decode_jpeg_fast)).permute(2, 0, 1)
+    return as_tensor(read_pixels(path, limits=limits))
 
 
-def decode_jpeg_fast(data: bytes) -> Pixels:
-    """Decode an 8-bit grey or RGB JPEG with torchvision, to uint8 (H, W, 3)."""
-    # Deprecated since torchvision 0.29, but twice as fast as Pillow on a photo of a phone. Remove it with the function.
-    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    pixels: Pixels = decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
-    return pixels
+def as_tensor(pixels: Pixels) -> torch.Tensor:
+    """Return pixels (H, W, 3) as a tensor (3, H, W) that shares their memory."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def resize_square(image: torch.Tensor, size: int) -> torch.Tensor:

@@ -1,20 +1,27 @@
-"""Read image files to uint8 RGB arrays with Pillow, safely for untrusted files. Does not import torch.
+"""Read image files to uint8 RGB arrays, safely for untrusted files. Does not import torch.
 
 The header is read first. No pixels are decoded before the format, the number of pixels and the number of scans are
 known to be within the limits. Every format gives the same kind of array: the first frame, three channels, EXIF
-orientation applied, transparency over white, 16-bit grey scaled to 8 bits. Colour profiles are not applied.
+orientation applied, transparency over white, grey of 12 or 16 bits scaled to 8. Colour profiles are not applied.
+
+What a decoder finds wrong with a file that it decodes all the same is the `damage` of this file.
 
 Shapes: H and W are pixels, after EXIF orientation.
 """
 
+import errno
 import io
 import re
 import stat
-from collections.abc import Callable
+import threading
+import warnings
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
@@ -25,13 +32,24 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from streetvision.contracts.errors import DataError
+from streetvision.contracts.errors import MachineError
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
+from streetvision.data.image_header import (
+    Header,
+    TiffTag,
+    has_wrong_checksum,
+    is_bounded_exif,
+    read_header,
+)
+from streetvision.data.image_header import (
+    UndecodableImage as UndecodableImage,
+)
+
+# Pillow warns of odd metadata, which is not used, and names no file.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """A decoded image, uint8 (H, W, 3), RGB."""
-JpegDecoder: TypeAlias = Callable[[bytes], Pixels]
-"""Decodes an 8-bit grey or RGB JPEG to the same pixels as Pillow."""
 
 READERS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\xd8\xff": JpegImageFile,
@@ -55,6 +73,7 @@ ORIENTATIONS: dict[int, tuple[bool, tuple[int, ...]]] = {
 }
 """EXIF orientation -> (whether to swap H and W, axes of (H, W, 3) to flip after that). EXIF 2.32, tag 0x0112."""
 
+JPEG = b"\xff\xd8\xff"
 MEMORY_FACTOR = 5
 """Memory per pixel of other images relative to a plain JPEG, at least. Their pixel limit is smaller by this factor."""
 
@@ -65,54 +84,110 @@ MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 
 MISSING_FILE = "does not exist"
 """Reason of an image whose file is missing."""
+OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Errors of reading a file that are faults of the machine."""
+NOT_SUPPORTED = ("unknown pixel mode", "cannot handle", "not available", "Unsupported", "conversion from")
+"""Parts of Pillow's errors for valid images that it does not read."""
+UNSIGNED = 1
+"""Value of TiffTag.SAMPLE_FORMAT; also its default."""
+WHITE_IS_ZERO = 0
+"""Value of TiffTag.PHOTOMETRIC."""
+_warnings_lock = threading.Lock()
 
-TIFF_TILE_WIDTH, TIFF_TILE_LENGTH = 322, 323
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """The pixels of an image, and what is wrong with them."""
+
+    pixels: Pixels
+    damage: str | None = None
+    """What the decoder found wrong; completes the sentence "the image ..."; None: nothing."""
 
 
-class UndecodableImage(DataError):  # noqa: N818 (established name)
-    """An image is rejected or cannot be decoded; `reason` completes the sentence "the image ..."."""
-
-    def __init__(self, reason: str, *, name: str = "the image") -> None:
-        super().__init__(f"{name} {reason}")
-        self.reason = reason
-
-
-def decode_pixels(
-    data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS, decode_jpeg: JpegDecoder | None = None
-) -> Pixels:
+def decode_file(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> DecodedImage:
     """Decode one image file.
 
     Args:
         data: Content of the file.
         limits: Largest accepted image.
-        decode_jpeg: A faster decoder than Pillow; None: Pillow.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
 
     Raises:
-        UndecodableImage: The bytes are not a complete image within `limits`. No other error is raised.
+        UndecodableImage: The bytes are not a complete image within `limits`.
+        MachineError: The decoder of this format does not work on this machine.
     """
     try:
-        image = _open(data, limits)
-        pixels = decode_jpeg(data) if decode_jpeg and _is_plain_jpeg(image) else _decode_with_pillow(image)
-        return _apply_orientation(pixels, image)
+        try:
+            return _decode(data, limits)
+        except Warning:  # with python -W error; a warning of a decoder is no fault of the program
+            with _warnings_lock, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return _decode(data, limits)
     except UndecodableImage:
         raise
     except Exception as error:  # on damaged bytes, decoders raise errors of nearly every type
+        check_decoder(_find_reader(data))
         raise UndecodableImage(_reason(error)) from error
 
 
-def read_pixels(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS, decode_jpeg: JpegDecoder | None = None) -> Pixels:
-    """Decode the image file `path` to (H, W, 3) uint8 RGB.
+def decode_pixels(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Pixels:
+    """Decode one image file to (H, W, 3) uint8 RGB, whether it is damaged or not; raises as `decode_file`."""
+    return decode_file(data, limits=limits).pixels
+
+
+def read_file(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS) -> DecodedImage:
+    """Decode the image file `path`.
 
     Raises:
-        UndecodableImage: As `decode_pixels`; the message names the path.
+        UndecodableImage: As `decode_file`; the message names the path.
+        MachineError: As `decode_file`.
     """
     try:
-        return decode_pixels(read_image_bytes(path, limits=limits), limits=limits, decode_jpeg=decode_jpeg)
+        return decode_file(read_image_bytes(path, limits=limits), limits=limits)
     except UndecodableImage as error:
         raise UndecodableImage(error.reason, name=repr(str(path))) from error
+
+
+def read_pixels(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Pixels:
+    """Decode the image file `path` to (H, W, 3) uint8 RGB, whether it is damaged or not; raises as `read_file`."""
+    return read_file(path, limits=limits).pixels
+
+
+def pillow_pixels(image: Image.Image, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Pixels:
+    """Return the pixels of a Pillow image: the same as those of its file.
+
+    Raises:
+        UndecodableImage: The image is larger than the limit, or its mode has no scale or no colours.
+    """
+    check_area(
+        image.width * image.height, limits, plain=_is_plain_jpeg(image) or not isinstance(image, ImageFile.ImageFile)
+    )
+    try:
+        return _apply_orientation(_to_rgb(image), image)
+    except UndecodableImage:
+        raise
+    except Exception as error:  # as in decode_file; a file that was opened is read only now
+        raise UndecodableImage(_reason(error)) from error
+
+
+@cache
+def check_decoder(reader: type[ImageFile.ImageFile]) -> None:
+    """Decode a picture that Pillow writes; raises MachineError if that fails."""
+    content = io.BytesIO()
+    try:
+        Image.new("RGB", (8, 8), "gray").save(content, reader.format)
+        _decode(content.getvalue(), DEFAULT_LIMITS)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise MachineError(
+            f"the decoder of {reader.format} images does not work on this machine: {reason}",
+            "install pillow and simplejpeg again",
+        ) from error
+
+
+def check_decoders() -> None:
+    """Try the decoder of every format; raises MachineError if one of them does not work."""
+    for reader in set(READERS.values()):
+        check_decoder(reader)
 
 
 def read_image_bytes(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS) -> bytes:
@@ -120,6 +195,7 @@ def read_image_bytes(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS) -> by
 
     Raises:
         UndecodableImage: The file cannot be read, or is larger than the limit.
+        MachineError: No more files can be opened.
     """
     try:
         status = path.stat()
@@ -132,37 +208,82 @@ def read_image_bytes(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS) -> by
     except ValueError as error:
         raise UndecodableImage("has a name that is not possible for a file") from error
     except OSError as error:
+        if error.errno in OUT_OF_RESOURCES:
+            raise MachineError(f"cannot read {str(path)!r}: {error.strerror}") from error
         raise UndecodableImage(f"cannot be read: {error.strerror}") from error
 
 
-def find_reader(data: bytes) -> type[ImageFile.ImageFile] | None:
-    """Return the reader for the first bytes of a file; None for a format that is not supported."""
-    return next((reader for magic, reader in READERS.items() if data.startswith(magic)), None)
+def check_area(area: int, limits: DecodeLimits, *, plain: bool) -> None:
+    """Raise UndecodableImage if an image has more pixels than the limit, which is larger for plain JPEGs."""
+    allowed = limits.max_megapixels / (1 if plain else MEMORY_FACTOR)
+    if area / 1e6 > allowed:
+        setting = f"{limits.setting}={limits.max_megapixels:g}"
+        share = "" if plain else ", a fifth of it for all but 8-bit grey or RGB JPEGs"
+        raise UndecodableImage(f"is {area / 1e6:,.4g} megapixels; the limit is {allowed:g} ({setting}{share})")
 
 
-def _open(data: bytes, limits: DecodeLimits) -> ImageFile.ImageFile:
-    """Read and check the header; decodes no pixels."""
-    _check_size(len(data), limits)
-    reader = find_reader(data)
-    if reader is None:
-        raise UndecodableImage("is not a JPEG, PNG, WebP, BMP, GIF or TIFF image")
+def open_image(data: bytes, header: Header | None = None) -> ImageFile.ImageFile:
+    """Open an image file; decodes no pixels.
+
+    Args:
+        data: Content of the file.
+        header: Its header; None: it is read.
+
+    Raises:
+        UndecodableImage: The header is not that of an image.
+        Exception: Pillow raises errors of many types on other damaged bytes.
+    """
+    header = header or read_header(data)
     # The reader is called directly because Image.open uses a pixel limit that is global to the process.
-    image = reader(io.BytesIO(data))
-    megapixels = max(image.width * image.height, _tile_area(image)) / 1e6
-    allowed = limits.max_megapixels / (1 if _is_plain_jpeg(image) else MEMORY_FACTOR)
-    if megapixels > allowed:
-        raise UndecodableImage(f"is {megapixels:,.4g} megapixels; the limit is {allowed:g}")
-    if reader is JpegImageFile and (scans := _count_scans(data, limits.max_scans)) > limits.max_scans:
-        raise UndecodableImage(f"has {scans:,} scans; the limit is {limits.max_scans}")
+    image = _find_reader(data)(io.BytesIO(header.data))
+    if image.width * image.height > header.area:
+        raise UndecodableImage("is damaged")
     return image
 
 
-def _tile_area(image: ImageFile.ImageFile) -> int:
-    """Pixels of one tile of a TIFF, else 0. A tile may be declared larger than the image and is decoded as a whole."""
-    if not isinstance(image, TiffImageFile):
-        return 0
-    area: int = image.tag_v2.get(TIFF_TILE_WIDTH, 0) * image.tag_v2.get(TIFF_TILE_LENGTH, 0)
-    return area
+def _find_reader(data: bytes) -> type[ImageFile.ImageFile]:
+    return next(reader for magic, reader in READERS.items() if data.startswith(magic))
+
+
+def _decode(data: bytes, limits: DecodeLimits) -> DecodedImage:
+    _check_size(len(data), limits)
+    header = read_header(data)
+    check_area(header.area, limits, plain=data.startswith(JPEG))
+    image = open_image(data, header)
+    check_area(header.area, limits, plain=_is_plain_jpeg(image))
+    damage = None
+    if isinstance(image, JpegImageFile):
+        if (scans := _count_scans(data, limits.max_scans)) > limits.max_scans:
+            raise UndecodableImage(f"has {scans:,} scans; the limit is {limits.max_scans}")
+        pixels, damage = _decode_jpeg(data, image)
+    else:
+        if isinstance(image, PngImageFile) and has_wrong_checksum(header.data):
+            damage = "has pixels with a wrong checksum"
+        pixels = _to_rgb(image)
+    return DecodedImage(_apply_orientation(pixels, image), damage)
+
+
+def _decode_jpeg(data: bytes, image: JpegImageFile) -> tuple[Pixels, str | None]:
+    """Decode to RGB, with the warning of the decoder if there is one."""
+    colorspace, channels = ("CMYK", 4) if image.mode == "CMYK" else ("RGB", 3)
+    # A buffer of the size in the header: the decoder refuses to write more than that.
+    buffer = np.empty((image.height, image.width, channels), np.uint8)
+    damage = None
+    try:
+        pixels = simplejpeg.decode_jpeg(data, colorspace=colorspace, buffer=buffer)
+    except ValueError as error:
+        message = str(error).splitlines()[0]
+        if "premature end of jpeg file" in message.lower():
+            raise UndecodableImage("is truncated") from error
+        if "subsampling" in message:  # unusual sampling factors, which only Pillow decodes
+            return _to_rgb(image), None
+        pixels = simplejpeg.decode_jpeg(data, colorspace=colorspace, buffer=buffer, strict=False)
+        damage = f"is damaged: {message}"
+    if colorspace == "CMYK":
+        if image.tile[0].args and image.tile[0].args[0] == "CMYK;I":  # Adobe writes the inks inverted
+            pixels = 255 - pixels
+        pixels = np.array(Image.fromarray(pixels, "CMYK").convert("RGB"))
+    return pixels, damage
 
 
 def _check_size(size: int, limits: DecodeLimits) -> None:
@@ -185,18 +306,29 @@ def _count_scans(data: bytes, limit: int) -> int:
     return scans
 
 
-def _is_plain_jpeg(image: ImageFile.ImageFile) -> bool:
-    """Whether torchvision and Pillow decode this file to the same bits: 8-bit grey or RGB, but not CMYK."""
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    """Whether an image is a JPEG that takes three bytes per pixel to decode: 8-bit grey or RGB, but not CMYK."""
     return isinstance(image, JpegImageFile) and image.mode in {"L", "RGB"}
 
 
-def _decode_with_pillow(image: Image.Image) -> Pixels:
-    """Any mode to RGB: 16-bit grey is scaled, transparency is put over white."""
+def _to_rgb(image: Image.Image) -> Pixels:
+    """Any mode to RGB: grey of 12 or 16 bits is scaled, transparency is put over white."""
     if image.mode in {"I", "F"}:
         raise UndecodableImage("has 32-bit pixels of unknown scale")
+    bits, white_is_zero = 16, False
+    if isinstance(image, TiffImageFile):
+        if any(value != UNSIGNED for value in _tag(image, TiffTag.SAMPLE_FORMAT, UNSIGNED)):
+            raise UndecodableImage("has pixels that are not unsigned integers")
+        bits = _tag(image, TiffTag.BITS_PER_SAMPLE, 1)[0]
+        white_is_zero = _tag(image, TiffTag.PHOTOMETRIC, WHITE_IS_ZERO) == (WHITE_IS_ZERO,)
     image.load()
     if image.mode.startswith("I;16"):
-        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+        values, largest = np.asarray(image).astype(np.uint32), 2**bits - 1
+        transparent = image.info.get("transparency")
+        scaled = ((largest - values if white_is_zero else values) * 255 + largest // 2) // largest
+        if isinstance(transparent, int):
+            scaled[values == transparent] = 255
+        image = Image.fromarray(scaled.astype(np.uint8))
     if image.has_transparency_data:
         coloured = image.convert("RGBA")
         image = Image.new("RGB", coloured.size, "white")
@@ -204,8 +336,15 @@ def _decode_with_pillow(image: Image.Image) -> Pixels:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
+def _tag(image: TiffImageFile, tag: TiffTag, default: int) -> tuple[int, ...]:
+    value = image.tag_v2.get(tag, default)
+    return value if isinstance(value, tuple) else (value,)
+
+
 def _apply_orientation(pixels: Pixels, image: Image.Image) -> Pixels:
     """Undo the rotation of the camera in (H, W, 3)."""
+    if (exif := image.info.get("exif")) and not is_bounded_exif(exif):
+        return pixels
     try:
         # Pillow has already applied the orientation of a TIFF, and removed the tag.
         orientation = image.getexif().get(ExifTag.Orientation, 1)
@@ -223,5 +362,7 @@ def _reason(error: Exception) -> str:
         return "has more pixels than Pillow opens"
     if isinstance(error, MemoryError):
         return "needs more memory than is available"
+    if any(text in str(error) for text in NOT_SUPPORTED):
+        return "has a pixel format or compression that is not supported"
     truncated = isinstance(error, EOFError) or "truncated" in str(error).lower()
     return "is truncated" if truncated else "is damaged"

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import compress
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,11 +17,11 @@ from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress, Silent
 from streetvision.contracts.split_contracts import Index, Row
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
-from streetvision.data.decode import decode_image
+from streetvision.data.decode import as_tensor
 from streetvision.data.file_search import missing_reason
 from streetvision.data.grouping.connected_components import join_groups
 from streetvision.data.grouping.perceptual_hash import PerceptualHash, PerceptualHashes, compute_hash, stack_hashes
-from streetvision.data.image_file import MISSING_FILE, UndecodableImage, read_image_bytes
+from streetvision.data.image_file import MISSING_FILE, UndecodableImage, check_decoders, decode_file, read_image_bytes
 from streetvision.data.records import ImageListing, ImageRecord, RejectedFile, group_warnings
 from streetvision.io.atomic import sha256_bytes
 
@@ -36,11 +37,13 @@ class Scan:
 
     index: Index
     invalid: tuple[RejectedFile, ...]
-    """ImageRecord images that cannot be used: not decodable, or the same image with both labels."""
+    """Images that are not used: not decodable, left out because they are damaged, or the same with both labels."""
     skipped: tuple[RejectedFile, ...]
     """Files and folders that are not listed images."""
     duplicates: int
     """Number of rows with the same bytes as an earlier row; they share its group."""
+    damaged: tuple[RejectedFile, ...] = ()
+    """Images that are decoded with errors in their data, whether they are used or not."""
     hashes: PerceptualHashes | None = None
     """Perceptual hashes of the rows, in their order; None if they were not requested."""
 
@@ -68,6 +71,7 @@ class Scan:
             "invalid_fraction": self.invalid_fraction,
             "duplicates": self.duplicates,
             "invalid": [asdict(file) for file in self.invalid],
+            "damaged": [asdict(file) for file in self.damaged],
             "skipped": [asdict(file) for file in self.skipped],
         }
 
@@ -77,6 +81,7 @@ def scan_images(
     *,
     class_names: tuple[str, str],
     limits: DecodeLimits = DEFAULT_LIMITS,
+    damaged_images: Literal["leave_out", "use"] = "leave_out",
     with_hashes: bool = False,
     progress: Progress | None = None,
 ) -> Scan:
@@ -90,10 +95,16 @@ def scan_images(
         listing: The images to read.
         class_names: Names of class 0 and class 1.
         limits: Limits above which an image is rejected.
+        damaged_images: Whether to leave out or use images that are decoded with errors in their data.
         with_hashes: Whether to compute perceptual hashes, which take 4 KB per image.
         progress: Shows how many images are read.
+
+    Raises:
+        MachineError: A decoder does not work on this machine.
     """
+    check_decoders()
     decoded: list[tuple[Row, PerceptualHash | None]] = []
+    damaged: list[RejectedFile] = []
     invalid: list[RejectedFile] = []
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
@@ -101,8 +112,14 @@ def scan_images(
         for result in (progress or Silent()).track(results, total=len(listing.images), label="read images"):
             if isinstance(result, RejectedFile):
                 invalid.append(result)
-            else:
-                decoded.append(result)
+                continue
+            row, damage, image_hash = result
+            if damage is not None:
+                damaged.append(RejectedFile(row.path, damage))
+                if damaged_images == "leave_out":
+                    invalid.append(damaged[-1])
+                    continue
+            decoded.append((row, image_hash))
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt must not wait for the images that are still queued
     invalid = _explain_missing(invalid, listing.root)
@@ -121,6 +138,7 @@ def scan_images(
         (*invalid, *conflicts.values()),
         listing.skipped,
         duplicates=len(rows) - len({row.sha256 for row in rows}),
+        damaged=tuple(damaged),
         hashes=stack_hashes(image_hash for _, image_hash in usable if image_hash is not None) if with_hashes else None,
     )
 
@@ -149,15 +167,17 @@ def mean_luminance(image: Tensor) -> float:
 
 def _scan_one(
     record: ImageRecord, *, root: Path, limits: DecodeLimits, with_hash: bool
-) -> tuple[Row, PerceptualHash | None] | RejectedFile:
+) -> tuple[Row, str | None, PerceptualHash | None] | RejectedFile:
+    """The row of an image, what is wrong with its data, and its hash; or why it cannot be decoded."""
     try:
         data = read_image_bytes(root / record.path, limits=limits)
-        image = decode_image(data, limits=limits)
+        decoded = decode_file(data, limits=limits)
     except UndecodableImage as error:
         return RejectedFile(record.path, error.reason)
+    image = as_tensor(decoded.pixels)
     _, height, width = image.shape
     row = Row(sha256=sha256_bytes(data), width=width, height=height, brightness=mean_luminance(image), **vars(record))
-    return row, compute_hash(image) if with_hash else None
+    return row, decoded.damage, compute_hash(image) if with_hash else None
 
 
 def _explain_missing(files: Sequence[RejectedFile], root: Path) -> list[RejectedFile]:

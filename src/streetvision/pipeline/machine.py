@@ -7,18 +7,25 @@ from pathlib import Path
 
 import torch
 
+from streetvision.data.image_file import check_decoders
 from streetvision.io.manifests import versions
 from streetvision.models.device import has_fast_bf16, pick_device
 from streetvision.pipeline.console import Console
 
 
 def examine_machine(console: Console) -> None:
-    """Print versions, device and free disk space."""
+    """Print versions, device and free disk space, and try the image decoders.
+
+    Raises:
+        MachineError: A decoder does not work.
+    """
     packages = versions()
     console.line("python", f"{packages.pop('python')} on {platform.system()} {platform.machine()}")
     for package, version in packages.items():
         console.line(package, version)
     console.line("device", describe_device())
+    check_decoders()
+    console.line("decoders", "JPEG, PNG, WebP, BMP, GIF and TIFF work")
     console.line("disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free in this folder")
     if pick_device().type == "cpu":
         console.line("advice", "start with training=frozen: it is fast without a GPU")

@@ -18,8 +18,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from streetvision.bundle.model import Prepared
-from streetvision.bundle.predictor import Prediction, Predictor
+from streetvision.bundle.predictor import Prediction, Predictor, PreparedImage
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.settings import Section
 from streetvision.eval.report.html import environment
@@ -60,6 +59,8 @@ class PredictionResponse(BaseModel):
     """Calibrated probability of class 1."""
     certified: int | None
     """Prediction with certified risk, 0 or 1; null: the model abstained, or no risk is certified."""
+    note: str | None = None
+    """What is wrong with the data of the image, which makes the prediction doubtful; absent: nothing."""
 
 
 class Service:
@@ -67,11 +68,16 @@ class Service:
 
     def __init__(self, predictor: Predictor, config: ServingConfig) -> None:
         predictor.limits = replace(
-            predictor.limits, max_megabytes=config.max_megabytes, max_megapixels=config.max_megapixels
+            predictor.limits,
+            max_megabytes=config.max_megabytes,
+            max_megapixels=config.max_megapixels,
+            setting="max_megapixels",
         )
         self.config, self._predictor = config, predictor
         self._decoders = ThreadPoolExecutor(max_workers=config.decoders)
-        self.batcher: Batcher[Prepared, Prediction] = Batcher(predictor.predict_prepared, max_batch=config.max_batch)
+        self.batcher: Batcher[PreparedImage, Prediction] = Batcher(
+            predictor.predict_prepared, max_batch=config.max_batch
+        )
         self.in_flight = 0
         self.statuses: Counter[int] = Counter()
         """Number of responses by HTTP status."""
@@ -106,7 +112,7 @@ class Service:
             raise HTTPException(400, "the connection was closed before the body was complete") from error
         try:
             loop = asyncio.get_running_loop()
-            image = await loop.run_in_executor(self._decoders, self._predictor.prepare, body)
+            image = await loop.run_in_executor(self._decoders, self._predictor.prepare_with_note, body)
         except DataError as error:
             raise HTTPException(422, error.message) from error
         prediction = await self.batcher.submit(image)
@@ -170,6 +176,7 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
     @app.post(
         "/predict",
         response_model=PredictionResponse,
+        response_model_exclude_unset=True,
         openapi_extra=UPLOAD_SCHEMA,
         responses={status: {"description": description} for status, description in ERRORS.items()},
     )
@@ -184,7 +191,10 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
             service.statuses[error.status_code] += 1
             raise
         service.statuses[200] += 1
-        return PredictionResponse.model_validate(prediction, from_attributes=True)
+        fields = {name: getattr(prediction, name) for name in PredictionResponse.model_fields}
+        if prediction.note is None:
+            del fields["note"]  # most images have none
+        return PredictionResponse(**fields)
 
     @app.get("/healthz")
     def healthz() -> dict[str, str]:

@@ -17,6 +17,7 @@ from streetvision.bundle.batch.shards import ShardFolder, ShardResult, predict_s
 from streetvision.bundle.format import Bundle
 from streetvision.bundle.predictor import load_bundle
 from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
+from streetvision.data.config import DecodeLimits
 
 RESUME_HINT = "run the same command again to resume; fewer --workers need less memory"
 MAX_RESTARTS = 2
@@ -45,7 +46,9 @@ class ShardWorker:
     """
 
     def __init__(self, bundle: Path, root: Path) -> None:
-        self.predictor, self.folder = load_bundle(bundle, threads=1), ShardFolder(root)
+        self.folder = ShardFolder(root)
+        limits = DecodeLimits(max_megapixels=self.folder.manifest.max_megapixels, setting="--max-megapixels")
+        self.predictor = load_bundle(bundle, limits=limits, threads=1)
         if self.predictor.manifest.digest != self.folder.manifest.bundle:
             raise ArtifactError(
                 f"the bundle {str(bundle)!r} differs on this machine", "copy the same bundle to every machine"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from streetvision.bundle.explain import draw_overlay
-from streetvision.bundle.model import Prepared
-from streetvision.bundle.predictor import Prediction, Predictor, load_bundle
+from streetvision.bundle.predictor import Prediction, Predictor, PreparedImage, load_bundle
 from streetvision.contracts.errors import DataError
+from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 from streetvision.data.file_search import LeftOut, printable, search_folder
 from streetvision.data.image_file import UndecodableImage
 from streetvision.data.records import RejectedFile
@@ -21,7 +21,7 @@ from streetvision.io.atomic import write_bytes_atomic
 BATCH_SIZE = 64
 MAX_STEM_BYTES = 160
 """Bytes of an image's name in the name of its drawing."""
-FIELDS = ("image", "label", "decision", "probability", "certified", "error")
+FIELDS = ("image", "label", "decision", "probability", "certified", "note", "error")
 
 PredictionRow: TypeAlias = dict[str, Any]
 """The prediction for one image, with the keys of FIELDS that apply, and `views` if it is explained."""
@@ -30,7 +30,12 @@ NamedImage: TypeAlias = tuple[str, Path | bytes | UndecodableImage]
 
 
 def print_predictions(
-    bundle: Path, images: Iterable[Path], *, output_format: Literal["jsonl", "csv"], explain: Path | None = None
+    bundle: Path,
+    images: Iterable[Path],
+    *,
+    output_format: Literal["jsonl", "csv"],
+    explain: Path | None = None,
+    limits: DecodeLimits = DEFAULT_LIMITS,
 ) -> int:
     """Print one line per image.
 
@@ -39,11 +44,12 @@ def print_predictions(
         images: Image files, and folders with images.
         output_format: CSV lines have no views.
         explain: Folder for drawings of each image with its views; None: nothing is drawn.
+        limits: Largest accepted image.
 
     Returns:
         The number of images that cannot be decoded.
     """
-    predictor, left_out = load_bundle(bundle), LeftOut()
+    predictor, left_out = load_bundle(bundle, limits=limits), LeftOut()
     files = list_files(images, left_out)
     print_left_out(left_out)
     rows = predict_images(predictor, files) if explain is None else _explain_files(predictor, files, explain)
@@ -103,12 +109,12 @@ def predict_images(predictor: Predictor, images: Iterable[NamedImage]) -> Iterat
                 yield _row(name, next(predictions))
 
 
-def _prepare(predictor: Predictor, image: Path | bytes | UndecodableImage) -> Prepared | UndecodableImage:
+def _prepare(predictor: Predictor, image: Path | bytes | UndecodableImage) -> PreparedImage | UndecodableImage:
     """Decode and resize an image; an error is a value, so that the rest of the batch is still predicted."""
     if isinstance(image, UndecodableImage):
         return image
     try:
-        return predictor.prepare(image)
+        return predictor.prepare_with_note(image)
     except UndecodableImage as error:
         return error
 
@@ -132,8 +138,9 @@ def _explain_files(predictor: Predictor, images: list[NamedImage], folder: Path)
 
 def _row(name: str, prediction: Prediction) -> PredictionRow:
     fields = asdict(prediction)
-    if not prediction.views:
-        del fields["views"]
+    for optional in ("views", "note"):
+        if not fields[optional]:
+            del fields[optional]
     return {"image": name, **fields}
 
 

@@ -9,6 +9,7 @@ from streetvision.bundle.batch.shards import ShardManifest, finish, lock_folder,
 from streetvision.bundle.format import read_bundle
 from streetvision.contracts.errors import ConfigError, unknown_name
 from streetvision.contracts.progress import Progress
+from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 from streetvision.data.file_search import LeftOut
 
 
@@ -20,6 +21,7 @@ def predict_sources(
     engine: str = "local",
     workers: int | None = None,
     shard_size: int | None = None,
+    limits: DecodeLimits = DEFAULT_LIMITS,
     console: Progress,
 ) -> ShardManifest:
     """Predict every image of the sources. An interrupted run resumes when it is called again.
@@ -31,6 +33,7 @@ def predict_sources(
         engine: A name in EXECUTORS.
         workers: Number of workers; None: the default of the engine.
         shard_size: Images per shard; None: the shard size of the folder, or the default for a new one.
+        limits: Largest accepted image.
         console: Prints progress.
 
     Returns:
@@ -48,7 +51,14 @@ def predict_sources(
     opened, out = read_bundle(bundle.absolute()), out.absolute()  # workers may have another working directory
     left_out = LeftOut()
     with lock_folder(out):
-        folder = open_folder(out, sources, bundle=opened.manifest.digest, shard_size=shard_size, left_out=left_out)
+        folder = open_folder(
+            out,
+            sources,
+            bundle=opened.manifest.digest,
+            shard_size=shard_size,
+            max_megapixels=limits.max_megapixels,
+            left_out=left_out,
+        )
         print_left_out(left_out)
         manifest, missing = folder.manifest, list(folder.missing())
         n_done = manifest.shards - len(missing)

@@ -24,6 +24,7 @@ from streetvision.bundle.batch.files import predict_images
 from streetvision.bundle.predictor import Predictor
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.policies import Artifact, Digest
+from streetvision.data.config import DEFAULT_LIMITS
 from streetvision.data.file_search import LeftOut
 from streetvision.data.sources.image_stream import ImageRef, list_image_refs, read_image_refs
 from streetvision.io.atomic import (
@@ -60,6 +61,8 @@ class ShardManifest(Artifact):
     """Digest of the listing that does not depend on its order: the sum of the digests of its lines."""
     shard_size: int = Field(ge=1)
     """Images per shard; the last shard may have fewer."""
+    max_megapixels: float = Field(default=DEFAULT_LIMITS.max_megapixels, gt=0)
+    """Limit of DecodeLimits."""
     failures: int | None = None
     """Number of images that cannot be decoded; None until all shards are done."""
 
@@ -140,7 +143,13 @@ def lock_folder(root: Path) -> Iterator[None]:
 
 
 def open_folder(
-    root: Path, sources: Sequence[Path], *, bundle: str, shard_size: int | None, left_out: LeftOut | None = None
+    root: Path,
+    sources: Sequence[Path],
+    *,
+    bundle: str,
+    shard_size: int | None,
+    max_megapixels: float = DEFAULT_LIMITS.max_megapixels,
+    left_out: LeftOut | None = None,
 ) -> ShardFolder:
     """Open a folder of predictions; list the images of the sources if it is new, else check that they are the same.
 
@@ -149,16 +158,17 @@ def open_folder(
         sources: Image files, folders, tars and Parquet files.
         bundle: Digest of the bundle.
         shard_size: Images per shard; None: the shard size of the folder, or the default for a new one.
+        max_megapixels: Limit of DecodeLimits.
         left_out: Counts what else is in the folders of `sources`.
 
     Raises:
         ArtifactError: The folder has predictions of another bundle or of other images.
-        ConfigError: The folder has another shard size.
+        ConfigError: The folder has another shard size or another limit.
     """
     folder = ShardFolder(root)
     if not folder.manifest_path.is_file():
-        refs = list_image_refs(sources, left_out=left_out)
-        _write_listing(folder, sources, refs, bundle=bundle, shard_size=shard_size or DEFAULT_SHARD_SIZE)
+        refs, size = list_image_refs(sources, left_out=left_out), shard_size or DEFAULT_SHARD_SIZE
+        _write_listing(folder, sources, refs, bundle=bundle, shard_size=size, max_megapixels=max_megapixels)
         return folder
     manifest = folder.manifest
     if manifest.bundle != bundle:
@@ -170,6 +180,11 @@ def open_folder(
         raise ConfigError(
             f"{str(root)!r} has shards of {manifest.shard_size} images, not {shard_size}",
             "leave out --shard-size to resume",
+        )
+    if max_megapixels != manifest.max_megapixels:
+        raise ConfigError(
+            f"{str(root)!r} has predictions with --max-megapixels {manifest.max_megapixels:g}, not {max_megapixels:g}",
+            f"give --max-megapixels {manifest.max_megapixels:g} to resume, or set --out to a new folder",
         )
     listing = _ListingDigest()
     for ref in list_image_refs(sources, left_out=left_out):
@@ -237,7 +252,13 @@ class _ListingDigest:
 
 
 def _write_listing(
-    folder: ShardFolder, sources: Sequence[Path], refs: Iterable[ImageRef], *, bundle: str, shard_size: int
+    folder: ShardFolder,
+    sources: Sequence[Path],
+    refs: Iterable[ImageRef],
+    *,
+    bundle: str,
+    shard_size: int,
+    max_megapixels: float,
 ) -> None:
     """Write the images of the sources, and the manifest last; memory holds the references of one shard."""
     if (folder.root / LISTING).is_dir():
@@ -254,6 +275,7 @@ def _write_listing(
         images=digest.images,
         images_sha256=digest.digest,
         shard_size=shard_size,
+        max_megapixels=max_megapixels,
     )
     write_json_atomic(folder.manifest_path, manifest.model_dump(mode="json"))
 

@@ -1,6 +1,5 @@
 """Time and position of a photograph, from its EXIF metadata."""
 
-import io
 import math
 from datetime import datetime
 from typing import Any
@@ -10,7 +9,8 @@ from PIL.Image import Exif
 from PIL.PngImagePlugin import PngImageFile
 
 from streetvision.data.grouping.geo import LATITUDE, LONGITUDE, TAKEN
-from streetvision.data.image_file import find_reader
+from streetvision.data.image_file import open_image
+from streetvision.data.image_header import is_bounded_exif
 
 
 def read_exif(data: bytes) -> dict[str, str]:
@@ -18,11 +18,10 @@ def read_exif(data: bytes) -> dict[str, str]:
 
     Only the header is read. Damaged or impossible values are left out.
     """
-    reader = find_reader(data)
-    if reader is None:
-        return {}
     try:
-        image = reader(io.BytesIO(data))
+        image = open_image(data)
+        if (raw := image.info.get("exif")) and not is_bounded_exif(raw):
+            return {}
         if isinstance(image, PngImageFile):
             # getexif would decode the pixels of a PNG to search for EXIF after them.
             exif = Exif()

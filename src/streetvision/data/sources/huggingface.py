@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streetvision.contracts.errors import DataError
+from streetvision.data.image_file import READERS, UndecodableImage, read_image_bytes
 from streetvision.data.records import (
     ImageListing,
     ImageRecord,
@@ -154,9 +155,6 @@ def _image_bytes(image: dict[str, Any] | None, where: str) -> bytes:
         raise DataError(f"{where} has no image", "drop the row from the dataset")
     if image["bytes"] is not None:
         return bytes(image["bytes"])
-    # Imported here because it loads torch, which a run without work does not need.
-    from streetvision.data.image_file import UndecodableImage, find_reader, read_image_bytes
-
     path = image.get("path")
     if not isinstance(path, str):
         raise DataError(f"{where} has an image without bytes or path", "drop the row from the dataset")
@@ -165,6 +163,6 @@ def _image_bytes(image: dict[str, Any] | None, where: str) -> bytes:
     except UndecodableImage as error:
         raise DataError(f"{where}: image {path!r} {error.message}") from error
     # A dataset is not trusted: without this check it could copy any file of this machine into the run.
-    if find_reader(data) is None:
+    if not data.startswith(tuple(READERS)):
         raise DataError(f"{where}: {path!r} is not an image", "drop the row from the dataset")
     return data

@@ -46,10 +46,22 @@ class UnlabeledImages(BaseModel):
         return tuple(Row(label=UNLABELED, **row.model_dump()) for row in self.rows)
 
 
-def scan_unlabeled(sources: Sequence[Path], *, limits: DecodeLimits, progress: Progress) -> Scan:
+def scan_unlabeled(
+    sources: Sequence[Path],
+    *,
+    limits: DecodeLimits,
+    damaged_images: Literal["leave_out", "use"] = "leave_out",
+    progress: Progress,
+) -> Scan:
     """Read every image that `list_unlabeled` finds."""
-    listing = list_unlabeled(sources)
-    return scan_images(listing, class_names=("", ""), limits=limits, with_hashes=True, progress=progress)
+    return scan_images(
+        list_unlabeled(sources),
+        class_names=("", ""),
+        limits=limits,
+        damaged_images=damaged_images,
+        with_hashes=True,
+        progress=progress,
+    )
 
 
 def select_unlabeled(unlabeled: Scan, labeled: Scan, roles: Sequence[Split], config: GroupingConfig) -> UnlabeledImages:

@@ -36,7 +36,11 @@ def check_data(
     console.line("duplicates", f"{scan.duplicates} images have the content of another one; they stay in one split")
     _print_near_duplicates(findings, console)
     _print_embedding_duplicates(findings, console)
-    _print_files("unusable", scan.invalid, console)
+    damaged = {file.path for file in scan.damaged}
+    _print_files("unusable", [file for file in scan.invalid if file.path not in damaged], console)
+    if damaged:
+        taken = "used" if config.data.damaged_images == "use" else "left out"
+        _print_files("damaged", scan.damaged, console, note=f", {taken} (data.damaged_images=leave_out|use)")
     _print_files("left out", scan.skipped, console)
     _print_metadata(findings, console)
     if findings.suspicious_labels is not None:
@@ -91,8 +95,8 @@ def _print_embedding_duplicates(findings: Findings, console: Console) -> None:
             console.line("", f"{rows[first].path} and {rows[second].path}: {cosine:.2f}")
 
 
-def _print_files(label: str, files: Sequence[RejectedFile], console: Console) -> None:
-    console.line(label, str(len(files)))
+def _print_files(label: str, files: Sequence[RejectedFile], console: Console, *, note: str = "") -> None:
+    console.line(label, f"{len(files)}{note}")
     for file in files[:MAX_LINES]:
         console.line("", f"{file.path} {file.reason}")
     if len(files) > MAX_LINES:

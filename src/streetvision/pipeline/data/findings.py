@@ -115,7 +115,14 @@ def find_problems(
             source_column=data.source_column,
         )
         limits = config.loader.limits
-        scan = scan_images(listing, class_names=data.class_names, limits=limits, with_hashes=hashed, progress=progress)
+        scan = scan_images(
+            listing,
+            class_names=data.class_names,
+            limits=limits,
+            damaged_images=data.damaged_images,
+            with_hashes=hashed,
+            progress=progress,
+        )
         index, near_duplicates = group_rows(scan.index, scan.hashes, data.grouping)
         features = None
         if labels or embeddings:

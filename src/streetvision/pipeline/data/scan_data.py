@@ -21,6 +21,7 @@ def scan_data(context: Context) -> Scan:
         list_data(context),
         class_names=config.class_names,
         limits=context.settings(LoaderConfig).limits,
+        damaged_images=config.damaged_images,
         with_hashes="near_duplicates" in config.grouping.by or bool(config.unlabeled),
         progress=context.progress,
     )
@@ -31,5 +32,12 @@ def scan_data(context: Context) -> Scan:
         context.progress.warn(
             f"{len(scan.invalid)} unusable images and {len(scan.skipped)} other files are left out: "
             f"{'; '.join(first)}; see {schema.data_report_json}"
+        )
+    if scan.damaged:
+        damaged = [f"{file.path} {file.reason}" for file in scan.damaged[:MAX_NAMED]]
+        taken = "used" if config.damaged_images == "use" else "left out"
+        context.progress.warn(
+            f"{len(scan.damaged)} images with damaged data are {taken} (data.damaged_images): "
+            f"{'; '.join(damaged)}; see {schema.data_report_json}"
         )
     return scan

@@ -57,7 +57,9 @@ def run(context: Context) -> Outcome:
         return Outcome(summary, dict(metrics))
 
     limits = context.settings(LoaderConfig).limits
-    unlabeled_scan = scan_unlabeled(config.unlabeled, limits=limits, progress=context.progress)
+    unlabeled_scan = scan_unlabeled(
+        config.unlabeled, limits=limits, damaged_images=config.damaged_images, progress=context.progress
+    )
     unlabeled = select_unlabeled(unlabeled_scan, scan, partition.roles, config.grouping)
     write_json_atomic(schema.unlabeled_json, unlabeled.model_dump(mode="json"))
     return Outcome(
