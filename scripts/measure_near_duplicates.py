@@ -1,7 +1,8 @@
 """Speed, recall and false merges of the near-duplicate search.
 
-python scripts/measure_near_duplicates.py                                   # speed, and procedural scenes
-python scripts/measure_near_duplicates.py $STREETVISION_REAL_DATA/gtsrb_roadwork   # also crops by track
+python scripts/measure_near_duplicates.py                                          # speed, and procedural scenes
+python scripts/measure_near_duplicates.py --tracks $STREETVISION_REAL_DATA/gtsrb_roadwork
+python scripts/measure_near_duplicates.py --photographs $STREETVISION_REAL_DATA/pothole_br_df/images
 """
 
 import csv
@@ -9,13 +10,13 @@ import io
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from streetvision.data.config import RADIUS
 from streetvision.data.decode import decode_image, read_image
@@ -33,6 +34,15 @@ def trimmed(image: Image.Image, share: float) -> Image.Image:
     return image.crop((x, y, image.width - x, image.height - y))
 
 
+def captioned(image: Image.Image) -> Image.Image:
+    """The image with white text on a black bar over its lower twelfth."""
+    image = image.copy()
+    top, draw = image.height * 11 // 12, ImageDraw.Draw(image)
+    draw.rectangle((0, top, image.width, image.height), fill="black")
+    draw.text((4, top + 2), "2026-05-01 12:03:11  km 12.3", fill="white")
+    return image
+
+
 ALTERATIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "half the size": lambda image: image.resize((image.width // 2, image.height // 2)),
     "encoded again at 40": lambda image: image,
@@ -40,6 +50,9 @@ ALTERATIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "2.5 % off each edge": lambda image: trimmed(image, 0.025),
     "5 % off each edge": lambda image: trimmed(image, 0.05),
     "5 % off two edges": lambda image: image.crop((0, 0, round(image.width * 0.95), round(image.height * 0.95))),
+    "rotated by 2 degrees": lambda image: image.rotate(2, Image.Resampling.BICUBIC),
+    "caption over the lower twelfth": lambda image: captioned(image),
+    "caption below": lambda image: captioned(ImageOps.expand(image, (0, 0, 0, image.height // 12))),
 }
 
 
@@ -64,19 +77,37 @@ def speed() -> None:
         )
 
 
-def copies() -> None:
-    """Recall of altered copies of procedural scenes, and the number of different scenes that are merged."""
-    pictures = [Image.fromarray(draw_scene(seed, SceneConfig()).image) for seed in range(SCENES)]
-    originals = [jpeg_hash(picture, 90) for picture in pictures]
-    merged = len(find_near_duplicates(stack_hashes(originals)).pairs)
-    print_line(f"{SCENES} scenes: {merged} of {SCENES * (SCENES - 1) // 2} pairs of different scenes merged")
-    for name, alter in ALTERATIONS.items():
-        quality = 40 if name == "encoded again at 40" else 85
+def copies(name: str, pictures: Sequence[Image.Image], originals: Sequence[PerceptualHash]) -> None:
+    """Recall of altered copies of pictures, and the number of different pictures that are near-duplicates."""
+    n = len(pictures)
+    started = time.process_time()
+    duplicates = find_near_duplicates(stack_hashes(originals))
+    seconds = time.process_time() - started
+    print_line(
+        f"{n} {name}: of {n * (n - 1) // 2} pairs of different ones, {duplicates.candidates} have similar hashes, "
+        f"{duplicates.copies.sum()} are copies, {(~duplicates.copies).sum()} are similar views; {seconds:.2f} s"
+    )
+    for alteration, alter in ALTERATIONS.items():
+        quality = 40 if alteration == "encoded again at 40" else 85
         altered = [jpeg_hash(alter(picture), quality) for picture in pictures]
         duplicates = find_near_duplicates(stack_hashes([*originals, *altered]))
-        # The altered copy of scene i is image i + SCENES.
-        copies_found = sum(second - first == SCENES for first, second in duplicates.pairs.tolist())
-        print_line(f"  {name}: {copies_found / SCENES:.3f} found")
+        # The altered copy of picture i is image i + n.
+        related = duplicates.pairs[:, 1] - duplicates.pairs[:, 0] == n
+        found, exact = related.sum() / n, (related & duplicates.copies).sum() / n
+        print_line(f"  {alteration}: {found:.3f} found, {exact:.3f} as copies")
+
+
+def scenes() -> None:
+    """The measurement on procedural scenes."""
+    pictures = [Image.fromarray(draw_scene(seed, SceneConfig()).image) for seed in range(SCENES)]
+    copies("scenes", pictures, [jpeg_hash(picture, 90) for picture in pictures])
+
+
+def photographs(folder: Path) -> None:
+    """The measurement on the photographs of a folder, which must not contain copies."""
+    paths = sorted(folder.iterdir())
+    pictures = [Image.open(path).convert("RGB") for path in paths]
+    copies("photographs", pictures, [compute_hash(read_image(path)) for path in paths])
 
 
 def tracks(folder: Path) -> None:
@@ -108,7 +139,13 @@ def print_line(text: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    speed()
-    copies()
-    for argument in sys.argv[1:]:
-        tracks(Path(argument))
+    match sys.argv[1:]:
+        case []:
+            speed()
+            scenes()
+        case ["--tracks", folder]:
+            tracks(Path(folder))
+        case ["--photographs", folder]:
+            photographs(Path(folder))
+        case _:
+            sys.exit(__doc__)

@@ -5,25 +5,46 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from streetvision.bundle.explain import COLOR_0, COLOR_1, TEXT_PIXELS, draw_decisive, draw_overlay
+from streetvision.bundle.explain import COLOR_0, COLOR_1, WIDTH, draw_decisive, draw_overlay
 from streetvision.bundle.predictor import Prediction, ViewPrediction
 from streetvision.models.views import Box
 
 
 def draw(*views, height=300, width=400):
     prediction = Prediction("Roadwork", 1, 0.9, None, views)
-    png = draw_overlay(np.zeros((height, width, 3), dtype=np.uint8), prediction)
-    return np.asarray(Image.open(io.BytesIO(png)))[2 * TEXT_PIXELS :]
+    png = draw_overlay(np.full((height, width, 3), 255, dtype=np.uint8), prediction)
+    return np.asarray(Image.open(io.BytesIO(png)))
 
 
-def test_a_frame_has_the_color_of_the_probability_and_a_width_by_weight():
+@pytest.mark.parametrize("size", [(60, 80), (240, 320), (3000, 4000), (1920, 1080), (20, 900), (900, 20)])
+def test_an_overlay_is_readable_whatever_the_size_of_the_image(size):
+    height, width = size
+    whole = ViewPrediction(Box(0, 0, width, height), 0.5, 0.1)
+    half = width // 2
+    tiles = ViewPrediction(Box(0, 0, half, height), 0.0, 0.1), ViewPrediction(Box(half, 0, width, height), 1.0, 0.8)
+    drawn = draw(whole, *tiles, height=height, width=width)
+    assert drawn.shape[1] == WIDTH
+    assert drawn.shape[0] <= 2500
+    assert (drawn[:60] < 100).all(axis=2).sum() > 100, "the caption has its full size"
+    # Each tile is shown on its own below the picture, in a frame of its color, with its numbers under it.
+    for color in (COLOR_0, COLOR_1):
+        assert (drawn == color).all(axis=2).any()
+
+
+def test_the_heat_map_is_stronger_where_the_weight_is_larger():
     whole = ViewPrediction(Box(0, 0, 400, 300), 0.5, 0.1)
-    drawn = draw(whole, ViewPrediction(Box(0, 0, 200, 300), 0.0, 0.1), ViewPrediction(Box(200, 0, 400, 300), 1.0, 0.8))
-    assert tuple(drawn[299, 100]) == COLOR_0
-    assert tuple(drawn[299, 300]) == COLOR_1
-    thin = (drawn[150:, 100] == COLOR_0).all(axis=1).sum()
-    thick = (drawn[150:, 300] == COLOR_1).all(axis=1).sum()
-    assert thick > thin > 0
+    tiles = ViewPrediction(Box(0, 0, 200, 300), 1.0, 0.1), ViewPrediction(Box(200, 0, 400, 300), 1.0, 0.8)
+    drawn = draw(whole, *tiles).astype(int)
+    weak, strong = drawn[110, 60], drawn[110, WIDTH - 60]
+    assert 0 < weak[0] - weak[2] < strong[0] - strong[2]
+
+
+def test_overlapping_tiles_do_not_hide_each_other():
+    whole = ViewPrediction(Box(0, 0, 400, 300), 0.5, 0.1)
+    boxes = [Box(left, 0, left + 200, 300) for left in (0, 50, 100, 150, 200)] * 2
+    one = draw(whole, *(ViewPrediction(box, 0.5, 0.5) for box in boxes[:5]))
+    two = draw(whole, *(ViewPrediction(box, 0.5, 0.5) for box in boxes))
+    assert len(two) > len(one), "a second row of tiles"
 
 
 def test_a_thumbnail_frames_the_tiles_of_largest_weight():
@@ -40,10 +61,9 @@ def test_a_thumbnail_frames_the_tiles_of_largest_weight():
     assert drawn[90, 122:176].min() > 200, "the fourth tile has no frame"
 
 
-def test_a_large_image_is_reduced_and_a_single_view_has_no_frame():
+def test_a_single_view_has_no_heat_map():
     drawn = draw(ViewPrediction(Box(0, 0, 4000, 3000), 0.5, 1.0), height=3000, width=4000)
-    assert drawn.shape == (960, 1280, 3)
-    assert not drawn.any()
+    assert (drawn[100:-20, 20:-20] == 255).all()
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])

@@ -1,55 +1,122 @@
 """Draw the views of an image with their predictions: position, probability and weight. Does not import torch.
 
-Shapes: H, W pixels of the image.
+Shapes: H, W pixels of the image; h, w pixels of the drawn picture.
 """
 
 import io
 from collections.abc import Sequence
 from heapq import nlargest
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from streetvision.bundle.predictor import Prediction, ViewPrediction
 from streetvision.data.image_file import Pixels
 from streetvision.data.thumbnail import THUMBNAIL_PIXELS, encode_jpeg, shrink
 
-MAX_SIDE = 1280
-"""Pixels per side of an overlay. Larger images are reduced first, so frames and text have the same size on all."""
-TEXT_PIXELS = 18
+WIDTH = 960
+"""Pixels of the width of an overlay. Every image is scaled to it, so that text has the same size on all."""
+MAX_HEIGHT = 1280
+"""Pixels of the height of the picture in an overlay."""
+MARGIN, TEXT_PIXELS, LINE = 16, 18, 26
+"""Pixels: around each part of an overlay, of the font, and of a line of text."""
+TILES_PER_ROW = 5
 COLOR_0, COLOR_1 = (70, 130, 200), (235, 95, 20)
 """Colors of probability 0 and 1."""
-TEXT_COLOR = (255, 255, 255)
+BACKGROUND, TEXT_COLOR = (255, 255, 255), (25, 25, 25)
+HEAT = 0.55
+"""Largest opacity of the heat-map."""
 MAX_FRAMES = 3
 """Tiles with a frame on a thumbnail."""
 
 
 def draw_overlay(pixels: Pixels, prediction: Prediction) -> bytes:
-    """Draw all views of an image, with a caption above; a larger weight gives a thicker frame.
+    """Draw the views of an image: the picture with a heat-map and numbered tiles, a legend, and each tile on its own.
+
+    A pixel of the heat-map has the mean probability of the tiles that show it, by weight. It is more opaque where the
+    weights are larger.
 
     Args:
         pixels: (H, W, 3).
         prediction: From `Predictor.explain`.
 
     Returns:
-        A PNG.
+        A PNG, WIDTH pixels wide. All text is outside the picture, except the numbers of the tiles.
     """
-    image = shrink(pixels, MAX_SIDE)
-    scale = image.width / pixels.shape[1]
     whole, *tiles = prediction.views
-    _draw_frames(image, tiles, scale, max_width=6)
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(TEXT_PIXELS)
-    for view in tiles:
-        position = (view.box.left * scale + 6, view.box.top * scale + 6)
-        left, top, right, bottom = draw.textbbox(position, _view_text(view), font=font)
-        draw.rectangle([left - 3, top - 2, right + 3, bottom + 2], fill=_color(view.probability))
-        draw.text(position, _view_text(view), fill=TEXT_COLOR, font=font)
-    overlay = Image.new("RGB", (image.width, image.height + 2 * TEXT_PIXELS))
-    overlay.paste(image, (0, 2 * TEXT_PIXELS))
-    caption = f"{prediction.label}  p = {prediction.probability:.3f}    whole image {_view_text(whole)}"
-    ImageDraw.Draw(overlay).text((6, TEXT_PIXELS // 2), caption, fill=TEXT_COLOR, font=font)
+    image = Image.fromarray(pixels)
+    scale = min((WIDTH - 2 * MARGIN) / image.width, MAX_HEIGHT / image.height)
+    picture = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    tile_width = (WIDTH - (TILES_PER_ROW + 1) * MARGIN) // TILES_PER_ROW
+    tile_rows = [tiles[start : start + TILES_PER_ROW] for start in range(0, len(tiles), TILES_PER_ROW)]
+    cards = [[_fit(image.crop(view.box), tile_width) for view in row] for row in tile_rows]
+
+    top = 2 * LINE + 2 * MARGIN
+    heights = [max(card.height for card in row) + 2 * LINE + MARGIN for row in cards]
+    legend = 2 * LINE + 2 * MARGIN if tiles else 0
+    overlay = Image.new("RGB", (WIDTH, top + picture.height + MARGIN + legend + sum(heights)), BACKGROUND)
+    draw, font = ImageDraw.Draw(overlay), ImageFont.load_default(TEXT_PIXELS)
+    draw.text((MARGIN, MARGIN), f"{prediction.label}, p = {prediction.probability:.3f}", TEXT_COLOR, font)
+    draw.text((MARGIN, MARGIN + LINE), f"whole image: {_view_text(whole)}", TEXT_COLOR, font)
+    left = (WIDTH - picture.width) // 2
+    overlay.paste(_heat_map(picture, tiles, scale), (left, top))
+    y = top + picture.height + MARGIN
+    if tiles:
+        _draw_legend(draw, font, y)
+        y += legend
+    for number, view in enumerate(tiles, start=1):
+        box = view.box
+        centre = (left + (box.left + box.right) / 2 * scale, top + (box.top + box.bottom) / 2 * scale)
+        draw.circle(centre, TEXT_PIXELS * 0.8, fill=_color(view.probability), outline=BACKGROUND, width=2)
+        draw.text(centre, str(number), BACKGROUND, font, anchor="mm")
+    number = 0
+    for row, images, height in zip(tile_rows, cards, heights, strict=True):
+        for column, (view, card) in enumerate(zip(row, images, strict=True)):
+            number += 1
+            x = MARGIN + column * (tile_width + MARGIN)
+            overlay.paste(card, (x, y))
+            frame = (x, y, x + card.width - 1, y + card.height - 1)
+            draw.rectangle(frame, outline=_color(view.probability), width=4)
+            text_y = y + card.height + 4
+            draw.text((x, text_y), f"{number}: {view.probability:.2f}", TEXT_COLOR, font)
+            draw.text((x, text_y + LINE - 4), f"weight {view.weight:.2f}", TEXT_COLOR, font)
+        y += height
     png = io.BytesIO()
     overlay.save(png, "PNG")
     return png.getvalue()
+
+
+def _heat_map(picture: Image.Image, tiles: Sequence[ViewPrediction], scale: float) -> Image.Image:
+    """The picture, in color where no tile is, with the colors of the tiles over it."""
+    if not tiles:
+        return picture
+    total = np.zeros((picture.height, picture.width))
+    weighted = total.copy()
+    for view in tiles:
+        left, top, right, bottom = (round(edge * scale) for edge in view.box)
+        total[top:bottom, left:right] += abs(view.weight)
+        weighted[top:bottom, left:right] += abs(view.weight) * view.probability
+    probability = weighted / np.maximum(total, 1e-9)
+    opacity = HEAT * (total / max(float(total.max()), 1e-9))[..., None]
+    colors = np.array(COLOR_0) + probability[..., None] * (np.array(COLOR_1) - np.array(COLOR_0))
+    grey = np.asarray(picture.convert("L").convert("RGB"))
+    return Image.fromarray(((1 - opacity) * grey + opacity * colors).round().astype(np.uint8))
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, y: int) -> None:
+    """A scale of the colors from probability 0 to 1, and what the heat-map means."""
+    bar = WIDTH // 4
+    draw.text((MARGIN, y), "0", TEXT_COLOR, font)
+    for x in range(bar):
+        draw.line((MARGIN + 20 + x, y + 2, MARGIN + 20 + x, y + TEXT_PIXELS), fill=_color(x / (bar - 1)))
+    draw.text((MARGIN + 30 + bar, y), "1   probability of class 1 in the numbered tiles", TEXT_COLOR, font)
+    draw.text((MARGIN, y + LINE), "Stronger colors: tiles with more weight. Each tile is shown below.", TEXT_COLOR, font)
+
+
+def _fit(image: Image.Image, width: int) -> Image.Image:
+    """Scale to a width, or to the same height if the image is taller than wide."""
+    scale = width / max(image.size)
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
 
 
 def draw_decisive(pixels: Pixels, tiles: Sequence[ViewPrediction]) -> bytes:
@@ -70,7 +137,7 @@ def _draw_frames(image: Image.Image, tiles: Sequence[ViewPrediction], scale: flo
 
 
 def _view_text(view: ViewPrediction) -> str:
-    return f"{view.probability:.2f} (weight {view.weight:.2f})"
+    return f"{view.probability:.2f}, weight {view.weight:.2f}"
 
 
 def _color(probability: float) -> tuple[int, int, int]:
