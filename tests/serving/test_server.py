@@ -2,9 +2,13 @@
 
 import asyncio
 import base64
+import errno
 import io
 import socket
+import struct
+import tempfile
 import threading
+import time
 from types import SimpleNamespace
 
 import httpx
@@ -50,14 +54,35 @@ def post(app, **request):
     return run_client(app, lambda client: client.post("/predict", **request))
 
 
-@pytest.mark.parametrize("form", [as_form, as_json])
-def test_the_response_is_the_prediction_of_the_bundle(predictor, files, form):
+FORMS = ["as_form", "as_json", "as_wrapped_base64", "as_data_url", "as_image_body", "as_bytes_body"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("path", ["/predict", "/predict/"])
+def test_the_response_is_the_prediction_of_the_bundle(predictor, files, form, path):
     expected = predictor.predict(files[0])[0]
-    response = post(create_app(predictor, ServingConfig()), **form(files[0]))
+    request = globals()[form](files[0])
+    response = run_client(create_app(predictor, ServingConfig()), lambda client: client.post(path, **request))
     assert response.status_code == 200, response.text
     body = response.json()
     assert body.pop("probability") == pytest.approx(expected.probability, abs=1e-6)
     assert body == {"label": expected.label, "decision": expected.decision, "certified": expected.certified}
+
+
+def as_wrapped_base64(data):
+    return {"json": {"image": base64.encodebytes(data).decode()}}
+
+
+def as_data_url(data):
+    return {"json": {"image": f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"}}
+
+
+def as_image_body(data):
+    return {"content": data, "headers": {"Content-Type": "image/jpeg"}}
+
+
+def as_bytes_body(data):
+    return {"content": data, "headers": {"Content-Type": "application/octet-stream"}}
 
 
 def decompression_bomb():
@@ -79,7 +104,10 @@ def decompression_bomb():
         (lambda jpeg: {"json": ["image"]}, 422),
         (lambda jpeg: {"json": {"image": base64.b64encode(jpeg).decode(), "more": [[] for _ in range(99)]}}, 422),
         (lambda jpeg: {"content": b"{", "headers": {"Content-Type": "application/json"}}, 422),
-        (lambda jpeg: {"content": jpeg, "headers": {"Content-Type": "image/jpeg"}}, 422),
+        (lambda jpeg: {"content": jpeg + bytes(2_000_000), "headers": {"Content-Type": "image/jpeg"}}, 413),
+        (lambda jpeg: {"content": jpeg[:50], "headers": {"Content-Type": "image/jpeg"}}, 422),
+        (lambda jpeg: {"content": jpeg, "headers": {"Content-Type": "text/plain"}}, 422),
+        (lambda jpeg: {"json": {"image": 7}}, 422),
         (lambda jpeg: {"content": b"--x\r\ncut", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, 422),
         (lambda jpeg: {"content": b"cut", "headers": {"Content-Type": "multipart/form-data"}}, 422),
         (lambda jpeg: {}, 422),
@@ -91,6 +119,67 @@ def test_a_malformed_request_gets_a_client_error(predictor, files, request_, sta
     assert response.status_code == status
     assert response.json()["detail"]
     assert app.state.service.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "limit"),
+    [
+        (lambda jpeg: {"files": [("image", ("a.jpg", jpeg)), ("image", ("b.jpg", jpeg))]}, "one file"),
+        (lambda jpeg: as_form(jpeg) | {"data": {f"field {n}": "" for n in range(5)}}, "fields"),
+        (lambda jpeg: as_form(jpeg) | {"data": {"field": "x" * 1_100_000}}, "1 MiB"),
+        (lambda jpeg: {"json": as_json(jpeg)["json"] | {"more": [[] for _ in range(99)]}}, "64 lists"),
+    ],
+)
+def test_the_limit_that_a_request_exceeds_is_named(predictor, files, request_, limit):
+    response = post(create_app(predictor, ServingConfig()), **request_(files[0]))
+    assert response.status_code == 422
+    assert limit in response.json()["detail"]
+
+
+def test_a_full_temporary_folder_is_a_fault_of_the_server(predictor, files, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    app = create_app(predictor, ServingConfig())
+    assert post(app, **as_form(files[0])).status_code == 200, "small uploads stay in memory"
+    response = post(app, **as_form(files[0] + bytes(2_000_000)))
+    assert response.status_code == 507
+    assert "No space left" in response.json()["detail"]
+    assert app.state.service.in_flight == 0
+
+
+def tiff_with_a_tile_size_as_text():
+    """A TIFF header whose tile width is a text of 4,000 characters, and whose tile length is 500,000."""
+    text = b"1" * 4_000 + b"\0"
+    tags = [(256, 4, 1, 16), (257, 4, 1, 16), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+    tags += [(322, 2, len(text), 8 + 2 + 12 * 8 + 4), (323, 4, 1, 500_000), (324, 4, 1, 8)]
+    ifd = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8) + ifd + text
+
+
+def test_the_server_responds_while_it_refuses_hostile_headers(predictor):
+    app = create_app(predictor, ServingConfig())
+
+    async def conversation(client):
+        request = as_form(tiff_with_a_tile_size_as_text())
+        uploads = [asyncio.create_task(client.post("/predict", **request)) for _ in range(2)]
+        longest = 0.0
+        while not all(upload.done() for upload in uploads):
+            started = time.perf_counter()
+            assert (await client.get("/healthz")).status_code == 200
+            longest = max(longest, time.perf_counter() - started)
+            await asyncio.sleep(0.005)
+        return longest, [upload.result().status_code for upload in uploads]
+
+    longest, statuses = run_client(app, conversation)
+    assert statuses == [422, 422]
+    assert longest < 0.2
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/metrics"])
+def test_head_is_answered(predictor, path):
+    assert run_client(create_app(predictor, ServingConfig()), lambda client: client.head(path)).status_code == 200
 
 
 def test_concurrent_requests_get_their_own_prediction_or_503(predictor, files):
@@ -195,7 +284,7 @@ def test_health_metrics_and_openapi_schema(predictor, files):
     assert 'streetvision_requests_total{status="422"} 1' in lines
     assert "streetvision_in_flight 0" in lines
     post = schema.json()["paths"]["/predict"]["post"]
-    assert post["requestBody"]["content"].keys() == {"multipart/form-data", "application/json"}
+    assert post["requestBody"]["content"].keys() == {"multipart/form-data", "application/json", "image/*"}
     assert {"200", "401", "413", "422", "503"} <= post["responses"].keys()
     assert docs.status_code == 404
 

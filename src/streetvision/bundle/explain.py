@@ -110,7 +110,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFon
     for x in range(bar):
         draw.line((MARGIN + 20 + x, y + 2, MARGIN + 20 + x, y + TEXT_PIXELS), fill=_color(x / (bar - 1)))
     draw.text((MARGIN + 30 + bar, y), "1   probability of class 1 in the numbered tiles", TEXT_COLOR, font)
-    draw.text((MARGIN, y + LINE), "Stronger colors: tiles with more weight. Each tile is shown below.", TEXT_COLOR, font)
+    draw.text((MARGIN, y + LINE), "Stronger colors: more weight. Each tile is shown below.", TEXT_COLOR, font)
 
 
 def _fit(image: Image.Image, width: int) -> Image.Image:

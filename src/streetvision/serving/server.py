@@ -151,6 +151,7 @@ UPLOAD_SCHEMA = {
             "application/json": {
                 "schema": {"type": "object", "properties": {FIELD: {"type": "string", "format": "byte"}}}
             },
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
         },
     },
 }
@@ -159,6 +160,7 @@ ERRORS = {
     408: "the body took too long to arrive",
     413: "the body is too long",
     422: "the body contains no valid image",
+    507: "the temporary folder of the server is full",
     503: "overloaded: retry after the number of seconds in Retry-After",
 }
 """HTTP status -> its description in the OpenAPI schema."""
@@ -173,6 +175,7 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
     page = render_page(predictor, config)
     page_headers = {"Content-Security-Policy": content_security_policy(page), "X-Content-Type-Options": "nosniff"}
 
+    @app.post("/predict/", include_in_schema=False)
     @app.post(
         "/predict",
         response_model=PredictionResponse,
@@ -196,16 +199,20 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
             del fields["note"]  # most images have none
         return PredictionResponse(**fields)
 
+    # These are coroutines, so they need no thread and respond at once while the threads decode.
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
-    def healthz() -> dict[str, str]:
+    async def healthz() -> dict[str, str]:
         return {"status": "ok", "bundle": predictor.manifest.digest}
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", response_class=PlainTextResponse)
-    def metrics() -> str:
+    async def metrics() -> str:
         return service.metrics()
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", response_class=HTMLResponse)
-    def index() -> HTMLResponse:
+    async def index() -> HTMLResponse:
         return HTMLResponse(page, headers=page_headers)
 
     return app
