@@ -121,6 +121,20 @@ def test_a_malformed_request_gets_a_client_error(predictor, files, request_, sta
     assert app.state.service.in_flight == 0
 
 
+def test_an_explanation_is_a_drawing_with_the_limits_of_a_prediction(predictor, files):
+    app = create_app(predictor, ServingConfig(api_key="secret"))
+    key = {"headers": {"X-API-Key": "secret"}}
+
+    async def conversation(client):
+        requests = [as_form(files[0]) | key, as_form(files[0][:50]) | key, as_form(files[0])]
+        return [await client.post("/explain", **request) for request in requests]
+
+    drawn, damaged, without_key = run_client(app, conversation)
+    assert (drawn.status_code, damaged.status_code, without_key.status_code) == (200, 422, 401)
+    assert drawn.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(drawn.content)).width >= 960
+
+
 @pytest.mark.parametrize(
     ("request_", "limit"),
     [
@@ -318,6 +332,8 @@ def test_the_page_states_the_certified_risk(predictor, certified):
     assert ("no certified predictions" in page) is not certified
     assert "X-API-Key: $STREETVISION_API_KEY" in page
     assert "secret" not in page
+    assert 'id="key"' in page
+    assert 'id="key"' not in render_page(predictor, ServingConfig())
 
 
 def test_a_configured_key_is_required(predictor, files):

@@ -19,7 +19,8 @@ class Batcher(Generic[Item, Result]):
     def __init__(self, function: Callable[[Sequence[Item]], Sequence[Result]], *, max_batch: int) -> None:
         self._function, self._max_batch = function, max_batch
         self._pending: list[tuple[Item, asyncio.Future[Result]]] = []
-        self._thread = ThreadPoolExecutor(max_workers=1)
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        """Runs the function, and whatever must not run at the same time."""
         self._task: asyncio.Task[None] | None = None
         self.batches = 0
         """Number of batches so far."""
@@ -38,7 +39,7 @@ class Batcher(Generic[Item, Result]):
             batch, self._pending = self._pending[: self._max_batch], self._pending[self._max_batch :]
             self.batches += 1
             try:
-                results = await loop.run_in_executor(self._thread, self._function, [item for item, _ in batch])
+                results = await loop.run_in_executor(self.thread, self._function, [item for item, _ in batch])
             except Exception as error:  # of any class: the requests of this batch must not wait forever
                 for _, future in batch:
                     if not future.done():

@@ -10,20 +10,26 @@ import hashlib
 import hmac
 import time
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
+from streetvision.bundle.explain import draw_overlay
+from streetvision.bundle.format import read_classifier_description
 from streetvision.bundle.predictor import Prediction, Predictor, PreparedImage
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.settings import Section
 from streetvision.eval.report.html import environment
 from streetvision.serving.batcher import Batcher
 from streetvision.serving.upload import FIELD, read_upload
+
+Answer = TypeVar("Answer")
 
 RETRY_HEADERS = {"Retry-After": "1"}
 """Sent with status 503; in seconds."""
@@ -81,8 +87,9 @@ class Service:
         self.in_flight = 0
         self.statuses: Counter[int] = Counter()
         """Number of responses by HTTP status."""
+        self.predictions = 0
         self.seconds = 0.0
-        """Total time of the requests with status 200."""
+        """Total time of decoding and prediction."""
 
     async def predict(self, request: Request) -> Prediction:
         """Read, decode and predict the image of a request.
@@ -90,10 +97,19 @@ class Service:
         Raises:
             HTTPException: the server is overloaded, the time limit is exceeded, or the request is invalid.
         """
+        return await self._within_limits(request, self._predict)
+
+    async def explain(self, request: Request) -> bytes:
+        """Return a PNG of the image of a request with the prediction of each of its views; raises as `predict`."""
+        return await self._within_limits(request, self._explain)
+
+    async def _within_limits(
+        self, request: Request, answer: Callable[[bytes], Coroutine[None, None, Answer]]
+    ) -> Answer:
         if self.in_flight >= self.config.max_in_flight:
             raise HTTPException(503, "too many requests are in flight", RETRY_HEADERS)
         self.in_flight += 1
-        work = asyncio.create_task(self._process(request))
+        work = asyncio.create_task(self._process(request, answer))
         work.add_done_callback(self._release)
         try:
             # A decoding thread cannot be stopped, so the request stays in flight until its work is done.
@@ -101,8 +117,7 @@ class Service:
         except TimeoutError as error:
             raise HTTPException(503, "the prediction took too long", RETRY_HEADERS) from error
 
-    async def _process(self, request: Request) -> Prediction:
-        started = time.perf_counter()
+    async def _process(self, request: Request, answer: Callable[[bytes], Coroutine[None, None, Answer]]) -> Answer:
         try:
             reading = read_upload(request, max_megabytes=self.config.max_megabytes)
             body = await asyncio.wait_for(reading, self.config.timeout_seconds)
@@ -111,15 +126,26 @@ class Service:
         except ClientDisconnect as error:
             raise HTTPException(400, "the connection was closed before the body was complete") from error
         try:
-            loop = asyncio.get_running_loop()
-            image = await loop.run_in_executor(self._decoders, self._predictor.prepare_with_note, body)
+            return await answer(body)
         except DataError as error:
             raise HTTPException(422, error.message) from error
+
+    async def _predict(self, body: bytes) -> Prediction:
+        started = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        image = await loop.run_in_executor(self._decoders, self._predictor.prepare_with_note, body)
         prediction = await self.batcher.submit(image)
+        self.predictions += 1
         self.seconds += time.perf_counter() - started
         return prediction
 
-    def _release(self, work: "asyncio.Task[Prediction]") -> None:
+    async def _explain(self, body: bytes) -> bytes:
+        loop = asyncio.get_running_loop()
+        pixels = await loop.run_in_executor(self._decoders, self._predictor.read_image, body)
+        prediction = await loop.run_in_executor(self.batcher.thread, self._predictor.explain, pixels)
+        return await loop.run_in_executor(self._decoders, draw_overlay, pixels, prediction)
+
+    def _release(self, work: "asyncio.Task[Any]") -> None:
         self.in_flight -= 1
         if not work.cancelled():
             work.exception()  # after a timeout nothing else retrieves it, and asyncio would log a warning
@@ -135,7 +161,7 @@ class Service:
             f"streetvision_batches_total {self.batcher.batches}",
             "# TYPE streetvision_prediction_seconds summary",
             f"streetvision_prediction_seconds_sum {self.seconds:.6f}",
-            f"streetvision_prediction_seconds_count {self.statuses[200]}",
+            f"streetvision_prediction_seconds_count {self.predictions}",
         ]
         return "\n".join(lines) + "\n"
 
@@ -155,6 +181,7 @@ UPLOAD_SCHEMA = {
         },
     },
 }
+SINGLE_VIEW = "single_view"
 ERRORS = {
     401: "the API key is missing or wrong",
     408: "the body took too long to arrive",
@@ -167,7 +194,7 @@ ERRORS = {
 
 
 def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
-    """The application: POST /predict, /healthz, /metrics, /openapi.json, and an upload page at /."""
+    """The application: POST /predict and /explain, /healthz, /metrics, /openapi.json, and an upload page at /."""
     service = Service(predictor, config)
     # FastAPI's documentation pages load scripts from another server.
     app = FastAPI(title="streetvision", docs_url=None, redoc_url=None)
@@ -175,29 +202,39 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
     page = render_page(predictor, config)
     page_headers = {"Content-Security-Policy": content_security_policy(page), "X-Content-Type-Options": "nosniff"}
 
-    @app.post("/predict/", include_in_schema=False)
-    @app.post(
-        "/predict",
-        response_model=PredictionResponse,
-        response_model_exclude_unset=True,
-        openapi_extra=UPLOAD_SCHEMA,
-        responses={status: {"description": description} for status, description in ERRORS.items()},
-    )
-    async def predict(request: Request) -> PredictionResponse:
+    async def answer(request: Request, respond: Callable[[Request], Coroutine[None, None, Answer]]) -> Answer:
+        """Check the key, respond, and count the status."""
         try:
             key = request.headers.get("x-api-key", "")
             # compare_digest takes the same time for every wrong key.
             if config.api_key is not None and not hmac.compare_digest(config.api_key.encode(), key.encode()):
                 raise HTTPException(401, "send the API key of this server in the header X-API-Key")
-            prediction = await service.predict(request)
+            result = await respond(request)
         except HTTPException as error:
             service.statuses[error.status_code] += 1
             raise
         service.statuses[200] += 1
+        return result
+
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"description": description} for status, description in ERRORS.items()
+    }
+    prediction_options: dict[str, Any] = {"response_model": PredictionResponse, "response_model_exclude_unset": True}
+
+    @app.post("/predict/", include_in_schema=False, **prediction_options)
+    @app.post("/predict", openapi_extra=UPLOAD_SCHEMA, responses=errors, **prediction_options)
+    async def predict(request: Request) -> PredictionResponse:
+        prediction = await answer(request, service.predict)
         fields = {name: getattr(prediction, name) for name in PredictionResponse.model_fields}
         if prediction.note is None:
             del fields["note"]  # most images have none
         return PredictionResponse(**fields)
+
+    @app.post("/explain/", include_in_schema=False)
+    @app.post("/explain", openapi_extra=UPLOAD_SCHEMA, responses=errors | {200: {"content": {"image/png": {}}}})
+    async def explain(request: Request) -> Response:
+        """A drawing of the image with the prediction of each of its views."""
+        return Response(await answer(request, service.explain), media_type="image/png")
 
     # These are coroutines, so they need no thread and respond at once while the threads decode.
     @app.head("/healthz", include_in_schema=False)
@@ -220,7 +257,7 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
 
 def render_page(predictor: Predictor, config: ServingConfig) -> str:
     """The upload page. It loads nothing from other servers."""
-    control = predictor.risk_control
+    control, model = predictor.risk_control, read_classifier_description(predictor.bundle)
     return (
         environment("streetvision.serving")
         .get_template("upload.html.j2")
@@ -233,6 +270,10 @@ def render_page(predictor: Predictor, config: ServingConfig) -> str:
             key_required=config.api_key is not None,
             field=FIELD,
             digest=predictor.manifest.digest,
+            backbone=model.backbone.get("name") or "a vision model",
+            image_size=model.image_size,
+            inference=predictor.inference,
+            single_view=predictor.inference == SINGLE_VIEW,
         )
     )
 

@@ -34,8 +34,8 @@ async def read_upload(request: Request, *, max_megabytes: float) -> bytes:
     """Return the bytes of the uploaded image.
 
     Raises:
-        HTTPException: status 413 if the body is too long, 422 if it does not contain an image, 507 if a large form cannot be
-            written to the temporary folder.
+        HTTPException: status 413 if the body is too long, 422 if it does not contain an image, 507 if a large form does
+            not fit into the temporary folder.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
