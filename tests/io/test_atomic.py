@@ -7,11 +7,13 @@ import pytest
 from streetvision.contracts.errors import ArtifactError
 from streetvision.io.atomic import (
     open_atomic,
+    read_bytes,
     read_json,
     remove_stray_temps,
     sha256_bytes,
     sha256_file,
     sha256_json,
+    write_bytes_atomic,
     write_json_atomic,
     write_text_atomic,
 )
@@ -109,3 +111,32 @@ def test_digests(tmp_path):
     assert sha256_json({"a": 1, "b": 2}) == sha256_json({"b": 2, "a": 1}) != sha256_json({"a": 1, "b": 3})
     with pytest.raises(ArtifactError, match="cannot read"):
         sha256_file(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
+@pytest.mark.parametrize("read", [read_bytes, read_json, sha256_file])
+def test_only_regular_files_are_read(tmp_path, make, read):
+    make(tmp_path / "x.json")
+    with pytest.raises(ArtifactError):
+        read(tmp_path / "x.json")
+
+
+def test_a_file_over_the_limit_is_not_read(tmp_path):
+    with (tmp_path / "x.json").open("wb") as handle:
+        handle.truncate(2**40)
+    with pytest.raises(ArtifactError, match="limit"):
+        read_json(tmp_path / "x.json")
+
+
+def test_names_of_the_greatest_length_can_be_written(tmp_path):
+    for name in ("x" * 255, "é" * 127):
+        write_bytes_atomic(tmp_path / name, b"data")
+        assert (tmp_path / name).read_bytes() == b"data"
+
+
+def test_a_failure_to_read_another_file_is_no_failure_to_write(tmp_path):
+    with pytest.raises(FileNotFoundError), open_atomic(tmp_path / "x") as handle:
+        handle.write((tmp_path / "missing").read_bytes())
+    with pytest.raises(ArtifactError, match="cannot write"), open_atomic(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []

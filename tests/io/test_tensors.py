@@ -1,3 +1,4 @@
+import os
 import pickle
 import resource
 import zipfile
@@ -75,6 +76,32 @@ def test_an_unusual_tensor_is_rejected(tmp_path, tensor):
         torch.save(value, tmp_path / "x.pth")
         with pytest.raises(ArtifactError, match=r"x\.pth.*it contains a tensor"):
             load(tmp_path / "x.pth")
+
+
+def test_nested_containers_are_visited_once(tmp_path):
+    nested = [torch.ones(1)]
+    for _ in range(28):
+        nested = [nested, nested]
+    torch.save({"a": nested}, tmp_path / "doubled.pth")
+    assert list(load_checkpoint(tmp_path / "doubled.pth")) == ["a"]
+    with pytest.raises(ArtifactError):
+        load_state(tmp_path / "doubled.pth")
+    deep = torch.ones(1)
+    for _ in range(200):
+        deep = {"a": deep}
+    torch.save(deep, tmp_path / "deep.pth")
+    with pytest.raises(ArtifactError):
+        load_checkpoint(tmp_path / "deep.pth")
+    shared = (0.9, 0.999)
+    torch.save({"groups": [{"betas": shared}, {"betas": shared}]}, tmp_path / "shared.pth")
+    assert load_checkpoint(tmp_path / "shared.pth")["groups"][1]["betas"] == shared
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_pipe_is_not_read(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"x{suffix}")
+    with pytest.raises(ArtifactError, match="not a regular file"):
+        load_state(tmp_path / f"x{suffix}")
 
 
 def test_a_compressed_file_is_rejected(tmp_path):

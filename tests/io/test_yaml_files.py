@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,3 +100,9 @@ def test_nested_aliases_and_duplicate_keys_are_rejected(tmp_path, text, reason):
     (tmp_path / "table.yaml").write_text(text)
     with pytest.raises(ConfigError, match=reason):
         read_yaml(tmp_path / "table.yaml")
+
+
+def test_a_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "x.yaml")
+    with pytest.raises(ConfigError):
+        read_yaml(tmp_path / "x.yaml")

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
@@ -20,6 +21,10 @@ USER_ERROR = 2
 COLLAPSED = 3
 INTERRUPTED = 130
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+NO_PERMISSION = {errno.EACCES, errno.EPERM}
+SHARED_MEMORY_HINT = "set loader.num_workers=0, or enlarge it (docker run --shm-size=2g)"
+SHARED_MEMORY_MODULES = tuple(f"multiprocessing/{name}.py" for name in ("synchronize", "shared_memory", "heap"))
+"""Files of multiprocessing that create semaphores and shared memory."""
 INVALID_PATH = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
 """The name is not allowed, or a file is where a folder should be, or the reverse."""
 
@@ -34,20 +39,41 @@ def report_errors(*, debug: bool) -> Iterator[None]:
             raise
         _exit_with(error.message, error.hint)
     except OSError as error:
-        if debug or error.errno not in CANNOT_WRITE | INVALID_PATH:
+        if debug:
             raise
-        path = error.filename or "a file"
+        if _is_about_shared_memory(error):
+            _exit_with(f"shared memory (/dev/shm) cannot be used: {error.strerror or error}", SHARED_MEMORY_HINT)
+        if error.errno not in CANNOT_WRITE | INVALID_PATH:
+            raise
+        path = os.fsdecode(error.filename) if error.filename else "a file"
         if error.errno in INVALID_PATH:
             _exit_with(f"{path}: {error.strerror}", "give another path")
+        if error.errno in NO_PERMISSION and Path(path).exists() and not os.access(path, os.R_OK):
+            _exit_with(f"cannot read {path}: {error.strerror}", "allow this user to read it")
+        if error.errno in NO_PERMISSION:
+            _exit_with(f"no permission for {path}: {error.strerror}", "allow this user to use it, or give another path")
         _exit_with(f"cannot write {path}: {error.strerror}", "free disk space, or choose another folder")
     except RuntimeError as error:
+        if debug:
+            raise
+        if _is_about_shared_memory(error):
+            _exit_with("a worker process has too little shared memory (/dev/shm)", SHARED_MEMORY_HINT)
         # A killed worker reports itself in these two ways, with no type of its own.
-        if debug or not (isinstance(error, BrokenExecutor) or "DataLoader worker" in str(error)):
+        if not (isinstance(error, BrokenExecutor) or "DataLoader worker" in str(error)):
             raise
         _exit_with(
             "a worker process was killed",
             "run the same command again to resume; a smaller loader.num_workers needs less memory",
         )
+
+
+def _is_about_shared_memory(error: BaseException) -> bool:
+    """Whether an error comes from the memory that processes share: of torch, or of the locks of multiprocessing."""
+    text = str(error)
+    if "shared memory" in text or "/dev/shm" in text or "/torch_" in text or "Bus error" in text:  # noqa: S108
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, OSError) and any(frame.filename.endswith(SHARED_MEMORY_MODULES) for frame in frames)
 
 
 def prepare_streams() -> None:

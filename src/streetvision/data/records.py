@@ -56,6 +56,8 @@ class ImageListing:
     images: tuple[ImageRecord, ...]
     skipped: tuple[RejectedFile, ...] = ()
     """Files and folders at the same place that are not listed images."""
+    warnings: tuple[str, ...] = ()
+    """What is doubtful in the labels."""
 
 
 def parse_label(text: str, *, class_names: tuple[str, str], where: str, found: Iterable[str] = ()) -> int:
@@ -115,6 +117,23 @@ def group_warnings(images: Sequence["ImageRecord"]) -> list[str]:
                 "splits will differ from data.fractions; check data.group_column"
             )
     return warnings
+
+
+def missing_label_warnings(labels: Iterable[str], class_names: tuple[str, str]) -> tuple[str, ...]:
+    """Return a warning if labels of a table have the text that pandas makes of a missing value, and a class that name.
+
+    Args:
+        labels: The labels as text.
+        class_names: Names of class 0 and class 1.
+    """
+    ambiguous = {name.casefold() for name in class_names} & {"none", "nan", "null"}
+    count = sum(label.strip().casefold() in ambiguous for label in labels)
+    if not count:
+        return ()
+    return (
+        f"{count:,} labels are the text {'/'.join(sorted(ambiguous))!r}, which is the name of a class and also what "
+        "pandas writes for a missing label: check that they are labels, or write 0 and 1",
+    )
 
 
 def class_names_hint(class_names: tuple[str, str]) -> str:

@@ -123,7 +123,7 @@ def scan_images(
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt must not wait for the images that are still queued
     invalid = _explain_missing(invalid, listing.root)
-    for warning in group_warnings(listing.images):
+    for warning in (*group_warnings(listing.images), *listing.warnings):
         (progress or Silent()).warn(warning)
 
     joined = join_groups([row for row, _ in decoded])

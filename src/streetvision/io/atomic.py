@@ -1,11 +1,13 @@
 """Atomic file writes, JSON, and digests."""
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +16,9 @@ from typing import BinaryIO
 from streetvision.contracts.errors import ArtifactError
 
 TEMP_SUFFIX = ".tmp"
+MAX_NAME_BYTES = 200
+MAX_FILE_BYTES = 2**30
+"""Largest JSON or YAML file that is read into memory."""
 TEMP_NAME = re.compile(r"\..+\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
 """Names of temporary files, as `atomic_path` builds them."""
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -38,7 +43,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ArtifactError: the folder cannot be written, or the disk is full.
     """
     # The pid lets `remove_stray_temps` keep the files of running processes; the token separates threads.
-    temp = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMP_SUFFIX}")
+    # A name of 255 bytes is the longest that file systems take, so that of a temporary file is shortened.
+    name = os.fsdecode(os.fsencode(path.name)[:MAX_NAME_BYTES])
+    temp = path.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}{TEMP_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temp
@@ -47,6 +54,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temp.replace(path)
         _fsync(path.parent)
     except OSError as error:
+        # Another file was read inside the block: this one could be written.
+        if error.filename is not None and Path(os.fsdecode(error.filename)) not in {temp, path, *path.parents}:
+            raise
         raise cannot_write(path, error) from error
     finally:
         with suppress(OSError):
@@ -88,11 +98,31 @@ def json_text(value: object) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of `path`; raises ArtifactError if it cannot be read."""
+    """Return the content of `path`.
+
+    Raises:
+        ArtifactError: it cannot be read, is not a regular file, or is larger than 1 GiB.
+    """
     try:
+        check_regular(path, limit=MAX_FILE_BYTES)
         return path.read_bytes()
     except OSError as error:
         raise _cannot_read(path, error) from error
+
+
+def check_regular(path: Path, *, limit: int | None = None) -> None:
+    """Raise ArtifactError unless `path` is a regular file of at most `limit` bytes; a pipe would be read for ever.
+
+    Raises:
+        OSError: the file does not exist or is a folder, or its folder cannot be read.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise ArtifactError(f"{str(path)!r} is not a regular file")
+    if limit is not None and status.st_size > limit:
+        raise ArtifactError(f"{str(path)!r} has {status.st_size:,} bytes; the limit is {limit:,}")
 
 
 def read_json(path: Path) -> object:
@@ -140,6 +170,7 @@ def sha256_bytes(data: bytes) -> str:
 def sha256_file(path: Path) -> str:
     """Return the hex sha256 of a file; raises ArtifactError if it cannot be read."""
     try:
+        check_regular(path)
         with path.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     except OSError as error:

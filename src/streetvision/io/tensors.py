@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from streetvision.contracts.errors import ArtifactError
-from streetvision.io.atomic import open_atomic
+from streetvision.io.atomic import check_regular, open_atomic
 
 MAX_LISTED_KEYS = 5
+MAX_DEPTH = 32
+"""Levels of lists and mappings in a checkpoint; those of optimizers have about five."""
 MISMATCH_HINT = "use weights and a configuration of the same model"
 
 
@@ -110,16 +112,23 @@ def check_keys(expected: Iterable[str], found: Iterable[str], *, source: str) ->
 
 def _load(path: Path) -> object:
     try:
+        check_regular(path)
         if path.suffix == ".safetensors":
             return load_file(path)
-        # torch writes uncompressed archives; a compressed one may expand to far more than its file size.
+        # torch writes uncompressed archives; a compressed one may expand to far more than its file size, and so may one
+        # whose entries share their bytes.
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                entries = archive.infolist()
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                     raise ValueError("it is compressed")
+                if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                    raise ValueError("its entries are larger than the file")
         value: object = torch.load(path, map_location="cpu", weights_only=True)
         _check_dense(value)
         return value
+    except ArtifactError:
+        raise
     except OSError as error:
         raise ArtifactError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except Exception as error:  # the readers raise many types on damaged files
@@ -128,18 +137,26 @@ def _load(path: Path) -> object:
 
 
 def _check_dense(value: object) -> None:
-    """Raise ValueError unless all tensors in `value` are ordinary dense tensors with their full storage."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            _check_dense(item)
-    if not isinstance(value, Tensor):
-        return
-    if value.layout is not torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
-        raise ValueError("it contains a tensor that is sparse, quantized, complex or without values")
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise ValueError("it contains a tensor with more values than its storage")
+    """Raise ValueError unless all tensors in `value` are ordinary dense tensors with their full storage.
+
+    Every container is visited once: a pickle may contain one list in many places, and itself.
+    """
+    pending, seen = [(value, 0)], set[int]()
+    while pending:
+        item, depth = pending.pop()
+        if isinstance(item, Tensor):
+            if item.layout is not torch.strided or item.is_quantized or item.is_complex() or item.is_meta:
+                raise ValueError("it contains a tensor that is sparse, quantized, complex or without values")
+            if item.numel() * item.element_size() > item.untyped_storage().nbytes():
+                raise ValueError("it contains a tensor with more values than its storage")
+        if not isinstance(item, Mapping | list | tuple | set | frozenset):
+            continue
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if depth == MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+        pending += [(child, depth + 1) for child in (item.values() if isinstance(item, Mapping) else item)]
 
 
 def _first_keys(names: list[str]) -> str:

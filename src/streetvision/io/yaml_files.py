@@ -8,9 +8,12 @@ from pydantic import BaseModel, ValidationError
 from yaml import AliasEvent, MappingNode, SafeLoader, YAMLError, load
 from yaml.nodes import Node
 
-from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.errors import ArtifactError, ConfigError
+from streetvision.io.atomic import check_regular
 
 Model = TypeVar("Model", bound=BaseModel)
+
+MAX_YAML_BYTES = 2**20
 
 
 class _StrictLoader(SafeLoader):
@@ -40,7 +43,10 @@ class _StrictLoader(SafeLoader):
 def read_yaml(path: Path) -> object:
     """Return the content of a YAML file; raises ConfigError if it cannot be read or is not valid."""
     try:
+        check_regular(path, limit=MAX_YAML_BYTES)
         return load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 # a SafeLoader
+    except ArtifactError as error:
+        raise ConfigError(error.message) from error
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except Exception as error:  # YAML raises many types, for example for the date 2026-13-45

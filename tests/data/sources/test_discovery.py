@@ -348,6 +348,13 @@ class TestDataset:
         assert listing_of(folder) == listing
         assert [path.stat().st_mtime_ns for path in written] == before
 
+    @pytest.mark.parametrize("names", [None, ["None", "Roadwork"]])
+    def test_a_missing_label_is_refused_with_its_row(self, tmp_path, pictures, names):
+        dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, None], names=names)
+        dataset.save_to_disk(folder)
+        with pytest.raises(DataError, match="row 2"):
+            listing_of(folder)
+
     def test_parquet_in_the_layout_of_the_hub(self, tmp_path, pictures, monkeypatch):
         datasets = pytest.importorskip("datasets")
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -429,3 +436,9 @@ def test_invalid_names_and_links_to_folders_are_skipped_with_their_reasons(tmp_p
         r"Roadwork/caf\udce9.jpg": "has a name that is not UTF-8",
         "Roadwork/more": "is a link to a folder, which is not followed",
     }
+
+
+def test_labels_with_the_text_of_a_missing_value_are_named(tmp_path, pictures):
+    for text, expected in (("None", 1), ("0", 0)):
+        (tmp_path / "index.csv").write_text(f"path,label\n{pictures[0]},{text}\n{pictures[1]},Roadwork\n")
+        assert len(listing_of(tmp_path / "index.csv").warnings) == expected

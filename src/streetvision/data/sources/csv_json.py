@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from streetvision.contracts.errors import DataError
+from streetvision.contracts.errors import ArtifactError, DataError
 from streetvision.data.file_search import existing_name
 from streetvision.data.records import (
     ImageListing,
@@ -15,10 +15,11 @@ from streetvision.data.records import (
     class_names_hint,
     count_classes,
     fold_name,
+    missing_label_warnings,
     parse_group,
     parse_label,
 )
-from streetvision.io.atomic import parse_json
+from streetvision.io.atomic import parse_json, read_bytes
 
 PATH = "path"
 PATH_NAMES = ("filename", "file_name")
@@ -134,8 +135,8 @@ def _read_csv(path: Path, required: Sequence[str] = ("path", "label")) -> Iterat
 
 def _read_labels_json(path: Path) -> Iterator[TableRow]:
     try:
-        entries = parse_json(path.read_bytes())
-    except (OSError, ValueError) as error:
+        entries = parse_json(read_bytes(path))
+    except (ArtifactError, ValueError) as error:
         raise DataError(f"{str(path)!r} cannot be read as JSON: {error}", JSON_HINT) from error
     if not isinstance(entries, list):
         raise DataError(f"{path.name} holds one {type(entries).__name__}, not a list", JSON_HINT)
@@ -199,4 +200,5 @@ def _list(
     counts = count_classes(images.values(), class_names)
     hint = f"list images of both classes; {class_names_hint(class_names)}"
     check_both_classes(path, counts, class_names=class_names, hint=hint, one_class=one_class)
-    return ImageListing(path.parent, tuple(images.values()))
+    warnings = missing_label_warnings((row.fields.get("label", "") for row in rows), class_names)
+    return ImageListing(path.parent, tuple(images.values()), warnings=warnings)

@@ -1,5 +1,6 @@
 """Images of a Hugging Face dataset, from the hub or from a local folder."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from streetvision.data.records import (
     check_both_classes,
     count_classes,
     image_suffix,
+    missing_label_warnings,
     parse_group,
     parse_label,
 )
@@ -51,8 +53,10 @@ def list_dataset(
     Raises:
         DataError: The dataset cannot be loaded, or lacks a feature.
     """
-    records = []
-    for data, original_name, record in stream_dataset(root, split=split, class_names=class_names, columns=columns):
+    records, texts = [], Counter[str]()
+    for data, original_name, record in stream_dataset(
+        root, split=split, class_names=class_names, columns=columns, texts=texts
+    ):
         path = import_to / f"{sha256_bytes(data)}{image_suffix(original_name)}"
         if not path.exists():
             write_bytes_atomic(path, data)
@@ -60,15 +64,21 @@ def list_dataset(
     counts = count_classes(records, class_names)
     hint = f"the split that was read is data.hf_split={split}"
     check_both_classes(root, counts, class_names=class_names, hint=hint, one_class=one_class)
-    return ImageListing(import_to, tuple(records))
+    warnings = missing_label_warnings(texts.elements(), class_names)
+    return ImageListing(import_to, tuple(records), warnings=warnings)
 
 
 def stream_dataset(
-    root: str, *, split: str, class_names: tuple[str, str], columns: ColumnNames
+    root: str,
+    *,
+    split: str,
+    class_names: tuple[str, str],
+    columns: ColumnNames,
+    texts: Counter[str] | None = None,
 ) -> Iterator[tuple[bytes, str | None, ImageRecord]]:
     """Yield the bytes of each image of a dataset, its file name in the dataset, and its record with an empty path.
 
-    Parquet files and hub datasets are streamed: one row is in memory at a time.
+    Parquet files and hub datasets are streamed: one row is in memory at a time. `texts` counts labels that are text.
 
     Raises:
         DataError: As for `list_dataset`.
@@ -84,8 +94,13 @@ def stream_dataset(
     for number, example in enumerate(_examples(dataset, root)):
         where = f"data.root {root!r} row {number}"
         value = example["label"]
+        # Before any text is made of it: the text of a missing value is the name of a class by default.
+        if value is None or value != value:  # NaN is not equal to itself
+            raise DataError(f"{where} has no label", "drop the rows without a label from the dataset")
         # Labels are mapped by name: the dataset may number its classes in another order than class_names.
-        text = label_names[value] if label_names and value is not None and value >= 0 else str(value)
+        text = label_names[value] if label_names and value >= 0 else str(value)
+        if texts is not None and isinstance(value, str):
+            texts[text] += 1
         metadata = {field: parse_group(example[column]) for field, column in optional.items()}
         record = ImageRecord(
             path="",

@@ -4,7 +4,6 @@ Images are listed as a stream of small references, so memory does not grow with 
 of the image: a byte offset in a tar, a row in a Parquet file.
 """
 
-import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -18,8 +17,8 @@ from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 from streetvision.data.file_search import LeftOut, is_ignored, search_folder
 from streetvision.data.image_file import UndecodableImage, read_image_bytes
 from streetvision.data.records import IMAGE_SUFFIXES, RejectedFile
-from streetvision.data.sources.parquet_index import SCHEMA
-from streetvision.data.sources.webdataset import DAMAGED_TAR
+from streetvision.data.sources.parquet_index import DAMAGED_PARQUET, SCHEMA, open_parquet
+from streetvision.data.sources.tar_reader import open_tar
 
 IMAGE_COLUMN = "image"
 """Column of a Parquet file with images: bytes, or a struct with a field `bytes` as Hugging Face writes it."""
@@ -127,27 +126,31 @@ def _list_file(path: Path) -> Iterator[ImageRef]:
 
 
 def _list_tar(path: Path) -> Iterator[ImageRef]:
+    """The images of a tar; links to images and damaged members get a reason, and so does the tar as a whole."""
     try:
-        with tarfile.open(path, "r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined] # tarfile would keep every member in memory
+        with open_tar(path, compressed=False) as archive:
+            for member in archive:
                 name = PurePosixPath(member.name)
                 hidden = any(is_ignored(part) for part in name.parts if part not in {".", ".."})
-                if member.isreg() and name.suffix.lower() in IMAGE_SUFFIXES and not hidden:
-                    yield ImageRef(f"{path}/{member.name}", "tar", str(path), member.size, member.offset_data)
-    except DAMAGED_TAR as error:
+                if name.suffix.lower() in IMAGE_SUFFIXES and not hidden:
+                    kind = "unreadable" if member.reason else "tar"
+                    full_name = f"{path}/{member.name}"
+                    yield ImageRef(full_name, kind, str(path), member.size, member.offset, member.reason)
+            if archive.fault:
+                yield _unreadable(path, f"as an uncompressed tar: it {archive.fault}")
+    except (OSError, ValueError) as error:
         yield _unreadable(path, f"as an uncompressed tar: {error}")
 
 
 def _list_parquet(path: Path) -> Iterator[ImageRef]:
     """The rows of a Parquet file with images; nothing of another Parquet file."""
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             if _image_column(file.schema_arrow) is not None:
                 size = path.stat().st_size
                 for row in range(file.metadata.num_rows):
                     yield ImageRef(f"{path}#{row}", "parquet", str(path), size, row)
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGED_PARQUET as error:
         yield _unreadable(path, f"as Parquet: {_first_line(error)}")
 
 
@@ -157,14 +160,14 @@ def _list_given_parquet(path: Path) -> Iterator[ImageRef]:
     In a folder an index is not used, because the search finds the files.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             schema = file.schema_arrow
             if schema.equals(SCHEMA):
                 for batch in file.iter_batches(columns=["path"]):
                     for name in batch.column(0).to_pylist():
                         yield from _list_indexed_file(path.parent / name)
                 return
-    except (pa.ArrowException, OSError) as error:
+    except DAMAGED_PARQUET as error:
         yield _unreadable(path, f"as Parquet: {_first_line(error)}")
         return
     if _image_column(schema) is None:
@@ -222,7 +225,7 @@ def _read_tar(path: Path, refs: Sequence[ImageRef], limits: DecodeLimits) -> Ite
 def _read_parquet(path: Path, refs: Sequence[ImageRef], limits: DecodeLimits) -> Iterator[Content]:
     """The given rows of one file, in ascending order; reads only the row groups that contain them."""
     try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=PARQUET_BUFFER_BYTES) as file:
+        with open_parquet(path, buffer_size=PARQUET_BUFFER_BYTES) as file:
             column = _image_column(file.schema_arrow)
             groups, next_row = _row_groups(file.metadata, refs[0].offset, refs[-1].offset)
             batches = file.iter_batches(PARQUET_BATCH_ROWS, row_groups=groups, columns=[column])
@@ -232,7 +235,7 @@ def _read_parquet(path: Path, refs: Sequence[ImageRef], limits: DecodeLimits) ->
                 next_row = ref.offset + 1
                 data = value["bytes"] if isinstance(value, dict) else value
                 yield UndecodableImage("has no bytes") if data is None else _size_error(len(data), limits) or data
-    except (pa.ArrowException, OSError, StopIteration) as error:
+    except (*DAMAGED_PARQUET, StopIteration, AttributeError) as error:  # AttributeError: the column is gone
         raise UndecodableImage(f"cannot be read as Parquet: {_first_line(error)}") from error
 
 

@@ -26,12 +26,14 @@ from streetvision.data.sources.discovery import HUB_PREFIX, list_images
 from streetvision.data.sources.exif import read_exif
 from streetvision.data.sources.huggingface import is_local_dataset, stream_dataset
 from streetvision.data.sources.parquet_index import IndexParts
-from streetvision.data.sources.webdataset import find_shards, read_shard
+from streetvision.data.sources.webdataset import DamagedShard, find_shards, read_shard
 from streetvision.io.atomic import read_json, sha256_bytes, sha256_json, write_bytes_atomic, write_json_atomic
 
 PART_SIZE = 1000
 """Entries per part of the index. An interrupted import repeats at most this many."""
 IMAGES = "images"
+MAX_DAMAGED_NAMED = 3
+"""Damaged archives that an error names; warnings name all."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Consistency:
 
 @dataclass(frozen=True)
 class _Source:
-    entries: Iterator[SourceEntry]
+    entries: Iterator[SourceEntry | RejectedFile]
     """Always in the same order."""
     total: int
     """Number of entries; 0 if it is not known."""
@@ -102,7 +104,7 @@ def import_images(
 
     Raises:
         DataError: `folder` has an unfinished import of another source or with other settings; or no image can be read,
-            or more than data.max_invalid_fraction cannot.
+            or more than data.max_invalid_fraction cannot; or an archive cannot be read to its end.
     """
     parts, opened = IndexParts(folder), _open_source(source, config)
     done = parts.done()
@@ -115,17 +117,23 @@ def import_images(
         )
     write_json_atomic(note, request_json)
 
-    unreadable, left_out = LeftOut(), LeftOut()
+    unreadable, left_out, damaged = LeftOut(), LeftOut(), list[DamagedShard]()
     total = max(0, opened.total - done)
     for file in opened.skipped:
         left_out.add(file)
     remaining = progress.track(islice(opened.entries, done, None), total=total, label="import")
     while batch := list(islice(remaining, PART_SIZE)):
         done += len(batch)
-        accepted = [entry for entry in batch if consistency is None or consistency.accepts(entry)]
+        accepted = [
+            entry
+            for entry in batch
+            if isinstance(entry, RejectedFile) or consistency is None or consistency.accepts(entry)
+        ]
         rows = []
         for entry in accepted:
-            row = _index_row(entry, folder, copy=copy)
+            if isinstance(entry, DamagedShard):
+                damaged.append(entry)
+            row = entry if isinstance(entry, RejectedFile) else _index_row(entry, folder, copy=copy)
             if isinstance(row, RejectedFile):
                 unreadable.add(row)
             else:
@@ -135,6 +143,12 @@ def import_images(
     for line in (*unreadable.lines(), *left_out.lines(), *opened.warnings):
         progress.warn(line.strip())
     counts = parts.finish()
+    if damaged:
+        raise DataError(
+            "; ".join(f"{shard.path!r} {shard.reason}" for shard in damaged[:MAX_DAMAGED_NAMED])
+            + f"; {len(damaged):,} archives are damaged, and the index has what could be read",
+            "copy these archives again from their source, and repeat the import",
+        )
     processed = counts["rows"] + counts["unreadable"]
     if counts["unreadable"] > config.max_invalid_fraction * processed or not counts["rows"]:
         raise DataError(
@@ -161,7 +175,8 @@ def _open_source(source: str, config: DataConfig) -> _Source:
     )
     entries = (_file_entry(record, listing.root) for record in listing.images)
     names = sha256_json([[record.path, record.label] for record in listing.images])
-    return _Source(entries, len(listing.images), names, listing.skipped, group_warnings(listing.images))
+    warnings = [*group_warnings(listing.images), *listing.warnings]
+    return _Source(entries, len(listing.images), names, listing.skipped, warnings)
 
 
 def _file_entry(record: ImageRecord, root: Path) -> SourceEntry:
@@ -177,8 +192,11 @@ def _file_entry(record: ImageRecord, root: Path) -> SourceEntry:
     )
 
 
-def _shard_entries(shards: Iterable[Path], config: DataConfig) -> Iterator[SourceEntry]:
+def _shard_entries(shards: Iterable[Path], config: DataConfig) -> Iterator[SourceEntry | RejectedFile]:
     for sample in (sample for shard in shards for sample in read_shard(shard)):
+        if isinstance(sample, RejectedFile):
+            yield sample
+            continue
         columns = dict(sample.fields)
         label = parse_label(columns.pop("label"), class_names=config.class_names, where=sample.name)
         group = parse_group(columns.pop(config.group_column or "group", None))

@@ -37,6 +37,24 @@ SCHEMA = pa.schema(
 """`columns` has all other values as text: taken, latitude, longitude, and the other columns of the source."""
 
 
+DAMAGED_PARQUET = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+"""Errors of PyArrow on damaged files; it raises ValueError for text that is not UTF-8."""
+
+
+def open_parquet(path: Path, *, buffer_size: int = 0) -> pq.ParquetFile:
+    """Open a Parquet file; raises one of DAMAGED_PARQUET if it is none, or if its numbers of rows are impossible."""
+    if not path.is_file():
+        raise ValueError("it is not a regular file")
+    file = pq.ParquetFile(path, pre_buffer=False, buffer_size=buffer_size)
+    metadata = file.metadata
+    rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    # A row takes more than a byte of the file, except in a file that is made to be listed for ever.
+    if not 0 <= metadata.num_rows == sum(rows) <= path.stat().st_size or min(rows, default=0) < 0:
+        file.close()
+        raise ValueError(f"it declares an impossible number of rows: {metadata.num_rows:,}")
+    return file
+
+
 class IndexParts:
     """The parts of an index that is being written. Each part is complete or absent; `finish` joins them.
 
@@ -96,13 +114,14 @@ def list_parquet(
     """
     images: list[ImageRecord] = []
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             if not file.schema_arrow.equals(SCHEMA):
                 raise DataError(f"{str(path)!r} is not an index: its columns are {', '.join(file.schema_arrow.names)}")
             for batch in file.iter_batches():
                 images += [_image_record(row, path, columns) for row in batch.to_pylist()]
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{str(path)!r} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    except DAMAGED_PARQUET as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{str(path)!r} cannot be read as Parquet: {reason}") from error
     counts = count_classes(images, class_names)
     hint = f"import images of both classes; {class_names_hint(class_names)}"
     check_both_classes(path, counts, class_names=class_names, hint=hint, one_class=one_class)

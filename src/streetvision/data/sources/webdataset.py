@@ -1,18 +1,21 @@
 """Samples of WebDataset tars: files with the same name and different suffixes. Nothing is unpacked to disk."""
 
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import DEFAULT_LIMITS
+from streetvision.data.image_file import UndecodableImage
+from streetvision.data.records import RejectedFile
+from streetvision.data.sources.tar_reader import open_tar
 from streetvision.io.atomic import parse_json
 
 IMAGE_PARTS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 MAX_TEXT_BYTES = 2**20
-DAMAGED_TAR = (tarfile.TarError, OSError, EOFError, ValueError, RecursionError)
-"""Errors that tarfile raises for damaged or malicious headers."""
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+UNREADABLE = "/"
+"""Mark of a sample of which a file cannot be read; no suffix has this character."""
 
 
 @dataclass(frozen=True)
@@ -28,51 +31,58 @@ class TarSample:
     """`label` from .cls, .txt or .json, and the other single values of the .json."""
 
 
+@dataclass(frozen=True)
+class DamagedShard(RejectedFile):
+    """A tar that cannot be read to its end."""
+
+
 def find_shards(root: Path) -> list[Path]:
-    """Return the tar that `root` is, or the tars in the folder `root`, sorted by name."""
+    """Return the tar that `root` is, or the tars in the folder `root`, sorted by name; they may be compressed."""
     if root.is_file():
-        return [root] if root.suffix == ".tar" else []
-    return sorted(root.glob("*.tar")) if root.is_dir() else []
+        return [root] if root.name.endswith(TAR_SUFFIXES) else []
+    return sorted(path for path in root.iterdir() if path.name.endswith(TAR_SUFFIXES)) if root.is_dir() else []
 
 
-def read_shard(shard: Path) -> Iterator[TarSample]:
-    """Yield the samples of one tar, with one sample in memory at a time.
+def read_shard(shard: Path) -> Iterator[TarSample | RejectedFile]:
+    """Yield the samples of one tar, with one sample in memory at a time, and what of it cannot be read.
 
     Raises:
-        DataError: The tar is damaged, or a sample has no label.
+        DataError: A sample has no label.
     """
-    try:
-        with tarfile.open(shard, "r|*") as archive:
-            yield from _samples(shard, archive)
-    except DAMAGED_TAR as error:
-        raise DataError(f"{str(shard)!r} cannot be read as a tar: {error}") from error
-
-
-def _samples(shard: Path, archive: tarfile.TarFile) -> Iterator[TarSample]:
     # The files of one sample follow each other, so a new key ends the sample.
     key, parts = "", dict[str, bytes]()
-    for member in archive:
-        path = PurePosixPath(member.name)
-        if not member.isfile() or path.name.startswith("."):
-            continue
-        stem, _, suffix = path.name.partition(".")
-        name = str(path.with_name(stem))
-        if name != key:
+    try:
+        with open_tar(shard) as archive:
+            for member in archive:
+                path = PurePosixPath(member.name)
+                if path.name.startswith("."):
+                    continue
+                stem, _, suffix = path.name.partition(".")
+                name, suffix = str(path.with_name(stem)) if stem else str(path), suffix.lower()
+                if name != key:
+                    yield from _sample(shard, key, parts)
+                    key, parts = name, {}
+                limit = DEFAULT_LIMITS.max_megabytes * 1e6 if suffix in IMAGE_PARTS else MAX_TEXT_BYTES
+                try:
+                    if member.reason:
+                        raise UndecodableImage(member.reason)
+                    if member.size > limit:
+                        raise UndecodableImage(f"is {member.size:,} bytes; the limit is {limit:,.0f}")
+                    parts[suffix] = archive.read(member)
+                except UndecodableImage as error:
+                    yield RejectedFile(f"{shard.name}/{member.name}", error.reason)
+                    parts[UNREADABLE] = b""
             yield from _sample(shard, key, parts)
-            key, parts = name, {}
-        limit = DEFAULT_LIMITS.max_megabytes * 1e6 if suffix.lower() in IMAGE_PARTS else MAX_TEXT_BYTES
-        if member.size > limit:
-            raise DataError(f"{shard.name}/{member.name} is {member.size:,} bytes; the limit is {limit:,.0f}")
-        content = archive.extractfile(member)
-        assert content is not None, "a regular file has content"
-        parts[suffix.lower()] = content.read()
-    yield from _sample(shard, key, parts)
+            if archive.fault:
+                yield DamagedShard(str(shard), f"cannot be read as a tar to its end: it {archive.fault}")
+    except (OSError, ValueError) as error:
+        yield DamagedShard(str(shard), f"cannot be read as a tar: {error}")
 
 
 def _sample(shard: Path, key: str, parts: Mapping[str, bytes]) -> Iterator[TarSample]:
-    """The sample of the files of one key; none if they have no image."""
+    """The sample of the files of one key; none if they have no image, or one of them cannot be read."""
     suffix = next((suffix for suffix in IMAGE_PARTS if suffix in parts), None)
-    if suffix is None:
+    if suffix is None or UNREADABLE in parts:
         return
     where = f"{shard.name}/{key}"
     try:
