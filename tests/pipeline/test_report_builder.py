@@ -156,7 +156,8 @@ def test_quick_mode_omits_slow_parts():
     ],
 )
 def test_the_summary_names_data_and_access(changes, first_line):
-    assert summary_lines(make_report(evaluation_input(**changes), CONFIG))[0] == first_line
+    line = summary_lines(make_report(evaluation_input(**changes), CONFIG))[0]
+    assert line == f"{first_line}; 0 = None, 1 = Roadwork (data.class_names)"
 
 
 def test_the_threshold_curve_contains_the_exact_optimum(monkeypatch):

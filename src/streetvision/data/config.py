@@ -1,6 +1,7 @@
 """Settings of the data, in a module of their own: the code that reads them loads torch."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -21,12 +22,16 @@ CORRELATION = 0.90
 """Least normalised cross-correlation of the thumbnails of similar views."""
 
 
+CLASS_NAMES = ("None", "Roadwork")
+"""Default names of class 0 and class 1."""
+
+
 class GroupingConfig(Section):
     """Which images belong to one group, in addition to images with equal bytes."""
 
     by: tuple[Literal["column", "near_duplicates", "place"], ...] = ("column", "near_duplicates")
-    """column: the group that the index names; near_duplicates: copies and similar views; place: near by GPS, and in
-    time if `hours` is set. With several, images that any of them links are in one group."""
+    """column: the group that the index or data.group_pattern names; near_duplicates: copies and similar views; place:
+    near by GPS, and in time if `hours` is set. With several, images that any of them links are in one group."""
     radius: int = Field(default=RADIUS, ge=0, le=20)
     """near_duplicates: largest Hamming distance of the perceptual hashes, of 64 bits."""
     correlation: float = Field(default=CORRELATION, gt=0, le=1)
@@ -53,7 +58,7 @@ class DataConfig(Section):
     root: str | None = Field(default=None, min_length=1)
     """A folder, a CSV, a folder with labels.json, or a Hugging Face dataset (a folder, or hf://owner/name); null: the
     procedural scenes."""
-    class_names: tuple[str, str] = ("None", "Roadwork")
+    class_names: tuple[str, str] = CLASS_NAMES
     """Names of class 0 and class 1, in this order."""
     fractions: Fractions = Field(
         default={Split.TRAIN: 0.60, Split.VAL_SELECT: 0.15, Split.VAL_CALIB: 0.15, Split.VAL_TEST: 0.10}
@@ -70,6 +75,9 @@ class DataConfig(Section):
     """Split of a Hugging Face dataset to read. Its images are divided again into the four splits."""
     group_column: str | None = None
     """Column or feature with the group; null: `group` if it exists."""
+    group_pattern: str | None = Field(default=None, min_length=1)
+    """Regular expression on the path of an image: what its first parentheses match is the group, for images without a
+    group of the index; null: none. `streetvision data check` suggests one."""
     source_column: str | None = None
     """Column or feature with the source; null: `source` if it exists."""
     unlabeled: tuple[Path, ...] = ()
@@ -82,9 +90,15 @@ class DataConfig(Section):
     def _check_names(self) -> Self:
         if len({fold_name(name) for name in self.class_names} - {""}) < 2:
             raise ValueError(f"class_names must be two different names, not {list(self.class_names)}")
-        if self.group_column is not None and "column" not in self.grouping.by:
-            condition = "data.grouping.by does not contain column"
-            raise no_effect("data.group_column", condition, "add column to data.grouping.by")
+        for name in ("group_column", "group_pattern"):
+            if getattr(self, name) is not None and "column" not in self.grouping.by:
+                condition = "data.grouping.by does not contain column"
+                raise no_effect(f"data.{name}", condition, "add column to data.grouping.by")
+        if self.group_pattern is not None:
+            try:
+                re.compile(self.group_pattern)
+            except re.error as error:
+                raise ValueError(f"group_pattern is not a regular expression: {error}") from error
         return self
 
 

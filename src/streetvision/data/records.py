@@ -58,6 +58,8 @@ class ImageListing:
     """Files and folders at the same place that are not listed images."""
     warnings: tuple[str, ...] = ()
     """What is doubtful in the labels."""
+    numbered: bool = False
+    """Whether the labels are 0 and 1 only, so the data set does not name its classes."""
 
 
 def parse_label(text: str, *, class_names: tuple[str, str], where: str, found: Iterable[str] = ()) -> int:

@@ -13,6 +13,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Context
 from streetvision.data.config import DataConfig
+from streetvision.data.grouping.name_pattern import group_by_name
 from streetvision.data.records import ImageListing, ImageRecord
 from streetvision.data.sources.discovery import list_images, list_unlabeled
 from streetvision.data.sources.huggingface import is_local_dataset
@@ -160,7 +161,7 @@ def _file_stamp(path: Path) -> list[str | int]:
 def list_data(context: Context) -> ImageListing:
     """Every image in data.root."""
     config = context.settings(DataConfig)
-    return list_images(
+    listing = list_images(
         _root(config),
         class_names=config.class_names,
         import_to=context.schema.imported_dir,
@@ -168,6 +169,7 @@ def list_data(context: Context) -> ImageListing:
         group_column=config.group_column,
         source_column=config.source_column,
     )
+    return group_by_name(listing, config.group_pattern)
 
 
 def _root(config: DataConfig) -> str:

@@ -171,7 +171,8 @@ def summary_lines(report: Report) -> list[str]:
         return f"{figure['estimate']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
     return [
-        f"{report['data']}, {positives + negatives:,} {held_out}images{access}",
+        f"{report['data']}, {positives + negatives:,} {held_out}images{access}; "
+        f"0 = {report['class_names'][0]}, 1 = {report['class_names'][1]} (data.class_names)",
         f"  MCC    {text('mcc')}   ROC-AUC {text('roc_auc')}   "
         f"ECE {text('ece')} (a calibrated model: up to {report['ece_band'][1]:.3f})",
         f"  recall {text('recall')}   {counts['fn']} of {positives} missed, {counts['fp']} of {negatives} false alarms",

@@ -20,7 +20,7 @@ class Batcher(Generic[Item, Result]):
         self._function, self._max_batch = function, max_batch
         self._pending: list[tuple[Item, asyncio.Future[Result]]] = []
         self.thread = ThreadPoolExecutor(max_workers=1)
-        """Runs the function, and whatever must not run at the same time."""
+        """Runs the function, and other calls that must not run at the same time."""
         self._task: asyncio.Task[None] | None = None
         self.batches = 0
         """Number of batches so far."""

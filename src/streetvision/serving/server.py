@@ -10,14 +10,14 @@ import hashlib
 import hmac
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, JsonValue
 from starlette.requests import ClientDisconnect
 
 from streetvision.bundle.explain import draw_overlay
@@ -29,7 +29,7 @@ from streetvision.eval.report.html import environment
 from streetvision.serving.batcher import Batcher
 from streetvision.serving.upload import FIELD, read_upload
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 RETRY_HEADERS = {"Retry-After": "1"}
 """Sent with status 503; in seconds."""
@@ -104,12 +104,12 @@ class Service:
         return await self._within_limits(request, self._explain)
 
     async def _within_limits(
-        self, request: Request, answer: Callable[[bytes], Coroutine[None, None, Answer]]
-    ) -> Answer:
+        self, request: Request, compute: Callable[[bytes], Coroutine[None, None, Result]]
+    ) -> Result:
         if self.in_flight >= self.config.max_in_flight:
             raise HTTPException(503, "too many requests are in flight", RETRY_HEADERS)
         self.in_flight += 1
-        work = asyncio.create_task(self._process(request, answer))
+        work = asyncio.create_task(self._process(request, compute))
         work.add_done_callback(self._release)
         try:
             # A decoding thread cannot be stopped, so the request stays in flight until its work is done.
@@ -117,7 +117,7 @@ class Service:
         except TimeoutError as error:
             raise HTTPException(503, "the prediction took too long", RETRY_HEADERS) from error
 
-    async def _process(self, request: Request, answer: Callable[[bytes], Coroutine[None, None, Answer]]) -> Answer:
+    async def _process(self, request: Request, compute: Callable[[bytes], Coroutine[None, None, Result]]) -> Result:
         try:
             reading = read_upload(request, max_megabytes=self.config.max_megabytes)
             body = await asyncio.wait_for(reading, self.config.timeout_seconds)
@@ -126,7 +126,7 @@ class Service:
         except ClientDisconnect as error:
             raise HTTPException(400, "the connection was closed before the body was complete") from error
         try:
-            return await answer(body)
+            return await compute(body)
         except DataError as error:
             raise HTTPException(422, error.message) from error
 
@@ -202,7 +202,7 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
     page = render_page(predictor, config)
     page_headers = {"Content-Security-Policy": content_security_policy(page), "X-Content-Type-Options": "nosniff"}
 
-    async def answer(request: Request, respond: Callable[[Request], Coroutine[None, None, Answer]]) -> Answer:
+    async def checked(request: Request, respond: Callable[[Request], Coroutine[None, None, Result]]) -> Result:
         """Check the key, respond, and count the status."""
         try:
             key = request.headers.get("x-api-key", "")
@@ -224,7 +224,7 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
     @app.post("/predict/", include_in_schema=False, **prediction_options)
     @app.post("/predict", openapi_extra=UPLOAD_SCHEMA, responses=errors, **prediction_options)
     async def predict(request: Request) -> PredictionResponse:
-        prediction = await answer(request, service.predict)
+        prediction = await checked(request, service.predict)
         fields = {name: getattr(prediction, name) for name in PredictionResponse.model_fields}
         if prediction.note is None:
             del fields["note"]  # most images have none
@@ -234,7 +234,7 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
     @app.post("/explain", openapi_extra=UPLOAD_SCHEMA, responses=errors | {200: {"content": {"image/png": {}}}})
     async def explain(request: Request) -> Response:
         """A drawing of the image with the prediction of each of its views."""
-        return Response(await answer(request, service.explain), media_type="image/png")
+        return Response(await checked(request, service.explain), media_type="image/png")
 
     # These are coroutines, so they need no thread and respond at once while the threads decode.
     @app.head("/healthz", include_in_schema=False)
@@ -270,12 +270,19 @@ def render_page(predictor: Predictor, config: ServingConfig) -> str:
             key_required=config.api_key is not None,
             field=FIELD,
             digest=predictor.manifest.digest,
-            backbone=model.backbone.get("name") or "a vision model",
+            backbone=_backbone_name(model.backbone),
             image_size=model.image_size,
             inference=predictor.inference,
             single_view=predictor.inference == SINGLE_VIEW,
         )
     )
+
+
+def _backbone_name(description: Mapping[str, JsonValue]) -> str:
+    """The name of a timm model, or the type of a transformers model."""
+    config = description.get("config")
+    name = description.get("name") or (config.get("model_type") if isinstance(config, dict) else None)
+    return str(name or description.get("source", "model"))
 
 
 def content_security_policy(page: str) -> str:

@@ -17,7 +17,7 @@ MAX_FILES, MAX_FIELDS = 1, 4
 """Of a form."""
 FORM_LIMITS = {
     "Too many files": "the form has more than one file: send one image per request",
-    "Too many fields": f"the form has more than {MAX_FIELDS} fields besides the file",
+    "Too many fields": f"the form has more than {MAX_FIELDS} fields other than the file",
     "Part exceeded": "a field of the form that is not a file is longer than 1 MiB",
 }
 """First words of an error of the parser -> the limit that the form exceeds."""

@@ -105,3 +105,46 @@ def test_embeddings_need_near_duplicates(command, photos):
     code, _, err = command("data", "check", photos, "--embeddings", "data.grouping.by=[column]")
     assert code == 2
     assert "does not contain near_duplicates" in err
+
+
+@pytest.fixture
+def potholes(tmp_path):
+    """A CSV with labels 0 and 1, and frames of eight rides, one after the other."""
+    rng = np.random.default_rng(0)
+    lines = ["path,label"]
+    for ride in range(8):
+        for frame in range(3):
+            name = f"ride{ride}_{frame:03d}.png"
+            Image.fromarray(rng.integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(tmp_path / name)
+            lines.append(f"{name},{frame % 2}")
+    (tmp_path / "index.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+def test_labels_without_names_are_warned_of(command, potholes, tmp_path):
+    arguments = ["data", "check", potholes, "--page", tmp_path / "page.html"]
+    code, out, err = command(*arguments)
+    assert code == 0, err
+    assert out.splitlines()[0].split() == ["classes", "0", "=", "None,", "1", "=", "Roadwork", "(data.class_names)"]
+    assert "data.class_names=[" in out + err
+    _, out, err = command(*arguments, "data.class_names=[road,pothole]")
+    assert "1 = pothole" in out
+    assert "data.class_names=[" not in out + err
+
+
+def test_sequences_of_names_suggest_groups_that_the_setting_gives(command, potholes, tmp_path):
+    arguments = ["data", "check", potholes, "--page", tmp_path / "page.html"]
+    _, out, _ = command(*arguments)
+    (setting, n_groups) = re.search(r"'(data\.group_pattern=.+)' gives (\d+) groups", out).groups()
+    assert n_groups == "8"
+    _, out, _ = command(*arguments, setting)
+    assert re.search(r"^groups\s+8$", out, re.MULTILINE)
+    assert "gives" not in out
+
+
+def test_positions_suggest_places(command, potholes, tmp_path):
+    header, *rows = (potholes / "index.csv").read_text().splitlines()
+    lines = [f"{row},{50 + number // 6},10" for number, row in enumerate(rows)]
+    (potholes / "index.csv").write_text("\n".join([f"{header},latitude,longitude", *lines]))
+    _, out, _ = command("data", "check", potholes, "--page", tmp_path / "page.html")
+    assert "data.grouping.by=[column,near_duplicates,place] gives 4 places" in out

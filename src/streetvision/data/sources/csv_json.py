@@ -201,4 +201,6 @@ def _list(
     hint = f"list images of both classes; {class_names_hint(class_names)}"
     check_both_classes(path, counts, class_names=class_names, hint=hint, one_class=one_class)
     warnings = missing_label_warnings((row.fields.get("label", "") for row in rows), class_names)
-    return ImageListing(path.parent, tuple(images.values()), warnings=warnings)
+    names = {fold_name(name) for name in class_names}
+    numbered = not any(fold_name(row.fields.get("label", "")) in names for row in rows)
+    return ImageListing(path.parent, tuple(images.values()), warnings=warnings, numbered=numbered)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import DataError
-from streetvision.data.config import HF_SPLIT
+from streetvision.data.config import CLASS_NAMES, HF_SPLIT
 from streetvision.data.file_search import is_ignored, printable, search_folder
 from streetvision.data.records import (
     ImageListing,
@@ -92,6 +92,17 @@ def list_images(
     raise DataError(
         f"data.root {root!r} {kind}",
         f"set data.root to a folder with one sub-folder per class, a CSV, or {HUB_PREFIX}owner/name",
+    )
+
+
+def class_names_warning(listing: ImageListing, class_names: tuple[str, str]) -> str | None:
+    """What to warn of if labels 0 and 1 have the default names, and no folder on the way to the images has one."""
+    words = " ".join(listing.root.absolute().parts[1:]).casefold()
+    if not listing.numbered or class_names != CLASS_NAMES or CLASS_NAMES[1].casefold() in words:
+        return None
+    return (
+        f"the labels are 0 and 1; reports call them {class_names[0]} and {class_names[1]}: "
+        "set data.class_names=[NAME_OF_0,NAME_OF_1] if the question is another one"
     )
 
 

@@ -169,7 +169,8 @@ def lead(report: Report) -> str:
     data = held_out if of_val_test(report) else f"{total} images of {report['data']}"
     return (
         f"{data}. MCC {number(mcc['estimate'])}, {report['level']:.0%} interval {interval(mcc)}. "
-        f"{report['class_names'][1]} is predicted from a probability of {report['threshold']:.3g}."
+        f"{report['class_names'][1]} is predicted from a probability of {report['threshold']:.3g}. "
+        f"Label 0 is {report['class_names'][0]}, label 1 is {report['class_names'][1]} (data.class_names)."
     )
 
 

@@ -1,10 +1,14 @@
 """streetvision data check: print the findings and write a page with the images."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from streetvision.data.config import GroupingConfig
+from streetvision.data.grouping.geo import LATITUDE, LONGITUDE, geo_keys
+from streetvision.data.grouping.name_pattern import suggest_pattern
 from streetvision.data.records import RejectedFile
 from streetvision.data.scan import check_invalid_fraction
 from streetvision.io.atomic import write_text_atomic
@@ -27,6 +31,8 @@ def check_data(
         DataError: No image is usable, or more than data.max_invalid_fraction are not.
     """
     config = compose_config(overrides, base={"data": {"root": root}})
+    zero, one = config.data.class_names
+    console.line("classes", f"0 = {zero}, 1 = {one} (data.class_names)")
     findings = find_problems(root, config, labels=labels, embeddings=embeddings, progress=console)
     scan, rows, names = findings.scan, findings.index.rows, findings.index.class_names
     counts = [sum(row.label == label for row in rows) for label in (0, 1)]
@@ -49,13 +55,27 @@ def check_data(
             name, other = names[found.row.label], names[1 - found.row.label]
             console.line("", f"{found.row.path} is {name}; probability of {other} {found.other_class_probability:.2f}")
     if len(groups) < len(rows) / 20:
-        console.warn(
-            "images of one ride or place may be in different splits: set data.group_column (needs a CSV index)"
-        )
+        console.warn("images of one ride or place may be in different splits: set data.group_column of a CSV index")
+    if not any(image.group for image in findings.scan.index.rows):
+        _print_group_suggestions(findings, config.data.grouping, console)
     path = page or config.root.with_name(f"{config.root.name}_check.html")
     write_text_atomic(path, render_findings(findings, title=root, limits=config.loader.limits))
     console.line("page", str(path))
     check_invalid_fraction(scan, max_invalid_fraction=config.data.max_invalid_fraction, report=path)
+
+
+def _print_group_suggestions(findings: Findings, grouping: GroupingConfig, console: Console) -> None:
+    """Settings that would give groups, by names and by positions."""
+    rows = findings.index.rows
+    if suggestion := suggest_pattern([row.path for row in rows]):
+        pattern, n_groups = suggestion
+        setting = shlex.quote(f"data.group_pattern={pattern}")
+        console.line("suggestion", f"the names run in sequences: {setting} gives {n_groups} groups")
+    located = [row.columns for row in rows if row.columns.get(LATITUDE) and row.columns.get(LONGITUDE)]
+    if located and "place" not in grouping.by:
+        n_places = len(set(geo_keys(located, metres=grouping.metres, hours=grouping.hours)))
+        setting = f"data.grouping.by=[{','.join((*grouping.by, 'place'))}]"
+        console.line("suggestion", f"{len(located)} images have positions: {setting} gives {n_places} places")
 
 
 def _print_near_duplicates(findings: Findings, console: Console) -> None:

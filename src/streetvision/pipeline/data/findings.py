@@ -13,8 +13,9 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Row
 from streetvision.data.grouping.group_rows import group_rows
+from streetvision.data.grouping.name_pattern import group_by_name
 from streetvision.data.scan import Scan, scan_images
-from streetvision.data.sources.discovery import list_images
+from streetvision.data.sources.discovery import class_names_warning, list_images
 from streetvision.eval.embeddings import EmbeddingDuplicates, embedding_duplicates
 from streetvision.eval.metrics import roc_auc
 from streetvision.eval.out_of_fold import out_of_fold_probabilities
@@ -114,6 +115,9 @@ def find_problems(
             group_column=data.group_column,
             source_column=data.source_column,
         )
+        if warning := class_names_warning(listing, data.class_names):
+            progress.warn(warning)
+        listing = group_by_name(listing, data.group_pattern)
         limits = config.loader.limits
         scan = scan_images(
             listing,

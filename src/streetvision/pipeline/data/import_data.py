@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.settings import no_effect
 from streetvision.data.sources.importer import Consistency, import_images
 from streetvision.io.atomic import cannot_write, remove_stray_temps
 from streetvision.io.lock import run_lock
@@ -17,6 +18,8 @@ def import_data(
 ) -> None:
     """Index `source` in `folder`; `consistent` is COLUMN=WORD,WORD."""
     config = compose_config(overrides, base={"data": {"root": source}}).data
+    if config.group_pattern is not None:
+        raise no_effect("data.group_pattern", "images are imported", "set it for data check and train")
     consistency = None if consistent is None else _consistency(consistent)
     try:
         folder.mkdir(parents=True, exist_ok=True)

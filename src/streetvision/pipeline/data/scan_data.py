@@ -3,6 +3,7 @@
 from streetvision.contracts.phase import Context
 from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.scan import Scan, check_invalid_fraction, scan_images
+from streetvision.data.sources.discovery import class_names_warning
 from streetvision.io.atomic import write_json_atomic
 from streetvision.pipeline.artifacts import list_data
 
@@ -17,8 +18,12 @@ def scan_data(context: Context) -> Scan:
         DataError: More than data.max_invalid_fraction of the images cannot be used.
     """
     config, schema = context.settings(DataConfig), context.schema
+    listing = list_data(context)
+    warning = class_names_warning(listing, config.class_names)
+    if warning and listing.root.absolute() != schema.scenes_dir.absolute():
+        context.progress.warn(warning)
     scan = scan_images(
-        list_data(context),
+        listing,
         class_names=config.class_names,
         limits=context.settings(LoaderConfig).limits,
         damaged_images=config.damaged_images,
