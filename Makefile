@@ -33,9 +33,10 @@ coverage: $(VENV)/.ready ## measure branch coverage of contracts, io, eval and c
 chaos: $(VENV)/.ready ## kill 100 runs at random moments and resume them
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.robustness.chaos --runs 100
 
-fuzz: $(VENV)/.ready ## read mutated images and files
-	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.robustness.fuzz images --n 5000 2>$(VENV)/fuzz.log
-	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.robustness.fuzz files --n 2000 2>>$(VENV)/fuzz.log
+fuzz: $(VENV)/.ready ## read mutated images, archives, files, arrays and requests
+	@for inputs in "images --n 5000" "archives --n 5000" "files --n 2000" "arrays --n 500" "requests --n 20000"; do \
+		OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.robustness.fuzz $$inputs 2>>$(VENV)/fuzz.log || exit 1; \
+	done
 
 check: lint typecheck ## lint and typecheck
 

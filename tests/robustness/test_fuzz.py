@@ -4,7 +4,16 @@ import shutil
 
 import pytest
 
-from tests.robustness.fuzz import file_cases, image_cases, image_seeds, run_cases, write_config
+from tests.robustness.fuzz import (
+    archive_cases,
+    array_cases,
+    file_cases,
+    image_cases,
+    image_seeds,
+    request_cases,
+    run_cases,
+    write_config,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -14,6 +23,22 @@ def test_mutated_images():
     assert tally.problems == []
     assert tally.outcomes["result"] > 20
     assert tally.outcomes["error"] > 20
+
+
+def test_mutated_archives_lose_nothing_silently(tmp_path):
+    tally = run_cases(archive_cases(280, seed=1, scratch=tmp_path))
+    assert tally.problems == []
+
+
+def test_values_of_the_python_api():
+    tally = run_cases(array_cases(200, seed=1))
+    assert tally.problems == []
+    assert min(tally.outcomes["result"], tally.outcomes["error"]) > 20
+
+
+def test_mutated_requests(finished_run):
+    tally = run_cases(request_cases(200, seed=1, run=finished_run))
+    assert tally.problems == []
 
 
 def test_the_images_are_valid_before_the_mutation():

@@ -86,7 +86,7 @@ class TarReader:
         try:
             yield from self._members()
         except STREAM_ERRORS as error:
-            self._faults.append(f"cannot be read after byte {self._stream.tell():,}: {error}")
+            self._faults.append(f"cannot be read after byte {self._stream.seek(0, os.SEEK_CUR):,}: {error}")
 
     def read(self, member: TarMember) -> bytes:
         """Return the content of a member; raises UndecodableImage if the archive ends before."""
@@ -103,7 +103,7 @@ class TarReader:
         position, zeros, searching = 0, 0, False
         defaults: dict[str, str] = {}
         extended: dict[str, str] = {}
-        problem = ""
+        problem, pending = "", b""
         while True:
             if self._limit is not None and position > self._limit:
                 self._faults.append(f"expands to more than {MAX_EXPANSION} times its size; the rest is not read")
@@ -126,7 +126,7 @@ class TarReader:
             if header is None:
                 if not searching:
                     self._faults.append(f"has a damaged header at byte {start:,}")
-                searching, zeros, extended, problem = True, 0, {}, ""
+                searching, zeros, extended, problem, pending = True, 0, {}, "", b""
                 continue
             if zeros == 1 and not searching:
                 self._faults.append(f"has a single block of zeros at byte {start - BLOCK:,}")
@@ -134,16 +134,22 @@ class TarReader:
             name, size, kind = header
 
             if kind in b"xgLK":
-                body = self._stream.read(size) if 0 <= size <= MAX_EXTENDED_BYTES else b""
-                records = _parse_extended(body, kind) if len(body) == size else None
+                bounded = 0 <= size <= MAX_EXTENDED_BYTES
+                body = self._stream.read(size) if bounded else b""
+                records = _parse_extended(body, kind) if bounded and len(body) == size else None
+                if kind in pending:
+                    self._faults.append(f"has an extended header without a member before byte {start:,}")
+                pending += kind if kind != b"g" else b""
                 if records is None:
+                    # The name of the next member may be that of an image.
+                    self._faults.append(f"has a damaged or too large extended header at byte {start:,}")
                     problem = "has a damaged or too large extended header"
                 elif kind == b"g":
                     defaults |= records
                 else:
                     extended |= records
-                if 0 <= size <= MAX_EXTENDED_BYTES or self._is_inside(position + size):
-                    position += _padded(max(size, 0))
+                if bounded or (size > 0 and self._is_inside(position + size)):
+                    position += _padded(size)
                 else:
                     searching = True
                 continue
@@ -170,10 +176,10 @@ class TarReader:
             if has_data and not searching:
                 if self._length is None and self._stream.seek(position + size) < position + size:
                     # The length of a compressed archive is known at its end; `read` gave less than the size.
-                    self._length, searching = self._stream.tell(), True
+                    self._length, searching = self._stream.seek(0, os.SEEK_CUR), True
                 else:
                     position += _padded(size)
-            extended, problem = {}, ""
+            extended, problem, pending = {}, "", b""
 
     def _is_inside(self, position: int) -> bool:
         """Whether a position is in the archive, as far as its length is known."""
@@ -211,7 +217,7 @@ def open_tar(path: Path, *, compressed: bool = True) -> Iterator[TarReader]:
 def _parse_header(block: bytes, *, strict: bool) -> tuple[str, int, bytes] | None:
     """Name, size and type of a member; None if the block is no header. The size is -1 if it cannot be read.
 
-    With `strict` it must have the magic of a tar since 1988: content of files may look like an older header.
+    With `strict` it must have the magic of a tar since 1988: content of files may be taken for an older header.
     """
     if strict and block[257:262] != b"ustar":
         return None
