@@ -17,6 +17,7 @@ from streetvision.bundle.predictor import Predictor
 from streetvision.calibration.calibrators import CALIBRATORS
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.policies import CalibratorState
+from streetvision.contracts.progress import Silent
 from streetvision.io.atomic import read_json, sha256_file, write_json_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.io.validators import PolicyValidator
@@ -158,12 +159,34 @@ def test_a_folder_that_the_pinned_version_cannot_load_comes_with_a_warning(bundl
         assert ("timm 1.0.20 or later" in printed) == warned
 
 
-def test_another_interpreter_loads_it_too(bundle_of, images, tmp_path):
+class Recorder(Silent):
+    """Counts the items of each tracked loop."""
+
+    def __init__(self):
+        self.counts = {}
+
+    def track(self, items, *, total, label, note=None):
+        self.counts[label] = (len(list_ := list(items)), total)
+        return iter(list_)
+
+
+def test_another_interpreter_loads_it_too_and_both_show_their_progress(bundle_of, images, tmp_path):
     predictor = bundle_of("vit")
     write_miner(predictor, tmp_path / "miner", SUBMISSION)
-    here = check_miner(predictor, tmp_path / "miner", images[:2])
-    there = check_miner(predictor, tmp_path / "miner", images[:2], python=sys.executable)
+    found = []
+    for python in (None, sys.executable):
+        progress = Recorder()
+        found.append(check_miner(predictor, tmp_path / "miner", images[:2], python=python, progress=progress))
+        assert progress.counts == {"miner": (2, 2), "bundle": (2, 2)}
+    here, there = found
     assert replace(there, p95_seconds=here.p95_seconds) == here
+
+
+def test_an_interpreter_that_cannot_be_run_is_a_user_error(bundle_of, images, tmp_path):
+    predictor = bundle_of("vit")
+    write_miner(predictor, tmp_path / "miner", SUBMISSION)
+    with pytest.raises(ConfigError, match="cannot be run"):
+        check_miner(predictor, tmp_path / "miner", images[:2], python=tmp_path / "none")
 
 
 def test_the_files_and_labels_are_those_that_the_miner_asks_for(bundle_of, tmp_path):

@@ -147,7 +147,7 @@ def check_miner_folder(
             raise DataError(f"{name!r} cannot be read", "give read permission, or name the images")
         files.append(image)
     print_left_out(left_out)
-    check = check_miner(load_bundle(bundle), folder, files, python=python)
+    check = check_miner(load_bundle(bundle), folder, files, python=python, progress=console)
     console.line("loaded", f"as in the reference miner, with transformers {check.transformers}; {check.images} images")
     console.line("predictions", f"probabilities differ by at most {check.difference:.1e}")
     console.line(

@@ -3,8 +3,9 @@
 import json
 import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from scipy.special import expit, logit
 from streetvision.bundle.predictor import Predictor
 from streetvision.bundle.torch_model import load_classifier
 from streetvision.contracts.errors import ArtifactError, ConfigError
+from streetvision.contracts.progress import Progress, Silent
 from streetvision.eval.counts import FloatArray
 from streetvision.eval.thresholds import decide
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic
@@ -201,21 +203,29 @@ class MinerCheck:
 
 
 def check_miner(
-    predictor: Predictor, folder: Path, images: Sequence[Path], *, python: Path | None = None
+    predictor: Predictor,
+    folder: Path,
+    images: Sequence[Path],
+    *,
+    python: Path | None = None,
+    progress: Progress | None = None,
 ) -> MinerCheck:
     """Run the reference miner, in the environment of `python` or in this one, and compare with the bundle.
 
     Raises ArtifactError when it cannot load the folder or predict an image.
     """
+    progress, n = progress or Silent(), len(images)
     if not (folder / "config.json").is_file():
         raise ArtifactError(
             f"there is no miner folder at {str(folder)!r} (expected one with config.json)",
             "make one with: streetvision export --format miner",
         )
     paths = [str(path.resolve()) for path in images]
-    rows = _predict_here(folder, paths) if python is None else _predict_with(folder, paths, python)
+    predictions = _predict_here(folder, paths) if python is None else _predict_with(folder, paths, python)
+    rows = list(progress.track(predictions, total=n, label="miner"))
     theirs = np.array([row["probability"] for row in rows], dtype=np.float64)
-    p = np.array([prediction.probability for prediction in predictor.predict(images)])
+    ours = (prediction for batch in predictor.stream(images) for prediction in batch)
+    p = np.array([prediction.probability for prediction in progress.track(ours, total=n, label="bundle")])
     threshold = predictor.manifest.policy.balanced_threshold
     return MinerCheck(
         transformers=str(rows[0]["transformers"]),
@@ -227,19 +237,31 @@ def check_miner(
     )
 
 
-def _predict_here(folder: Path, paths: list[str]) -> list[dict[str, Any]]:
+def _predict_here(folder: Path, paths: list[str]) -> Iterator[dict[str, Any]]:
     try:
-        return list(reference_miner.predictions(str(folder), paths))
+        yield from reference_miner.predictions(str(folder), paths)
     except Exception as error:  # transformers raises many types for an invalid folder
         raise _loading_error(folder, one_line(error)) from error
 
 
-def _predict_with(folder: Path, paths: list[str], python: Path) -> list[dict[str, Any]]:
+def _predict_with(folder: Path, paths: list[str], python: Path) -> Iterator[dict[str, Any]]:
     command = [str(python), str(Path(reference_miner.__file__)), str(folder.resolve())]
-    done = subprocess.run(command, input="\n".join(paths), capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        raise _loading_error(folder, (done.stderr.strip().splitlines() or ["no message"])[-1])
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    # Files, because a pipe that nobody reads would stop the miner.
+    with tempfile.TemporaryFile("w+") as names, tempfile.TemporaryFile("w+") as messages:
+        names.write("\n".join(paths))
+        names.seek(0)
+        try:
+            miner = subprocess.Popen(command, stdin=names, stdout=subprocess.PIPE, stderr=messages, text=True)  # noqa: S603
+        except OSError as error:
+            raise ConfigError(
+                f"{str(python)!r} cannot be run: {error.strerror}", "give --python the path of a Python interpreter"
+            ) from error
+        with miner:
+            assert miner.stdout is not None
+            yield from map(json.loads, miner.stdout)
+        if miner.returncode:
+            messages.seek(0)
+            raise _loading_error(folder, (messages.read().strip().splitlines() or ["no message"])[-1])
 
 
 def _loading_error(folder: Path, reason: str) -> ArtifactError:

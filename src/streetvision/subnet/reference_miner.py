@@ -36,3 +36,4 @@ def predictions(folder: str, paths: Iterable[str]) -> Iterator[dict[str, object]
 if __name__ == "__main__":
     for row in predictions(sys.argv[1], (line.rstrip("\n") for line in sys.stdin)):
         sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.flush()  # the reader shows the progress

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from streetvision.contracts.progress import Progress, Silent
 from streetvision.data.grouping.hamming import Positions
 from streetvision.data.grouping.perceptual_hash import TRIMS, WORKING_SIZE, Thumbnails
 
@@ -56,7 +57,7 @@ BLOCK = 256
 """Number of pairs in memory at a time."""
 
 
-def find_copies(pairs: Positions, thumbnails: Thumbnails) -> Flags:
+def find_copies(pairs: Positions, thumbnails: Thumbnails, *, progress: Progress | None = None) -> Flags:
     """Return (P,) whether the two images of each pair are copies of one photograph.
 
     Found are copies that are scaled, encoded again, brighter or darker, cropped by about 5 % of an edge, rotated by a
@@ -64,7 +65,8 @@ def find_copies(pairs: Positions, thumbnails: Thumbnails) -> Flags:
     even if only a small object differs.
     """
     copies = np.zeros(len(pairs), dtype=np.bool_)
-    for start in range(0, len(pairs), BLOCK):
+    starts = range(0, len(pairs), BLOCK)
+    for start in (progress or Silent()).track(starts, total=len(starts), label="compare"):
         images, position = np.unique(pairs[start : start + BLOCK], return_inverse=True)
         grey = torch.from_numpy(thumbnails[images]).float()
         first, second = torch.from_numpy(position.reshape(-1, 2)).T

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
+from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Row
 from streetvision.data.config import GroupingConfig
 from streetvision.data.grouping.connected_components import Keys, join_groups
@@ -14,7 +15,7 @@ from streetvision.data.grouping.perceptual_hash import PerceptualHashes
 
 
 def group_rows(
-    index: Index, hashes: PerceptualHashes | None, config: GroupingConfig
+    index: Index, hashes: PerceptualHashes | None, config: GroupingConfig, *, progress: Progress | None = None
 ) -> tuple[Index, NearDuplicateClusters | None]:
     """Return the index with the configured groups, and the near-duplicates if they are searched.
 
@@ -22,13 +23,14 @@ def group_rows(
         index: N rows with the groups of their source.
         hashes: perceptual hashes of the N rows; they are needed if `config.by` has near_duplicates.
         config: what links two rows.
+        progress: shows the advance of the comparison of near-duplicates.
     """
     rows = index.rows
     keys: list[Keys] = []
     clusters = None
     if "near_duplicates" in config.by:
         assert hashes is not None, "near-duplicates need a scan with hashes"
-        found = find_near_duplicates(hashes, radius=config.radius, correlation=config.correlation)
+        found = find_near_duplicates(hashes, radius=config.radius, correlation=config.correlation, progress=progress)
         keys.append(found.clusters.tolist())
         clusters = NearDuplicateClusters(
             config.radius,

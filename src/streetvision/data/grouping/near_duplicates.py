@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from streetvision.contracts.progress import Progress
 from streetvision.data.config import CORRELATION, RADIUS
 from streetvision.data.grouping.connected_components import components_of_pairs
 from streetvision.data.grouping.copies import find_copies
@@ -58,7 +59,11 @@ class NearDuplicates:
 
 
 def find_near_duplicates(
-    hashes: PerceptualHashes, *, radius: int = RADIUS, correlation: float = CORRELATION
+    hashes: PerceptualHashes,
+    *,
+    radius: int = RADIUS,
+    correlation: float = CORRELATION,
+    progress: Progress | None = None,
 ) -> NearDuplicates:
     """Find all pairs with hashes within `radius` that are copies, or have at least the given correlation.
 
@@ -68,7 +73,7 @@ def find_near_duplicates(
     tiny = list(_tiny_pairs(hashes, max(correlation, TINY_CORRELATION)))
     pairs, first = np.unique(np.concatenate([candidates, *(pairs for pairs, _ in tiny)]), axis=0, return_index=True)
     correlations = np.concatenate([_correlate(candidates, hashes.thumbnails), *(found for _, found in tiny)])[first]
-    copies = find_copies(pairs, hashes.thumbnails)
+    copies = find_copies(pairs, hashes.thumbnails, progress=progress)
     accepted = copies | (correlations >= correlation)
     pairs, correlations, copies = pairs[accepted], correlations[accepted], copies[accepted]
     n = len(hashes.tiny)

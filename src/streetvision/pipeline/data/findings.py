@@ -127,7 +127,7 @@ def find_problems(
             with_hashes=hashed,
             progress=progress,
         )
-        index, near_duplicates = group_rows(scan.index, scan.hashes, data.grouping)
+        index, near_duplicates = group_rows(scan.index, scan.hashes, data.grouping, progress=progress)
         features = None
         if labels or embeddings:
             classifier = load_classifier(config.model)

@@ -19,11 +19,11 @@ def run(context: Context) -> Outcome:
     config, schema = context.settings(DataConfig), context.schema
     earlier_roles = _earlier_roles(context)
     scan = scan_data(context)
-    index, clusters = group_rows(scan.index, scan.hashes, config.grouping)
+    index, clusters = group_rows(scan.index, scan.hashes, config.grouping, progress=context.progress)
     # A new image must not join groups that are already in different splits.
     if conflicting := split_conflicts(index.rows, earlier_roles):
         scan = scan.without(conflicting)
-        index, clusters = group_rows(scan.index, scan.hashes, config.grouping)
+        index, clusters = group_rows(scan.index, scan.hashes, config.grouping, progress=context.progress)
         write_json_atomic(schema.data_report_json, scan.report())
         context.progress.warn(
             f"{len(conflicting)} new images are related to images of two splits and are left out; "
