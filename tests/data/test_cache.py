@@ -75,10 +75,20 @@ def test_a_photo_is_upright_in_its_copy(tmp_path):
     jpeg = io.BytesIO()
     Image.new("RGB", (80, 40), "red").save(jpeg, "JPEG", exif=exif)
     (tmp_path / "photo.jpg").write_bytes(jpeg.getvalue())
-    row = Row(path="photo.jpg", label=0, sha256="a" * 64, width=40, height=80, brightness=0.5)
+    row = Row(
+        path="photo.jpg", label=0, sha256=sha256_file(tmp_path / "photo.jpg"), width=40, height=80, brightness=0.5
+    )
     cache = ImageCache(tmp_path / "cache", pixels=20)
     build(cache, [row], tmp_path)
     assert read_image(cache.path(row, root=tmp_path)).shape == (3, 40, 20)
+
+
+def test_no_copy_is_made_of_a_file_that_has_changed(rows, scenes, tmp_path):
+    changed = shutil.copytree(scenes, tmp_path / "photos")
+    (changed / rows[0].path).write_bytes((changed / rows[0].path).read_bytes() + b"x")
+    with pytest.raises(UndecodableImage, match="has changed since") as caught:
+        build(ImageCache(tmp_path / "cache", pixels=36), rows[:1], changed)
+    assert rows[0].path in caught.value.message
 
 
 def test_the_error_names_a_missing_image(rows, tmp_path):

@@ -1,3 +1,4 @@
+import shutil
 from multiprocessing import active_children
 
 import pytest
@@ -8,12 +9,13 @@ from streetvision.data.augmentation import get_batch_transform, get_train_transf
 from streetvision.data.config import DEFAULT_LIMITS, AugmentationConfig, LoaderConfig
 from streetvision.data.datamodule import EpochBatchSampler, FeatureBatches, ImageDataset, ImageLoader, shuffled
 from streetvision.data.image_file import UndecodableImage
+from streetvision.io.atomic import sha256_file
 
 
 def rows_of(scenes):
     lines = (scenes / "index.csv").read_text().splitlines()[1:17]
     fields = (line.split(",") for line in lines)
-    return tuple(Row(path=f[0], label=int(f[1]), sha256="0" * 64, width=96, height=72, brightness=0.5) for f in fields)
+    return tuple(Row(f[0], int(f[1]), sha256_file(scenes / f[0]), 96, 72, brightness=0.5) for f in fields)
 
 
 def loader(scenes, *, workers=0, seed=0, augment=True, mix=None):
@@ -72,6 +74,18 @@ def test_the_error_names_a_missing_image(scenes, workers):
     with pytest.raises(UndecodableImage) as caught:
         list(ImageLoader(dataset, EpochBatchSampler(17, batch_size=4, shuffle=False), workers=workers))
     assert caught.value.message == f"{str(scenes / missing.path)!r} does not exist"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_has_changed_is_named(scenes, tmp_path, workers):
+    folder = shutil.copytree(scenes, tmp_path / "photos")
+    rows = rows_of(scenes)
+    (folder / rows[5].path).write_bytes((folder / rows[5].path).read_bytes() + b"x")
+    dataset = ImageDataset(rows, root=folder, transform=get_val_transforms(image_size=8), limits=DEFAULT_LIMITS)
+    with pytest.raises(UndecodableImage) as caught:
+        list(ImageLoader(dataset, EpochBatchSampler(16, batch_size=4, shuffle=False), workers=workers))
+    assert str(folder / rows[5].path) in caught.value.message
+    assert "has changed" in caught.value.message
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 3), (9, 3), (2, 5)])

@@ -7,6 +7,7 @@ from torchvision.io import write_png
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import DecodeLimits, PairConfig
 from streetvision.data.two_views import GroupPairDataset, TwoViews
+from streetvision.io.atomic import sha256_file
 
 GREYS = [0, 40, 80, 120, 160, 200]
 GROUPS = [0, 1, 0, 1, 0, 2]
@@ -19,7 +20,7 @@ def pairs(tmp_path):
     rows = []
     for number, (grey, group) in enumerate(zip(GREYS, GROUPS, strict=True)):
         write_png(torch.full((3, 20 + number, 24), grey, dtype=torch.uint8), str(tmp_path / f"{number}.png"))
-        rows.append(Row(f"{number}.png", group, f"{number:064d}", 24, 20 + number, 0.5))
+        rows.append(Row(f"{number}.png", group, sha256_file(tmp_path / f"{number}.png"), 24, 20 + number, 0.5))
     return GroupPairDataset(
         rows, root=tmp_path, transform=TwoViews(PLAIN, image_size=16), limits=DecodeLimits(), seed=3
     )

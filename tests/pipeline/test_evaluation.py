@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from streetvision import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.progress import Silent
 from streetvision.io.atomic import read_json
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
+from tests.conftest import edit_bundle_json
 
 FEW = "evaluation.n_resamples=100"
 
@@ -151,7 +153,7 @@ def test_without_its_run_a_bundle_is_evaluated_with_a_note(run_copy, others, tmp
     code, _, err = command("evaluate", "--bundle", alone, "--data", others, f"run_dir={tmp_path / 'out'}", FEW)
     assert code == 0, err
     report = read_json(ArtifactSchema(tmp_path / "out").evaluation_report_json)
-    assert "overlap with its training images could not be checked" in report["notes"][0]
+    assert report["notes"]
     assert "caution" not in err
 
 
@@ -177,9 +179,80 @@ def test_a_bundle_belongs_to_its_run_under_any_path(run_copy, command, monkeypat
     assert "were used to make this bundle" in err
 
 
-def test_a_bundle_without_its_run_prints_that_overlap_was_not_checked(run_copy, command, tmp_path):
+def used_images(schema, alter, folder):
+    """A data set of altered images of TRAIN: 12 of each class."""
+    content = read_json(schema.splits_json)
+    rows = [row for row in content["rows"] if row["split"] == "train"]
+    lines = ["path,label"]
+    folder.mkdir()
+    for row in [row for label in (0, 1) for row in [r for r in rows if r["label"] == label][:12]]:
+        name = f"{row['sha256'][:8]}.png"
+        alter(Path(content["root"]) / row["path"], folder / name)
+        lines.append(f"{name},{row['label']}")
+    (folder / "index.csv").write_text("\n".join(lines))
+    return folder
+
+
+ALTERED = {
+    "a byte more": lambda source, to: to.write_bytes(source.read_bytes() + b"x"),
+    "another format": lambda source, to: Image.open(source).save(to, "PNG"),
+    "larger": lambda source, to: Image.open(source).resize((150, 110)).save(to, "PNG"),
+    "quality 60": lambda source, to: Image.open(source).save(to, "JPEG", quality=60),
+}
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["in its run", "alone"])
+@pytest.mark.parametrize("alteration", ALTERED)
+def test_altered_training_images_are_refused_with_counts(run_copy, command, tmp_path, alone, alteration):
+    data, bundle = used_images(run_copy, ALTERED[alteration], tmp_path / "data"), run_copy.export_dir
+    if alone:
+        bundle = shutil.copytree(bundle, tmp_path / "alone" / "export")
+    code, _, err = command("evaluate", "--bundle", bundle, FEW, "--data", data)
+    assert code == 2
+    assert "24 of 24 images are copies of images that were used to make this bundle (train 24)" in err
+
+
+def test_a_bundle_of_another_split_of_the_same_data_is_refused(run_copy, command, tmp_path):
+    other = shutil.copytree(run_copy.export_dir, tmp_path / "other" / "export")
+    edit_bundle_json(other, lambda content: content.update(split_sha256="0" * 64))
+    code, _, err = command("evaluate", "--bundle", other, FEW, f"run_dir={run_copy.output_dir}")
+    assert code == 2
+    assert "another split" in err
+
+
+def test_a_changed_image_of_val_test_is_named(run_copy, command, tmp_path):
+    content = read_json(run_copy.splits_json)
+    photos = shutil.copytree(content["root"], tmp_path / "photos")
+    path = next(row["path"] for row in content["rows"] if row["split"] == "val_test")
+    (photos / path).write_bytes((photos / path).read_bytes() + b"x")
+    code, _, err = command("evaluate", "--bundle", run_copy.export_dir, FEW, f"data.root={photos}")
+    assert code == 2
+    assert path in err
+
+
+def test_moved_data_is_accepted_by_evaluate_and_train(run_copy, command, tmp_path):
+    content, before = read_json(run_copy.splits_json), run_copy.phase1_checkpoint.stat().st_mtime_ns
+    photos = shutil.copytree(content["root"], tmp_path / "photos")
+    code, out, err = command("evaluate", "--bundle", run_copy.export_dir, FEW, f"data.root={photos}")
+    assert code == 0, err
+    assert "has no effect" not in out
+    assert read_json(run_copy.splits_json) == content | {"root": str(photos)}
+    code, out, err = command("evaluate", "--bundle", run_copy.export_dir, FEW)
+    assert code == 0, err
+    again = shutil.copytree(photos, tmp_path / "again")
+    code, out, err = command(
+        "train", f"run_dir={run_copy.output_dir}", f"data.root={again}", "pipeline.phases=[phase2]"
+    )
+    assert code == 0, err
+    assert "unchanged" in out
+    assert run_copy.phase1_checkpoint.stat().st_mtime_ns == before
+
+
+def test_a_bundle_without_its_run_and_hashes_prints_that_overlap_was_not_checked(run_copy, command, tmp_path):
     content = read_json(run_copy.splits_json)
     alone = shutil.copytree(run_copy.export_dir, tmp_path / "alone" / "export")
+    (alone / "seen_images.bin").unlink()
+    edit_bundle_json(alone, lambda bundle: bundle["files"].pop("seen_images.bin"))
     code, out, err = command("evaluate", "--bundle", alone, FEW, "--data", content["root"])
     assert code == 0, err
     assert "could not be checked" in out

@@ -63,12 +63,27 @@ def test_an_image_linked_to_two_splits_is_excluded_and_reported(split, photos, t
     first, second = (next(path for path, role in before.items() if role == s) for s in ("train", "val_test"))
     group = next(r.split(",")[2] for r in (folder / "index.csv").read_text().splitlines() if first in r)
     Image.open(folder / second).resize((120, 90)).save(folder / "linked.jpg", quality=70)
-    add(folder, [f"linked.jpg,0,{group},"])
+    label = next(r.split(",")[1] for r in (folder / "index.csv").read_text().splitlines() if second in r)
+    add(folder, [f"linked.jpg,{label},{group},"])
     after, out = split()
     assert after == before
     assert "1 new images are related to images of two splits" in out
     bad = read_json(tmp_path / "run" / "data_report.json")["invalid"]
     assert bad == [{"path": "linked.jpg", "reason": "is linked to images of two splits"}]
+
+
+def test_a_copy_under_the_other_label_is_left_out_with_its_original(split, photos, tmp_path):
+    folder, _ = photos
+    path, label = next(r.split(",")[:2] for r in (folder / "index.csv").read_text().splitlines()[1:])
+    Image.open(folder / path).resize((120, 90)).save(folder / "copy.jpg", quality=80)
+    add(folder, [f"copy.jpg,{1 - int(label)},,"])
+    after, _ = split()
+    assert not {"copy.jpg", path} & after.keys()
+    reasons = {file["path"]: file["reason"] for file in read_json(tmp_path / "run" / "data_report.json")["invalid"]}
+    assert reasons == {
+        path: "is a copy of copy.jpg, which has the other label",
+        "copy.jpg": f"is a copy of {path}, which has the other label",
+    }
 
 
 def test_edited_splits_are_replaced_with_a_warning(split, tmp_path):

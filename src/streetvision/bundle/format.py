@@ -34,6 +34,7 @@ BUNDLE_NAMES = (
     "scrc_params.json",
     "scrc_params.pkl",
     "thresholds.json",
+    "seen_images.bin",
     *RUNTIME_FILES,
 )
 """All file names that a bundle may have, bundle.json first."""
@@ -54,6 +55,7 @@ def write_bundle(
     policy: ThresholdPolicy | ScrcPolicy,
     class_names: tuple[str, str],
     data_fingerprint: str,
+    split_sha256: str | None = None,
     runtime: RuntimeRef | None = None,
     extra_versions: Mapping[str, str] = MappingProxyType({}),
 ) -> Bundle:
@@ -67,6 +69,7 @@ def write_bundle(
         policy: The decision policy.
         class_names: Names of class 0 and class 1.
         data_fingerprint: Fingerprint of the data set that the model was trained on.
+        split_sha256: Digest of its split.
         runtime: The exported graph; None: PyTorch.
         extra_versions: Package -> version, in addition to those that every bundle records.
 
@@ -92,6 +95,7 @@ def write_bundle(
             runtime=runtime,
             files={name: file_digest(folder / name) for name in sorted(files)},
             data_fingerprint=data_fingerprint,
+            split_sha256=split_sha256,
             versions={**versions(), **extra_versions},
             digest="0" * 64,
         )

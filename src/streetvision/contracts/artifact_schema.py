@@ -26,6 +26,8 @@ class ArtifactSchema:
     """Rows with their splits, the split fractions, and the data fingerprint."""
     data_report_json = _ArtifactPath("data_report.json")
     """Files excluded from the index, with reasons."""
+    seen_images = _ArtifactPath("seen_images.bin")
+    """Perceptual hashes and split of each row, which the bundle carries to recognise copies of its images."""
     unlabeled_json = _ArtifactPath("unlabeled.json")
     """Images of data.unlabeled: those that phase 4a may use, and the others with reasons."""
     lock_file = _ArtifactPath(".lock")

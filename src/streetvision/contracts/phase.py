@@ -71,6 +71,11 @@ class Context:
         """Fingerprint of the data set."""
         return self._partition.index.fingerprint
 
+    @property
+    def split_sha256(self) -> str:
+        """Digest of the split of the data set."""
+        return self._partition.split_sha256
+
     @cached_property
     def _partition(self) -> Partition:
         return self.load_partition()

@@ -290,6 +290,8 @@ class BundleManifest(Artifact):
     """Every file of the bundle except bundle.json, by file name."""
     data_fingerprint: Digest
     """Fingerprint of the data set that the bundle was trained on."""
+    split_sha256: Digest | None = None
+    """Digest of the split of that data set; None in bundles of earlier versions."""
     versions: dict[str, str]
     """Versions of Python and of the packages that produced the bundle."""
     digest: Digest
@@ -320,11 +322,12 @@ class BundleManifest(Artifact):
         return self
 
     @model_serializer(mode="wrap")
-    def _omit_empty_runtime(self, serialize: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
-        # Version 2 has no field `runtime`, and its readers reject unknown fields.
+    def _omit_empty_fields(self, serialize: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        # Earlier bundles do not have these fields, and their digest is without them.
         content: dict[str, JsonValue] = serialize(self)
-        if self.runtime is None:
-            content.pop("runtime", None)
+        for name in ("runtime", "split_sha256"):
+            if getattr(self, name) is None:
+                content.pop(name, None)
         return content
 
     def _fusion(self) -> FusionRef | None:

@@ -125,6 +125,12 @@ class Partition:
     near_duplicates: NearDuplicateClusters | None = None
     """None if near-duplicates were not searched."""
 
+    @property
+    def split_sha256(self) -> str:
+        """Hex sha256 over the content and the split of all rows; independent of their order."""
+        assignment = sorted(f"{row.sha256} {role}" for row, role in zip(self.index.rows, self.roles, strict=True))
+        return hashlib.sha256("\n".join(assignment).encode()).hexdigest()
+
     def rows(self, split: Split) -> tuple[Row, ...]:
         """Return the rows of one split, in index order."""
         return tuple(row for row, role in zip(self.index.rows, self.roles, strict=True) if role is split)

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import DecodeLimits
-from streetvision.data.decode import read_image
+from streetvision.data.decode import read_row
 from streetvision.io.atomic import write_bytes_atomic
 
 JPEG_QUALITY = 90
@@ -42,20 +42,20 @@ class ImageCache:
             The number of copies made.
 
         Raises:
-            UndecodableImage: An original cannot be read; the message names its path.
+            UndecodableImage: An original cannot be read, or has changed; the message names its path.
         """
         # Rows with the same content share a copy.
-        originals = {self.path(row, root=root): root / row.path for row in rows}
-        missing = [(original, copy) for copy, original in originals.items() if copy != original and not copy.is_file()]
+        originals = {self.path(row, root=root): row for row in rows}
+        missing = [(row, copy) for copy, row in originals.items() if copy != root / row.path and not copy.is_file()]
         # Decoding, resizing and encoding release the GIL, so threads are enough.
         with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-            results = pool.map(lambda pair: self._make_copy(pair[0], pair[1], limits), missing)
+            results = pool.map(lambda pair: self._make_copy(root, pair[0], pair[1], limits), missing)
             for _ in progress.track(results, total=len(missing), label="cache"):
                 pass
         return len(missing)
 
-    def _make_copy(self, original: Path, copy: Path, limits: DecodeLimits) -> None:
-        image = read_image(original, limits=limits)
+    def _make_copy(self, root: Path, row: Row, copy: Path, limits: DecodeLimits) -> None:
+        image = read_row(root, row, limits=limits)
         small = F.resize(image, [self.pixels], interpolation=InterpolationMode.BILINEAR, antialias=True)
         jpeg = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(small.permute(1, 2, 0).numpy())).save(jpeg, "JPEG", quality=JPEG_QUALITY)

@@ -15,7 +15,7 @@ from streetvision.contracts.split_contracts import Row
 from streetvision.data.augmentation import BatchTransform, Transform
 from streetvision.data.cache import ImageCache
 from streetvision.data.config import DecodeLimits
-from streetvision.data.decode import read_image
+from streetvision.data.decode import read_image, read_row
 from streetvision.data.image_file import UndecodableImage
 
 Key = tuple[int, int]
@@ -43,7 +43,7 @@ class ImageDataset(Dataset[Sample]):
         cache: ImageCache | None = None,
     ) -> None:
         self.rows, self.transform, self.limits, self.seed = rows, transform, limits, seed
-        self.paths = [cache.path(row, root=root) if cache else root / row.path for row in rows]
+        self.root, self.cache = root, cache
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,8 +61,13 @@ class ImageDataset(Dataset[Sample]):
         return self.transform(self.read(position))
 
     def read(self, position: int) -> Tensor:
-        """Return the image of a row, uint8 (3, H, W)."""
-        return read_image(self.paths[position], limits=self.limits)
+        """Return the image of a row, or its small copy, uint8 (3, H, W)."""
+        row = self.rows[position]
+        original = self.root / row.path
+        path = original if self.cache is None else self.cache.path(row, root=self.root)
+        if path == original:
+            return read_row(self.root, row, limits=self.limits)
+        return read_image(path, limits=self.limits)  # the name of a copy has the digest of the original
 
 
 class EpochBatchSampler(Sampler[list[Key]]):

@@ -9,8 +9,9 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
-from streetvision.data.image_file import Pixels, decode_pixels, read_pixels
+from streetvision.data.image_file import Pixels, UndecodableImage, decode_pixels, read_pixels, read_recorded
 
 
 def decode_image(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> torch.Tensor:
@@ -37,6 +38,19 @@ def read_image(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS) -> torch.Te
 def as_tensor(pixels: Pixels) -> torch.Tensor:
     """Return pixels (H, W, 3) as a tensor (3, H, W) that shares their memory."""
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def read_row(root: Path, row: Row, *, limits: DecodeLimits = DEFAULT_LIMITS) -> torch.Tensor:
+    """Decode the image of a row to (3, H, W) uint8 RGB, after its bytes were compared with the recorded digest.
+
+    Raises:
+        UndecodableImage: As `decode_pixels`, or the file is missing or has changed; the message names the path.
+    """
+    data = read_recorded(root, row, limits=limits)
+    try:
+        return decode_image(data, limits=limits)
+    except UndecodableImage as error:
+        raise UndecodableImage(error.reason, name=repr(str(root / row.path))) from error
 
 
 def resize_square(image: torch.Tensor, size: int) -> torch.Tensor:

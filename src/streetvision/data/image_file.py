@@ -33,6 +33,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from streetvision.contracts.errors import MachineError
+from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 from streetvision.data.image_header import (
     Header,
@@ -44,6 +45,7 @@ from streetvision.data.image_header import (
 from streetvision.data.image_header import (
     UndecodableImage as UndecodableImage,
 )
+from streetvision.io.atomic import sha256_bytes
 
 # Pillow warns of odd metadata, which is not used, and names no file.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -220,6 +222,25 @@ def check_area(area: int, limits: DecodeLimits, *, plain: bool) -> None:
         setting = f"{limits.setting}={limits.max_megapixels:g}"
         share = "" if plain else ", a fifth of it for all but 8-bit grey or RGB JPEGs"
         raise UndecodableImage(f"is {area / 1e6:,.4g} megapixels; the limit is {allowed:g} ({setting}{share})")
+
+
+def read_recorded(root: Path, row: Row, *, limits: DecodeLimits = DEFAULT_LIMITS) -> bytes:
+    """Return the bytes of the image of a row, which must have the digest that was recorded when the data was split.
+
+    Raises:
+        UndecodableImage: The file is missing, cannot be read, or has changed; the message names its path.
+    """
+    path = root / row.path
+    try:
+        data = read_image_bytes(path, limits=limits)
+    except UndecodableImage as error:
+        hint = "if the data was moved, set data.root=... to its new folder" if error.reason == MISSING_FILE else None
+        raise UndecodableImage(error.reason, name=repr(str(path)), hint=hint) from error
+    if sha256_bytes(data) != row.sha256:
+        raise UndecodableImage(
+            "has changed since the data was split", name=repr(str(path)), hint="restore the file, or train again"
+        )
+    return data
 
 
 def open_image(data: bytes, header: Header | None = None) -> ImageFile.ImageFile:

@@ -78,8 +78,8 @@ EXIF_TABLES = {0x8769, 0x8825}
 class UndecodableImage(DataError):  # noqa: N818 (established name)
     """An image is rejected or cannot be decoded; `reason` completes the sentence "the image ..."."""
 
-    def __init__(self, reason: str, *, name: str = "the image") -> None:
-        super().__init__(f"{name} {reason}")
+    def __init__(self, reason: str, *, name: str = "the image", hint: str | None = None) -> None:
+        super().__init__(f"{name} {reason}", hint)
         self.reason = reason
 
 

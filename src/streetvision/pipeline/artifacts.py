@@ -82,9 +82,10 @@ def served_score_inputs(context: Context) -> tuple[str, ...]:
     return MAC_CAL_SCORES if context.settings(Phase5Config).method == MAC_CAL else ()
 
 
-def policy_inputs(context: Context) -> tuple[str, ...]:
-    """The artifacts of the policy that is exported."""
-    return POLICY_ARTIFACTS[context.settings(Phase6Config).policy]
+def export_inputs(context: Context) -> tuple[str, ...]:
+    """The artifacts of the policy that is exported, and the hashes of the images if the run has them."""
+    seen = ("seen_images",) if context.schema.seen_images.is_file() else ()
+    return (*POLICY_ARTIFACTS[context.settings(Phase6Config).policy], *seen)
 
 
 def threshold_inputs(context: Context) -> tuple[str, ...]:
@@ -117,7 +118,7 @@ def open_bundle(context: Context, folder: Path | None) -> Bundle:
     """The bundle in `folder`, or in the run folder if that is None.
 
     Raises:
-        ArtifactError: The bundle was not made from the data of this run.
+        ArtifactError: The bundle was not made from the data and the split of this run.
     """
     bundle = read_bundle(folder or context.schema.export_dir)
     if bundle.manifest.data_fingerprint != context.fingerprint:
@@ -126,6 +127,12 @@ def open_bundle(context: Context, folder: Path | None) -> Bundle:
             f"{bundle.manifest.data_fingerprint[:12]}, but this run has {context.fingerprint[:12]}: "
             "its VAL_TEST may contain training images of this bundle",
             "set run_dir=... to the run that made the bundle",
+        )
+    if bundle.manifest.split_sha256 != context.split_sha256:
+        raise ArtifactError(
+            f"bundle {str(bundle.folder)!r} was made from another split of the data of this run: "
+            "its training images may be in VAL_TEST of this run",
+            "set run_dir=... to the run that made the bundle; a bundle of an earlier version needs phase6 again",
         )
     return bundle
 
@@ -139,7 +146,7 @@ def data_digest(context: Context) -> str:
     elif is_local_dataset(root):
         labelled = sha256_json([_file_stamp(path) for path in sorted(root.rglob("*"))])
     else:
-        listing = list_data(context)
+        listing = list_data(context, one_class=True)
         labelled = sha256_json(_image_stamps(listing.root, listing.images))
     if not config.unlabeled:
         return labelled
@@ -158,8 +165,8 @@ def _file_stamp(path: Path) -> list[str | int]:
     return [path.name, status.st_size, status.st_mtime_ns]
 
 
-def list_data(context: Context) -> ImageListing:
-    """Every image in data.root."""
+def list_data(context: Context, *, one_class: bool = False) -> ImageListing:
+    """Every image in data.root; with `one_class`, images of one class alone are accepted."""
     config = context.settings(DataConfig)
     listing = list_images(
         _root(config),
@@ -168,6 +175,7 @@ def list_data(context: Context) -> ImageListing:
         hf_split=config.hf_split,
         group_column=config.group_column,
         source_column=config.source_column,
+        one_class=one_class,
     )
     return group_by_name(listing, config.group_pattern)
 

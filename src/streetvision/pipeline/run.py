@@ -20,6 +20,7 @@ from streetvision.io.manifests import read_manifest, relative
 from streetvision.io.validators import validate_json
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine, changed_input, needs_data, phase_order
+from streetvision.pipeline.moved_data import adopt_data_root
 from streetvision.pipeline.phases import PHASES
 from streetvision.pipeline.settings import RunConfig, without_effect
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
@@ -115,7 +116,7 @@ def launch_reward(bundle: Path, config: RunConfig, *, console: Console) -> Artif
 
 
 def _run_on_bundle(bundle: Path, config: RunConfig, *, phase: str, section: str, console: Console) -> ArtifactSchema:
-    """Run a phase that reads a bundle in the run around it, or in run_dir=."""
+    """Run a phase that reads a bundle in the run around it, or in run_dir=; data.root= is a new place of its data."""
     folder = bundle_folder(bundle)
     config = config.with_defaults({section: {"bundle": folder}, "run_dir": folder.parent})
     schema = ArtifactSchema(config.root)
@@ -125,21 +126,29 @@ def _run_on_bundle(bundle: Path, config: RunConfig, *, phase: str, section: str,
             f"{str(schema.output_dir)!r} is not the run that made this bundle: it has no splits.json",
             "set run_dir=... to that run, or evaluate on other images with --data",
         )
+    recorded, root = _recorded_data(schema), config.data.root
+    if recorded is not None and root is not None and not _same_path(str(recorded.root), root):
+        adopt_data_root(schema, root, console)
     return _run_phase(phase, config, console)
 
 
 def _run_phase(name: str, config: RunConfig, console: Console) -> ArtifactSchema:
     schema, phases = ArtifactSchema(config.root), phase_order([name], PHASES)
-    _warn_of_settings_without_effect(config, phases, console)
+    _warn_of_settings_without_effect(config, phases, console, keys=set(config.overrides) - {"data.root"})
     Engine(schema, PHASES, config.sections(), console).run(phases)
     return schema
 
 
 def _warn_of_settings_without_effect(
-    config: RunConfig, phases: Sequence[Phase], console: Console, *, also_read: Collection[type[BaseModel]] = ()
+    config: RunConfig,
+    phases: Sequence[Phase],
+    console: Console,
+    *,
+    also_read: Collection[type[BaseModel]] = (),
+    keys: Collection[str] | None = None,
 ) -> None:
     read = {section for phase in phases for section in phase.config}
-    if ignored := without_effect(config.overrides, {*also_read, *read}):
+    if ignored := without_effect(config.overrides if keys is None else keys, {*also_read, *read}):
         verb = "has" if len(ignored) == 1 else "have"
         console.warn(f"{', '.join(ignored)} {verb} no effect on {', '.join(phase.id for phase in phases)}")
 
@@ -148,7 +157,7 @@ def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
     """Return the configuration with the data of the run.
 
     A run folder belongs to one data set, which it keeps if the command names none. Without any data, procedural scenes
-    are drawn into the run folder.
+    are drawn into the run folder. A new place of the same images is recorded in the run.
 
     Raises:
         ConfigError: The run folder belongs to another data set.
@@ -160,10 +169,9 @@ def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
         return config.model_copy(update={"data": recorded, "run_dir": config.root})
     root = config.data.root or str(schema.scenes_dir.absolute())
     if recorded is not None and not _same_path(str(recorded.root), root):
-        raise ConfigError(
-            f"run folder {str(schema.output_dir)!r} belongs to data.root={recorded.root}, not to {root}",
-            "set run_dir=... to another folder",
-        )
+        adopt_data_root(schema, root, console)
+        if not any(key.startswith("data.") for key in config.overrides if key != "data.root"):
+            return config.model_copy(update={"data": recorded.model_copy(update={"root": root})})
     if config.data.root is None and (needs_data(config.pipeline.phases) or "data" in config.pipeline.phases):
         schema.ensure_output_dir()
         started = time.perf_counter()

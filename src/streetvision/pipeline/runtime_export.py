@@ -32,6 +32,7 @@ from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import Precision, RuntimeParity, RuntimeRef
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import LoaderConfig
+from streetvision.data.image_file import read_recorded
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json
 from streetvision.io.tensors import load_state
@@ -106,6 +107,8 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
             fusion_weights=None if manifest.fusion_weights is None else FUSION_ARRAYS,
         )
         rows = context.rows(Split.VAL_SELECT)
+        for row in rows:
+            read_recorded(context.data_root, row, limits=predictor.limits)  # raises if a file has changed
         paths = [context.data_root / row.path for row in rows]
         expected, actual = (
             compute_logits(candidate, paths, context.progress) for candidate in (predictor, predictor.with_model(model))
@@ -149,7 +152,8 @@ def _calibration_images(predictor: Predictor, context: Context) -> list[NDArray[
     count = min(len(rows), CALIBRATION_IMAGES)
     images = []
     for number in range(count):
-        prepared = predictor.prepare(context.data_root / rows[number * len(rows) // count].path)
+        row = rows[number * len(rows) // count]
+        prepared = predictor.prepare(read_recorded(context.data_root, row, limits=predictor.limits))
         if isinstance(prepared, ViewArrays):
             views = prepared.pixels[prepared.mask]
             prepared = views[number % len(views)]
@@ -187,6 +191,7 @@ def _write(
         policy=manifest.policy,
         class_names=manifest.class_names,
         data_fingerprint=manifest.data_fingerprint,
+        split_sha256=manifest.split_sha256,
         runtime=reference,
         extra_versions={graph.package: importlib.metadata.version(graph.package)},
     )

@@ -12,6 +12,7 @@ from streetvision.data.augmentation import get_val_transforms
 from streetvision.data.config import DEFAULT_LIMITS, PairConfig
 from streetvision.data.datamodule import EpochBatchSampler, ImageDataset, ImageLoader
 from streetvision.data.two_views import TwoViews
+from streetvision.io.atomic import sha256_file
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import LinearHeadConfig, ModelConfig
 from streetvision.models.module import load_classifier
@@ -46,7 +47,7 @@ def student(settings, seed=0):
 @pytest.fixture(scope="module")
 def rows(scenes):
     images = sorted((scenes / "images").rglob("*.jpg"))[:48]
-    return tuple(Row(str(path), n % 2, f"{n:064d}", 96, 72, 0.5, group=f"g{n}") for n, path in enumerate(images))
+    return tuple(Row(str(path), n % 2, sha256_file(path), 96, 72, 0.5, group=f"g{n}") for n, path in enumerate(images))
 
 
 def loader(rows, transform, batch_size=16, *, shuffle=False, parts=1, workers=0):

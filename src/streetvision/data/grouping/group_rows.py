@@ -46,6 +46,18 @@ def group_rows(
     return replace(index, rows=join_groups(rows, *keys)), clusters
 
 
+def copy_conflicts(index: Index, near_duplicates: NearDuplicateClusters | None) -> dict[str, str]:
+    """Return path -> reason of the rows that are copies of one photograph with both labels: one of them is wrong."""
+    label_of = {row.path: row.label for row in index.rows}
+    reasons = {}
+    for cluster in near_duplicates.copies if near_duplicates else ():
+        first = {label_of[path]: path for path in reversed(cluster)}
+        if len(first) == 2:
+            for path in cluster:
+                reasons[path] = f"is a copy of {first[1 - label_of[path]]}, which has the other label"
+    return reasons
+
+
 def _paths_by_cluster(rows: Sequence[Row], cluster_of: Positions) -> tuple[tuple[str, ...], ...]:
     """The paths of each cluster with two or more rows."""
     members: dict[int, list[str]] = defaultdict(list)

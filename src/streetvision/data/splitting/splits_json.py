@@ -1,6 +1,5 @@
 """Read and write splits.json: the partition as a file, with all checks for damaged or edited content."""
 
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -129,11 +128,10 @@ def partition_from_json(value: object, source: Path) -> Partition:
 def _derived_fields(partition: Partition) -> dict[str, object]:
     """The fields of splits.json that are computed from the rows and their splits."""
     counts = count_rows(partition)
-    assignment = sorted(f"{row.sha256} {role}" for row, role in zip(partition.index.rows, partition.roles, strict=True))
     return {
         "fingerprint": partition.index.fingerprint,
         "counts": {split.value: counts[split] for split in SPLITS},
         "actual_fractions": {split.value: sum(counts[split].values()) / len(partition.roles) for split in SPLITS},
         # Counts do not change if two rows of a class are swapped by hand; this digest does.
-        "assignment_sha256": sha256("\n".join(assignment).encode()).hexdigest(),
+        "assignment_sha256": partition.split_sha256,
     }

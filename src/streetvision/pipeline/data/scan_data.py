@@ -1,7 +1,12 @@
 """The scan of data.root, with its report."""
 
+from dataclasses import dataclass
+
 from streetvision.contracts.phase import Context
-from streetvision.data.config import DataConfig, LoaderConfig
+from streetvision.contracts.progress import Progress
+from streetvision.contracts.split_contracts import Index, NearDuplicateClusters
+from streetvision.data.config import DataConfig, GroupingConfig, LoaderConfig
+from streetvision.data.grouping.group_rows import copy_conflicts, group_rows
 from streetvision.data.scan import Scan, check_invalid_fraction, scan_images
 from streetvision.data.sources.discovery import class_names_warning
 from streetvision.io.atomic import write_json_atomic
@@ -11,14 +16,37 @@ MAX_NAMED = 3
 """Left-out files that the warning names; data_report.json names all."""
 
 
-def scan_data(context: Context) -> Scan:
-    """Read every image of data.root once and write data_report.json, which lists the files that cannot be used.
+@dataclass(frozen=True)
+class GroupedScan:
+    """The scan of data.root, and its rows with their groups."""
+
+    scan: Scan
+    index: Index
+    near_duplicates: NearDuplicateClusters | None
+    """None if they were not searched."""
+
+    @classmethod
+    def of(cls, scan: Scan, config: GroupingConfig, progress: Progress) -> "GroupedScan":
+        """Group the rows of a scan."""
+        return cls(scan, *group_rows(scan.index, scan.hashes, config, progress=progress))
+
+
+def scan_data(context: Context, *, with_hashes: bool = False, one_class: bool = False) -> GroupedScan:
+    """Read every image of data.root once, and group the rows.
+
+    Images that cannot be used, and copies of one photograph with both labels, are left out and listed in
+    data_report.json.
+
+    Args:
+        context: The phase that reads the data.
+        with_hashes: Compute perceptual hashes whether the grouping needs them or not.
+        one_class: Accept images of one class alone.
 
     Raises:
         DataError: More than data.max_invalid_fraction of the images cannot be used.
     """
     config, schema = context.settings(DataConfig), context.schema
-    listing = list_data(context)
+    listing = list_data(context, one_class=one_class)
     warning = class_names_warning(listing, config.class_names)
     if warning and listing.root.absolute() != schema.scenes_dir.absolute():
         context.progress.warn(warning)
@@ -27,9 +55,13 @@ def scan_data(context: Context) -> Scan:
         class_names=config.class_names,
         limits=context.settings(LoaderConfig).limits,
         damaged_images=config.damaged_images,
-        with_hashes="near_duplicates" in config.grouping.by or bool(config.unlabeled),
+        with_hashes=with_hashes or "near_duplicates" in config.grouping.by or bool(config.unlabeled),
         progress=context.progress,
     )
+    grouped = GroupedScan.of(scan, config.grouping, context.progress)
+    if conflicts := copy_conflicts(grouped.index, grouped.near_duplicates):
+        scan = scan.without(conflicts)
+        grouped = GroupedScan.of(scan, config.grouping, context.progress)
     write_json_atomic(schema.data_report_json, scan.report())
     check_invalid_fraction(scan, max_invalid_fraction=config.max_invalid_fraction, report=schema.data_report_json)
     if scan.invalid or scan.skipped:
@@ -45,4 +77,4 @@ def scan_data(context: Context) -> Scan:
             f"{len(scan.damaged)} images with damaged data are {taken} (data.damaged_images): "
             f"{'; '.join(damaged)}; see {schema.data_report_json}"
         )
-    return scan
+    return grouped

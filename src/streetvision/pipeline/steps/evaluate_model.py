@@ -17,11 +17,13 @@ from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.policies import ThresholdPolicy
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.config import DataConfig, LoaderConfig
-from streetvision.data.grouping.group_rows import group_rows
+from streetvision.data.grouping.seen_images import SEEN_IMAGES, parse_seen_images
+from streetvision.data.image_file import read_recorded
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.eval.metrics import positive_probability
 from streetvision.eval.report.page import render_report
 from streetvision.io.atomic import (
+    read_bytes,
     read_json,
     sha256_file,
     write_bytes_atomic,
@@ -82,23 +84,25 @@ def run_on_data(context: Context) -> Outcome:
     """Evaluate the bundle on data.root, which must not contain images that the bundle was made from."""
     bundle = read_bundle(context.settings(EvaluationConfig).bundle or context.schema.export_dir)
     home = ArtifactSchema(bundle.folder.parent)
-    scan = scan_data(context)
-    index, _ = group_rows(scan.index, scan.hashes, context.settings(DataConfig).grouping)
+    grouped = scan_data(context, with_hashes=True, one_class=True)
+    index, hashes = grouped.index, grouped.scan.hashes
     role_of = _roles_by_digest(home, bundle)
     access, notes = None, []
-    if role_of is None:
+    overlap = Counter[Split]()
+    if role_of is not None:
+        overlap = Counter(role_of[row.sha256] for row in index.rows if row.sha256 in role_of)
+        _refuse_used(overlap, len(index.rows), kind="")
+    if SEEN_IMAGES in bundle.manifest.files:
+        assert hashes is not None, "they were requested"
+        copies = parse_seen_images(read_bytes(bundle.folder / SEEN_IMAGES)).count_copies(hashes)
+        _refuse_used(copies, len(index.rows), kind="are copies of images that ")
+        overlap += copies
+    elif role_of is None:
         notes.append("The run of this bundle is missing: overlap with its training images could not be checked.")
     else:
-        overlap = Counter(role_of[row.sha256] for row in index.rows if row.sha256 in role_of)
-        leaked = {role.value: count for role, count in overlap.items() if role is not Split.VAL_TEST}
-        if leaked:
-            counts = ", ".join(f"{role} {count:,}" for role, count in sorted(leaked.items()))
-            raise LeakageError(
-                f"{sum(leaked.values()):,} of {len(index.rows):,} images were used to make this bundle ({counts})",
-                "remove them from the data, or leave out --data to evaluate on VAL_TEST",
-            )
-        if Split.VAL_TEST in overlap:  # the same images under another name
-            access = record_test_access(home.test_access_log_json, _digest(bundle))
+        notes.append("Copies of this bundle's training images, such as resized ones, could not be recognised.")
+    if Split.VAL_TEST in overlap and role_of is not None:  # the same images under another name
+        access = record_test_access(home.test_access_log_json, _digest(bundle))
     name = Path(str(context.settings(DataConfig).root)).resolve().name
     test_set = TestSet(
         index.rows,
@@ -110,6 +114,17 @@ def run_on_data(context: Context) -> Outcome:
         notes=notes,
     )
     return _evaluate(bundle, test_set, context, home=home)
+
+
+def _refuse_used(overlap: Counter[Split], total: int, *, kind: str) -> None:
+    """Raise LeakageError if images of another split than VAL_TEST are among the evaluated ones."""
+    used = {role.value: count for role, count in overlap.items() if role is not Split.VAL_TEST}
+    if used:
+        counts = ", ".join(f"{role} {count:,}" for role, count in sorted(used.items()))
+        raise LeakageError(
+            f"{sum(used.values()):,} of {total:,} images {kind}were used to make this bundle ({counts})",
+            "remove them from the data, or leave out --data to evaluate on VAL_TEST",
+        )
 
 
 def _evaluate(bundle: Bundle, test_set: TestSet, context: Context, *, home: ArtifactSchema) -> Outcome:
@@ -173,7 +188,8 @@ def _evaluate(bundle: Bundle, test_set: TestSet, context: Context, *, home: Arti
 def _predict(predictor: Predictor, test_set: TestSet, context: Context) -> Logits:
     """Logits (N, 2)."""
     batch_size = context.settings(LoaderConfig).batch_size
-    batches = predictor.stream_logits((test_set.root / row.path for row in test_set.rows), batch_size=batch_size)
+    images = (read_recorded(test_set.root, row, limits=predictor.limits) for row in test_set.rows)
+    batches = predictor.stream_logits(images, batch_size=batch_size)
     total = math.ceil(len(test_set.rows) / predictor.images_per_batch(batch_size))
     return np.concatenate(list(context.progress.track(batches, total=total, label=test_set.name.lower())))
 

@@ -13,7 +13,7 @@ from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.policies import Artifact
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import LoaderConfig
-from streetvision.data.decode import read_image
+from streetvision.data.decode import read_row
 from streetvision.data.transforms.validator_distortions import PROFILES, distort
 from streetvision.eval.counts import FloatArray
 from streetvision.eval.thresholds import decide
@@ -148,7 +148,7 @@ def _predict_distorted(predictor: Predictor, context: Context, split: Split) -> 
 
     def images() -> Iterator[Tensor]:
         for row in rows:
-            image = read_image(context.data_root / row.path, limits=predictor.limits)
+            image = read_row(context.data_root, row, limits=predictor.limits)
             for profile, level in VARIANTS:
                 yield distort(image, level, profile)
 

@@ -33,6 +33,8 @@ def run(context: Context) -> Outcome:
         files[FUSION_DESCRIPTION] = schema.cvfm_config_json
         if policy.scores.fusion.weights_sha256 is not None:
             files[FUSION_WEIGHTS] = schema.cvfm_weights
+    if schema.seen_images.is_file():
+        files[schema.seen_images.name] = schema.seen_images
     # Raises ArtifactError if one of the files is not the one that the policy names.
     bundle = write_bundle(
         schema.export_dir,
@@ -40,6 +42,7 @@ def run(context: Context) -> Outcome:
         policy=policy,
         class_names=context.class_names,
         data_fingerprint=context.fingerprint,
+        split_sha256=context.split_sha256,
     )
     outputs = [schema.export_dir / name for name in bundle.manifest.files]
     schema.bundle_archive.unlink(missing_ok=True)

@@ -6,33 +6,37 @@ from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import DataConfig, LoaderConfig
-from streetvision.data.grouping.group_rows import group_rows
+from streetvision.data.grouping.seen_images import record_images
 from streetvision.data.sources.unlabeled import scan_unlabeled, select_unlabeled
 from streetvision.data.splitting.partition import make_partition, split_conflicts
 from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
-from streetvision.io.atomic import read_json, write_json_atomic
-from streetvision.pipeline.data.scan_data import scan_data
+from streetvision.io.atomic import read_json, write_bytes_atomic, write_json_atomic
+from streetvision.pipeline.data.scan_data import GroupedScan, scan_data
 
 
 def run(context: Context) -> Outcome:
     """Write splits.json and data_report.json, and unlabeled.json for data.unlabeled."""
     config, schema = context.settings(DataConfig), context.schema
     earlier_roles = _earlier_roles(context)
-    scan = scan_data(context)
-    index, clusters = group_rows(scan.index, scan.hashes, config.grouping, progress=context.progress)
+    grouped = scan_data(context)
     # A new image must not join groups that are already in different splits.
-    if conflicting := split_conflicts(index.rows, earlier_roles):
-        scan = scan.without(conflicting)
-        index, clusters = group_rows(scan.index, scan.hashes, config.grouping, progress=context.progress)
-        write_json_atomic(schema.data_report_json, scan.report())
+    if conflicting := split_conflicts(grouped.index.rows, earlier_roles):
+        grouped = GroupedScan.of(grouped.scan.without(conflicting), config.grouping, context.progress)
+        write_json_atomic(schema.data_report_json, grouped.scan.report())
         context.progress.warn(
             f"{len(conflicting)} new images are related to images of two splits and are left out; "
             f"see {schema.data_report_json}"
         )
+    scan, index, clusters = grouped.scan, grouped.index, grouped.near_duplicates
     partition = make_partition(
         index, fractions=config.fractions, seed=config.seed, existing_roles=earlier_roles, near_duplicates=clusters
     )
     write_json_atomic(schema.splits_json, partition_to_json(partition))
+    schema.seen_images.unlink(missing_ok=True)
+    outputs = []
+    if scan.hashes is not None:
+        write_bytes_atomic(schema.seen_images, record_images(scan.hashes, partition.roles).to_bytes())
+        outputs.append(schema.seen_images)
 
     rows = partition.index.rows
     counts = {split: len(partition.rows(split)) for split in Split}
@@ -54,7 +58,7 @@ def run(context: Context) -> Outcome:
         **{split.value: count for split, count in counts.items()},
     }
     if not config.unlabeled:
-        return Outcome(summary, dict(metrics))
+        return Outcome(summary, dict(metrics), extra_outputs=tuple(outputs))
 
     limits = context.settings(LoaderConfig).limits
     unlabeled_scan = scan_unlabeled(
@@ -66,7 +70,7 @@ def run(context: Context) -> Outcome:
         f"{summary}; {len(unlabeled.rows)} unlabeled images, {len(unlabeled.excluded)} left out "
         f"(see {schema.unlabeled_json.name})",
         {**metrics, "unlabeled": len(unlabeled.rows), "unlabeled_left_out": len(unlabeled.excluded)},
-        extra_outputs=(schema.unlabeled_json,),
+        extra_outputs=(*outputs, schema.unlabeled_json),
     )
 
 
