@@ -101,7 +101,7 @@ class TestData:
         jpeg = (photos / index[1].split(",")[0]).read_bytes()
         (photos / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
         bad = ["empty.jpg", "text.jpg", "cut.jpg"]
-        rows = [f"{name},{i % 2},odd{i},odd" for i, name in enumerate(good + bad)]
+        rows = [f"{name},1,odd{i},odd" for i, name in enumerate(good + bad)]  # copies must have one label
         (photos / "index.csv").write_text("\n".join([*index, *rows]))
         schema = ArtifactSchema(tmp_path / "run")
         settings = [f"data.root={photos}", f"run_dir={schema.output_dir}", "pipeline.phases=[phase1]", *TINY_MODEL]
