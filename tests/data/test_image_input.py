@@ -192,6 +192,14 @@ class TestDamage:
             assert decoded.damage
         assert capfd.readouterr() == ("", "")
 
+    @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg"])
+    def test_a_damaged_tiff_is_refused_without_output(self, compression, capfd):
+        data = bytearray(encoded(Image.fromarray(NOISE), "TIFF", compression=compression))
+        data[100:400] = b"\xff" * 300
+        with suppress(DataError):
+            decode_file(bytes(data))
+        assert capfd.readouterr() == ("", "")
+
     def test_damaged_data_of_a_cmyk_jpeg_is_noted(self):
         data = encoded(Image.fromarray(NOISE).resize((96, 96)).convert("CMYK"), "JPEG")
         assert decode_file(data).damage is None

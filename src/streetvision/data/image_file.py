@@ -9,12 +9,14 @@ What a decoder finds wrong with a file that it decodes all the same is the `dama
 Shapes: H and W are pixels, after EXIF orientation.
 """
 
+import ctypes
 import errno
 import io
 import re
 import stat
 import threading
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -49,6 +51,20 @@ from streetvision.io.atomic import sha256_bytes
 
 # Pillow warns of odd metadata, which is not used, and names no file.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+def _silence_libtiff() -> None:
+    """Stop libtiff from writing to standard error: its messages name no file, and Pillow raises an error as well."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return  # not Linux
+    for path in {line.split(maxsplit=5)[5] for line in maps.splitlines() if "libtiff" in line}:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(path).TIFFSetErrorHandler(None)
+
+
+_silence_libtiff()
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """A decoded image, uint8 (H, W, 3), RGB."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from streetvision.bundle.batch.predict import predict_sources
 from streetvision.bundle.batch.shards import lock_folder, open_folder
@@ -121,6 +122,36 @@ def test_the_command_line_resumes_and_exits_with_2_if_images_fail(command, finis
         assert "failures.jsonl" in text
     assert deleted.read_bytes() == (finished / "predictions" / deleted.name).read_bytes()
     assert other.stat().st_mtime_ns == modified
+
+
+def test_damage_is_noted_for_its_image(command, export, photos, tmp_path):
+    data = next((photos / "folder" / "deep").iterdir()).read_bytes()
+    (tmp_path / "whole.jpg").write_bytes(data)
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) * 2 // 3] + b"\xff\xd9")
+    code, text, err = command("predict", "--bundle", export, tmp_path / "whole.jpg", tmp_path / "cut.jpg")
+    whole, cut = map(json.loads, text.splitlines())
+    assert (code, err) == (0, "")
+    assert "note" not in whole
+    assert cut["note"]
+    assert 0 <= cut["probability"] <= 1
+    out = tmp_path / "out"
+    predict_sources(export, [tmp_path / "whole.jpg", tmp_path / "cut.jpg"], out, workers=1, console=Console())
+    assert ["note" in row for row in read_predictions(out)] == [False, True]
+
+
+def test_the_limit_of_pixels_is_an_option_that_the_error_names(command, export, tmp_path):
+    Image.new("L", (1000, 1000)).save(tmp_path / "large.png")
+    arguments = ["predict", "--bundle", export, tmp_path / "large.png"]
+    code, text, _ = command(*arguments, "--max-megapixels", 4)
+    assert code == 2
+    assert "--max-megapixels" in json.loads(text)["error"]
+    assert command(*arguments, "--max-megapixels", 5)[0] == 0
+    out = ["--out", tmp_path / "out", "--workers", 1]
+    assert command(*arguments, *out, "--max-megapixels", 4)[0] == 2
+    assert "--max-megapixels" in read_predictions(tmp_path / "out")[0]["error"]
+    code, _, err = command(*arguments, *out)
+    assert code == 2
+    assert "--max-megapixels 4" in err
 
 
 def test_a_killed_run_leaves_no_partial_shard_and_resumes(export, photos, expected, tmp_path):
