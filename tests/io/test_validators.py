@@ -59,10 +59,13 @@ def change_a_byte(folder, data):
 
 def remove_or_replace_a_file(folder, data):
     name = data.draw(st.sampled_from(sorted(path.name for path in folder.iterdir())))
-    kind = data.draw(st.sampled_from(["gone", "link", "folder", "pipe"]))
+    kind = data.draw(st.sampled_from(["gone", "dead link", "link to a pipe", "folder", "pipe"]))
     (folder / name).rename(folder.parent / "removed")
-    if kind == "link":
-        (folder / name).symlink_to(folder.parent / "removed")
+    if kind == "dead link":
+        (folder / name).symlink_to(folder.parent / "nowhere")
+    elif kind == "link to a pipe":
+        os.mkfifo(folder.parent / "pipe")
+        (folder / name).symlink_to(folder.parent / "pipe")
     elif kind == "folder":
         (folder / name).mkdir()
     elif kind == "pipe":
@@ -126,18 +129,36 @@ def test_only_plain_file_names_are_allowed(export, name):
         BundleValidator().validate(export)
 
 
-def test_a_symlink_is_rejected(export, tmp_path):
-    (export / "model.pth").rename(tmp_path / "model.pth")
-    (export / "model.pth").symlink_to(tmp_path / "model.pth")
-    with pytest.raises(ArtifactError, match=r"'model\.pth', but has no such file"):
+def test_a_bundle_of_links_is_read_like_the_cache_of_the_hub(export, tmp_path):
+    (tmp_path / "blobs").mkdir()
+    for path in list(export.iterdir()):
+        path.rename(tmp_path / "blobs" / path.name)
+        path.symlink_to(tmp_path / "blobs" / path.name)
+    BundleValidator().validate(export)
+    (tmp_path / "blobs" / "model.pth").write_bytes(b"other")
+    with pytest.raises(ArtifactError, match=r"'model\.pth' in bundle .* does not match its digest"):
         BundleValidator().validate(export)
 
 
-def test_a_symlink_for_bundle_json_is_rejected(export, tmp_path):
-    (export / "bundle.json").rename(tmp_path / "bundle.json")
-    (export / "bundle.json").symlink_to(tmp_path / "bundle.json")
-    with pytest.raises(ArtifactError, match=r"bundle\.json' is not a regular file of at most \d+ bytes"):
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "._bundle.json", ".git", ".gitattributes", "README.md", "Thumbs.db", "desktop.ini", "LICENSE"]
+)
+def test_files_that_systems_and_hubs_add_are_ignored(export, name):
+    (export / name).write_text("x")
+    BundleValidator().validate(export)
+
+
+def test_the_hint_names_an_unexpected_file(export):
+    (export / "run.py").write_text("x")
+    with pytest.raises(ArtifactError) as caught:
         BundleValidator().validate(export)
+    assert "run.py" in caught.value.hint
+
+
+def test_a_run_folder_is_answered_with_its_bundle(export):
+    with pytest.raises(ArtifactError, match="is a run folder") as caught:
+        read_bundle(export.parent)
+    assert str(export) in caught.value.hint
 
 
 def test_a_too_large_bundle_json_is_rejected(export, monkeypatch):

@@ -1,6 +1,7 @@
 """Write and read a bundle: a folder of files, and bundle.json with their digests."""
 
 import gzip
+import shlex
 import shutil
 import tarfile
 from collections.abc import Mapping
@@ -123,6 +124,10 @@ def read_bundle(path: Path) -> Bundle:
         ArtifactError: There is no bundle, or a file of it is missing, changed or invalid.
     """
     folder = bundle_folder(path)
+    if not (folder / BUNDLE_JSON).is_file() and (folder / "export" / BUNDLE_JSON).is_file():
+        raise ArtifactError(
+            f"{str(path)!r} is a run folder, not a bundle", f"use {shlex.quote(str(folder / 'export'))}"
+        )
     if not (folder / BUNDLE_JSON).is_file():
         raise ArtifactError(
             f"there is no bundle at {str(path)!r} (expected a folder with {BUNDLE_JSON})",

@@ -17,6 +17,15 @@ MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_BUNDLE_FILES = 64
 MAX_BUNDLE_BYTES = 16 * 2**30
 MAX_LISTED_FILES = 5
+HARMLESS_NAMES = {"readme", "readme.md", "readme.txt", "license", "license.md", "license.txt"} | {
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "icon\r",
+    "__macosx",
+    "@eadir",
+}
+"""Names, in lower case, that publishing and operating systems add to a folder."""
 RESTORE_BUNDLE = "export the bundle again, or copy it again from its source"
 
 
@@ -72,7 +81,7 @@ class BundleValidator:
         return manifest
 
     def _check_readable(self, path: Path) -> None:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_MANIFEST_BYTES:
+        if not path.is_file() or path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ArtifactError(f"{str(path)!r} is not a regular file of at most {MAX_MANIFEST_BYTES} bytes")
         content = read_json(path)
         version = content.get("schema_version") if isinstance(content, dict) else None
@@ -99,17 +108,25 @@ class BundleValidator:
     def _check_files(self, folder: Path, manifest: BundleManifest) -> None:
         for name, entry in manifest.files.items():
             path = folder / name
-            if path.is_symlink() or not path.is_file():
+            if not path.is_file():  # a link to a regular file is one: its digest is checked
                 raise ArtifactError(f"bundle {str(folder)!r} lists {name!r}, but has no such file", RESTORE_BUNDLE)
             if path.stat().st_size != entry.bytes or sha256_file(path) != entry.sha256:
                 raise ArtifactError(
                     f"{name!r} in bundle {str(folder)!r} does not match its digest in bundle.json", RESTORE_BUNDLE
                 )
         expected = {*manifest.files, "bundle.json", "manifest.json"}
-        unexpected = sorted(path.name for path in folder.iterdir() if path.name not in expected)
+        unexpected = sorted(p.name for p in folder.iterdir() if p.name not in expected and not _is_harmless(p.name))
         if unexpected:
             names = ", ".join(unexpected[:MAX_LISTED_FILES])
-            raise ArtifactError(f"bundle {str(folder)!r} contains files that bundle.json does not list: {names}")
+            raise ArtifactError(
+                f"bundle {str(folder)!r} contains files that bundle.json does not list: {names}",
+                f"move {unexpected[0]!r} to another folder",
+            )
+
+
+def _is_harmless(name: str) -> bool:
+    """Whether a file of a bundle's folder, which is never read, may be there: hidden, of the system, or a README."""
+    return name.startswith(".") or name.casefold() in HARMLESS_NAMES
 
 
 def bundle_digest(manifest: BundleManifest) -> str:
