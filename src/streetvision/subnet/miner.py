@@ -246,7 +246,7 @@ def _predict_here(folder: Path, paths: list[str]) -> Iterator[dict[str, Any]]:
 
 def _predict_with(folder: Path, paths: list[str], python: Path) -> Iterator[dict[str, Any]]:
     command = [str(python), str(Path(reference_miner.__file__)), str(folder.resolve())]
-    # Files, because a pipe that nobody reads would stop the miner.
+    # Files, because a full pipe would stop the miner.
     with tempfile.TemporaryFile("w+") as names, tempfile.TemporaryFile("w+") as messages:
         names.write("\n".join(paths))
         names.seek(0)

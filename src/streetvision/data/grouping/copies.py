@@ -131,7 +131,7 @@ def _align(first: Tensor, second: Tensor, maps: Tensor, steps: int) -> Tensor:
         # Cauchy weights: a caption or a pasted object does not move the map.
         weight = _inside(maps, size) / (1 + (difference / 0.7) ** 2)
         gradient_y, gradient_x = (gradient * size / 2 for gradient in torch.gradient(warped, dim=(1, 2)))
-        x, y = _points(size).reshape(size, size, 3)[..., :2].unbind(-1)
+        x, y = _centres(size), _centres(size)[:, None]
         columns = (gradient_x * x, gradient_x * y, gradient_x, gradient_y * x, gradient_y * y, gradient_y)
         jacobian = torch.stack(columns, dim=-1).flatten(1, 2)
         weighted = jacobian * weight.flatten(1)[..., None]
@@ -177,18 +177,21 @@ def _shrink(grey: Tensor, size: int) -> Tensor:
 
 def _warp(images: Tensor, maps: Tensor) -> Tensor:
     """The images (P, S, S) sampled at the mapped points."""
-    size = images.shape[-1]
-    grid = (_points(size) @ maps.transpose(1, 2)).reshape(-1, size, size, 2)
+    grid = _mapped_points(maps, images.shape[-1]).movedim(1, -1)
     return F.grid_sample(images[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
 
 
 def _inside(maps: Tensor, size: int) -> Tensor:
     """(P, S, S): 1 where both images have a pixel, and not at an edge; else 0."""
     limit = 1 - 2 * MARGIN
-    points = _points(size)
-    mapped = points @ maps.transpose(1, 2)
-    inside = (mapped.abs() <= limit).all(-1) & (points[:, :2].abs() <= limit).all(-1)
-    return inside.float().reshape(-1, size, size)
+    centres = _centres(size).abs() <= limit
+    return ((_mapped_points(maps, size).abs().amax(1) <= limit) & centres & centres[:, None]).float()
+
+
+def _mapped_points(maps: Tensor, size: int) -> Tensor:
+    """(P, 2, S, S): where the maps take the centre of each pixel, as x and y."""
+    by_x, by_y, shift = maps[..., None, None].unbind(2)
+    return by_x * _centres(size) + by_y * _centres(size)[:, None] + shift
 
 
 def _scaling(scale: float) -> Tensor:
@@ -197,11 +200,9 @@ def _scaling(scale: float) -> Tensor:
 
 
 @cache
-def _points(size: int) -> Tensor:
-    """(S * S, 3): x, y and 1 of the centre of each pixel."""
-    centres = (torch.arange(size) + 0.5) / size * 2 - 1
-    y, x = torch.meshgrid(centres, centres, indexing="ij")
-    return torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(-1, 3)
+def _centres(size: int) -> Tensor:
+    """(S,): the centres of the pixels of one axis."""
+    return (torch.arange(size) + 0.5) / size * 2 - 1
 
 
 @cache
