@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Silent
+from streetvision.models import device as device_module
 from streetvision.models.config import CompilerConfig, HardwareConfig
 from streetvision.models.device import hardware_settings
 from streetvision.models.module import create_model_with_compile
@@ -25,6 +26,13 @@ def test_every_setting_reaches_the_compiler(compile_calls, monkeypatch):
     create_model_with_compile(HardwareConfig(compile=True, compiler=compiler), torch.nn.Linear(4, 2))
     assert compile_calls == [{"mode": "max-autotune", "fullgraph": True, "dynamic": True}]
     assert stances == ["eager_on_recompile"]
+
+
+@pytest.mark.parametrize(("device", "compiled"), [("cpu", False), ("cuda", True)])
+def test_auto_compiles_where_there_is_a_gpu(compile_calls, monkeypatch, device, compiled):
+    monkeypatch.setattr(device_module, "pick_device", lambda: torch.device(device))
+    create_model_with_compile(HardwareConfig(compile="auto"), torch.nn.Linear(4, 2))
+    assert bool(compile_calls) == compiled
 
 
 @pytest.mark.parametrize("stance", ["performance", "fast", ""])

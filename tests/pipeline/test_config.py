@@ -232,7 +232,7 @@ def test_the_groups_of_the_specification_compose():
         False,
         "default",
     )
-    assert config.hardware.compile
+    assert config.hardware.compile == "auto"
     assert config.training.mixed_precision.enabled == "auto"
     adapter = config.training.adapter
     assert (adapter.use_dora, adapter.use_rslora, adapter.init_lora_weights) == (True, True, "pissa")

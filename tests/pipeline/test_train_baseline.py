@@ -52,6 +52,13 @@ def test_a_model_that_predicts_one_class_only_ends_with_exit_code_3(phase1):
     assert "predicts one class only" in out
 
 
+def test_the_optimised_training_says_what_a_cpu_leaves_out(phase1):
+    code, out, _ = phase1("training=optimization")
+    assert code in (0, 3), out
+    assert "training.mixed_precision.enabled=" in out
+    assert ("hardware.compile=false: no GPU" in out) == (not torch.cuda.is_available())
+
+
 def test_an_interrupted_phase_resumes(phase1, monkeypatch):
     from streetvision.training.callbacks import BestCheckpoints
 

@@ -210,8 +210,8 @@ class HardwareConfig(Section):
     """Store images as NHWC, which is fastest for convolutions on a GPU."""
     tf32: bool = True
     """Allow TF32 in fp32 matrix products on a GPU; other devices have no TF32."""
-    compile: bool = False
-    """Compile the classifier in phase 1 with torch.compile. It takes minutes and pays on a GPU."""
+    compile: bool | Literal["auto"] = False
+    """Compile the classifier in phase 1 with torch.compile. It takes minutes and pays on a GPU; auto: only there."""
     compiler: CompilerConfig = CompilerConfig()
     """Options of torch.compile."""
 

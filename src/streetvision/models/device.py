@@ -28,6 +28,11 @@ def has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
+def uses_compiler(config: HardwareConfig) -> bool:
+    """Return whether the classifier is compiled on this machine."""
+    return config.compile is True or (config.compile == "auto" and pick_device().type == "cuda")
+
+
 def default_jobs() -> int:
     """Return how many processes to run in parallel: one per CPU core, or one if there is a GPU."""
     return (os.cpu_count() or 1) if pick_device().type == "cpu" else 1

@@ -21,6 +21,7 @@ from streetvision.models.config import (
     MlpHeadConfig,
     ModelConfig,
 )
+from streetvision.models.device import uses_compiler
 from streetvision.models.losses import FocalLoss
 from streetvision.models.network import Backbone
 from streetvision.models.pooling import get_pooling, pooled_dim
@@ -147,7 +148,7 @@ def create_model_with_compile(config: HardwareConfig | Mapping[str, Any], model:
         compiler = CompilerConfig(**hardware.get("compiler", {}))
         config = HardwareConfig(compile=hardware["compile"], compiler=compiler)
     assert model is not None
-    if not config.compile:
+    if not uses_compiler(config):
         return model
     compiler = config.compiler
     torch.compiler.set_stance(compiler.stance)

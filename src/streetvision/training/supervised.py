@@ -14,6 +14,7 @@ from streetvision.data.datamodule import Batch
 from streetvision.eval.counts import Counts
 from streetvision.eval.metrics import mcc
 from streetvision.models.config import HardwareConfig
+from streetvision.models.device import uses_compiler
 from streetvision.models.module import N_CLASSES, create_model_with_compile
 from streetvision.training.config import TrainingConfig
 from streetvision.training.lightning_module import BaseModule
@@ -47,7 +48,7 @@ class SupervisedModule(BaseModule):
         self.loss = loss
         # In a tuple, so that it is not registered as a submodule and its prefix stays out of state dicts.
         self._compiled = (create_model_with_compile(self.hardware, model),)
-        self.check_compiled = self.hardware.compile
+        self.check_compiled = uses_compiler(self.hardware)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch; raises StreetVisionError if it is not finite."""

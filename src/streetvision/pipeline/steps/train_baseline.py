@@ -13,6 +13,8 @@ from streetvision.eval.report.training_plots import learning_curve
 from streetvision.io.atomic import sha256_file, write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.models.adapters import merged_state_dict
+from streetvision.models.config import HardwareConfig
+from streetvision.models.device import uses_compiler
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs
 from streetvision.pipeline.augmentation_gate import accepted_augmentation
@@ -110,6 +112,11 @@ def _fit_head(classifier: Classifier, config: TrainingConfig, context: Context, 
 
 def _finetune(classifier: Classifier, config: FinetuningConfig, context: Context, loggers: Sequence[Logger]) -> Fit:
     """Train on augmented images, with all ranks."""
+    hardware = context.settings(HardwareConfig)
+    if hardware.compile == "auto" and uses_compiler(hardware):
+        context.progress.auto_setting("hardware.compile=true", "there is a GPU")
+    elif hardware.compile == "auto":
+        context.progress.auto_setting("hardware.compile=false", "no GPU: compiling costs more than it saves")
     options = _trainer_options(context, loggers)
     policy = accepted_augmentation(context)
     seed_all(config.seed)  # the gate draws from the generators
