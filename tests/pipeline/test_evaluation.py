@@ -230,6 +230,21 @@ def test_a_changed_image_of_val_test_is_named(run_copy, command, tmp_path):
     assert path in err
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_data_of_one_class_gives_the_rates_that_exist(run_copy, others, command, tmp_path, label):
+    lines = (others / "index.csv").read_text().splitlines()
+    table = others / f"only_{label}.csv"
+    table.write_text("\n".join([lines[0], *(line for line in lines[1:] if line.split(",")[1] == str(label))]))
+    out = tmp_path / "out"
+    code, _, err = command("evaluate", "--bundle", run_copy.export_dir, FEW, "--data", table, f"run_dir={out}")
+    table.unlink()
+    assert code == 0, err
+    report = read_json(ArtifactSchema(out).evaluation_report_json)
+    metrics = report["policies"][-1]["metrics"]
+    assert metrics["recall" if label else "fpr"]["high"] is not None
+    assert metrics["roc_auc"]["estimate"] is None
+
+
 def test_moved_data_is_accepted_by_evaluate_and_train(run_copy, command, tmp_path):
     content, before = read_json(run_copy.splits_json), run_copy.phase1_checkpoint.stat().st_mtime_ns
     photos = shutil.copytree(content["root"], tmp_path / "photos")

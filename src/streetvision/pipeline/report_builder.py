@@ -32,6 +32,8 @@ from streetvision.eval.thresholds import decide
 from streetvision.pipeline.settings import EvaluationConfig
 
 WORST_MISTAKES = 10
+NEED_BOTH_CLASSES = ("mcc", "precision", "f1", "roc_auc", "pr_auc")
+"""Metrics without a meaning on images of one class."""
 UNDEFINED: Figure = {"estimate": None, "low": None, "high": None}
 
 
@@ -129,7 +131,7 @@ def make_report(evaluation: EvaluationInput, config: EvaluationConfig) -> Report
         class_names=evaluation.class_names,
         threshold=shipped.threshold,
         counts=_counts_row(confusion_counts(evaluation.labels, shipped.decisions)),
-        metrics={name: _figure(interval) for name, interval in shipped_intervals.items()},
+        metrics=_figures(shipped_intervals, evaluation.labels),
         level=config.confidence_level,
         ece_band=ece_band(shipped_predictions, resampling),
         units=some_interval.units,
@@ -170,12 +172,13 @@ def summary_lines(report: Report) -> list[str]:
             return "undefined"
         return f"{figure['estimate']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
+    rate = f"recall {text('recall')}" if positives else f"false alarm rate {text('fpr')}"
     return [
         f"{report['data']}, {positives + negatives:,} {held_out}images{access}; "
         f"0 = {report['class_names'][0]}, 1 = {report['class_names'][1]} (data.class_names)",
         f"  MCC    {text('mcc')}   ROC-AUC {text('roc_auc')}   "
         f"ECE {text('ece')} (a calibrated model: up to {report['ece_band'][1]:.3f})",
-        f"  recall {text('recall')}   {counts['fn']} of {positives} missed, {counts['fp']} of {negatives} false alarms",
+        f"  {rate}   {counts['fn']} of {positives} missed, {counts['fp']} of {negatives} false alarms",
         *(f"  {note}" for note in report["notes"]),
     ]
 
@@ -192,7 +195,7 @@ def _policy_row(
         threshold=rule.threshold,
         shipped=rule is evaluation.shipped,
         counts=_counts_row(confusion_counts(evaluation.labels, rule.decisions)),
-        metrics={name: _figure(interval) for name, interval in intervals.items()},
+        metrics=_figures(intervals, evaluation.labels),
     )
     if differences is not None:
         row["differences"] = {
@@ -245,9 +248,8 @@ def _parts(rows: Sequence[Row]) -> list[Part]:
 def _slice(part: Part, shipped: Predictions, resampling: Resampling) -> Slice:
     predictions = shipped.subset(part.rows)
     intervals = bootstrap_intervals(predictions, resampling)
-    metrics = {name: _figure(intervals[name]) for name in ("mcc", "fnr", "fpr")}
-    if intervals["mcc"].rarer_units == 0:  # one class only: MCC is 0 by convention for every model
-        metrics["mcc"] = UNDEFINED
+    figures = _figures(intervals, predictions.labels)
+    metrics = {name: figures[name] for name in ("mcc", "fnr", "fpr")}
     return Slice(
         column=part.column,
         value=part.value,
@@ -277,6 +279,16 @@ def _mistakes(evaluation: EvaluationInput) -> list[Mistake]:
 
 def _counts_row(counts: Counts) -> CountsRow:
     return {"tp": int(counts.tp), "tn": int(counts.tn), "fp": int(counts.fp), "fn": int(counts.fn)}
+
+
+def _figures(intervals: Mapping[str, Interval], labels: NDArray[np.int64] | NDArray[np.bool_]) -> dict[str, Figure]:
+    """The figures of all metrics; UNDEFINED are those that need images of a class that is absent."""
+    undefined: set[str] = set()
+    if not (labels == 1).any():
+        undefined |= {*NEED_BOTH_CLASSES, "recall", "fnr"}
+    if not (labels == 0).any():
+        undefined |= {*NEED_BOTH_CLASSES, "fpr"}
+    return {name: UNDEFINED if name in undefined else _figure(interval) for name, interval in intervals.items()}
 
 
 def _figure(interval: Interval) -> Figure:

@@ -32,8 +32,9 @@ def draw_plots(evaluation: EvaluationInput, config: EvaluationConfig) -> dict[st
     }
     if config.mode == "comprehensive":
         # The grid may miss the optimum and the shipped threshold, so both are added.
-        optimum = threshold_for_prevalence(labels, shipped.probabilities)
-        thresholds = np.unique([*np.linspace(0, 1, CURVE_POINTS), threshold, optimum])
+        # Images of one class have no optimum.
+        optimum = [threshold_for_prevalence(labels, shipped.probabilities)] if len(np.unique(labels)) == 2 else []
+        thresholds = np.unique([*np.linspace(0, 1, CURVE_POINTS), threshold, *optimum])
         band = mcc_band(predictions, thresholds, evaluation.resampling(config))
         plots["threshold_curve"] = threshold_curve(band, threshold=threshold)
     return plots
