@@ -285,7 +285,7 @@ def test_positives_from_groups_need_groups(scenes, tmp_path, command):
         ("list.txt", "path\na.jpg\n", "is not a folder and not a CSV"),
         ("empty.csv", "path\n", "has no images"),
         ("odd.csv", "file\na.jpg\n", "no column 'path'"),
-        ("hole.csv", "path,group\n,ride\n", "line 2: 'path' is empty"),
+        ("hole.csv", "path,group\n,ride\n", "hole.csv line 2: the file name is empty"),
     ],
 )
 def test_an_invalid_list_of_unlabeled_images(name, content, message, scenes, tmp_path, command):
