@@ -111,7 +111,7 @@ def _views(image: Tensor) -> Figure:
     """Two views of a small copy for self-supervised learning, ten times, compared with torchvision's own steps."""
     from torchvision.transforms import v2
 
-    ours = TwoViews(PairConfig(), image_size=IMAGE_SIZE)
+    ours = TwoViews(PairConfig(), image_size=(IMAGE_SIZE, IMAGE_SIZE))
     steps = [
         v2.RandomResizedCrop(IMAGE_SIZE, scale=(0.2, 1.0), antialias=True),
         v2.RandomHorizontalFlip(),

@@ -31,7 +31,7 @@ from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.policies import OperatingPoint, ScoresRef, ThresholdInterval, ThresholdPolicy
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Split
-from streetvision.data.decode import read_image, resize_square
+from streetvision.data.decode import read_image
 from streetvision.eval.thresholds import select_threshold_max_mcc
 from streetvision.io.atomic import sha256_bytes, sha256_file, write_json_atomic
 from streetvision.io.tensors import save_tensors
@@ -150,10 +150,9 @@ def _scenes(folder: Path, part: slice) -> tuple[list[Path], list[int]]:
 
 def _fit(classifier: Classifier, paths: list[Path], labels: Tensor, progress: Progress) -> Tensor:
     """Fit the head on frozen features; returns the logits of the same images."""
-    side = classifier.description.image_size
     tracked = progress.track(paths, total=len(paths), label="features")
     with torch.no_grad():
-        features = torch.cat([classifier.embed(resize_square(read_image(path), side)[None]) for path in tracked])
+        features = torch.cat([classifier.embed(classifier.prepare(read_image(path))[None]) for path in tracked])
     optimizer = torch.optim.Adam(classifier.head.parameters(), lr=RATE)
     for _ in range(STEPS):
         optimizer.zero_grad()

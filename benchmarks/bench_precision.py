@@ -41,7 +41,7 @@ class Step:
         self.classifier, self.precision = classifier, precision
         size = classifier.description.image_size
         generator = torch.Generator().manual_seed(0)
-        self.images = torch.randint(0, 256, (BATCH, 3, size, size), dtype=torch.uint8, generator=generator)
+        self.images = torch.randint(0, 256, (BATCH, 3, *size), dtype=torch.uint8, generator=generator)
         self.labels = torch.arange(BATCH) % 2
 
     def __call__(self) -> None:

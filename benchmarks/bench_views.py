@@ -49,7 +49,7 @@ def bench_views(_: Progress) -> list[Figure]:
 
 
 def together(classifier: Classifier, pixels: Tensor) -> Tensor:
-    """Features (B, V, P) of all views (B, V, 3, S, S), as many through the backbone at once as a bundle takes."""
+    """Features (B, V, P) of all views (B, V, 3, h, w), as many through the backbone at once as a bundle takes."""
     mask = torch.ones(pixels.shape[:2], dtype=torch.bool, device=pixels.device)
     return map_views(classifier.embed, pixels, mask, chunk_size=VIEW_CHUNK_SIZE).cpu()
 
@@ -64,7 +64,7 @@ def one_image_at_a_time(classifier: Classifier, pixels: Tensor) -> Tensor:
     return torch.stack([torch.cat([classifier.embed(view[None]) for view in image]) for image in pixels]).cpu()
 
 
-def some_views(images: int, views: int, size: int) -> Tensor:
-    """Random pixels (B, V, 3, S, S), always the same."""
+def some_views(images: int, views: int, size: tuple[int, int]) -> Tensor:
+    """Random pixels (B, V, 3, h, w), always the same."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (images, views, 3, size, size), generator=generator, dtype=torch.uint8)
+    return torch.randint(0, 256, (images, views, 3, *size), generator=generator, dtype=torch.uint8)

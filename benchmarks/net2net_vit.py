@@ -28,7 +28,7 @@ def net2net_vit_s() -> Backbone:
     before: Any = small.spec.architecture
     named = TransformersArchitecture(
         config={**before["config"], **wide, "image_size": SIDE},
-        image_size=SIDE,
+        image_size=(SIDE, SIDE),
         mean=small.spec.mean,
         std=small.spec.std,
     )

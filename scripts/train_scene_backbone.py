@@ -30,12 +30,14 @@ from transformers import DINOv3ViTModel
 
 from streetvision.contracts.progress import Progress
 from streetvision.data.datamodule import shuffled
-from streetvision.data.decode import decode_image, resize_square
+from streetvision.data.decode import decode_image
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc, roc_auc
 from streetvision.io.atomic import write_text_atomic
+from streetvision.io.resize_tensor import resize_tensor
 from streetvision.models.backbone import BackboneConfig, load_backbone
 from streetvision.models.device import has_fast_bf16, pick_device
+from streetvision.models.module import fixed_size
 from streetvision.models.network import Backbone
 from streetvision.pipeline.console import Console
 from streetvision.synthetic.scenes import SceneConfig, draw_scene
@@ -136,7 +138,7 @@ def draw_one(seed: int, *, size: int, grid: int) -> SceneArrays:
     Image.fromarray(scene.image).save(jpeg, "JPEG", quality=90)
     mask = torch.from_numpy(scene.roadwork)[None, None].float()
     coverage = F.interpolate(mask, size=(grid, grid), mode="area")[0, 0]
-    image = resize_square(decode_image(jpeg.getvalue()), size).contiguous()
+    image = resize_tensor(decode_image(jpeg.getvalue()), (size, size)).contiguous()
     return image.numpy(), (255 * coverage).round().byte().numpy(), scene.label
 
 
@@ -147,13 +149,13 @@ def train(scenes: Scenes, recipe: Recipe, progress: Progress) -> DenseClassifier
     backbone = load_backbone(
         BackboneConfig(
             source="random",
-            image_size=recipe.image_size,
             width=recipe.width,
             depth=recipe.depth,
             heads=recipe.heads,
             patch_size=recipe.patch_size,
             seed=recipe.seed,
-        )
+        ),
+        fixed_size(recipe.image_size),
     )
     model = DenseClassifier(backbone).to(device).train()
     optimizer = make_adamw(model, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay)

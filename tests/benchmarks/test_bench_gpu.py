@@ -14,7 +14,7 @@ from streetvision.training.config import FullConfig, MixedPrecisionConfig
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.supervised import SupervisedModule
 
-SMALL = ModelConfig(backbone=BackboneConfig(source="random", width=16, depth=2, heads=2, image_size=32))
+SMALL = ModelConfig(backbone=BackboneConfig(source="random", width=16, depth=2, heads=2), image_size=32)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -7,7 +7,7 @@ from streetvision.bundle.runtimes.onnx_graph import OnnxGraph
 from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.models.backbone import BackboneConfig, load_backbone
 
-TINY = BackboneConfig(source="random", width=32, depth=1, heads=2, image_size=32)
+TINY = BackboneConfig(source="random", width=32, depth=1, heads=2)
 
 
 class Recorder:

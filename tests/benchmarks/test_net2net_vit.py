@@ -15,5 +15,5 @@ def test_it_computes_what_the_packaged_backbone_computes():
 
 def test_it_has_the_size_of_a_vit_s():
     large = net2net_vit_s()
-    assert (large.spec.embed_dim, large.spec.patch_size, large.spec.image_size) == (384, 16, 224)
+    assert (large.spec.embed_dim, large.spec.patch_size, large.spec.image_size) == (384, 16, (224, 224))
     assert 21e6 < sum(parameter.numel() for parameter in large.parameters()) < 22e6

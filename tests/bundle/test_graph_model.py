@@ -23,7 +23,7 @@ from streetvision.models.module import load_classifier
 from streetvision.models.multi_view import make_views
 from streetvision.models.network import seeded
 
-SIDE = 64
+SIZE = (64, 96)
 VIEWS = ViewsConfig(rows=1, columns=2)
 FUSIONS = {
     "single_view": None,
@@ -50,9 +50,9 @@ IMAGES = [smooth_image(90, 160), smooth_image(400, 260, 1.0), smooth_image(1, 3,
 
 @pytest.fixture(scope="module")
 def classifier():
-    backbone = BackboneConfig(source="random", width=32, depth=2, heads=2, image_size=SIDE)
+    backbone = BackboneConfig(source="random", width=32, depth=2, heads=2)
     with seeded(0):
-        return load_classifier(ModelConfig(backbone=backbone)).eval()
+        return load_classifier(ModelConfig(backbone=backbone, image_size=SIZE)).eval()
 
 
 @pytest.fixture(scope="module", params=list(RUNTIMES))
@@ -126,8 +126,8 @@ def test_a_single_view_has_the_logits_of_the_graph(models):
 @pytest.mark.parametrize("pixels", IMAGES)
 def test_resized_views_differ_from_pytorch_by_rounding_only(pixels):
     config = ViewsConfig(rows=2, columns=3, overlap=0.2)
-    expected = make_views(torch.from_numpy(pixels).permute(2, 0, 1), config, image_size=SIDE)
-    actual = make_view_arrays(pixels, config, image_size=SIDE)
+    expected = make_views(torch.from_numpy(pixels).permute(2, 0, 1), config, image_size=SIZE)
+    actual = make_view_arrays(pixels, config, image_size=SIZE)
     np.testing.assert_array_equal(actual.mask, expected.mask)
     np.testing.assert_array_equal(actual.content, expected.content)
     difference = np.abs(actual.pixels.astype(int) - expected.pixels.numpy().astype(int))
@@ -224,7 +224,7 @@ def test_many_views_are_run_in_chunks(models):
         sizes.append(len(images))
         return graph_model.graph(images)
 
-    counted = GraphModel(graph, SIDE, graph_model.fusion)
+    counted = GraphModel(graph, SIZE, graph_model.fusion)
     batch = [graph_model.prepare(IMAGES[0])] * 30
     logits = counted.logits(batch)
     np.testing.assert_allclose(logits, np.repeat(logits[:1], 30, axis=0), atol=1e-4)

@@ -15,7 +15,7 @@ def augmented(config, *, seed=1):
 
 def test_without_augmentation_the_training_transform_is_that_of_evaluation():
     assert torch.equal(augmented(PLAIN), get_val_transforms(image_size=32)(IMAGE))
-    assert get_batch_transform(PLAIN, image_size=32, patch_size=16) is None
+    assert get_batch_transform(PLAIN, image_size=(32, 32), patch_size=16) is None
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_half_of_the_images_get_the_distortions_of_the_validator():
 def test_mixed_batches_have_mixed_labels(change):
     images = torch.stack([torch.full((3, 32, 32), value, dtype=torch.uint8) for value in (0, 200)])
     torch.manual_seed(0)
-    mixed, shares = get_batch_transform(PLAIN.model_copy(update=change), image_size=32, patch_size=16)(
+    mixed, shares = get_batch_transform(PLAIN.model_copy(update=change), image_size=(32, 32), patch_size=16)(
         images, torch.tensor([0, 1])
     )
     assert mixed.dtype == torch.uint8
@@ -92,7 +92,9 @@ def test_mixed_batches_have_mixed_labels(change):
 
 
 def test_a_batch_has_one_size_of_whole_patches():
-    transform = get_batch_transform(PLAIN.model_copy(update={"scales": (0.5, 1.0, 1.3)}), image_size=64, patch_size=16)
+    transform = get_batch_transform(
+        PLAIN.model_copy(update={"scales": (0.5, 1.0, 1.3)}), image_size=(64, 64), patch_size=16
+    )
     images, labels = torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.tensor([0, 1])
     torch.manual_seed(0)
     assert {transform(images, labels)[0].shape[-1] for _ in range(30)} == {32, 64, 80}

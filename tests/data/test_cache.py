@@ -9,9 +9,10 @@ from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.cache import ImageCache
 from streetvision.data.config import DEFAULT_LIMITS
-from streetvision.data.decode import read_image, resize_square
+from streetvision.data.decode import read_image
 from streetvision.data.image_file import UndecodableImage
 from streetvision.io.atomic import sha256_file
+from streetvision.io.resize_tensor import fit_tensor
 from tests.data.test_datamodule import rows_of
 
 
@@ -33,8 +34,8 @@ def test_copies_are_small_and_similar_to_the_originals(scenes, rows, tmp_path):
     for row in rows:
         copy = read_image(cache.path(row, root=scenes))
         assert copy.shape == (3, 36, 48)
-        original = resize_square(read_image(scenes / row.path), 32)
-        assert (resize_square(copy, 32).int() - original.int()).abs().float().mean() < 6
+        original = fit_tensor(read_image(scenes / row.path), (32, 32))
+        assert (fit_tensor(copy, (32, 32)).int() - original.int()).abs().float().mean() < 6
 
 
 def test_only_missing_copies_are_made(scenes, rows, tmp_path):

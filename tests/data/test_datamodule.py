@@ -107,7 +107,7 @@ def test_orders_differ_by_epoch_and_seed():
 
 @pytest.mark.slow
 def test_mixed_batches_depend_on_seed_and_epoch_and_not_on_workers(scenes):
-    mix = get_batch_transform(AugmentationConfig(mixup_alpha=1.0), image_size=32, patch_size=16)
+    mix = get_batch_transform(AugmentationConfig(mixup_alpha=1.0), image_size=(32, 32), patch_size=16)
     alone, shared = (
         [(images, shares) for _ in range(2) for images, shares in batches]
         for batches in (loader(scenes, mix=mix), loader(scenes, workers=2, mix=mix))

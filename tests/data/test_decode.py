@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from streetvision.data.config import DecodeLimits
-from streetvision.data.decode import decode_image, read_image, resize_square
+from streetvision.data.decode import decode_image, read_image
 from streetvision.data.image_file import UndecodableImage, decode_pixels, read_pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
@@ -332,23 +332,3 @@ def test_read_image_rejects_a_large_file_before_reading_it(tmp_path):
         handle.truncate(3_000_000_000)
     with pytest.raises(UndecodableImage, match="is 3,000 MB; the limit is 400"):
         read_image(path)
-
-
-def test_resize_square_changes_the_aspect_ratio_and_averages():
-    image = torch.zeros(3, 40, 80, dtype=torch.uint8)
-    image[:, :, 40:] = 200
-    small = resize_square(image, 8)
-    assert small.shape == (3, 8, 8)
-    assert small.dtype == torch.uint8
-    assert small[0, 0].tolist()[0] == 0
-    assert small[0, 0].tolist()[-1] == 200
-    stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
-    stripes[:, :, ::2] = 200
-    assert resize_square(stripes, 16)[:, :, 1:-1].unique().tolist() == [100]
-
-
-def test_resize_square_equals_pillow():
-    image = photo(129, 67)
-    expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
-    resized = as_array(resize_square(decode_image(encoded(image, "PNG")), 32))
-    assert np.abs(resized - expected).max() <= 1

@@ -13,6 +13,7 @@ from streetvision.experiments.search import Categorical, Range, SearchConfig, Tr
 from streetvision.io.atomic import read_json
 from tests.conftest import TINY_MODEL
 
+MLP = [*TINY_MODEL, "model.head.kind=mlp"]  # trained with gradients
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SPACE = {
     "training.learning_rate": {"low": 1e-4, "high": 1e-1, "log": True},
@@ -53,7 +54,7 @@ def study_of(run):
 
 def test_a_search_leaves_settings_that_train_takes_and_goes_on(one_process, scenes, tmp_path, space, command):
     run = tmp_path / "run"
-    asked = [f"data.root={scenes}", f"run_dir={run}", *TINY_MODEL]
+    asked = [f"data.root={scenes}", f"run_dir={run}", *MLP]
     code, out, err = command("train", "--search", space(2), *asked)
     assert code == 0, err
     trials = study_of(run).trials
@@ -93,7 +94,13 @@ def test_a_search_leaves_settings_that_train_takes_and_goes_on(one_process, scen
 def test_a_trial_that_fails_is_reported_and_no_trial_at_all_is_an_error(one_process, scenes, tmp_path, space, command):
     only = {"training.learning_rate": {"low": 1e30, "high": 2e30}}
     code, out, err = command(
-        "train", "--search", space(1, space=only), f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *TINY_MODEL
+        "train",
+        "--search",
+        space(1, space=only),
+        f"data.root={scenes}",
+        f"run_dir={tmp_path / 'run'}",
+        *TINY_MODEL,
+        "model.head.kind=mlp",
     )
     assert code == 2
     assert "trial 0: failed" in out

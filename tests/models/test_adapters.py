@@ -13,8 +13,8 @@ IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torc
 
 def classifier(depth=2):
     torch.manual_seed(0)
-    backbone = BackboneConfig(source="random", width=16, depth=depth, heads=2, image_size=32)
-    return load_classifier(ModelConfig(backbone=backbone)).eval()
+    backbone = BackboneConfig(source="random", width=16, depth=depth, heads=2)
+    return load_classifier(ModelConfig(backbone=backbone, image_size=32)).eval()
 
 
 def train_adapters(model):

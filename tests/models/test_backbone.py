@@ -17,6 +17,8 @@ from torch import nn
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.models import backbone as backbone_module
 from streetvision.models.backbone import BACKBONES, BackboneConfig, build_backbone, load_backbone
+from streetvision.models.backbone_spec import token_count
+from streetvision.models.module import fixed_size
 from streetvision.models.network import Backbone, state_digest
 from streetvision.models.transformers_backbone import FAMILIES
 
@@ -44,18 +46,21 @@ def folder_of(tmp_path: Path, model_type: str) -> Path:
 
 
 def images(backbone: Backbone, count: int = 2) -> torch.Tensor:
-    size = backbone.spec.image_size
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(count, 3, *backbone.spec.image_size, generator=torch.Generator().manual_seed(0))
 
 
 def check_contract(backbone: Backbone) -> None:
     spec = backbone.spec
     pixels = images(backbone)
-    tokens = backbone(pixels)
-    patches = (spec.image_size // spec.patch_size) ** 2
+    (tokens,) = backbone(pixels)
+    patches = token_count(spec.image_size, spec.patch_size)
     assert tokens.shape == (2, spec.prefix_tokens + patches, spec.embed_dim)
     assert tokens.isfinite().all()
-    assert torch.equal(tokens, backbone(pixels))
+    assert torch.equal(tokens, backbone(pixels)[0])
+    blocks = backbone(pixels, spec.layers)
+    assert len(blocks) == spec.layers
+    assert all(block.shape == tokens.shape for block in blocks)
+    torch.testing.assert_close(blocks[-1], tokens)
     modules = dict(backbone.named_modules())
     assert all(isinstance(modules[name], nn.Linear) for name in spec.lora_targets)
     tokens.square().mean().backward()
@@ -65,7 +70,7 @@ def check_contract(backbone: Backbone) -> None:
     rebuilt = build_backbone(description)
     assert rebuilt.spec == spec
     rebuilt.load_state_dict(backbone.state_dict(), strict=True)
-    assert torch.equal(rebuilt(pixels), tokens)
+    assert torch.equal(rebuilt(pixels)[0], tokens)
     assert state_digest(rebuilt) == state_digest(backbone)
 
 
@@ -77,7 +82,7 @@ def test_transformers_families_fulfil_the_contract(tmp_path: Path, model_type: s
     original = library_model(model_type)
     options = {"interpolate_pos_encoding": False} if model_type == "vit" else {}
     pixels = images(backbone)
-    assert torch.equal(backbone(pixels), original(pixels, **options).last_hidden_state)
+    assert torch.equal(backbone(pixels)[0], original(pixels, **options).last_hidden_state)
     expected = {"dinov3_vit": 3, "dinov2_with_registers": 4}.get(model_type, 1)
     assert backbone.spec.prefix_tokens == expected
     assert backbone.spec.mean[0] == (0.5 if model_type == "vit" else 0.485)
@@ -86,9 +91,9 @@ def test_transformers_families_fulfil_the_contract(tmp_path: Path, model_type: s
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_transformers_families_work_at_another_size(tmp_path: Path, model_type: str) -> None:
     folder = folder_of(tmp_path, model_type)
-    backbone = load_backbone(BackboneConfig(source="transformers", name=str(folder), image_size=96))
+    backbone = load_backbone(BackboneConfig(source="transformers", name=str(folder)), fixed_size((96, 64)))
     check_contract(backbone)
-    assert backbone.spec.image_size == 96
+    assert backbone.spec.image_size == (96, 64)
 
 
 @pytest.mark.parametrize("name", TIMM)
@@ -99,24 +104,24 @@ def test_timm_fulfils_the_contract(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "swin_tiny_patch4_window7_224"])
 def test_timm_works_at_another_size(name: str) -> None:
-    backbone = load_backbone(BackboneConfig(source="timm", name=name, image_size=96))
+    backbone = load_backbone(BackboneConfig(source="timm", name=name), fixed_size((96, 64)))
     check_contract(backbone)
-    assert backbone.spec.image_size == 96
+    assert backbone.spec.image_size == (96, 64)
 
 
 @pytest.mark.slow
 def test_tokens_of_an_nhwc_feature_map_are_in_row_order() -> None:
-    backbone = load_backbone(BackboneConfig(source="timm", name="swin_tiny_patch4_window7_224", image_size=64))
+    backbone = load_backbone(BackboneConfig(source="timm", name="swin_tiny_patch4_window7_224"), fixed_size(64))
     pixels = images(backbone)
     feature_map = backbone.network.forward_features(pixels)  # (B, 2, 2, D)
-    assert torch.equal(backbone(pixels)[:, 1], feature_map[:, 0, 1])
+    assert torch.equal(backbone(pixels)[0][:, 1], feature_map[:, 0, 1])
 
 
 def test_tokens_of_an_nchw_feature_map_are_in_row_order() -> None:
-    backbone = load_backbone(BackboneConfig(source="timm", name="test_convnext", image_size=64))
+    backbone = load_backbone(BackboneConfig(source="timm", name="test_convnext"), fixed_size(64))
     pixels = images(backbone)
     feature_map = backbone.network.forward_features(pixels)  # (B, D, H', W')
-    assert torch.equal(backbone(pixels)[:, 1], feature_map[:, :, 0, 1])
+    assert torch.equal(backbone(pixels)[0][:, 1], feature_map[:, :, 0, 1])
     assert backbone.spec.prefix_tokens == 0
 
 
@@ -143,14 +148,20 @@ def test_linear_layers_whose_forward_does_not_run_are_not_lora_targets() -> None
     targets = load_backbone(BackboneConfig(source="timm", name="test_vit3")).spec.lora_targets
     assert targets
     bypassing = build_backbone(
-        {"source": "timm", "name": "eva02_tiny_patch14_224", "image_size": 28, "mean": [0.5] * 3, "std": [0.5] * 3}
+        {
+            "source": "timm",
+            "name": "eva02_tiny_patch14_224",
+            "image_size": [28, 28],
+            "mean": [0.5] * 3,
+            "std": [0.5] * 3,
+        }
     )
     assert not any(name.endswith("attn.qkv") for name in bypassing.spec.lora_targets)
     assert any(name.endswith("attn.proj") for name in bypassing.spec.lora_targets)
 
 
 def test_random_is_deterministic_and_does_not_change_the_global_generator() -> None:
-    config = BackboneConfig(source="random", width=16, depth=1, heads=2, registers=1, image_size=32, seed=3)
+    config = BackboneConfig(source="random", width=16, depth=1, heads=2, registers=1, seed=3)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -164,7 +175,7 @@ def test_random_is_deterministic_and_does_not_change_the_global_generator() -> N
 
 def test_a_backbone_without_registers_fulfils_the_contract() -> None:
     check_contract(
-        load_backbone(BackboneConfig(source="random", width=16, depth=1, heads=2, registers=0, image_size=32))
+        load_backbone(BackboneConfig(source="random", width=16, depth=1, heads=2, registers=0), fixed_size(32))
     )
 
 
@@ -212,7 +223,7 @@ def test_a_classifier_checkpoint_gives_its_backbone(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     backbone = load_backbone(BackboneConfig(source="transformers", name=str(tmp_path)))
     pixels = images(backbone)
-    assert torch.equal(backbone(pixels), model.vit(pixels).last_hidden_state)
+    assert torch.equal(backbone(pixels)[0], model.vit(pixels).last_hidden_state)
 
 
 def test_transformers_weights_that_do_not_fit_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -282,7 +293,7 @@ def test_timm_weight_files_contain_the_whole_classifier_or_none(tmp_path: Path) 
         save_file(fitting, file)
         backbone = load_backbone(config)
         pixels = images(backbone)
-        assert torch.equal(backbone(pixels), model.forward_features(pixels))
+        assert torch.equal(backbone(pixels)[0], model.forward_features(pixels))
     save_file({key: value for key, value in state.items() if key != "head.bias"}, file)
     with pytest.raises(ArtifactError, match=r"missing head\.bias"):
         load_backbone(config)
@@ -293,12 +304,12 @@ def test_timm_weight_files_contain_the_whole_classifier_or_none(tmp_path: Path) 
 
 def test_sizes_that_the_patch_does_not_divide_are_rejected(tmp_path: Path) -> None:
     folder = str(folder_of(tmp_path, "dinov2"))
-    with pytest.raises(ConfigError, match="nearest valid sizes: 32 and 40"):
-        load_backbone(BackboneConfig(source="transformers", name=folder, image_size=37))
-    with pytest.raises(ConfigError, match="nearest valid sizes: 96 and 112"):
-        load_backbone(BackboneConfig(source="timm", name="test_vit", image_size=100))
+    with pytest.raises(ConfigError, match="nearest valid values: 32 and 40"):
+        load_backbone(BackboneConfig(source="transformers", name=folder), fixed_size(37))
+    with pytest.raises(ConfigError, match="nearest valid values: 96 and 112"):
+        load_backbone(BackboneConfig(source="timm", name="test_vit"), fixed_size(100))
     backbone = load_backbone(BackboneConfig(source="transformers", name=folder))
-    with pytest.raises(ConfigError, match="nearest valid sizes: 32 and 40"):
+    with pytest.raises(ConfigError, match="nearest valid values: 32 and 40"):
         backbone(torch.zeros(1, 3, 32, 39))
 
 
@@ -338,15 +349,15 @@ def test_real_deit_weights_load_and_separate_images() -> None:
     check_contract(backbone)
     reference = timm.create_model("deit_tiny_patch16_224", pretrained=True, pretrained_cfg_overlay={"file": str(file)})
     pixels = images(backbone, 1)
-    assert torch.equal(backbone(pixels), reference.eval().forward_features(pixels))
-    resized = load_backbone(BackboneConfig(source="timm", name="deit_tiny_patch16_224", weights=file, image_size=160))
+    assert torch.equal(backbone(pixels)[0], reference.eval().forward_features(pixels))
+    resized = load_backbone(BackboneConfig(source="timm", name="deit_tiny_patch16_224", weights=file), fixed_size(160))
     check_contract(resized)
 
 
 def test_a_dinov3_in_train_mode_depends_on_its_images_only() -> None:
     """By default DINOv3 moves positions at random once per call, which differs between parts of a batch."""
-    backbone = load_backbone(BackboneConfig(source="random", width=16, depth=1, heads=2, image_size=32))
+    backbone = load_backbone(BackboneConfig(source="random", width=16, depth=1, heads=2), fixed_size(32))
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        in_eval, in_train = backbone(images), backbone.train()(images)
+        in_eval, in_train = backbone(images)[0], backbone.train()(images)[0]
     assert torch.equal(in_eval, in_train)

@@ -33,8 +33,8 @@ def is_trained(name):
 @pytest.fixture(scope="module")
 def classifier():
     torch.manual_seed(0)
-    backbone = BackboneConfig(source="random", width=16, depth=1, heads=2, image_size=32)
-    return load_classifier(ModelConfig(backbone=backbone)).eval()
+    backbone = BackboneConfig(source="random", width=16, depth=1, heads=2)
+    return load_classifier(ModelConfig(backbone=backbone, image_size=32)).eval()
 
 
 def fused(classifier, name, **options):
@@ -63,7 +63,7 @@ class TestEveryMode:
         view_logits = torch.stack(
             [classifier(pixels) for pixels in views.pixels]
         )  # includes masked views, which must not count
-        content = content_fraction(views.content, 32)
+        content = content_fraction(views.content, (32, 32))
         expected = model.fusion(view_logits, views.mask, content) if not is_trained(name) else None
         if expected is None:
             features = torch.stack([classifier.embed(pixels) for pixels in views.pixels])

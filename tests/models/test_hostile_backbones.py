@@ -4,12 +4,13 @@ import pytest
 
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.models.backbone import BackboneConfig, build_backbone, load_backbone
+from streetvision.models.module import fixed_size
 from tests.models.test_backbone import TINY
 
 GOOD = {
     "source": "transformers",
     "config": {"model_type": "dinov3_vit", **TINY["dinov3_vit"]},
-    "image_size": 32,
+    "image_size": [32, 32],
     "mean": [0.5, 0.5, 0.5],
     "std": [0.5, 0.5, 0.5],
 }
@@ -47,8 +48,8 @@ def test_hostile_transformers_descriptions_are_rejected(fields: dict[str, object
         ({"extra": 1}, "extra"),
         ({"std": [0.0, 1.0, 1.0]}, "std"),
         ({"mean": [float("nan"), 1.0, 1.0]}, "mean"),
-        ({"image_size": 10**6 * 8}, "more than 65536 tokens"),
-        ({"image_size": 0}, "nearest valid sizes: 8"),
+        ({"image_size": [10**6 * 8] * 2}, "more than 65536 tokens"),
+        ({"image_size": [0, 0]}, "nearest valid values: 8"),
         ({"config": None}, "config"),
     ],
 )
@@ -58,14 +59,14 @@ def test_hostile_descriptions_are_rejected(change: dict[str, object], message: s
 
 
 def test_hostile_timm_descriptions_are_rejected() -> None:
-    good = {"source": "timm", "name": "test_vit", "image_size": 160, "mean": [0.5] * 3, "std": [0.5] * 3}
-    for change in ({"image_size": 0}, {"image_size": 1_600_000}, {"name": "hf-hub:someone/vit"}):
-        with pytest.raises(ConfigError, match=r"nearest valid sizes|65536 tokens|timm has no model"):
+    good = {"source": "timm", "name": "test_vit", "image_size": [160, 160], "mean": [0.5] * 3, "std": [0.5] * 3}
+    for change in ({"image_size": [0, 160]}, {"image_size": [1_600_000] * 2}, {"name": "hf-hub:someone/vit"}):
+        with pytest.raises(ConfigError, match=r"nearest valid values|65536 tokens|timm has no model"):
             build_backbone({**good, **change})
 
 
 def test_the_number_of_parameters_is_limited_for_both_libraries() -> None:
-    by_name = {"source": "timm", "name": "test_vit", "image_size": 160, "mean": [0.5] * 3, "std": [0.5] * 3}
+    by_name = {"source": "timm", "name": "test_vit", "image_size": [160, 160], "mean": [0.5] * 3, "std": [0.5] * 3}
     for description in (GOOD, by_name):
         build_backbone(description)
         with pytest.raises(ConfigError, match="at most 100 are allowed"):
@@ -81,5 +82,5 @@ def test_timm_names_that_do_not_exist_are_rejected() -> None:
 
 
 def test_a_timm_error_about_the_size_names_the_native_size() -> None:
-    with pytest.raises(ConfigError, match=r"does not run at image_size=64.*\n.*native size is 224"):
-        load_backbone(BackboneConfig(source="timm", name="visformer_tiny", image_size=64))
+    with pytest.raises(ConfigError, match=r"does not run at image_size=.64, 64.*\n.*trained at 224 x 224"):
+        load_backbone(BackboneConfig(source="timm", name="visformer_tiny"), fixed_size(64))

@@ -46,7 +46,7 @@ def test_neighbouring_tiles_overlap_as_configured(height, width, config):
 @given(st.integers(1, 90), st.integers(1, 90), CONFIGS)
 def test_views_keep_the_aspect_ratio_and_pad_with_black(height, width, config):
     image = torch.full((3, height, width), 200, dtype=torch.uint8)
-    views = make_views(image, config, image_size=32)
+    views = make_views(image, config, image_size=(32, 32))
     assert views.pixels.shape == (config.count, 3, 32, 32)
     for pixels, content, valid, box in zip(*views, plan_views(height, width, config), strict=True):
         left, top, right, bottom = content.tolist()
@@ -65,7 +65,7 @@ def test_views_keep_the_aspect_ratio_and_pad_with_black(height, width, config):
 def test_a_tile_keeps_details_that_the_global_view_loses():
     image = torch.zeros(3, 640, 640, dtype=torch.uint8)
     image[:, 400:402, 600:602] = 255
-    views = make_views(image, ViewsConfig(rows=4, columns=4, overlap=0), image_size=160)
+    views = make_views(image, ViewsConfig(rows=4, columns=4, overlap=0), image_size=(160, 160))
     assert views.pixels[0].max() < 100
     assert views.pixels[1 + 4 * 2 + 3].max() == 255
     assert views.pixels[1:12].max() == 0
@@ -73,9 +73,9 @@ def test_a_tile_keeps_details_that_the_global_view_loses():
 
 def test_tiles_that_repeat_an_earlier_view_are_masked():
     image = torch.full((3, 1, 1), 9, dtype=torch.uint8)
-    assert make_views(image, ViewsConfig(rows=2, columns=2), image_size=8).mask.tolist() == [True] + [False] * 4
+    assert make_views(image, ViewsConfig(rows=2, columns=2), image_size=(8, 8)).mask.tolist() == [True] + [False] * 4
     thin = torch.full((3, 1, 40), 9, dtype=torch.uint8)
-    assert make_views(thin, ViewsConfig(rows=2, columns=2, overlap=0), image_size=8).mask.tolist() == [
+    assert make_views(thin, ViewsConfig(rows=2, columns=2, overlap=0), image_size=(8, 8)).mask.tolist() == [
         True,
         True,
         True,
@@ -86,7 +86,7 @@ def test_tiles_that_repeat_an_earlier_view_are_masked():
 
 def test_content_fraction_is_the_area_that_is_not_padding():
     boxes = torch.tensor([[[0, 0, 8, 8], [0, 2, 8, 6], [0, 0, 0, 0]]])
-    assert content_fraction(boxes, 8).tolist() == [[1.0, 0.5, 0.0]]
+    assert content_fraction(boxes, (8, 8)).tolist() == [[1.0, 0.5, 0.0]]
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 100])

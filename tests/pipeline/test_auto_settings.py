@@ -46,12 +46,8 @@ def device(request, monkeypatch):
     return request.param
 
 
-def test_the_reason_for_a_frozen_backbone_follows_data_and_device(device):
-    frozen = FrozenConfig()
-    assert auto_settings_of(frozen, n=72) == ["training=frozen: 72 images in TRAIN are few for fine-tuning"]
-    (line,) = auto_settings_of(frozen, n=1000)
-    assert ("no GPU" in line) == (device == "cpu")
-    assert "training=peft" in line
+def test_a_frozen_backbone_has_no_automatic_precision(device):
+    assert auto_settings_of(FrozenConfig()) == []
 
 
 @pytest.mark.parametrize(("fast", "enabled"), [(True, "true"), (False, "false")])

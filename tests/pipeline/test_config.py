@@ -128,12 +128,12 @@ def test_an_unknown_key_suggests_the_nearest_keys_or_those_of_its_section(key, h
 @pytest.mark.parametrize(
     ("overrides", "key", "choice"),
     [
-        (["training.layer_decay=0.5"], "training.layer_decay", "training.mode=frozen"),
-        (["training.adapter.rank=4"], "training.adapter.rank", "training.mode=frozen"),
+        (["training=frozen", "training.layer_decay=0.5"], "training.layer_decay", "training.mode=frozen"),
+        (["training.adapter.rank=4"], "training.adapter.rank", "training.mode=auto"),
         (["training=full", "training.adapter.rank=4"], "training.adapter.rank", "training.mode=full"),
         (["training=peft", "training.layer_decay=0.5"], "training.layer_decay", "training.mode=peft"),
-        (["training.micro_batch_size=8"], "training.micro_batch_size", "training.mode=frozen"),
-        (["phase4b=dora"], "training.adapter", "training.mode=frozen"),
+        (["training=frozen", "training.micro_batch_size=8"], "training.micro_batch_size", "training.mode=frozen"),
+        (["phase4b=dora"], "training.adapter", "training.mode=auto"),
         (["training.loss.gamma=1"], "training.loss.gamma", "training.loss.name=cross_entropy"),
         (["model.head.hidden=64"], "model.head.hidden", "model.head.kind=linear"),
         (["phase4a.method=byol", "phase4a.temperature=0.2"], "phase4a.temperature", "phase4a.method=byol"),
@@ -146,11 +146,14 @@ def test_an_unknown_key_suggests_the_nearest_keys_or_those_of_its_section(key, h
         ),
         (["phase4c.mode=cvfm_inference", "phase4c.inference.k=2"], "phase4c.inference.k", "inference.mode=simple_mean"),
         (["phase5.method=platt", "phase5.mcc_guard=0.1"], "phase5.mcc_guard", "phase5.method=platt"),
-        (["augmentation.flip_probability=0.1"], "augmentation", "training.mode=frozen"),
-        (["loader.cache_image_size=256"], "loader.cache_image_size", "training.mode=frozen"),
-        (["hardware.devices=2"], "hardware.devices", "training.mode=frozen"),
-        (["hardware=compile"], "hardware.compile", "training.mode=frozen"),
-        (["hardware.channels_last=true"], "hardware", "training.mode=frozen"),
+        (["training=frozen", "augmentation.flip_probability=0.1"], "augmentation", "training.mode=frozen"),
+        (["training=frozen", "loader.cache_image_size=256"], "loader.cache_image_size", "training.mode=frozen"),
+        (["training=frozen", "hardware.devices=2"], "hardware.devices", "training.mode=frozen"),
+        (["training=frozen", "hardware=compile"], "hardware.compile", "training.mode=frozen"),
+        (["training=frozen", "hardware.channels_last=true"], "hardware", "training.mode=frozen"),
+        (["training=frozen", "training.epochs=3"], "training.epochs", "a linear head"),
+        (["training=frozen", "model.head.dropout=0.1"], "model.head.dropout", "a linear head"),
+        (["model.image_size=native", "model.image_tokens=200"], "model.image_tokens", "model.image_size=native"),
         (["training=full", "hardware.compiler.fullgraph=true"], "hardware.compiler", "hardware.compile=false"),
         (["training=full", "hardware.strategy=fsdp"], "hardware.strategy=fsdp", "there is one process"),
         ([ADAPT_ALONE, *FSDP], "hardware.strategy=fsdp", "phase1 is not in pipeline.phases"),
@@ -179,8 +182,8 @@ def test_a_setting_without_effect_is_refused(overrides, key, choice):
 def test_the_hint_names_the_choices_that_have_the_setting():
     with pytest.raises(ConfigError, match=r"set training\.mode=last_n, or leave training\.last_blocks out"):
         compose_config(["training.last_blocks=4"])
-    with pytest.raises(ConfigError, match=r"set training\.mode=last_n or full"):
-        compose_config(["training.layer_decay=0.4"])
+    with pytest.raises(ConfigError, match=r"set training\.mode=auto or last_n or full"):
+        compose_config(["training=frozen", "training.layer_decay=0.4"])
 
 
 @pytest.mark.parametrize(
@@ -197,6 +200,7 @@ def test_the_hint_names_the_choices_that_have_the_setting():
         (["phase4c=cvfm", "phase5.method=mac_cal"], ["phase5.method=mac_cal", "phase4c.mode=cvfm_trained"]),
         (["training=full", "hardware.devices=2", "augmentation.gate.epochs=1"], ["augmentation.gate"]),
         (["model.backbone.width=64"], ["width"]),
+        (["hardware.devices=2"], ["training.mode=auto"]),
     ],
 )
 def test_contradicting_settings_are_refused(overrides, parts):

@@ -147,7 +147,7 @@ def test_views_are_cropped_from_the_full_resolution(fused_run):
     image = torch.randint(0, 256, (3, 900, 1600), dtype=torch.uint8)
     views = predictor.prepare(image)
     assert views.pixels.shape == (3, 3, 64, 64)
-    assert np.array_equal(views.pixels, make_views(image, ViewsConfig(rows=1, columns=2), image_size=64).pixels)
+    assert np.array_equal(views.pixels, make_views(image, ViewsConfig(rows=1, columns=2), image_size=(64, 64)).pixels)
     whole, left, right = (view.box for view in predictor.explain(image).views)
     assert (tuple(whole), left.left, right.right) == ((0, 0, 1600, 900), 0, 1600)
     assert right.left < left.right
@@ -286,7 +286,7 @@ def test_later_phases_use_the_fusion_of_the_run(trained, command, phases):
 @only_trained
 def test_a_new_model_gets_a_new_fusion(trained, command):
     before = sha256_file(trained.cvfm_weights)
-    line = ["train", f"run_dir={trained.output_dir}", *TINY_MODEL, "training.epochs=3"]
+    line = ["train", f"run_dir={trained.output_dir}", *TINY_MODEL, "training.loss.name=weighted_cross_entropy"]
     code, _, err = command(*line, "pipeline.phases=[phase1]")
     assert code == 0, err
     code, _, err = command(*line, "pipeline.phases=[phase5]")
@@ -306,7 +306,11 @@ def test_the_summary_lists_what_the_model_contains(trained, command):
     assert str(trained.cvfm_config_json) not in out
     assert str(trained.export_dir) in out
     _, out, _ = command(
-        "train", f"run_dir={trained.output_dir}", *TINY_MODEL, "pipeline.phases=[phase1]", "training.epochs=3"
+        "train",
+        f"run_dir={trained.output_dir}",
+        *TINY_MODEL,
+        "pipeline.phases=[phase1]",
+        "training.loss.name=weighted_cross_entropy",
     )
     assert str(trained.phase1_checkpoint) in out
     assert str(trained.export_dir) not in out

@@ -133,7 +133,7 @@ def test_the_full_mode_trains_everything(scenes, tmp_path, command):
     assert code == 0, err
     assert "full, epoch 1 of 1" in out
     fresh = ArtifactSchema(tmp_path / "fresh")
-    frozen = [*TINY_MODEL, "training.epochs=1", "pipeline.phases=[phase1]"]
+    frozen = [*TINY_MODEL, "pipeline.phases=[phase1]"]
     assert command("train", f"data.root={scenes}", f"run_dir={fresh.output_dir}", *frozen)[0] == 0
     trained, initial = (torch.load(s.phase1_checkpoint, weights_only=True) for s in (schema, fresh))
     moved = [name for name in trained if name.startswith("backbone") and not torch.equal(trained[name], initial[name])]

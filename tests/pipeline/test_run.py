@@ -25,7 +25,7 @@ def resolved(schema, *overrides):
 
 def test_a_run_keeps_its_data_when_the_command_names_none(run):
     before = run.splits_json.stat().st_mtime_ns
-    config = resolved(run, "training.epochs=3")
+    config = resolved(run, "training=full", "training.epochs=3")
     assert config.data.root == str(run.scenes_dir)
     assert config.training.epochs == 3
     assert run.splits_json.stat().st_mtime_ns == before

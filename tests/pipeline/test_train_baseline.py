@@ -10,7 +10,9 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.io.atomic import read_json
 from tests.conftest import TINY_MODEL
 
-SHORT = [*TINY_MODEL, "pipeline.phases=[phase1]", "training.epochs=1"]
+SHORT = [*TINY_MODEL, "pipeline.phases=[phase1]"]
+FULL = ["training=full", "training.epochs=1"]
+MLP = "model.head.kind=mlp"  # a head that is trained with gradients
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def test_adapters_are_merged_before_saving_and_the_error_is_recorded(phase1):
 
 
 def test_a_model_that_predicts_one_class_only_ends_with_exit_code_3(phase1):
-    code, out, schema = phase1("training.learning_rate=1e-9")
+    code, out, schema = phase1(MLP, "training.epochs=1", "training.learning_rate=1e-9")
     assert figures(schema)["one_class_only"] == 1
     assert code == 3
     assert "predicts one class only" in out
@@ -64,6 +66,7 @@ def test_an_interrupted_phase_resumes(phase1, monkeypatch):
 
     settings = [
         "training=last_n",
+        "training.epochs=1",
         "training.last_blocks=1",
         "training.checkpoint_every_n_steps=1",
         "training.batch_size=16",
@@ -88,7 +91,7 @@ def test_an_interrupted_phase_resumes(phase1, monkeypatch):
 
 
 def test_metrics_hold_one_row_an_epoch(phase1):
-    _, _, schema = phase1("training.epochs=3")
+    _, _, schema = phase1(MLP, "training.epochs=3")
     rows = list(csv.DictReader(schema.phase1_metrics_csv.open()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert json.dumps(figures(schema)["train_loss"])
@@ -97,7 +100,7 @@ def test_metrics_hold_one_row_an_epoch(phase1):
 def test_the_gate_writes_its_decision_and_a_harmful_policy_is_left_out(phase1, monkeypatch):
     from streetvision.pipeline import augmentation_gate
 
-    full = ["training=full", "training.batch_size=32"]
+    full = ["training=full", "training.epochs=1", "training.batch_size=32"]
     gate = ["augmentation.gate.epochs=1", "augmentation.gate.runs=1", "augmentation.color_jitter=0.5"]
     code, out, schema = phase1(*full, *gate, "augmentation.gate.tolerance=1")
     assert code in (0, 3), out
@@ -109,7 +112,7 @@ def test_the_gate_writes_its_decision_and_a_harmful_policy_is_left_out(phase1, m
 
     runs = []
 
-    def biased(context, run, policy):
+    def biased(context, start, training, run, policy):
         runs.append(run)
         labels = [row.label for row in context.rows(augmentation_gate.Split.VAL_SELECT)]
         wrong = policy != augmentation_gate.PLAIN
@@ -128,21 +131,23 @@ def test_the_gate_writes_its_decision_and_a_harmful_policy_is_left_out(phase1, m
 
 def test_mixed_batches_of_several_sizes_train(phase1):
     code, out, schema = phase1(
-        "training=full", "augmentation.mixup_alpha=0.2", "augmentation.cutmix_alpha=1", "augmentation.scales=[0.5,1]"
+        "training=full",
+        "training.epochs=1",
+        "augmentation.mixup_alpha=0.2",
+        "augmentation.cutmix_alpha=1",
+        "augmentation.scales=[0.5,1]",
     )
     assert code in (0, 3), out
     assert figures(schema)["train_loss"] > 0
 
 
 def test_layers_far_from_the_head_learn_more_slowly(phase1):
-    uniform, slower = (
-        phase1("training=full", f"training.layer_decay={decay}", name=f"decay_{decay}")[2] for decay in (1.0, 0.5)
-    )
+    uniform, slower = (phase1(*FULL, f"training.layer_decay={decay}", name=f"decay_{decay}")[2] for decay in (1.0, 0.5))
     assert uniform.phase1_last_checkpoint.read_bytes() != slower.phase1_last_checkpoint.read_bytes()
 
 
 def test_training_reads_cached_images(phase1):
-    code, out, cached = phase1("training=full", "loader.cache_image_size=48")
+    code, out, cached = phase1("training=full", "training.epochs=1", "loader.cache_image_size=48")
     assert code in (0, 3), out
     copies = list(cached.image_cache_dir.rglob("*.jpg"))
     trained = [row for row in read_json(cached.splits_json)["rows"] if row["split"] == "train"]

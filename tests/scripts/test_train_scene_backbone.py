@@ -13,7 +13,7 @@ def test_the_written_backbone_can_be_loaded(tmp_path):
     card = make_backbone(tmp_path, TINY, Silent())
     assert "MCC" in card
     backbone = load_backbone(BackboneConfig(source="transformers", name=str(tmp_path)))
-    assert (backbone.spec.embed_dim, backbone.spec.image_size) == (16, 32)
+    assert (backbone.spec.embed_dim, backbone.spec.image_size) == (16, (32, 32))
 
 
 def test_patch_coverage_matches_the_label():

@@ -22,7 +22,7 @@ from tests.conftest import TINY_MODEL
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SIZE = [
-    *(setting for setting in TINY_MODEL if not setting.startswith("training.epochs")),
+    *(setting for setting in TINY_MODEL if not setting.startswith("training")),
     "model.backbone.depth=2",
     "phase4a.batch_size=16",
     "phase4a.rank=4",

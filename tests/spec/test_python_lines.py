@@ -216,7 +216,7 @@ def test_the_loss_can_be_selected(name):
 @spec(39, 43, 54)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_model_is_compiled_if_the_configuration_says_so(compiled):
-    model = "{'backbone': {'source': 'random', 'width': 32, 'depth': 1, 'heads': 2, 'image_size': 64}}"
+    model = "{'backbone': {'source': 'random', 'width': 32, 'depth': 1, 'heads': 2}, 'image_size': 64}"
     line = (
         'python -c "from models.module import create_model_with_compile; from omegaconf import OmegaConf; '
         f"cfg=OmegaConf.create({{'hardware':{{'compile':{compiled}}},'model':{model}}}); "

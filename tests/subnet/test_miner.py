@@ -28,6 +28,7 @@ from streetvision.subnet.miner import Submission, check_miner, fit_linear_calibr
 
 SUBMISSION = Submission("a model", "of nothing", "1.2.3", "hotkey")
 SIDE = 32
+SIZE = (32, 48)
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +59,21 @@ def backbones(tmp_path_factory):
         for parameter in model.parameters():  # norms and scales away from 1, as training leaves them
             parameter.data += 0.3 * torch.randn_like(parameter)
         model.save_pretrained(folder / name)
+    square_only = ("dinov2_giant", "registers")
     saved = {
-        path.name: BackboneConfig(source="transformers", name=str(path), image_size=SIDE) for path in folder.iterdir()
+        path.name: (
+            BackboneConfig(source="transformers", name=str(path)),
+            (SIDE, SIDE) if path.name in square_only else SIZE,
+        )
+        for path in folder.iterdir()
     }
+    for name in square_only:
+        saved[f"{name}_wide"] = (saved[name][0], SIZE)
+    saved["convnext_wide"] = (saved["convnext"][0], (96, 192))
+    saved["dinov2_square"] = (saved["dinov2"][0], (SIDE, SIDE))
     for side in (64, 96, 128, 160, 192, 224, 256):  # maps of 2 to 8 positions a side
-        saved[f"convnext_{side}"] = saved["convnext"].model_copy(update={"image_size": side})
-    return saved | {"timm": BackboneConfig(source="timm", name="vit_tiny_patch16_224", image_size=SIDE)}
+        saved[f"convnext_{side}"] = (saved["convnext"][0], side)
+    return saved | {"timm": (BackboneConfig(source="timm", name="vit_tiny_patch16_224"), SIZE)}
 
 
 @pytest.fixture
@@ -72,7 +82,8 @@ def bundle_of(backbones, finished_run, tmp_path):
 
     def make(backbone, *, calibrator="platt", threshold=0.3, pooling="cls", head=None):
         torch.manual_seed(1)
-        config = ModelConfig(backbone=backbones[backbone], pooling=pooling, head=head or LinearHeadConfig())
+        config, size = backbones[backbone]
+        config = ModelConfig(backbone=config, image_size=size, pooling=pooling, head=head or LinearHeadConfig())
         classifier = load_classifier(config)
         for parameter in classifier.head.parameters():
             parameter.data += torch.randn_like(parameter)
@@ -111,12 +122,13 @@ def images(scenes):
 
 
 PINNED = {"vit", "dinov2", "dinov2_giant", "timm", *(f"convnext_{side}" for side in (64, 96, 128, 160, 192, 224))}
-WITHOUT_EPSILON = {"vit", "dinov2", "timm"}
+PINNED |= {"convnext_wide", "dinov2_square"}
+WITHOUT_EPSILON = {"vit", "dinov2", "dinov2_square", "timm"}
 """Tiny ones whose tokens spread so little that it shows: the norm behind the added block has no epsilon to speak of."""
 NEWER = {"registers": "4.48", "dinov3": "4.53", "dinov3_plus": "4.53"}
 
 
-@pytest.mark.parametrize("backbone", ["vit", "dinov2", "dinov2_giant", "timm", "convnext_224", *NEWER])
+@pytest.mark.parametrize("backbone", ["vit", "dinov2", "dinov2_square", "timm", "convnext_wide", *NEWER])
 def test_the_stock_miner_answers_as_the_bundle_does(bundle_of, backbone, images, tmp_path):
     predictor = bundle_of(backbone)
     written = write_miner(predictor, tmp_path / "miner", SUBMISSION)
@@ -137,8 +149,8 @@ def test_every_stock_classifier_has_the_logits_of_the_head_that_it_carries(bundl
     line = write_miner(predictor, tmp_path / "miner", SUBMISSION).calibration
     stock = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "miner").eval()
     classifier = predictor.model.classifier
-    spec, side = classifier.backbone.spec, classifier.description.image_size
-    noise = torch.randint(0, 256, (8, 3, side, side), dtype=torch.uint8)
+    spec, size = classifier.backbone.spec, classifier.description.image_size
+    noise = torch.randint(0, 256, (8, 3, *size), dtype=torch.uint8)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
     ours = torch.from_numpy(predictor.logits(list(noise.numpy())))
     with torch.inference_mode():
@@ -206,7 +218,7 @@ def test_the_files_and_labels_are_those_that_the_miner_asks_for(bundle_of, tmp_p
     assert config["num_hidden_layers"] == 3
     processor = read_json(tmp_path / "miner" / "preprocessor_config.json")
     assert processor["image_processor_type"] == "ViTImageProcessor"
-    assert processor["size"] == {"height": SIDE, "width": SIDE}
+    assert processor["size"] == {"height": SIZE[0], "width": SIZE[1]}
     assert tuple(processor["image_mean"]) == predictor.model.classifier.backbone.spec.mean
     card = read_json(tmp_path / "miner" / "model_card.json")
     assert card.keys() == {"model_name", "description", "version", "submitted_by", "submission_time"}
@@ -243,12 +255,14 @@ def test_any_other_keeps_decisions_and_says_how_far_it_is_off(bundle_of, calibra
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backbone": "vit", "pooling": "cls_mean"}, "'cls_mean'.*model.pooling=cls"),
+        ({"backbone": "vit", "pooling": "cls_mean"}, "cls_mean.*model.pooling=cls"),
         ({"backbone": "vit", "head": MlpHeadConfig()}, "head of kind 'mlp'"),
         ({"backbone": "dinov3_bias"}, "dinov3_vit with key_bias = True"),
-        ({"backbone": "convnext_256"}, "256 pixels: the last map has 8 positions.*from 64 to 224"),
-        ({"backbone": "dinov3", "pooling": "mean"}, "'mean'.*model.pooling=cls"),
+        ({"backbone": "convnext_256"}, "256 x 256 pixels: the last map has 8 x 8 positions.*from 64 to 224"),
+        ({"backbone": "dinov3", "pooling": "mean"}, "mean.*model.pooling=cls"),
         ({"backbone": "convnext_64", "head": MlpHeadConfig()}, "head of kind 'mlp'"),
+        ({"backbone": "registers_wide"}, "not square.*model.image_size=S"),
+        ({"backbone": "dinov2_giant_wide"}, "not square.*model.image_size=S"),
         ({"backbone": "vit", "threshold": 1.0}, "one class only"),
     ],
 )

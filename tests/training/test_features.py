@@ -14,10 +14,10 @@ from streetvision.training.scoring import score_rows
 from tests.data.test_datamodule import rows_of
 
 
-def classifier(**changes):
+def classifier(image_size=32, **changes):
     torch.manual_seed(0)
-    backbone = BackboneConfig(source="random", **{"width": 16, "depth": 1, "heads": 2, "image_size": 32} | changes)
-    return load_classifier(ModelConfig(backbone=backbone)).eval()
+    backbone = BackboneConfig(source="random", **{"width": 16, "depth": 1, "heads": 2} | changes)
+    return load_classifier(ModelConfig(backbone=backbone, image_size=image_size)).eval()
 
 
 def cache(folder, model=None):

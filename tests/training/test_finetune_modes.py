@@ -4,22 +4,22 @@ import torch
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import ModelConfig
 from streetvision.models.module import load_classifier
-from streetvision.training.config import FrozenConfig, FullConfig, LastNConfig, PeftConfig
+from streetvision.training.config import AutoConfig, FrozenConfig, FullConfig, LastNConfig, PeftConfig
 from streetvision.training.finetune_modes import MODES, prepare, rate_scales
 from streetvision.training.optim import make_adamw
 
 SOURCES = {
-    "transformers": BackboneConfig(source="random", width=16, depth=3, heads=2, image_size=32),
-    "timm": BackboneConfig(source="timm", name="vit_tiny_patch16_224", image_size=32),
+    "transformers": BackboneConfig(source="random", width=16, depth=3, heads=2),
+    "timm": BackboneConfig(source="timm", name="vit_tiny_patch16_224"),
 }
 
 
-CONFIGS = {"frozen": FrozenConfig, "peft": PeftConfig, "last_n": LastNConfig, "full": FullConfig}
+CONFIGS = {"auto": AutoConfig, "frozen": FrozenConfig, "peft": PeftConfig, "last_n": LastNConfig, "full": FullConfig}
 
 
 def classifier(source="transformers"):
     torch.manual_seed(0)
-    return load_classifier(ModelConfig(backbone=SOURCES[source]))
+    return load_classifier(ModelConfig(backbone=SOURCES[source], image_size=32))
 
 
 def trainable(model):
@@ -81,7 +81,7 @@ def test_a_layer_between_blocks_belongs_to_the_block_after_it():
     torch.manual_seed(0)
     model = load_classifier(
         ModelConfig(
-            backbone=BackboneConfig(source="timm", name="swin_tiny_patch4_window7_224", image_size=64), pooling="mean"
+            backbone=BackboneConfig(source="timm", name="swin_tiny_patch4_window7_224"), pooling="mean", image_size=64
         )
     )
     scales = rate_scales(model, 0.5)

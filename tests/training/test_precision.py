@@ -86,7 +86,7 @@ class Spy(TorchFunctionMode):
 def test_the_attention_of_each_kind_of_backbone_is_in_fp32(backbone):
     classifier = load_classifier(ModelConfig(backbone=backbone, pooling="mean")).train()
     size = classifier.description.image_size
-    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    images = torch.zeros(2, 3, *size, dtype=torch.uint8)
     with Spy() as spy, Bf16OnCpu().forward_context():
         logits = classifier(images)
     logits.float().sum().backward()

@@ -1,6 +1,6 @@
 """The model of an exported bundle: Pillow, an exported graph, and NumPy. Does not import torch.
 
-Shapes: H, W pixels of an image; S pixels per side of the model's input; B images, V views.
+Shapes: H, W pixels of an image; h, w pixels of the model's input; B images, V views.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from streetvision.bundle.format import Bundle, read_classifier_description, read_fusion_description
 from streetvision.bundle.model import BundleModel, Logits, Prepared, ViewLogits
@@ -17,8 +16,9 @@ from streetvision.bundle.runtimes.registry import open_graph
 from streetvision.bundle.view_fusion import ViewFusion
 from streetvision.contracts.policies import Precision
 from streetvision.data.image_file import Pixels
+from streetvision.io.resize import Box, ImageSize, fit_box, fit_pixels, resize_pixels
 from streetvision.models.config import ClassifierDescription, FusionDescription, ViewsConfig
-from streetvision.models.views import VIEW_CHUNK_SIZE, Box, ViewArrays, letterbox, plan_views
+from streetvision.models.views import VIEW_CHUNK_SIZE, ViewArrays, plan_views
 
 
 class GraphModel(BundleModel):
@@ -26,11 +26,11 @@ class GraphModel(BundleModel):
 
     Args:
         graph: Computes features and logits.
-        image_size: S.
+        image_size: h, w.
         fusion: The fusion of views; None: each image is one view.
     """
 
-    def __init__(self, graph: Graph, image_size: int, fusion: ViewFusion | None = None) -> None:
+    def __init__(self, graph: Graph, image_size: ImageSize, fusion: ViewFusion | None = None) -> None:
         self.graph, self.image_size, self.fusion = graph, image_size, fusion
         if fusion is not None:
             self.inference, self.views_per_image = fusion.description.mode, fusion.description.views.count
@@ -39,7 +39,7 @@ class GraphModel(BundleModel):
         """Resize a decoded image, uint8 (H, W, 3), or split it into views."""
         if self.fusion is not None:
             return make_view_arrays(pixels, self.fusion.description.views, image_size=self.image_size)
-        return _resize(pixels, self.image_size, self.image_size)
+        return fit_pixels(pixels, self.image_size)
 
     def logits(self, images: Sequence[Prepared]) -> Logits:
         """Return the logits (B, 2) of prepared images in one batch."""
@@ -76,7 +76,7 @@ class GraphModel(BundleModel):
         return GraphModel(self.graph, self.image_size)
 
     def _run_views(self, pixels: NDArray[np.uint8]) -> GraphOutput:
-        """Run the graph on views (V, 3, S, S) in chunks, which bounds its memory."""
+        """Run the graph on views (V, 3, h, w) in chunks, which bounds its memory."""
         starts = range(0, len(pixels), VIEW_CHUNK_SIZE)
         outputs = [self.graph(pixels[start : start + VIEW_CHUNK_SIZE]) for start in starts]
         return GraphOutput(*(np.concatenate(parts) for parts in zip(*outputs, strict=True)))
@@ -139,26 +139,18 @@ def load_graph_model(bundle: Bundle, *, threads: int | None = None) -> GraphMode
     )
 
 
-def make_view_arrays(pixels: Pixels, config: ViewsConfig, *, image_size: int) -> ViewArrays:
-    """Split an image, uint8 (H, W, 3), into views of S = image_size pixels per side."""
+def make_view_arrays(pixels: Pixels, config: ViewsConfig, *, image_size: ImageSize) -> ViewArrays:
+    """Split an image, uint8 (H, W, 3), into views of h, w = image_size."""
     height, width, _ = pixels.shape
     boxes = plan_views(height, width, config)
-    views = np.zeros((len(boxes), 3, image_size, image_size), dtype=np.uint8)
+    views = np.zeros((len(boxes), 3, *image_size), dtype=np.uint8)
     content = np.zeros((len(boxes), 4), dtype=np.int64)
     # In a small image several tiles have the same box; only the first one counts.
     mask = np.array([box not in boxes[:index] for index, box in enumerate(boxes)])
     for index, box in enumerate(boxes):
         if mask[index]:
-            inner = letterbox(box, image_size)
+            inner = fit_box(box.size, image_size, max_stretch=1)
             crop = pixels[box.top : box.bottom, box.left : box.right]
-            resized = _resize(crop, inner.bottom - inner.top, inner.right - inner.left)
-            views[index, :, inner.top : inner.bottom, inner.left : inner.right] = resized
+            views[index, :, inner.top : inner.bottom, inner.left : inner.right] = resize_pixels(crop, inner.size)
             content[index] = inner
     return ViewArrays(views, content, mask)
-
-
-def _resize(pixels: Pixels, height: int, width: int) -> NDArray[np.uint8]:
-    """Resize (H, W, 3) to (3, height, width), bilinear with antialiasing; torchvision rounds some pixels by 1."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized).transpose(2, 0, 1)

@@ -1,6 +1,6 @@
 """The interface between a predictor and its model, which is the same for every runtime. Does not import torch.
 
-Shapes: H, W pixels of an image; S pixels per side of the model's input; B images, V views.
+Shapes: H, W pixels of an image; h, w pixels of the model's input; B images, V views.
 """
 
 from abc import ABC, abstractmethod
@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streetvision.data.image_file import Pixels
-from streetvision.models.views import Box, ViewArrays
+from streetvision.io.resize import Box
+from streetvision.models.views import ViewArrays
 
 SINGLE_VIEW = "single_view"
 Logits: TypeAlias = NDArray[np.float32]
 Prepared: TypeAlias = NDArray[np.uint8] | ViewArrays
-"""One image as the model takes it: uint8 (3, S, S), or its views."""
+"""One image as the model takes it: uint8 (3, h, w), or its views."""
 
 
 @dataclass(frozen=True)

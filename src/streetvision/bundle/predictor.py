@@ -28,8 +28,8 @@ from streetvision.data.image_file import Pixels, check_decoders
 from streetvision.data.image_input import ImageInput, decode_input, is_single_image
 from streetvision.eval.metrics import positive_probability
 from streetvision.eval.thresholds import decide
+from streetvision.io.resize import Box
 from streetvision.io.user_paths import user_path
-from streetvision.models.views import Box
 
 ABSTAINED = -1
 """Value of `Predictor.certified` where the policy abstains."""
@@ -169,7 +169,7 @@ class Predictor:
         return decode_input(image, limits=self.limits).pixels
 
     def prepare(self, image: ImageInput) -> Prepared:
-        """Decode an image and resize it to the model's input, uint8 (3, S, S), or split it into views."""
+        """Decode an image and resize it to the model's input, uint8 (3, h, w), or split it into views."""
         return self.prepare_with_note(image).content
 
     def prepare_with_note(self, image: ImageInput) -> PreparedImage:

@@ -1,6 +1,6 @@
 """The model of a bundle in PyTorch, the only module of inference that imports torch.
 
-Shapes: H, W pixels of an image; S pixels per side of the model's input; B images, V views.
+Shapes: H, W pixels of an image; h, w pixels of the model's input; B images, V views.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,13 @@ from torch.utils.data import default_collate
 from streetvision.bundle.format import Bundle, read_classifier_description, read_fusion_description
 from streetvision.bundle.model import BundleModel, Logits, Prepared, ViewLogits
 from streetvision.data.image_file import Pixels
+from streetvision.io.resize import Box
 from streetvision.io.tensors import load_into, load_state
 from streetvision.models.device import pick_device
 from streetvision.models.fused import FusedClassifier, Model, load_fused
 from streetvision.models.module import Classifier, build_classifier
 from streetvision.models.multi_view import Views
-from streetvision.models.views import Box, ViewArrays, plan_views
+from streetvision.models.views import ViewArrays, plan_views
 
 
 class TorchModel(BundleModel):

@@ -128,7 +128,8 @@ class ViewFusion:
             views: The N views of the image.
         """
         left, top, right, bottom = views.content[views.mask].T
-        content = (right - left) * (bottom - top) / views.pixels.shape[-1] ** 2  # the fraction that is not padding
+        height, width = views.pixels.shape[-2:]
+        content = (right - left) * (bottom - top) / (height * width)  # the fraction that is not padding
         exact = logits.astype(np.float64)
         if self._weights is not None:
             correction, weights = self._correction(features.astype(np.float64), content, np.flatnonzero(views.mask))

@@ -18,8 +18,8 @@ def train(
 ) -> None:
     """Train on images and export a bundle.
 
-    Usual settings: data.root=FOLDER model=NAME training=frozen|peft|last_n|full run_dir=DIR. The default of run_dir is
-    outputs/NAME, named after the data. An unknown key or name prints the ones that exist.
+    Usual settings: data.root=FOLDER model=NAME training=auto|frozen|peft|last_n|full run_dir=DIR. The default of
+    run_dir is outputs/NAME, named after the data. An unknown key or name prints the ones that exist.
     """
     console = open_console()
     if search is not None:

@@ -68,6 +68,12 @@ class ArtifactSchema:
     """Architecture and preprocessing: enough to build the classifier without weights."""
     phase1_metrics_csv = _ArtifactPath("phase1/metrics.csv")
     """One row per epoch."""
+    probe_json = _ArtifactPath("phase1/probe.json")
+    """The linear probe: the choices with their cross-validated NLL."""
+    probe_head = _ArtifactPath("cache/probe_head.pt")
+    """The head of the probe, for the other ranks of a distributed training."""
+    finetuning_gate_json = _ArtifactPath("phase1/gate.json")
+    """The comparison of the fine-tuned model with the probe, and the share of its weights that ships."""
     learning_curve_plot = _ArtifactPath("phase1/learning_curve.png")
     """Loss on TRAIN and metrics on VAL_SELECT by epoch."""
     augmentation_gate_json = _ArtifactPath("phase1/augmentation_gate.json")

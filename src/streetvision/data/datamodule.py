@@ -154,7 +154,7 @@ class ResumableBatches:
 
 
 class ImageLoader(ResumableBatches):
-    """Batches of (images uint8 (B, 3, S, S), labels int64 (B,)). As a context manager, it stops its workers on exit.
+    """Batches of (images uint8 (B, 3, h, w), labels int64 (B,)). As a context manager, it stops its workers on exit.
 
     Args:
         dataset: The rows.

@@ -6,8 +6,6 @@ Shapes: H and W are pixels, after EXIF orientation.
 from pathlib import Path
 
 import torch
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
@@ -18,7 +16,7 @@ def decode_image(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> torch
     """Decode one image file.
 
     Returns:
-        (3, H, W) uint8 RGB, channels last in memory: `resize_square` is fastest on this layout.
+        (3, H, W) uint8 RGB, channels last in memory: a resize is fastest on this layout.
 
     Raises:
         UndecodableImage: As `decode_pixels`.
@@ -51,13 +49,3 @@ def read_row(root: Path, row: Row, *, limits: DecodeLimits = DEFAULT_LIMITS) -> 
         return decode_image(data, limits=limits)
     except UndecodableImage as error:
         raise UndecodableImage(error.reason, name=repr(str(root / row.path))) from error
-
-
-def resize_square(image: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize a uint8 image (3, H, W) to (3, size, size): the evaluation preprocessing of every model.
-
-    The interpolation is bilinear with antialiasing, as in the image processor of the subnet's miner, so a model gets
-    the same pixels there. The aspect ratio changes, and nothing is cropped.
-    """
-    resized: torch.Tensor = F.resize(image, [size, size], interpolation=InterpolationMode.BILINEAR, antialias=True)
-    return resized

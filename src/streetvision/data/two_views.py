@@ -1,5 +1,6 @@
 """Pairs of random views for self-supervised learning: of one image, or of two images of a group."""
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -11,6 +12,7 @@ from streetvision.data.config import PairConfig
 from streetvision.data.datamodule import ImageDataset
 from streetvision.data.transforms.blur import RandomBlur
 from streetvision.data.transforms.color import ColorJitter
+from streetvision.io.resize import ImageSize, as_size
 
 JITTER_PROBABILITY = 0.8
 BLUR_PROBABILITY = 0.5
@@ -25,12 +27,13 @@ class TwoViews(nn.Module):
         Chen et al., arXiv 2002.05709, appendix A.
     """
 
-    def __init__(self, config: PairConfig, *, image_size: int) -> None:
+    def __init__(self, config: PairConfig, *, image_size: int | ImageSize) -> None:
         super().__init__()
+        size = as_size(image_size)
         jitter = config.color_jitter
         steps: list[nn.Module] = [
             v2.RandomResizedCrop(
-                image_size, scale=config.crop_scale, interpolation=InterpolationMode.BILINEAR, antialias=True
+                size, scale=config.crop_scale, interpolation=InterpolationMode.BILINEAR, antialias=True
             )
         ]
         if config.flip_probability:
@@ -41,12 +44,13 @@ class TwoViews(nn.Module):
             steps.append(v2.RandomGrayscale(config.grayscale_p))
         if config.blur:
             # As in the paper, the kernel is a tenth of the image; sigma scales with the image too.
-            low, high = (bound * image_size / 224 for bound in BLUR_SIGMA)
-            steps.append(v2.RandomApply([RandomBlur(max(1, round(image_size / 20)), (low, high))], p=BLUR_PROBABILITY))
+            side = math.sqrt(size[0] * size[1])
+            low, high = (bound * side / 224 for bound in BLUR_SIGMA)
+            steps.append(v2.RandomApply([RandomBlur(max(1, round(side / 20)), (low, high))], p=BLUR_PROBABILITY))
         self.draw = v2.Compose(steps)
 
     def forward(self, image: Tensor, other: Tensor | None = None) -> Tensor:
-        """Images uint8 (3, H, W) -> views uint8 (2, 3, S, S): of `image`, and of `other` or `image` again."""
+        """Images uint8 (3, H, W) -> views uint8 (2, 3, h, w): of `image`, and of `other` or `image` again."""
         return torch.stack([self.draw(image), self.draw(image if other is None else other)])
 
 
@@ -60,7 +64,7 @@ class GroupPairDataset(ImageDataset):
             self.members[row.label].append(position)
 
     def draw(self, position: int) -> Tensor:
-        """Return both views (2, 3, S, S)."""
+        """Return both views (2, 3, h, w)."""
         group = self.members[self.rows[position].label]
         second = group[int(torch.randint(len(group), ()))]
         assert isinstance(self.transform, TwoViews)

@@ -58,7 +58,7 @@ def merge_adapters(classifier: Classifier, images: Tensor) -> float:
 
     Args:
         classifier: Converted to fp32 and to eval mode.
-        images: uint8 (B, 3, S, S), on which the logits before and after are compared.
+        images: uint8 (B, 3, h, w), on which the logits before and after are compared.
 
     Returns:
         The largest absolute change of a logit.
@@ -96,7 +96,7 @@ def merged_state_dict(
     Args:
         classifier: The classifier that was trained; it is not changed.
         trained: Values of the parameters that were trained; they replace those of `classifier`.
-        images: uint8 (B, 3, S, S) for `merge_adapters`; None if the classifier has no adapters.
+        images: uint8 (B, 3, h, w) for `merge_adapters`; None if the classifier has no adapters.
 
     Returns:
         The state dict, and the largest change of a logit by merging (None without adapters).

@@ -10,7 +10,14 @@ from pydantic import Field, model_validator
 
 from streetvision.contracts.errors import ConfigError, unknown_name
 from streetvision.contracts.settings import Section, Seed
-from streetvision.models.backbone_spec import IMAGENET_MEAN, IMAGENET_STD, MAX_PARAMETERS, read_description
+from streetvision.models.backbone_spec import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MAX_PARAMETERS,
+    SizeRule,
+    native_size,
+    read_description,
+)
 
 if TYPE_CHECKING:
     from streetvision.models.network import Backbone
@@ -29,8 +36,6 @@ class BackboneConfig(Section):
     """timm: a file of weights, safetensors or a torch file with tensors only."""
     pretrained: bool = False
     """timm: download the weights from the hub. Without this and without `weights` they are random."""
-    image_size: int | None = Field(default=None, gt=0)
-    """Pixels per side of the input; null: the size that the backbone was trained with (random: 224)."""
     width: int = Field(default=128, gt=0)
     """random: width of a token."""
     depth: int = Field(default=6, gt=0)
@@ -76,21 +81,25 @@ class BackboneConfig(Section):
 class Source:
     """A way to get a backbone."""
 
-    build: "Callable[[BackboneConfig], Backbone]"
+    build: "Callable[[BackboneConfig, SizeRule], Backbone]"
     reads: frozenset[str]
     """The fields of BackboneConfig that `build` uses."""
 
 
-def load_backbone(config: BackboneConfig) -> "Backbone":
+def load_backbone(config: BackboneConfig, size_rule: SizeRule = native_size) -> "Backbone":
     """Load a backbone with its weights, on the CPU, in float32 and in eval mode.
 
     Only a hub name (transformers) or `pretrained` (timm) needs the network.
+
+    Args:
+        config: The backbone.
+        size_rule: Chooses the size of the input; by default the size that the backbone was trained with.
 
     Raises:
         ConfigError: A name does not exist, a size is not possible, or a download fails.
         ArtifactError: The weights do not fit.
     """
-    return BACKBONES[config.source].build(config).eval()
+    return BACKBONES[config.source].build(config, size_rule).eval()
 
 
 def build_backbone(architecture: Mapping[str, object], *, max_parameters: int = MAX_PARAMETERS) -> "Backbone":
@@ -130,25 +139,25 @@ def local_files(config: BackboneConfig) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in {".json", ".safetensors", ".bin"})
 
 
-def _from_transformers(config: BackboneConfig) -> "Backbone":
+def _from_transformers(config: BackboneConfig, size_rule: SizeRule) -> "Backbone":
     from streetvision.models.transformers_backbone import load_transformers
 
-    return load_transformers(str(config.name), config.image_size)
+    return load_transformers(str(config.name), size_rule)
 
 
-def _from_timm(config: BackboneConfig) -> "Backbone":
+def _from_timm(config: BackboneConfig, size_rule: SizeRule) -> "Backbone":
     from streetvision.models.timm_backbone import load_timm
 
     return load_timm(
         str(config.name),
         weights=config.weights,
         pretrained=config.pretrained,
-        image_size=config.image_size,
         seed=config.seed,
+        size_rule=size_rule,
     )
 
 
-def _from_random(config: BackboneConfig) -> "Backbone":
+def _from_random(config: BackboneConfig, size_rule: SizeRule) -> "Backbone":
     from streetvision.models.transformers_backbone import TransformersArchitecture, build_transformers
 
     # RoPE rotates pairs of channels for each of the two image axes.
@@ -157,7 +166,6 @@ def _from_random(config: BackboneConfig) -> "Backbone":
             f"width={config.width} does not give each of {config.heads} heads a multiple of 4 channels",
             f"choose a width that {4 * config.heads} divides",
         )
-    image_size = config.image_size or RANDOM_IMAGE_SIZE
     fields: dict[str, object] = {
         "model_type": "dinov3_vit",
         "hidden_size": config.width,
@@ -166,16 +174,17 @@ def _from_random(config: BackboneConfig) -> "Backbone":
         "num_attention_heads": config.heads,
         "num_register_tokens": config.registers,
         "patch_size": config.patch_size,
-        "image_size": image_size,
+        "image_size": RANDOM_IMAGE_SIZE,
     }
+    image_size = size_rule(config.patch_size, (RANDOM_IMAGE_SIZE, RANDOM_IMAGE_SIZE))
     description = TransformersArchitecture(config=fields, image_size=image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return build_transformers(description, max_parameters=MAX_PARAMETERS, seed=config.seed)
 
 
-def _from_embedded(config: BackboneConfig) -> "Backbone":
+def _from_embedded(config: BackboneConfig, size_rule: SizeRule) -> "Backbone":
     from streetvision.models.transformers_backbone import load_transformers
 
-    return load_transformers(str(_asset(str(config.name))), config.image_size)
+    return load_transformers(str(_asset(str(config.name))), size_rule)
 
 
 def _asset(name: str) -> Path:
@@ -190,11 +199,9 @@ def _asset(name: str) -> Path:
 
 
 BACKBONES: Mapping[str, Source] = {
-    "transformers": Source(_from_transformers, frozenset({"name", "image_size"})),
-    "timm": Source(_from_timm, frozenset({"name", "weights", "pretrained", "image_size", "seed"})),
-    "random": Source(
-        _from_random, frozenset({"width", "depth", "heads", "patch_size", "registers", "image_size", "seed"})
-    ),
-    "embedded": Source(_from_embedded, frozenset({"name", "image_size"})),
+    "transformers": Source(_from_transformers, frozenset({"name"})),
+    "timm": Source(_from_timm, frozenset({"name", "weights", "pretrained", "seed"})),
+    "random": Source(_from_random, frozenset({"width", "depth", "heads", "patch_size", "registers", "seed"})),
+    "embedded": Source(_from_embedded, frozenset({"name"})),
 }
 """Name of a source -> how to build a backbone from it."""

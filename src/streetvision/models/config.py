@@ -55,13 +55,27 @@ class MultiViewConfig(Section):
     """The fusion of the views."""
 
 
+AUTO = "auto"
+Side = Annotated[int, Field(ge=1, le=4096)]
+ImageSizeSetting = Literal["auto", "native"] | Side | tuple[Side, Side]
+
+
 class ModelConfig(Section):
     """The classifier that phase 1 fits."""
 
     backbone: BackboneConfig
     """The feature extractor."""
-    pooling: str = "cls"
-    """How tokens become one feature vector, a name in POOLINGS: cls, mean (of patch tokens), cls_mean."""
+    image_size: ImageSizeSetting = "auto"
+    """Size of the input: S (square), [height, width], native (the size that the backbone was trained with) or auto: the
+    median aspect ratio of TRAIN, at about `model.image_tokens` tokens."""
+    image_tokens: int = Field(default=560, ge=1, le=65_536)
+    """image_size=auto: number of patches of an image, at most. Images that are smaller than that, and smaller than the
+    images that the backbone was trained with, get fewer."""
+    pooling: str = "auto"
+    """How the tokens of a block become one vector: cls, mean and max (of the patch tokens), joined by an underscore,
+    for example cls_mean. auto: phase 1 chooses by cross-validation on TRAIN."""
+    layers: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Number of last blocks whose tokens are read. auto: phase 1 chooses by cross-validation on TRAIN."""
     head: AnyHeadConfig = LinearHeadConfig()
     """The classification head."""
     init_from_explora: bool | None = None
@@ -70,6 +84,12 @@ class ModelConfig(Section):
     """Start from this explora_checkpoint.pth of another run."""
     multiview: Annotated[MultiViewConfig, RESULT_NEUTRAL] = MultiViewConfig()
     """Prediction from several views of an image."""
+
+    @model_validator(mode="after")
+    def _check_effect(self) -> Self:
+        if self.image_size != AUTO and self.image_tokens != type(self).model_fields["image_tokens"].default:
+            raise no_effect("model.image_tokens", f"model.image_size={self.image_size}", "set model.image_size=auto")
+        return self
 
     @model_validator(mode="after")
     def _check_initialization(self) -> Self:
@@ -86,10 +106,12 @@ class ClassifierDescription(Artifact):
     schema_version: Literal[1] = 1
     backbone: dict[str, JsonValue]
     """Argument of `build_backbone`."""
-    image_size: int = Field(ge=1, le=4096)
-    """Pixels per side of the square to which every image is resized."""
+    image_size: tuple[Side, Side]
+    """Height and width to which every image is resized."""
     pooling: str
-    """A name in POOLINGS."""
+    """Names in POOLINGS, joined by an underscore."""
+    layers: int = Field(default=1, ge=1, le=512)
+    """Number of last blocks that are pooled."""
     head: AnyHeadConfig
 
 

@@ -98,9 +98,15 @@ def make_loss(config: LossConfig, labels: Sequence[int]) -> nn.Module:
         labels: Labels (N,) of TRAIN, from which balanced class weights are computed.
     """
     settings = config.model_dump(exclude={"name"})
-    if settings.get("class_weights") == "balanced":
-        settings["class_weights"] = balanced_weights(labels)
+    if "class_weights" in settings:
+        settings["class_weights"] = class_weights(config, labels)
     return LOSSES[config.name](**settings)
+
+
+def class_weights(config: LossConfig, labels: Sequence[int]) -> tuple[float, float]:
+    """Return the weights of class 0 and class 1 in the loss that `config` names; 1 for a loss without class weights."""
+    weights = getattr(config, "class_weights", (1.0, 1.0))
+    return balanced_weights(labels) if weights == "balanced" else weights
 
 
 def balanced_weights(labels: Sequence[int]) -> tuple[float, float]:

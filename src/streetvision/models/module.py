@@ -1,6 +1,6 @@
 """The classifier: a uint8 image is normalised, goes through the backbone, is pooled and becomes two logits.
 
-Shapes: B images, S pixels per side, T tokens, D their width, P pooled width.
+Shapes: B images of h x w pixels, T tokens, D their width, P pooled width.
 """
 
 from abc import ABC, abstractmethod
@@ -9,22 +9,25 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
+from streetvision.io.resize import as_size
+from streetvision.io.resize_tensor import fit_tensor
 from streetvision.models.backbone import build_backbone, load_backbone
+from streetvision.models.backbone_spec import SizeRule, native_size
 from streetvision.models.config import (
+    AUTO,
     ClassifierDescription,
     CompilerConfig,
     HardwareConfig,
     HeadConfig,
+    ImageSizeSetting,
     MlpHeadConfig,
     ModelConfig,
 )
 from streetvision.models.device import uses_compiler
 from streetvision.models.losses import FocalLoss
 from streetvision.models.network import Backbone
-from streetvision.models.pooling import get_pooling, pooled_dim
+from streetvision.models.pooling import Pooling
 
 __all__ = [
     "N_CLASSES",
@@ -54,20 +57,15 @@ class ImageClassifier(nn.Module, ABC):
     """Number of views that one image is split into."""
 
     def prepare(self, image: Tensor) -> Tensor:
-        """Resize a decoded image, uint8 (3, H, W), to the model's input, uint8 (3, S, S).
-
-        The aspect ratio is not kept.
-        """
-        size = self.description.image_size
-        resized: Tensor = resize(image, [size, size], interpolation=InterpolationMode.BILINEAR, antialias=True)
-        return resized
+        """Fit a decoded image, uint8 (3, H, W), into the model's input, uint8 (3, h, w); see `fit_tensor`."""
+        return fit_tensor(image, self.description.image_size)
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
-        """Map images, uint8 (B, 3, S, S), to features (B, P)."""
+        """Map images, uint8 (B, 3, h, w), to features (B, P)."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images, uint8 (B, 3, S, S), to logits (B, 2)."""
+        """Map images, uint8 (B, 3, h, w), to logits (B, 2)."""
         logits: Tensor = self.head(self.embed(images))
         return logits
 
@@ -78,12 +76,12 @@ class Classifier(ImageClassifier):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone, *, pooling: str, head: HeadConfig) -> None:
+    def __init__(self, backbone: Backbone, *, pooling: str, head: HeadConfig, layers: int = 1) -> None:
         super().__init__()
         spec = backbone.spec
-        self.pooling = get_pooling(pooling, spec)
+        self.pooling, self.layers = Pooling(pooling, layers, spec), layers
         self.backbone = backbone
-        self.width = pooled_dim(pooling, spec)
+        self.width = self.pooling.width
         self.head = make_head(head, self.width)
         # Scaled to pixels in [0, 255]. Not persistent: the description holds them.
         self.register_buffer("mean", 255.0 * torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
@@ -93,14 +91,14 @@ class Classifier(ImageClassifier):
                 "backbone": dict(spec.architecture),
                 "image_size": spec.image_size,
                 "pooling": pooling,
+                "layers": layers,
                 "head": head.model_dump(),
             }
         )
 
     def embed(self, images: Tensor) -> Tensor:
-        """Map images, uint8 (B, 3, S, S), to features (B, P)."""
-        tokens: Tensor = self.backbone((images - self.mean) / self.std)
-        return self.pooling.pool(tokens, self.backbone.spec.prefix_tokens)
+        """Map images, uint8 (B, 3, h, w), to features (B, P)."""
+        return self.pooling(self.backbone((images - self.mean) / self.std, self.layers))
 
 
 def make_head(config: HeadConfig, width: int) -> nn.Sequential:
@@ -112,15 +110,36 @@ def make_head(config: HeadConfig, width: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(width, N_CLASSES))
 
 
-def load_classifier(config: ModelConfig) -> Classifier:
-    """Build a classifier with the backbone's weights and a new head, drawn from torch's global generator."""
-    return Classifier(load_backbone(config.backbone), pooling=config.pooling, head=config.head)
+def load_classifier(config: ModelConfig, size_rule: SizeRule | None = None) -> Classifier:
+    """Build a classifier with the backbone's weights and a new head, drawn from torch's global generator.
+
+    Args:
+        config: The classifier. Where it leaves pooling or layers to phase 1 (auto), the CLS token of the last block is
+            read, or the mean of its patches if there is no CLS token.
+        size_rule: Chooses the size of the input; None: the size that `config` gives, or the backbone's own if that is
+            auto.
+    """
+    backbone = load_backbone(config.backbone, size_rule or fixed_size(config.image_size))
+    pooling = config.pooling
+    if pooling == AUTO:
+        pooling = "cls" if backbone.spec.class_token else "mean"
+    layers = config.layers if isinstance(config.layers, int) else 1
+    return Classifier(backbone, pooling=pooling, head=config.head, layers=layers)
+
+
+def fixed_size(image_size: ImageSizeSetting) -> SizeRule:
+    """Return the rule for a size that is set; for auto and native, the size that the backbone was trained with."""
+    if isinstance(image_size, str):
+        return native_size
+    size = as_size(image_size)
+    return lambda _patch_size, _native: size
 
 
 def build_classifier(description: ClassifierDescription) -> Classifier:
     """Build the classifier that `description` defines, in eval mode and without its weights; works offline."""
     backbone = build_backbone(description.backbone)
-    return Classifier(backbone, pooling=description.pooling, head=description.head).eval()
+    head, layers = description.head, description.layers
+    return Classifier(backbone, pooling=description.pooling, head=head, layers=layers).eval()
 
 
 @overload

@@ -1,6 +1,6 @@
 """The views of one image: the whole image, and overlapping tiles at its full resolution.
 
-Shapes: H, W pixels of the image; S pixels per side of a view; B images, V views, M views that are not masked.
+Shapes: H, W pixels of the image; h, w pixels of a view; B images, V views, M views that are not masked.
 """
 
 from collections.abc import Callable
@@ -8,18 +8,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
+from streetvision.io.resize import ImageSize, fit_box
+from streetvision.io.resize_tensor import resize_tensor
 from streetvision.models.config import ViewsConfig
-from streetvision.models.views import letterbox, plan_views
+from streetvision.models.views import plan_views
 
 
 class Views(NamedTuple):
     """The views of one image: first the global view, then the tiles row by row."""
 
     pixels: Tensor
-    """uint8 (V, 3, S, S): each view keeps its aspect ratio and is padded with black on both sides."""
+    """uint8 (V, 3, h, w): each view keeps its aspect ratio and is padded with black on both sides."""
     content: Tensor
     """int64 (V, 4): left, top, right, bottom of the part that is not padding, in pixels of the view."""
     mask: Tensor
@@ -30,43 +30,40 @@ class Views(NamedTuple):
         return Views(*(part.to(device, non_blocking=non_blocking) for part in self))
 
 
-def make_views(image: Tensor, config: ViewsConfig, *, image_size: int) -> Views:
-    """Split an image, uint8 (3, H, W), into views of S = image_size pixels per side."""
+def make_views(image: Tensor, config: ViewsConfig, *, image_size: ImageSize) -> Views:
+    """Split an image, uint8 (3, H, W), into views of h, w = image_size."""
     _, height, width = image.shape
     boxes = plan_views(height, width, config)
-    pixels = torch.zeros(len(boxes), 3, image_size, image_size, dtype=torch.uint8)
+    pixels = torch.zeros(len(boxes), 3, *image_size, dtype=torch.uint8)
     content = torch.zeros(len(boxes), 4, dtype=torch.int64)
     # In a small image several tiles have the same box; only the first one counts.
     mask = torch.tensor([box not in boxes[:index] for index, box in enumerate(boxes)])
     for index, box in enumerate(boxes):
         if mask[index]:
-            inner = letterbox(box, image_size)
+            inner = fit_box(box.size, image_size, max_stretch=1)
             crop = image[:, box.top : box.bottom, box.left : box.right]
-            size = [inner.bottom - inner.top, inner.right - inner.left]
-            pixels[index, :, inner.top : inner.bottom, inner.left : inner.right] = F.resize(
-                crop, size, interpolation=InterpolationMode.BILINEAR, antialias=True
-            )
+            pixels[index, :, inner.top : inner.bottom, inner.left : inner.right] = resize_tensor(crop, inner.size)
             content[index] = torch.tensor(inner)
     return Views(pixels, content, mask)
 
 
-def content_fraction(content: Tensor, image_size: int) -> Tensor:
+def content_fraction(content: Tensor, image_size: ImageSize) -> Tensor:
     """Return the fraction of each view that is not padding (...).
 
     Args:
         content: Boxes (..., 4), as in `Views.content`.
-        image_size: S.
+        image_size: h, w.
     """
     left, top, right, bottom = content.unbind(-1)
-    return (right - left) * (bottom - top) / image_size**2
+    return (right - left) * (bottom - top) / (image_size[0] * image_size[1])
 
 
 def map_views(function: Callable[[Tensor], Tensor], pixels: Tensor, mask: Tensor, *, chunk_size: int) -> Tensor:
     """Apply a function to the views of all images.
 
     Args:
-        function: A map from images (M, 3, S, S) to (M, ...).
-        pixels: Views (B, V, 3, S, S).
+        function: A map from images (M, 3, h, w) to (M, ...).
+        pixels: Views (B, V, 3, h, w).
         mask: (B, V); the function is not called on masked views.
         chunk_size: Largest number of views per call.
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from streetvision.contracts.errors import ConfigError
+from streetvision.io.resize import ImageSize
 from streetvision.models.backbone_spec import BackboneSpec, check_image_size
 
-ForwardFn = Callable[[nn.Module, Tensor], Tensor]
-"""(network, pixel_values (B, 3, H, W)) -> tokens (B, T, D)."""
+ForwardFn = Callable[[nn.Module, Tensor, int], tuple[Tensor, ...]]
+"""(network, pixel_values (B, 3, H, W), L) -> tokens (B, T, D) of each of the last L blocks, the last one at the end."""
 
 
 class Backbone(nn.Module):
@@ -37,15 +38,17 @@ class Backbone(nn.Module):
             if name.endswith("mask_token"):
                 parameter.requires_grad_(False)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Map normalised pixel_values (B, 3, H, W) to tokens (B, T, D).
+    def forward(self, pixel_values: Tensor, layers: int = 1) -> tuple[Tensor, ...]:
+        """Map normalised pixel_values (B, 3, H, W) to tokens (B, T, D) of each of the last `layers` blocks.
+
+        The final normalisation of the network is applied to the tokens of every block.
 
         H and W are multiples of the patch size, else ConfigError is raised. A transformers network accepts any such
         size, a timm network with position embeddings only `spec.image_size`.
         """
-        for side in pixel_values.shape[-2:]:
-            check_image_size(side, self.spec.patch_size)
-        return self._forward_fn(self.network, pixel_values)
+        height, width = pixel_values.shape[-2:]
+        check_image_size((height, width), self.spec.patch_size)
+        return self._forward_fn(self.network, pixel_values, layers)
 
 
 def state_digest(module: nn.Module) -> str:
@@ -79,14 +82,14 @@ class Probe:
     lora_targets: tuple[str, ...]
 
 
-def probe(network: nn.Module, forward_fn: ForwardFn, image_size: int) -> Probe:
+def probe(network: nn.Module, forward_fn: ForwardFn, image_size: ImageSize) -> Probe:
     """Run a network on the meta device once, which gives shapes without computation; leaves it in eval mode."""
     called: set[str] = set()
     for name, module in network.named_modules():
         # The hooks are not removed, because the network on the meta device is discarded.
         module.register_forward_hook(lambda *_, name=name: called.add(name))
     with torch.no_grad(), torch.device("meta"):
-        tokens = forward_fn(network.eval(), torch.empty(1, 3, image_size, image_size))  # (1, T, D)
+        (tokens,) = forward_fn(network.eval(), torch.empty(1, 3, *image_size), 1)  # (1, T, D)
     linears = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     targets = tuple(f"network.{name}" for name in linears if name in called)
     return Probe(tokens.shape[1], tokens.shape[2], frozenset(called), targets)

@@ -1,10 +1,9 @@
 """Pooling of the backbone's tokens to one vector per image.
 
-Shapes: B images, T tokens (prefix and patches), D the width of a token, P the width of the pooled vector.
+Shapes: B images, T tokens (prefix and patches), D the width of a token, L blocks, P the width of the pooled vector.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,41 +22,47 @@ def pool_mean(tokens: Tensor, prefix_tokens: int) -> Tensor:
     return tokens[:, prefix_tokens:].mean(dim=1)
 
 
-def pool_cls_mean(tokens: Tensor, prefix_tokens: int) -> Tensor:
-    """Return the CLS token and the mean of the patch tokens, concatenated: (B, T, D) -> (B, 2D)."""
-    return torch.cat([pool_cls(tokens, prefix_tokens), pool_mean(tokens, prefix_tokens)], dim=1)
+def pool_max(tokens: Tensor, prefix_tokens: int) -> Tensor:
+    """Return the maximum of the patch tokens for each feature: (B, T, D) -> (B, D)."""
+    return tokens[:, prefix_tokens:].amax(dim=1)
 
 
-@dataclass(frozen=True)
+POOLINGS: Mapping[str, Callable[[Tensor, int], Tensor]] = {"cls": pool_cls, "mean": pool_mean, "max": pool_max}
+"""Name -> function (tokens (B, T, D), number of prefix tokens) -> (B, D)."""
+
+
 class Pooling:
-    """A pooling function and its requirements."""
+    """One or more of POOLINGS, applied to one or more blocks.
 
-    pool: Callable[[Tensor, int], Tensor]
-    """(tokens (B, T, D), number of prefix tokens) -> (B, P)."""
-    width_factor: int
-    """P / D."""
-    needs_class_token: bool
-    """Whether the backbone must have a CLS token."""
+    Args:
+        name: Names in POOLINGS, joined by an underscore, for example `cls_mean`.
+        layers: L, the number of last blocks.
+        spec: The backbone.
 
+    Raises:
+        ConfigError: A name does not exist or is repeated, the backbone has no CLS token, or it has fewer blocks.
+    """
 
-POOLINGS: Mapping[str, Pooling] = {
-    "cls": Pooling(pool_cls, width_factor=1, needs_class_token=True),
-    "mean": Pooling(pool_mean, width_factor=1, needs_class_token=False),
-    "cls_mean": Pooling(pool_cls_mean, width_factor=2, needs_class_token=True),
-}
-"""Name -> pooling."""
+    def __init__(self, name: str, layers: int, spec: BackboneSpec) -> None:
+        self.parts = tuple(name.split("_"))
+        for part in self.parts:
+            if part not in POOLINGS:
+                raise unknown_name("pooling", part, POOLINGS)
+        if len(set(self.parts)) < len(self.parts):
+            raise ConfigError(f"model.pooling={name} names a pooling twice", "name each of cls, mean, max at most once")
+        if "cls" in self.parts and not spec.class_token:
+            raise ConfigError(
+                f"model.pooling={name} needs a CLS token, but this backbone has none", "set model.pooling=mean"
+            )
+        if layers > spec.layers:
+            raise ConfigError(
+                f"model.layers={layers}, but this backbone has {spec.layers} block(s) that can be read",
+                f"set model.layers to at most {spec.layers}",
+            )
+        self.width = layers * len(self.parts) * spec.embed_dim
+        self._prefix_tokens = spec.prefix_tokens
 
-
-def get_pooling(name: str, spec: BackboneSpec) -> Pooling:
-    """Return the pooling `name`; raises ConfigError if it does not exist or needs a CLS token that is missing."""
-    if name not in POOLINGS:
-        raise unknown_name("pooling", name, POOLINGS)
-    pooling = POOLINGS[name]
-    if pooling.needs_class_token and not spec.class_token:
-        raise ConfigError(f"pooling {name!r} needs a CLS token, but this backbone has none", "use pooling=mean")
-    return pooling
-
-
-def pooled_dim(name: str, spec: BackboneSpec) -> int:
-    """Return P, the width of the pooled vector; raises like `get_pooling`."""
-    return get_pooling(name, spec).width_factor * spec.embed_dim
+    def __call__(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Map the tokens (B, T, D) of L blocks to (B, P): for each block in turn, its poolings in turn."""
+        pooled = [POOLINGS[part](tokens, self._prefix_tokens) for tokens in blocks for part in self.parts]
+        return torch.cat(pooled, dim=1)

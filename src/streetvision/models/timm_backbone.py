@@ -9,8 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from streetvision.contracts.errors import ConfigError
+from streetvision.io.resize import ImageSize
 from streetvision.io.tensors import check_keys, load_into, load_state
-from streetvision.models.backbone_spec import Architecture, BackboneSpec, Channels, check_image_size, one_line
+from streetvision.models.backbone_spec import (
+    Architecture,
+    BackboneSpec,
+    Channels,
+    SizeRule,
+    check_image_size,
+    native_size,
+    one_line,
+    token_count,
+)
 from streetvision.models.network import Backbone, Probe, check_parameters, probe, seeded
 
 HEADS = ("attn_pool", "classifier", "conv_head", "fc", "fc_norm", "head", "head_dist", "norm_head")
@@ -29,29 +39,32 @@ def build_timm(description: TimmArchitecture, *, max_parameters: int | None) -> 
     """Build a backbone with random weights; raises ConfigError for a name or a size that timm cannot build."""
     _check_name(description.name)
     spec, unused = _inspect(
-        description.name, description.image_size, (description.mean, description.std), max_parameters
+        description.name, lambda *_: description.image_size, (description.mean, description.std), max_parameters
     )
     with seeded(0):
         network = _create(description.name)
     return _finish(network, spec, unused)
 
 
-def load_timm(name: str, *, weights: Path | None, pretrained: bool, image_size: int | None, seed: int) -> Backbone:
+def load_timm(
+    name: str, *, weights: Path | None, pretrained: bool, seed: int, size_rule: SizeRule = native_size
+) -> Backbone:
     """Load a backbone with weights from a file or from the hub, or with random weights.
 
     Args:
         name: A name in timm.list_models(), with or without a pretrained tag.
         weights: A file with exactly the keys of the network, either with its whole classifier or without it.
         pretrained: Download the weights from the hub.
-        image_size: Pixels per side, to which position embeddings are resampled after loading; None: timm's own.
         seed: Seed of random weights.
+        size_rule: Chooses the size of the input, to which position embeddings are resampled after loading, from the
+            patch size and timm's own size.
 
     Raises:
         ConfigError: The name does not exist, the size is not possible, or the download fails.
         ArtifactError: The weights do not fit.
     """
     _check_name(name)
-    spec, unused = _inspect(name, image_size, None, None)
+    spec, unused = _inspect(name, size_rule, None, None)
     with seeded(seed):
         network = _download(name) if pretrained else _create(name)
         if weights is not None:
@@ -75,18 +88,28 @@ def _check_name(name: str) -> None:
         raise ConfigError(f"timm has no weights {name!r}", f"choose one of: {', '.join(tags) or 'none'}")
 
 
-def _tokens(network: nn.Module, pixel_values: Tensor) -> Tensor:
-    """Tokens (B, T, D) from tokens, or from a feature map in NHWC or NCHW order."""
+def _tokens(network: nn.Module, pixel_values: Tensor, layers: int) -> tuple[Tensor, ...]:
+    """Tokens (B, T, D) of the last blocks, or of the last feature map, which is in NHWC or NCHW order."""
+    if layers > 1:
+        blocks = network.forward_intermediates(  # type: ignore[operator]
+            pixel_values,
+            indices=layers,
+            norm=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+            return_prefix_tokens=True,
+        )
+        return tuple(torch.cat([prefix, patches], dim=1) for patches, prefix in blocks)
     features: Tensor = network.forward_features(pixel_values)  # type: ignore[operator]
     if features.ndim == 3:
-        return features
+        return (features,)
     if str(getattr(network, "output_fmt", "NCHW")) == "NHWC":
-        return features.flatten(1, 2)
-    return features.flatten(2).transpose(1, 2)
+        return (features.flatten(1, 2),)
+    return (features.flatten(2).transpose(1, 2),)
 
 
 def _inspect(
-    name: str, image_size: int | None, mean_std: tuple[Channels, Channels] | None, max_parameters: int | None
+    name: str, size_rule: SizeRule, mean_std: tuple[Channels, Channels] | None, max_parameters: int | None
 ) -> tuple[BackboneSpec, tuple[str, ...]]:
     """The spec, and the names of the modules to remove, from a copy of the network on the meta device."""
     # The meta device takes no memory, so the size is checked before anything is allocated.
@@ -94,25 +117,26 @@ def _inspect(
         network: Any = _create(name)
     check_parameters(network, max_parameters)
     settings = network.pretrained_cfg
-    size = settings["input_size"][-1] if image_size is None else image_size
     levels = getattr(network, "feature_info", None)
     if not levels:
         raise ConfigError(f"timm's {name!r} does not report its stride", "choose another backbone")
     patch_size = int(levels[-1]["reduction"])
+    size = size_rule(patch_size, tuple(settings["input_size"][-2:]))
     check_image_size(size, patch_size)
 
     result = _probe_at(network, name, size)
     prefix_tokens = getattr(network, "num_prefix_tokens", 0)
     # Pooling and patch labels need one token per patch.
-    if result.tokens != prefix_tokens + (size // patch_size) ** 2:
+    if result.tokens != prefix_tokens + token_count(size, patch_size):
         raise ConfigError(
-            f"timm's {name!r} gives no grid of tokens at image_size={size}", "choose another backbone or size"
+            f"timm's {name!r} gives no grid of tokens at image_size={list(size)}", "choose another backbone or size"
         )
     mean, std = mean_std or (settings["mean"], settings["std"])
     description = TimmArchitecture(name=name, image_size=size, mean=mean, std=std)
     spec = BackboneSpec(
         embed_dim=result.embed_dim,
         patch_size=patch_size,
+        layers=_equal_blocks(network),
         prefix_tokens=prefix_tokens,
         class_token=prefix_tokens > 0 and getattr(network, "cls_token", None) is not None,
         image_size=size,
@@ -125,16 +149,24 @@ def _inspect(
     return spec, tuple(head for head in HEADS if hasattr(network, head) and head not in used)
 
 
-def _probe_at(network: Any, name: str, image_size: int) -> Probe:
+def _equal_blocks(network: Any) -> int:
+    """Number of last blocks that return tokens of the same shape; 1 for a network of feature maps."""
+    if not (hasattr(network, "blocks") and hasattr(network, "num_prefix_tokens")):
+        return 1
+    shapes = [(level["num_chs"], level["reduction"]) for level in network.feature_info]
+    return sum(shape == shapes[-1] for shape in shapes)
+
+
+def _probe_at(network: Any, name: str, image_size: ImageSize) -> Probe:
     try:
         with torch.device("meta"):
             _resize(network, image_size)
         return probe(network, _tokens, image_size)
     except Exception as error:  # timm asserts sizes, or its arithmetic fails with an error of any class
-        native_size = network.pretrained_cfg["input_size"][-1]
+        height, width = network.pretrained_cfg["input_size"][-2:]
         raise ConfigError(
-            f"timm's {name!r} does not run at image_size={image_size}: {one_line(error)}",
-            f"leave image_size out: its native size is {native_size}",
+            f"timm's {name!r} does not run at image_size={list(image_size)}: {one_line(error)}",
+            f"set model.image_size=native: it was trained at {height} x {width}",
         ) from error
 
 
@@ -170,11 +202,11 @@ def _load_weights(network: Any, path: Path) -> None:
     load_into(network, {**body, **head}, source=repr(str(path)))
 
 
-def _resize(network: Any, image_size: int) -> None:
+def _resize(network: Any, image_size: ImageSize) -> None:
     """Fit position embeddings and windows of a network of fixed size; other networks accept any size."""
     settings = network.pretrained_cfg
-    if settings.get("fixed_input_size") and settings["input_size"][-1] != image_size:
-        network.set_input_size(img_size=(image_size, image_size))
+    if settings.get("fixed_input_size") and tuple(settings["input_size"][-2:]) != image_size:
+        network.set_input_size(img_size=image_size)
 
 
 def _finish(network: nn.Module, spec: BackboneSpec, unused: tuple[str, ...]) -> Backbone:

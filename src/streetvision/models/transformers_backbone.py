@@ -18,7 +18,9 @@ from streetvision.models.backbone_spec import (
     Architecture,
     BackboneSpec,
     Channels,
+    SizeRule,
     check_image_size,
+    native_size,
     one_line,
     read_description,
 )
@@ -34,15 +36,19 @@ _LIBRARY_ERRORS = Exception
 """For invalid values transformers raises errors of any class, for example ZeroDivisionError and KeyError."""
 
 
-def _tokens(network: nn.Module, pixel_values: Tensor) -> Tensor:
-    tokens: Tensor = network(pixel_values=pixel_values).last_hidden_state
-    return tokens
+def _tokens(network: nn.Module, pixel_values: Tensor, layers: int, **options: object) -> tuple[Tensor, ...]:
+    output = network(pixel_values=pixel_values, output_hidden_states=layers > 1, **options)
+    if layers == 1:
+        return (output.last_hidden_state,)
+    norm: Any = network.norm if hasattr(network, "norm") else network.layernorm
+    # Depending on the version of transformers, the last hidden state is given before or after the norm.
+    earlier = output.hidden_states[-layers:-1]
+    return (*(norm(tokens) for tokens in earlier), output.last_hidden_state)
 
 
-def _tokens_interpolating(network: nn.Module, pixel_values: Tensor) -> Tensor:
+def _tokens_interpolating(network: nn.Module, pixel_values: Tensor, layers: int) -> tuple[Tensor, ...]:
     # At its native size ViT returns the stored position embeddings unchanged.
-    tokens: Tensor = network(pixel_values=pixel_values, interpolate_pos_encoding=True).last_hidden_state
-    return tokens
+    return _tokens(network, pixel_values, layers, interpolate_pos_encoding=True)
 
 
 @dataclass(frozen=True)
@@ -96,12 +102,12 @@ def build_transformers(description: TransformersArchitecture, *, max_parameters:
     return Backbone(network, spec, family.forward_fn)
 
 
-def load_transformers(name: str, image_size: int | None) -> Backbone:
+def load_transformers(name: str, size_rule: SizeRule = native_size) -> Backbone:
     """Load a backbone with its weights from a local folder (offline) or from the Hugging Face hub.
 
     Args:
         name: A folder, or a name on the hub. Weights must be safetensors with exactly the keys of the network.
-        image_size: Pixels per side; None: the size in the configuration.
+        size_rule: Chooses the size of the input from the patch size and the size in the configuration.
 
     Raises:
         ConfigError: The name does not exist or its model_type is not allowed.
@@ -116,7 +122,7 @@ def load_transformers(name: str, image_size: int | None) -> Backbone:
     mean, std = _normalisation(name, family, local)
     values = {
         "config": {"model_type": config.model_type, **{key: getattr(config, key) for key in _declared(family)}},
-        "image_size": image_size or config.image_size,
+        "image_size": size_rule(_patch_size(config), (config.image_size, config.image_size)),
         "mean": mean,
         "std": std,
     }
@@ -128,8 +134,7 @@ def load_transformers(name: str, image_size: int | None) -> Backbone:
 def _spec(description: TransformersArchitecture, max_parameters: int | None) -> BackboneSpec:
     family = _family(description.config)
     config = _library_config(description.config)
-    # A ViT has a patch size; ConvNeXt has a stem of stride 4 and halves the map before each further stage.
-    patch_size = int(config.patch_size if hasattr(config, "patch_size") else 4 * 2 ** (len(config.depths) - 1))
+    patch_size = _patch_size(config)
     check_image_size(description.image_size, patch_size)
     # The meta device takes no memory, so the size is checked before anything is allocated.
     with _quiet(), torch.device("meta"), seeded(0):
@@ -142,6 +147,7 @@ def _spec(description: TransformersArchitecture, max_parameters: int | None) -> 
     return BackboneSpec(
         embed_dim=result.embed_dim,
         patch_size=patch_size,
+        layers=getattr(config, "num_hidden_layers", 1),
         prefix_tokens=1 + getattr(config, "num_register_tokens", 0),
         class_token=True,
         image_size=description.image_size,
@@ -150,6 +156,11 @@ def _spec(description: TransformersArchitecture, max_parameters: int | None) -> 
         lora_targets=result.lora_targets,
         architecture=description.model_dump(mode="json"),
     )
+
+
+def _patch_size(config: Any) -> int:
+    # A ViT has a patch size; ConvNeXt has a stem of stride 4 and halves the map before each further stage.
+    return int(config.patch_size if hasattr(config, "patch_size") else 4 * 2 ** (len(config.depths) - 1))
 
 
 def _family(config: Mapping[str, object]) -> Family:

@@ -1,6 +1,6 @@
 """The geometry of views, and the views of one image as arrays. Does not import torch; `multi_view` makes tensors.
 
-Shapes: H, W pixels of the image; S pixels per side of a view; V views.
+Shapes: H, W pixels of the image; h, w pixels of a view; V views.
 """
 
 import math
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from streetvision.io.resize import Box
 from streetvision.models.config import ViewsConfig
 
 VIEW_CHUNK_SIZE = 64
@@ -18,20 +19,11 @@ REFERENCE_SIZE = 10_000
 """Pixels per side of the square image on which distances are measured, large enough to make rounding irrelevant."""
 
 
-class Box(NamedTuple):
-    """A rectangle in pixels; right and bottom are exclusive."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-
 class ViewArrays(NamedTuple):
     """The views of one image: first the global view, then the tiles row by row."""
 
     pixels: NDArray[np.uint8]
-    """(V, 3, S, S): each view keeps its aspect ratio and is padded with black on both sides."""
+    """(V, 3, h, w): each view keeps its aspect ratio and is padded with black on both sides."""
     content: NDArray[np.int64]
     """(V, 4): left, top, right, bottom of the part that is not padding, in pixels of the view."""
     mask: NDArray[np.bool_]
@@ -56,15 +48,6 @@ def view_distances(config: ViewsConfig) -> NDArray[np.float32]:
     distances: NDArray[np.float32] = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
     distances[0, :] = distances[:, 0] = 0
     return distances
-
-
-def letterbox(box: Box, image_size: int) -> Box:
-    """Return the largest centred rectangle with the aspect ratio of `box` in a square view."""
-    height, width = box.bottom - box.top, box.right - box.left
-    scale = image_size / max(height, width)
-    inner_height, inner_width = max(1, round(height * scale)), max(1, round(width * scale))
-    left, top = (image_size - inner_width) // 2, (image_size - inner_height) // 2
-    return Box(left, top, left + inner_width, top + inner_height)
 
 
 def _spans(length: int, count: int, overlap: float) -> list[tuple[int, int]]:

@@ -3,19 +3,21 @@
 import os
 from collections.abc import Iterator
 
+import numpy as np
+
 from streetvision.contracts.phase import Context
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import LoaderConfig
+from streetvision.models.backbone_spec import token_count
+from streetvision.models.config import AUTO, ModelConfig
 from streetvision.models.device import has_fast_bf16, pick_device
+from streetvision.models.module import Classifier
 from streetvision.training.config import LearningConfig, TrainingConfig
-
-SMALL_TRAIN = 300
-"""Images in TRAIN below which fine-tuning is not suggested."""
 
 
 def log_auto_settings(context: Context, config: LearningConfig, *, section: str) -> None:
     """Print the automatic settings of `config`, whose configuration section is `section`, and of the loader."""
-    for setting, reason in [*_loader_settings(context), *_training_settings(context, config, section)]:
+    for setting, reason in [*_loader_settings(context), *_training_settings(config, section)]:
         context.progress.auto_setting(setting, reason)
 
 
@@ -26,17 +28,24 @@ def _loader_settings(context: Context) -> Iterator[tuple[str, str]]:
         yield f"loader.num_workers={loader.worker_count}", reason
 
 
-def _training_settings(context: Context, config: LearningConfig, section: str) -> Iterator[tuple[str, str]]:
-    device, n = pick_device(), len(context.rows(Split.TRAIN))
-    if isinstance(config, TrainingConfig) and config.mode == "frozen":
-        if n < SMALL_TRAIN:
-            reason = f"{n} images in TRAIN are few for fine-tuning"
-        elif device.type == "cpu":
-            reason = f"no GPU; training=peft may be more accurate with {n} images in TRAIN, but is much slower"
-        else:
-            reason = f"the fastest mode; training=peft may be more accurate with {n} images in TRAIN"
-        yield f"{section}=frozen", reason
-    elif config.precision == "auto":
+def _training_settings(config: LearningConfig, section: str) -> Iterator[tuple[str, str]]:
+    device = pick_device()
+    if not (isinstance(config, TrainingConfig) and config.mode == "frozen") and config.precision == "auto":
         fast = has_fast_bf16(device)
         reason = f"this {device.type} {'computes' if fast else 'does not compute'} in bf16 natively"
         yield f"{section}.mixed_precision.enabled={'true' if fast else 'false'}", reason
+
+
+def log_image_size(context: Context, classifier: Classifier) -> None:
+    """Print the size of the input if it was chosen automatically."""
+    config, spec = context.settings(ModelConfig), classifier.backbone.spec
+    if config.image_size == AUTO:
+        height, width = spec.image_size
+        images = [(row.height, row.width) for row in context.rows(Split.TRAIN)]
+        aspect = float(np.exp(np.median([np.log(w / h) for h, w in images])))
+        tokens = token_count(spec.image_size, spec.patch_size)
+        context.progress.auto_setting(
+            f"model.image_size=[{height},{width}]",
+            f"median aspect ratio of TRAIN {aspect:.2f}; {tokens} patches of {spec.patch_size} px; "
+            f"model.image_tokens={config.image_tokens}",
+        )

@@ -28,7 +28,7 @@ def examine_machine(console: Console) -> None:
     console.line("decoders", "JPEG, PNG, WebP, BMP, GIF and TIFF work")
     console.line("disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free in this folder")
     if pick_device().type == "cpu":
-        console.line("advice", "start with training=frozen: it is fast without a GPU")
+        console.line("advice", "training=frozen takes the least time without a GPU")
 
 
 def describe_device() -> str:

@@ -147,7 +147,7 @@ def _run_context(bundle: Path, overrides: Sequence[str], console: Console) -> Co
 
 
 def _calibration_images(predictor: Predictor, context: Context) -> list[NDArray[np.uint8]]:
-    """Preprocessed images (1, 3, S, S) of TRAIN; if images have several views, a different one of each."""
+    """Preprocessed images (1, 3, h, w) of TRAIN; if images have several views, a different one of each."""
     rows = context.rows(Split.TRAIN)
     count = min(len(rows), CALIBRATION_IMAGES)
     images = []

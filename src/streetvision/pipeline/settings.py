@@ -21,6 +21,7 @@ from streetvision.training.config import (
     FrozenConfig,
     LearningConfig,
     MacCalConfig,
+    is_solvable,
 )
 from streetvision.training.ssl.config import AnyExPLoRAConfig
 
@@ -187,9 +188,25 @@ class RunConfig(Section):
             raise no_effect("hardware.devices", frozen, hint)
         if self.hardware != HardwareConfig() and not self.adapts:
             raise no_effect("hardware", frozen, hint)
+        if is_solvable(self.model.head, self.training.loss):
+            default = FrozenConfig()
+            neutral = {"mode", "loss", "seed", "tracker", "tracker_offline"}
+            for name in set(FrozenConfig.model_fields) - neutral:
+                if getattr(self.training, name) != getattr(default, name):
+                    raise no_effect(
+                        f"training.{name}",
+                        f"{frozen} with a linear head, which a solver fits",
+                        "set model.head.kind=mlp or training=full",
+                    )
+            if self.model.head.dropout:
+                raise no_effect(
+                    "model.head.dropout", "training.mode=frozen with a linear head", "set model.head.kind=mlp"
+                )
 
     def _check_processes(self) -> None:
         several = self.hardware.processes > 1
+        if several and self.training.mode == "auto" and "phase1" in self.pipeline.phases:
+            raise ConfigError("training.mode=auto needs a single process", "set training=full, peft or last_n")
         trainings: dict[str, LearningConfig] = {"training": self.training}
         if self.adapts:
             trainings["phase4a"] = self.phase4a

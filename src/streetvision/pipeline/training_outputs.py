@@ -10,7 +10,7 @@ from torch import Tensor
 from streetvision.contracts.phase import Context
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import LoaderConfig
-from streetvision.data.decode import read_row, resize_square
+from streetvision.data.decode import read_row
 from streetvision.models.module import Classifier
 from streetvision.training.lightning_module import EpochRow
 
@@ -27,7 +27,7 @@ def metrics_csv(history: Sequence[EpochRow]) -> str:
 
 
 def merge_check_images(classifier: Classifier, context: Context) -> Tensor:
-    """Images (B, 3, S, S) of VAL_SELECT, whose logits must stay the same when adapters are merged."""
-    limits, size = context.settings(LoaderConfig).limits, classifier.description.image_size
+    """Images (B, 3, h, w) of VAL_SELECT, whose logits must stay the same when adapters are merged."""
+    limits = context.settings(LoaderConfig).limits
     rows = context.rows(Split.VAL_SELECT)[:MERGE_CHECK_IMAGES]
-    return torch.stack([resize_square(read_row(context.data_root, row, limits=limits), size) for row in rows])
+    return torch.stack([classifier.prepare(read_row(context.data_root, row, limits=limits)) for row in rows])

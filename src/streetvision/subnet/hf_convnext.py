@@ -11,7 +11,7 @@ ours has the backbone's LayerNorm on that mean, and then its own. The converted 
    convolution is chosen so that the sum of its output over the map is the value at the center. Two channels of
    +-OFFSET dominate the LayerNorms of this stage, so that these stay linear in the value.
 
-Shapes: D is the width of the last stage, M the number of positions along a side of its map.
+Shapes: D is the width of the last stage; rows x columns are the positions of its map.
 """
 
 from typing import Any
@@ -21,8 +21,9 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from streetvision.contracts.errors import ArtifactError
+from streetvision.io.resize import ImageSize
 from streetvision.models.module import Classifier
-from streetvision.subnet.hf_head import HFClassifier, LinearHead, State, check_config, saved_state
+from streetvision.subnet.hf_head import HFClassifier, LinearHead, State, check_config, saved_size, saved_state
 from streetvision.subnet.hf_vit import GAIN
 
 OFFSET = 2.0**16
@@ -46,17 +47,18 @@ def convert_convnext(classifier: Classifier, head: LinearHead) -> HFClassifier:
     network: Any = classifier.backbone.network
     config, image_size = network.config, classifier.description.image_size
     check_config(config, {"layer_norm_eps": 1e-6, "hidden_act": "gelu", "num_channels": 3})
-    side = image_size // classifier.backbone.spec.patch_size
-    if not 2 <= side <= LARGEST_MAP:
-        limits = [count * classifier.backbone.spec.patch_size for count in (2, LARGEST_MAP)]
+    stride = classifier.backbone.spec.patch_size
+    positions = (image_size[0] // stride, image_size[1] // stride)
+    if not all(2 <= count <= LARGEST_MAP for count in positions):
         raise ArtifactError(
-            f"this head cannot be exported at {image_size} pixels: the last map has {side} positions a side",
-            f"train with model.backbone.image_size from {limits[0]} to {limits[1]} for this export",
+            f"this head cannot be exported at {image_size[0]} x {image_size[1]} pixels: the last map has "
+            f"{positions[0]} x {positions[1]} positions",
+            f"train with model.image_size from {2 * stride} to {LARGEST_MAP * stride} for this export",
         )
     ours, depths, widths = saved_state(network), list(config.depths), list(config.hidden_sizes)
     state = _stages(ours, depths)
-    state |= _mean_block(f"encoder.stages.{len(depths) - 1}.layers.{depths[-1]}", ours, side)
-    state |= _center_stage(f"encoder.stages.{len(depths)}", head, side)
+    state |= _mean_block(f"encoder.stages.{len(depths) - 1}.layers.{depths[-1]}", ours, positions)
+    state |= _center_stage(f"encoder.stages.{len(depths)}", head, positions)
     described: dict[str, JsonValue] = {
         "model_type": "convnext",
         "architectures": ["ConvNextForImageClassification"],
@@ -66,7 +68,7 @@ def convert_convnext(classifier: Classifier, head: LinearHead) -> HFClassifier:
         "hidden_act": "gelu",
         "patch_size": 4,
         "num_channels": 3,
-        "image_size": image_size,
+        "image_size": saved_size(image_size),
         "layer_scale_init_value": 1.0,  # enables the layer scale; its values are in the weights
         "torch_dtype": "float32",
     }
@@ -94,13 +96,13 @@ def _stages(ours: State, depths: list[int]) -> State:
     return found
 
 
-def _mean_block(place: str, ours: State, side: int) -> State:
+def _mean_block(place: str, ours: State, positions: ImageSize) -> State:
     """The block added to the last stage: at the center of the map, GAIN times the normalised mean."""
     width = len(ours["layer_norm.weight"])
     pair = torch.cat([torch.eye(width), -torch.eye(width), torch.zeros(2 * width, width)])  # gelu(z) - gelu(-z) = z
     return _block(
         place,
-        window=torch.full((width, 1, WINDOW, WINDOW), side**-2.0),
+        window=torch.full((width, 1, WINDOW, WINDOW), 1.0 / (positions[0] * positions[1])),
         window_bias=torch.zeros(width),
         norm=ours["layer_norm.weight"],
         norm_bias=ours["layer_norm.bias"],
@@ -109,17 +111,17 @@ def _mean_block(place: str, ours: State, side: int) -> State:
     )
 
 
-def _center_stage(place: str, head: LinearHead, side: int) -> State:
+def _center_stage(place: str, head: LinearHead, positions: ImageSize) -> State:
     """The added stage, and the network's last LayerNorm, which only scales its output."""
-    middle, positions = side // 2, side // 2
-    tap = middle % 2
+    rows, columns = positions[0] // 2, positions[1] // 2  # of the center before this stage, and of its own map
+    row_tap, column_tap = rows % 2, columns % 2
     line = torch.zeros(CHANNELS, len(head.weight), 2, 2)
-    line[2, :, tap, tap], line[3, :, tap, tap] = head.weight, -head.weight
+    line[2, :, row_tap, column_tap], line[3, :, row_tap, column_tap] = head.weight, -head.weight
     still = torch.tensor([OFFSET, -OFFSET, 0.0, 0.0, 0.0, 0.0])
-    taps = torch.zeros(WINDOW)
-    taps[2:5] = torch.tensor(CENTER_TAPS[positions])
+    taps = torch.zeros(2, WINDOW)
+    taps[:, 2:5] = torch.tensor([CENTER_TAPS[rows], CENTER_TAPS[columns]])
     window = torch.zeros(CHANNELS, 1, WINDOW, WINDOW)
-    window[2:4, 0] = torch.outer(taps, taps)
+    window[2:4, 0] = torch.outer(taps[0], taps[1])
     up = torch.zeros(4 * CHANNELS, CHANNELS)
     up[0, 2:4], up[1, 2:4] = torch.tensor([1.0, -1.0]), torch.tensor([-1.0, 1.0])
     down = torch.zeros(CHANNELS, 4 * CHANNELS)
@@ -141,7 +143,7 @@ def _center_stage(place: str, head: LinearHead, side: int) -> State:
         up=up,
         down=down,
     )
-    last = {"layernorm.weight": scale * positions**2, "layernorm.bias": torch.zeros(CHANNELS)}
+    last = {"layernorm.weight": scale * rows * columns, "layernorm.bias": torch.zeros(CHANNELS)}
     return {f"{place}.{name}": value for name, value in added.items()} | block | last
 
 

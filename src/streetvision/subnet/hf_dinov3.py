@@ -10,8 +10,9 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
+from streetvision.io.resize import ImageSize
 from streetvision.models.module import Classifier
-from streetvision.subnet.hf_head import LABELS, HFClassifier, LinearHead, State, check_config, saved_state
+from streetvision.subnet.hf_head import LABELS, HFClassifier, LinearHead, State, check_config, saved_size, saved_state
 
 ARCHITECTURE = "vit_small_patch16_dinov3_qkvb"
 """Name in timm; the sizes are in model_args, which transformers reads since 4.53."""
@@ -58,9 +59,9 @@ def convert_dinov3(classifier: Classifier, head: LinearHead) -> HFClassifier:
     return HFClassifier(described, {f"timm_model.{name}": value for name, value in state.items()}, NEEDS, ALSO)
 
 
-def _model_args(config: Any, image_size: int) -> dict[str, JsonValue]:
+def _model_args(config: Any, image_size: ImageSize) -> dict[str, JsonValue]:
     return {
-        "img_size": image_size,
+        "img_size": saved_size(image_size),
         "patch_size": config.patch_size,
         "embed_dim": config.hidden_size,
         "depth": config.num_hidden_layers,

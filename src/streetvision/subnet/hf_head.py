@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from streetvision.contracts.errors import ArtifactError
+from streetvision.io.resize import ImageSize
 from streetvision.models.module import Classifier
 
 State = dict[str, Tensor]
@@ -52,10 +53,11 @@ def linear_head(classifier: Classifier, *, slope: float, cut: float) -> LinearHe
     Raises ArtifactError for a pooling or head that transformers classifiers do not have.
     """
     description = classifier.description
-    if description.pooling != "cls":
+    if description.pooling != "cls" or description.layers != 1:
         raise ArtifactError(
-            f"pooling {description.pooling!r} cannot be exported; allowed: cls",
-            "train with model.pooling=cls for this export",
+            f"model.pooling={description.pooling} with model.layers={description.layers} cannot be exported: a "
+            "classifier of transformers reads the CLS token of the last block",
+            "train with model.pooling=cls model.layers=1 for this export",
         )
     if description.head.kind != "linear":
         raise ArtifactError(
@@ -74,6 +76,12 @@ def saved_state(network: Any) -> State:
     with TemporaryDirectory() as folder:
         network.save_pretrained(folder)
         return load_file(Path(folder) / "model.safetensors")
+
+
+def saved_size(image_size: ImageSize) -> JsonValue:
+    """The size of the input as a configuration of transformers stores it: a number for a square."""
+    height, width = image_size
+    return height if height == width else [height, width]
 
 
 def check_config(config: Any, expected: Mapping[str, object]) -> None:

@@ -19,8 +19,9 @@ import torch
 from pydantic import JsonValue
 
 from streetvision.contracts.errors import ArtifactError
+from streetvision.models.backbone_spec import token_count
 from streetvision.models.module import Classifier
-from streetvision.subnet.hf_head import PINNED, HFClassifier, LinearHead, State, check_config, saved_state
+from streetvision.subnet.hf_head import PINNED, HFClassifier, LinearHead, State, check_config, saved_size, saved_state
 
 GAIN = 2.0**24
 """A power of two, so that multiplication is exact."""
@@ -114,7 +115,7 @@ def convert_vit(classifier: Classifier, head: LinearHead) -> HFClassifier:
         "num_hidden_layers": layer + 1,
         "model_type": family.model_type,
         "architectures": [family.architecture],
-        "image_size": classifier.description.image_size,
+        "image_size": saved_size(classifier.description.image_size),
         "torch_dtype": "float32",
     }
     return HFClassifier(config, named, family.transformers)
@@ -134,16 +135,58 @@ def _from_transformers(classifier: Classifier, family: Family) -> StockBackbone:
     else:
         check_config(network.config, {"hidden_act": "gelu"})
     state = saved_state(network)
-    side, width = classifier.description.image_size, network.config.hidden_size
+    (height, width), channels = classifier.description.image_size, network.config.hidden_size
     stored = state["embeddings.position_embeddings"]
-    if network.config.image_size != side:  # the classifier does not interpolate, or not in the same way
-        tokens = (side // network.config.patch_size) ** 2 + 1
-        stored = network.embeddings.interpolate_pos_encoding(torch.empty(1, tokens, width), side, side)
+    # The classifier does not interpolate, or not in the same way.
+    if (height, width) != (network.config.image_size,) * 2:
+        tokens = token_count((height, width), network.config.patch_size) + 1
+        stored = network.embeddings.interpolate_pos_encoding(torch.empty(1, tokens, channels), height, width)
     state["embeddings.position_embeddings"] = stored
     config = {key: value for key, value in network.config.to_dict().items() if key in _CONFIG_KEYS}
-    return StockBackbone(family, config, state)
+    body = StockBackbone(family, config, state)
+    return body if family is VIT or height == width else _as_vit(body, network.config)
 
 
+def _as_vit(body: StockBackbone, config: Any) -> StockBackbone:
+    """A DINOv2 under the names of ViT, with its LayerScale in the weights.
+
+    The DINOv2 classifier of transformers stores position embeddings of a square only, and that of ViT of any size.
+    """
+    if body.family.gated or config.model_type != DINOV2.model_type:
+        raise ArtifactError(
+            f"a {config.model_type} cannot be exported at a size that is not square: its classifier in transformers "
+            "stores position embeddings of a square only",
+            "train with model.image_size=S, for example 224, for this export",
+        )
+    state = {name: value for name, value in body.state.items() if name.startswith(("embeddings.", "layernorm."))}
+    state.pop("embeddings.mask_token", None)
+    for layer in range(config.num_hidden_layers):
+        block = {name: body.state[VIT.block(layer, name)] for name in _DINOV2_TO_VIT}
+        for name, theirs in _DINOV2_TO_VIT.items():
+            value = block[name]
+            for scaled, scale in (("attention.output.dense", "layer_scale1"), ("mlp.fc2", "layer_scale2")):
+                if name.startswith(f"{scaled}."):
+                    factor = body.state[VIT.block(layer, f"{scale}.lambda1")]
+                    value = value * (factor[:, None] if value.ndim == 2 else factor)
+            state[VIT.block(layer, theirs)] = value
+    fields: dict[str, JsonValue] = {key: body.config[key] for key in _VIT_CONFIG_KEYS}
+    return StockBackbone(VIT, fields | {"intermediate_size": len(block["mlp.fc1.bias"])}, state)
+
+
+_DINOV2_TO_VIT = {
+    f"{ours}.{kind}": f"{theirs}.{kind}"
+    for ours, theirs in {
+        **{part: part for part in (*ATTENTION, "attention.output.dense")},
+        **{"norm1": "layernorm_before", "norm2": "layernorm_after"},
+        **{"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"},
+    }.items()
+    for kind in ("weight", "bias")
+}
+"""Part of a block of DINOv2 -> of ViT."""
+_VIT_CONFIG_KEYS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps", "patch_size"),
+    *("num_channels", "qkv_bias"),
+)
 _CONFIG_KEYS = {
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "mlp_ratio", "hidden_act"),
     *("layer_norm_eps", "patch_size", "num_channels", "qkv_bias", "use_swiglu_ffn", "layerscale_value"),

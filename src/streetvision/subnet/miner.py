@@ -103,7 +103,7 @@ def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> M
         )
     classifier = load_classifier(predictor.bundle)
     calibration = fit_linear_calibration(predictor)
-    description, spec = classifier.description, classifier.backbone.spec
+    spec, (height, width) = classifier.backbone.spec, classifier.description.image_size
     labels: dict[str, JsonValue] = {
         "id2label": dict(LABELS),
         "label2id": {n: int(label) for label, n in LABELS.items()},
@@ -112,7 +112,7 @@ def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> M
     processor: dict[str, JsonValue] = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
-        "size": {"height": description.image_size, "width": description.image_size},
+        "size": {"height": height, "width": width},
         "resample": BILINEAR,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -171,8 +171,8 @@ def _check_parity(predictor: Predictor, classifier: Classifier, folder: Path, ca
     """Raise ArtifactError unless the classifier in `folder` has the expected logits on noise."""
     from transformers import AutoModelForImageClassification
 
-    side = classifier.description.image_size
-    noise = torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    size, generator = classifier.description.image_size, torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (4, 3, *size), dtype=torch.uint8, generator=generator)
     ours = torch.from_numpy(np.concatenate(list(predictor.stream_logits(noise.unbind()))))
     spec = classifier.backbone.spec
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))

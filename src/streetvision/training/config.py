@@ -11,6 +11,8 @@ from streetvision.models.config import (
     CrossEntropyConfig,
     FusionConfig,
     FusionDescription,
+    HeadConfig,
+    LossConfig,
     TrainedFusionConfig,
     ViewsConfig,
 )
@@ -104,7 +106,8 @@ class TrainingConfig(LearningConfig):
     """How phase 1 fits the classifier."""
 
     mode: str
-    """frozen: a head on cached features; peft: adapters; last_n: the last blocks; full: all weights."""
+    """auto: a head on frozen features, and fine-tuning where it is affordable and better; frozen: the head alone; peft:
+    adapters; last_n: the last blocks; full: all weights."""
     epochs: Count
     """Passes over the training images."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
@@ -123,7 +126,11 @@ class TrainingConfig(LearningConfig):
 
 
 class FrozenConfig(TrainingConfig):
-    """The backbone is frozen: features are computed once, then a head is fitted to them."""
+    """The backbone is frozen: features are computed once, then a head is fitted to them.
+
+    A linear head with a cross-entropy is fitted by a solver, which has no epochs, batches or learning rate. These
+    settings are for an MLP head and for the focal loss.
+    """
 
     mode: Literal["frozen"] = "frozen"
     epochs: Count = 40
@@ -184,7 +191,26 @@ class FullConfig(LayerDecayConfig):
     learning_rate: Rate = 2e-4
 
 
-AnyTrainingConfig = Annotated[FrozenConfig | PeftConfig | LastNConfig | FullConfig, Field(discriminator="mode")]
+class AutoConfig(LayerDecayConfig):
+    """The head on frozen features, then fine-tuning from it if that is affordable. What is better on VAL_SELECT ships.
+
+    All weights are fine-tuned; of a backbone with over 100 million parameters, the last four blocks.
+    """
+
+    mode: Literal["auto"] = "auto"
+    epochs: Count = 8
+    batch_size: Count = 16
+    learning_rate: Rate = 1e-4
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor of the learning rate from each block to the block before it."""
+    budget_minutes: float = Field(default=30.0, ge=0)
+    """Longest time for fine-tuning, by an estimate. Fewer epochs are trained if that is enough to stay below it; else
+    the head on frozen features ships. 0: no fine-tuning."""
+
+
+AnyTrainingConfig = Annotated[
+    AutoConfig | FrozenConfig | PeftConfig | LastNConfig | FullConfig, Field(discriminator="mode")
+]
 
 
 class CvfmConfig(Section):
@@ -251,6 +277,11 @@ class CvfmTrainedConfig(MultiViewFusionConfig):
 AnyCvfmConfig = Annotated[
     SingleViewConfig | MultiViewMeanConfig | CvfmInferenceConfig | CvfmTrainedConfig, Field(discriminator="mode")
 ]
+
+
+def is_solvable(head: HeadConfig, loss: LossConfig) -> bool:
+    """Return whether a logistic regression fits the head: it is linear, the loss an unsmoothed cross-entropy."""
+    return head.kind == "linear" and loss.name != "focal" and getattr(loss, "label_smoothing", 0.0) == 0
 
 
 class MacCalConfig(Section):

@@ -6,7 +6,7 @@ from torch import nn
 
 from streetvision.models.adapters import attach_adapters, block_names, last_blocks
 from streetvision.models.module import Classifier
-from streetvision.training.config import LastNConfig, PeftConfig, TrainingConfig
+from streetvision.training.config import AutoConfig, LastNConfig, PeftConfig, TrainingConfig
 
 
 def prepare(classifier: Classifier, config: TrainingConfig) -> int:
@@ -25,10 +25,21 @@ def _peft(classifier: Classifier, config: TrainingConfig) -> None:
 
 
 def _last_n(classifier: Classifier, config: TrainingConfig) -> None:
-    """Train the last blocks, a layer that merges patches for the first of them, and all layers after the blocks."""
     assert isinstance(config, LastNConfig)
+    _train_last_blocks(classifier, config.last_blocks)
+
+
+def _auto(classifier: Classifier, config: TrainingConfig) -> None:
+    assert isinstance(config, AutoConfig)
     backbone = classifier.backbone
-    trained = last_blocks(backbone.spec.lora_targets, config.last_blocks)
+    if sum(p.numel() for p in backbone.parameters()) > LARGE_BACKBONE:
+        _train_last_blocks(classifier, min(AUTO_BLOCKS, len(block_names(backbone.spec.lora_targets))))
+
+
+def _train_last_blocks(classifier: Classifier, count: int) -> None:
+    """Train the last blocks, a layer that merges patches for the first of them, and all layers after the blocks."""
+    backbone = classifier.backbone
+    trained = last_blocks(backbone.spec.lora_targets, count)
     frozen_blocks = len(block_names(backbone.spec.lora_targets)) - len(trained)
     for name, depth in _parameter_depths(backbone).items():
         parameter = backbone.get_parameter(name)
@@ -40,7 +51,11 @@ def _full(_: Classifier, __: TrainingConfig) -> None:
     pass
 
 
+LARGE_BACKBONE, AUTO_BLOCKS = 100_000_000, 4
+"""training.mode=auto: of a backbone with more parameters, only so many blocks are trained, to save memory."""
+
 MODES: Mapping[str, Callable[[Classifier, TrainingConfig], None]] = {
+    "auto": _auto,
     "frozen": _frozen,
     "peft": _peft,
     "last_n": _last_n,

@@ -1,6 +1,6 @@
 """The LightningModule of the supervised training: the step, and the confusion counts of the validation.
 
-Shapes: B rows; inputs are images uint8 (B, 3, S, S) or features (B, P); targets are labels (B,) or shares (B, 2).
+Shapes: B rows; inputs are images uint8 (B, 3, h, w) or features (B, P); targets are labels (B,) or shares (B, 2).
 """
 
 from collections.abc import Mapping

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import signal
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Protocol
 
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from streetvision.contracts.progress import Progress
@@ -151,9 +153,11 @@ def train_module(
 
 @contextmanager
 def _reraise_interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt where Lightning exits the process because of one."""
+    """Raise KeyboardInterrupt where Lightning exits the process because of one; exit with 143 after SIGTERM, not 0."""
     try:
         yield
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from stop

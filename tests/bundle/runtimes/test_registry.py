@@ -19,7 +19,7 @@ from streetvision.models.device import has_fast_bf16
 from streetvision.models.module import load_classifier
 from streetvision.models.network import seeded
 
-SIDE = 64
+SIZE = (64, 96)
 CLOSE = {"fp32": 1e-5, "bf16": 0.05, "int8": 0.3}
 """Largest difference of a logit; the logits of these models have a range of about 1."""
 RUNTIME_PRECISIONS = [(name, precision) for name, graph in RUNTIMES.items() for precision in graph.precisions]
@@ -27,15 +27,15 @@ BF16 = has_fast_bf16(torch.device("cpu"))
 
 
 def classifier(width=32, pooling="cls_mean"):
-    backbone = BackboneConfig(source="random", width=width, depth=2, heads=2, image_size=SIDE)
+    backbone = BackboneConfig(source="random", width=width, depth=2, heads=2)
     with seeded(0):
         head = MlpHeadConfig(hidden=16)
-        return load_classifier(ModelConfig(backbone=backbone, pooling=pooling, head=head)).eval()
+        return load_classifier(ModelConfig(backbone=backbone, image_size=SIZE, pooling=pooling, head=head)).eval()
 
 
 def noise(count, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    return torch.randint(0, 256, (count, 3, *SIZE), generator=generator, dtype=torch.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def written(original, tmp_path_factory):
 
 
 def opened(folder, name, precision="fp32", feature_dim=64):
-    return open_graph(folder, name=name, precision=precision, image_size=SIDE, feature_dim=feature_dim)
+    return open_graph(folder, name=name, precision=precision, image_size=SIZE, feature_dim=feature_dim)
 
 
 def pytorch_output(classifier, images):
@@ -88,7 +88,7 @@ def test_the_files_are_those_that_a_bundle_lists(written, name):
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_the_graph_normalises_its_input(original, written, name):
     graph = opened(written(name, "fp32"), name)
-    images = torch.stack([torch.full((3, SIDE, SIDE), value, dtype=torch.uint8) for value in (0, 127, 255)])
+    images = torch.stack([torch.full((3, *SIZE), value, dtype=torch.uint8) for value in (0, 127, 255)])
     logits = graph(images.numpy()).logits
     np.testing.assert_allclose(logits, pytorch_output(original, images)[1], atol=1e-5, rtol=0)
     assert len(np.unique(logits, axis=0)) == 3
@@ -151,7 +151,7 @@ def test_a_graph_that_reads_another_file_is_rejected(tmp_path, where):
     secret.write_bytes(np.zeros(4, np.float32).tobytes())
     outside = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
     outside.external_data.add(key="location", value=str(secret))
-    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["b", 3, SIDE, SIDE])
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["b", 3, *SIZE])
     out = helper.make_tensor_value_info("w", TensorProto.FLOAT, [4])
     constant = helper.make_node("Constant", [], ["w"], value=outside)
     nodes, values = [], []

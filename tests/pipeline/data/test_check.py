@@ -76,7 +76,7 @@ def test_swapped_labels_are_suspicious(command, scenes, tmp_path):
         noise = np.random.default_rng(number).integers(0, 40, (72, 96, 3))
         Image.fromarray((np.array(colour) - noise).clip(0, 255).astype(np.uint8)).save(folder / name, quality=95)
     page = tmp_path / "page.html"
-    settings = ["data.grouping.by=[column]", "model.backbone.image_size=64"]
+    settings = ["data.grouping.by=[column]", "model.image_size=64"]
     code, out, err = command("data", "check", folder, *settings, "--labels", "--page", page)
     assert code == 0, err
     assert "labels        1 are suspicious" in out

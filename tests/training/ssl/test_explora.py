@@ -22,7 +22,7 @@ from streetvision.training.ssl.config import AnyExPLoRAConfig
 from streetvision.training.ssl.explora import METHODS, ExPLoRAModule, Student, prepare_backbone
 from streetvision.training.trainer import TrainerOptions, seed_all, train_module
 
-BACKBONE = BackboneConfig(source="random", width=16, depth=3, heads=2, image_size=32)
+BACKBONE = BackboneConfig(source="random", width=16, depth=3, heads=2)
 SMALL = {
     "rank": 4,
     "projection_hidden": 16,
@@ -39,7 +39,7 @@ def config(**changes):
 
 def student(settings, seed=0):
     seed_all(seed)
-    classifier = load_classifier(ModelConfig(backbone=BACKBONE, head=LinearHeadConfig()))
+    classifier = load_classifier(ModelConfig(backbone=BACKBONE, image_size=32, head=LinearHeadConfig()))
     prepare_backbone(classifier, settings)
     return Student(classifier, 16, settings)
 

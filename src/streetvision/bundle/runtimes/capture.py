@@ -19,13 +19,13 @@ class _FeaturesAndLogits(nn.Module):
 
 
 def capture(classifier: Classifier) -> torch.export.ExportedProgram:
-    """Capture the operations from uint8 images (B, 3, S, S), with any B, to features (B, P) and logits (B, 2).
+    """Capture the operations from uint8 images (B, 3, h, w), with any B, to features (B, P) and logits (B, 2).
 
     Raises:
         ArtifactError: torch.export does not support the backbone.
     """
-    side = classifier.description.image_size
-    example = torch.zeros(2, 3, side, side, dtype=torch.uint8)  # with one image, B would become a constant
+    # With one image, B would become a constant.
+    example = torch.zeros(2, 3, *classifier.description.image_size, dtype=torch.uint8)
     batch = torch.export.Dim("batch")
     try:
         with torch.no_grad():

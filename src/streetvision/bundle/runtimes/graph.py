@@ -1,6 +1,6 @@
 """The interface of an exported graph: what every runtime offers. Does not import torch.
 
-Shapes: B images, S pixels per side, P width of the features.
+Shapes: B images of h x w pixels, P width of the features.
 """
 
 import importlib
@@ -56,7 +56,7 @@ class Graph(ABC):
 
     @abstractmethod
     def __call__(self, images: NDArray[np.uint8]) -> GraphOutput:
-        """Run the graph on images (B, 3, S, S). Any number of threads may call."""
+        """Run the graph on images (B, 3, h, w). Any number of threads may call."""
 
     @classmethod
     @abstractmethod
@@ -73,7 +73,7 @@ class Graph(ABC):
             program: From `capture`.
             folder: Destination.
             precision: One of `precisions`.
-            images: Images (1, 3, S, S) for the precisions in `calibrated`.
+            images: Images (1, 3, h, w) for the precisions in `calibrated`.
         """
 
 

@@ -37,7 +37,7 @@ class OnnxGraph(Graph):
         self._session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, images: NDArray[np.uint8]) -> GraphOutput:
-        """Run the graph on images (B, 3, S, S). Any number of threads may call."""
+        """Run the graph on images (B, 3, h, w). Any number of threads may call."""
         return GraphOutput(*self._session.run(OUTPUTS, {INPUT: np.ascontiguousarray(images)}))
 
     @classmethod

@@ -44,7 +44,7 @@ class OpenvinoGraph(Graph):
         self._lock = Lock()  # the compiled model has one request, which serves one caller at a time
 
     def __call__(self, images: NDArray[np.uint8]) -> GraphOutput:
-        """Run the graph on images (B, 3, S, S). Any number of threads may call."""
+        """Run the graph on images (B, 3, h, w). Any number of threads may call."""
         with self._lock:
             outputs = self._compiled({INPUT: np.ascontiguousarray(images)})
             return GraphOutput(*(outputs[name].copy() for name in OUTPUTS))
@@ -75,8 +75,7 @@ class OpenvinoGraph(Graph):
         for output, name in zip(network.outputs, OUTPUTS, strict=True):
             output.get_tensor().set_names({name})
         (example,), _ = program.example_inputs
-        side = int(example.shape[-1])
-        network.reshape({INPUT: [-1, 3, side, side]})
+        network.reshape({INPUT: [-1, *example.shape[1:]]})
         if precision == "int8":
             network = _quantize(network, images)
         openvino.save_model(network, folder / cls.files[0], compress_to_fp16=False)

@@ -10,6 +10,7 @@ from streetvision.bundle.runtimes.onnx_graph import OnnxGraph
 from streetvision.bundle.runtimes.openvino_graph import OpenvinoGraph
 from streetvision.contracts.errors import ArtifactError, StreetVisionError
 from streetvision.contracts.policies import Precision
+from streetvision.io.resize import ImageSize
 from streetvision.models.backbone_spec import one_line
 
 RUNTIMES: Mapping[str, type[Graph]] = {"onnx": OnnxGraph, "openvino": OpenvinoGraph}
@@ -17,7 +18,13 @@ RUNTIMES: Mapping[str, type[Graph]] = {"onnx": OnnxGraph, "openvino": OpenvinoGr
 
 
 def open_graph(
-    folder: Path, *, name: str, precision: Precision, image_size: int, feature_dim: int, threads: int | None = None
+    folder: Path,
+    *,
+    name: str,
+    precision: Precision,
+    image_size: ImageSize,
+    feature_dim: int,
+    threads: int | None = None,
 ) -> Graph:
     """Open the graph in `folder` and check its outputs on one image.
 
@@ -25,7 +32,7 @@ def open_graph(
         folder: Holds the files of the graph.
         name: A name in RUNTIMES.
         precision: Precision of the graph.
-        image_size: Pixels per side of its input.
+        image_size: Height and width of its input.
         feature_dim: Expected width of its features.
         threads: Threads of the runtime; None: `default_threads`.
 
@@ -36,7 +43,7 @@ def open_graph(
     file = RUNTIMES[name].files[0]
     try:
         graph = RUNTIMES[name](folder, precision, threads or default_threads())
-        output = graph(np.zeros((1, 3, image_size, image_size), dtype=np.uint8))
+        output = graph(np.zeros((1, 3, *image_size), dtype=np.uint8))
         shapes = [part.shape for part in output]
     except StreetVisionError:
         raise

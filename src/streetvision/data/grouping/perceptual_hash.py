@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from scipy.fft import dctn
 
-from streetvision.data.decode import resize_square
 from streetvision.data.transforms.color import LUMA
+from streetvision.io.resize_tensor import resize_tensor
 
 THUMBNAIL_SIZE = 96
 """Pixels per side of a thumbnail."""
@@ -70,7 +70,7 @@ class PerceptualHashes:
 
 def compute_hash(image: torch.Tensor) -> PerceptualHash:
     """Compute hashes and thumbnail of a decoded image, uint8 (3, H, W)."""
-    resized = resize_square(image, WORKING_SIZE).float()
+    resized = resize_tensor(image, (WORKING_SIZE, WORKING_SIZE)).float()
     grey = torch.tensordot(torch.tensor(LUMA), resized, dims=1).round().to(torch.uint8).numpy()
     hashes = tuple(
         perceptual_hash(_resize(grey[trim : WORKING_SIZE - trim, trim : WORKING_SIZE - trim], HASH_IMAGE_SIZE))
@@ -112,5 +112,5 @@ def perceptual_hash(grey: npt.NDArray[np.uint8]) -> int:
 
 
 def _resize(grey: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
-    resized = resize_square(torch.from_numpy(np.ascontiguousarray(grey))[None], side)
+    resized = resize_tensor(torch.from_numpy(np.ascontiguousarray(grey))[None], (side, side))
     return np.asarray(resized[0].numpy())

@@ -24,8 +24,9 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from streetvision.contracts.errors import unknown_name
-from streetvision.data.decode import decode_image, resize_square
+from streetvision.data.decode import decode_image
 from streetvision.data.transforms.color import LUMA
+from streetvision.io.resize_tensor import resize_tensor
 
 CHALLENGE_SIZE = 224
 """Pixels per side of an image that the validator sends."""
@@ -94,7 +95,7 @@ def chroma_noise(image: Tensor, variance: float) -> Tensor:
 
 def _crop(image: Tensor, level: int) -> Tensor:
     if level == 0:
-        return resize_square(F.center_crop(image, [min(image.shape[1:])] * 2), CHALLENGE_SIZE)
+        return resize_tensor(F.center_crop(image, [min(image.shape[1:])] * 2), (CHALLENGE_SIZE, CHALLENGE_SIZE))
     crop = v2.RandomResizedCrop(CHALLENGE_SIZE, scale=CROP_SCALE, ratio=(1.0, 1.0), antialias=True)
     cropped: Tensor = crop(_rotate(image))
     return cropped
@@ -120,7 +121,8 @@ def _rotate(image: Tensor) -> Tensor:
 
 
 def _downsample(image: Tensor, factor: float) -> Tensor:
-    return resize_square(resize_square(image, int(image.shape[1] / factor)), image.shape[1])
+    small, side = int(image.shape[1] / factor), image.shape[1]
+    return resize_tensor(resize_tensor(image, (small, small)), (side, side))
 
 
 def _blur(image: Tensor, kernel: float) -> Tensor:

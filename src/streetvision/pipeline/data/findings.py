@@ -20,6 +20,7 @@ from streetvision.eval.embeddings import EmbeddingDuplicates, embedding_duplicat
 from streetvision.eval.metrics import roc_auc
 from streetvision.eval.out_of_fold import out_of_fold_probabilities
 from streetvision.models.module import load_classifier
+from streetvision.pipeline.initialization import input_size
 from streetvision.pipeline.settings import RunConfig
 from streetvision.training.features import FeatureCache
 
@@ -130,7 +131,7 @@ def find_problems(
         index, near_duplicates = group_rows(scan.index, scan.hashes, data.grouping, progress=progress)
         features = None
         if labels or embeddings:
-            classifier = load_classifier(config.model)
+            classifier = load_classifier(config.model, input_size(config.model, index.rows))
             cache = FeatureCache(Path(scratch) / "features", classifier, loader=config.loader, progress=progress)
             features = cache.features(index.rows, root=index.root, name="all")[0].double().numpy()
     findings = Findings(scan, index, near_duplicates, (), _metadata_auc(index.rows), None, None)

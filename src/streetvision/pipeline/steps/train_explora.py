@@ -23,11 +23,10 @@ from streetvision.io.validators import validate_json
 from streetvision.models.adapters import merge_adapters
 from streetvision.models.config import HardwareConfig, ModelConfig
 from streetvision.models.module import load_classifier
-from streetvision.models.pooling import pooled_dim
 from streetvision.pipeline.artifacts import unlabeled_inputs
 from streetvision.pipeline.auto_settings import log_auto_settings
 from streetvision.pipeline.image_training import cached_images
-from streetvision.pipeline.initialization import resume_key
+from streetvision.pipeline.initialization import input_size, resume_key
 from streetvision.pipeline.training_outputs import merge_check_images, metrics_csv
 from streetvision.training.callbacks import cpu_state_dict
 from streetvision.training.distributed import broadcast, rank_and_world_size
@@ -108,9 +107,9 @@ def _make_student(context: Context) -> tuple[Student, int]:
     """The student and its number of trainable parameters."""
     config, model = context.settings(ExPLoRAConfig), context.settings(ModelConfig)
     seed_all(config.seed)
-    classifier = load_classifier(model)
+    classifier = load_classifier(model, input_size(model, context.rows(Split.TRAIN)))
     n_trainable = prepare_backbone(classifier, config)
-    student = Student(classifier, pooled_dim(model.pooling, classifier.backbone.spec), config)
+    student = Student(classifier, classifier.width, config)
     seed_all(config.seed)  # what follows does not depend on the size of the student
     return student, n_trainable
 

@@ -10,7 +10,6 @@ from streetvision.contracts.split_contracts import Split
 from streetvision.io.atomic import write_text_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.models.module import make_head
-from streetvision.models.pooling import pooled_dim
 from streetvision.pipeline.artifacts import MAC_CAL_SCORES
 from streetvision.pipeline.scores import cached_features, make_scores, open_classifier
 from streetvision.pipeline.training_outputs import metrics_csv
@@ -26,7 +25,7 @@ def run(context: Context) -> Outcome:
     train, select = (cached_features(context, classifier, split) for split in (Split.TRAIN, Split.VAL_SELECT))
     torch.manual_seed(config.seed)
     description = classifier.description
-    head = make_head(description.head, pooled_dim(description.pooling, classifier.backbone.spec))
+    head = make_head(description.head, classifier.width)
     fitted = fit_mac_cal(head, train, select, config=config, progress=context.progress)
 
     head_state = {f"head.{name}": value for name, value in fitted.best.items()}

@@ -1,7 +1,7 @@
 """ExPLoRA: adapt a backbone without labels. Trainable parameters, projection head, methods and the LightningModule.
 
 The last blocks are trained directly, all others through low-rank adapters, and norms everywhere (Khanna et al. 2024,
-arXiv 2406.10973). Shapes: B images, S pixels per side, P pooled width, D width of an embedding.
+arXiv 2406.10973). Shapes: B images of h x w pixels, P pooled width, D width of an embedding.
 """
 
 from collections.abc import Callable, Mapping
@@ -141,13 +141,13 @@ class Student(nn.Module):
         self.method = METHODS[config.method](config)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images, uint8 (B, 3, S, S), to embeddings (B, D) float32."""
+        """Map images, uint8 (B, 3, h, w), to embeddings (B, D) float32."""
         embeddings: Tensor = self.projection(self.classifier.embed(images))
         return embeddings.float()
 
 
 class ExPLoRAModule(BaseModule):
-    """Trains a student; batches are (views uint8 (B, 2, 3, S, S), group ids (B,))."""
+    """Trains a student; batches are (views uint8 (B, 2, 3, h, w), group ids (B,))."""
 
     def __init__(self, student: Student, config: ExPLoRAConfig, *, hardware: HardwareConfig | None = None) -> None:
         momentum = config.momentum if isinstance(config, BYOLConfig | BYOLSwAVConfig) else None
@@ -181,7 +181,7 @@ class ExPLoRAModule(BaseModule):
         """Compute the loss and the embeddings of a batch over all processes.
 
         Args:
-            views: uint8 (N, 2, 3, S, S).
+            views: uint8 (N, 2, 3, h, w).
             group_ids: Integers (N,).
 
         Returns:
@@ -202,7 +202,7 @@ class ExPLoRAModule(BaseModule):
         return loss
 
     def _embed_views(self, embed: Callable[[Tensor], Tensor], views: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed both views (B, 2, 3, S, S) in one forward pass: (B, D) each."""
+        """Embed both views (B, 2, 3, h, w) in one forward pass: (B, D) each."""
         first, second = embed(self.to_memory_format(views.transpose(0, 1).flatten(0, 1))).chunk(2)
         return first, second
 

@@ -1,0 +1,50 @@
+"""How long a fine-tuning takes on this machine, by an estimate, and how many epochs a budget allows."""
+
+import copy
+import time
+
+import torch
+import torch.nn.functional as F
+
+from streetvision.contracts.phase import Context
+from streetvision.contracts.split_contracts import Split
+from streetvision.data.config import LoaderConfig
+from streetvision.data.decode import read_row
+from streetvision.models.device import pick_device
+from streetvision.models.module import Classifier
+from streetvision.training.config import AutoConfig
+from streetvision.training.finetune_modes import prepare
+from streetvision.training.precision import lightning_precision
+
+FEWEST_EPOCHS = 3
+"""Fewer are not worth a fine-tuning."""
+VALIDATION_SHARE = 0.4
+"""Time of an image in a validation relative to a training step, which also has a backward pass."""
+
+
+def affordable_epochs(classifier: Classifier, context: Context, config: AutoConfig) -> tuple[int, float]:
+    """Return how many epochs fit into `budget_minutes`, at most `config.epochs`, and the minutes of these.
+
+    If even FEWEST_EPOCHS take longer, the number is 0 and the minutes are those of FEWEST_EPOCHS. One training step is
+    timed, on a copy of the classifier and without the time to decode its images, which worker processes do.
+    """
+    train, select = context.rows(Split.TRAIN), context.rows(Split.VAL_SELECT)
+    rows, limits = train[: config.micro_batch_size or config.batch_size], context.settings(LoaderConfig).limits
+    model, device = copy.deepcopy(classifier), pick_device()
+    prepare(model, config)
+    model.to(device).train()
+    images = torch.stack([model.prepare(read_row(context.data_root, row, limits=limits)) for row in rows])
+    images, labels = images.to(device), torch.tensor([row.label for row in rows], device=device)
+    seconds = []
+    for _ in range(2):  # the first step also warms up
+        start = time.perf_counter()
+        with lightning_precision(config.precision, device).forward_context():
+            loss = F.cross_entropy(model(images).float(), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        float(loss.detach())  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    per_epoch = min(seconds) / len(rows) * (len(train) + VALIDATION_SHARE * len(select)) / 60
+    epochs = min(config.epochs, int(config.budget_minutes / per_epoch))
+    if epochs < min(FEWEST_EPOCHS, config.epochs):
+        return 0, FEWEST_EPOCHS * per_epoch
+    return epochs, epochs * per_epoch

@@ -1,0 +1,192 @@
+"""A linear probe: logistic regression on frozen features, with everything that it chooses chosen on TRAIN.
+
+Shapes: N images, L blocks, K poolings, D width of a token, P width of the features that are used.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+
+from streetvision.contracts.errors import DataError
+from streetvision.contracts.progress import Progress
+
+FloatArray = NDArray[np.float64]
+FOLDS = 5
+STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-9, 1))
+"""Inverse penalties that are tried, from the strongest penalty to the weakest; features are standardised."""
+MAX_ITERATIONS = 2000
+SEARCH_TOLERANCE, FINAL_TOLERANCE = 1e-2, 1e-6
+"""Largest gradient at which lbfgs stops, in the cross-validation and in the final fit."""
+EPSILON = 1e-6
+NORM_EPSILON = 1e-5
+"""Of torch's LayerNorm."""
+
+
+@dataclass(frozen=True)
+class Representation:
+    """Which features the head reads: poolings of the last blocks."""
+
+    pooling: str
+    """Names in POOLINGS, joined by an underscore."""
+    layers: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A representation with its best penalty."""
+
+    representation: Representation
+    strength: float
+    """Inverse of the L2 penalty with the lowest NLL."""
+    nll: float
+    """Mean negative log-likelihood of the rows, each predicted by a fit without its group."""
+    path: tuple[float, ...]
+    """NLL at each of STRENGTHS."""
+    difference: float
+    """NLL minus that of the first candidate."""
+    standard_error: float
+    """Of the difference, by groups."""
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A fitted probe: logit = weight @ x + bias, where x are the features after a LayerNorm without parameters."""
+
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    weight: FloatArray
+    """(P,)."""
+    bias: float
+
+
+class FeatureBank:
+    """The pooled tokens of several blocks, from which any representation is read.
+
+    Args:
+        features: (N, L * K * D), as `Pooling` orders them: for each block in turn, its poolings in turn.
+        pooling: The K poolings, joined by an underscore.
+        layers: L.
+    """
+
+    def __init__(self, features: NDArray[np.float32], pooling: str, layers: int) -> None:
+        self.parts = pooling.split("_")
+        self.blocks = features.reshape(len(features), layers, len(self.parts), -1)  # (N, L, K, D)
+
+    def read(self, representation: Representation) -> FloatArray:
+        """Return the features (N, P) after a LayerNorm without parameters, as the head sees them."""
+        parts = [self.parts.index(part) for part in representation.pooling.split("_")]
+        rows = self.blocks[:, -representation.layers :, parts].reshape(len(self.blocks), -1).astype(np.float64)
+        rows -= rows.mean(axis=1, keepdims=True)
+        rows /= np.sqrt(np.square(rows).mean(axis=1, keepdims=True) + NORM_EPSILON)
+        return rows
+
+
+def fit_probe(
+    bank: FeatureBank,
+    labels: NDArray[np.int64],
+    groups: Sequence[object],
+    *,
+    representations: Sequence[Representation],
+    class_weights: tuple[float, float],
+    seed: int,
+    progress: Progress,
+) -> LinearProbe:
+    """Choose representation and penalty by cross-validation, and fit the probe on all rows.
+
+    The penalty is the one with the lowest NLL. The first representation is taken unless another one is better by more
+    than one standard error of the paired difference: with few groups, the lowest of several NLLs is often chance.
+
+    Args:
+        bank: Features of N rows.
+        labels: (N,).
+        groups: Group of each row (N,); rows of one group are never in different folds.
+        representations: The choices, the preferred one first.
+        class_weights: Weights of class 0 and class 1.
+        seed: Seed of the folds.
+        progress: Shows a progress bar.
+
+    References:
+        One-standard-error rule: Hastie et al., The Elements of Statistical Learning, 2nd edition, section 7.10.
+    """
+    weights = np.asarray(class_weights)[labels]
+    units = np.unique([str(group) for group in groups], return_inverse=True)[1]
+    folds = _folds(labels, units, seed)
+    candidates: list[Candidate] = []
+    reference = np.zeros(0)
+    for representation in progress.track(representations, total=len(representations), label="probe"):
+        losses = _out_of_fold_losses(bank.read(representation), labels, weights, folds)
+        best = int(losses.mean(axis=1).argmin())
+        if not candidates:
+            reference = losses[best]
+        difference = losses[best] - reference
+        candidates.append(
+            Candidate(
+                representation,
+                STRENGTHS[best],
+                nll=float(losses[best].mean()),
+                path=tuple(losses.mean(axis=1).tolist()),
+                difference=float(difference.mean()),
+                standard_error=_standard_error(difference, units),
+            )
+        )
+    better = [c for c in candidates if c.difference < -c.standard_error]
+    chosen = min(better, key=lambda c: c.nll, default=candidates[0])
+    weight, bias = _fit(bank.read(chosen.representation), labels, weights, chosen.strength)
+    return LinearProbe(chosen, tuple(candidates), weight, bias)
+
+
+def _out_of_fold_losses(
+    features: FloatArray, labels: NDArray[np.int64], weights: FloatArray, folds: Sequence[tuple[NDArray[np.int64], ...]]
+) -> FloatArray:
+    """Weighted NLL (len(STRENGTHS), N) of each row, predicted by a fit without its group."""
+    # Standardised once for all folds; this uses no label.
+    inputs = (features - features.mean(axis=0)) / (features.std(axis=0) + EPSILON)
+    if inputs.shape[1] > len(inputs):
+        # A fit with an L2 penalty depends on inner products only, so N coordinates are enough.
+        values, vectors = np.linalg.eigh(inputs @ inputs.T)
+        kept = values > values[-1] * 1e-10
+        inputs = vectors[:, kept] * np.sqrt(values[kept])
+    losses = np.full((len(STRENGTHS), len(labels)), np.nan)
+    for train, test in folds:
+        model = LogisticRegression(warm_start=True, max_iter=MAX_ITERATIONS, tol=SEARCH_TOLERANCE)
+        for number, strength in enumerate(STRENGTHS):
+            model.C = strength
+            margins = model.fit(inputs[train], labels[train], weights[train]).decision_function(inputs[test])
+            losses[number, test] = weights[test] * np.logaddexp(0, np.where(labels[test] == 1, -margins, margins))
+    return losses
+
+
+def _folds(labels: NDArray[np.int64], units: NDArray[np.int64], seed: int) -> list[tuple[NDArray[np.int64], ...]]:
+    """Grouped, stratified folds; fewer than FOLDS where a class has fewer groups.
+
+    Raises:
+        DataError: A class has one group only, so a fold without it has one class only.
+    """
+    count = min(FOLDS, *(len(np.unique(units[labels == label])) for label in (0, 1)))
+    if count < 2:
+        raise DataError(
+            "a penalty cannot be chosen by cross-validation: a class of TRAIN has one group only",
+            "add images of other places, or set model.head.kind=mlp, which needs no cross-validation",
+        )
+    return list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, units))
+
+
+def _standard_error(differences: FloatArray, units: NDArray[np.int64]) -> float:
+    """Standard error of the mean of `differences` (N,) when whole groups are drawn."""
+    sums = np.bincount(units, weights=differences - differences.mean())
+    return float(np.sqrt(np.square(sums).sum() * len(sums) / max(len(sums) - 1, 1)) / len(differences))
+
+
+def _fit(
+    features: FloatArray, labels: NDArray[np.int64], weights: FloatArray, strength: float
+) -> tuple[FloatArray, float]:
+    """Weight (P,) and bias for features that are not standardised."""
+    mean, scale = features.mean(axis=0), features.std(axis=0) + EPSILON
+    model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=FINAL_TOLERANCE)
+    model.fit((features - mean) / scale, labels, weights)
+    weight: FloatArray = model.coef_[0] / scale
+    return weight, float(model.intercept_[0] - weight @ mean)
