@@ -2,12 +2,19 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.data.decode import read_image
 from streetvision.io.atomic import read_json
+from streetvision.io.tensors import load_into, load_state
+from streetvision.io.validators import validate_json
+from streetvision.models.config import ClassifierDescription
+from streetvision.models.module import build_classifier
+from streetvision.pipeline.interpolation import interpolate
 from tests.conftest import TINY_MODEL
 
 SHORT = [*TINY_MODEL, "pipeline.phases=[phase1]"]
@@ -59,6 +66,63 @@ def test_the_optimised_training_says_what_a_cpu_leaves_out(phase1):
     assert code in (0, 3), out
     assert "training.mixed_precision.enabled=" in out
     assert ("hardware.compile=false: no GPU" in out) == (not torch.cuda.is_available())
+
+
+def test_a_budget_that_is_too_short_ships_the_probe(phase1):
+    code, out, schema = phase1("training=auto", "training.budget_minutes=0")
+    assert code == 0, out
+    assert "training=frozen" in out
+    assert "training.budget_minutes=0" in out
+    assert "logistic regression" in out
+    assert not schema.finetuning_gate_json.exists()
+    probe = phase1(name="frozen")[2]
+    assert torch.load(schema.phase1_checkpoint, weights_only=True).keys() == (
+        torch.load(probe.phase1_checkpoint, weights_only=True).keys()
+    )
+    assert schema.phase1_checkpoint.read_bytes() == probe.phase1_checkpoint.read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["auto", "full"])
+def test_a_harmful_fine_tuning_is_left_out(phase1, mode):
+    settings = [f"training={mode}", "training.epochs=2", "training.learning_rate=0.05", "training.batch_size=16"]
+    code, out, schema = phase1(*settings)
+    assert code == 0, out
+    assert "fine-tuning is not better and is left out" in out
+    gate = read_json(schema.finetuning_gate_json)
+    assert (gate["share"], gate["accepted"], gate["gated"]) == (0.0, False, mode == "auto")
+    assert gate["candidate_nll"] > gate["baseline_nll"]
+    probe = phase1(name="frozen")[2]
+    assert schema.phase1_checkpoint.read_bytes() == probe.phase1_checkpoint.read_bytes()
+    assert schema.phase1_last_checkpoint.read_bytes() != probe.phase1_last_checkpoint.read_bytes()
+
+
+def test_the_probe_records_its_choices_and_ships_the_same_probabilities_as_its_head(phase1):
+    _, _, schema = phase1()
+    probe = read_json(schema.probe_json)
+    assert {candidate["pooling"] for candidate in probe["candidates"]} == {"cls", "cls_mean"}
+    description = read_json(schema.model_config_json)
+    assert (description["pooling"], description["layers"]) == (probe["pooling"], probe["layers"])
+    assert figures(schema)["val_select_nll"] == pytest.approx(_select_nll(schema), abs=1e-5)
+
+
+def _select_nll(schema):
+    """NLL of the saved classifier on VAL_SELECT, from the image files."""
+    splits = read_json(schema.splits_json)
+    rows = [row for row in splits["rows"] if row["split"] == "val_select"]
+    classifier = build_classifier(validate_json(schema.model_config_json, ClassifierDescription))
+    load_into(classifier, load_state(schema.phase1_checkpoint), source="checkpoint")
+    images = torch.stack([classifier.prepare(read_image(Path(splits["root"]) / row["path"])) for row in rows])
+    with torch.inference_mode():
+        logits = classifier(images)
+    return float(torch.nn.functional.cross_entropy(logits, torch.tensor([row["label"] for row in rows])))
+
+
+def test_weights_are_interpolated_by_their_share():
+    start, tuned = {"w": torch.zeros(2), "n": torch.tensor(3)}, {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(5)}
+    assert interpolate(tuned, start, 0.25)["w"].tolist() == [0.25, 0.5]
+    assert interpolate(tuned, start, 0.25)["n"] == 5
+    assert interpolate(tuned, start, 0.0)["w"].tolist() == [0.0, 0.0]
+    assert interpolate(tuned, start, 1.0)["w"].tolist() == [1.0, 2.0]
 
 
 def test_an_interrupted_phase_resumes(phase1, monkeypatch):
