@@ -30,7 +30,7 @@ def bench_pipeline(progress: Progress) -> list[Figure]:
 
         def ours() -> None:
             run = folder / f"run_{next(numbers)}"
-            _python("-m", "streetvision", "train", f"data.root={scenes}", f"run_dir={run}")
+            _python("-m", "streetvision", "train", f"data.root={scenes}", f"run_dir={run}", "training=frozen")
             _python("-m", "streetvision", "evaluate", "--bundle", str(run / "export"))
 
         def again() -> None:
