@@ -30,11 +30,13 @@ def bench_pipeline(progress: Progress) -> list[Figure]:
 
         def ours() -> None:
             run = folder / f"run_{next(numbers)}"
-            _python("-m", "streetvision", "train", f"data.root={scenes}", f"run_dir={run}", "training=frozen")
+            _python("-m", "streetvision", "train", "training=frozen", f"data.root={scenes}", f"run_dir={run}")
             _python("-m", "streetvision", "evaluate", "--bundle", str(run / "export"))
 
         def again() -> None:
-            _python("-m", "streetvision", "train", f"data.root={scenes}", f"run_dir={folder / 'run_0'}")
+            _python(
+                "-m", "streetvision", "train", "training=frozen", f"data.root={scenes}", f"run_dir={folder / 'run_0'}"
+            )
 
         def loose() -> None:
             _python("-m", "benchmarks.baseline_script", str(scenes), str(folder / "loose.pt"))

@@ -35,11 +35,11 @@ from streetvision.training.scoring import apply_to_batches, evaluation_loader
 Images = tuple[Path, tuple[Row, ...]]
 
 
-def read_images(root: str, scratch: Path) -> Images:
+def read_images(root: str, class_names: tuple[str, str], scratch: Path) -> Images:
     """The folder and the usable rows of a data set."""
-    listing = list_images(root, import_to=scratch)
+    listing = list_images(root, class_names=class_names, import_to=scratch)
     index = scan_images(
-        listing, class_names=("0", "1"), limits=LoaderConfig().limits, with_hashes=False, progress=Silent()
+        listing, class_names=class_names, limits=LoaderConfig().limits, with_hashes=False, progress=Silent()
     ).index
     return index.root, index.rows
 
@@ -97,13 +97,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--class-names", nargs=2, default=("None", "Roadwork"))
     parser.add_argument("--name", default="deit_tiny_patch16_224")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     backbone = BackboneConfig(source="timm", name=options.name, weights=options.weights)
     with tempfile.TemporaryDirectory() as scratch:
-        images = read_images(options.data, Path(scratch))
+        images = read_images(options.data, tuple(options.class_names), Path(scratch))
         widest, layers = POOLING_CHOICES[0], LAYER_CHOICES[0]
         choices = [Representation(pooling, count) for count in LAYER_CHOICES for pooling in POOLING_CHOICES]
         variants = {

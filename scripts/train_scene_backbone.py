@@ -105,7 +105,7 @@ class DenseClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images (B, 3, S, S) in [0, 255] to logits of the images (B, 2) and of their patches (B, T)."""
-        tokens: Tensor = self.backbone((images - self.mean) / self.std)
+        (tokens,) = self.backbone((images - self.mean) / self.std)
         patches = tokens[:, self.backbone.spec.prefix_tokens :]
         pooled = torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=1)
         return self.image_head(pooled), self.patch_head(patches)[..., 0]

@@ -17,7 +17,7 @@ def test_both_start_from_the_same_images_and_the_repeat_from_a_finished_run(monk
         bench_pipeline, "interleaved_median", lambda ours, theirs, repeats: (ours(), theirs(), 1.0, 2.0)[2:]
     )
     assert [figure.ratio for figure in bench_pipeline.bench_pipeline(Silent())] == [0.5, 0.5]
-    (_, _, _, scenes, first), (*_, bundle), (_, script, folder, _), again, fresh, _ = ran
+    (*_, scenes, first), (*_, bundle), (_, script, folder, _), again, fresh, _ = ran
     assert (script, scenes) == ("benchmarks.baseline_script", f"data.root={folder}")
     assert bundle == f"{first.removeprefix('run_dir=')}/export"
     assert again == ran[0]
