@@ -42,6 +42,7 @@ def torchrun(*settings):
         ["training=full"],
         [
             "training=peft",
+            "model.head.kind=mlp",  # from the optimum of a solved head, AdamW enlarges rounding errors
             "hardware.strategy=fsdp",
             "training.gradient_clip_norm=1.0",
             "training.gradient_accumulation_steps=2",
@@ -67,8 +68,7 @@ def test_two_processes_train_like_one(scenes, tmp_path, command, settings):
     assert len(histories[0]) == len(histories[1]) == 2
     for expected, row in zip(*histories, strict=True):
         for name in set(expected) - {"seconds"}:
-            # Training starts at the optimum of the head, where AdamW enlarges rounding errors of small gradients.
-            assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-3, abs=1e-5), name
+            assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-4, abs=1e-5), name
     expected, logits = (torch.load(schema.val_calib_logits, weights_only=True) for schema in (single, double))
     assert expected.shape == logits.shape
     torch.testing.assert_close(expected, logits, rtol=1e-3, atol=1e-4)

@@ -166,6 +166,7 @@ def _from_random(config: BackboneConfig, size_rule: SizeRule) -> "Backbone":
             f"width={config.width} does not give each of {config.heads} heads a multiple of 4 channels",
             f"choose a width that {4 * config.heads} divides",
         )
+    image_size = size_rule(config.patch_size, (RANDOM_IMAGE_SIZE, RANDOM_IMAGE_SIZE))
     fields: dict[str, object] = {
         "model_type": "dinov3_vit",
         "hidden_size": config.width,
@@ -174,9 +175,8 @@ def _from_random(config: BackboneConfig, size_rule: SizeRule) -> "Backbone":
         "num_attention_heads": config.heads,
         "num_register_tokens": config.registers,
         "patch_size": config.patch_size,
-        "image_size": RANDOM_IMAGE_SIZE,
+        "image_size": image_size[0],  # of a square; the description has both sides
     }
-    image_size = size_rule(config.patch_size, (RANDOM_IMAGE_SIZE, RANDOM_IMAGE_SIZE))
     description = TransformersArchitecture(config=fields, image_size=image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return build_transformers(description, max_parameters=MAX_PARAMETERS, seed=config.seed)
 
