@@ -42,7 +42,7 @@ def torchrun(*settings):
         ["training=full"],
         [
             "training=peft",
-            "model.head.kind=mlp",  # from the optimum of a solved head, AdamW enlarges rounding errors
+            "training.loss.name=focal",  # no solved head: from its optimum AdamW enlarges rounding errors
             "hardware.strategy=fsdp",
             "training.gradient_clip_norm=1.0",
             "training.gradient_accumulation_steps=2",
@@ -56,13 +56,12 @@ def test_two_processes_train_like_one(scenes, tmp_path, command, settings):
     single_settings = [setting for setting in all_settings if not setting.startswith("hardware")]
     single, double = ArtifactSchema(tmp_path / "single"), ArtifactSchema(tmp_path / "double")
     code, *_ = command("train", f"data.root={scenes}", f"run_dir={single.output_dir}", *single_settings)
-    assert code == 0
+    assert code in (0, 3)  # 3: one class only, after so few steps
     data_only = [*single_settings, "pipeline.phases=[data]"]
-    code, *_ = command("train", f"data.root={scenes}", f"run_dir={double.output_dir}", *data_only)
-    assert code == 0
+    assert command("train", f"data.root={scenes}", f"run_dir={double.output_dir}", *data_only)[0] == 0
     without_data = [setting for setting in all_settings if not setting.startswith("data.")]  # the run knows its data
     result = torchrun(f"run_dir={double.output_dir}", *without_data, "hardware.devices=2")
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == code, result.stderr
     assert result.stdout.count("VAL_SELECT MCC") == 1  # only rank 0 prints
     histories = [list(csv.DictReader(schema.phase1_metrics_csv.open())) for schema in (single, double)]
     assert len(histories[0]) == len(histories[1]) == 2
