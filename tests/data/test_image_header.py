@@ -42,7 +42,7 @@ def decodes_quickly(data: bytes) -> str | None:
     except UndecodableImage as error:
         return error.reason
     finally:
-        assert time.process_time() - started < 1
+        assert time.process_time() - started < 3
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
