@@ -20,6 +20,7 @@ TINY_MODEL = [
     "model.backbone.heads=2",
     "model.image_size=64",
     "training=frozen",
+    "phase2.n_resamples=100",
     "phase5.folds=2",
 ]
 
@@ -67,6 +68,16 @@ def command(capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_figures():
+    """Figures without automatic layout, which takes half of their time; tests/eval/report draws them with it."""
+    from streetvision.eval.figures import STYLE
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(STYLE, "figure.constrained_layout.use", False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """The variation of a threshold, and of MCC at all thresholds, over bootstrap resamples.
 
-Shapes: N rows, U units, R resamples, T thresholds.
+Shapes: N rows, U units, R resamples, T thresholds, E distinct edges of the sorted rows.
 """
 
 from dataclasses import dataclass
@@ -37,15 +37,19 @@ def mcc_band(predictions: Predictions, thresholds: ArrayLike, resampling: Resamp
     labels, p, units = predictions.labels, predictions.probabilities, predictions.units
     at = np.asarray(thresholds, dtype=np.float64)
     order = np.argsort(p, kind="stable")
-    counts_at = CountsAtEdges(labels[order], np.searchsorted(p[order], at, side="left"))
+    # Thresholds between the same two probabilities decide alike, so they share one interval.
+    edges, first, at_edge = np.unique(
+        np.searchsorted(p[order], at, side="left"), return_index=True, return_inverse=True
+    )
+    counts_at = CountsAtEdges(labels[order], edges)
     weights = draw_weights(units, resampling.n_resamples, resampling.seed)
-    replicates = np.concatenate([_mcc_of_both_classes(counts_at(w.take(order, axis=1))) for w in weights]).T  # (T, R)
-    unit_counts = (units.counts(labels, decide(p, float(threshold))) for threshold in at)
+    replicates = np.concatenate([_mcc_of_both_classes(counts_at(w.take(order, axis=1))) for w in weights]).T  # (E, R)
+    unit_counts = (units.counts(labels, decide(p, float(threshold))) for threshold in at[first])
     bounds = [
         intervals.count_metric_interval(METRICS["mcc"], counts, drawn, resampling.level)[1]
         for counts, drawn in zip(unit_counts, replicates, strict=True)
     ]
-    low, high = np.array(bounds).T
+    low, high = np.array(bounds)[at_edge].T
     estimates = np.asarray(mcc(threshold_counts(labels, p).at(at)))
     return Band(at, estimates, np.minimum(low, estimates), np.maximum(high, estimates), resampling.level)
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Union, cast, get_args, get_origin
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError, safe_load
@@ -134,10 +135,9 @@ def _check(key: str, value: object) -> None:
 
 def _compose_groups(sources: Sequence[tuple[str, object]]) -> Tree:
     """Let Hydra compose the packaged files of the selected groups, and set all other keys on the result."""
-    chosen = [f"{key}={value}" for key, value in sources if key in groups()]
+    chosen = tuple(f"{key}={value}" for key, value in sources if key in groups())
     try:
-        with initialize_config_dir(str(_folder()), version_base="1.3"):
-            composed = compose(config_name="config", overrides=chosen)
+        composed = deepcopy(_packaged(chosen))
         # OmegaConf would interpolate `${...}` in a user's value, so it only sees placeholders.
         placeholders = {f"\0{number}": value for number, (_, value) in enumerate(sources)}
         for (key, _), placeholder in zip(sources, placeholders, strict=True):
@@ -148,6 +148,13 @@ def _compose_groups(sources: Sequence[tuple[str, object]]) -> Tree:
         raise ConfigError(f"{error.full_key} has no default", f"set {error.full_key}=...") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(str(error).strip().splitlines()[0], "write settings as KEY=VALUE") from error
+
+
+@cache
+def _packaged(chosen: tuple[str, ...]) -> DictConfig:
+    """Return the packaged files of the selected groups, composed. An experiment composes the same groups many times."""
+    with initialize_config_dir(str(_folder()), version_base="1.3"):
+        return compose(config_name="config", overrides=list(chosen))
 
 
 def _filled(composed: object, placeholders: Mapping[str, object]) -> object:

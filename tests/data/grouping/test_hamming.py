@@ -6,6 +6,14 @@ from hypothesis import strategies as st
 from streetvision.data.grouping.hamming import pairs_within
 
 
+@pytest.fixture(scope="module", autouse=True, params=[1, 1000, 2**20], ids="at most {} comparisons".format)
+def search(request):
+    """Searches by an index, in blocks of one query and of several, and by a comparison of all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streetvision.data.grouping.hamming.MAX_COMPARISONS", request.param)
+        yield
+
+
 def all_pairs(hashes, others, radius):
     distance = np.bitwise_count(hashes[:, None] ^ others[None])
     return np.argwhere(distance <= radius)
@@ -42,6 +50,5 @@ def test_any_hashes(values, radius):
     np.testing.assert_array_equal(pairs_within(hashes, radius), expected[expected[:, 0] < expected[:, 1]])
 
 
-def test_many_equal_hashes_are_all_paired(monkeypatch):
-    monkeypatch.setattr("streetvision.data.grouping.hamming.MAX_COMPARISONS", 1000)
+def test_many_equal_hashes_are_all_paired():
     assert len(pairs_within(np.full(200, 7, dtype=np.uint64), 0)) == 200 * 199 // 2

@@ -1,4 +1,4 @@
-"""Exact search for all pairs of 64-bit hashes within a Hamming radius, without comparing all pairs.
+"""Exact search for all pairs of 64-bit hashes within a Hamming radius. Large sets are not compared pair by pair.
 
 Multi-index hashing: two hashes within radius r = 4a + b (0 <= b < 4) differ in at most a bits in one of the first b + 1
 of their four 16-bit chunks, or in at most a - 1 bits in one of the other chunks. Only hashes with such a chunk are
@@ -32,6 +32,9 @@ def pairs_within(hashes: Hashes, radius: int, *, others: Hashes | None = None) -
         in `hashes`, and i < j.
     """
     table = hashes if others is None else others
+    if len(hashes) * len(table) <= MAX_COMPARISONS:  # a comparison of all is faster
+        pairs = np.argwhere(np.bitwise_count(hashes[:, None] ^ table) <= radius)
+        return pairs[pairs[:, 0] < pairs[:, 1]] if others is None else pairs
     found = [np.empty((0, 2), dtype=np.int64)]
     whole, rest = divmod(radius, CHUNKS)
     for chunk in range(CHUNKS):
