@@ -141,6 +141,7 @@ def test_a_row_that_names_a_missing_file_is_found():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_site_builds_without_warnings(tmp_path):
     if importlib.util.find_spec("sphinx") is None:
         pytest.skip("sphinx is not installed (extra: docs): the site is not built")

@@ -32,6 +32,7 @@ def photos(scenes, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_command_of_the_tutorial_succeeds(photos, command):
     output_of, failed = {}, []
     for words in commands(ROOT / "docs" / "get-started" / "tutorial.md"):

@@ -14,6 +14,7 @@ SMALL = BackboneConfig(source="timm", name="test_vit", pretrained=False)
 
 def test_every_backbone_stands_beside_autocast_and_fp32(monkeypatch):
     monkeypatch.setattr(bench_precision, "has_fast_bf16", lambda _: True)
+    monkeypatch.setattr(bench_precision, "BATCH", 2)
     figures = list(bench_precision.bench_precision((SMALL,)))
     assert [figure.baseline for figure in figures] == ["bf16 by torch's autocast", "fp32"]
     assert len({figure.value for figure in figures}) == 1

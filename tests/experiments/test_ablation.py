@@ -36,6 +36,7 @@ def table(tmp_path):
     return file
 
 
+@pytest.mark.long
 def test_an_ablation_from_its_table_to_a_page(table, tmp_path, capsys):
     """All that needs runs, in one test: they take seconds each."""
     out = tmp_path / "out"

@@ -224,6 +224,7 @@ def test_a_file_of_settings_is_kept_when_the_run_already_has_its_data(run_copy, 
     assert "grid of 50" in out
 
 
+@pytest.mark.long
 def test_the_whole_chain_on_real_images(real_data, tmp_path, command):
     """DeiT-tiny on a subset of the traffic signs, grouped by track: the documented command, on fewer rows."""
     source = real_data / "gtsrb_roadwork"

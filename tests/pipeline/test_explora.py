@@ -303,6 +303,7 @@ def test_an_empty_folder_of_unlabeled_images_is_an_error(scenes, tmp_path, comma
     assert (code, "has no images" in err) == (2, True)
 
 
+@pytest.mark.long
 def test_two_processes_adapt_like_one(scenes, tmp_path, command):
     """The same joint batch and negatives: the same losses, and nearly the same weights."""
     single, double = ArtifactSchema(tmp_path / "one"), ArtifactSchema(tmp_path / "two")

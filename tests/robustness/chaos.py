@@ -42,6 +42,7 @@ TINY_RUN = [
     "phase4c.views.rows=1",
     "phase4c.views.columns=2",
     "phase4c.epochs=2",
+    "phase2.n_resamples=100",
     "phase5.folds=2",
     "phase6.archive=true",
 ]

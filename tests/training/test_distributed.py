@@ -36,6 +36,7 @@ def torchrun(*settings):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [

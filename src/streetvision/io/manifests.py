@@ -88,7 +88,7 @@ def create_step_manifest(
         outputs={relative(path, root): file_digest(path) for path in outputs},
         summary=summary,
         metrics=dict(metrics),
-        versions=versions(),
+        versions=dict(versions()),
     )
 
 
@@ -112,7 +112,8 @@ def relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Return the versions of Python and of the packages that affect the results."""
     packages = {name: importlib.metadata.version(name) for name in RECORDED_PACKAGES}
     return {"python": platform.python_version(), **packages}

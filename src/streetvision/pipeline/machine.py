@@ -19,7 +19,7 @@ def examine_machine(console: Console) -> None:
     Raises:
         MachineError: A decoder does not work.
     """
-    packages = versions()
+    packages = dict(versions())
     console.line("python", f"{packages.pop('python')} on {platform.system()} {platform.machine()}")
     for package, version in packages.items():
         console.line(package, version)

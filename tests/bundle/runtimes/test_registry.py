@@ -27,7 +27,7 @@ BF16 = has_fast_bf16(torch.device("cpu"))
 
 
 def classifier(width=32, pooling="cls_mean"):
-    backbone = BackboneConfig(source="random", width=width, depth=2, heads=2)
+    backbone = BackboneConfig(source="random", width=width, depth=1, heads=2)
     with seeded(0):
         head = MlpHeadConfig(hidden=16)
         return load_classifier(ModelConfig(backbone=backbone, image_size=SIZE, pooling=pooling, head=head)).eval()
@@ -44,9 +44,14 @@ def original():
 
 
 @pytest.fixture(scope="module")
-def written(original, tmp_path_factory):
+def program(original):
+    return capture(original)
+
+
+@pytest.fixture(scope="module")
+def written(program, tmp_path_factory):
     """Write the graph of `original` once for each runtime and precision; returns its folder."""
-    program, done = capture(original), {}
+    done = {}
 
     def folder(name, precision):
         if precision == "bf16" and not BF16:
@@ -126,22 +131,22 @@ def test_a_runtime_that_is_not_installed_is_reported_with_its_extra(written, mon
         opened(folder, name)
 
 
-def test_nncf_that_is_not_installed_is_reported(original, monkeypatch, tmp_path):
+def test_nncf_that_is_not_installed_is_reported(program, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(ConfigError, match=r"needs the module nncf(.|\n)*streetvision\[openvino\]"):
-        RUNTIMES["openvino"].write(capture(original), tmp_path, "int8", list(noise(2).split(1)))
+        RUNTIMES["openvino"].write(program, tmp_path, "int8", list(noise(2).split(1)))
 
 
-def test_bf16_is_not_written_on_a_cpu_that_cannot_measure_it(original, monkeypatch, tmp_path):
+def test_bf16_is_not_written_on_a_cpu_that_cannot_measure_it(program, monkeypatch, tmp_path):
     monkeypatch.setattr("streetvision.models.device.has_fast_bf16", lambda _: False)
     with pytest.raises(ConfigError, match="does not compute in bf16"):
-        RUNTIMES["openvino"].write(capture(original), tmp_path, "bf16", [])
+        RUNTIMES["openvino"].write(program, tmp_path, "bf16", [])
 
 
-def test_a_model_larger_than_an_onnx_file_is_rejected(original, monkeypatch, tmp_path):
+def test_a_model_larger_than_an_onnx_file_is_rejected(program, monkeypatch, tmp_path):
     monkeypatch.setattr("streetvision.bundle.runtimes.onnx_graph.MAX_BYTES", 1000)
     with pytest.raises(ConfigError, match="limit of an ONNX file"):
-        RUNTIMES["onnx"].write(capture(original), tmp_path, "fp32", [])
+        RUNTIMES["onnx"].write(program, tmp_path, "fp32", [])
     assert not list(tmp_path.iterdir())
 
 
