@@ -37,7 +37,7 @@ def mcc_band(predictions: Predictions, thresholds: ArrayLike, resampling: Resamp
     labels, p, units = predictions.labels, predictions.probabilities, predictions.units
     at = np.asarray(thresholds, dtype=np.float64)
     order = np.argsort(p, kind="stable")
-    # Thresholds between the same two probabilities decide alike, so they share one interval.
+    # Thresholds between the same two probabilities give the same decisions, so they share one interval.
     edges, first, at_edge = np.unique(
         np.searchsorted(p[order], at, side="left"), return_index=True, return_inverse=True
     )
