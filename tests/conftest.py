@@ -9,7 +9,8 @@ from hypothesis import settings
 
 from streetvision.cli.app import main
 
-settings.register_profile("streetvision", deadline=None, derandomize=bool(os.environ.get("CI")))
+CI = bool(os.environ.get("CI"))
+settings.register_profile("streetvision", deadline=None, derandomize=CI, max_examples=100 if CI else 40)
 settings.load_profile("streetvision")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -73,11 +74,27 @@ def command(capsys):
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_figures():
-    """Figures without automatic layout, which takes half of their time; tests/eval/report draws them with it."""
+    """Figures without automatic layout, which takes half of their time, except with `figures_with_layout`."""
     from streetvision.eval.figures import STYLE
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(STYLE, "figure.constrained_layout.use", False)
+        yield
+
+
+@pytest.fixture
+def figures_with_layout(monkeypatch):
+    """Figures as a run draws them."""
+    from streetvision.eval.figures import STYLE
+
+    monkeypatch.setitem(STYLE, "figure.constrained_layout.use", True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync():
+    """The files of a test need not survive a power failure, and a run waits for the disk dozens of times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
         yield
 
 

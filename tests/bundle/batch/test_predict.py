@@ -310,7 +310,6 @@ class TestRay:
         yield ray
         ray.shutdown()
 
-    @pytest.mark.long
     def test_two_workers_write_the_same_predictions_and_report_errors(
         self, cluster, export, photos, expected, tmp_path
     ):
@@ -320,12 +319,12 @@ class TestRay:
         deleted = out / "predictions" / "00000003.jsonl"
         before = deleted.read_bytes()
         deleted.unlink()
-        predict(export, photos, out, engine="ray", workers=1)
+        predict(export, photos, out, engine="ray", workers=2)
         assert deleted.read_bytes() == before
         deleted.unlink()
         (out / "listing" / "00000003.jsonl").unlink()
         with pytest.raises(StreetVisionError, match=r"cannot read .*00000003\.jsonl"):
-            predict(export, photos, out, engine="ray", workers=1)
+            predict(export, photos, out, engine="ray", workers=2)
 
     def test_without_ray_the_error_names_the_extra(self, export, photos, tmp_path, monkeypatch):
         monkeypatch.setattr("streetvision.bundle.batch.executors.find_spec", lambda _: None)

@@ -36,10 +36,12 @@ def test_the_adaptation_curve_shows_every_row_and_the_loss_of_training_from_the_
     assert " ".join(drawn["title"].split()) == "simclr: effective rank of the embeddings 96 -> 45"
 
 
+@pytest.mark.usefixtures("figures_with_layout")
 def test_the_adaptation_curve_is_the_same_bytes_twice():
     assert adaptation_curve(ADAPTATION, method="byol") == adaptation_curve(ADAPTATION, method="byol")
 
 
+@pytest.mark.usefixtures("figures_with_layout")
 @pytest.mark.slow
 def test_the_learning_curve_is_the_same_bytes_twice_and_moves_with_the_rows():
     plain = [{k: v for k, v in row.items() if not k.startswith("ema")} for row in TRAINING]
