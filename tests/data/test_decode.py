@@ -280,7 +280,7 @@ def test_scan_markers_that_are_not_scans_do_not_count():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_mutated_images_decode_or_are_rejected(data):
     kind = data.draw(st.sampled_from(FORMATS))

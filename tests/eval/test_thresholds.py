@@ -46,7 +46,7 @@ def best_mcc_by_brute_force(labels, p):
     return max(float(mcc(confusion_counts(labels, p >= threshold))) for threshold in thresholds)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(two_class_rows())
 def test_the_optimum_is_exact_and_its_counts_are_those_of_decide(rows):
     logits, labels = rows

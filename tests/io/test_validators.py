@@ -87,7 +87,7 @@ MUTATIONS = [change_a_byte, remove_or_replace_a_file, rename_in_bundle_json]
 
 
 @pytest.mark.slow
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_mutation_is_rejected_with_its_name(bundle, tmp_path, data):
     shutil.rmtree(tmp_path)

@@ -18,7 +18,7 @@ CONFIGS = st.builds(
 SIDES = st.one_of(st.integers(1, 12), st.integers(1, 5000))
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(SIDES, SIDES, CONFIGS)
 def test_the_tiles_cover_every_pixel_and_stay_inside(height, width, config):
     global_view, *tiles = plan_views(height, width, config)
