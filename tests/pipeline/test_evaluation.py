@@ -198,7 +198,15 @@ ALTERED = {
     "another format": lambda source, to: Image.open(source).save(to, "PNG"),
     "larger": lambda source, to: Image.open(source).resize((150, 110)).save(to, "PNG"),
     "quality 60": lambda source, to: Image.open(source).save(to, "JPEG", quality=60),
+    "cropped": lambda source, to: cropped(Image.open(source), 0.05).save(to, "PNG"),
 }
+
+
+def cropped(image, share):
+    """The image without `share` of its width and height at every edge."""
+    width, height = image.size
+    x, y = round(width * share), round(height * share)
+    return image.crop((x, y, width - x, height - y))
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["in its run", "alone"])

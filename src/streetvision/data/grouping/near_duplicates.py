@@ -136,7 +136,7 @@ def _views(thumbnails: Thumbnails) -> list[Vectors]:
     for trim in TRIMS:
         images = whole
         if trim:
-            sampling = _trim_matrix(trim)
+            sampling = trim_matrix(trim, COMPARED_SIZE)
             images = np.matmul(np.matmul(sampling, images), sampling.T)
         vectors = images.reshape(len(images), COMPARED_SIZE**2)
         vectors = vectors - vectors.mean(axis=1, keepdims=True)
@@ -145,13 +145,13 @@ def _views(thumbnails: Thumbnails) -> list[Vectors]:
     return views
 
 
-def _trim_matrix(trim: int) -> Vectors:
+def trim_matrix(trim: int, size: int) -> Vectors:
     """(S, S): linear resampling of one axis without `trim` of WORKING_SIZE pixels at each edge."""
-    edge = trim / WORKING_SIZE * COMPARED_SIZE
-    pixel = np.arange(COMPARED_SIZE)
-    centres = edge + (pixel + 0.5) * (COMPARED_SIZE - 2 * edge) / COMPARED_SIZE - 0.5
-    low = np.clip(np.floor(centres).astype(int), 0, COMPARED_SIZE - 2)
+    edge = trim / WORKING_SIZE * size
+    pixel = np.arange(size)
+    centres = edge + (pixel + 0.5) * (size - 2 * edge) / size - 0.5
+    low = np.clip(np.floor(centres).astype(int), 0, size - 2)
     weight = (centres - low).astype(np.float32)
-    matrix = np.zeros((COMPARED_SIZE, COMPARED_SIZE), dtype=np.float32)
+    matrix = np.zeros((size, size), dtype=np.float32)
     matrix[pixel, low], matrix[pixel, low + 1] = 1 - weight, weight
     return matrix

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,8 @@ from streetvision.pipeline.test_access_log import TestAccess, record_test_access
 
 ABOVE_HALF = float(np.nextafter(0.5, 1))
 """Threshold of argmax, which takes class 0 when both logits are equal."""
+MAX_NAMED = 10
+"""Images that a message names."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +91,20 @@ def run_on_data(context: Context) -> Outcome:
     index, hashes = grouped.index, grouped.scan.hashes
     role_of = _roles_by_digest(home, bundle)
     access, notes = None, []
-    overlap = Counter[Split]()
+    overlap: dict[int, Split] = {}
     if role_of is not None:
-        overlap = Counter(role_of[row.sha256] for row in index.rows if row.sha256 in role_of)
-        _refuse_used(overlap, len(index.rows), kind="")
+        overlap = {i: role_of[row.sha256] for i, row in enumerate(index.rows) if row.sha256 in role_of}
+        _refuse_used(overlap, index.rows, kind="")
     if SEEN_IMAGES in bundle.manifest.files:
         assert hashes is not None, "they were requested"
-        copies = parse_seen_images(read_bytes(bundle.folder / SEEN_IMAGES)).count_copies(hashes)
-        _refuse_used(copies, len(index.rows), kind="are copies of images that ")
-        overlap += copies
+        copies = parse_seen_images(read_bytes(bundle.folder / SEEN_IMAGES)).find_copies(hashes)
+        _refuse_used(copies, index.rows, kind="are copies of images that ")
+        overlap |= copies
     elif role_of is None:
         notes.append("The run of this bundle is missing: overlap with its training images could not be checked.")
     else:
         notes.append("Copies of this bundle's training images, such as resized ones, could not be recognised.")
-    if Split.VAL_TEST in overlap and role_of is not None:  # the same images under another name
+    if Split.VAL_TEST in overlap.values() and role_of is not None:  # the same images under another name
         access = record_test_access(home.test_access_log_json, _digest(bundle))
     name = Path(str(context.settings(DataConfig).root)).resolve().name
     test_set = TestSet(
@@ -116,13 +119,18 @@ def run_on_data(context: Context) -> Outcome:
     return _evaluate(bundle, test_set, context, home=home)
 
 
-def _refuse_used(overlap: Counter[Split], total: int, *, kind: str) -> None:
-    """Raise LeakageError if images of another split than VAL_TEST are among the evaluated ones."""
-    used = {role.value: count for role, count in overlap.items() if role is not Split.VAL_TEST}
+def _refuse_used(overlap: Mapping[int, Split], rows: Sequence[Row], *, kind: str) -> None:
+    """Raise LeakageError if images of another split than VAL_TEST are among the evaluated rows.
+
+    `overlap` has the positions of the rows in question, with the split of the image in the bundle's run.
+    """
+    used = {rows[position].path: role.value for position, role in overlap.items() if role is not Split.VAL_TEST}
     if used:
-        counts = ", ".join(f"{role} {count:,}" for role, count in sorted(used.items()))
+        counts = ", ".join(f"{role} {count:,}" for role, count in sorted(Counter(used.values()).items()))
+        more = f" and {len(used) - MAX_NAMED:,} more" if len(used) > MAX_NAMED else ""
         raise LeakageError(
-            f"{sum(used.values()):,} of {total:,} images {kind}were used to make this bundle ({counts})",
+            f"{len(used):,} of {len(rows):,} images {kind}were used to make this bundle ({counts}): "
+            f"{', '.join(list(used)[:MAX_NAMED])}{more}",
             "remove them from the data, or leave out --data to evaluate on VAL_TEST",
         )
 
