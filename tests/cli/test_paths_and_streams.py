@@ -1,6 +1,8 @@
 """Paths with `~`, closed or narrow output streams, and an environment without a home directory."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +72,41 @@ def test_a_closed_standard_error_does_not_end_the_command():
     assert (done.returncode, done.stderr) == (2, "")
 
 
+@pytest.fixture
+def long_name(scenes, tmp_path):
+    """A folder of three photographs, one of them with a name of 240 characters; returns that name too."""
+    folder, name = tmp_path / "photos", f"{'b' * 236}.jpg"
+    folder.mkdir()
+    photographs = sorted(scenes.rglob("*.jpg"))[:3]
+    for photograph, copy in zip(photographs, ("a.jpg", name, "c.jpg"), strict=True):
+        shutil.copy(photograph, folder / copy)
+    return folder, name
+
+
+@pytest.mark.parametrize("explain", [False, True])
+def test_a_long_file_name_is_predicted_and_drawn_like_others(finished_run, long_name, tmp_path, explain):
+    folder, name = long_name
+    options = ["--explain", str(tmp_path / "drawings")] if explain else []
+    done = run("predict", "--bundle", str(finished_run / "export"), str(folder), *options)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [Path(row["image"]).name for row in rows] == ["a.jpg", name, "c.jpg"]
+    assert all("probability" in row for row in rows)
+    if explain:
+        assert len(list((tmp_path / "drawings").iterdir())) == 3
+
+
+@pytest.mark.parametrize("reader", ["true", "head -1"])
+def test_a_reader_that_closes_the_pipe_ends_predict_without_a_traceback(finished_run, scenes, reader):
+    folders = " ".join([str(scenes)] * 20)  # more than a pipe holds
+    script = f"predict --bundle {finished_run / 'export'} {folders}"
+    done = run(script, redirect=f" | {reader}; exit ${{PIPESTATUS[0]}}")
+    assert done.returncode == 2
+    assert "Broken pipe" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stdout.splitlines()) == (1 if reader == "head -1" else 0)
+
+
 def test_a_locale_without_utf8_is_named_and_nothing_is_left_out_silently(tmp_path):
     for name in ("None/Straße.jpg", "None/b.jpg", "Roadwork/c.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -78,4 +115,4 @@ def test_a_locale_without_utf8_is_named_and_nothing_is_left_out_silently(tmp_pat
     done = run("data", "import", str(tmp_path), "--to", str(tmp_path / "index"), env=env)
     assert done.returncode == 0, done.stderr
     assert "PYTHONUTF8=1" in done.stderr
-    assert "Stra" in done.stdout and "is not UTF-8" in done.stdout
+    assert "Stra" in done.stderr and "is not UTF-8" in done.stderr

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from streetvision.contracts.errors import DataError, MachineError
 from streetvision.data import image_file
@@ -72,6 +72,29 @@ FILES = {
     "black and white": encoded(Image.fromarray(NOISE).convert("1"), "PNG"),
     "animation": encoded(Image.fromarray(NOISE), "GIF", save_all=True, append_images=[Image.new("RGB", (30, 20))]),
 }
+
+
+PILLOW = {
+    "exif_transpose": ImageOps.exif_transpose,
+    "copy": lambda image: image.copy(),
+    "convert": lambda image: image.convert("RGB"),
+}
+
+
+@pytest.mark.parametrize("change", PILLOW)
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("orientation")])
+def test_the_orientation_is_applied_once_after_methods_of_pillow(name, change):
+    data = FILES[name]
+    changed = PILLOW[change](Image.open(io.BytesIO(data)))
+    assert np.array_equal(decode_input(changed).pixels, decode_input(data).pixels)
+
+
+def test_the_orientation_of_an_image_rotated_by_hand_is_applied_unless_it_is_removed():
+    data = FILES["orientation png"]
+    rotated = Image.open(io.BytesIO(data)).rotate(90, expand=True)
+    assert not np.array_equal(decode_input(rotated).pixels, decode_input(data).pixels)
+    del rotated.getexif()[0x0112]
+    assert np.array_equal(decode_input(rotated).pixels, decode_input(data).pixels)
 
 
 @pytest.mark.parametrize("name", FILES)

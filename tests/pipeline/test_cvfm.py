@@ -133,7 +133,7 @@ def test_a_fusion_below_the_single_view_gives_a_warning(finished_run, tmp_path, 
     arguments = ["train", f"run_dir={run}", "pipeline.phases=[phase4c_cvfm]"]
     code, out, err = command(*arguments, "phase4c.mode=multiview_mean", *GRID[:2])
     assert code == 0, err
-    assert "the single view 1.000: leave out phase4c_cvfm" in out
+    assert "the single view 1.000: leave out phase4c_cvfm" in err
 
 
 def test_the_moved_bundle_predicts_the_same(fused_run, scenes, tmp_path):

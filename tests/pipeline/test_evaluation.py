@@ -238,6 +238,31 @@ def test_a_changed_image_of_val_test_is_named(run_copy, command, tmp_path):
     assert path in err
 
 
+def test_every_changed_or_missing_image_of_val_test_is_named_before_the_access(run_copy, command, tmp_path):
+    content = read_json(run_copy.splits_json)
+    photos = shutil.copytree(content["root"], tmp_path / "photos")
+    assert command("evaluate", "--bundle", run_copy.export_dir, FEW, f"data.root={photos}")[0] == 0
+    accesses = len(read_json(run_copy.test_access_log_json))
+    changed, missing, *_ = (row["path"] for row in content["rows"] if row["split"] == "val_test")
+    (photos / changed).write_bytes((photos / changed).read_bytes() + b"x")
+    (photos / missing).unlink()
+    code, _, err = command("evaluate", "--bundle", run_copy.export_dir, FEW, "evaluation.seed=1")
+    assert code == 2
+    assert changed in err
+    assert missing in err
+    assert len(read_json(run_copy.test_access_log_json)) == accesses
+
+
+def test_images_that_are_left_out_are_named_on_the_terminal_and_in_the_report(run_copy, others, command, tmp_path):
+    data = shutil.copytree(others, tmp_path / "data")
+    name = (data / "index.csv").read_text().splitlines()[1].partition(",")[0]
+    (data / name).write_bytes(b"no image")
+    code, _, err = command("evaluate", "--bundle", run_copy.export_dir, FEW, "--data", data, f"run_dir={tmp_path}/on")
+    assert code == 0, err
+    assert name in err
+    assert any(name in note for note in read_json(ArtifactSchema(tmp_path / "on").evaluation_report_json)["notes"])
+
+
 @pytest.mark.parametrize("label", [0, 1])
 def test_data_of_one_class_gives_the_rates_that_exist(run_copy, others, command, tmp_path, label):
     lines = (others / "index.csv").read_text().splitlines()
@@ -258,7 +283,7 @@ def test_moved_data_is_accepted_by_evaluate_and_train(run_copy, command, tmp_pat
     photos = shutil.copytree(content["root"], tmp_path / "photos")
     code, out, err = command("evaluate", "--bundle", run_copy.export_dir, FEW, f"data.root={photos}")
     assert code == 0, err
-    assert "has no effect" not in out
+    assert "has no effect" not in err
     assert read_json(run_copy.splits_json) == content | {"root": str(photos)}
     code, out, err = command("evaluate", "--bundle", run_copy.export_dir, FEW)
     assert code == 0, err

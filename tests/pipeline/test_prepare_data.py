@@ -25,7 +25,7 @@ def split(command, photos, tmp_path):
         arguments = [f"data.root={photos[0]}", f"run_dir={schema.output_dir}", "pipeline.phases=[data]"]
         code, out, err = command("train", *arguments, *settings)
         assert code == 0, err
-        return {row["path"]: row["split"] for row in read_json(schema.splits_json)["rows"]}, out
+        return {row["path"]: row["split"] for row in read_json(schema.splits_json)["rows"]}, out + err
 
     return run
 
@@ -44,6 +44,22 @@ def test_added_images_do_not_move_existing_images(split, photos):
     assert before.items() <= after.items()
     assert "0 across splits" in out
     assert split("data.seed=1")[0] != after
+
+
+def test_a_pattern_of_names_decides_which_images_share_a_group(split, photos, tmp_path):
+    folder, _ = photos
+    header, *rows = (folder / "index.csv").read_text().splitlines()
+    columns = [header.split(",").index(name) for name in ("path", "label")]
+    lines = [",".join(row.split(",")[column] for column in columns) for row in rows]
+    (folder / "index.csv").write_text("\n".join(["path,label", *lines]))
+    split(r"data.group_pattern='(\d)\.jpg'", "data.grouping.by=[column]")
+    groups = {row["path"]: row["group"] for row in read_json(tmp_path / "run" / "splits.json")["rows"]}
+    by_last_digit = {}
+    for path, group in groups.items():
+        by_last_digit.setdefault(path[-5], set()).add(group)
+    assert len(by_last_digit) == 10
+    assert all(len(of_digit) == 1 for of_digit in by_last_digit.values())
+    assert len(set.union(*by_last_digit.values())) == 10
 
 
 def test_a_near_duplicate_joins_the_split_of_its_original(split, photos):

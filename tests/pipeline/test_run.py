@@ -54,8 +54,8 @@ def test_settings_without_effect_are_named(run, command, tmp_path):
     further = tmp_path / "more"
     command("data", "scenes", further, *SCENES, "scenes.first_seed=90")
     overrides = ["phase4a.num_epochs=3", "phase5.folds=3", f"data.unlabeled=[{further}]", "loader.num_workers=0"]
-    _, out, _ = command("train", f"run_dir={run.output_dir}", *SCENES, *overrides, "pipeline.phases=[data]")
-    warnings = [line.partition(" ")[2].strip() for line in out.splitlines() if line.startswith("warning")]
+    _, _, err = command("train", f"run_dir={run.output_dir}", *SCENES, *overrides, "pipeline.phases=[data]")
+    warnings = [line.partition(" ")[2].strip() for line in err.splitlines() if line.startswith("warning")]
     assert warnings == [
         "phase4a.num_epochs, phase5.folds have no effect on data",
         "data.unlabeled has no effect when phase4a_explora is not in pipeline.phases",

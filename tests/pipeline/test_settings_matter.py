@@ -1,4 +1,4 @@
-"""Every key of training, hardware, augmentation and phase4a has a test that shows its effect; SHOWN_BY names it.
+"""Every key of SECTIONS, and every other key of SHOWN_BY, has a test that shows its effect; SHOWN_BY names it.
 
 `python -m tests.pipeline.pinned_settings` verifies the table: with a key pinned to its default, the test must fail.
 """
@@ -10,6 +10,7 @@ import pytest
 from streetvision.pipeline.settings import all_settings
 
 SHOWN_BY = {
+    "data.group_pattern": "pipeline/test_prepare_data.py::test_a_pattern_of_names_decides_which_images_share_a_group",
     "training.mode": "training/test_finetune_modes.py::test_frozen_trains_the_head_and_full_all_but_the_mask_token",
     "training.epochs": "pipeline/test_train_baseline.py::test_metrics_hold_one_row_an_epoch",
     "training.batch_size": "training/test_trainer.py::test_the_bar_advances_once_per_step",
@@ -63,8 +64,8 @@ SECTIONS = ("training", "hardware", "augmentation", "phase4a")
 
 
 def keys_with_effect():
-    """The keys of SECTIONS."""
-    return [key for key in all_settings() if key.startswith(tuple(f"{name}." for name in SECTIONS))]
+    """The keys of SECTIONS, and further ones of SHOWN_BY."""
+    return [key for key in all_settings() if key in SHOWN_BY or key.startswith(tuple(f"{name}." for name in SECTIONS))]
 
 
 def shown_by(key):
@@ -74,7 +75,7 @@ def shown_by(key):
     return SHOWN_BY[max(prefixes, key=len)].split("::")
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", [*SECTIONS, "data"])
 def test_every_setting_has_a_test_that_shows_its_effect(section):
     tests = Path(__file__).parents[1]
     for key in keys_with_effect():

@@ -125,6 +125,9 @@ class Predictor:
     def predict(self, images: "ImageInput | Iterable[ImageInput]", *, batch_size: int = 64) -> list[Prediction]:
         """Predict one image or several.
 
+        The orientation in `image.getexif()` of a PIL image is applied, as it is for a file. `ImageOps.exif_transpose`
+        removes it. `rotate` and `transpose` keep it: after them, use `del image.getexif()[0x0112]`.
+
         Args:
             images: Paths, encoded bytes, PIL images, uint8 arrays (H, W, 3) or uint8 tensors (3, H, W).
             batch_size: Views per batch; an image without fusion is one view.

@@ -107,12 +107,13 @@ def flushed_output() -> Iterator[None]:
 
 
 def prepare_verb(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb with `~` expanded in its paths, and a message and exit code 130 on Ctrl-C, instead of "Aborted!"."""
+    """The verb with `~` expanded in its paths, and with messages for Ctrl-C and a closed pipe instead of Click's own."""
 
     @wraps(verb)
     def run(**options: object) -> None:
         try:
-            verb(**{name: _expand_home(value) for name, value in options.items()})
+            with flushed_output():
+                verb(**{name: _expand_home(value) for name, value in options.items()})
         except KeyboardInterrupt:
             typer.echo("interrupted; run the same command again to resume", err=True)
             sys.exit(INTERRUPTED)

@@ -18,10 +18,11 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate a bundle on VAL_TEST or on another data set."""
+    console = open_console()
+    console.line("bundle", str(bundle))  # first, because the imports take seconds
     from streetvision.pipeline.config import compose_config
     from streetvision.pipeline.run import launch_evaluation
 
-    console = open_console()
     config = compose_config([*(overrides or []), *([f"evaluation.mode={mode}"] if mode else [])])
     schema = launch_evaluation(bundle, config, data=None if data is None else str(user_path(data)), console=console)
     print_evaluation(schema, bundle, console)

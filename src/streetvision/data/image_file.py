@@ -173,6 +173,9 @@ def read_pixels(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Pixels:
 def pillow_pixels(image: Image.Image, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Pixels:
     """Return the pixels of a Pillow image: the same as those of its file.
 
+    The EXIF orientation is applied if the image has one. Most methods of Pillow keep it, and `rotate` and `transpose`
+    do so too; `ImageOps.exif_transpose` removes it.
+
     Raises:
         UndecodableImage: The image is larger than the limit, or its mode has no scale or no colours.
     """

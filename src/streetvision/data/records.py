@@ -1,6 +1,7 @@
 """The images that a data set lists, before any file is opened, and the labels as text."""
 
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -139,8 +140,9 @@ def missing_label_warnings(labels: Iterable[str], class_names: tuple[str, str]) 
 
 
 def class_names_hint(class_names: tuple[str, str]) -> str:
-    """Hint that names the setting of the class names."""
-    return f"names are set by data.class_names=[{','.join(class_names)}]"
+    """Hint that names the setting of the class names, quoted for a shell."""
+    setting = f"data.class_names=[{','.join(class_names)}]"
+    return f"names are set by {shlex.quote(setting)}"
 
 
 def check_both_classes(

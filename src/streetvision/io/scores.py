@@ -95,7 +95,7 @@ def load_scores(*, logits: Path, labels: Path, record: Path) -> Scores:
     if scores.reference != saved.reference:
         raise ArtifactError(
             f"{str(logits)!r} and {str(labels)!r} do not match the digests in {str(record)!r}",
-            "run phase1 again: pipeline.phases=[phase1]",
+            "run phase1 again: 'pipeline.phases=[phase1]'",
         )
     return scores
 

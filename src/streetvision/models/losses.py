@@ -116,7 +116,7 @@ def balanced_weights(labels: Sequence[int]) -> tuple[float, float]:
         raise DataError(
             f"balanced class weights need rows of both classes in TRAIN: it has {counts[0]} of class 0 and "
             f"{counts[1]} of class 1",
-            "give training.loss.class_weights=[w0,w1] or take another loss",
+            "give 'training.loss.class_weights=[w0,w1]' or take another loss",
         )
     return len(labels) / (2 * counts[0]), len(labels) / (2 * counts[1])
 

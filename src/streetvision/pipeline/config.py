@@ -173,7 +173,7 @@ def _set_defaults(tree: Tree, values: Mapping[str, object]) -> Tree:
         tree["phase4c"]["mode"] = mode
     elif CVFM_CHOICE in values and not (fuses and tree["phase4c"]["mode"] == mode):
         condition = f"phase4c.mode={tree['phase4c']['mode']}" if fuses else "phase4c_cvfm is not in pipeline.phases"
-        raise no_effect(CVFM_CHOICE, condition, "set pipeline.phases=[phase1,phase2,phase4c_cvfm,phase5,phase6]")
+        raise no_effect(CVFM_CHOICE, condition, "set 'pipeline.phases=[phase1,phase2,phase4c_cvfm,phase5,phase6]'")
     if "seed" in pipeline:
         sections = [name for name, field in RunConfig.model_fields.items() if _has_seed(variants(field))]
         trees = [tree.setdefault(name, {}) for name in sections if name != "pipeline"]

@@ -1,4 +1,4 @@
-"""Terminal output of a run: one line a phase, progress bars, warnings."""
+"""Terminal output of a run: one line a phase and progress bars on standard output, warnings on standard error."""
 
 import os
 import shlex
@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from threading import Timer
 from typing import TypeVar
 
 from rich.console import Console as RichConsole
@@ -21,11 +22,16 @@ LABEL_WIDTH = 14
 
 
 class Console:
-    """Prints to standard output. Progress bars appear on a terminal only; a redirected log holds whole lines."""
+    """Prints to standard output, and warnings to standard error.
+
+    Progress bars appear on a terminal only; a redirected log holds whole lines.
+    """
 
     def __init__(self) -> None:
         quiet = os.environ.get("RANK", "0") != "0"  # of several processes, only rank 0 prints
         self._rich = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True, quiet=quiet)
+        self._errors = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True, quiet=quiet)
+        self._bars: Progress | None = None
         self._printed_settings: set[str] = set()
 
     def line(self, label: str, text: str, *, seconds: float | None = None) -> None:
@@ -39,7 +45,12 @@ class Console:
 
     def warn(self, message: str) -> None:
         """Print a warning in one line, with the action to take."""
-        self._rich.print(f"[yellow]{'warning':<{LABEL_WIDTH}}[/yellow]{escape(message)}")
+        self._rich.file.flush()  # in a log of both streams, the lines keep their order
+        if self._bars is not None:  # a bar on standard output would share the line
+            self._bars.stop()
+        self._errors.print(f"[yellow]{'warning':<{LABEL_WIDTH}}[/yellow]{escape(message)}")
+        if self._bars is not None:
+            self._bars.start()
 
     def next_command(self, *arguments: str | Path) -> None:
         """Print the command to run next, quoted so that it can be pasted into a shell."""
@@ -61,14 +72,21 @@ class Console:
 
     def _bar(self, items: Iterable[Item], total: int, label: str, note: Note) -> Iterator[Item]:
         columns = (MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-        started = time.perf_counter()
         with Progress(
             TextColumn("{task.description:<14}"), BarColumn(), *columns, console=self._rich, transient=True
-        ) as bars:
-            task = bars.add_task(label, total=total, visible=False, note="")
-            for item in items:
-                yield item
-                bars.update(task, advance=1, visible=time.perf_counter() - started > BAR_AFTER_SECONDS, note=note())
+        ) as self._bars:
+            task = self._bars.add_task(label, total=total, visible=False, note="")
+            # A timer, because the first item may take long.
+            timer = Timer(BAR_AFTER_SECONDS, self._bars.update, [task], {"visible": True})
+            timer.daemon = True
+            timer.start()
+            try:
+                for item in items:
+                    yield item
+                    self._bars.update(task, advance=1, note=note())
+            finally:
+                timer.cancel()
+                self._bars = None
 
     def _log(self, items: Iterable[Item], total: int, label: str, note: Note) -> Iterator[Item]:
         started = last_line = time.perf_counter()

@@ -131,7 +131,7 @@ class Engine:
         path = self.schema.path(name)
         short = relative(path, self.schema.output_dir)
         maker = next(other for other in self.phases.values() if name in other.outputs + other.optional_outputs)
-        rerun = f"pipeline.phases=[{maker.id},{phase.id}]"
+        rerun = f"'pipeline.phases=[{maker.id},{phase.id}]'"
         if not self.schema.manifest(maker.id).exists():
             raise ArtifactError(
                 f"{phase.id} needs {short} of {maker.id}, which this run does not have",

@@ -69,7 +69,7 @@ def auto_image_size(patch_size: int, native: ImageSize, *, images: Sequence[Imag
         raise ConfigError(
             f"model.image_tokens={tokens} gives less than one row of patches: the median aspect ratio of TRAIN is "
             f"{aspect:.2f}",
-            f"set model.image_tokens to at least {needed}, or set model.image_size=[HEIGHT,WIDTH]",
+            f"set model.image_tokens to at least {needed}, or set 'model.image_size=[HEIGHT,WIDTH]'",
         )
     return round(rows) * patch_size, round(columns) * patch_size
 

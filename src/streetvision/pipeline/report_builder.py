@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streetvision.contracts.policies import RiskControl
+from streetvision.contracts.progress import Progress, Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.eval.bootstrap import Difference, bootstrap_intervals, paired_difference
 from streetvision.eval.counts import Counts, FloatArray, confusion_counts
@@ -116,12 +117,16 @@ class EvaluationInput:
         return self.rules if config.mode == "comprehensive" else (self.shipped,)
 
 
-def make_report(evaluation: EvaluationInput, config: EvaluationConfig) -> Report:
+def make_report(evaluation: EvaluationInput, config: EvaluationConfig, progress: Progress | None = None) -> Report:
     """The content of evaluation_report.json: every figure with its bootstrap interval."""
+    progress = progress or Silent()
     resampling, shipped = evaluation.resampling(config), evaluation.shipped
     rules = evaluation.reported_rules(config)
     predictions_by_rule = [evaluation.predictions(rule) for rule in rules]
-    intervals_by_rule = [bootstrap_intervals(predictions, resampling) for predictions in predictions_by_rule]
+    intervals_by_rule = [
+        bootstrap_intervals(predictions, resampling)
+        for predictions in progress.track(predictions_by_rule, total=len(rules), label="intervals")
+    ]
     shipped_predictions, shipped_intervals = predictions_by_rule[-1], intervals_by_rule[-1]
     some_interval = next(iter(shipped_intervals.values()))  # all rest on the same units
     report = Report(
@@ -146,14 +151,19 @@ def make_report(evaluation: EvaluationInput, config: EvaluationConfig) -> Report
     )
     if config.mode == "comprehensive":
         baseline, *others = predictions_by_rule
-        differences = [None, *(paired_difference(other, baseline, resampling) for other in others)]
+        pairs = progress.track(others, total=len(others), label="differences")
+        differences = [None, *(paired_difference(other, baseline, resampling) for other in pairs)]
         report["policies"] = [
             _policy_row(rule, intervals, difference, evaluation)
             for rule, intervals, difference in zip(rules, intervals_by_rule, differences, strict=True)
         ]
         if evaluation.guarantee is not None:
             report["selective"] = _selective(evaluation.guarantee, evaluation, resampling)
-        report["slices"] = [_slice(part, shipped_predictions, resampling) for part in _parts(evaluation.rows)]
+        parts = _parts(evaluation.rows)
+        report["slices"] = [
+            _slice(part, shipped_predictions, resampling)
+            for part in progress.track(parts, total=len(parts), label="slices")
+        ]
         report["mistakes"] = _mistakes(evaluation)
         report["many_views"] = evaluation.many_views
     return report

@@ -219,7 +219,7 @@ def use_earlier_results(config: RunConfig, schema: ArtifactSchema, *, console: C
     except ValidationError as error:
         raise ArtifactError(
             f"{str(schema.manifest('phase4c_cvfm'))!r} does not record the fusion of this run",
-            "make it again with pipeline.phases=[phase4c_cvfm,phase5,phase6]",
+            "make it again with 'pipeline.phases=[phase4c_cvfm,phase5,phase6]'",
         ) from error
     # An unchanged phase is skipped. A new classifier needs a new fusion, and a bundle the calibration of the fusion.
     added = [*(["phase4c_cvfm"] if "phase1" in phases else []), *(["phase5"] if "phase6" in phases else [])]

@@ -83,6 +83,6 @@ def groups_of(context: Context, scores: Scores) -> list[str | None]:
         makers = "phase1" if scores.fusion is None else "phase1,phase4c_cvfm"
         raise ArtifactError(
             f"the scores of {makers} are not of the rows that splits.json has for {scores.split.value}",
-            f"run the phases again with pipeline.phases=[{makers},{context.phase}]",
+            f"run the phases again with 'pipeline.phases=[{makers},{context.phase}]'",
         )
     return [row.group for row in rows]

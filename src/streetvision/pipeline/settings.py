@@ -371,9 +371,11 @@ def unknown_setting(key: str, groups: Collection[str]) -> ConfigError:
     while section and not any(name.startswith(f"{section}.") for name in known):
         section = section.rpartition(".")[0]
     prefix = f"{section}." if section else ""
-    names = (prefix + name.removeprefix(prefix).partition(".")[0] for name in known if name.startswith(prefix))
-    listed = ", ".join(sorted(set(names)))
-    return ConfigError(message, f"{section} has: {listed}" if section else f"the sections are: {listed}")
+    names = {prefix + name.removeprefix(prefix).partition(".")[0] for name in known if name.startswith(prefix)}
+    if section:
+        return ConfigError(message, f"{section} has: {', '.join(sorted(names))}")
+    listed = ", ".join(sorted(names - {"run_dir"}))
+    return ConfigError(message, f"settings are run_dir and SECTION.NAME, such as training.epochs; sections: {listed}")
 
 
 def _similar(key: str, known: Collection[str]) -> list[str]:

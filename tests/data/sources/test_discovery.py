@@ -168,7 +168,7 @@ class TestCsv:
     def test_labels_that_are_not_a_class_are_listed(self, tmp_path):
         write_csv(tmp_path, "path,label\na.png,clear\nb.png,works\n")
         assert error_of(tmp_path).hint == (
-            "names are set by data.class_names=[None,Roadwork]; labels in this file: clear, works"
+            "names are set by 'data.class_names=[None,Roadwork]'; labels in this file: clear, works"
         )
 
     def test_csv_that_is_not_utf8(self, tmp_path):

@@ -102,7 +102,7 @@ def class_names_warning(listing: ImageListing, class_names: tuple[str, str]) -> 
         return None
     return (
         f"the labels are 0 and 1; reports call them {class_names[0]} and {class_names[1]}: "
-        "set data.class_names=[NAME_OF_0,NAME_OF_1] if the question is another one"
+        "set 'data.class_names=[NAME_OF_0,NAME_OF_1]' if the question is another one"
     )
 
 

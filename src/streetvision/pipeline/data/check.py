@@ -74,7 +74,7 @@ def _print_group_suggestions(findings: Findings, grouping: GroupingConfig, conso
     located = [row.columns for row in rows if row.columns.get(LATITUDE) and row.columns.get(LONGITUDE)]
     if located and "place" not in grouping.by:
         n_places = len(set(geo_keys(located, metres=grouping.metres, hours=grouping.hours)))
-        setting = f"data.grouping.by=[{','.join((*grouping.by, 'place'))}]"
+        setting = shlex.quote(f"data.grouping.by=[{','.join((*grouping.by, 'place'))}]")
         console.line("suggestion", f"{len(located)} images have positions: {setting} gives {n_places} places")
 
 

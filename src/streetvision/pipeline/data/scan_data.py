@@ -47,9 +47,9 @@ def scan_data(context: Context, *, with_hashes: bool = False, one_class: bool = 
     """
     config, schema = context.settings(DataConfig), context.schema
     listing = list_data(context, one_class=one_class)
-    warning = class_names_warning(listing, config.class_names)
-    if warning and listing.root.absolute() != schema.scenes_dir.absolute():
-        context.progress.warn(warning)
+    names_warning = class_names_warning(listing, config.class_names)
+    if names_warning and listing.root.absolute() != schema.scenes_dir.absolute():
+        context.progress.warn(names_warning)
     scan = scan_images(
         listing,
         class_names=config.class_names,
@@ -64,17 +64,23 @@ def scan_data(context: Context, *, with_hashes: bool = False, one_class: bool = 
         grouped = GroupedScan.of(scan, config.grouping, context.progress)
     write_json_atomic(schema.data_report_json, scan.report())
     check_invalid_fraction(scan, max_invalid_fraction=config.max_invalid_fraction, report=schema.data_report_json)
+    for warning in left_out_warnings(scan, config):
+        context.progress.warn(f"{warning}; see {schema.data_report_json}")
+    return grouped
+
+
+def left_out_warnings(scan: Scan, config: DataConfig) -> list[str]:
+    """Return what a scan left out or found damaged, with the first files and their reasons."""
+    warnings = []
     if scan.invalid or scan.skipped:
         first = [f"{file.path} {file.reason}" for file in (*scan.invalid, *scan.skipped)][:MAX_NAMED]
-        context.progress.warn(
-            f"{len(scan.invalid)} unusable images and {len(scan.skipped)} other files are left out: "
-            f"{'; '.join(first)}; see {schema.data_report_json}"
+        warnings.append(
+            f"{len(scan.invalid)} unusable images and {len(scan.skipped)} other files are left out: {'; '.join(first)}"
         )
     if scan.damaged:
         damaged = [f"{file.path} {file.reason}" for file in scan.damaged[:MAX_NAMED]]
         taken = "used" if config.damaged_images == "use" else "left out"
-        context.progress.warn(
-            f"{len(scan.damaged)} images with damaged data are {taken} (data.damaged_images): "
-            f"{'; '.join(damaged)}; see {schema.data_report_json}"
+        warnings.append(
+            f"{len(scan.damaged)} images with damaged data are {taken} (data.damaged_images): {'; '.join(damaged)}"
         )
-    return grouped
+    return warnings

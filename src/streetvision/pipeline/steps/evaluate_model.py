@@ -13,13 +13,13 @@ from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle
 from streetvision.bundle.model import SINGLE_VIEW, Logits
 from streetvision.bundle.predictor import Predictor
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.contracts.errors import LeakageError
+from streetvision.contracts.errors import DataError, LeakageError
 from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.policies import ThresholdPolicy
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.grouping.seen_images import SEEN_IMAGES, parse_seen_images
-from streetvision.data.image_file import read_recorded
+from streetvision.data.image_file import UndecodableImage, read_recorded
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.eval.metrics import positive_probability
 from streetvision.eval.report.page import render_report
@@ -35,7 +35,7 @@ from streetvision.io.manifests import git_sha, read_manifest
 from streetvision.io.predictions import PolicyPredictions, write_predictions
 from streetvision.io.validators import PolicyValidator
 from streetvision.pipeline.artifacts import REPORT, open_bundle
-from streetvision.pipeline.data.scan_data import scan_data
+from streetvision.pipeline.data.scan_data import left_out_warnings, scan_data
 from streetvision.pipeline.report_builder import (
     DecisionRule,
     EvaluationInput,
@@ -72,8 +72,10 @@ class TestSet:
 def run(context: Context) -> Outcome:
     """Evaluate the bundle on VAL_TEST of its run."""
     bundle = open_bundle(context, context.settings(EvaluationConfig).bundle)
+    rows = context.rows(Split.VAL_TEST)
+    _check_unchanged(rows, context)
     test_set = TestSet(
-        context.rows(Split.VAL_TEST),
+        rows,
         context.data_root,
         title=context.schema.output_dir.resolve().name,
         name="VAL_TEST",
@@ -90,7 +92,7 @@ def run_on_data(context: Context) -> Outcome:
     grouped = scan_data(context, with_hashes=True, one_class=True)
     index, hashes = grouped.index, grouped.scan.hashes
     role_of = _roles_by_digest(home, bundle)
-    access, notes = None, []
+    access, notes = None, [f"{warning}." for warning in left_out_warnings(grouped.scan, context.settings(DataConfig))]
     overlap: dict[int, Split] = {}
     if role_of is not None:
         overlap = {i: role_of[row.sha256] for i, row in enumerate(index.rows) if row.sha256 in role_of}
@@ -119,6 +121,23 @@ def run_on_data(context: Context) -> Outcome:
     return _evaluate(bundle, test_set, context, home=home)
 
 
+def _check_unchanged(rows: Sequence[Row], context: Context) -> None:
+    """Raise DataError with the names of the images that are missing, or have changed since the data was split."""
+    limits, differing = context.settings(LoaderConfig).limits, list[UndecodableImage]()
+    for row in context.progress.track(rows, total=len(rows), label="compare"):
+        try:
+            read_recorded(context.data_root, row, limits=limits)
+        except UndecodableImage as error:
+            differing.append(error)
+    if differing:
+        more = f"; and {len(differing) - MAX_NAMED:,} more" if len(differing) > MAX_NAMED else ""
+        raise DataError(
+            f"{len(differing):,} of {len(rows):,} images of VAL_TEST differ from those of the run: "
+            f"{'; '.join(error.message for error in differing[:MAX_NAMED])}{more}",
+            differing[0].hint,
+        )
+
+
 def _refuse_used(overlap: Mapping[int, Split], rows: Sequence[Row], *, kind: str) -> None:
     """Raise LeakageError if images of another split than VAL_TEST are among the evaluated rows.
 
@@ -138,7 +157,8 @@ def _refuse_used(overlap: Mapping[int, Split], rows: Sequence[Row], *, kind: str
 def _evaluate(bundle: Bundle, test_set: TestSet, context: Context, *, home: ArtifactSchema) -> Outcome:
     """Predict the test set, and write predictions, plots and the report. `home` is the run around the bundle."""
     schema, config = context.schema, context.settings(EvaluationConfig)
-    predictor = Predictor(bundle, limits=context.settings(LoaderConfig).limits)
+    limits = context.settings(LoaderConfig).limits
+    (predictor,) = context.progress.track((Predictor(bundle, limits=limits) for _ in range(1)), total=1, label="load")
     threshold = _threshold_policy(home, bundle)
     if threshold is None and predictor.manifest.policy_type != "threshold":
         test_set.notes.append("Phase 2's threshold is not compared: the run has none for this model.")
@@ -160,7 +180,7 @@ def _evaluate(bundle: Bundle, test_set: TestSet, context: Context, *, home: Arti
         earlier_test_accesses=access.earlier if access else [],
         notes=test_set.notes,
     )
-    report, plots = make_report(evaluation, config), draw_plots(evaluation, config)
+    report, plots = make_report(evaluation, config, context.progress), draw_plots(evaluation, config)
     schema.threshold_curve.unlink(missing_ok=True)  # of an earlier comprehensive evaluation
     for name, png in plots.items():
         write_bytes_atomic(schema.path(name), png)
