@@ -51,7 +51,7 @@ def test_the_card_has_the_metrics_of_the_evaluation_and_the_bundle_loads(finishe
 def test_metrics_of_another_bundle_are_not_used(finished_run, command, tmp_path):
     run = shutil.copytree(finished_run, tmp_path / "run")
     edit_bundle_json(run / "export", lambda content: content["versions"].update(streetvision="9"))
-    code, output, err = command("export", "--bundle", run / "export", "--out", tmp_path / "hub", "--format", "hub")
+    code, _, err = command("export", "--bundle", run / "export", "--out", tmp_path / "hub", "--format", "hub")
     assert code == 0, err
     assert "the model card has no metrics" in err
     assert "license: other" in err

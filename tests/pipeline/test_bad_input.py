@@ -106,7 +106,7 @@ class TestData:
         (photos / "index.csv").write_text("\n".join([*index, *rows]))
         schema = ArtifactSchema(tmp_path / "run")
         settings = [f"data.root={photos}", f"run_dir={schema.output_dir}", "pipeline.phases=[phase1]", *TINY_MODEL]
-        code, out, err = command("train", *settings)
+        code, _, err = command("train", *settings)
         assert code == 0, err
         assert "3 unusable images" in err
         assert sorted(file["path"] for file in read_json(schema.data_report_json)["invalid"]) == sorted(bad)

@@ -131,7 +131,7 @@ def test_a_fusion_below_the_single_view_gives_a_warning(finished_run, tmp_path, 
     monkeypatch.setattr("streetvision.pipeline.steps.train_cvfm.argmax_mcc", lambda *_: 1.0)
     run = shutil.copytree(finished_run, tmp_path / "run")
     arguments = ["train", f"run_dir={run}", "pipeline.phases=[phase4c_cvfm]"]
-    code, out, err = command(*arguments, "phase4c.mode=multiview_mean", *GRID[:2])
+    code, _, err = command(*arguments, "phase4c.mode=multiview_mean", *GRID[:2])
     assert code == 0, err
     assert "the single view 1.000: leave out phase4c_cvfm" in err
 

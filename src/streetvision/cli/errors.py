@@ -107,7 +107,7 @@ def flushed_output() -> Iterator[None]:
 
 
 def prepare_verb(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb with `~` expanded in its paths, and with messages for Ctrl-C and a closed pipe instead of Click's own."""
+    """The verb with `~` expanded in its paths, and messages for Ctrl-C and a closed pipe instead of those of Click."""
 
     @wraps(verb)
     def run(**options: object) -> None:
