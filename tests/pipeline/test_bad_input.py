@@ -22,7 +22,7 @@ def fails(command):
         code, _, err = command(*arguments)
         assert code == 2, err
         assert "Traceback" not in err
-        assert err.startswith("error: ")
+        assert "\nerror: " in f"\n{err}"  # warnings may come first
         return err
 
     return run

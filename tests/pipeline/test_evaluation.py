@@ -289,7 +289,11 @@ def test_moved_data_is_accepted_by_evaluate_and_train(run_copy, command, tmp_pat
     assert code == 0, err
     again = shutil.copytree(photos, tmp_path / "again")
     code, out, err = command(
-        "train", f"run_dir={run_copy.output_dir}", f"data.root={again}", "pipeline.phases=[phase2]"
+        "train",
+        f"run_dir={run_copy.output_dir}",
+        f"data.root={again}",
+        "pipeline.phases=[phase2]",
+        "phase2.n_resamples=100",
     )
     assert code == 0, err
     assert "unchanged" in out

@@ -52,7 +52,7 @@ def test_a_pattern_of_names_decides_which_images_share_a_group(split, photos, tm
     columns = [header.split(",").index(name) for name in ("path", "label")]
     lines = [",".join(row.split(",")[column] for column in columns) for row in rows]
     (folder / "index.csv").write_text("\n".join(["path,label", *lines]))
-    split(r"data.group_pattern='(\d)\.jpg'", "data.grouping.by=[column]")
+    split(r"data.group_pattern=(\d)\.jpg", "data.grouping.by=[column]")
     groups = {row["path"]: row["group"] for row in read_json(tmp_path / "run" / "splits.json")["rows"]}
     by_last_digit = {}
     for path, group in groups.items():
