@@ -6,6 +6,7 @@ from streetvision.contracts.split_contracts import Split
 from streetvision.data.augmentation import get_val_transforms
 from streetvision.data.config import LoaderConfig
 from streetvision.data.decode import read_image
+from streetvision.io.tensors import load_state
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import ModelConfig
 from streetvision.models.module import load_classifier
@@ -58,11 +59,14 @@ def test_another_backbone_or_size_is_another_file(scenes, tmp_path, change):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_other_rows_are_another_file(scenes, tmp_path):
+def test_only_new_images_are_computed(scenes, tmp_path):
     rows = rows_of(scenes)
-    for subset in (rows, rows[:-1]):
-        cache(tmp_path).features(subset, root=scenes, name="train")
-    assert len(list(tmp_path.iterdir())) == 2
+    cache(tmp_path).features(rows[:-1], root=scenes, name="train")
+    features, labels = cache(tmp_path).features(rows[::-1], root=scenes, name="train")
+    assert sorted(len(load_state(path)["features"]) for path in tmp_path.iterdir()) == [1, len(rows) - 1]
+    expected, _ = cache(tmp_path / "other").features(rows, root=scenes, name="train")
+    torch.testing.assert_close(features, expected.flip(0), rtol=1e-4, atol=1e-5)
+    assert labels.tolist() == [row.label for row in rows[::-1]]
 
 
 def test_scores_hold_logits_labels_and_the_digest_of_the_model(scenes, reference):

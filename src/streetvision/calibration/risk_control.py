@@ -151,6 +151,13 @@ def min_accepted(config: RiskConfig) -> int:
     return int(np.ceil(np.log(config.delta) / np.log1p(-config.alpha)))
 
 
+def fewest_units(config: RiskConfig) -> int:
+    """Return the number of independent units of the class at risk below which no certificate is possible."""
+    accepted = min_accepted(config)
+    # For the error rate, a third of the units is not in the test.
+    return accepted + accepted // 2 + 1 if config.kind == "error" else accepted
+
+
 def one_per_group(groups: Sequence[str | None], eligible: BoolArray, seed: int) -> IntArray:
     """Return the sorted indices of one random eligible row per group, and of all eligible rows without a group."""
     order = np.random.default_rng(seed).permutation(np.flatnonzero(eligible))

@@ -13,7 +13,17 @@ class _ArtifactPath:
         self.relative_path = relative_path
 
     def __get__(self, schema: "ArtifactSchema | None", owner: type) -> Path:
-        return Path(self.relative_path) if schema is None else schema.output_dir / self.relative_path
+        return Path(self.relative_path) if schema is None else self._folder(schema) / self.relative_path
+
+    def _folder(self, schema: "ArtifactSchema") -> Path:
+        return schema.output_dir
+
+
+class _SharedPath(_ArtifactPath):
+    """A path that all folds of a run share."""
+
+    def _folder(self, schema: "ArtifactSchema") -> Path:
+        return schema.run_dir or schema.output_dir
 
 
 @dataclass(frozen=True)
@@ -21,8 +31,10 @@ class ArtifactSchema:
     """Layout of a run folder. Only `ensure_dirs` and `ensure_output_dir` access the disk."""
 
     output_dir: Path
+    run_dir: Path | None = None
+    """The run, if `output_dir` is the folder of one of its folds."""
 
-    splits_json = _ArtifactPath("splits.json")
+    splits_json = _SharedPath("splits.json")
     """Rows with their splits, the split fractions, and the data fingerprint."""
     data_report_json = _ArtifactPath("data_report.json")
     """Files excluded from the index, with reasons."""
@@ -36,15 +48,15 @@ class ArtifactSchema:
     """Procedural scenes, rendered when data.root is not set."""
     imported_dir = _ArtifactPath("imported")
     """Image files exported from a Hugging Face dataset."""
-    feature_cache_dir = _ArtifactPath("cache/features")
+    feature_cache_dir = _SharedPath("cache/features")
     """Backbone features by model and rows; safe to delete."""
-    image_cache_dir = _ArtifactPath("cache/images")
+    image_cache_dir = _SharedPath("cache/images")
     """Downscaled training images; safe to delete."""
 
     phase4a_dir = _ArtifactPath("phase4a_explora")
-    explora_checkpoint = _ArtifactPath("phase4a_explora/explora_checkpoint.pth")
+    explora_checkpoint = _SharedPath("phase4a_explora/explora_checkpoint.pth")
     """State dict of the adapted backbone, with the adapters merged."""
-    explora_config_json = _ArtifactPath("phase4a_explora/explora_config.json")
+    explora_config_json = _SharedPath("phase4a_explora/explora_config.json")
     """The adapted backbone's name and the adaptation settings."""
     explora_lora = _ArtifactPath("phase4a_explora/explora_lora.pth")
     """State dict of the adapters alone, with PEFT's names."""
@@ -162,6 +174,10 @@ class ArtifactSchema:
     reward_dir = _ArtifactPath("reward")
     reward_report_json = _ArtifactPath("reward/reward_report.json")
     """Expected subnet reward by profile, level and source."""
+
+    def in_fold(self, fold: int) -> "ArtifactSchema":
+        """Return the paths of one fold of cross_fit, which are those of a run in a folder of its own."""
+        return ArtifactSchema(self.output_dir / "folds" / str(fold), run_dir=self.output_dir)
 
     def phase1_ranked_checkpoint(self, rank: int) -> Path:
         """Return the path of the classifier ranked `rank` >= 2 on VAL_SELECT."""

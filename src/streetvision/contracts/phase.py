@@ -1,8 +1,8 @@
 """A phase of a run, and the context that limits what it may access."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,6 +40,8 @@ class Context:
     """The configuration sections that the phase declares, by type."""
     load_partition: Callable[[], Partition]
     """Reads splits.json; called at first use, once."""
+    fold: int | None = None
+    """The fold of cross_fit that the phase works in; None: none."""
 
     def settings(self, kind: type[Settings]) -> Settings:
         """Return the configuration section of type `kind`, which the phase must declare."""
@@ -53,8 +55,30 @@ class Context:
         Raises:
             LeakageError: this phase may not open the split.
         """
-        check_may_open(self.phase, split)
+        self.check_may_open(split)
         return self._partition.rows(split)
+
+    def check_may_open(self, split: Split) -> None:
+        """Raise LeakageError unless this phase may open `split`."""
+        check_may_open(self.phase, split)
+        if self.n_folds > 0:
+            check_may_open(self.phase, split, outside_folds=True)
+
+    @property
+    def n_folds(self) -> int:
+        """Number of folds of cross_fit that the phase can enter; 0 under split, and in a fold."""
+        return self._partition.n_folds
+
+    def folds(self) -> Iterator["Context"]:
+        """Yield the context of each fold of cross_fit, which has the splits of `Partition.in_fold`."""
+        partition = self._partition
+        for fold in range(partition.n_folds):
+            yield replace(
+                self,
+                fold=fold,
+                schema=self.schema.in_fold(fold),
+                load_partition=partial(partition.in_fold, fold),
+            )
 
     @property
     def class_names(self) -> tuple[str, str]:

@@ -2,12 +2,15 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
 from streetvision.contracts.errors import LeakageError
+
+NO_FOLD = -1
+"""In place of a fold, for rows of VAL_TEST."""
 
 
 class Split(StrEnum):
@@ -21,6 +24,15 @@ class Split(StrEnum):
     """Thresholds, calibrators and risk control."""
     VAL_TEST = "val_test"
     """Final evaluation, through the bundle only."""
+
+
+class Protocol(StrEnum):
+    """How the rows that are not VAL_TEST are used."""
+
+    SPLIT = "split"
+    """Each row is TRAIN, VAL_SELECT or VAL_CALIB."""
+    CROSS_FIT = "cross_fit"
+    """Each row is in one of several folds, and has each of these roles in turn; see `Partition.in_fold`."""
 
 
 MAY_OPEN: Mapping[str, frozenset[Split]] = MappingProxyType(
@@ -40,16 +52,32 @@ MAY_OPEN: Mapping[str, frozenset[Split]] = MappingProxyType(
     }
 )
 """Phase id or export_runtime -> the splits whose rows or scores it may read. `Context` enforces it."""
+MAY_OPEN_OUTSIDE_FOLDS: Mapping[str, frozenset[Split]] = MappingProxyType(
+    {
+        phase: splits - {Split.VAL_SELECT} - (frozenset() if phase in ("phase2", "phase5") else {Split.VAL_CALIB})
+        for phase, splits in MAY_OPEN.items()
+    }
+)
+"""The same under cross_fit for a phase that is in no fold. There TRAIN has the rows of all folds. VAL_CALIB has them as
+well, and only the phases that read out-of-fold scores may open it."""
 
 
-def check_may_open(phase: str, split: Split) -> None:
-    """Raise LeakageError unless `phase` may open `split`."""
-    allowed = MAY_OPEN.get(phase, frozenset())
+def check_may_open(phase: str, split: Split, *, outside_folds: bool = False) -> None:
+    """Raise LeakageError unless `phase` may open `split`.
+
+    Args:
+        phase: Phase id or export_runtime.
+        split: The split.
+        outside_folds: The protocol is cross_fit, and the phase is in no fold.
+    """
+    table = MAY_OPEN_OUTSIDE_FOLDS if outside_folds else MAY_OPEN
+    allowed = table.get(phase, frozenset())
     if split not in allowed:
         names = ", ".join(sorted(allowed)) or "none"
+        where = " outside the folds of cross_fit" if outside_folds else ""
         raise LeakageError(
-            f"{phase} requested {split.value}; it may open: {names}",
-            "request a split that MAY_OPEN in contracts/split_contracts.py lists for the phase",
+            f"{phase} requested {split.value}{where}; it may open: {names}",
+            "request a split that contracts/split_contracts.py lists for the phase",
         )
 
 
@@ -124,13 +152,41 @@ class Partition:
     seed: int
     near_duplicates: NearDuplicateClusters | None = None
     """None if near-duplicates were not searched."""
+    folds: tuple[int, ...] | None = None
+    """Under cross_fit: the fold of each row, from 0, and its role is TRAIN; or NO_FOLD, for VAL_TEST. None under split."""
+
+    @property
+    def protocol(self) -> Protocol:
+        """How the rows are used."""
+        return Protocol.SPLIT if self.folds is None else Protocol.CROSS_FIT
+
+    @property
+    def n_folds(self) -> int:
+        """Number of folds; 0 under split."""
+        return max(self.folds or (), default=NO_FOLD) + 1
 
     @property
     def split_sha256(self) -> str:
-        """Hex sha256 over the content and the split of all rows; independent of their order."""
-        assignment = sorted(f"{row.sha256} {role}" for row, role in zip(self.index.rows, self.roles, strict=True))
+        """Hex sha256 over the content, the split and the fold of all rows; independent of their order."""
+        folds = self.folds or [None] * len(self.roles)
+        assignment = sorted(
+            f"{row.sha256} {role}" if fold is None else f"{row.sha256} {role} {fold}"
+            for row, role, fold in zip(self.index.rows, self.roles, folds, strict=True)
+        )
         return hashlib.sha256("\n".join(assignment).encode()).hexdigest()
 
     def rows(self, split: Split) -> tuple[Row, ...]:
-        """Return the rows of one split, in index order."""
-        return tuple(row for row, role in zip(self.index.rows, self.roles, strict=True) if role is split)
+        """Return the rows of one split, in index order. Under cross_fit, VAL_CALIB has the rows of all folds."""
+        role = Split.TRAIN if self.folds is not None and split is Split.VAL_CALIB else split
+        return tuple(row for row, of_row in zip(self.index.rows, self.roles, strict=True) if of_row is role)
+
+    def in_fold(self, fold: int) -> "Partition":
+        """Return the splits of one fold of cross_fit.
+
+        Its rows are VAL_CALIB, the rows of the next fold are VAL_SELECT, and those of the other folds are TRAIN.
+        """
+        assert self.folds is not None, "only cross_fit has folds"
+        select = (fold + 1) % self.n_folds
+        role_of_fold = {NO_FOLD: Split.VAL_TEST, fold: Split.VAL_CALIB, select: Split.VAL_SELECT}
+        roles = tuple(role_of_fold.get(of_row, Split.TRAIN) for of_row in self.folds)
+        return replace(self, roles=roles, folds=None)

@@ -12,7 +12,7 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.settings import RESULT_NEUTRAL, Section, Seed, no_effect
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.records import fold_name
-from streetvision.data.splitting.partition import Fractions
+from streetvision.data.splitting.partition import FEWEST_FOLDS, MAX_FOLDS, Fractions
 
 Level = Literal[0, 1, 2, 3]
 HF_SPLIT = "train"
@@ -64,6 +64,11 @@ class DataConfig(Section):
         default={Split.TRAIN: 0.60, Split.VAL_SELECT: 0.15, Split.VAL_CALIB: 0.15, Split.VAL_TEST: 0.10}
     )
     """Share of the images in each split, each above 0; they sum to 1."""
+    protocol: Literal["auto", "split", "cross_fit"] = "auto"
+    """split: four splits. cross_fit: VAL_TEST, and folds of all other images, which have the other roles in turn. auto:
+    cross_fit if VAL_CALIB would have fewer groups than a certificate with phase5.risk needs."""
+    folds: int = Field(default=5, ge=FEWEST_FOLDS, le=MAX_FOLDS)
+    """cross_fit: number of folds. There are fewer if a class has too few groups."""
     seed: Seed = 0
     """Seed of the split."""
     max_invalid_fraction: float = Field(default=0.05, ge=0, le=1)
@@ -90,6 +95,8 @@ class DataConfig(Section):
     def _check_names(self) -> Self:
         if len({fold_name(name) for name in self.class_names} - {""}) < 2:
             raise ValueError(f"class_names must be two different names, not {list(self.class_names)}")
+        if self.protocol == "split" and self.folds != type(self).model_fields["folds"].default:
+            raise no_effect("data.folds", "data.protocol=split", "set data.protocol=cross_fit")
         for name in ("group_column", "group_pattern"):
             if getattr(self, name) is not None and "column" not in self.grouping.by:
                 condition = "data.grouping.by does not contain column"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-from streetvision.calibration.config import Phase5Config
+from streetvision.calibration.config import Phase5Config, RiskConfig
 from streetvision.contracts.phase import Context, Phase
 from streetvision.data.config import AugmentationConfig, DataConfig, LoaderConfig
 from streetvision.models.config import HardwareConfig, ModelConfig
@@ -40,7 +40,7 @@ _PHASES = (
     Phase(
         id="data",
         title="split",
-        config=(DataConfig, LoaderConfig),
+        config=(DataConfig, LoaderConfig, RiskConfig),
         inputs=(),
         outputs=("splits_json", "data_report_json"),
         optional_outputs=("unlabeled_json", "seen_images"),

@@ -7,7 +7,7 @@ from torch import Tensor
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import FusionRef
-from streetvision.contracts.split_contracts import Split, check_may_open
+from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import LoaderConfig
 from streetvision.io.atomic import sha256_file
 from streetvision.io.scores import Scores, load_scores, rows_digest, save_scores
@@ -68,7 +68,7 @@ def open_scores(context: Context, split: Split, artifacts: tuple[str, ...] = SCO
         LeakageError: The phase may not open the split.
         ArtifactError: The scores are damaged, or of another split.
     """
-    check_may_open(context.phase, split)
+    context.check_may_open(split)
     logits, labels, record = (context.schema.path(name) for name in artifacts[:3])
     scores = load_scores(logits=logits, labels=labels, record=record)
     if scores.split is not split:

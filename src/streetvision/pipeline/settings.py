@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
-from streetvision.calibration.config import MAC_CAL, Phase5Config
+from streetvision.calibration.config import MAC_CAL, Phase5Config, RiskConfig
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.settings import Section, Seed, common_base, no_effect, section_class, variants
 from streetvision.data.config import AugmentationConfig, DataConfig, LoaderConfig
@@ -155,9 +155,10 @@ class RunConfig(Section):
         if model.init_from_explora is None:
             model = model.model_copy(update={"init_from_explora": self.adapts})
         values = {name: getattr(self, name) for name in type(self).model_fields} | {"model": model}
-        return {
+        sections = {
             section_class(field): values[name] for name, field in type(self).model_fields.items() if variants(field)
         }
+        return {**sections, RiskConfig: self.phase5.risk}
 
     @model_validator(mode="after")
     def _check_sections_together(self) -> Self:

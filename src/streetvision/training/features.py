@@ -1,8 +1,9 @@
-"""Caches of backbone features on disk: each split is computed once.
+"""Caches of backbone features on disk: each image is computed once.
 
 Shapes: N images, V views, P width of the features.
 """
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,25 +23,58 @@ from streetvision.models.module import Classifier
 from streetvision.models.network import state_digest
 from streetvision.training.scoring import apply_to_batches, evaluation_loader
 
+DIGESTS = "digests"
+"""Name in a cache file of the digests of its images, uint8 (N, 32)."""
 
-class FeatureCache:
-    """Features of whole images; a changed backbone, preprocessing, code or list of rows makes a new file."""
+
+class _ImageCache(ABC):
+    """Tensors by image, in one file for each set of rows that was computed at once.
+
+    A changed backbone, preprocessing or code changes the key, and so makes new files.
+    """
+
+    def __init__(self, folder: Path, key: object, *, loader: LoaderConfig, progress: Progress) -> None:
+        self.folder, self.key = folder, sha256_json(key)[:24]
+        self.loader, self.progress = loader, progress
+
+    @abstractmethod
+    def _compute(self, rows: tuple[Row, ...], *, root: Path, name: str) -> dict[str, Tensor]:
+        """Tensors (N, ...) of `rows`, by name."""
+
+    def _read(self, rows: tuple[Row, ...], *, root: Path, name: str) -> dict[str, Tensor]:
+        """Return the tensors of `rows` in order, after computing those of images that are in no file."""
+        files = [load_state(path) for path in sorted(self.folder.glob(f"{self.key}-*.pt"))]
+        known = {digest for file in files for digest in _digests(file)}
+        if missing := tuple({row.sha256: row for row in rows if bytes.fromhex(row.sha256) not in known}.values()):
+            new = self._compute(missing, root=root, name=name)
+            digests = b"".join(bytes.fromhex(row.sha256) for row in missing)
+            new[DIGESTS] = torch.frombuffer(bytearray(digests), dtype=torch.uint8).reshape(-1, 32)
+            save_tensors(self.folder / f"{self.key}-{rows_digest(missing)[:24]}.pt", new)
+            files.append(new)
+        position = {digest: at for at, digest in enumerate(digest for file in files for digest in _digests(file))}
+        order = torch.tensor([position[bytes.fromhex(row.sha256)] for row in rows], dtype=torch.int64)
+        names = [key for key in files[0] if key != DIGESTS]
+        return {key: torch.cat([file[key] for file in files])[order] for key in names}
+
+
+class FeatureCache(_ImageCache):
+    """Features of whole images."""
 
     def __init__(self, folder: Path, classifier: Classifier, *, loader: LoaderConfig, progress: Progress) -> None:
-        self.folder, self.classifier, self.loader, self.progress = folder, classifier, loader, progress
-        self._key = feature_key(classifier)
+        super().__init__(folder, feature_key(classifier), loader=loader, progress=progress)
+        self.classifier = classifier
 
     def features(self, rows: tuple[Row, ...], *, root: Path, name: str) -> tuple[Tensor, Tensor]:
-        """Return features (N, P) float32 and labels (N,) int64 of `rows`, in order."""
-        path = self.folder / f"{name}-{sha256_json([self._key, rows_digest(rows)])[:24]}.pt"
-        if not path.exists():
-            with evaluation_loader(self.classifier, rows, root=root, loader=self.loader) as batches:
-                features, labels = apply_to_batches(
-                    self.classifier.embed, batches, total=len(batches), label=f"features {name}", progress=self.progress
-                )
-            save_tensors(path, {"features": features, "labels": labels})
-        content = load_state(path)
-        return content["features"], content["labels"]
+        """Return features (N, P) float32 and labels (N,) int64 of `rows`, in order; `name` labels the progress bar."""
+        features = self._read(rows, root=root, name=name)["features"]
+        return features, _labels(rows)
+
+    def _compute(self, rows: tuple[Row, ...], *, root: Path, name: str) -> dict[str, Tensor]:
+        with evaluation_loader(self.classifier, rows, root=root, loader=self.loader) as batches:
+            features, _ = apply_to_batches(
+                self.classifier.embed, batches, total=len(batches), label=f"features {name}", progress=self.progress
+            )
+        return {"features": features}
 
 
 class ViewFeatures(NamedTuple):
@@ -60,30 +94,30 @@ class ViewFeatures(NamedTuple):
         return ViewFeatures(*(part[indices] for part in self))
 
 
-class ViewCache:
-    """Features of all views of the images; a change of how images are split into views makes a new file as well."""
+class ViewCache(_ImageCache):
+    """Features of all views of the images; a change of how images are split into views changes the key as well."""
 
     def __init__(self, folder: Path, model: FusedClassifier, *, loader: LoaderConfig, progress: Progress) -> None:
         assert isinstance(model.classifier, Classifier), "fusions are trained with the PyTorch classifier"
-        self.folder, self.model, self.loader, self.progress = folder, model, loader, progress
-        self._key = [feature_key(model.classifier), model.description.views.model_dump()]
+        key = [feature_key(model.classifier), model.description.views.model_dump()]
+        super().__init__(folder, key, loader=loader, progress=progress)
+        self.model = model
 
     def features(self, rows: tuple[Row, ...], *, root: Path, name: str) -> ViewFeatures:
-        """Return the features of all views of `rows`, in order."""
-        path = self.folder / f"views-{name}-{sha256_json([self._key, rows_digest(rows)])[:24]}.pt"
-        if not path.exists():
-            device, parts = pick_device(), []
-            self.model.to(device).eval()
-            with (
-                torch.inference_mode(),
-                evaluation_loader(self.model, rows, root=root, loader=self.loader) as batches,
-            ):
-                for views, labels in self.progress.track(batches, total=len(batches), label=f"views {name}"):
-                    features = self.model.embed(views.to(device, non_blocking=True)).float().cpu()
-                    parts.append(ViewFeatures(features, views.mask, self.model.content(views), labels))
-            self.model.cpu()
-            save_tensors(path, ViewFeatures(*map(torch.cat, zip(*parts, strict=True)))._asdict())
-        return ViewFeatures(**load_state(path))
+        """Return the features of all views of `rows`, in order; `name` labels the progress bar."""
+        return ViewFeatures(**self._read(rows, root=root, name=name), labels=_labels(rows))
+
+    def _compute(self, rows: tuple[Row, ...], *, root: Path, name: str) -> dict[str, Tensor]:
+        device = pick_device()
+        parts: dict[str, list[Tensor]] = {"features": [], "mask": [], "content": []}
+        self.model.to(device).eval()
+        with torch.inference_mode(), evaluation_loader(self.model, rows, root=root, loader=self.loader) as batches:
+            for views, _ in self.progress.track(batches, total=len(batches), label=f"views {name}"):
+                parts["features"].append(self.model.embed(views.to(device, non_blocking=True)).float().cpu())
+                parts["mask"].append(views.mask)
+                parts["content"].append(self.model.content(views))
+        self.model.cpu()
+        return {key: torch.cat(values) for key, values in parts.items()}
 
 
 def feature_key(classifier: Classifier) -> list[object]:
@@ -92,3 +126,11 @@ def feature_key(classifier: Classifier) -> list[object]:
     normalisation = [*classifier.mean.flatten().tolist(), *classifier.std.flatten().tolist()]
     network = [dict(backbone.spec.architecture), state_digest(backbone)]
     return [code_sha256(), *network, description.image_size, description.pooling, description.layers, *normalisation]
+
+
+def _digests(file: dict[str, Tensor]) -> list[bytes]:
+    return [bytes(digest) for digest in file[DIGESTS].tolist()]
+
+
+def _labels(rows: tuple[Row, ...]) -> Tensor:
+    return torch.tensor([row.label for row in rows], dtype=torch.int64)

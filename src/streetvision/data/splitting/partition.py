@@ -1,6 +1,6 @@
-"""Assign the rows of an index to the four splits, stratified by class, with every group in one split.
+"""Assign the rows of an index to splits or folds, stratified by class, with every group in one of them.
 
-The same rows and seed give the same splits on every machine and for every order of the rows: pseudo-random orders come
+The same rows and seed give the same result on every machine and for every order of the rows: pseudo-random orders come
 from sha256, not from the random generator of a library.
 """
 
@@ -13,13 +13,16 @@ import numpy as np
 from pydantic import AfterValidator
 
 from streetvision.contracts.errors import DataError, LeakageError
-from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Partition, Row, Split
-from streetvision.data.splitting.stratified import Counts, allocate, assign_groups, rows_per_split
+from streetvision.contracts.split_contracts import NO_FOLD, Index, NearDuplicateClusters, Partition, Row, Split
+from streetvision.data.splitting.stratified import Amounts, Counts, allocate, assign_groups, rows_per_split
 
 SPLITS = tuple(Split)
 N_CLASSES = 2
 UNASSIGNED = -1
-"""Placeholder in an array of roles."""
+"""Placeholder in an array of places."""
+FEWEST_FOLDS = 3
+"""In each fold of cross_fit, one fold is VAL_CALIB, one is VAL_SELECT, and the others are TRAIN."""
+MAX_FOLDS = 1000
 
 
 def check_fractions(fractions: Mapping[Split, float]) -> Mapping[Split, float]:
@@ -64,40 +67,95 @@ def make_partition(
         DataError: A split would lack a class.
         LeakageError: Two groups share an image or a near-duplicate, or a group has existing roles in two splits.
     """
+    existing = {sha256: SPLITS.index(role) for sha256, role in (existing_roles or {}).items()}
     shares = np.array([fractions[split] for split in SPLITS])
-    groups, singles = _units(index.rows, seed)
-    roles = _existing_roles(index.rows, groups, existing_roles or {})
-    existing = _count_roles(index.rows, roles)
-    groups = [members for members in groups if roles[members[0]] == UNASSIGNED]
-    singles = [position for position in singles if roles[position] == UNASSIGNED]
+    roles = tuple(SPLITS[place] for place in _assign(index.rows, shares, names=SPLITS, seed=seed, existing=existing))
+    return _checked(Partition(index, roles, dict(fractions), seed, near_duplicates))
 
-    counts = np.array([_count_labels(index.rows, members) for members in groups], dtype=np.int64).reshape(-1, N_CLASSES)
-    group_roles = assign_groups(counts, shares, singles=_count_labels(index.rows, singles), existing=existing)
-    for members, role in zip(groups, group_roles, strict=True):
-        roles[members] = role
 
-    assigned = existing + rows_per_split(counts, group_roles, len(SPLITS))
-    for label in range(N_CLASSES):
-        of_class = [position for position in singles if index.rows[position].label == label]
-        targets = shares * (assigned[:, label].sum() + len(of_class)) - assigned[:, label]
-        quotas = allocate(len(of_class), targets, missing=assigned[:, label] == 0)
-        roles[of_class] = np.repeat(range(len(SPLITS)), quotas)
+def make_folds(
+    index: Index,
+    *,
+    fractions: Fractions,
+    folds: int,
+    seed: int,
+    existing_folds: Mapping[str, int] | None = None,
+    near_duplicates: NearDuplicateClusters | None = None,
+) -> Partition:
+    """Assign VAL_TEST and the folds of cross_fit to the rows of `index`, as `make_partition` assigns splits.
 
-    partition = Partition(index, tuple(SPLITS[role] for role in roles), dict(fractions), seed, near_duplicates)
-    check_leakage(partition, index.root)
+    Args:
+        index: The rows.
+        fractions: The fraction of VAL_TEST is used.
+        folds: Number of folds, at least FEWEST_FOLDS. There are fewer if a class would be missing from one of them.
+        seed: Seed of the order of groups and rows.
+        existing_folds: sha256 -> fold of rows that were assigned before, or NO_FOLD for VAL_TEST; they and their groups
+            keep it.
+        near_duplicates: Clusters that the groups must contain.
+
+    Raises:
+        DataError: VAL_TEST, or one of FEWEST_FOLDS folds, would lack a class.
+        LeakageError: Two groups share an image or a near-duplicate, or a group has existing rows in two folds.
+    """
+    existing, test = existing_folds or {}, fractions[Split.VAL_TEST]
+    fewest = max([FEWEST_FOLDS, *(fold + 1 for fold in existing.values())])
+    units = [count_units(index.rows, label) for label in range(N_CLASSES)]
+    for count in range(max(fewest, min(folds, min(units) - 1)), fewest - 1, -1):
+        names = [*(f"fold {fold}" for fold in range(count)), str(Split.VAL_TEST)]
+        places = _assign(
+            index.rows,
+            np.array([(1 - test) / count] * count + [test]),
+            names=names,
+            seed=seed,
+            existing={sha256: count if fold == NO_FOLD else fold for sha256, fold in existing.items()},
+        )
+        roles = tuple(Split.VAL_TEST if place == count else Split.TRAIN for place in places)
+        of_row = tuple(NO_FOLD if place == count else place for place in places)
+        partition = Partition(index, roles, dict(fractions), seed, near_duplicates, of_row)
+        if missing_class(partition) is None:
+            break
+    return _checked(partition)
+
+
+def _checked(partition: Partition) -> Partition:
+    check_leakage(partition, partition.index.root)
     if problem := missing_class(partition):
         raise DataError(problem, "every split needs a group of each class: add images, or use smaller groups")
     return partition
 
 
-def split_conflicts(rows: Sequence[Row], existing_roles: Mapping[str, Split]) -> dict[str, str]:
-    """Return path -> reason, of new rows whose group has existing roles in two splits."""
+def _assign(
+    rows: Sequence[Row], shares: Amounts, *, names: Sequence[str], seed: int, existing: Mapping[str, int]
+) -> list[int]:
+    """The place of each row (N,): a position in `shares` (S,) and in `names`."""
+    groups, singles = _units(rows, seed)
+    places = _existing_places(rows, groups, existing, names)
+    taken = _count_places(rows, places, len(shares))
+    groups = [members for members in groups if places[members[0]] == UNASSIGNED]
+    singles = [position for position in singles if places[position] == UNASSIGNED]
+
+    counts = np.array([_count_labels(rows, members) for members in groups], dtype=np.int64).reshape(-1, N_CLASSES)
+    group_places = assign_groups(counts, shares, singles=_count_labels(rows, singles), existing=taken)
+    for members, place in zip(groups, group_places, strict=True):
+        places[members] = place
+
+    assigned = taken + rows_per_split(counts, group_places, len(shares))
+    for label in range(N_CLASSES):
+        of_class = [position for position in singles if rows[position].label == label]
+        targets = shares * (assigned[:, label].sum() + len(of_class)) - assigned[:, label]
+        quotas = allocate(len(of_class), targets, missing=assigned[:, label] == 0)
+        places[of_class] = np.repeat(range(len(shares)), quotas)
+    return list(map(int, places))
+
+
+def split_conflicts(rows: Sequence[Row], existing: Mapping[str, object]) -> dict[str, str]:
+    """Return path -> reason, of new rows whose group has existing rows in two splits or folds."""
     groups, _ = _units(rows, seed=0)
     conflicts = {}
     for members in groups:
-        old = {existing_roles[rows[p].sha256] for p in members if rows[p].sha256 in existing_roles}
+        old = {existing[rows[p].sha256] for p in members if rows[p].sha256 in existing}
         if len(old) > 1:
-            new = (rows[p].path for p in members if rows[p].sha256 not in existing_roles)
+            new = (rows[p].path for p in members if rows[p].sha256 not in existing)
             conflicts.update(dict.fromkeys(new, "is linked to images of two splits"))
     return conflicts
 
@@ -111,35 +169,59 @@ def count_rows(partition: Partition) -> dict[Split, dict[str, int]]:
 
 
 def missing_class(partition: Partition) -> str | None:
-    """Return which class is missing from which splits, and a possible reason; None if none is missing."""
-    counts = count_rows(partition)
+    """Return which class is missing from which splits or folds, and a possible reason; None if none is missing."""
+    counts: dict[str, dict[str, int]] = {split.value: count for split, count in count_rows(partition).items()}
+    if partition.folds is not None:
+        test = counts[Split.VAL_TEST]
+        counts = {f"fold {fold}": count for fold, count in enumerate(count_fold_rows(partition))}
+        counts[Split.VAL_TEST.value] = test
     for label, name in enumerate(partition.index.class_names):
-        missing = [split for split in SPLITS if counts[split][name] == 0]
+        missing = [place for place, count in counts.items() if count[name] == 0]
         if missing:
             rows = [row for row in partition.index.rows if row.label == label]
-            n_units = len({_unit(row) for row in rows})
-            few = ", fewer groups than splits" if n_units < len(SPLITS) else ""
+            n_units = count_units(rows)
+            few = ", fewer groups than splits" if n_units < len(counts) else ""
             found = f"its {len(rows):,} rows make {n_units:,} groups (a row without a group counts as one){few}"
             return f"class {name!r} is missing from {', '.join(missing)}: {found}"
     return None
 
 
+def count_units(rows: Iterable[Row], label: int | None = None) -> int:
+    """Return the number of groups, and rows without a group, that have a row of class `label`; None: of any class."""
+    return len({_unit(row) for row in rows if label is None or row.label == label})
+
+
+def count_fold_rows(partition: Partition) -> list[dict[str, int]]:
+    """Return the number of rows by class name, of each fold of cross_fit."""
+    counts = [dict.fromkeys(partition.index.class_names, 0) for _ in range(partition.n_folds)]
+    for row, fold in zip(partition.index.rows, partition.folds or (), strict=partition.folds is not None):
+        if fold != NO_FOLD:
+            counts[fold][partition.index.class_names[row.label]] += 1
+    return counts
+
+
 def check_leakage(partition: Partition, source: object) -> None:
     """Raise LeakageError if rows of one group, with the same bytes, or of one near-duplicate cluster are in two splits.
+
+    The folds of cross_fit count as splits.
 
     Args:
         partition: The rows and their splits.
         source: Name of the file or data set, for the message.
     """
     hint = "train and evaluate on different images: create the splits again in a new run (run_dir=...)"
-    role_of: dict[str, Split] = {}
+    role_of: dict[str, str] = {}
     role_of_path = {}
-    for row, role in zip(partition.index.rows, partition.roles, strict=True):
+    places = [
+        role.value if fold == NO_FOLD else f"fold {fold}"
+        for role, fold in zip(partition.roles, partition.folds or [NO_FOLD] * len(partition.roles), strict=True)
+    ]
+    for row, role in zip(partition.index.rows, places, strict=True):
         role_of_path[row.path] = role
         names = [f"image {row.sha256[:12]}"] + ([f"group {row.group!r}"] if row.group is not None else [])
         for name in names:
             other = role_of.setdefault(name, role)
-            if other is not role:
+            if other != role:
                 raise LeakageError(f"{source}: {name} is in {other} and in {role} (row {row.path!r})", hint)
     for paths in partition.near_duplicates.clusters if partition.near_duplicates else ():
         roles = sorted({role_of_path[path] for path in paths})
@@ -162,31 +244,28 @@ def _units(rows: Sequence[Row], seed: int) -> tuple[list[list[int]], list[int]]:
     return [members_of[name] for name in names if len(members_of[name]) > 1], singles
 
 
-def _existing_roles(
-    rows: Sequence[Row], groups: Iterable[Sequence[int]], existing_roles: Mapping[str, Split]
+def _existing_places(
+    rows: Sequence[Row], groups: Iterable[Sequence[int]], existing: Mapping[str, int], names: Sequence[str]
 ) -> Counts:
-    """(N,) index in SPLITS of each row that has an existing role itself or in its group, else UNASSIGNED."""
-    roles = np.array(
-        [SPLITS.index(existing_roles[row.sha256]) if row.sha256 in existing_roles else UNASSIGNED for row in rows],
-        dtype=np.int64,
-    )
+    """(N,) place of each row that has an existing one itself or in its group, else UNASSIGNED."""
+    places = np.array([existing.get(row.sha256, UNASSIGNED) for row in rows], dtype=np.int64)
     for members in groups:
-        existing = set(roles[members].tolist()) - {UNASSIGNED}
-        if len(existing) > 1:
-            splits = " and ".join(SPLITS[role] for role in sorted(existing))
+        found = set(places[members].tolist()) - {UNASSIGNED}
+        if len(found) > 1:
+            splits = " and ".join(names[place] for place in sorted(found))
             raise LeakageError(
                 f"group {rows[members[0]].group!r} joins rows that are already in {splits}",
                 "start a new run (run_dir=...), or restore the earlier groups of these rows",
             )
-        roles[members] = existing.pop() if existing else UNASSIGNED
-    return roles
+        places[members] = found.pop() if found else UNASSIGNED
+    return places
 
 
-def _count_roles(rows: Sequence[Row], roles: Counts) -> Counts:
-    """Rows (S, C) that have a role."""
-    counts = np.zeros((len(SPLITS), N_CLASSES), dtype=np.int64)
-    assigned = np.flatnonzero(roles != UNASSIGNED)
-    np.add.at(counts, (roles[assigned], np.array([row.label for row in rows], dtype=np.int64)[assigned]), 1)
+def _count_places(rows: Sequence[Row], places: Counts, n_places: int) -> Counts:
+    """Rows (S, C) that have a place."""
+    counts = np.zeros((n_places, N_CLASSES), dtype=np.int64)
+    assigned = np.flatnonzero(places != UNASSIGNED)
+    np.add.at(counts, (places[assigned], np.array([row.label for row in rows], dtype=np.int64)[assigned]), 1)
     return counts
 
 

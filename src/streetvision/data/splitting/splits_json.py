@@ -6,14 +6,22 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from streetvision.contracts.errors import ArtifactError
-from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Partition, Row, Split
-from streetvision.data.splitting.partition import SPLITS, Fractions, check_leakage, count_rows, missing_class
+from streetvision.contracts.split_contracts import (
+    NO_FOLD,
+    Index,
+    NearDuplicateClusters,
+    Partition,
+    Protocol,
+    Row,
+    Split,
+)
+from streetvision.data.splitting.partition import MAX_FOLDS, SPLITS, Fractions, check_leakage, count_rows, missing_class
 
 SCHEMA_VERSION = 4
 
 
 class _RowRecord(BaseModel):
-    """The fields of Row, and its split."""
+    """The fields of Row, its split, and under cross_fit its fold."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -27,6 +35,7 @@ class _RowRecord(BaseModel):
     source: str | None
     columns: dict[str, str]
     split: Split
+    fold: Annotated[int, Field(strict=True, ge=0, le=MAX_FOLDS - 1)] | None = None
 
 
 class _NearDuplicatesRecord(BaseModel):
@@ -48,6 +57,7 @@ class _SplitsRecord(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     schema_version: Literal[4]
+    protocol: Protocol = Protocol.SPLIT
     root: str
     class_names: tuple[str, str]
     seed: Annotated[int, Field(strict=True)]
@@ -62,17 +72,21 @@ class _SplitsRecord(BaseModel):
 
 def partition_to_json(partition: Partition) -> dict[str, object]:
     """Return the content of splits.json."""
-    rows = zip(partition.index.rows, partition.roles, strict=True)
+    folds = partition.folds or [NO_FOLD] * len(partition.roles)
+    rows = zip(partition.index.rows, partition.roles, folds, strict=True)
     near_duplicates = partition.near_duplicates
     return {
         "schema_version": SCHEMA_VERSION,
+        "protocol": partition.protocol.value,
         "root": str(partition.index.root),
         "class_names": list(partition.index.class_names),
         "seed": partition.seed,
         "fractions": {split.value: partition.fractions[split] for split in SPLITS},
         **_derived_fields(partition),
         "near_duplicates": None if near_duplicates is None else vars(near_duplicates) | {"cross_split_pairs": 0},
-        "rows": [vars(row) | {"split": role.value} for row, role in rows],
+        "rows": [
+            vars(row) | {"split": role.value} | ({} if fold == NO_FOLD else {"fold": fold}) for row, role, fold in rows
+        ],
     }
 
 
@@ -109,10 +123,19 @@ def partition_from_json(value: object, source: Path) -> Partition:
             raise ArtifactError(f"{source}: near_duplicates: {unknown!r} is not a row", hint)
         near_duplicates = NearDuplicateClusters(found.radius, found.correlation, found.pairs, clusters, copies)
 
-    rows = tuple(Row(**{name: value for name, value in entry if name != "split"}) for entry in record.rows)
+    rows = tuple(
+        Row(**{name: value for name, value in entry if name not in ("split", "fold")}) for entry in record.rows
+    )
     index = Index(Path(record.root), record.class_names, rows)
     roles = tuple(entry.split for entry in record.rows)
-    partition = Partition(index, roles, record.fractions, record.seed, near_duplicates)
+    folds = None
+    if record.protocol is Protocol.CROSS_FIT:
+        folds = tuple(NO_FOLD if entry.fold is None else entry.fold for entry in record.rows)
+    for number, entry in enumerate(record.rows):
+        has_fold = record.protocol is Protocol.CROSS_FIT and entry.split is Split.TRAIN
+        if (entry.fold is not None) != has_fold or (folds and entry.split not in (Split.TRAIN, Split.VAL_TEST)):
+            raise ArtifactError(f"{source}: rows.{number}: split and fold do not fit the protocol", hint)
+    partition = Partition(index, roles, record.fractions, record.seed, near_duplicates, folds)
     check_leakage(partition, source)
     if problem := missing_class(partition):
         raise ArtifactError(f"{source}: {problem}", hint)

@@ -1,14 +1,17 @@
-"""data: read every image once, group related images, and assign each group to a split."""
+"""data: read every image once, group related images, and assign each group to a split or a fold."""
 
-from collections.abc import Mapping
+import math
+from collections import Counter
 
-from streetvision.contracts.errors import StreetVisionError
+from streetvision.calibration.config import AUTO, RiskConfig
+from streetvision.calibration.risk_control import fewest_units
+from streetvision.contracts.errors import DataError, StreetVisionError
 from streetvision.contracts.phase import Context, Outcome
-from streetvision.contracts.split_contracts import Split
+from streetvision.contracts.split_contracts import NO_FOLD, Partition, Protocol, Split
 from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.grouping.seen_images import record_images
 from streetvision.data.sources.unlabeled import scan_unlabeled, select_unlabeled
-from streetvision.data.splitting.partition import make_partition, split_conflicts
+from streetvision.data.splitting.partition import count_units, make_folds, make_partition, split_conflicts
 from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
 from streetvision.io.atomic import read_json, write_bytes_atomic, write_json_atomic
 from streetvision.pipeline.data.scan_data import GroupedScan, scan_data
@@ -17,20 +20,22 @@ from streetvision.pipeline.data.scan_data import GroupedScan, scan_data
 def run(context: Context) -> Outcome:
     """Write splits.json and data_report.json, and unlabeled.json for data.unlabeled."""
     config, schema = context.settings(DataConfig), context.schema
-    earlier_roles = _earlier_roles(context)
+    earlier = _earlier_partition(context)
+    # An earlier choice of auto holds when images are added.
+    protocol: str = config.protocol if earlier is None or config.protocol != AUTO else earlier.protocol.value
     grouped = scan_data(context)
     # A new image must not join groups that are already in different splits.
-    if conflicting := split_conflicts(grouped.index.rows, earlier_roles):
+    by_fold = protocol == Protocol.CROSS_FIT
+    existing = _existing_folds(earlier, config.folds) if by_fold else _existing_roles(earlier)
+    if conflicting := split_conflicts(grouped.index.rows, existing):
         grouped = GroupedScan.of(grouped.scan.without(conflicting), config.grouping, context.progress)
         write_json_atomic(schema.data_report_json, grouped.scan.report())
         context.progress.warn(
             f"{len(conflicting)} new images are related to images of two splits and are left out; "
             f"see {schema.data_report_json}"
         )
-    scan, index, clusters = grouped.scan, grouped.index, grouped.near_duplicates
-    partition = make_partition(
-        index, fractions=config.fractions, seed=config.seed, existing_roles=earlier_roles, near_duplicates=clusters
-    )
+    scan, clusters = grouped.scan, grouped.near_duplicates
+    partition = _partition(grouped, context, protocol, earlier)
     write_json_atomic(schema.splits_json, partition_to_json(partition))
     schema.seen_images.unlink(missing_ok=True)
     outputs = []
@@ -39,23 +44,29 @@ def run(context: Context) -> Outcome:
         outputs.append(schema.seen_images)
 
     rows = partition.index.rows
-    counts = {split: len(partition.rows(split)) for split in Split}
+    counts = dict(Counter(partition.roles))
     groups = {row.group for row in rows if row.group is not None}
     positives = sum(row.label for row in rows)
     by = f"by {len(groups)} groups" if 0 < len(groups) < len(rows) else "by image"
     near = (
         "near-duplicates not checked" if clusters is None else f"{clusters.pairs} near-duplicate pairs, 0 across splits"
     )
+    if partition.folds is None:
+        divided = f"{'/'.join(str(counts[split]) for split in Split)} in {len(counts)} splits"
+    else:
+        test = counts[Split.VAL_TEST]
+        divided = f"{len(rows) - test} in {partition.n_folds} folds of cross_fit, {test} in VAL_TEST"
     summary = (
         f"{len(rows)} images, {positives} {partition.index.class_names[1]}; "
-        f"{'/'.join(str(count) for count in counts.values())} in {len(counts)} splits {by}; "
+        f"{divided} {by}; "
         f"{scan.duplicates} duplicates, {near}"
     )
     metrics = {
         "images": len(rows),
         "positives": positives,
         "invalid": len(scan.invalid),
-        **{split.value: count for split, count in counts.items()},
+        "protocol": partition.protocol.value,
+        **{split.value: counts[split] for split in Split if split in counts},
     }
     if not config.unlabeled:
         return Outcome(summary, dict(metrics), extra_outputs=tuple(outputs))
@@ -74,23 +85,84 @@ def run(context: Context) -> Outcome:
     )
 
 
-def _earlier_roles(context: Context) -> Mapping[str, Split]:
-    """Image digest -> split of an earlier run of this phase with the same seed, fractions and class names.
+def _earlier_partition(context: Context) -> Partition | None:
+    """The splits of an earlier run of this phase with the same seed, fractions and class names.
 
-    These images keep their split: VAL_TEST may have been accessed, so none of it may move to TRAIN when images are
-    added.
+    Its images keep their split: VAL_TEST may have been accessed, so none of it may move to TRAIN when images are added.
     """
     config, path = context.settings(DataConfig), context.schema.splits_json
     if not path.exists():
-        return {}
+        return None
     try:
         earlier = partition_from_json(read_json(path), path)
     except StreetVisionError as error:
         context.progress.warn(
             f"{error.message}: splits are made again, and earlier evaluations of this run are invalid"
         )
-        return {}
+        return None
     requested = (config.seed, config.fractions, config.class_names)
-    if (earlier.seed, earlier.fractions, earlier.index.class_names) != requested:
+    return earlier if (earlier.seed, earlier.fractions, earlier.index.class_names) == requested else None
+
+
+def _existing_roles(earlier: Partition | None) -> dict[str, Split]:
+    """Image digest -> split. If the earlier protocol has folds, only the images of VAL_TEST keep their split."""
+    if earlier is None:
         return {}
-    return {row.sha256: role for row, role in zip(earlier.index.rows, earlier.roles, strict=True)}
+    kept = {Split.VAL_TEST} if earlier.folds is not None else set(Split)
+    return {row.sha256: role for row, role in zip(earlier.index.rows, earlier.roles, strict=True) if role in kept}
+
+
+def _existing_folds(earlier: Partition | None, n_folds: int) -> dict[str, int]:
+    """Image digest -> fold. If the earlier partition has no folds, or too many, only the images of VAL_TEST keep it."""
+    if earlier is None:
+        return {}
+    if earlier.folds is not None and earlier.n_folds <= n_folds:
+        return {row.sha256: fold for row, fold in zip(earlier.index.rows, earlier.folds, strict=True)}
+    return {row.sha256: NO_FOLD for row in earlier.rows(Split.VAL_TEST)}
+
+
+def _partition(grouped: GroupedScan, context: Context, protocol: str, earlier: Partition | None) -> Partition:
+    """Splits or folds, as `protocol` is set or as the data allows."""
+    config, index = context.settings(DataConfig), grouped.index
+
+    def four_splits() -> Partition:
+        return make_partition(
+            index,
+            fractions=config.fractions,
+            seed=config.seed,
+            existing_roles=_existing_roles(earlier),
+            near_duplicates=grouped.near_duplicates,
+        )
+
+    if protocol == Protocol.SPLIT:
+        return four_splits()
+    if protocol == AUTO:
+        risk = context.settings(RiskConfig)
+        label = {"fnr": 1, "fpr": 0, "error": None}[risk.kind]
+        kind = "groups" if label is None else f"groups with {config.class_names[label]}"
+        needed, total = fewest_units(risk), count_units(index.rows, label)
+        try:
+            split = four_splits()
+        except DataError:
+            found, reason = 0, "the groups are too few for four splits"
+        else:
+            found = count_units(split.rows(Split.VAL_CALIB), label)
+            reason = f"VAL_CALIB would have {found} {kind}, and a certificate needs {needed}"
+            if found >= needed:
+                return split
+        missing = math.ceil(needed / config.fractions[Split.VAL_CALIB]) - total
+        more = math.ceil(missing * len(index.rows) / max(total, 1))
+        context.progress.auto_setting("data.protocol=cross_fit", f"{reason}; split needs about {more:,} more images")
+    partition = make_folds(
+        index,
+        fractions=config.fractions,
+        folds=config.folds,
+        seed=config.seed,
+        existing_folds=_existing_folds(earlier, config.folds),
+        near_duplicates=grouped.near_duplicates,
+    )
+    if partition.n_folds < config.folds:
+        context.progress.auto_setting(
+            f"data.folds={partition.n_folds}", f"a class would be missing from one of {config.folds} folds"
+        )
+    return partition
