@@ -54,10 +54,19 @@ def crossfit(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int) -> Flo
     return probabilities
 
 
-def crossfit_decisions(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int) -> Predictions:
+def crossfit_decisions(
+    fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int, prevalence: float | None = None
+) -> Predictions:
     """Return cross-fitted probabilities, and decisions at thresholds that are optimal on the other folds.
 
-    The arguments and errors are those of `crossfit`.
+    The other arguments and errors are those of `crossfit`.
+
+    Args:
+        fit: As in `crossfit`.
+        rows: As in `crossfit`.
+        folds: As in `crossfit`.
+        seed: As in `crossfit`.
+        prevalence: Share of positives for which the thresholds are optimal; None: that of the other folds.
     """
     probabilities, decisions = np.empty(len(rows.labels)), np.empty(len(rows.labels), dtype=bool)
     fold_of_row = assign_folds(rows.groups, folds=folds, seed=seed)
@@ -67,9 +76,8 @@ def crossfit_decisions(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: i
         calibrator = fit(training)
         # With one class, no threshold is better than another.
         one_class = np.ptp(training.labels) == 0
-        threshold = (
-            0.5 if one_class else threshold_for_prevalence(training.labels, calibrator.probabilities(training.logits))
-        )
+        scores = calibrator.probabilities(training.logits)
+        threshold = 0.5 if one_class else threshold_for_prevalence(training.labels, scores, prevalence)
         probabilities[held_out] = calibrator.probabilities(rows.logits[held_out])
         decisions[held_out] = decide(probabilities[held_out], threshold)
     return Predictions(rows.labels, probabilities, rows.groups, decisions=decisions)

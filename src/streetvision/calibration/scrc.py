@@ -1,6 +1,7 @@
 """Phase 5's fit on VAL_CALIB: calibrator, operating points and risk control."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from streetvision.calibration.base import FittedCalibrator, margins
 from streetvision.calibration.config import ENSEMBLE, Phase5Config
 from streetvision.calibration.crossfit import CalibrationSet, crossfit_decisions
 from streetvision.calibration.ensemble import fit_named
-from streetvision.calibration.risk_control import ScoredRows, abstained, certify
+from streetvision.calibration.risk_control import RISK_NAMES, ScoredRows, abstained, certify
 from streetvision.calibration.selection import UNCALIBRATED, Selection, select_calibrator, select_retrained
 from streetvision.contracts.policies import (
     CalibratorState,
@@ -42,15 +43,20 @@ class ScrcFit:
     """(N,) uncalibrated probabilities."""
     after: FloatArray
     """(N,) cross-fitted probabilities of the whole procedure, selection included."""
+    predictions: Predictions
+    """The same with decisions at cross-fitted thresholds."""
 
 
-def fit_scrc(rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet | None = None) -> ScrcFit:
+def fit_scrc(
+    rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet | None = None, out_of_fold: bool = False
+) -> ScrcFit:
     """Fit the exported parameters on all rows, and cross-fit the same procedure to evaluate it.
 
     Args:
         rows: the scores to calibrate.
         config: settings of phase 5.
         base: for mac_cal, the scores before the head was retrained; then `rows` are not calibrated further.
+        out_of_fold: the scores are those of cross_fit, which set no rows aside, so no risk is certified.
 
     Raises:
         DataError: there is one class only, there are fewer groups than folds, or logits are not finite.
@@ -66,23 +72,27 @@ def fit_scrc(rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet
     def fit_fold(part: CalibrationSet) -> FittedCalibrator:
         return select_calibrator(part, config).calibrator if base is None else uncalibrated
 
-    split = {"folds": config.folds, "seed": config.seed}
-    before = crossfit_decisions(lambda _: uncalibrated, base or rows, **split)
-    after = crossfit_decisions(fit_fold, rows, **split)
-    resampling = Resampling(seed=config.seed)
+    folds, seed, resampling = config.folds, config.seed, Resampling(seed=config.seed)
+    before = crossfit_decisions(lambda _: uncalibrated, base or rows, folds=folds, seed=seed)
+    after = crossfit_decisions(fit_fold, rows, folds=folds, seed=seed)
+    if out_of_fold:
+        balanced = crossfit_decisions(fit_fold, rows, folds=folds, seed=seed, prevalence=BALANCED_PREVALENCE)
+        risk_control = _out_of_fold_risk({"data": after, "balanced": balanced}, config, resampling)
+    else:
+        risk_control = _risk_control(rows, selection.calibrator, config)
     params = ScrcParams(
         method=config.method,
         calibrator=CalibratorState(name=selection.name, state=selection.calibrator.state()),
         ensemble_weights=dict(selection.weights) if selection.name == ENSEMBLE else {},
         threshold=operating_points["data"].threshold,
         operating_points=operating_points,
-        risk_control=_risk_control(rows, selection.calibrator, config),
+        risk_control=risk_control,
         candidates=selection.candidates,
         before=_estimates(before, resampling),
         after=_estimates(after, resampling),
         ece_band=ece_band(after, resampling),
     )
-    return ScrcFit(params, selection, before.probabilities, after.probabilities)
+    return ScrcFit(params, selection, before.probabilities, after.probabilities, after)
 
 
 def _operating_point(labels: NDArray[np.int64], probabilities: FloatArray, prevalence: float | None) -> OperatingPoint:
@@ -118,12 +128,48 @@ def _risk_control(rows: CalibrationSet, calibrator: FittedCalibrator, config: Ph
     return RiskControl.model_validate(content)
 
 
-def _estimates(predictions: Predictions, resampling: Resampling) -> dict[str, EstimateWithInterval]:
+def _out_of_fold_risk(
+    predictions: Mapping[str, Predictions], config: Phase5Config, resampling: Resampling
+) -> RiskControl:
+    """The risk at each operating point, estimated on rows that nothing was fitted on."""
+    kind, data = config.risk.kind, predictions["data"]
+    risks = {}
+    for name, of_point in predictions.items():
+        if kind == "error":
+            accuracy = out_of_fold_estimates(of_point, resampling)["accuracy"]
+            ends = (accuracy.estimate, accuracy.high, accuracy.low)
+            estimate, low, high = (None if end is None else 1 - end for end in ends)
+            risks[name] = EstimateWithInterval(estimate=estimate, low=low, high=high)
+        else:
+            risks[name] = out_of_fold_estimates(of_point, resampling)[kind]
+    risk = risks["data"]
+    figures = "is undefined"
+    if risk.estimate is not None:
+        figures = f"{risk.estimate:.3f} [{risk.low:.3f}, {risk.high:.3f}]"
+    return RiskControl(
+        kind=kind,
+        alpha=config.risk.alpha,
+        delta=config.risk.delta,
+        certified=False,
+        reason=f"no certificate under data.protocol=cross_fit; out-of-fold {RISK_NAMES[kind]} {figures}",
+        n=data.units.count,
+        units="groups" if data.units.grouped else "rows",
+        out_of_fold=risks,
+    )
+
+
+def out_of_fold_estimates(predictions: Predictions, resampling: Resampling) -> dict[str, EstimateWithInterval]:
+    """Return every metric of predictions with its interval."""
     intervals = bootstrap_intervals(predictions, resampling)
     estimates = {}
-    for name in REPORTED_METRICS:
-        values = {field: getattr(intervals[name], field) for field in ("estimate", "low", "high")}
+    for name, interval in intervals.items():
+        values = {field: getattr(interval, field) for field in ("estimate", "low", "high")}
         estimates[name] = EstimateWithInterval.model_validate(
             {field: None if math.isnan(value) else value for field, value in values.items()}
         )
     return estimates
+
+
+def _estimates(predictions: Predictions, resampling: Resampling) -> dict[str, EstimateWithInterval]:
+    estimates = out_of_fold_estimates(predictions, resampling)
+    return {name: estimates[name] for name in REPORTED_METRICS}

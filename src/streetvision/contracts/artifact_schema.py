@@ -84,6 +84,10 @@ class ArtifactSchema:
     """The linear probe: the choices with their cross-validated NLL."""
     probe_head = _ArtifactPath("cache/probe_head.pt")
     """The head of the probe, for the other ranks of a distributed training."""
+    fold_heads = _ArtifactPath("phase1/fold_heads.pth")
+    """Under cross_fit with a linear head on the frozen backbone: the heads of the folds, whose mean ships."""
+    fold_json = _ArtifactPath("phase1/fold.json")
+    """In the folder of a fold of cross_fit: the training in this fold."""
     finetuning_gate_json = _ArtifactPath("phase1/gate.json")
     """The comparison of the fine-tuned model with the probe, and the share of its weights that ships."""
     learning_curve_plot = _ArtifactPath("phase1/learning_curve.png")
@@ -142,6 +146,8 @@ class ArtifactSchema:
     """Reliability diagram of the cross-fitted calibrated probabilities."""
     reliability_before_plot = _ArtifactPath("phase5_scrc/reliability_before.png")
     """Reliability diagram before calibration."""
+    out_of_fold_json = _ArtifactPath("phase5_scrc/out_of_fold.json")
+    """Under cross_fit: metrics of the images of all folds, with intervals."""
     risk_coverage_plot = _ArtifactPath("phase5_scrc/risk_coverage.png")
     """Risk by coverage, the share of images without abstention."""
     pareto_front_csv = _ArtifactPath("phase5_scrc/pareto_front.csv")

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.progress import Progress
-from streetvision.contracts.split_contracts import Partition, Row, Split, check_may_open
+from streetvision.contracts.split_contracts import NO_FOLD, Partition, Row, Split, check_may_open
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Metrics = dict[str, float | int | str | None]
@@ -68,6 +68,11 @@ class Context:
     def n_folds(self) -> int:
         """Number of folds of cross_fit that the phase can enter; 0 under split, and in a fold."""
         return self._partition.n_folds
+
+    @property
+    def fold_of_rows(self) -> tuple[int, ...]:
+        """Fold of each row of TRAIN, under cross_fit and outside the folds."""
+        return tuple(fold for fold in self._partition.folds or () if fold != NO_FOLD)
 
     def folds(self) -> Iterator["Context"]:
         """Yield the context of each fold of cross_fit, which has the splits of `Partition.in_fold`."""

@@ -43,7 +43,9 @@ class ScoresRef(Artifact):
     sha256: Digest
     """Digest of the scores: model, fusion, rows, logits and labels."""
     model_sha256: Digest
-    """Digest of the checkpoint that produced them."""
+    """Digest of the checkpoint that produced them; under cross_fit, of the model that ships."""
+    fold_models: tuple[Digest, ...] = ()
+    """Under cross_fit: digest of the model of each fold, which scored the rows of this fold. Empty under split."""
     fusion: FusionRef | None = None
     """The fusion of views; None: each image is one view."""
     split: str
@@ -166,6 +168,9 @@ class RiskControl(Artifact):
     """Calibrated probability at `hi`, for display."""
     abstained: Probability = 0.0
     """Share of VAL_CALIB between `lo` and `hi`."""
+    out_of_fold: dict[str, EstimateWithInterval] = {}
+    """Under cross_fit, which certifies nothing: operating point -> the risk of all images, without abstention. Model,
+    calibrator and threshold of each image were fitted without its group."""
 
     @model_validator(mode="after")
     def _check_bounds(self) -> "RiskControl":
@@ -214,6 +219,20 @@ class ScrcPolicy(Artifact):
     def balanced_threshold(self) -> float:
         """The threshold with the highest MCC at prevalence 1/2."""
         return self.scrc_params.operating_points["balanced"].threshold
+
+
+class OutOfFoldReport(Artifact):
+    """out_of_fold.json: metrics of the images of all folds of cross_fit."""
+
+    scores: ScoresRef
+    """The scores of the models of the folds."""
+    folds: int = Field(ge=2)
+    n: int = Field(gt=0)
+    """Number of images."""
+    units: int = Field(gt=0)
+    """Number of groups, or of images without groups."""
+    metrics: dict[str, EstimateWithInterval]
+    """Metric -> its value. Model, calibrator and threshold of each image were fitted without its group."""
 
 
 Policy = Annotated[ThresholdPolicy | ScrcPolicy, Field(discriminator="policy_type")]

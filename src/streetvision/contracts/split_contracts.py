@@ -153,7 +153,7 @@ class Partition:
     near_duplicates: NearDuplicateClusters | None = None
     """None if near-duplicates were not searched."""
     folds: tuple[int, ...] | None = None
-    """Under cross_fit: the fold of each row, from 0, and its role is TRAIN; or NO_FOLD, for VAL_TEST. None under split."""
+    """Fold of each row under cross_fit, where its role is TRAIN; NO_FOLD for VAL_TEST. None under split."""
 
     @property
     def protocol(self) -> Protocol:

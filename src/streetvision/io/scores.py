@@ -38,6 +38,14 @@ class Scores:
     """Digest of the scored rows, in order."""
     fusion: FusionRef | None = None
     """The fusion of views; None: each image is one view."""
+    fold_models: tuple[str, ...] = ()
+    """Under cross_fit: digest of the model of each fold, which scored its rows; `model_sha256` is the model that ships.
+    Empty: `model_sha256` scored all rows."""
+
+    @property
+    def out_of_fold(self) -> bool:
+        """Whether each row was scored by a model that did not see its group."""
+        return bool(self.fold_models)
 
     @property
     def reference(self) -> ScoresRef:
@@ -48,10 +56,12 @@ class Scores:
             self.rows_sha256,
             sha256_bytes(_bytes(self.logits)),
             sha256_bytes(_bytes(self.labels)),
+            list(self.fold_models),
         ]
         return ScoresRef(
             sha256=sha256_json(content),
             model_sha256=self.model_sha256,
+            fold_models=self.fold_models,
             fusion=self.fusion,
             split=self.split.value,
             n=len(self.labels),
@@ -91,6 +101,7 @@ def load_scores(*, logits: Path, labels: Path, record: Path) -> Scores:
         model_sha256=saved.reference.model_sha256,
         rows_sha256=saved.rows_sha256,
         fusion=saved.reference.fusion,
+        fold_models=saved.reference.fold_models,
     )
     if scores.reference != saved.reference:
         raise ArtifactError(

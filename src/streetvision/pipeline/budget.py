@@ -22,13 +22,19 @@ VALIDATION_SHARE = 0.4
 """Time of an image in a validation relative to a training step, which also has a backward pass."""
 
 
-def affordable_epochs(classifier: Classifier, context: Context, config: AutoConfig) -> tuple[int, float]:
+def affordable_epochs(classifier: Classifier, context: Context, config: AutoConfig, work: float) -> tuple[int, float]:
     """Return how many epochs fit into `budget_minutes`, at most `config.epochs`, and the minutes of these.
 
     If even FEWEST_EPOCHS take longer, the number is 0 and the minutes are those of FEWEST_EPOCHS. One training step is
     timed, on a copy of the classifier and without the time to decode its images, which worker processes do.
+
+    Args:
+        classifier: Is timed.
+        context: Of phase 1.
+        config: Has the budget.
+        work: Training steps of an image in each epoch; an image that is only validated counts VALIDATION_SHARE.
     """
-    train, select = context.rows(Split.TRAIN), context.rows(Split.VAL_SELECT)
+    train = context.rows(Split.TRAIN)
     rows, limits = train[: config.micro_batch_size or config.batch_size], context.settings(LoaderConfig).limits
     model, device = copy.deepcopy(classifier), pick_device()
     prepare(model, config)
@@ -43,7 +49,7 @@ def affordable_epochs(classifier: Classifier, context: Context, config: AutoConf
         loss.backward()  # type: ignore[no-untyped-call]
         float(loss.detach())  # waits for the device
         seconds.append(time.perf_counter() - start)
-    per_epoch = min(seconds) / len(rows) * (len(train) + VALIDATION_SHARE * len(select)) / 60
+    per_epoch = min(seconds) / len(rows) * work / 60
     epochs = min(config.epochs, int(config.budget_minutes / per_epoch))
     if epochs < min(FEWEST_EPOCHS, config.epochs):
         return 0, FEWEST_EPOCHS * per_epoch

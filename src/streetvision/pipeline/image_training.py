@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.phase import Context
@@ -16,6 +17,7 @@ from streetvision.training.config import FinetuningConfig, LayerDecayConfig
 from streetvision.training.distributed import rank_and_world_size
 from streetvision.training.finetune_modes import rate_scales
 from streetvision.training.scoring import evaluation_loader
+from streetvision.training.supervised import Weights
 from streetvision.training.trainer import Fit, TrainerOptions, fit
 
 
@@ -26,17 +28,25 @@ def fit_images(
     config: FinetuningConfig,
     policy: AugmentationConfig,
     options: TrainerOptions,
+    stop_after: int | None = None,
+    weights: Weights = "raw",
 ) -> Fit:
-    """Fit the trainable parameters on this rank's share of TRAIN, and validate on its share of VAL_SELECT."""
+    """Fit the trainable parameters on this rank's share of TRAIN, and validate on its share of VAL_SELECT.
+
+    See `fit` for the arguments. With `stop_after`, there is no validation.
+    """
     loader, hardware = context.settings(LoaderConfig), context.settings(HardwareConfig)
     rank, world = rank_and_world_size()
-    select = context.rows(Split.VAL_SELECT)
-    if hardware.strategy != "fsdp":  # FSDP gathers weights for each batch, so all ranks need as many batches
-        select = select[rank::world]
-    with (
-        _train_loader(classifier, context, config=config, policy=policy) as batches,
-        evaluation_loader(classifier, select, root=context.data_root, loader=loader) as validation,
-    ):
+    with ExitStack() as stack:
+        batches = stack.enter_context(_train_loader(classifier, context, config=config, policy=policy))
+        validation = None
+        if stop_after is None:
+            select = context.rows(Split.VAL_SELECT)
+            if hardware.strategy != "fsdp":  # FSDP gathers weights for each batch, so all ranks need as many batches
+                select = select[rank::world]
+            validation = stack.enter_context(
+                evaluation_loader(classifier, select, root=context.data_root, loader=loader)
+            )
         return fit(
             classifier,
             batches,
@@ -45,6 +55,8 @@ def fit_images(
             hardware=hardware,
             options=options,
             scales=rate_scales(classifier, config.layer_decay if isinstance(config, LayerDecayConfig) else 1.0),
+            stop_after=stop_after,
+            weights=weights,
         )
 
 

@@ -1,12 +1,13 @@
 """The probe of phase 1: the classifier with a solved head on its frozen backbone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from streetvision.contracts.phase import Context
 from streetvision.contracts.split_contracts import Split
@@ -31,16 +32,25 @@ class ProbeResult:
 
     classifier: Classifier
     probe: LinearProbe
+    reader: Classifier
+    """Reads the features that all choices of pooling and layers need."""
     train_loss: float
     """Mean loss of TRAIN."""
-    select_logits: Tensor
-    """(N, 2) of VAL_SELECT."""
-    select_labels: Tensor
-    """(N,)."""
+
+    def logits(self, context: Context, split: Split) -> Tensor:
+        """Return the logits (N, 2) of a split, from the cached features."""
+        features, _ = cached_features(context, self.reader, split)
+        return self._logits(features)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        bank = FeatureBank(features.numpy(), self.reader.description.pooling, self.reader.layers)
+        return two_logits(bank.read(self.probe.chosen.representation) @ self.probe.weight + self.probe.bias)
 
 
 def fit_probe_head(classifier: Classifier, context: Context) -> ProbeResult:
     """Fit a head to the features of TRAIN, choose pooling and layers where these are auto, and write probe.json.
+
+    Under cross_fit, outside the folds, the head is the mean of one head for each fold, which did not see its images.
 
     Args:
         classifier: Its backbone is used; it is frozen and does not change.
@@ -60,22 +70,20 @@ def fit_probe_head(classifier: Classifier, context: Context) -> ProbeResult:
     widest = "_".join(part for part in POOLINGS if any(part in pooling.split("_") for pooling in poolings))
     reader = Classifier(backbone, pooling=widest, head=model.head, layers=layers[0])
     train, labels = cached_features(context, reader, Split.TRAIN)
-    select, select_labels = cached_features(context, reader, Split.VAL_SELECT)
     probe = fit_probe(
         FeatureBank(train.numpy(), widest, layers[0]),
         labels.numpy(),
         [row.group or row.sha256 for row in rows],
         representations=[Representation(pooling, count) for count in layers for pooling in poolings],
-        class_weights=class_weights(config.loss, labels.tolist()),
+        class_weights=lambda of_rows: class_weights(config.loss, of_rows.tolist()),
         seed=config.seed,
         progress=context.progress,
+        folds=np.array(context.fold_of_rows) if context.n_folds > 0 else None,
     )
     chosen = probe.chosen.representation
     solved = Classifier(backbone, pooling=chosen.pooling, head=model.head, layers=chosen.layers)
-    set_head(solved, probe)
+    set_head(solved, probe.weight, probe.bias)
     save_tensors(context.schema.probe_head, solved.head.state_dict())
-    banks = [FeatureBank(features.numpy(), widest, layers[0]).read(chosen) for features in (train, select)]
-    train_logits, select_logits = (_logits(probe, features) for features in banks)
     write_json_atomic(
         context.schema.probe_json,
         {
@@ -95,8 +103,8 @@ def fit_probe_head(classifier: Classifier, context: Context) -> ProbeResult:
             ],
         },
     )
-    train_loss = float(torch.nn.functional.cross_entropy(train_logits, labels))
-    return ProbeResult(solved, probe, train_loss, select_logits, select_labels)
+    result = ProbeResult(solved, probe, reader, train_loss=0.0)
+    return replace(result, train_loss=float(cross_entropy(result._logits(train), labels)))
 
 
 def open_probe_head(classifier: Classifier, context: Context) -> Classifier:
@@ -112,19 +120,20 @@ def open_probe_head(classifier: Classifier, context: Context) -> Classifier:
     return solved
 
 
-def set_head(classifier: Classifier, probe: LinearProbe) -> None:
-    """Write the probe into the head, whose logits are then -margin / 2 and margin / 2."""
+def set_head(classifier: Classifier, weight: NDArray[np.float64], bias: float) -> None:
+    """Write a probe (P,) into the head, whose logits are then -margin / 2 and margin / 2."""
     norm, linear = classifier.head[0], classifier.head[-1]
     assert isinstance(norm, nn.LayerNorm)
     assert isinstance(linear, nn.Linear)
-    weight = torch.from_numpy(probe.weight).float() / 2
+    half = torch.from_numpy(weight).float() / 2
     with torch.no_grad():
         norm.weight.fill_(1.0)
         norm.bias.zero_()
-        linear.weight.copy_(torch.stack([-weight, weight]))
-        linear.bias.copy_(torch.tensor([-probe.bias / 2, probe.bias / 2]))
+        linear.weight.copy_(torch.stack([-half, half]))
+        linear.bias.copy_(torch.tensor([-bias / 2, bias / 2]))
 
 
-def _logits(probe: LinearProbe, features: NDArray[np.float64]) -> Tensor:
-    margins = torch.from_numpy(features @ probe.weight + probe.bias).float()
-    return torch.stack([-margins / 2, margins / 2], dim=1)
+def two_logits(margins: NDArray[np.float64]) -> Tensor:
+    """Return the logits (N, 2) of both classes for margins (N,) of class 1 over class 0."""
+    half = torch.from_numpy(margins).float() / 2
+    return torch.stack([-half, half], dim=1)

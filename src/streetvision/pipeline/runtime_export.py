@@ -88,7 +88,8 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
             "set --bundle to the PyTorch bundle that it was made from",
         )
     predictor = Predictor(bundle, limits=context.settings(LoaderConfig).limits)
-    images = _calibration_images(predictor, context) if request.precision in graph.calibrated else []
+    splits = next(context.folds(), context)  # under cross_fit, those of the first fold
+    images = _calibration_images(predictor, splits) if request.precision in graph.calibrated else []
     with TemporaryDirectory() as name:
         folder = Path(name)
         classifier = load_classifier(bundle)
@@ -106,7 +107,7 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
             feature_dim=classifier.width,
             fusion_weights=None if manifest.fusion_weights is None else FUSION_ARRAYS,
         )
-        rows = context.rows(Split.VAL_SELECT)
+        rows = splits.rows(Split.VAL_SELECT)
         for row in rows:
             read_recorded(context.data_root, row, limits=predictor.limits)  # raises if a file has changed
         paths = [context.data_root / row.path for row in rows]

@@ -20,13 +20,9 @@ from streetvision.training.features import FeatureCache
 from streetvision.training.scoring import score_rows
 
 
-def make_scores(
-    context: Context, description: ClassifierDescription, checkpoint: Path, artifacts: tuple[str, ...]
-) -> None:
-    """Score VAL_CALIB with the saved checkpoint, in a classifier built from its description."""
-    classifier = build_classifier(description)
-    load_into(classifier, load_state(checkpoint), source=str(checkpoint))
-    save_val_calib(context, classifier, checkpoint, artifacts=artifacts)
+def make_scores(context: Context, checkpoint: Path, artifacts: tuple[str, ...]) -> None:
+    """Score VAL_CALIB with the saved checkpoint of phase 1."""
+    save_val_calib(context, open_classifier(context, checkpoint), checkpoint, artifacts=artifacts)
 
 
 def open_classifier(context: Context, checkpoint: Path) -> Classifier:

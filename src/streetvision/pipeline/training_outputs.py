@@ -27,7 +27,7 @@ def metrics_csv(history: Sequence[EpochRow]) -> str:
 
 
 def merge_check_images(classifier: Classifier, context: Context) -> Tensor:
-    """Images (B, 3, h, w) of VAL_SELECT, whose logits must stay the same when adapters are merged."""
+    """Images (B, 3, h, w) of TRAIN, whose logits must stay the same when adapters are merged."""
     limits = context.settings(LoaderConfig).limits
-    rows = context.rows(Split.VAL_SELECT)[:MERGE_CHECK_IMAGES]
+    rows = context.rows(Split.TRAIN)[:MERGE_CHECK_IMAGES]
     return torch.stack([classifier.prepare(read_row(context.data_root, row, limits=limits)) for row in rows])

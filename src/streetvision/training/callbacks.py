@@ -1,5 +1,6 @@
 """Selection of checkpoints by VAL_SELECT, and early stopping."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -42,18 +43,62 @@ class Checkpoint:
         return self.positive_rate in (0.0, 1.0)
 
 
-class BestCheckpoints(EpochLogger):
-    """Keeps the `save_top_k` best checkpoints and stops the training early.
-
-    Lightning's ModelCheckpoint and EarlyStopping monitor one value. Here ties of the MCC are broken by the NLL, the
-    raw and the averaged weights of an epoch compete with each other, and checkpoints hold trainable parameters only.
-    """
+class CheckpointLogger(EpochLogger):
+    """Logs the epochs of a supervised training, and keeps checkpoints."""
 
     def __init__(self, config: TrainingConfig, progress: Progress, loggers: Sequence[Logger] = ()) -> None:
         super().__init__(config, progress, loggers)
         self.config = config
         self.checkpoints: list[Checkpoint] = []
         """The best first."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a resume checkpoint."""
+        checkpoints = [{**asdict(checkpoint), "state": dict(checkpoint.state)} for checkpoint in self.checkpoints]
+        return {**super().state_dict(), "checkpoints": checkpoints}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state of a resume checkpoint."""
+        super().load_state_dict(state_dict)
+        self.checkpoints = [Checkpoint(**fields) for fields in state_dict["checkpoints"]]
+
+
+class LastCheckpoint(CheckpointLogger):
+    """Keeps the weights of one epoch, without a selection, and ends the training there."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        progress: Progress,
+        loggers: Sequence[Logger] = (),
+        *,
+        stop_after: int,
+        weights: Weights,
+    ) -> None:
+        super().__init__(config, progress, loggers)
+        self.stop_after, self.weights = stop_after, weights
+
+    def status(self) -> str:
+        """Return the training loss of the last epoch."""
+        return f"loss {self.history[-1]['train_loss']:.3f}"
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the epoch, and keep the weights of the last one."""
+        assert isinstance(pl_module, SupervisedModule)
+        epoch = trainer.current_epoch + 1
+        self.log_epoch(trainer, {"epoch": epoch, "train_loss": pl_module.pop_train_loss()})
+        if epoch == self.stop_after:
+            state = checkpoint_state(pl_module, self.weights)
+            self.checkpoints = [Checkpoint(math.nan, math.nan, math.nan, epoch, self.weights, state)]
+            trainer.should_stop = True
+
+
+class BestCheckpoints(CheckpointLogger):
+    """Keeps the `save_top_k` best checkpoints and stops the training early.
+
+    Lightning's ModelCheckpoint and EarlyStopping monitor one value. Here ties of the MCC are broken by the NLL, the
+    raw and the averaged weights of an epoch compete with each other, and checkpoints hold trainable parameters only.
+    """
 
     def status(self) -> str:
         """Return the VAL_SELECT MCC of the last epoch."""
@@ -82,27 +127,13 @@ class BestCheckpoints(EpochLogger):
         if patience is not None and epoch - self.checkpoints[0].epoch >= patience:
             trainer.should_stop = True
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state for a resume checkpoint."""
-        checkpoints = [{**asdict(checkpoint), "state": dict(checkpoint.state)} for checkpoint in self.checkpoints]
-        return {**super().state_dict(), "checkpoints": checkpoints}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state of a resume checkpoint."""
-        super().load_state_dict(state_dict)
-        self.checkpoints = [Checkpoint(**fields) for fields in state_dict["checkpoints"]]
-
     def _add(self, candidate: Checkpoint, module: SupervisedModule) -> None:
         """Keep `candidate`, whose state is still empty, if it is one of the best; weights are copied only then."""
         # The sort is stable, so of equal checkpoints the earlier one is better.
         ranked = sorted([*self.checkpoints, candidate], key=lambda c: (c.mcc, -c.nll), reverse=True)
         best = ranked[: self.config.save_top_k]
         if candidate in best:
-            state = trainable_state_dict(module.model)
-            if candidate.weights == "ema":
-                assert module.ema is not None
-                state |= {name: value.detach().cpu().clone() for name, value in module.ema.tensors.items()}
-            best[best.index(candidate)] = replace(candidate, state=state)
+            best[best.index(candidate)] = replace(candidate, state=checkpoint_state(module, candidate.weights))
         self.checkpoints = best
 
     def _check_compiled(self, module: SupervisedModule, compiled_mcc: float) -> None:
@@ -115,6 +146,15 @@ class BestCheckpoints(EpochLogger):
                 f"torch.compile lowers the VAL_SELECT MCC: it loses {drop:.3f} against the same weights run eagerly, "
                 "so training continues without it; set hardware.compile=false"
             )
+
+
+def checkpoint_state(module: SupervisedModule, weights: Weights) -> State:
+    """Return copies on the CPU of the trainable parameters and the buffers; with `ema`, of the averaged parameters."""
+    state = trainable_state_dict(module.model)
+    if weights == "ema":
+        assert module.ema is not None
+        state |= {name: value.detach().cpu().clone() for name, value in module.ema.tensors.items()}
+    return state
 
 
 def trainable_state_dict(module: nn.Module) -> State:

@@ -42,16 +42,23 @@ class FusionFit:
 
 
 def fit_fusion(
-    model: FusedClassifier, train: ViewFeatures, select: ViewFeatures, *, config: CvfmTrainedConfig, progress: Progress
+    model: FusedClassifier,
+    train: ViewFeatures,
+    select: ViewFeatures | None,
+    *,
+    config: CvfmTrainedConfig,
+    progress: Progress,
+    stop_after: int | None = None,
 ) -> FusionFit:
     """Train `model.fusion`.
 
     Args:
         model: Its fusion is trained in place, and ends with the weights of the best epoch.
         train: Views of TRAIN.
-        select: Views of VAL_SELECT, which select the epoch.
+        select: Views of VAL_SELECT, which select the epoch; None if, and only if, `stop_after` is set.
         config: Optimizer and weight of the reconstruction.
         progress: Shows a progress bar.
+        stop_after: Number of epochs to train without a selection; 0: the untrained fusion.
 
     Raises:
         StreetVisionError: A loss is not finite.
@@ -62,9 +69,11 @@ def fit_fusion(
     optimizer = make_adamw(fusion, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
     with torch.no_grad():
         initial_loss = fusion_loss(model.eval(), train, reconstruction_weight=config.reconstruction_weight).item()
-    history: list[EpochRow] = [{"epoch": 0, "train_loss": initial_loss, **evaluate_fusion(model, select)}]
+    metrics = {} if select is None else evaluate_fusion(model, select)
+    history: list[EpochRow] = [{"epoch": 0, "train_loss": initial_loss, **metrics}]
     states = [cpu_state_dict(fusion)]
-    for epoch in progress.track(range(1, config.epochs + 1), total=config.epochs, label="fuse"):
+    epochs = config.epochs if stop_after is None else stop_after
+    for epoch in progress.track(range(1, epochs + 1), total=epochs, label="fuse"):
         fusion.train()
         total = 0.0
         for rows in torch.split(torch.randperm(len(train.labels), generator=generator), config.batch_size):
@@ -75,10 +84,12 @@ def fit_fusion(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.item() * len(rows)
-        metrics = evaluate_fusion(model, select)
+        metrics = {} if select is None else evaluate_fusion(model, select)
         history.append({"epoch": epoch, "train_loss": total / len(train.labels), **metrics})
         states.append(cpu_state_dict(fusion))
-    best = max(range(len(history)), key=lambda i: (history[i]["val_select_mcc"], -history[i]["val_select_nll"]))
+    best = epochs
+    if select is not None:
+        best = max(range(len(history)), key=lambda i: (history[i]["val_select_mcc"], -history[i]["val_select_nll"]))
     fusion.load_state_dict(states[best])
     fusion.eval()
     return FusionFit(best=states[best], history=tuple(history), best_epoch=best)

@@ -3,7 +3,7 @@
 Shapes: N images, L blocks, K poolings, D width of a token, P width of the features that are used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,12 @@ class LinearProbe:
     weight: FloatArray
     """(P,)."""
     bias: float
+    fold_weights: FloatArray | None = None
+    """(F, P) under cross_fit: of the fit without each of the F folds; `weight` is their mean. None under split."""
+    fold_biases: FloatArray | None = None
+    """(F,)."""
+    out_of_fold: FloatArray | None = None
+    """(N,) under cross_fit: logit of each row by the fit without its fold."""
 
 
 class FeatureBank:
@@ -91,11 +97,14 @@ def fit_probe(
     groups: Sequence[object],
     *,
     representations: Sequence[Representation],
-    class_weights: tuple[float, float],
+    class_weights: Callable[[NDArray[np.int64]], tuple[float, float]],
     seed: int,
     progress: Progress,
+    folds: NDArray[np.int64] | None = None,
 ) -> LinearProbe:
-    """Choose representation and penalty by cross-validation, and fit the probe on all rows.
+    """Choose representation and penalty by cross-validation, and fit the probe.
+
+    Without `folds`, the probe is fitted on all rows. With `folds`, it is the mean of one fit without each of them.
 
     The penalty is the one with the lowest NLL. The first representation is taken unless another one is better by more
     than one standard error of the paired difference: with few groups, the lowest of several NLLs is often chance.
@@ -105,20 +114,24 @@ def fit_probe(
         labels: (N,).
         groups: Group of each row (N,); rows of one group are never in different folds.
         representations: The choices, the preferred one first.
-        class_weights: Weights of class 0 and class 1.
-        seed: Seed of the folds.
+        class_weights: Labels of the rows of a fit -> weights of class 0 and class 1.
+        seed: Seed of the folds, if `folds` is None.
         progress: Shows a progress bar.
+        folds: Fold of each row (N,) under cross_fit; the cross-validation has the same folds.
 
     References:
         One-standard-error rule: Hastie et al., The Elements of Statistical Learning, 2nd edition, section 7.10.
     """
-    weights = np.asarray(class_weights)[labels]
+    weights = np.asarray(class_weights(labels))[labels]
     units = np.unique([str(group) for group in groups], return_inverse=True)[1]
-    folds = _folds(labels, units, seed)
+    if folds is None:
+        parts = _folds(labels, units, seed)
+    else:
+        parts = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(folds.max() + 1)]
     candidates: list[Candidate] = []
     reference = np.zeros(0)
     for representation in progress.track(representations, total=len(representations), label="probe"):
-        losses = _out_of_fold_losses(bank.read(representation), labels, weights, folds)
+        losses = _out_of_fold_losses(bank.read(representation), labels, weights, parts)
         best = int(losses.mean(axis=1).argmin())
         if not candidates:
             reference = losses[best]
@@ -135,8 +148,28 @@ def fit_probe(
         )
     better = [c for c in candidates if c.difference < -c.standard_error]
     chosen = min(better, key=lambda c: c.nll, default=candidates[0])
-    weight, bias = _fit(bank.read(chosen.representation), labels, weights, chosen.strength)
-    return LinearProbe(chosen, tuple(candidates), weight, bias)
+    features = bank.read(chosen.representation)
+    if folds is None:
+        weight, bias = _fit(features, labels, weights, chosen.strength)
+        return LinearProbe(chosen, tuple(candidates), weight, bias)
+    fold_weights, fold_biases, out_of_fold = (
+        np.empty((len(parts), features.shape[1])),
+        np.empty(len(parts)),
+        np.empty(len(labels)),
+    )
+    for fold, (train, test) in enumerate(parts):
+        of_fold = np.asarray(class_weights(labels[train]))[labels[train]]
+        fold_weights[fold], fold_biases[fold] = _fit(features[train], labels[train], of_fold, chosen.strength)
+        out_of_fold[test] = features[test] @ fold_weights[fold] + fold_biases[fold]
+    return LinearProbe(
+        chosen,
+        tuple(candidates),
+        fold_weights.mean(axis=0),
+        float(fold_biases.mean()),
+        fold_weights,
+        fold_biases,
+        out_of_fold,
+    )
 
 
 def _out_of_fold_losses(
@@ -144,12 +177,7 @@ def _out_of_fold_losses(
 ) -> FloatArray:
     """Weighted NLL (len(STRENGTHS), N) of each row, predicted by a fit without its group."""
     # Standardised once for all folds; this uses no label.
-    inputs = (features - features.mean(axis=0)) / (features.std(axis=0) + EPSILON)
-    if inputs.shape[1] > len(inputs):
-        # A fit with an L2 penalty depends on inner products only, so N coordinates are enough.
-        values, vectors = np.linalg.eigh(inputs @ inputs.T)
-        kept = values > values[-1] * 1e-10
-        inputs = vectors[:, kept] * np.sqrt(values[kept])
+    inputs, _ = _coordinates((features - features.mean(axis=0)) / (features.std(axis=0) + EPSILON))
     losses = np.full((len(STRENGTHS), len(labels)), np.nan)
     for train, test in folds:
         model = LogisticRegression(warm_start=True, max_iter=MAX_ITERATIONS, tol=SEARCH_TOLERANCE)
@@ -181,12 +209,26 @@ def _standard_error(differences: FloatArray, units: NDArray[np.int64]) -> float:
     return float(np.sqrt(np.square(sums).sum() * len(sums) / max(len(sums) - 1, 1)) / len(differences))
 
 
+def _coordinates(inputs: FloatArray) -> tuple[FloatArray, FloatArray | None]:
+    """Return coordinates (N, at most N) with the same inner products as `inputs` (N, P), and the basis (P, at most N).
+
+    A fit with an L2 penalty depends on inner products only. The basis is None if the coordinates are the inputs.
+    """
+    if inputs.shape[1] <= len(inputs):
+        return inputs, None
+    values, vectors = np.linalg.eigh(inputs @ inputs.T)
+    kept = values > values[-1] * 1e-10
+    scale = np.sqrt(values[kept])
+    return vectors[:, kept] * scale, inputs.T @ (vectors[:, kept] / scale)
+
+
 def _fit(
     features: FloatArray, labels: NDArray[np.int64], weights: FloatArray, strength: float
 ) -> tuple[FloatArray, float]:
     """Weight (P,) and bias for features that are not standardised."""
     mean, scale = features.mean(axis=0), features.std(axis=0) + EPSILON
+    inputs, basis = _coordinates((features - mean) / scale)
     model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=FINAL_TOLERANCE)
-    model.fit((features - mean) / scale, labels, weights)
-    weight: FloatArray = model.coef_[0] / scale
+    model.fit(inputs, labels, weights)
+    weight: FloatArray = (model.coef_[0] if basis is None else basis @ model.coef_[0]) / scale
     return weight, float(model.intercept_[0] - weight @ mean)

@@ -20,13 +20,20 @@ from streetvision.data.datamodule import Batch
 from streetvision.models.config import HardwareConfig
 from streetvision.models.device import hardware_settings, pick_device
 from streetvision.models.losses import make_loss
-from streetvision.training.callbacks import BestCheckpoints, Checkpoint, State, trainable_state_dict
+from streetvision.training.callbacks import (
+    BestCheckpoints,
+    Checkpoint,
+    CheckpointLogger,
+    LastCheckpoint,
+    State,
+    trainable_state_dict,
+)
 from streetvision.training.checkpoints import ResumeCheckpoint
 from streetvision.training.config import TrainingConfig
 from streetvision.training.lightning_module import BaseModule, EpochLogger, EpochRow
 from streetvision.training.precision import lightning_precision
 from streetvision.training.sharding import lightning_strategy
-from streetvision.training.supervised import SupervisedModule
+from streetvision.training.supervised import SupervisedModule, Weights
 
 
 class Batches(Sized, Iterable[Batch], Protocol):
@@ -83,12 +90,14 @@ class Fit:
 def fit(
     model: nn.Module,
     batches: Batches,
-    validation: Iterable[Batch],
+    validation: Iterable[Batch] | None,
     *,
     config: TrainingConfig,
     options: TrainerOptions,
     hardware: HardwareConfig | None = None,
     scales: Mapping[str, float] | None = None,
+    stop_after: int | None = None,
+    weights: Weights = "raw",
 ) -> Fit:
     """Train a classifier and select its best checkpoints.
 
@@ -96,17 +105,22 @@ def fit(
         model: Maps a batch of inputs to logits (B, 2). It ends with the weights of the last epoch; under fsdp a copy is
             trained, because the trained model stays sharded, and `model` does not change.
         batches: Batches of TRAIN.
-        validation: Batches of VAL_SELECT.
+        validation: Batches of VAL_SELECT; None if, and only if, `stop_after` is set.
         config: Settings of phase 1.
         options: Progress, loggers and resume checkpoints.
         hardware: Devices, memory and compiler; the defaults if None.
         scales: Parameter name -> factor of the learning rate.
+        stop_after: Epoch whose weights are taken, without a selection; the schedule is that of all epochs.
+        weights: With `stop_after`: the weights of the optimizer, or their moving average.
     """
     if hardware is not None and hardware.strategy == "fsdp":
         model = copy.deepcopy(model)
     loss = make_loss(config.loss, batches.row_labels)
     module = SupervisedModule(model, config, loss=loss, hardware=hardware, scales=scales)
-    best = BestCheckpoints(config, options.progress, options.loggers)
+    if stop_after is None:
+        best: CheckpointLogger = BestCheckpoints(config, options.progress, options.loggers)
+    else:
+        best = LastCheckpoint(config, options.progress, options.loggers, stop_after=stop_after, weights=weights)
     resumed_step = train_module(module, batches, validation, epoch_logger=best, options=options)
     return Fit(
         checkpoints=tuple(best.checkpoints),

@@ -10,13 +10,14 @@ from streetvision.calibration.config import MAC_CAL, Phase5Config
 from streetvision.calibration.crossfit import CalibrationSet
 from streetvision.calibration.pareto import OBJECTIVES, front_csv
 from streetvision.calibration.risk_control import abstained
-from streetvision.calibration.scrc import ScrcFit, fit_scrc
+from streetvision.calibration.scrc import ScrcFit, fit_scrc, out_of_fold_estimates
 from streetvision.calibration.selection import UNCALIBRATED
 from streetvision.contracts.phase import Context, Outcome
-from streetvision.contracts.policies import ScrcParams, ScrcPolicy
+from streetvision.contracts.policies import OutOfFoldReport, ScoresRef, ScrcParams, ScrcPolicy
 from streetvision.contracts.split_contracts import Split
 from streetvision.eval.predictions import Predictions
 from streetvision.eval.report.plots import pareto_plot, reliability_diagram, risk_coverage_curve
+from streetvision.eval.resampling import Resampling
 from streetvision.eval.selective import risk_coverage, selective_metrics
 from streetvision.eval.thresholds import threshold_for_prevalence
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
@@ -35,7 +36,7 @@ def run(context: Context) -> Outcome:
         # The retrained head is compared with phase 1's.
         base_scores = open_scores(context, Split.VAL_CALIB, SCORES)
         base = CalibrationSet(base_scores.logits.numpy(), base_scores.labels.numpy(), groups_of(context, base_scores))
-    fitted = fit_scrc(rows, config, base=base)
+    fitted = fit_scrc(rows, config, base=base, out_of_fold=scores.out_of_fold)
 
     params = fitted.params
     metrics = {
@@ -44,11 +45,28 @@ def run(context: Context) -> Outcome:
         "mcc_in_sample": params.operating_points["data"].metrics["mcc"],
     }
     _draw_plots(fitted, rows, context)
-    front_files = _write_front(fitted, context)
+    extra = _write_front(fitted, context)
+    schema.out_of_fold_json.unlink(missing_ok=True)
+    if scores.out_of_fold:
+        _write_out_of_fold(fitted, scores.reference, context)
+        extra = (*extra, schema.out_of_fold_json)
     policy = ScrcPolicy(scrc_params=params, metrics=metrics, scores=scores.reference).model_dump(mode="json")
     write_bytes_atomic(schema.scrc_params_pkl, pickle.dumps(policy, protocol=4))
     write_json_atomic(schema.scrc_params_json, policy)
-    return Outcome(_summary(params, metrics), dict(metrics), extra_outputs=front_files)
+    return Outcome(_summary(params, metrics), dict(metrics), extra_outputs=extra)
+
+
+def _write_out_of_fold(fitted: ScrcFit, scores: ScoresRef, context: Context) -> None:
+    """Write every metric of the images of all folds, each predicted by what was fitted without its group."""
+    predictions = fitted.predictions
+    record = OutOfFoldReport(
+        scores=scores,
+        folds=len(scores.fold_models),
+        n=len(predictions),
+        units=predictions.units.count,
+        metrics=out_of_fold_estimates(predictions, Resampling(seed=context.settings(Phase5Config).seed)),
+    )
+    write_json_atomic(context.schema.out_of_fold_json, record.model_dump(mode="json"))
 
 
 def _draw_plots(fitted: ScrcFit, rows: CalibrationSet, context: Context) -> None:

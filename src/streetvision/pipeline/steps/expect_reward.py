@@ -100,9 +100,12 @@ def run(context: Context) -> Outcome:
     config, limits = context.settings(RewardConfig), context.settings(LoaderConfig).limits
     bundle = open_bundle(context, config.bundle)
     predictor = Predictor(bundle, limits=limits)
-    calib = _predict_distorted(predictor, context, Split.VAL_CALIB)
-    best = {}
-    for profile in PROFILES:
+    best, notes = {}, []
+    if context.n_folds > 0:
+        notes.append("No best threshold, as data.protocol=cross_fit sets no VAL_CALIB aside.")
+    else:
+        calib = _predict_distorted(predictor, context, Split.VAL_CALIB)
+    for profile in PROFILES if context.n_folds == 0 else ():
         labels, probabilities = calib.select(Scenario(profile))
         search = Challenges.draw(labels, streams=SEARCH_STREAMS, steps=SEARCH_STEPS, seed=config.seed)
         best[profile] = best_threshold(probabilities, search)
@@ -110,7 +113,7 @@ def run(context: Context) -> Outcome:
 
     access = record_test_access(context.schema.test_access_log_json, sha256_file(bundle.folder / BUNDLE_JSON))
     test = _predict_distorted(predictor, context, Split.VAL_TEST)
-    rows, notes = [], []
+    rows = []
     for scenario in scenarios(test, config.timeout_fraction):
         labels, probabilities = test.select(scenario)
         if len(np.unique(labels)) < 2:
@@ -122,7 +125,8 @@ def run(context: Context) -> Outcome:
         # All thresholds are compared on the same challenges.
         challenges = Challenges.draw(labels, streams=config.n_simulations, steps=config.steps, seed=config.seed)
         scores = {}
-        for name, threshold in {**fixed, "best": best[scenario.profile]}.items():
+        searched = {"best": best[scenario.profile]} if best else {}
+        for name, threshold in {**fixed, **searched}.items():
             decisions = decide(probabilities, threshold)
             scores[name] = final_score(challenges.rewards(decisions, timeout_fraction=scenario.timeout_fraction))
         rows.append(RewardRow(**asdict(scenario), n=len(labels), scores=scores))
@@ -179,18 +183,20 @@ def summary_lines(report: RewardReport) -> Iterator[str]:
     def columns(profile: str, level: str, source: str, late: str, n: str, *scores: str) -> str:
         return f"{profile:<9}{level:<7}{source:<14}{late:<6}{n:<8}{''.join(scores)}".rstrip()
 
-    best = ", ".join(f"{profile} {report.best[profile]:.3f}" for profile in PROFILES)
+    best = ", ".join(f"{profile} {threshold:.3f}" for profile, threshold in report.best.items())
+    names = [name for name in THRESHOLDS if name != "best" or best]
     yield (
         "Expected score on VAL_TEST, mean [5th, 95th percentile] of the moving average; "
         f"access {report.test_access}. Thresholds:"
     )
     yield f"  bundle    {report.thresholds['bundle']:.3f}, of the bundle"
     yield f"  balanced  {report.thresholds['balanced']:.3f}, for balanced labels, as in the miner folder"
-    yield f"  best      {best}, highest reward on VAL_CALIB"
+    if best:
+        yield f"  best      {best}, highest reward on VAL_CALIB"
     yield ""
-    yield columns("profile", "level", "source", "late", "images", *(f"{name:<22}" for name in THRESHOLDS))
+    yield columns("profile", "level", "source", "late", "images", *(f"{name:<22}" for name in names))
     for row in report.rows:
-        scores = [row.scores[name] for name in THRESHOLDS]
+        scores = [row.scores[name] for name in names]
         yield columns(
             row.profile,
             row.level,

@@ -12,6 +12,8 @@ from streetvision.contracts.phase import Context, Outcome
 from streetvision.io.atomic import sha256_file
 from streetvision.io.validators import PolicyValidator
 from streetvision.pipeline.artifacts import POLICY_ARTIFACTS
+from streetvision.pipeline.fold_models import check_fold_models
+from streetvision.pipeline.scores import open_classifier
 from streetvision.pipeline.settings import Phase6Config
 
 
@@ -20,6 +22,9 @@ def run(context: Context) -> Outcome:
     schema, config = context.schema, context.settings(Phase6Config)
     policy_files = [schema.path(name) for name in POLICY_ARTIFACTS[config.policy]]
     policy = PolicyValidator().validate(policy_files[0])
+
+    if policy.scores.fold_models:
+        check_fold_models(schema, policy.scores, open_classifier(context, schema.phase1_checkpoint))
 
     # The policy names the scores that it was fitted on, and so the model and the fusion to export.
     retrained = schema.mac_cal_checkpoint

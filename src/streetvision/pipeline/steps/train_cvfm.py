@@ -4,7 +4,10 @@ Backbone and head are those of phase 1 and do not change. A trained fusion is fi
 its epoch.
 """
 
+from statistics import median
+
 import torch
+from torch import Tensor
 
 from streetvision.contracts.phase import Context, Metrics, Outcome
 from streetvision.contracts.policies import FusionRef
@@ -13,12 +16,14 @@ from streetvision.data.config import LoaderConfig
 from streetvision.io.atomic import sha256_file, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.models.fused import FusedClassifier, load_fused
+from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import CVFM_SCORES
+from streetvision.pipeline.fold_models import fold_classifiers, save_out_of_fold
 from streetvision.pipeline.scores import cached_features, open_classifier, save_val_calib
 from streetvision.pipeline.training_outputs import metrics_csv
 from streetvision.training.config import CvfmConfig, CvfmInferenceConfig, CvfmTrainedConfig, MultiViewFusionConfig
 from streetvision.training.features import ViewCache, ViewFeatures
-from streetvision.training.fusion import FusionFit, argmax_mcc, evaluate_fusion, fit_fusion
+from streetvision.training.fusion import FusionFit, argmax_mcc, evaluate_fusion, fit_fusion, fused_logits
 
 
 def run(context: Context) -> Outcome:
@@ -29,16 +34,18 @@ def run(context: Context) -> Outcome:
     torch.manual_seed(config.seed)
     classifier = open_classifier(context, schema.phase1_checkpoint)
     model = FusedClassifier(classifier, config.description, chunk_size=chunk_size)
-    select = _view_features(model, context, Split.VAL_SELECT)
-    if isinstance(config, CvfmTrainedConfig):
-        train = _view_features(model, context, Split.TRAIN)
-        fitted = fit_fusion(model, train, select, config=config, progress=context.progress)
+    out_of_fold = None
+    if context.n_folds > 0:
+        fitted, out_of_fold, single_view = _cross_fit(model, context, config)
+        labels = torch.tensor([row.label for row in context.rows(Split.TRAIN)])
+        mcc, single_view_mcc = argmax_mcc(out_of_fold, labels), argmax_mcc(single_view, labels)
     else:
-        fitted = FusionFit(best={}, history=({"epoch": 0, **evaluate_fusion(model, select)},), best_epoch=0)
-    # Phase 1 as it would be exported without this phase.
-    features, labels = cached_features(context, classifier, Split.VAL_SELECT)
-    with torch.no_grad():
-        single_view_mcc = argmax_mcc(classifier.head(features), labels)
+        fitted = _fit(model, context, config)
+        mcc = float(fitted.best_row["val_select_mcc"])
+        # Phase 1 as it would be exported without this phase.
+        features, labels = cached_features(context, classifier, Split.VAL_SELECT)
+        with torch.no_grad():
+            single_view_mcc = argmax_mcc(classifier.head(features), labels)
 
     schema.cvfm_weights.unlink(missing_ok=True)  # of an earlier run in another mode
     weights = None
@@ -51,25 +58,82 @@ def run(context: Context) -> Outcome:
         description_sha256=sha256_file(schema.cvfm_config_json),
         weights_sha256=sha256_file(weights) if weights else None,
     )
-    classifier = open_classifier(context, schema.phase1_checkpoint)
-    saved = load_fused(classifier, config.description, weights, chunk_size=chunk_size)
-    save_val_calib(context, saved, schema.phase1_checkpoint, artifacts=CVFM_SCORES, fusion=reference)
+    if out_of_fold is None:
+        classifier = open_classifier(context, schema.phase1_checkpoint)
+        saved = load_fused(classifier, config.description, weights, chunk_size=chunk_size)
+        save_val_calib(context, saved, schema.phase1_checkpoint, artifacts=CVFM_SCORES, fusion=reference)
+    else:
+        save_out_of_fold(context, out_of_fold, CVFM_SCORES, classifier, fusion=reference)
 
-    mcc = float(fitted.best_row["val_select_mcc"])
+    where = "VAL_SELECT" if out_of_fold is None else "out-of-fold"
     if mcc < single_view_mcc:
         context.progress.warn(
-            f"the fusion has MCC {mcc:.3f} on VAL_SELECT, the single view {single_view_mcc:.3f}: "
+            f"the fusion has {where} MCC {mcc:.3f}, the single view {single_view_mcc:.3f}: "
             "leave out phase4c_cvfm, or try other phase4c.views or another phase4c.mode"
         )
     by = f" by {config.inference.mode}" if isinstance(config, CvfmInferenceConfig) else ""
     summary = (
-        f"{config.mode}{by}, {config.views.count} views; VAL_SELECT MCC {mcc:.3f} (single view {single_view_mcc:.3f})"
+        f"{config.mode}{by}, {config.views.count} views; {where} MCC {mcc:.3f} (single view {single_view_mcc:.3f})"
     )
     if isinstance(config, CvfmTrainedConfig):
-        gain = mcc - fitted.history[0]["val_select_mcc"]
-        summary += f", {gain:+.3f} over the mean of views; epoch {fitted.best_epoch} of {config.epochs}"
-    metrics: Metrics = {**fitted.best_row, "single_view_val_select_mcc": single_view_mcc}
-    return Outcome(summary, metrics, extra_outputs=(weights,) if weights else ())
+        if out_of_fold is None:
+            summary += f", {mcc - fitted.history[0]['val_select_mcc']:+.3f} over the mean of views"
+        summary += f"; epoch {fitted.best_epoch} of {config.epochs}"
+    metrics: Metrics = {
+        **fitted.best_row,
+        "val_select_mcc": mcc,
+        "single_view_val_select_mcc": single_view_mcc,
+    }
+    extra = [weights] if weights else []
+    extra += [fold.schema.cvfm_weights for fold in context.folds() if weights]
+    return Outcome(summary, metrics, extra_outputs=tuple(extra))
+
+
+def _fit(model: FusedClassifier, context: Context, config: MultiViewFusionConfig) -> FusionFit:
+    """Fit the fusion of `model` to TRAIN if its mode is trained; VAL_SELECT selects the epoch."""
+    select = _view_features(model, context, Split.VAL_SELECT)
+    if isinstance(config, CvfmTrainedConfig):
+        train = _view_features(model, context, Split.TRAIN)
+        return fit_fusion(model, train, select, config=config, progress=context.progress)
+    return FusionFit(best={}, history=({"epoch": 0, **evaluate_fusion(model, select)},), best_epoch=0)
+
+
+def _cross_fit(
+    model: FusedClassifier, context: Context, config: MultiViewFusionConfig
+) -> tuple[FusionFit, Tensor, Tensor]:
+    """Fit the fusion in each fold, on the classifier of this fold, and then on the images of all folds.
+
+    Returns:
+        The fusion that ships, and the out-of-fold logits (N, 2) of the fusions and of the single view.
+    """
+    assert isinstance(model.classifier, Classifier)
+    classifiers = fold_classifiers(context.schema, model.classifier, context.n_folds)
+    fold_of_rows, epochs = torch.tensor(context.fold_of_rows), []
+    fused, single_view = torch.empty(len(fold_of_rows), 2), torch.empty(len(fold_of_rows), 2)
+    for number, (fold, classifier) in enumerate(zip(context.folds(), classifiers, strict=True)):
+        torch.manual_seed(config.seed)
+        of_fold = FusedClassifier(classifier, config.description, chunk_size=context.settings(LoaderConfig).batch_size)
+        fitted = _fit(of_fold, fold, config)
+        if isinstance(config, CvfmTrainedConfig):
+            save_tensors(fold.schema.cvfm_weights, fitted.best)
+        epochs.append(fitted.best_epoch)
+        in_fold = fold_of_rows == number
+        fused[in_fold] = fused_logits(of_fold, _view_features(of_fold, fold, Split.VAL_CALIB))
+        features, _ = cached_features(fold, classifier, Split.VAL_CALIB)
+        with torch.no_grad():
+            single_view[in_fold] = classifier.head(features)
+    if not isinstance(config, CvfmTrainedConfig):
+        return FusionFit(best={}, history=({"epoch": 0},), best_epoch=0), fused, single_view
+    torch.manual_seed(config.seed)
+    fitted = fit_fusion(
+        model,
+        _view_features(model, context, Split.TRAIN),
+        None,
+        config=config,
+        progress=context.progress,
+        stop_after=round(median(epochs)),
+    )
+    return fitted, fused, single_view
 
 
 def _view_features(model: FusedClassifier, context: Context, split: Split) -> ViewFeatures:

@@ -5,6 +5,7 @@ The retrained model has a checkpoint and scores of its own, which phase5.method=
 
 import torch
 
+from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.split_contracts import Split
 from streetvision.io.atomic import write_text_atomic
@@ -21,6 +22,11 @@ from streetvision.training.mac_cal import fit_mac_cal
 def run(context: Context) -> Outcome:
     """Fit on TRAIN, select an epoch on VAL_SELECT, and score VAL_CALIB with the saved checkpoint."""
     schema, config = context.schema, context.settings(MacCalConfig)
+    if context.n_folds > 0:
+        raise ConfigError(
+            "phase5_maccal needs VAL_CALIB, which data.protocol=cross_fit does not set aside",
+            "set data.protocol=split, or leave out phase5_maccal and phase5.method=mac_cal",
+        )
     classifier = open_classifier(context, schema.phase1_checkpoint)
     train, select = (cached_features(context, classifier, split) for split in (Split.TRAIN, Split.VAL_SELECT))
     torch.manual_seed(config.seed)
@@ -31,7 +37,7 @@ def run(context: Context) -> Outcome:
     head_state = {f"head.{name}": value for name, value in fitted.best.items()}
     save_tensors(schema.mac_cal_checkpoint, {**cpu_state_dict(classifier), **head_state})
     write_text_atomic(schema.mac_cal_metrics_csv, metrics_csv(fitted.history))
-    make_scores(context, description, schema.mac_cal_checkpoint, MAC_CAL_SCORES)
+    make_scores(context, schema.mac_cal_checkpoint, MAC_CAL_SCORES)
     best = fitted.best_row
     return Outcome(
         f"epoch {fitted.best_epoch} of {len(fitted.history)}, {best['retention']:.0%} of the weights kept; "

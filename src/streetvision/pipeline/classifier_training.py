@@ -1,0 +1,230 @@
+"""The training of a classifier on one set of splits: probe, fine-tuning, and the choice between them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from streetvision.contracts.phase import Context
+from streetvision.contracts.split_contracts import Split
+from streetvision.data.config import AugmentationConfig
+from streetvision.data.datamodule import FeatureBatches
+from streetvision.eval.counts import confusion_counts
+from streetvision.eval.metrics import mcc as mcc_of_counts
+from streetvision.eval.metrics import nll, positive_probability
+from streetvision.eval.report.training_plots import learning_curve
+from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
+from streetvision.io.tensors import save_tensors
+from streetvision.models.adapters import merged_state_dict
+from streetvision.models.config import ModelConfig
+from streetvision.models.module import Classifier
+from streetvision.pipeline.artifacts import adapted_checkpoint_inputs
+from streetvision.pipeline.augmentation_gate import accepted_augmentation
+from streetvision.pipeline.budget import FEWEST_EPOCHS, VALIDATION_SHARE, affordable_epochs
+from streetvision.pipeline.image_training import fit_images
+from streetvision.pipeline.initialization import resume_key
+from streetvision.pipeline.interpolation import Interpolated, pick_share
+from streetvision.pipeline.probe_head import ProbeResult, fit_probe_head
+from streetvision.pipeline.scores import cached_features
+from streetvision.pipeline.training_outputs import merge_check_images, metrics_csv
+from streetvision.training.callbacks import Checkpoint, cpu_state_dict
+from streetvision.training.config import AutoConfig, FinetuningConfig, FrozenConfig, TrainingConfig, is_solvable
+from streetvision.training.distributed import broadcast
+from streetvision.training.finetune_modes import prepare
+from streetvision.training.loggers import open_loggers
+from streetvision.training.supervised import Weights
+from streetvision.training.trainer import Fit, TrainerOptions, fit, seed_all
+
+SELECT_BATCH = 4096
+"""Rows of cached features; the head is small."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A classifier that was trained and saved."""
+
+    config: TrainingConfig
+    """The settings, with as many epochs as the budget allows."""
+    fitted: Fit
+    probe: ProbeResult | None
+    """The solved head that the training started from, if the head and the loss have one."""
+    interpolated: Interpolated | None
+    """The choice between the probe and the fine-tuned weights; None if nothing is fine-tuned, or there is no probe."""
+    merge_error: float | None
+    """Largest change of a logit when the adapters were merged."""
+    n_trainable: int
+    policy: AugmentationConfig | None
+    """The augmentation; None if nothing is fine-tuned."""
+
+
+def train(context: Context, config: TrainingConfig, classifier: Classifier, *, gated: bool) -> Trained:
+    """Train on TRAIN, select on VAL_SELECT, and save the checkpoints, the description and the metrics.
+
+    Args:
+        context: Of phase 1, under split or in a fold of cross_fit.
+        config: Settings of the training.
+        classifier: Is trained.
+        gated: Take the fine-tuned weights only if they are better than the probe with some confidence.
+    """
+    probe = None
+    if is_solvable(context.settings(ModelConfig).head, config.loss):
+        probe = fit_probe_head(classifier, context)
+        classifier = probe.classifier
+    if isinstance(config, AutoConfig):
+        work = len(context.rows(Split.TRAIN)) + VALIDATION_SHARE * len(context.rows(Split.VAL_SELECT))
+        config = within_budget(classifier, config, context, work)
+    start = cpu_state_dict(classifier)
+    n_trainable = prepare(classifier, config)
+    policy = None
+    with open_loggers(context.schema.phase1_logs_dir, config) as loggers:
+        if isinstance(config, FinetuningConfig):
+            options = trainer_options(context, loggers)
+            policy = accepted_augmentation(context, classifier, config)
+            seed_all(config.seed)  # the gate draws from the generators
+            broadcast(context.phase)
+            fitted = fit_images(classifier, context, config=config, policy=policy, options=options)
+        elif probe is not None:
+            fitted = _solved(probe, context)
+        else:
+            features = cached_features(context, classifier, Split.TRAIN)
+            fitted = fit_head(classifier, config, context, loggers, features)
+    from_probe = None if probe is None else start
+    merge_error, interpolated = _save(fitted, classifier, context, config, from_probe, gated=gated)
+    return Trained(config, fitted, probe, interpolated, merge_error, n_trainable, policy)
+
+
+def described_probe(probe: ProbeResult) -> str:
+    """Return a probe in words."""
+    representation, strength = probe.probe.chosen.representation, probe.probe.chosen.strength
+    blocks = "the last block" if representation.layers == 1 else f"the last {representation.layers} blocks"
+    return f"logistic regression on {representation.pooling} of {blocks}, C={strength:.1e}"
+
+
+def within_budget(classifier: Classifier, config: AutoConfig, context: Context, work: float) -> TrainingConfig:
+    """Return the settings with as many epochs as the budget allows; those of frozen if it does not allow enough.
+
+    Args:
+        classifier: Is timed.
+        config: Has the budget.
+        context: Of phase 1.
+        work: Training steps of an image in each epoch, validation included.
+    """
+    epochs, minutes = affordable_epochs(classifier, context, config, work)
+    budget = f"training.budget_minutes={config.budget_minutes:g}"
+    if epochs == 0:
+        context.progress.auto_setting(
+            "training=frozen", f"{FEWEST_EPOCHS} epochs of fine-tuning would take about {minutes:.0f} min; {budget}"
+        )
+        shared = set(FrozenConfig.model_fields) - {"mode", "epochs", "batch_size", "learning_rate", "mixed_precision"}
+        return FrozenConfig.model_validate(config.model_dump(include=shared & set(type(config).model_fields)))
+    context.progress.auto_setting(
+        f"training.epochs={epochs}", f"fine-tuning takes about {max(1, round(minutes))} min; {budget}"
+    )
+    return config.model_copy(update={"epochs": epochs})
+
+
+def _solved(probe: ProbeResult, context: Context) -> Fit:
+    """The probe as the result of a training with one epoch."""
+    labels = np.array([row.label for row in context.rows(Split.VAL_SELECT)])
+    p = positive_probability(probe.logits(context, Split.VAL_SELECT).numpy())
+    mcc, nll_value = float(mcc_of_counts(confusion_counts(labels, p > 0.5))), nll(labels, p)
+    positive_rate = float((p > 0.5).mean())
+    state = cpu_state_dict(probe.classifier.head)
+    row = {
+        "epoch": 1,
+        "train_loss": probe.train_loss,
+        "val_select_mcc": mcc,
+        "val_select_nll": nll_value,
+        "val_select_positive_rate": positive_rate,
+    }
+    context.progress.epoch(row)
+    checkpoint = Checkpoint(mcc=mcc, nll=nll_value, positive_rate=positive_rate, epoch=1, weights="raw", state=state)
+    return Fit(checkpoints=(checkpoint,), last=state, history=(row,), resumed_step=None)
+
+
+def fit_head(
+    classifier: Classifier,
+    config: TrainingConfig,
+    context: Context,
+    loggers: Sequence[Logger],
+    features: tuple[Tensor, Tensor],
+    *,
+    stop_after: int | None = None,
+    weights: Weights = "raw",
+) -> Fit:
+    """Fit the head on cached features (N, P) and labels (N,) of TRAIN; see `fit` for the other arguments."""
+    validation = None
+    if stop_after is None:
+        select = cached_features(context, classifier, Split.VAL_SELECT)
+        validation = FeatureBatches(*select, batch_size=SELECT_BATCH)
+    return fit(
+        classifier.head,
+        FeatureBatches(
+            *features,
+            batch_size=config.effective_batch_size,
+            micro_batches=config.micro_batches,
+            seed=config.seed,
+            names=[row.path for row in context.rows(Split.TRAIN)],
+        ),
+        validation,
+        config=config,
+        options=TrainerOptions(context.progress, loggers),
+        stop_after=stop_after,
+        weights=weights,
+    )
+
+
+def trainer_options(context: Context, loggers: Sequence[Logger] = ()) -> TrainerOptions:
+    """Return the options of a training of phase 1, which resumes if it was interrupted."""
+    return TrainerOptions(
+        context.progress,
+        loggers,
+        checkpoint=context.schema.phase1_training_checkpoint,
+        resume_key=resume_key(context, adapted_checkpoint_inputs(context)),
+    )
+
+
+def _save(
+    fitted: Fit,
+    classifier: Classifier,
+    context: Context,
+    config: TrainingConfig,
+    start: dict[str, Tensor] | None,
+    *,
+    gated: bool,
+) -> tuple[float | None, Interpolated | None]:
+    """Write the checkpoints with adapters merged, and the metrics.
+
+    Args:
+        fitted: The training.
+        classifier: The classifier that was trained.
+        context: Of phase 1.
+        config: Settings of the training.
+        start: State dict of the probe; the best fine-tuned weights are interpolated with it. None: there is no probe.
+        gated: See `train`.
+
+    Returns:
+        The largest merge error of a logit, and the interpolation.
+    """
+    schema = context.schema
+    images = merge_check_images(classifier, context) if config.mode == "peft" else None
+    trained = {schema.phase1_last_checkpoint: fitted.last, schema.phase1_checkpoint: fitted.best}
+    for rank, checkpoint in enumerate(fitted.checkpoints[1:], start=2):
+        trained[schema.phase1_ranked_checkpoint(rank)] = checkpoint.state
+    errors, interpolated = [], None
+    for path, tensors in trained.items():
+        prefix = "head." if config.mode == "frozen" else ""  # a frozen backbone trains the head on its own
+        named = {f"{prefix}{name}": value for name, value in tensors.items()}
+        state, error = merged_state_dict(classifier, named, images)
+        if path == schema.phase1_checkpoint and start is not None and config.mode != "frozen":
+            interpolated = pick_share(state, start, context, classifier.description, gated=gated)
+            state = interpolated.state
+        save_tensors(path, state)
+        if error is not None:
+            errors.append(error)
+    write_json_atomic(schema.model_config_json, classifier.description.model_dump(mode="json"))
+    write_text_atomic(schema.phase1_metrics_csv, metrics_csv(fitted.history))
+    write_bytes_atomic(schema.learning_curve_plot, learning_curve(fitted.history, selected=fitted.best_epoch))
+    return max(errors, default=None), interpolated

@@ -1,0 +1,260 @@
+"""phase1 under cross_fit: the model of each fold scores the images of this fold, which it did not see; one model ships.
+
+A linear head on the frozen backbone ships as the mean of the folds' heads. A fine-tuned model is trained once more on
+the images of all folds, with the median of the folds' epochs and shares of the weights. The scores of both kinds are
+compared image by image.
+"""
+
+import copy
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.phase import Context, Metrics, Outcome
+from streetvision.contracts.policies import Artifact, Digest
+from streetvision.contracts.split_contracts import Split
+from streetvision.data.config import PLAIN, AugmentationConfig
+from streetvision.eval.counts import confusion_counts
+from streetvision.eval.gate import GateDecision, compare_nll
+from streetvision.eval.metrics import mcc, nll, positive_probability
+from streetvision.eval.predictions import Predictions
+from streetvision.eval.report.training_plots import learning_curve
+from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic, write_json_atomic, write_text_atomic
+from streetvision.io.tensors import save_tensors
+from streetvision.io.validators import validate_json
+from streetvision.models.adapters import merged_state_dict
+from streetvision.models.config import ModelConfig
+from streetvision.models.module import Classifier
+from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs
+from streetvision.pipeline.budget import VALIDATION_SHARE
+from streetvision.pipeline.classifier_training import described_probe, fit_head, train, trainer_options, within_budget
+from streetvision.pipeline.fold_models import save_fold_heads, save_out_of_fold
+from streetvision.pipeline.image_training import fit_images
+from streetvision.pipeline.initialization import resume_key
+from streetvision.pipeline.interpolation import interpolate
+from streetvision.pipeline.probe_head import ProbeResult, fit_probe_head, two_logits
+from streetvision.pipeline.scores import cached_features, make_scores, open_scores
+from streetvision.pipeline.training_outputs import merge_check_images, metrics_csv
+from streetvision.training.callbacks import State, cpu_state_dict
+from streetvision.training.config import AutoConfig, FinetuningConfig, TrainingConfig, is_solvable
+from streetvision.training.distributed import rank_and_world_size
+from streetvision.training.finetune_modes import prepare
+from streetvision.training.lightning_module import EpochRow
+from streetvision.training.loggers import open_loggers
+from streetvision.training.trainer import seed_all
+
+
+class FoldRecord(Artifact):
+    """The training in one fold, from which the training on all folds takes its number of epochs."""
+
+    key: Digest
+    """Digest of everything that affects the result."""
+    model_sha256: Digest
+    """Digest of the checkpoint."""
+    weights: Literal["raw", "ema"]
+    augmented: bool
+    """Whether the gate of the augmentation accepted it."""
+    share: float | None
+    """Share of the fine-tuned weights; None if there is no probe."""
+    epoch: int
+    """The selected epoch, from 1."""
+    history: list[EpochRow]
+
+
+def run_cross_fit(context: Context, classifier: Classifier, started: float) -> Outcome:
+    """Train in each fold, save the scores of all rows, and save the model that ships.
+
+    Args:
+        context: Of phase 1, outside the folds.
+        classifier: With a new head.
+        started: Time at which the phase started.
+    """
+    if rank_and_world_size()[1] > 1:
+        raise ConfigError(
+            "data.protocol=cross_fit trains in one process", "set data.protocol=split to train with several"
+        )
+    schema, config = context.schema, context.settings(TrainingConfig)
+    rows = context.rows(Split.TRAIN)
+    labels, groups = [row.label for row in rows], [row.group or row.sha256 for row in rows]
+    probe = None
+    if is_solvable(context.settings(ModelConfig).head, config.loss):
+        probe = fit_probe_head(classifier, context)
+        classifier = probe.classifier
+    if isinstance(config, AutoConfig):
+        in_folds = sum(
+            len(fold.rows(Split.TRAIN)) + VALIDATION_SHARE * len(fold.rows(Split.VAL_SELECT))
+            for fold in context.folds()
+        )
+        config = within_budget(classifier, config, context, in_folds + len(rows))
+
+    def predictions(logits: Tensor) -> Predictions:
+        return Predictions(labels, positive_probability(logits.numpy()), groups)
+
+    logits, tuned_ships = None, False
+    gate: GateDecision | None = None
+    records: list[FoldRecord] = []
+    if probe is not None:
+        assert probe.probe.out_of_fold is not None
+        logits = two_logits(probe.probe.out_of_fold)
+    if probe is None or config.mode != "frozen":
+        tuned, records = _train_folds(context, classifier, config)
+        if logits is not None:
+            gate = compare_nll(predictions(tuned), predictions(logits))
+        if gate is None or gate.accepted or config.mode != "auto":
+            logits, tuned_ships = tuned, True
+    assert logits is not None
+
+    if not tuned_ships:
+        assert probe is not None
+        state = cpu_state_dict(probe.classifier)
+        save_tensors(schema.phase1_checkpoint, state)
+        save_fold_heads(schema.fold_heads, probe.probe)
+        what = described_probe(probe)
+        if gate is not None:
+            what = f"{config.mode}: fine-tuning is not better and is left out; {what}"
+        history, selected = [], 1
+    else:
+        state = _train_on_all(context, classifier, config, records, probe)
+        save_tensors(schema.phase1_checkpoint, state)
+        schema.fold_heads.unlink(missing_ok=True)
+        history, selected = _mean_history(records), _median_epoch(records)
+        share = "" if records[0].share is None else f", {_median_share(records):.0%} of the change of the weights"
+        what = f"{config.mode}, {selected} of {config.epochs} epochs{share}"
+    save_tensors(schema.phase1_last_checkpoint, state)
+    write_json_atomic(schema.model_config_json, classifier.description.model_dump(mode="json"))
+
+    out_of_fold = predictions(logits)
+    p = out_of_fold.probabilities
+    summary_row: EpochRow = {
+        "val_select_mcc": float(mcc(confusion_counts(out_of_fold.labels, p > 0.5))),
+        "val_select_nll": nll(out_of_fold.labels, p),
+        "val_select_positive_rate": float((p > 0.5).mean()),
+    }
+    if not history:
+        assert probe is not None
+        history = [{"epoch": 1, "train_loss": probe.train_loss, **summary_row}]
+        context.progress.epoch(history[0])
+    write_text_atomic(schema.phase1_metrics_csv, metrics_csv(history))
+    write_bytes_atomic(schema.learning_curve_plot, learning_curve(history, selected=selected))
+    schema.finetuning_gate_json.unlink(missing_ok=True)
+    outputs = [schema.probe_json] if probe is not None else []
+    if gate is not None:
+        accepted = gate.accepted or config.mode != "auto"
+        write_json_atomic(
+            schema.finetuning_gate_json,
+            {"gated": config.mode == "auto", **asdict(gate), "accepted": accepted, "of": "out-of-fold scores"},
+        )
+        outputs.append(schema.finetuning_gate_json)
+    if schema.fold_heads.is_file():
+        outputs.append(schema.fold_heads)
+    outputs += [fold.schema.phase1_checkpoint for fold in context.folds() if records]
+
+    save_out_of_fold(context, logits, SCORES, classifier)
+    one_class_only = probe is None and summary_row["val_select_positive_rate"] in (0.0, 1.0)
+    if one_class_only:
+        context.progress.warn("the model predicts the same class for every image: do not use it")
+    adapted = adapted_backbone(context)
+    seconds = time.perf_counter() - started
+    metrics: Metrics = {
+        **summary_row,
+        "folds": context.n_folds,
+        "one_class_only": int(one_class_only),
+        "adapted_backbone_sha256": None if adapted is None else sha256_file(adapted),
+        "shipped_val_select_mcc": summary_row["val_select_mcc"],
+        "finetuned_share": _median_share(records) if records and records[0].share is not None else None,
+        "images_per_second": len(rows) / seconds,
+    }
+    return Outcome(
+        f"{what}; out-of-fold MCC {summary_row['val_select_mcc']:.3f}{'' if adapted is None else ', adapted backbone'}",
+        metrics,
+        extra_outputs=tuple(outputs),
+    )
+
+
+def _train_folds(context: Context, classifier: Classifier, config: TrainingConfig) -> tuple[Tensor, list[FoldRecord]]:
+    """Train in each fold that is not finished; return the logits (N, 2) of all rows, each by the model of its fold."""
+    fold_of_rows = torch.tensor(context.fold_of_rows)
+    logits, records = torch.empty(len(fold_of_rows), 2), []
+    for fold in context.folds():
+        path, key = fold.schema.fold_json, sha256_json([resume_key(fold, adapted_checkpoint_inputs(fold)), fold.fold])
+        record = validate_json(path, FoldRecord) if path.is_file() else None
+        if record is None or record.key != key or sha256_file(fold.schema.phase1_checkpoint) != record.model_sha256:
+            path.unlink(missing_ok=True)
+            trained = train(fold, config, copy.deepcopy(classifier), gated=False)
+            make_scores(fold, fold.schema.phase1_checkpoint, SCORES)
+            fold.schema.phase1_training_checkpoint.unlink(missing_ok=True)
+            best = trained.fitted.checkpoints[0]
+            record = FoldRecord(
+                key=key,
+                model_sha256=sha256_file(fold.schema.phase1_checkpoint),
+                weights=best.weights,
+                augmented=trained.policy != PLAIN,
+                share=None if trained.interpolated is None else trained.interpolated.share,
+                epoch=best.epoch,
+                history=list(trained.fitted.history),
+            )
+            write_json_atomic(path, record.model_dump(mode="json"))
+        assert fold.fold is not None
+        logits[fold_of_rows == fold.fold] = open_scores(fold, Split.VAL_CALIB).logits
+        records.append(record)
+    return logits, records
+
+
+def _train_on_all(
+    context: Context,
+    classifier: Classifier,
+    config: TrainingConfig,
+    records: Sequence[FoldRecord],
+    probe: ProbeResult | None,
+) -> State:
+    """Train on the images of all folds as in the folds, and return the state that ships."""
+    start = cpu_state_dict(classifier)
+    prepare(classifier, config)
+    seed_all(config.seed)
+    epochs = _median_epoch(records)
+    weights = Counter(record.weights for record in records).most_common(1)[0][0]
+    augmented = Counter(record.augmented for record in records).most_common(1)[0][0]
+    with open_loggers(context.schema.phase1_logs_dir, config) as loggers:
+        if isinstance(config, FinetuningConfig):
+            fitted = fit_images(
+                classifier,
+                context,
+                config=config,
+                policy=context.settings(AugmentationConfig) if augmented else PLAIN,
+                options=trainer_options(context, loggers),
+                stop_after=epochs,
+                weights=weights,
+            )
+        else:
+            train = cached_features(context, classifier, Split.TRAIN)
+            fitted = fit_head(classifier, config, context, loggers, train, stop_after=epochs, weights=weights)
+    context.schema.phase1_training_checkpoint.unlink(missing_ok=True)
+    prefix = "" if isinstance(config, FinetuningConfig) else "head."
+    named = {f"{prefix}{name}": value for name, value in fitted.best.items()}
+    images = merge_check_images(classifier, context) if config.mode == "peft" else None
+    state, _ = merged_state_dict(classifier, named, images)
+    return state if probe is None else interpolate(state, start, _median_share(records))
+
+
+def _median_epoch(records: Sequence[FoldRecord]) -> int:
+    return round(float(np.median([record.epoch for record in records])))
+
+
+def _median_share(records: Sequence[FoldRecord]) -> float:
+    return float(np.median([record.share for record in records if record.share is not None]))
+
+
+def _mean_history(records: Sequence[FoldRecord]) -> list[EpochRow]:
+    """The mean of the folds' metrics, for each epoch that all folds have."""
+    epochs = zip(*(record.history for record in records), strict=False)
+    return [
+        {"epoch": number, **{name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name != "epoch"}}
+        for number, rows in enumerate(epochs, start=1)
+    ]
