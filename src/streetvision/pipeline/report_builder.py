@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streetvision.contracts.policies import RiskControl
+from streetvision.contracts.policies import OutOfFoldReport, RiskControl
 from streetvision.contracts.progress import Progress, Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.eval.bootstrap import Difference, bootstrap_intervals, paired_difference
@@ -25,6 +25,7 @@ from streetvision.eval.report.contents import (
     Report,
     Selective,
     Slice,
+    better_evidence,
     of_val_test,
 )
 from streetvision.eval.resampling import Resampling
@@ -81,6 +82,8 @@ class EvaluationInput:
     """Phase -> its settings, if the run that made the bundle is available."""
     guarantee: RiskGuarantee | None = None
     """None for a policy without risk control."""
+    out_of_fold: OutOfFoldReport | None = None
+    """Figures of the images of all folds, if the bundle was made under cross_fit."""
     many_views: bool = False
     """Whether the bundle fuses several views of each image."""
     test_access: int | None = None
@@ -149,6 +152,16 @@ def make_report(evaluation: EvaluationInput, config: EvaluationConfig, progress:
         provenance=evaluation.provenance,
         settings=evaluation.settings,
     )
+    if (out_of_fold := evaluation.out_of_fold) is not None:
+        report["out_of_fold"] = {
+            "images": out_of_fold.n,
+            "units": out_of_fold.units,
+            "folds": out_of_fold.folds,
+            "metrics": {
+                name: {"estimate": figure.estimate, "low": figure.low, "high": figure.high}
+                for name, figure in out_of_fold.metrics.items()
+            },
+        }
     if config.mode == "comprehensive":
         baseline, *others = predictions_by_rule
         pairs = progress.track(others, total=len(others), label="differences")
@@ -176,12 +189,21 @@ def summary_lines(report: Report) -> list[str]:
     access = {None: "", 1: ", first access"}.get(report["test_access"], f", access {report['test_access']}")
     held_out = "held-out " if of_val_test(report) else ""
 
-    def text(name: str) -> str:
-        figure = metrics[name]
+    def text(name: str, figures: Mapping[str, Figure] = metrics) -> str:
+        figure = figures[name]
         if figure["estimate"] is None:
             return "undefined"
         return f"{figure['estimate']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
+    folds = []
+    if "out_of_fold" in report:
+        of_folds = report["out_of_fold"]
+        folds = [
+            f"Out of fold, {of_folds['images']:,} images that the folds of cross_fit held out in turn",
+            f"  MCC    {text('mcc', of_folds['metrics'])}   ROC-AUC {text('roc_auc', of_folds['metrics'])}   "
+            f"ECE {text('ece', of_folds['metrics'])}",
+            f"  {better_evidence(report)}",
+        ]
     rate = f"recall {text('recall')}" if positives else f"false alarm rate {text('fpr')}"
     return [
         f"{report['data']}, {positives + negatives:,} {held_out}images{access}; "
@@ -189,6 +211,7 @@ def summary_lines(report: Report) -> list[str]:
         f"  MCC    {text('mcc')}   ROC-AUC {text('roc_auc')}   "
         f"ECE {text('ece')} (a calibrated model: up to {report['ece_band'][1]:.3f})",
         f"  {rate}   {counts['fn']} of {positives} missed, {counts['fp']} of {negatives} false alarms",
+        *folds,
         *(f"  {note}" for note in report["notes"]),
     ]
 

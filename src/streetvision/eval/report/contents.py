@@ -102,6 +102,17 @@ class EarlierTestAccesses(TypedDict):
     """Time of the last one, UTC."""
 
 
+class OutOfFold(TypedDict):
+    """The figures of the images that cross_fit trained and calibrated with."""
+
+    images: int
+    units: int
+    """Independent units among them."""
+    folds: int
+    metrics: dict[str, Figure]
+    """By the names of METRICS. Model, calibrator and threshold of each image were fitted without its group."""
+
+
 class Report(TypedDict):
     """The content of evaluation_report.json and of the page."""
 
@@ -145,6 +156,8 @@ class Report(TypedDict):
     slices: NotRequired[list[Slice]]
     mistakes: NotRequired[list[Mistake]]
     """The worst first."""
+    out_of_fold: NotRequired[OutOfFold]
+    """Absent if the bundle was not made under cross_fit, or its run is not available."""
     many_views: NotRequired[bool]
     """Whether the images of mistakes show the decisive views in frames."""
 
@@ -186,6 +199,21 @@ def cautions(report: Report) -> Iterator[str]:
             "it may be fitted to VAL_TEST, and then these figures are too optimistic."
         )
     yield from report["notes"]
+
+
+def better_evidence(report: Report) -> str:
+    """Whether VAL_TEST or the out-of-fold figures describe the model better: the narrower interval of MCC."""
+    out_of_fold, total = report["out_of_fold"], images(report["counts"])
+
+    def width(figure: Figure) -> float:
+        return float("inf") if figure["low"] is None or figure["high"] is None else figure["high"] - figure["low"]
+
+    in_folds, in_test = (width(of["metrics"]["mcc"]) for of in (out_of_fold, report))
+    folds = f"the out-of-fold figures, of {out_of_fold['images']:,} images"
+    test = f"{report['data']}, of {total:,} images"
+    if in_folds < in_test:
+        return f"The better evidence is {folds}: their interval of MCC is narrower than that of {test}."
+    return f"The better evidence is {test}: its interval of MCC is not wider than that of {folds}."
 
 
 def access_history(report: Report) -> str:

@@ -69,8 +69,15 @@ def render_report(report: Report, pictures: Mapping[str, bytes]) -> str:
         verdict=contents.verdict(report),
         lead=contents.lead(report),
         cautions=list(contents.cautions(report)),
+        out_of_fold=report.get("out_of_fold"),
+        better_evidence=contents.better_evidence(report) if "out_of_fold" in report else None,
         metrics=[
-            (METRICS[name].title, report["metrics"][name], MEANINGS[name].format(positive=positive, low=low, high=high))
+            (
+                name,
+                METRICS[name].title,
+                report["metrics"][name],
+                MEANINGS[name].format(positive=positive, low=low, high=high),
+            )
             for name in METRICS
             if name in report["metrics"]
         ],

@@ -15,7 +15,7 @@ from streetvision.bundle.predictor import Predictor
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import DataError, LeakageError
 from streetvision.contracts.phase import Context, Outcome
-from streetvision.contracts.policies import ThresholdPolicy
+from streetvision.contracts.policies import OutOfFoldReport, ThresholdPolicy
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.grouping.seen_images import SEEN_IMAGES, parse_seen_images
@@ -33,7 +33,7 @@ from streetvision.io.atomic import (
 )
 from streetvision.io.manifests import git_sha, read_manifest
 from streetvision.io.predictions import PolicyPredictions, write_predictions
-from streetvision.io.validators import PolicyValidator
+from streetvision.io.validators import PolicyValidator, validate_json
 from streetvision.pipeline.artifacts import REPORT, open_bundle
 from streetvision.pipeline.data.scan_data import left_out_warnings, scan_data
 from streetvision.pipeline.report_builder import (
@@ -175,6 +175,7 @@ def _evaluate(bundle: Bundle, test_set: TestSet, context: Context, *, home: Arti
         data=test_set.name,
         provenance=_provenance(bundle, test_set, config),
         settings=_run_settings(home, bundle),
+        out_of_fold=_out_of_fold(home, bundle),
         many_views=predictor.inference != SINGLE_VIEW,
         test_access=access.number if access else None,
         earlier_test_accesses=access.earlier if access else [],
@@ -247,6 +248,14 @@ def _threshold_policy(home: ArtifactSchema, bundle: Bundle) -> ThresholdPolicy |
     policy = PolicyValidator().validate(home.thresholds_json)
     same_model = policy.scores.model_sha256 == bundle.manifest.policy.scores.model_sha256
     return policy if same_model and isinstance(policy, ThresholdPolicy) else None
+
+
+def _out_of_fold(home: ArtifactSchema, bundle: Bundle) -> OutOfFoldReport | None:
+    """The out-of-fold figures of the bundle's scores; None if the run has none for them."""
+    if not bundle.manifest.policy.scores.fold_models or not home.out_of_fold_json.is_file():
+        return None
+    record = validate_json(home.out_of_fold_json, OutOfFoldReport)
+    return record if record.scores == bundle.manifest.policy.scores else None
 
 
 def _provenance(bundle: Bundle, test_set: TestSet, config: EvaluationConfig) -> dict[str, str]:
