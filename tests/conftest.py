@@ -23,6 +23,7 @@ TINY_MODEL = [
     "training=frozen",
     "phase2.n_resamples=100",
     "phase5.folds=2",
+    "data.protocol=split",
 ]
 
 

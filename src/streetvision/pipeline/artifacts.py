@@ -18,6 +18,7 @@ from streetvision.data.records import ImageListing, ImageRecord
 from streetvision.data.sources.discovery import list_images, list_unlabeled
 from streetvision.data.sources.huggingface import is_local_dataset
 from streetvision.io.atomic import sha256_file, sha256_json
+from streetvision.io.manifests import read_manifest, relative
 from streetvision.models.backbone import local_files
 from streetvision.models.config import ModelConfig
 from streetvision.pipeline.settings import EvaluationConfig, Phase6Config, RewardConfig
@@ -83,9 +84,13 @@ def served_score_inputs(context: Context) -> tuple[str, ...]:
 
 
 def export_inputs(context: Context) -> tuple[str, ...]:
-    """The artifacts of the policy that is exported, and the hashes of the images if the run has them."""
-    seen = ("seen_images",) if context.schema.seen_images.is_file() else ()
-    return (*POLICY_ARTIFACTS[context.settings(Phase6Config).policy], *seen)
+    """The artifacts of the policy that is exported, the hashes of the images, and the heads of the folds."""
+    schema = context.schema
+    seen = ("seen_images",) if schema.seen_images.is_file() else ()
+    phase1 = schema.manifest("phase1")
+    heads = relative(schema.fold_heads, schema.output_dir)
+    folds = ("fold_heads",) if phase1.is_file() and heads in read_manifest(phase1).outputs else ()
+    return (*POLICY_ARTIFACTS[context.settings(Phase6Config).policy], *seen, *folds)
 
 
 def threshold_inputs(context: Context) -> tuple[str, ...]:

@@ -79,6 +79,7 @@ _PHASES = (
             "val_calib_labels",
             "val_calib_scores_json",
         ),
+        optional_outputs=("fold_heads",),
         run=_step("train_baseline"),
         run_worker=_step("train_baseline", "run_worker"),
         optional_inputs=adapted_checkpoint_inputs,

@@ -107,7 +107,7 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         tuned, records = _train_folds(context, classifier, config)
         if logits is not None:
             gate = compare_nll(predictions(tuned), predictions(logits))
-        if gate is None or gate.accepted or config.mode != "auto":
+        if gate is None or (_median_share(records) > 0 and (gate.accepted or config.mode != "auto")):
             logits, tuned_ships = tuned, True
     assert logits is not None
 
@@ -146,10 +146,14 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     schema.finetuning_gate_json.unlink(missing_ok=True)
     outputs = [schema.probe_json] if probe is not None else []
     if gate is not None:
-        accepted = gate.accepted or config.mode != "auto"
         write_json_atomic(
             schema.finetuning_gate_json,
-            {"gated": config.mode == "auto", **asdict(gate), "accepted": accepted, "of": "out-of-fold scores"},
+            {
+                "share": _median_share(records) if tuned_ships else 0.0,
+                "gated": config.mode == "auto",
+                **asdict(gate),
+                "accepted": tuned_ships,
+            },
         )
         outputs.append(schema.finetuning_gate_json)
     if schema.fold_heads.is_file():

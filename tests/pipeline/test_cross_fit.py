@@ -1,0 +1,237 @@
+"""The chain under data.protocol=cross_fit, through the command line, on tiny data."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.split_contracts import Split
+from streetvision.data.splitting.splits_json import partition_from_json
+from streetvision.io.atomic import read_json
+from streetvision.io.tensors import load_state, save_tensors
+from tests.conftest import TINY_MODEL
+
+MODEL = [setting for setting in TINY_MODEL if not setting.startswith("data.protocol")]
+CROSS_FIT = [*MODEL, "data.protocol=cross_fit", "data.folds=3"]
+FULL = ["training=full", "training.epochs=2", "training.batch_size=16"]
+
+
+@pytest.fixture(scope="module")
+def cross_fit_run(scenes, tmp_path_factory):
+    """A run of every phase under cross_fit, and its evaluation."""
+    from streetvision.cli.app import main
+
+    root = tmp_path_factory.mktemp("cross_fit") / "run"
+    for arguments in (
+        ["train", f"data.root={scenes}", f"run_dir={root}", *CROSS_FIT],
+        ["evaluate", "--bundle", str(root / "export"), "evaluation.n_resamples=100"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert not stop.value.code
+    return ArtifactSchema(root)
+
+
+@pytest.fixture
+def copied(cross_fit_run, tmp_path):
+    """A copy of the run, for tests that change it."""
+    return ArtifactSchema(shutil.copytree(cross_fit_run.output_dir, tmp_path / "run"))
+
+
+@pytest.fixture
+def phase1(scenes, tmp_path, command):
+    """Run phase 1 under cross_fit with some settings; returns (exit code, output, paths)."""
+
+    def run(*settings, root=scenes, name="run"):
+        schema = ArtifactSchema(tmp_path / name)
+        command_line = [f"data.root={root}", f"run_dir={schema.output_dir}", *CROSS_FIT, "pipeline.phases=[phase1]"]
+        code, out, err = command("train", *command_line, *settings)
+        return code, out + err, schema
+
+    return run
+
+
+def partition(schema):
+    return partition_from_json(read_json(schema.splits_json), schema.splits_json)
+
+
+def logits(schema):
+    return torch.load(schema.val_calib_logits, weights_only=True)
+
+
+def test_every_image_is_scored_by_the_head_of_its_fold_and_their_mean_ships(cross_fit_run):
+    splits, heads = partition(cross_fit_run), load_state(cross_fit_run.fold_heads)
+    folds = torch.tensor([fold for fold in splits.folds if fold >= 0])
+    assert len(logits(cross_fit_run)) == len(folds) == len(splits.rows(Split.TRAIN))
+    (cache,) = (load_state(path) for path in cross_fit_run.feature_cache_dir.glob("*.pt"))
+    order = {bytes(digest): position for position, digest in enumerate(cache["digests"].tolist())}
+    rows = torch.tensor([order[bytes.fromhex(row.sha256)] for row in splits.rows(Split.TRAIN)])
+    probe = read_json(cross_fit_run.probe_json)
+    width = cache["features"].shape[1] // 2  # CLS and mean of one block
+    features = cache["features"][rows][:, : width * (1 + ("mean" in probe["pooling"]))]
+    features = torch.nn.functional.layer_norm(features.double(), features.shape[1:])
+    expected = (features * heads["weights"][folds]).sum(dim=1) + heads["biases"][folds]
+    actual = logits(cross_fit_run)
+    torch.testing.assert_close((actual[:, 1] - actual[:, 0]).double(), expected, rtol=1e-4, atol=1e-4)
+    shipped = load_state(cross_fit_run.phase1_checkpoint)
+    torch.testing.assert_close(2 * shipped["head.2.weight"][1].double(), heads["weights"].mean(0), rtol=1e-5, atol=1e-7)
+
+
+def test_the_policies_name_the_models_of_the_folds_and_certify_nothing(cross_fit_run):
+    policy = read_json(cross_fit_run.scrc_params_json)
+    assert len(policy["scores"]["fold_models"]) == 3
+    assert policy["scores"] == read_json(cross_fit_run.val_calib_scores_json)["reference"]
+    control = policy["scrc_params"]["risk_control"]
+    assert not control["certified"]
+    assert "cross_fit" in control["reason"]
+    assert set(control["out_of_fold"]) == {"data", "balanced"}
+    for risk in control["out_of_fold"].values():
+        assert 0 <= risk["low"] <= risk["estimate"] <= risk["high"] <= 1
+
+
+def test_the_report_has_the_out_of_fold_figures_beside_val_test(cross_fit_run):
+    report = read_json(cross_fit_run.evaluation_report_json)
+    out_of_fold = report["out_of_fold"]
+    assert out_of_fold["images"] == len(partition(cross_fit_run).rows(Split.TRAIN))
+    assert out_of_fold["metrics"].keys() == report["metrics"].keys()
+    after = read_json(cross_fit_run.scrc_params_json)["scrc_params"]["after"]
+    assert out_of_fold["metrics"]["mcc"] == after["mcc"]
+    page = cross_fit_run.report_html.read_text()
+    assert "Out of fold" in page
+    assert "better evidence" in page
+
+
+@pytest.mark.parametrize("change", ["heads", "shipped"])
+def test_the_export_refuses_models_that_did_not_make_the_scores(copied, command, change):
+    heads = load_state(copied.fold_heads)
+    heads["biases"][0] += 1
+    if change == "heads":
+        save_tensors(copied.fold_heads, heads)
+    else:
+        copied.fold_heads.unlink()
+    code, _, err = command("train", f"run_dir={copied.output_dir}", "pipeline.phases=[phase6]")
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_a_label_that_one_group_carries_is_not_learnt_out_of_fold(tmp_path, scenes, phase1):
+    """Labels that are random but for their group: a probe that saw the group would predict them."""
+    names = [row["path"] for row in csv.DictReader((scenes / "index.csv").open())]
+    generator = np.random.default_rng(0)
+    with (tmp_path / "index.csv").open("w") as handle:
+        handle.write("path,label,group\n")
+        for number, name in enumerate(names):
+            group = number // 4
+            handle.write(f"{scenes / name},{int(generator.permutation(40)[group % 40] % 2)},g{group}\n")
+    code, out, schema = phase1("data.class_names=[a,b]", "data.grouping.by=[column]", root=tmp_path / "index.csv")
+    assert code == 0, out
+    labels = np.array([row.label for row in partition(schema).rows(Split.TRAIN)])
+    decisions = (logits(schema)[:, 1] > logits(schema)[:, 0]).numpy()
+    assert abs(np.corrcoef(labels, decisions)[0, 1]) < 0.3 or np.ptp(decisions) == 0
+
+
+def test_auto_takes_cross_fit_for_few_images_and_keeps_it_when_images_are_added(scenes, tmp_path, command):
+    rows = (scenes / "index.csv").read_text().splitlines()
+    index, run = tmp_path / "index.csv", tmp_path / "run"
+
+    def prepare(lines, *settings):
+        index.write_text("\n".join([rows[0], *(f"{scenes}/{line}" for line in lines)]))
+        base = ["train", f"data.root={index}", f"run_dir={run}", "pipeline.phases=[data]"]
+        code, out, err = command(*base, *settings)
+        assert code == 0, out + err
+        return out, partition(ArtifactSchema(run))
+
+    out, first = prepare(rows[1:101])
+    assert "data.protocol=cross_fit" in out
+    assert "more images" in out
+    assert first.n_folds == 5
+    _, more = prepare(rows[1:], "phase5.risk.alpha=0.3", "phase5.risk.delta=0.4")
+    before = {row.sha256: fold for row, fold in zip(first.index.rows, first.folds, strict=True)}
+    after = {row.sha256: fold for row, fold in zip(more.index.rows, more.folds, strict=True)}
+    assert before.items() <= after.items()
+    _, split = prepare(rows[1:], "data.protocol=split")
+    assert split.folds is None
+    test = {row.sha256 for row in more.rows(Split.VAL_TEST)}
+    assert test == {row.sha256 for row in split.rows(Split.VAL_TEST)}
+
+
+def test_auto_takes_split_where_a_certificate_is_possible(scenes, tmp_path, command):
+    base = ["train", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", "pipeline.phases=[data]"]
+    code, out, _ = command(*base, "phase5.risk.alpha=0.3", "phase5.risk.delta=0.4")
+    assert code == 0
+    assert "cross_fit" not in out
+    assert partition(ArtifactSchema(tmp_path / "run")).folds is None
+
+
+def test_fine_tuning_runs_in_each_fold_and_once_more_on_all_images(phase1):
+    code, out, schema = phase1(*FULL)
+    assert code in (0, 3), out
+    gate = read_json(schema.finetuning_gate_json)
+    record = read_json(schema.val_calib_scores_json)["reference"]
+    folds = [schema.in_fold(fold) for fold in range(3)]
+    assert all(fold.phase1_checkpoint.is_file() for fold in folds)
+    assert gate["accepted"] == (gate["share"] > 0)
+    assert gate["accepted"] != schema.fold_heads.is_file()
+    if gate["accepted"]:
+        scored = torch.cat([logits(fold) for fold in folds])
+        order = np.argsort([fold for fold in partition(schema).folds if fold >= 0], kind="stable")
+        assert torch.equal(logits(schema)[order], scored)
+    assert len(record["fold_models"]) == 3
+    # Finished folds are not trained again.
+    times = [fold.phase1_checkpoint.stat().st_mtime_ns for fold in folds]
+    schema.manifest("phase1").unlink()
+    assert phase1(*FULL)[0] in (0, 3)
+    assert times == [fold.phase1_checkpoint.stat().st_mtime_ns for fold in folds]
+
+
+def test_a_head_that_is_trained_with_gradients_is_trained_in_each_fold(phase1):
+    code, out, schema = phase1("model.head.kind=mlp", "training.epochs=4")
+    assert code in (0, 3), out
+    assert not schema.fold_heads.exists()
+    assert not schema.probe_json.exists()
+    assert len(set(read_json(schema.val_calib_scores_json)["reference"]["fold_models"])) == 3
+
+
+def test_a_trained_fusion_is_fitted_in_each_fold(copied, command):
+    settings = ["phase4c=cvfm", "phase4c.views.rows=1", "phase4c.views.columns=2", "phase4c.epochs=3", "phase5.folds=2"]
+    arguments = ["train", f"run_dir={copied.output_dir}", "pipeline.phases=[phase4c_cvfm,phase5,phase6]", *settings]
+    code, out, err = command(*arguments)
+    assert code == 0, out + err
+    assert "out-of-fold" in out
+    reference = read_json(copied.scrc_params_json)["scores"]
+    assert reference["fusion"] is not None
+    assert len(set(reference["fold_models"])) == 3
+    weights = copied.in_fold(1).cvfm_weights
+    state = load_state(weights)
+    save_tensors(weights, {name: value + 1 for name, value in state.items()})
+    code, _, err = command("train", f"run_dir={copied.output_dir}", "pipeline.phases=[phase6]")
+    assert code == 2, err
+
+
+def test_mac_cal_needs_val_calib(copied, command):
+    code, _, err = command("train", f"run_dir={copied.output_dir}", "pipeline.phases=[phase5_maccal]")
+    assert code == 2
+    assert "data.protocol=split" in err
+
+
+def test_another_runtime_and_the_reward_read_no_image_that_they_may_not(copied, command, tmp_path):
+    code, out, err = command("export", "--bundle", copied.export_dir, "--runtime", "onnx", "--out", tmp_path / "onnx")
+    assert code == 0, out + err
+    code, out, err = command("subnet", "reward", "--bundle", copied.export_dir, "reward.n_simulations=20")
+    assert code == 0, out + err
+    assert "cross_fit sets no VAL_CALIB aside" in out
+    assert read_json(copied.reward_report_json)["best"] == {}
+
+
+def test_too_few_groups_are_an_error_with_the_class(scenes, tmp_path, command):
+    rows = (scenes / "index.csv").read_text().splitlines()
+    lines = [f"{scenes}/{line},g{number % 3}" for number, line in enumerate(rows[1:])]
+    (tmp_path / "index.csv").write_text("\n".join([rows[0] + ",ride", *lines]))
+    settings = ["data.protocol=cross_fit", "data.grouping.by=[column]", "data.group_column=ride"]
+    settings.append("pipeline.phases=[data]")
+    code, _, err = command("train", f"data.root={tmp_path / 'index.csv'}", f"run_dir={tmp_path / 'run'}", *settings)
+    assert code == 2
+    assert "fewer groups than splits" in err
