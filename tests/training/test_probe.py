@@ -29,7 +29,7 @@ def fitted(features, labels, representations=ONE, groups=None, class_weights=(1.
         labels,
         range(len(labels)) if groups is None else groups,
         representations=representations,
-        class_weights=class_weights,
+        class_weights=lambda _: class_weights,
         seed=seed,
         progress=Silent(),
     )

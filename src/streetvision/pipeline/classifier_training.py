@@ -18,7 +18,8 @@ from streetvision.eval.report.training_plots import learning_curve
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.models.adapters import merged_state_dict
-from streetvision.models.config import ModelConfig
+from streetvision.models.config import HardwareConfig, ModelConfig
+from streetvision.models.device import uses_compiler
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import adapted_checkpoint_inputs
 from streetvision.pipeline.augmentation_gate import accepted_augmentation
@@ -80,6 +81,11 @@ def train(context: Context, config: TrainingConfig, classifier: Classifier, *, g
     policy = None
     with open_loggers(context.schema.phase1_logs_dir, config) as loggers:
         if isinstance(config, FinetuningConfig):
+            hardware = context.settings(HardwareConfig)
+            if hardware.compile == "auto" and uses_compiler(hardware):
+                context.progress.auto_setting("hardware.compile=true", "there is a GPU")
+            elif hardware.compile == "auto":
+                context.progress.auto_setting("hardware.compile=false", "no GPU: compiling costs more than it saves")
             options = trainer_options(context, loggers)
             policy = accepted_augmentation(context, classifier, config)
             seed_all(config.seed)  # the gate draws from the generators

@@ -16,6 +16,7 @@ from streetvision.io.tensors import load_into, load_state, save_tensors
 from streetvision.models.config import AUTO, ModelConfig
 from streetvision.models.losses import class_weights
 from streetvision.models.module import Classifier
+from streetvision.models.network import Backbone
 from streetvision.models.pooling import POOLINGS
 from streetvision.pipeline.scores import cached_features
 from streetvision.training.config import TrainingConfig
@@ -27,23 +28,58 @@ LAYER_CHOICES = (6, 1)
 
 
 @dataclass(frozen=True)
+class FeatureReader:
+    """A classifier that reads all features which the choices of a probe need, in one pass."""
+
+    classifier: Classifier
+    representations: tuple[Representation, ...]
+    """The choices, the preferred one first."""
+
+    @property
+    def pooling(self) -> str:
+        """The poolings of the features."""
+        return self.classifier.description.pooling
+
+    @property
+    def layers(self) -> int:
+        """The number of blocks of the features."""
+        return self.classifier.layers
+
+    @classmethod
+    def of(cls, backbone: Backbone, model: ModelConfig) -> "FeatureReader":
+        """Return the reader for a backbone; pooling and layers have several choices where these are auto."""
+        poolings = [model.pooling]
+        if model.pooling == AUTO:
+            poolings = list(POOLING_CHOICES) if backbone.spec.class_token else ["mean"]
+        layers = (
+            [model.layers]
+            if isinstance(model.layers, int)
+            else sorted({min(n, backbone.spec.layers) for n in LAYER_CHOICES}, reverse=True)
+        )
+        widest = "_".join(part for part in POOLINGS if any(part in pooling.split("_") for pooling in poolings))
+        return cls(
+            Classifier(backbone, pooling=widest, head=model.head, layers=layers[0]),
+            tuple(Representation(pooling, count) for count in layers for pooling in poolings),
+        )
+
+
+@dataclass(frozen=True)
 class ProbeResult:
     """A classifier whose head is a fitted probe."""
 
     classifier: Classifier
     probe: LinearProbe
-    reader: Classifier
-    """Reads the features that all choices of pooling and layers need."""
+    reader: FeatureReader
     train_loss: float
     """Mean loss of TRAIN."""
 
     def logits(self, context: Context, split: Split) -> Tensor:
         """Return the logits (N, 2) of a split, from the cached features."""
-        features, _ = cached_features(context, self.reader, split)
+        features, _ = cached_features(context, self.reader.classifier, split)
         return self._logits(features)
 
     def _logits(self, features: Tensor) -> Tensor:
-        bank = FeatureBank(features.numpy(), self.reader.description.pooling, self.reader.layers)
+        bank = FeatureBank(features.numpy(), self.reader.pooling, self.reader.layers)
         return two_logits(bank.read(self.probe.chosen.representation) @ self.probe.weight + self.probe.bias)
 
 
@@ -58,23 +94,13 @@ def fit_probe_head(classifier: Classifier, context: Context) -> ProbeResult:
     """
     model, config = context.settings(ModelConfig), context.settings(TrainingConfig)
     backbone, rows = classifier.backbone, context.rows(Split.TRAIN)
-    poolings = [model.pooling]
-    if model.pooling == AUTO:
-        poolings = list(POOLING_CHOICES) if backbone.spec.class_token else ["mean"]
-    layers = (
-        [model.layers]
-        if isinstance(model.layers, int)
-        else sorted({min(n, backbone.spec.layers) for n in LAYER_CHOICES}, reverse=True)
-    )
-    # All choices are read from the features of one pass.
-    widest = "_".join(part for part in POOLINGS if any(part in pooling.split("_") for pooling in poolings))
-    reader = Classifier(backbone, pooling=widest, head=model.head, layers=layers[0])
-    train, labels = cached_features(context, reader, Split.TRAIN)
+    reader = FeatureReader.of(backbone, model)
+    train, labels = cached_features(context, reader.classifier, Split.TRAIN)
     probe = fit_probe(
-        FeatureBank(train.numpy(), widest, layers[0]),
+        FeatureBank(train.numpy(), reader.pooling, reader.layers),
         labels.numpy(),
         [row.group or row.sha256 for row in rows],
-        representations=[Representation(pooling, count) for count in layers for pooling in poolings],
+        representations=reader.representations,
         class_weights=lambda of_rows: class_weights(config.loss, of_rows.tolist()),
         seed=config.seed,
         progress=context.progress,

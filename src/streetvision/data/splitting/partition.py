@@ -49,6 +49,7 @@ def make_partition(
     seed: int,
     existing_roles: Mapping[str, Split] | None = None,
     near_duplicates: NearDuplicateClusters | None = None,
+    keep_test: bool = False,
 ) -> Partition:
     """Assign a split to every row of `index`.
 
@@ -62,6 +63,7 @@ def make_partition(
         seed: Seed of the order of groups and rows.
         existing_roles: sha256 -> split of rows that were assigned before; they and their groups keep their split.
         near_duplicates: Clusters that the groups must contain.
+        keep_test: VAL_TEST has its existing rows and no others; the fractions of the other splits hold for the rest.
 
     Raises:
         DataError: A split would lack a class.
@@ -69,7 +71,9 @@ def make_partition(
     """
     existing = {sha256: SPLITS.index(role) for sha256, role in (existing_roles or {}).items()}
     shares = np.array([fractions[split] for split in SPLITS])
-    roles = tuple(SPLITS[place] for place in _assign(index.rows, shares, names=SPLITS, seed=seed, existing=existing))
+    closed = SPLITS.index(Split.VAL_TEST) if keep_test else None
+    places = _assign(index.rows, shares, names=SPLITS, seed=seed, existing=existing, closed=closed)
+    roles = tuple(SPLITS[place] for place in places)
     return _checked(Partition(index, roles, dict(fractions), seed, near_duplicates))
 
 
@@ -81,6 +85,7 @@ def make_folds(
     seed: int,
     existing_folds: Mapping[str, int] | None = None,
     near_duplicates: NearDuplicateClusters | None = None,
+    keep_test: bool = False,
 ) -> Partition:
     """Assign VAL_TEST and the folds of cross_fit to the rows of `index`, as `make_partition` assigns splits.
 
@@ -92,6 +97,7 @@ def make_folds(
         existing_folds: sha256 -> fold of rows that were assigned before, or NO_FOLD for VAL_TEST; they and their groups
             keep it.
         near_duplicates: Clusters that the groups must contain.
+        keep_test: As in `make_partition`.
 
     Raises:
         DataError: VAL_TEST, or one of FEWEST_FOLDS folds, would lack a class.
@@ -108,6 +114,7 @@ def make_folds(
             names=names,
             seed=seed,
             existing={sha256: count if fold == NO_FOLD else fold for sha256, fold in existing.items()},
+            closed=count if keep_test else None,
         )
         roles = tuple(Split.VAL_TEST if place == count else Split.TRAIN for place in places)
         of_row = tuple(NO_FOLD if place == count else place for place in places)
@@ -124,28 +131,54 @@ def _checked(partition: Partition) -> Partition:
     return partition
 
 
+def assign_folds(rows: Sequence[Row], n_folds: int, *, seed: int) -> list[int]:
+    """Return the fold (N,) of each row: whole groups, stratified by class, with about as many rows in each fold."""
+    names = [f"fold {fold}" for fold in range(n_folds)]
+    return _assign(rows, np.full(n_folds, 1 / n_folds), names=names, seed=seed, existing={})
+
+
 def _assign(
-    rows: Sequence[Row], shares: Amounts, *, names: Sequence[str], seed: int, existing: Mapping[str, int]
+    rows: Sequence[Row],
+    shares: Amounts,
+    *,
+    names: Sequence[str],
+    seed: int,
+    existing: Mapping[str, int],
+    closed: int | None = None,
 ) -> list[int]:
-    """The place of each row (N,): a position in `shares` (S,) and in `names`."""
+    """The place of each row (N,): a position in `shares` (S,) and in `names`; no row is added to place `closed`."""
+    if closed is not None:
+        open_places = [place for place in range(len(shares)) if place != closed]
+        others = [position for position, row in enumerate(rows) if existing.get(row.sha256) != closed]
+        inner = _assign(
+            [rows[position] for position in others],
+            shares[open_places] / shares[open_places].sum(),
+            names=[names[place] for place in open_places],
+            seed=seed,
+            existing={sha256: open_places.index(place) for sha256, place in existing.items() if place != closed},
+        )
+        places = [closed] * len(rows)
+        for position, place in zip(others, inner, strict=True):
+            places[position] = open_places[place]
+        return places
     groups, singles = _units(rows, seed)
-    places = _existing_places(rows, groups, existing, names)
-    taken = _count_places(rows, places, len(shares))
-    groups = [members for members in groups if places[members[0]] == UNASSIGNED]
-    singles = [position for position in singles if places[position] == UNASSIGNED]
+    assigned_to = _existing_places(rows, groups, existing, names)
+    taken = _count_places(rows, assigned_to, len(shares))
+    groups = [members for members in groups if assigned_to[members[0]] == UNASSIGNED]
+    singles = [position for position in singles if assigned_to[position] == UNASSIGNED]
 
     counts = np.array([_count_labels(rows, members) for members in groups], dtype=np.int64).reshape(-1, N_CLASSES)
     group_places = assign_groups(counts, shares, singles=_count_labels(rows, singles), existing=taken)
     for members, place in zip(groups, group_places, strict=True):
-        places[members] = place
+        assigned_to[members] = place
 
     assigned = taken + rows_per_split(counts, group_places, len(shares))
     for label in range(N_CLASSES):
         of_class = [position for position in singles if rows[position].label == label]
         targets = shares * (assigned[:, label].sum() + len(of_class)) - assigned[:, label]
         quotas = allocate(len(of_class), targets, missing=assigned[:, label] == 0)
-        places[of_class] = np.repeat(range(len(shares)), quotas)
-    return list(map(int, places))
+        assigned_to[of_class] = np.repeat(range(len(shares)), quotas)
+    return list(map(int, assigned_to))
 
 
 def split_conflicts(rows: Sequence[Row], existing: Mapping[str, object]) -> dict[str, str]:

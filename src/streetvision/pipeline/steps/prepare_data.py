@@ -1,19 +1,18 @@
 """data: read every image once, group related images, and assign each group to a split or a fold."""
 
-import math
 from collections import Counter
 
 from streetvision.calibration.config import AUTO, RiskConfig
-from streetvision.calibration.risk_control import fewest_units
-from streetvision.contracts.errors import DataError, StreetVisionError
+from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.phase import Context, Outcome
-from streetvision.contracts.split_contracts import NO_FOLD, Partition, Protocol, Split
+from streetvision.contracts.split_contracts import Partition, Protocol, Split
 from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.grouping.seen_images import record_images
 from streetvision.data.sources.unlabeled import scan_unlabeled, select_unlabeled
-from streetvision.data.splitting.partition import count_units, make_folds, make_partition, split_conflicts
+from streetvision.data.splitting.partition import split_conflicts
 from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
 from streetvision.io.atomic import read_json, write_bytes_atomic, write_json_atomic
+from streetvision.pipeline.data.partition_data import existing_folds, existing_roles, partition_rows
 from streetvision.pipeline.data.scan_data import GroupedScan, scan_data
 
 
@@ -26,7 +25,7 @@ def run(context: Context) -> Outcome:
     grouped = scan_data(context)
     # A new image must not join groups that are already in different splits.
     by_fold = protocol == Protocol.CROSS_FIT
-    existing = _existing_folds(earlier, config.folds) if by_fold else _existing_roles(earlier)
+    existing = existing_folds(earlier, config.folds) if by_fold else existing_roles(earlier)
     if conflicting := split_conflicts(grouped.index.rows, existing):
         grouped = GroupedScan.of(grouped.scan.without(conflicting), config.grouping, context.progress)
         write_json_atomic(schema.data_report_json, grouped.scan.report())
@@ -35,7 +34,15 @@ def run(context: Context) -> Outcome:
             f"see {schema.data_report_json}"
         )
     scan, clusters = grouped.scan, grouped.near_duplicates
-    partition = _partition(grouped, context, protocol, earlier)
+    partition = partition_rows(
+        grouped.index,
+        grouped.near_duplicates,
+        config,
+        context.settings(RiskConfig),
+        protocol=protocol,
+        earlier=earlier,
+        progress=context.progress,
+    )
     write_json_atomic(schema.splits_json, partition_to_json(partition))
     schema.seen_images.unlink(missing_ok=True)
     outputs = []
@@ -102,67 +109,3 @@ def _earlier_partition(context: Context) -> Partition | None:
         return None
     requested = (config.seed, config.fractions, config.class_names)
     return earlier if (earlier.seed, earlier.fractions, earlier.index.class_names) == requested else None
-
-
-def _existing_roles(earlier: Partition | None) -> dict[str, Split]:
-    """Image digest -> split. If the earlier protocol has folds, only the images of VAL_TEST keep their split."""
-    if earlier is None:
-        return {}
-    kept = {Split.VAL_TEST} if earlier.folds is not None else set(Split)
-    return {row.sha256: role for row, role in zip(earlier.index.rows, earlier.roles, strict=True) if role in kept}
-
-
-def _existing_folds(earlier: Partition | None, n_folds: int) -> dict[str, int]:
-    """Image digest -> fold. If the earlier partition has no folds, or too many, only the images of VAL_TEST keep it."""
-    if earlier is None:
-        return {}
-    if earlier.folds is not None and earlier.n_folds <= n_folds:
-        return {row.sha256: fold for row, fold in zip(earlier.index.rows, earlier.folds, strict=True)}
-    return {row.sha256: NO_FOLD for row in earlier.rows(Split.VAL_TEST)}
-
-
-def _partition(grouped: GroupedScan, context: Context, protocol: str, earlier: Partition | None) -> Partition:
-    """Splits or folds, as `protocol` is set or as the data allows."""
-    config, index = context.settings(DataConfig), grouped.index
-
-    def four_splits() -> Partition:
-        return make_partition(
-            index,
-            fractions=config.fractions,
-            seed=config.seed,
-            existing_roles=_existing_roles(earlier),
-            near_duplicates=grouped.near_duplicates,
-        )
-
-    if protocol == Protocol.SPLIT:
-        return four_splits()
-    if protocol == AUTO:
-        risk = context.settings(RiskConfig)
-        label = {"fnr": 1, "fpr": 0, "error": None}[risk.kind]
-        kind = "groups" if label is None else f"groups with {config.class_names[label]}"
-        needed, total = fewest_units(risk), count_units(index.rows, label)
-        try:
-            split = four_splits()
-        except DataError:
-            found, reason = 0, "the groups are too few for four splits"
-        else:
-            found = count_units(split.rows(Split.VAL_CALIB), label)
-            reason = f"VAL_CALIB would have {found} {kind}, and a certificate needs {needed}"
-            if found >= needed:
-                return split
-        missing = math.ceil(needed / config.fractions[Split.VAL_CALIB]) - total
-        more = math.ceil(missing * len(index.rows) / max(total, 1))
-        context.progress.auto_setting("data.protocol=cross_fit", f"{reason}; split needs about {more:,} more images")
-    partition = make_folds(
-        index,
-        fractions=config.fractions,
-        folds=config.folds,
-        seed=config.seed,
-        existing_folds=_existing_folds(earlier, config.folds),
-        near_duplicates=grouped.near_duplicates,
-    )
-    if partition.n_folds < config.folds:
-        context.progress.auto_setting(
-            f"data.folds={partition.n_folds}", f"a class would be missing from one of {config.folds} folds"
-        )
-    return partition
