@@ -164,9 +164,9 @@ def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
     """
     schema = ArtifactSchema(config.root)
     recorded = _recorded_data(schema)
-    names_data = any(key.startswith(("data.", "scenes.")) for key in config.overrides)
+    names_data = any(key == "data.root" or key.startswith("scenes.") for key in config.overrides)
     if recorded is not None and not names_data:
-        return config.model_copy(update={"data": recorded, "run_dir": config.root})
+        return config.with_defaults({"data": dict(recorded), "run_dir": config.root})
     root = config.data.root or str(schema.scenes_dir.absolute())
     if recorded is not None and not _same_path(str(recorded.root), root):
         adopt_data_root(schema, root, console)

@@ -143,7 +143,8 @@ class RunConfig(Section):
         update: dict[str, object] = {}
         for name, value in values.items():
             if isinstance(value, Mapping):
-                section = {key: v for key, v in value.items() if f"{name}.{key}" not in self.overrides}
+                given = {".".join(key.split(".")[:2]) for key in self.overrides}
+                section = {key: v for key, v in value.items() if f"{name}.{key}" not in given}
                 update[name] = getattr(self, name).model_copy(update=section)
             elif name not in self.overrides:
                 update[name] = value
