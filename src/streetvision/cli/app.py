@@ -6,6 +6,7 @@ from collections.abc import Callable
 import typer
 
 from streetvision.cli import data, dev, subnet
+from streetvision.cli.cross_validate import cross_validate
 from streetvision.cli.demo import demo
 from streetvision.cli.doctor import doctor
 from streetvision.cli.errors import flushed_output, prepare_streams, prepare_verb, report_errors
@@ -21,6 +22,7 @@ VERBS: Verbs = {
     "demo": demo,
     "train": train,
     "evaluate": evaluate,
+    "cross-validate": cross_validate,
     "predict": predict,
     "serve": serve,
     "export": export,

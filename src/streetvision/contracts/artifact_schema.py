@@ -177,6 +177,12 @@ class ArtifactSchema:
     threshold_curve = _ArtifactPath("evaluation/threshold_curve.png")
     """MCC on VAL_TEST by threshold."""
 
+    cross_validation_dir = _ArtifactPath("cross_validation")
+    cross_validation_json = _ArtifactPath("cross_validation/cross_validation.json")
+    """Result of `streetvision cross-validate`: metrics with intervals, repeats, learning curve."""
+    cross_validation_html = _ArtifactPath("cross_validation/report.html")
+    """The same as an HTML page."""
+
     reward_dir = _ArtifactPath("reward")
     reward_report_json = _ArtifactPath("reward/reward_report.json")
     """Expected subnet reward by profile, level and source."""

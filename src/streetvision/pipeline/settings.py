@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
@@ -78,6 +78,23 @@ class EvaluationConfig(Section):
     """Seed of the resamples."""
 
 
+class CrossValidationConfig(Section):
+    """`streetvision cross-validate`: outer folds and repeats of the whole chain."""
+
+    folds: int = Field(default=5, ge=2, le=100)
+    """Outer folds. Each is predicted by a chain that runs on the others."""
+    repeats: int = Field(default=3, ge=1, le=100)
+    """Repeats, each with other outer folds."""
+    learning_curve: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.5, 0.75)
+    """Shares of the groups outside the outer fold with which the first repeat is run as well; []: no learning curve."""
+    n_resamples: int = Field(default=1000, ge=100)
+    """Bootstrap resamples for each interval."""
+    confidence_level: float = Field(default=0.95, gt=0.5, lt=1)
+    """Confidence level of the intervals."""
+    seed: Seed = 0
+    """Seed of the outer folds and the resamples."""
+
+
 class RewardConfig(Section):
     """The simulation of the subnet's reward on VAL_TEST."""
 
@@ -113,6 +130,7 @@ class RunConfig(Section):
     phase5: Phase5Config = Phase5Config()
     phase6: Phase6Config = Phase6Config()
     evaluation: EvaluationConfig = EvaluationConfig()
+    cross_validation: CrossValidationConfig = CrossValidationConfig()
     reward: RewardConfig = RewardConfig()
 
     _overrides: Mapping[str, object] = PrivateAttr(default_factory=dict)

@@ -221,7 +221,7 @@ def missing_class(partition: Partition) -> str | None:
 
 def count_units(rows: Iterable[Row], label: int | None = None) -> int:
     """Return the number of groups, and rows without a group, that have a row of class `label`; None: of any class."""
-    return len({_unit(row) for row in rows if label is None or row.label == label})
+    return len({unit_name(row) for row in rows if label is None or row.label == label})
 
 
 def count_fold_rows(partition: Partition) -> list[dict[str, int]]:
@@ -262,8 +262,8 @@ def check_leakage(partition: Partition, source: object) -> None:
             raise LeakageError(f"{source}: near-duplicates of {paths[0]!r} are in {' and in '.join(roles)}", hint)
 
 
-def _unit(row: Row) -> str:
-    """Name of what is assigned as a whole: the group, or else the bytes, which do not change if a file is moved."""
+def unit_name(row: Row) -> str:
+    """Return the name of what is assigned as a whole: the group, or else the bytes, which stay if a file is moved."""
     return f"image {row.sha256}" if row.group is None else f"group {row.group}"
 
 
@@ -271,7 +271,7 @@ def _units(rows: Sequence[Row], seed: int) -> tuple[list[list[int]], list[int]]:
     """Positions of the rows of each group with two or more rows, and of all other rows; both in seeded order."""
     members_of: dict[str, list[int]] = defaultdict(list)
     for position, row in enumerate(rows):
-        members_of[_unit(row)].append(position)
+        members_of[unit_name(row)].append(position)
     names = sorted(members_of, key=lambda name: sha256(f"{seed} {name}".encode()).digest())
     singles = [members_of[name][0] for name in names if len(members_of[name]) == 1]
     return [members_of[name] for name in names if len(members_of[name]) > 1], singles

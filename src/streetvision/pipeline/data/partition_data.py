@@ -1,6 +1,7 @@
 """The choice of the protocol, and the splits or folds of it."""
 
 import math
+from collections.abc import Mapping
 
 from streetvision.calibration.config import AUTO, RiskConfig
 from streetvision.calibration.risk_control import fewest_units
@@ -38,7 +39,8 @@ def partition_rows(
     risk: RiskConfig,
     *,
     protocol: str,
-    earlier: Partition | None,
+    roles: Mapping[str, Split],
+    folds: Mapping[str, int],
     progress: Progress,
     keep_test: bool = False,
 ) -> Partition:
@@ -50,7 +52,8 @@ def partition_rows(
         config: Fractions, folds and seed.
         risk: The risk that a certificate would bound.
         protocol: split, cross_fit or auto.
-        earlier: Its rows keep their place as far as the protocol allows.
+        roles: sha256 -> split of rows that keep it under split.
+        folds: sha256 -> fold, or NO_FOLD, of rows that keep it under cross_fit.
         progress: Receives the choice of auto.
         keep_test: As in `make_partition`.
 
@@ -63,7 +66,7 @@ def partition_rows(
             index,
             fractions=config.fractions,
             seed=config.seed,
-            existing_roles=existing_roles(earlier),
+            existing_roles=roles,
             near_duplicates=near_duplicates,
             keep_test=keep_test,
         )
@@ -91,7 +94,7 @@ def partition_rows(
         fractions=config.fractions,
         folds=config.folds,
         seed=config.seed,
-        existing_folds=existing_folds(earlier, config.folds),
+        existing_folds=folds,
         near_duplicates=near_duplicates,
         keep_test=keep_test,
     )

@@ -24,8 +24,8 @@ def run(context: Context) -> Outcome:
     protocol: str = config.protocol if earlier is None or config.protocol != AUTO else earlier.protocol.value
     grouped = scan_data(context)
     # A new image must not join groups that are already in different splits.
-    by_fold = protocol == Protocol.CROSS_FIT
-    existing = existing_folds(earlier, config.folds) if by_fold else existing_roles(earlier)
+    roles, folds = existing_roles(earlier), existing_folds(earlier, config.folds)
+    existing = folds if protocol == Protocol.CROSS_FIT else roles
     if conflicting := split_conflicts(grouped.index.rows, existing):
         grouped = GroupedScan.of(grouped.scan.without(conflicting), config.grouping, context.progress)
         write_json_atomic(schema.data_report_json, grouped.scan.report())
@@ -40,7 +40,8 @@ def run(context: Context) -> Outcome:
         config,
         context.settings(RiskConfig),
         protocol=protocol,
-        earlier=earlier,
+        roles=roles,
+        folds=folds,
         progress=context.progress,
     )
     write_json_atomic(schema.splits_json, partition_to_json(partition))

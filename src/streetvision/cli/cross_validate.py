@@ -1,0 +1,22 @@
+"""streetvision cross-validate."""
+
+from typing import Annotated
+
+import typer
+
+from streetvision.cli.options import ConfigFile, Overrides, open_console
+
+
+def cross_validate(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes at a time, if chains train.")] = None,
+) -> None:
+    """Estimate how well models trained on these images work, without a bundle.
+
+    Settings are those of train, and cross_validation.folds, .repeats and .learning_curve. With training=frozen it takes
+    minutes; otherwise every chain is trained in a process of its own. The command resumes.
+    """
+    from streetvision.experiments.cross_validation import launch_cross_validation
+
+    launch_cross_validation(overrides or [], file=config, jobs=jobs, console=open_console())
