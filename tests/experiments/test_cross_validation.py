@@ -1,0 +1,154 @@
+"""Cross-validation of the whole chain, through the command line, on tiny data."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from streetvision import load_bundle
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.progress import Silent
+from streetvision.contracts.split_contracts import Split
+from streetvision.data.splitting.splits_json import partition_from_json
+from streetvision.eval.bootstrap import bootstrap_intervals
+from streetvision.eval.cross_validated import cross_validated_intervals
+from streetvision.eval.metrics import METRICS, all_metrics
+from streetvision.eval.predictions import Predictions
+from streetvision.io.atomic import read_json
+from streetvision.models.module import load_classifier
+from streetvision.pipeline.config import compose_config
+from streetvision.pipeline.initialization import input_size
+from streetvision.pipeline.probe_chain import fit_probe_chain
+from streetvision.pipeline.probe_head import FeatureReader
+from streetvision.training.features import FeatureCache
+from streetvision.training.probe import FeatureBank
+from tests.conftest import TINY_MODEL
+
+SMALL = ["cross_validation.folds=2", "cross_validation.repeats=2", "cross_validation.n_resamples=100"]
+
+
+@pytest.fixture
+def cross_validate(scenes, tmp_path, command):
+    """Run the command; returns (exit code, output, result or None)."""
+
+    def run(*settings, root=scenes, name="cv"):
+        schema = ArtifactSchema(tmp_path / name)
+        arguments = [f"data.root={root}", f"run_dir={schema.output_dir}", *TINY_MODEL, *SMALL, *settings]
+        code, out, err = command("cross-validate", *arguments)
+        content = read_json(schema.cross_validation_json) if schema.cross_validation_json.is_file() else None
+        return code, out + err, content, schema
+
+    return run
+
+
+def test_every_image_is_predicted_once_in_each_repeat(cross_validate):
+    code, out, content, schema = cross_validate("cross_validation.learning_curve=[0.5]")
+    assert code == 0, out
+    assert content["images"] == 160
+    assert len(content["by_repeat"]) == 2
+    assert content["metrics"].keys() == METRICS.keys()
+    for name, figure in content["metrics"].items():
+        assert figure["estimate"] == pytest.approx(np.mean([repeat[name] for repeat in content["by_repeat"]]))
+        assert figure["low"] <= figure["estimate"] <= figure["high"]
+    assert [point["share"] for point in content["curve"]] == [0.5, 1.0]
+    assert content["protocols"] == {"split": 4}
+    assert "more images" in schema.cross_validation_html.read_text()
+    records = sorted((schema.cross_validation_dir / "chains").glob("*_100.json"))
+    predicted = [len(read_json(path)["probabilities"]) for path in records]
+    assert sum(predicted) == 2 * 160
+    # Finished chains are not computed again, but for a changed setting.
+    times = [path.stat().st_mtime_ns for path in records]
+    again = cross_validate("cross_validation.learning_curve=[0.5]")
+    assert again[2] == content
+    assert times == [path.stat().st_mtime_ns for path in records]
+    changed = cross_validate("cross_validation.learning_curve=[0.5]", "training.loss.name=weighted_cross_entropy")
+    assert changed[0] == 0
+    assert times != [path.stat().st_mtime_ns for path in records]
+
+
+@pytest.mark.parametrize("protocol", ["split", "cross_fit"])
+def test_a_chain_in_memory_predicts_like_the_bundle_of_a_run(scenes, tmp_path, command, protocol):
+    settings = [*(s for s in TINY_MODEL if "protocol" not in s), f"data.protocol={protocol}", f"data.root={scenes}"]
+    schema = ArtifactSchema(tmp_path / "run")
+    code, out, err = command("train", f"run_dir={schema.output_dir}", *settings)
+    assert code == 0, out + err
+    partition = partition_from_json(read_json(schema.splits_json), schema.splits_json)
+    config, rows = compose_config(settings), partition.index.rows
+    reader = FeatureReader.of(
+        load_classifier(config.model, input_size(config.model, partition.rows(Split.TRAIN))).backbone, config.model
+    )
+    cache = FeatureCache(tmp_path / "features", reader.classifier, loader=config.loader, progress=Silent())
+    features = cache.features(rows, root=scenes, name="all")[0].numpy()
+    chain = fit_probe_chain(features, reader, partition, config)
+    test = [position for position, role in enumerate(partition.roles) if role is Split.VAL_TEST]
+    p, decisions = chain.predict(FeatureBank(features[test], reader.pooling, reader.layers))
+    predictor = load_bundle(schema.export_dir)
+    predictions = predictor.predict([scenes / rows[position].path for position in test])
+    assert chain.threshold == pytest.approx(predictor.threshold, abs=1e-5)
+    assert p == pytest.approx([prediction.probability for prediction in predictions], abs=1e-4)
+    assert decisions.tolist() == [prediction.decision == 1 for prediction in predictions]
+
+
+def test_chains_that_train_run_in_processes(cross_validate):
+    settings = ["model.head.kind=mlp", "training.epochs=2", "cross_validation.repeats=1"]
+    code, out, content, schema = cross_validate(*settings, "cross_validation.learning_curve=[]")
+    assert code == 0, out
+    assert len(content["by_repeat"]) == 1
+    assert content["gain"] is None
+    splits = [schema.cross_validation_dir / "chains" / f"repeat0_fold{fold}_100" / "splits.json" for fold in (0, 1)]
+    tests = [{row.sha256 for row in partition_from_json(read_json(p), p).rows(Split.VAL_TEST)} for p in splits]
+    assert not tests[0] & tests[1]
+    assert sum(map(len, tests)) == 160
+
+
+def test_a_chain_that_fails_is_reported(cross_validate):
+    settings = ["model.head.kind=mlp", "training.learning_rate=1e30", "cross_validation.learning_curve=[]"]
+    code, out, _, _ = cross_validate(*settings)
+    assert code in (1, 2)
+    assert "failed" in out
+    assert "Traceback" not in out
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["cross_validation.folds=200"], "less than or equal to 100"),
+        (["cross_validation.learning_curve=[1.5]"], "learning_curve"),
+        (["phase5.method=mac_cal"], "mac_cal"),
+    ],
+)
+def test_bad_settings_are_one_error(cross_validate, settings, message):
+    code, out, _, _ = cross_validate(*settings)
+    assert code == 2
+    assert message in out
+    assert "Traceback" not in out
+
+
+def test_fewer_groups_than_folds_are_an_error(scenes, tmp_path, cross_validate):
+    rows = list(csv.DictReader((scenes / "index.csv").open()))
+    index = tmp_path / "index.csv"
+    lines = [f"{scenes / row['path']},{row['label']},g{number % 3}" for number, row in enumerate(rows)]
+    index.write_text("\n".join(["path,label,group", *lines]))
+    code, out, _, _ = cross_validate("cross_validation.folds=4", "data.grouping.by=[column]", root=index)
+    assert code == 2
+    assert "has 3 groups, but cross_validation.folds is 4" in out
+
+
+def test_a_training_run_is_not_overwritten(finished_run, command, scenes):
+    code, _, err = command("cross-validate", f"data.root={scenes}", f"run_dir={finished_run}", *TINY_MODEL)
+    assert code == 2
+    assert "is the folder of a training run" in err
+
+
+def test_one_repeat_has_the_figures_of_its_predictions():
+    generator = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    p = np.clip(0.3 + 0.4 * labels + generator.normal(0, 0.2, 200), 0.01, 0.99)
+    groups = [f"g{number // 4}" for number in range(200)]
+    predictions = Predictions(labels, p, groups, decisions=p > 0.5)
+    ours, theirs = cross_validated_intervals([predictions]), bootstrap_intervals(predictions)
+    for name, value in all_metrics(labels, p, p > 0.5).items():
+        assert ours[name].estimate == pytest.approx(value)
+        assert ours[name].low == pytest.approx(theirs[name].low, abs=0.03)
+        assert ours[name].high == pytest.approx(theirs[name].high, abs=0.03)
+    assert cross_validated_intervals([predictions, predictions])["mcc"] == ours["mcc"]
