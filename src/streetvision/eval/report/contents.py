@@ -189,6 +189,9 @@ def lead(report: Report) -> str:
 
 def cautions(report: Report) -> Iterator[str]:
     """The limits of the figures that a reader must know."""
+    if "out_of_fold" in report:
+        mcc = report["out_of_fold"]["metrics"]["mcc"]
+        yield f"Out of fold, the MCC is {number(mcc['estimate'])} ({interval(mcc)}). {better_evidence(report)}"
     if report["few_units"]:
         kind = "groups" if report["grouped"] else "images"
         rarer = f"{report['rarer_units']} of them with the rarer class"

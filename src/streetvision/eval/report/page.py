@@ -70,7 +70,6 @@ def render_report(report: Report, pictures: Mapping[str, bytes]) -> str:
         lead=contents.lead(report),
         cautions=list(contents.cautions(report)),
         out_of_fold=report.get("out_of_fold"),
-        better_evidence=contents.better_evidence(report) if "out_of_fold" in report else None,
         metrics=[
             (
                 name,
