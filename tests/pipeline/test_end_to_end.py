@@ -240,7 +240,7 @@ def test_the_whole_chain_on_real_images(real_data, tmp_path, command):
         f"model.backbone.weights={real_data / 'deit_tiny_patch16_224' / 'model.safetensors'}",
         f"run_dir={tmp_path / 'run'}",
         "phase5.folds=2",
-        "training.epochs=1",
+        "training.budget_minutes=0",
     ]
     code, out, err = command("train", *settings)
     assert code == 0, err
