@@ -321,6 +321,18 @@ def test_the_page_escapes_the_class_names_and_its_policy_allows_only_its_own_scr
     assert re.search(r"resized to \d+ x \d+ pixels", response.text)
 
 
+@pytest.mark.parametrize("name", ["platt", "none"])
+def test_the_page_states_whether_the_probability_is_calibrated(predictor, name):
+    policy = predictor.manifest.policy
+    calibrator = policy.scrc_params.calibrator.model_copy(update={"name": name})
+    params = policy.scrc_params.model_copy(update={"calibrator": calibrator})
+    changed = policy.model_copy(update={"scrc_params": params})
+    predictor.manifest = predictor.manifest.model_copy(update={"policy": changed})
+    page = run_client(create_app(predictor, ServingConfig()), lambda client: client.get("/")).text
+    assert ("is calibrated" in page) == (name == "platt")
+    assert ("without calibration" in page) == (name == "none")
+
+
 @pytest.mark.parametrize("certified", [True, False])
 def test_the_page_states_the_certified_risk(predictor, certified):
     control = SimpleNamespace(certified=certified, reason="fNR <= 5 % with 90 % confidence")

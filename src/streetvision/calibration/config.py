@@ -10,6 +10,7 @@ AUTO: Literal["auto"] = "auto"
 ENSEMBLE: Literal["ensemble"] = "ensemble"
 MULTI_OBJECTIVE: Literal["multi_objective"] = "multi_objective"
 MAC_CAL: Literal["mac_cal"] = "mac_cal"
+UNCALIBRATED: Literal["none"] = "none"
 CalibratorName = Literal["none", "temperature", "platt", "beta", "isotonic", "smooth_isotonic", "histogram", "spline"]
 Method = Literal["auto", "ensemble", "multi_objective", "mac_cal", CalibratorName]
 METHODS: tuple[Method, ...] = get_args(Method)

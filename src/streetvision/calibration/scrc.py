@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streetvision.calibration.base import FittedCalibrator, margins
-from streetvision.calibration.config import ENSEMBLE, Phase5Config
+from streetvision.calibration.config import ENSEMBLE, UNCALIBRATED, Phase5Config
 from streetvision.calibration.crossfit import CalibrationSet, crossfit_decisions
 from streetvision.calibration.ensemble import fit_named
 from streetvision.calibration.risk_control import RISK_NAMES, ScoredRows, abstained, certify
-from streetvision.calibration.selection import UNCALIBRATED, Selection, select_calibrator, select_retrained
+from streetvision.calibration.selection import Selection, select_calibrator, select_retrained
 from streetvision.contracts.policies import (
     CalibratorState,
     EstimateWithInterval,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streetvision.calibration.base import FittedCalibrator
-from streetvision.calibration.config import AUTO, ENSEMBLE, MAC_CAL, MULTI_OBJECTIVE, Phase5Config
+from streetvision.calibration.config import AUTO, ENSEMBLE, MAC_CAL, MULTI_OBJECTIVE, UNCALIBRATED, Phase5Config
 from streetvision.calibration.crossfit import CalibrationSet
 from streetvision.calibration.ensemble import (
     blend,
@@ -38,7 +38,6 @@ from streetvision.eval.counts import FloatArray
 from streetvision.eval.metrics import brier, ece, nll
 from streetvision.eval.predictions import Predictions
 
-UNCALIBRATED = "none"
 TIER_1 = ("isotonic", "temperature")
 TIER_2 = ("platt", "beta", "spline")
 TIERED = (UNCALIBRATED, *TIER_1, *TIER_2)

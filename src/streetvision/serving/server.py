@@ -23,7 +23,9 @@ from starlette.requests import ClientDisconnect
 from streetvision.bundle.explain import draw_overlay
 from streetvision.bundle.format import read_classifier_description
 from streetvision.bundle.predictor import Prediction, Predictor, PreparedImage
+from streetvision.calibration.config import UNCALIBRATED
 from streetvision.contracts.errors import DataError
+from streetvision.contracts.policies import ScrcPolicy
 from streetvision.contracts.settings import Section
 from streetvision.eval.report.html import environment
 from streetvision.serving.batcher import Batcher
@@ -258,12 +260,14 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
 def render_page(predictor: Predictor, config: ServingConfig) -> str:
     """The upload page. It loads nothing from other servers."""
     control, model = predictor.risk_control, read_classifier_description(predictor.bundle)
+    policy = predictor.manifest.policy
     return (
         environment("streetvision.serving")
         .get_template("upload.html.j2")
         .render(
             class_names=predictor.manifest.class_names,
             threshold=predictor.threshold,
+            calibrated=isinstance(policy, ScrcPolicy) and policy.scrc_params.calibrator.name != UNCALIBRATED,
             guarantee=control.reason if control is not None and control.certified else None,
             max_megabytes=config.max_megabytes,
             max_megapixels=config.max_megapixels,

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from streetvision.calibration.base import margins
-from streetvision.calibration.config import MAC_CAL, Phase5Config
+from streetvision.calibration.config import MAC_CAL, UNCALIBRATED, Phase5Config
 from streetvision.calibration.crossfit import CalibrationSet
 from streetvision.calibration.pareto import OBJECTIVES, front_csv
 from streetvision.calibration.risk_control import abstained
 from streetvision.calibration.scrc import ScrcFit, fit_scrc, out_of_fold_estimates
-from streetvision.calibration.selection import UNCALIBRATED
 from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.policies import OutOfFoldReport, ScoresRef, ScrcParams, ScrcPolicy
 from streetvision.contracts.split_contracts import Split
