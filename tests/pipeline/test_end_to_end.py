@@ -249,4 +249,4 @@ def test_the_whole_chain_on_real_images(real_data, tmp_path, command):
     assert code == 0, err
     report = read_json(tmp_path / "run" / "evaluation" / "evaluation_report.json")
     assert report["grouped"]
-    assert report["metrics"]["roc_auc"]["estimate"] > 0.5
+    assert report["out_of_fold"]["metrics"]["roc_auc"]["estimate"] > 0.6  # VAL_TEST has few tracks
