@@ -83,7 +83,7 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     schema, config = context.schema, context.settings(TrainingConfig)
     rows = context.rows(Split.TRAIN)
     labels, groups = [row.label for row in rows], [row.group or row.sha256 for row in rows]
-    probe = None
+    initial, probe = classifier, None
     if is_solvable(context.settings(ModelConfig).head, config.loss):
         probe = fit_probe_head(classifier, context)
         classifier = probe.classifier
@@ -104,7 +104,7 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         assert probe.probe.out_of_fold is not None
         logits = two_logits(probe.probe.out_of_fold)
     if probe is None or config.mode != "frozen":
-        tuned, records = _train_folds(context, classifier, config)
+        tuned, records = _train_folds(context, initial, config)
         if logits is not None:
             gate = compare_nll(predictions(tuned), predictions(logits))
         if gate is None or (_median_share(records) > 0 and (gate.accepted or config.mode != "auto")):
@@ -182,8 +182,11 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     )
 
 
-def _train_folds(context: Context, classifier: Classifier, config: TrainingConfig) -> tuple[Tensor, list[FoldRecord]]:
-    """Train in each fold that is not finished; return the logits (N, 2) of all rows, each by the model of its fold."""
+def _train_folds(context: Context, initial: Classifier, config: TrainingConfig) -> tuple[Tensor, list[FoldRecord]]:
+    """Train in each fold that is not finished; return the logits (N, 2) of all rows, each by the model of its fold.
+
+    `initial` has a new head: no label of any fold is in it.
+    """
     fold_of_rows = torch.tensor(context.fold_of_rows)
     logits, records = torch.empty(len(fold_of_rows), 2), []
     for fold in context.folds():
@@ -191,7 +194,7 @@ def _train_folds(context: Context, classifier: Classifier, config: TrainingConfi
         record = validate_json(path, FoldRecord) if path.is_file() else None
         if record is None or record.key != key or sha256_file(fold.schema.phase1_checkpoint) != record.model_sha256:
             path.unlink(missing_ok=True)
-            trained = train(fold, config, copy.deepcopy(classifier), gated=False)
+            trained = train(fold, config, copy.deepcopy(initial), gated=False)
             make_scores(fold, fold.schema.phase1_checkpoint, SCORES)
             fold.schema.phase1_training_checkpoint.unlink(missing_ok=True)
             best = trained.fitted.checkpoints[0]

@@ -36,6 +36,7 @@ def run(context: Context) -> Outcome:
     seconds = time.perf_counter() - started
     make_scores(context, schema.phase1_checkpoint, SCORES)
     schema.phase1_training_checkpoint.unlink(missing_ok=True)
+    schema.fold_heads.unlink(missing_ok=True)  # of an earlier run under cross_fit
 
     best, n_epochs = fitted.checkpoints[0], len(fitted.history)
     n_images = sum(len(context.rows(split)) for split in (Split.TRAIN, Split.VAL_SELECT))
