@@ -174,6 +174,8 @@ def launch_cross_validation(
                 raise StreetVisionError(
                     f"{chain.name} failed: {skipped[chain.name]}", f"see {chain.log}" if chain.log.exists() else None
                 )
+            if chain.name in skipped:
+                console.warn(f"the learning curve has no point at {chain.share:.0%}: {skipped[chain.name]}")
         seconds = time.perf_counter() - started
         console.line("chains", f"{len(chains)}, {len(chains) - len(waiting)} of them finished before", seconds=seconds)
         content = _summarize(chains, index, config)
@@ -218,10 +220,11 @@ def _plan(
                 rows = tuple(row for row in index.rows if row.path in paths)
                 try:
                     partition = _partition(replace(index, rows=rows), test, config, console)
-                except DataError:
+                except DataError as error:
                     if share == 1:
                         raise
-                    continue  # too few groups for this point of the curve
+                    console.warn(f"the learning curve has no point at {share:.0%}: {error.message}")
+                    continue
                 key = sha256_json([*base, index.fingerprint, partition.split_sha256])
                 yield Chain(repeat, fold, share, partition, key, folder, kept, file)
 
