@@ -187,6 +187,42 @@ def test_fine_tuning_runs_in_each_fold_and_once_more_on_all_images(phase1):
     assert times == [fold.phase1_checkpoint.stat().st_mtime_ns for fold in folds]
 
 
+def test_with_a_small_budget_a_model_is_trained_in_fewer_folds(phase1, monkeypatch):
+    from streetvision.pipeline.steps import cross_fit_baseline
+
+    def affordable(_classifier, _context, config, work):
+        return config.epochs, work * config.budget_minutes / 300  # two folds of three fit into the budget
+
+    monkeypatch.setattr(cross_fit_baseline, "affordable_epochs", affordable)
+    monkeypatch.setattr(cross_fit_baseline, "compare_nll", accepting)
+    monkeypatch.setattr(cross_fit_baseline, "_median_share", lambda _: 0.5)
+    settings = [
+        "training=auto",
+        "training.epochs=1",
+        "training.batch_size=16",
+        "pipeline.phases=[phase1,phase2,phase5,phase6]",
+    ]
+    code, out, schema = phase1(*settings)
+    assert code in (0, 3), out
+    assert "in 2 of 3 folds" in out
+    record = read_json(schema.val_calib_scores_json)["reference"]
+    splits = partition(schema)
+    assert not schema.fold_heads.exists()
+    assert len(record["fold_models"]) == 2
+    assert record["n"] == sum(fold in (0, 1) for fold in splits.folds)
+    assert read_json(schema.bundle_json)["policy"]["scores"] == record
+    assert not (schema.in_fold(2).phase1_checkpoint).exists()
+
+
+def accepting(candidate, baseline):
+    """A gate that takes every candidate."""
+    from dataclasses import replace
+
+    from streetvision.eval.gate import compare_nll
+
+    return replace(compare_nll(candidate, baseline), accepted=True)
+
+
 def test_a_head_that_is_trained_with_gradients_is_trained_in_each_fold(phase1):
     code, out, schema = phase1("model.head.kind=mlp", "training.epochs=4")
     assert code in (0, 3), out

@@ -18,6 +18,7 @@ from streetvision.io.tensors import load_into, load_state, save_tensors
 from streetvision.models.module import Classifier
 from streetvision.models.network import state_digest
 from streetvision.pipeline.probe_head import set_head
+from streetvision.pipeline.scores import rows_of_folds
 from streetvision.training.probe import LinearProbe
 
 
@@ -79,18 +80,20 @@ def save_out_of_fold(
     artifacts: tuple[str, ...],
     classifier: Classifier,
     *,
+    n_folds: int,
     fusion: FusionRef | None = None,
 ) -> None:
-    """Save the out-of-fold logits (N, 2) of the rows of all folds as the scores of VAL_CALIB.
+    """Save the out-of-fold logits (M, 2) of the rows of the first folds as the scores of VAL_CALIB.
 
     Args:
         context: Of a phase that opens TRAIN, outside the folds.
         logits: Each row by the model of its fold.
         artifacts: Names of the files of the scores.
         classifier: The one that ships.
+        n_folds: Number of these folds.
         fusion: The fusion that ships.
     """
-    schema, rows = context.schema, context.rows(Split.TRAIN)
+    schema, rows = context.schema, rows_of_folds(context, Split.TRAIN, n_folds)
     scores = Scores(
         logits,
         torch.tensor([row.label for row in rows]),
@@ -98,7 +101,7 @@ def save_out_of_fold(
         model_sha256=sha256_file(schema.phase1_checkpoint),
         rows_sha256=rows_digest(rows),
         fusion=fusion,
-        fold_models=fold_model_digests(schema, classifier, context.n_folds, fusion=fusion),
+        fold_models=fold_model_digests(schema, classifier, n_folds, fusion=fusion),
     )
     logits_path, labels_path, record = (schema.path(name) for name in artifacts[:3])
     save_scores(scores, logits=logits_path, labels=labels_path, record=record)

@@ -98,7 +98,7 @@ _PHASES = (
         id="phase4c_cvfm",
         title="fuse",
         config=(CvfmConfig, LoaderConfig),
-        inputs=("splits_json", "phase1_checkpoint", "model_config_json"),
+        inputs=("splits_json", "phase1_checkpoint", "model_config_json", "val_calib_scores_json"),
         outputs=("cvfm_config_json", "cvfm_metrics_csv", "cvfm_logits", "cvfm_labels", "cvfm_scores_json"),
         run=_step("train_cvfm"),
     ),

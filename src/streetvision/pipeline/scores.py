@@ -7,7 +7,7 @@ from torch import Tensor
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import FusionRef
-from streetvision.contracts.split_contracts import Split
+from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.config import LoaderConfig
 from streetvision.io.atomic import sha256_file
 from streetvision.io.scores import Scores, load_scores, rows_digest, save_scores
@@ -72,9 +72,17 @@ def open_scores(context: Context, split: Split, artifacts: tuple[str, ...] = SCO
     return scores
 
 
+def rows_of_folds(context: Context, split: Split, n_folds: int) -> tuple[Row, ...]:
+    """The rows of the first folds of cross_fit, for a phase outside the folds."""
+    rows = zip(context.rows(split), context.fold_of_rows, strict=True)
+    return tuple(row for row, fold in rows if fold < n_folds)
+
+
 def groups_of(context: Context, scores: Scores) -> list[str | None]:
     """The group of each scored row; raises ArtifactError when splits.json has changed since."""
     rows = context.rows(scores.split)
+    if scores.out_of_fold and context.n_folds > 0:
+        rows = rows_of_folds(context, scores.split, len(scores.fold_models))
     if rows_digest(rows) != scores.rows_sha256:
         makers = "phase1" if scores.fusion is None else "phase1,phase4c_cvfm"
         raise ArtifactError(

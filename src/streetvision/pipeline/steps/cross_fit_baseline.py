@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -33,7 +34,7 @@ from streetvision.models.adapters import merged_state_dict
 from streetvision.models.config import ModelConfig
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs
-from streetvision.pipeline.budget import VALIDATION_SHARE
+from streetvision.pipeline.budget import VALIDATION_SHARE, affordable_epochs
 from streetvision.pipeline.classifier_training import described_probe, fit_head, train, trainer_options, within_budget
 from streetvision.pipeline.fold_models import save_fold_heads, save_out_of_fold
 from streetvision.pipeline.image_training import fit_images
@@ -49,6 +50,9 @@ from streetvision.training.finetune_modes import prepare
 from streetvision.training.lightning_module import EpochRow
 from streetvision.training.loggers import open_loggers
 from streetvision.training.trainer import seed_all
+
+FEWEST_TRAINED_FOLDS = 2
+"""Folds in which a fine-tuned model is trained at least."""
 
 
 class FoldRecord(Artifact):
@@ -87,15 +91,17 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     if is_solvable(context.settings(ModelConfig).head, config.loss):
         probe = fit_probe_head(classifier, context)
         classifier = probe.classifier
+    fold_of_rows, n_folds = np.array(context.fold_of_rows), context.n_folds
     if isinstance(config, AutoConfig):
-        in_folds = sum(
-            len(fold.rows(Split.TRAIN)) + VALIDATION_SHARE * len(fold.rows(Split.VAL_SELECT))
-            for fold in context.folds()
-        )
-        config = within_budget(classifier, config, context, in_folds + len(rows))
+        config, n_folds = _within_budget(classifier, config, context)
+    scored = fold_of_rows < n_folds
+    """The rows of the folds in which a fine-tuned model is trained."""
 
     def predictions(logits: Tensor) -> Predictions:
-        return Predictions(labels, positive_probability(logits.numpy()), groups)
+        """Of all rows, or of those that are `scored`."""
+        rows_of = np.flatnonzero(scored if len(logits) < len(labels) else scored | True).tolist()
+        p = positive_probability(logits.numpy())
+        return Predictions([labels[row] for row in rows_of], p, [groups[row] for row in rows_of])
 
     logits, tuned_ships = None, False
     gate: GateDecision | None = None
@@ -104,9 +110,9 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         assert probe.probe.out_of_fold is not None
         logits = two_logits(probe.probe.out_of_fold)
     if probe is None or config.mode != "frozen":
-        tuned, records = _train_folds(context, initial, config)
+        tuned, records = _train_folds(context, initial, config, n_folds)
         if logits is not None:
-            gate = compare_nll(predictions(tuned), predictions(logits))
+            gate = compare_nll(predictions(tuned), predictions(logits[torch.from_numpy(scored)]))
         if gate is None or (_median_share(records) > 0 and (gate.accepted or config.mode != "auto")):
             logits, tuned_ships = tuned, True
     assert logits is not None
@@ -158,9 +164,9 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         outputs.append(schema.finetuning_gate_json)
     if schema.fold_heads.is_file():
         outputs.append(schema.fold_heads)
-    outputs += [fold.schema.phase1_checkpoint for fold in context.folds() if records]
+    outputs += [fold.schema.phase1_checkpoint for fold, _ in zip(context.folds(), records, strict=False)]
 
-    save_out_of_fold(context, logits, SCORES, classifier)
+    save_out_of_fold(context, logits, SCORES, classifier, n_folds=n_folds if tuned_ships else context.n_folds)
     one_class_only = probe is None and summary_row["val_select_positive_rate"] in (0.0, 1.0)
     if one_class_only:
         context.progress.warn("the model predicts the same class for every image: do not use it")
@@ -168,7 +174,7 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     seconds = time.perf_counter() - started
     metrics: Metrics = {
         **summary_row,
-        "folds": context.n_folds,
+        "folds": n_folds if tuned_ships else context.n_folds,
         "one_class_only": int(one_class_only),
         "adapted_backbone_sha256": None if adapted is None else sha256_file(adapted),
         "shipped_val_select_mcc": summary_row["val_select_mcc"],
@@ -182,14 +188,41 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     )
 
 
-def _train_folds(context: Context, initial: Classifier, config: TrainingConfig) -> tuple[Tensor, list[FoldRecord]]:
-    """Train in each fold that is not finished; return the logits (N, 2) of all rows, each by the model of its fold.
+def _within_budget(classifier: Classifier, config: AutoConfig, context: Context) -> tuple[TrainingConfig, int]:
+    """The settings with as many epochs as the budget allows, and the number of folds to train in.
 
-    `initial` has a new head: no label of any fold is in it.
+    Rather than with fewer epochs, a model is trained in fewer folds, but in two at least.
     """
-    fold_of_rows = torch.tensor(context.fold_of_rows)
+    folds = [
+        len(fold.rows(Split.TRAIN)) + VALIDATION_SHARE * len(fold.rows(Split.VAL_SELECT)) for fold in context.folds()
+    ]
+    images = len(context.rows(Split.TRAIN))
+    counts = range(len(folds), FEWEST_TRAINED_FOLDS - 1, -1)
+    work = {count: sum(folds[:count]) + images for count in counts}
+    epochs, minutes = affordable_epochs(classifier, context, config, work[FEWEST_TRAINED_FOLDS])
+    if epochs < config.epochs:
+        return within_budget(classifier, config, context, work[FEWEST_TRAINED_FOLDS]), FEWEST_TRAINED_FOLDS
+    per_work = minutes / work[FEWEST_TRAINED_FOLDS]
+    count = next(count for count in counts if per_work * work[count] <= config.budget_minutes or count == counts[-1])
+    budget = f"training.budget_minutes={config.budget_minutes:g}"
+    context.progress.auto_setting(
+        f"training.epochs={epochs}",
+        f"fine-tuning in {count} of {len(folds)} folds and once on all images takes about "
+        f"{max(1, round(per_work * work[count]))} min; {budget}",
+    )
+    return config, count
+
+
+def _train_folds(
+    context: Context, initial: Classifier, config: TrainingConfig, n_folds: int
+) -> tuple[Tensor, list[FoldRecord]]:
+    """Train in each of the first folds; return the logits (M, 2) of their rows, each by the model of its fold.
+
+    Finished folds are not trained again. `initial` has a new head: no label of any fold is in it.
+    """
+    fold_of_rows = torch.tensor([fold for fold in context.fold_of_rows if fold < n_folds])
     logits, records = torch.empty(len(fold_of_rows), 2), []
-    for fold in context.folds():
+    for fold in islice(context.folds(), n_folds):
         path, key = fold.schema.fold_json, sha256_json([resume_key(fold, adapted_checkpoint_inputs(fold)), fold.fold])
         record = validate_json(path, FoldRecord) if path.is_file() else None
         if record is None or record.key != key or sha256_file(fold.schema.phase1_checkpoint) != record.model_sha256:

@@ -4,6 +4,7 @@ Backbone and head are those of phase 1 and do not change. A trained fusion is fi
 its epoch.
 """
 
+from itertools import islice
 from statistics import median
 
 import torch
@@ -14,12 +15,14 @@ from streetvision.contracts.policies import FusionRef
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import LoaderConfig
 from streetvision.io.atomic import sha256_file, write_json_atomic, write_text_atomic
+from streetvision.io.scores import ScoresRecord
 from streetvision.io.tensors import save_tensors
+from streetvision.io.validators import validate_json
 from streetvision.models.fused import FusedClassifier, load_fused
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import CVFM_SCORES
 from streetvision.pipeline.fold_models import fold_classifiers, save_out_of_fold
-from streetvision.pipeline.scores import cached_features, open_classifier, save_val_calib
+from streetvision.pipeline.scores import cached_features, open_classifier, rows_of_folds, save_val_calib
 from streetvision.pipeline.training_outputs import metrics_csv
 from streetvision.training.config import CvfmConfig, CvfmInferenceConfig, CvfmTrainedConfig, MultiViewFusionConfig
 from streetvision.training.features import ViewCache, ViewFeatures
@@ -34,10 +37,11 @@ def run(context: Context) -> Outcome:
     torch.manual_seed(config.seed)
     classifier = open_classifier(context, schema.phase1_checkpoint)
     model = FusedClassifier(classifier, config.description, chunk_size=chunk_size)
-    out_of_fold = None
+    out_of_fold, n_folds = None, 0
     if context.n_folds > 0:
-        fitted, out_of_fold, single_view = _cross_fit(model, context, config)
-        labels = torch.tensor([row.label for row in context.rows(Split.TRAIN)])
+        n_folds = len(validate_json(schema.val_calib_scores_json, ScoresRecord).reference.fold_models)
+        fitted, out_of_fold, single_view = _cross_fit(model, context, config, n_folds)
+        labels = torch.tensor([row.label for row in rows_of_folds(context, Split.TRAIN, n_folds)])
         mcc, single_view_mcc = argmax_mcc(out_of_fold, labels), argmax_mcc(single_view, labels)
     else:
         fitted = _fit(model, context, config)
@@ -63,7 +67,7 @@ def run(context: Context) -> Outcome:
         saved = load_fused(classifier, config.description, weights, chunk_size=chunk_size)
         save_val_calib(context, saved, schema.phase1_checkpoint, artifacts=CVFM_SCORES, fusion=reference)
     else:
-        save_out_of_fold(context, out_of_fold, CVFM_SCORES, classifier, fusion=reference)
+        save_out_of_fold(context, out_of_fold, CVFM_SCORES, classifier, n_folds=n_folds, fusion=reference)
 
     where = "VAL_SELECT" if out_of_fold is None else "out-of-fold"
     if mcc < single_view_mcc:
@@ -85,7 +89,7 @@ def run(context: Context) -> Outcome:
         "single_view_val_select_mcc": single_view_mcc,
     }
     extra = [weights] if weights else []
-    extra += [fold.schema.cvfm_weights for fold in context.folds() if weights]
+    extra += [fold.schema.cvfm_weights for fold in islice(context.folds(), n_folds) if weights]
     return Outcome(summary, metrics, extra_outputs=tuple(extra))
 
 
@@ -99,18 +103,18 @@ def _fit(model: FusedClassifier, context: Context, config: MultiViewFusionConfig
 
 
 def _cross_fit(
-    model: FusedClassifier, context: Context, config: MultiViewFusionConfig
+    model: FusedClassifier, context: Context, config: MultiViewFusionConfig, n_folds: int
 ) -> tuple[FusionFit, Tensor, Tensor]:
-    """Fit the fusion in each fold, on the classifier of this fold, and then on the images of all folds.
+    """Fit the fusion in each of the first folds, on the classifier of this fold, and then on the images of all folds.
 
     Returns:
-        The fusion that ships, and the out-of-fold logits (N, 2) of the fusions and of the single view.
+        The fusion that ships, and the out-of-fold logits (M, 2) of the fusions and of the single view.
     """
     assert isinstance(model.classifier, Classifier)
-    classifiers = fold_classifiers(context.schema, model.classifier, context.n_folds)
-    fold_of_rows, epochs = torch.tensor(context.fold_of_rows), []
+    classifiers = fold_classifiers(context.schema, model.classifier, n_folds)
+    fold_of_rows, epochs = torch.tensor([fold for fold in context.fold_of_rows if fold < n_folds]), []
     fused, single_view = torch.empty(len(fold_of_rows), 2), torch.empty(len(fold_of_rows), 2)
-    for number, (fold, classifier) in enumerate(zip(context.folds(), classifiers, strict=True)):
+    for number, (fold, classifier) in enumerate(zip(context.folds(), classifiers, strict=False)):
         torch.manual_seed(config.seed)
         of_fold = FusedClassifier(classifier, config.description, chunk_size=context.settings(LoaderConfig).batch_size)
         fitted = _fit(of_fold, fold, config)
