@@ -115,7 +115,7 @@ def test_a_wrong_setting_is_an_error_that_names_the_cause(override, message):
         ("use_rslora", "did you mean training.adapter.use_rslora?"),
         ("training.foo", "training has: training.adapter, training.batch_size"),
         ("training.loss.foo", "training.loss has: training.loss.alpha"),
-        ("zzz", "SECTION.NAME, such as training.epochs; sections: augmentation, data"),
+        ("zzz", "SECTION.NAME, such as training.epochs; sections: augmentation, cross_validation, data"),
     ],
 )
 def test_an_unknown_key_suggests_the_nearest_keys_or_those_of_its_section(key, hint):

@@ -12,10 +12,11 @@ def cross_validate(
     config: ConfigFile = None,
     jobs: Annotated[int | None, typer.Option("--jobs", min=1, help="Processes at a time, if chains train.")] = None,
 ) -> None:
-    """Estimate how well models trained on these images work, without a bundle.
+    """Estimate how well such models work, by cross-validation.
 
     Settings are those of train, and cross_validation.folds, .repeats and .learning_curve. With training=frozen it takes
-    minutes; otherwise every chain is trained in a process of its own. The command resumes.
+    minutes; otherwise every chain is trained in a process of its own. It resumes,
+    and makes no bundle.
     """
     from streetvision.experiments.cross_validation import launch_cross_validation
 

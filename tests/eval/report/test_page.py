@@ -161,7 +161,7 @@ def test_cautions_come_before_the_metrics():
     text = Outline(render_report(sample(test_access=3, few_units=True, grouped=True, units=7, rarer_units=2), {})).text
     assert "based on 7 groups, 2 of them with the rarer class" in text
     assert "access 3 to VAL_TEST" in text
-    assert text.index("access 3 to VAL_TEST") < text.index("Intervals: bootstrap")
+    assert text.index("access 3 to VAL_TEST") < text.index("intervals: bootstrap")
 
 
 def test_policies_are_compared_with_their_differences():

@@ -133,7 +133,9 @@ def _train(
     )
     if hardware.strategy == "fsdp":  # the contrastive loss needs whole weights
         hardware = hardware.model_copy(update={"strategy": "ddp"})
-    train, select = with_group_labels(rows), with_group_labels(context.rows(Split.VAL_SELECT))
+    # Under cross_fit, the images of all folds are trained on, and those of one fold are also monitored.
+    monitored = next(context.folds(), context).rows(Split.VAL_SELECT)
+    train, select = with_group_labels(rows), with_group_labels(monitored)
     pair_dataset = ImageDataset
     if config.views.positives == "same_group":
         if len({row.label for row in train}) == len(train):
