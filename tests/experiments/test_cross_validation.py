@@ -89,6 +89,14 @@ def test_a_chain_in_memory_predicts_like_the_bundle_of_a_run(scenes, tmp_path, c
     assert decisions.tolist() == [prediction.decision == 1 for prediction in predictions]
 
 
+def test_the_head_alone_is_the_default(scenes, tmp_path, command):
+    settings = [setting for setting in TINY_MODEL if not setting.startswith("training")]
+    arguments = [f"data.root={scenes}", f"run_dir={tmp_path}", *settings, *SMALL, "cross_validation.learning_curve=[]"]
+    code, out, err = command("cross-validate", *arguments)
+    assert code == 0, out + err
+    assert "training=frozen: training=auto would fine-tune in each of 4 chains" in out
+
+
 def test_chains_that_train_run_in_processes(cross_validate):
     settings = ["model.head.kind=mlp", "training.epochs=2", "cross_validation.repeats=1"]
     code, out, content, schema = cross_validate(*settings, "cross_validation.learning_curve=[]")

@@ -14,9 +14,9 @@ def cross_validate(
 ) -> None:
     """Estimate how well such models work, by cross-validation.
 
-    Settings are those of train, and cross_validation.folds, .repeats and .learning_curve. With training=frozen it takes
-    minutes; otherwise every chain is trained in a process of its own. It resumes,
-    and makes no bundle.
+    Settings are those of train, and cross_validation.folds, .repeats and .learning_curve. The default is
+    training=frozen, which takes minutes; otherwise every chain is trained in a process of its own. It resumes, and
+    makes no bundle.
     """
     from streetvision.experiments.cross_validation import launch_cross_validation
 

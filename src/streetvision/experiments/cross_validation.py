@@ -145,6 +145,11 @@ def launch_cross_validation(
         StreetVisionError: A chain failed.
     """
     config = compose_config(overrides, file=file)
+    if not any(key.startswith("training") for key in config.overrides):
+        overrides = [*overrides, "training=frozen"]
+        config = compose_config(overrides, file=file)
+        count = config.cross_validation.folds * config.cross_validation.repeats
+        console.auto_setting("training=frozen", f"training=auto would fine-tune in each of {count} chains")
     config = config.with_defaults({"run_dir": config.root.with_name(f"{config.root.name}-cross-validation")})
     schema, settings = ArtifactSchema(config.root), config.cross_validation
     if config.phase5.method == MAC_CAL or "phase5_maccal" in config.pipeline.phases:
