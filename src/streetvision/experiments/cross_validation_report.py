@@ -67,7 +67,7 @@ class CrossValidation(Artifact):
     def outlook(self) -> str:
         """Return whether more images would help, in a sentence."""
         if self.gain is None or self.gain.estimate is None or self.gain.low is None or len(self.curve) < 2:
-            return "There is no learning curve, as the groups are too few."
+            return "There is no learning curve."
         before, last = self.curve[-2], self.curve[-1]
         change = (
             f"From {before.images:,} to {last.images:,} images the MCC changes by {self.gain.estimate:+.3f} "
