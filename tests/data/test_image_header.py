@@ -34,15 +34,17 @@ def tiff(changes: dict[int, tuple[int, int, bytes]], order: str = "<") -> bytes:
 
 
 def decodes_quickly(data: bytes) -> str | None:
-    """The reason of the refusal, or None; it must come at once."""
-    started = time.process_time()
-    try:
-        decode_file(data)
-        return None
-    except UndecodableImage as error:
-        return error.reason
-    finally:
-        assert time.process_time() - started < 3
+    """The reason of the refusal, or None; it must come at once. A pause of the garbage collector is not repeated."""
+    seconds, reason = [], None
+    while not seconds or (seconds[-1] >= 1 and len(seconds) < 2):
+        started = time.process_time()
+        try:
+            decode_file(data)
+        except UndecodableImage as error:
+            reason = error.reason
+        seconds.append(time.process_time() - started)
+    assert min(seconds) < 1
+    return reason
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])

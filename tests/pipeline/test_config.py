@@ -315,3 +315,13 @@ def test_values_from_users_are_not_interpolated(tmp_path, monkeypatch):
     config = compose_config(["data.class_names=['${oc.env:SECRET}',b]", "training.seed=7", "pipeline.seed=3"])
     assert config.data.class_names == ("${oc.env:SECRET}", "b")
     assert (config.training.seed, config.phase4a.seed) == (7, 3)
+
+
+def test_defaults_replace_what_the_command_does_not_set_at_any_depth():
+    from streetvision.data.config import DataConfig, GroupingConfig
+
+    recorded = DataConfig(root="photos", seed=1, class_names=("a", "b"), grouping=GroupingConfig(radius=14))
+    config = compose_config(["data.grouping.by=[column,place]", "data.grouping.metres=50", "data.seed=3"])
+    data = config.with_defaults({"data": dict(recorded)}).data
+    assert (data.root, data.class_names, data.seed) == ("photos", ("a", "b"), 3)
+    assert (data.grouping.by, data.grouping.metres, data.grouping.radius) == (("column", "place"), 50, 14)

@@ -18,12 +18,15 @@ def cross_validated_intervals(
     """Return the mean over the repeats of every metric, with its interval.
 
     All repeats are evaluated on the same resamples of groups, so the interval is that of the mean. It is normal, for
-    areas on the logit scale. It covers the mean performance of these models on images like these; the models are not
-    trained again on the resamples, so it is not that of a model that is trained on other images.
+    areas on the logit scale. It is meant for the mean performance of these models on images like these; the models
+    are not trained again on the resamples, so it is not that of a model that is trained on other images.
 
     Args:
         repeats: The predictions of the same N images in each repeat, each image by a model that did not see its group.
         resampling: Settings of the bootstrap.
+
+    In a simulation with 200 images in 50 groups, the 95 % interval of MCC contained this mean in 90 % of 250 draws
+    (tests/statistical/test_cross_fit.py).
 
     References:
         Bayle et al. 2020, Cross-validation Confidence Intervals for Test Error, arXiv 2007.12671, section 2.

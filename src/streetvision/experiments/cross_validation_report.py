@@ -12,8 +12,8 @@ from streetvision.eval.report.html import environment, inline_image
 
 Count = Annotated[int, Field(ge=0)]
 COVERS = (
-    "The intervals cover the mean performance of these models on images like these. They do not cover a model that is "
-    "trained again on other images."
+    "The intervals are for the mean performance of these models on images like these, not for a model that is trained "
+    "again on other images. With a few hundred images they are somewhat too narrow."
 )
 
 

@@ -161,9 +161,16 @@ class RunConfig(Section):
         update: dict[str, object] = {}
         for name, value in values.items():
             if isinstance(value, Mapping):
-                given = {".".join(key.split(".")[:2]) for key in self.overrides}
-                section = {key: v for key, v in value.items() if f"{name}.{key}" not in given}
-                update[name] = getattr(self, name).model_copy(update=section)
+                present, section = getattr(self, name), {}
+                for key, default in value.items():
+                    prefix = f"{name}.{key}."
+                    # Fields of a nested section, or keys of a mapping, that the command sets.
+                    inner = {k.removeprefix(prefix).partition(".")[0] for k in self.overrides if k.startswith(prefix)}
+                    if f"{name}.{key}" in self.overrides or (inner and not isinstance(default, BaseModel)):
+                        continue
+                    kept = {field: getattr(getattr(present, key), field) for field in inner}
+                    section[key] = default.model_copy(update=kept) if kept else default
+                update[name] = present.model_copy(update=section)
             elif name not in self.overrides:
                 update[name] = value
         return self.model_copy(update=update)

@@ -85,6 +85,10 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
             "data.protocol=cross_fit trains in one process", "set data.protocol=split to train with several"
         )
     schema, config = context.schema, context.settings(TrainingConfig)
+    if config.save_top_k > 1:
+        context.progress.warn(
+            "training.save_top_k keeps checkpoints of the folds only, as cross_fit selects none on all images"
+        )
     rows = context.rows(Split.TRAIN)
     labels, groups = [row.label for row in rows], [row.group or row.sha256 for row in rows]
     initial, probe = classifier, None
@@ -103,7 +107,7 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         p = positive_probability(logits.numpy())
         return Predictions([labels[row] for row in rows_of], p, [groups[row] for row in rows_of])
 
-    logits, tuned_ships = None, False
+    logits, tuned_ships, merge_error = None, False, None
     gate: GateDecision | None = None
     records: list[FoldRecord] = []
     if probe is not None:
@@ -127,7 +131,7 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
             what = f"{config.mode}: fine-tuning is not better and is left out; {what}"
         history, selected = [], 1
     else:
-        state = _train_on_all(context, classifier, config, records, probe)
+        state, merge_error = _train_on_all(context, classifier, config, records, probe)
         save_tensors(schema.phase1_checkpoint, state)
         schema.fold_heads.unlink(missing_ok=True)
         history, selected = _mean_history(records), _median_epoch(records)
@@ -179,6 +183,7 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         "adapted_backbone_sha256": None if adapted is None else sha256_file(adapted),
         "shipped_val_select_mcc": summary_row["val_select_mcc"],
         "finetuned_share": _median_share(records) if records and records[0].share is not None else None,
+        "merge_error": merge_error,
         "images_per_second": len(rows) / seconds,
     }
     return Outcome(
@@ -253,8 +258,8 @@ def _train_on_all(
     config: TrainingConfig,
     records: Sequence[FoldRecord],
     probe: ProbeResult | None,
-) -> State:
-    """Train on the images of all folds as in the folds, and return the state that ships."""
+) -> tuple[State, float | None]:
+    """Train on the images of all folds as in the folds; return the state that ships, and the largest merge error."""
     start = cpu_state_dict(classifier)
     prepare(classifier, config)
     seed_all(config.seed)
@@ -279,8 +284,8 @@ def _train_on_all(
     prefix = "" if isinstance(config, FinetuningConfig) else "head."
     named = {f"{prefix}{name}": value for name, value in fitted.best.items()}
     images = merge_check_images(classifier, context) if config.mode == "peft" else None
-    state, _ = merged_state_dict(classifier, named, images)
-    return state if probe is None else interpolate(state, start, _median_share(records))
+    state, merge_error = merged_state_dict(classifier, named, images)
+    return (state if probe is None else interpolate(state, start, _median_share(records))), merge_error
 
 
 def _median_epoch(records: Sequence[FoldRecord]) -> int:
