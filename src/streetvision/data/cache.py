@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import DecodeLimits
 from streetvision.data.decode import read_row
 from streetvision.io.atomic import write_bytes_atomic
+from streetvision.io.resize_tensor import resize_tensor
 
 JPEG_QUALITY = 90
 
@@ -56,7 +55,9 @@ class ImageCache:
 
     def _make_copy(self, root: Path, row: Row, copy: Path, limits: DecodeLimits) -> None:
         image = read_row(root, row, limits=limits)
-        small = F.resize(image, [self.pixels], interpolation=InterpolationMode.BILINEAR, antialias=True)
+        height, width = image.shape[-2:]
+        shorter = min(height, width)
+        small = resize_tensor(image, (height * self.pixels // shorter, width * self.pixels // shorter))
         jpeg = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(small.permute(1, 2, 0).numpy())).save(jpeg, "JPEG", quality=JPEG_QUALITY)
         write_bytes_atomic(copy, jpeg.getvalue())

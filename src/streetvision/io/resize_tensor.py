@@ -1,16 +1,22 @@
-"""Fit decoded images into the model's input with torchvision: the preprocessing of every PyTorch model."""
+"""Fit decoded images into the model's input: the preprocessing of every PyTorch model."""
 
 import torch
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torch.nn.functional import interpolate
 
 from streetvision.io.resize import ImageSize, fit_box
 
 
 def resize_tensor(image: torch.Tensor, size: ImageSize) -> torch.Tensor:
-    """Resize uint8 (..., 3, H, W) to (..., 3, h, w), bilinear with antialiasing."""
-    resized: torch.Tensor = F.resize(image, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
-    return resized
+    """Resize uint8 (..., C, H, W) to (..., C, h, w), bilinear with antialiasing."""
+    if image.shape[-2:] == tuple(size):
+        return image
+    batch = image.reshape(-1, *image.shape[-3:])
+    # uint8 is supported on the CPU only.
+    pixels = batch if batch.device.type == "cpu" else batch.float()
+    resized = interpolate(pixels, size=list(size), mode="bilinear", align_corners=False, antialias=True)
+    if resized.is_floating_point():
+        resized = resized.round_().to(torch.uint8)
+    return resized.reshape(*image.shape[:-2], *size)
 
 
 def fit_tensor(image: torch.Tensor, size: ImageSize) -> torch.Tensor:

@@ -43,6 +43,9 @@ __all__ = [
 
 N_CLASSES = 2
 
+CPU_CHUNK = 8
+"""Images per forward pass on a CPU without gradients: the activations of more do not fit its caches."""
+
 
 class ImageClassifier(nn.Module, ABC):
     """Interface that a fusion of views needs of a classifier: image -> features -> logits."""
@@ -98,6 +101,11 @@ class Classifier(ImageClassifier):
 
     def embed(self, images: Tensor) -> Tensor:
         """Map images, uint8 (B, 3, h, w), to features (B, P)."""
+        if images.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return torch.cat([self._embed(part) for part in torch.split(images, CPU_CHUNK)])
+        return self._embed(images)
+
+    def _embed(self, images: Tensor) -> Tensor:
         return self.pooling(self.backbone((images - self.mean) / self.std, self.layers))
 
 
