@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn import config_context
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
@@ -18,6 +19,8 @@ FloatArray = NDArray[np.float64]
 FOLDS = 5
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-9, 1))
 """Inverse penalties that are tried, from the strongest penalty to the weakest; features are standardised."""
+WORSE_STRENGTHS = 2
+"""Penalties in a row with a higher NLL than the best before, after which no weaker one is tried."""
 MAX_ITERATIONS = 2000
 SEARCH_TOLERANCE, FINAL_TOLERANCE = 1e-2, 1e-6
 """Largest gradient at which lbfgs stops, in the cross-validation and in the final fit."""
@@ -45,7 +48,7 @@ class Candidate:
     nll: float
     """Mean negative log-likelihood of the rows, each predicted by a fit without its group."""
     path: tuple[float, ...]
-    """NLL at each of STRENGTHS."""
+    """NLL at each of the first of STRENGTHS, up to the weakest penalty that was tried."""
     difference: float
     """NLL minus that of the first candidate."""
     standard_error: float
@@ -175,17 +178,21 @@ def fit_probe(
 def _out_of_fold_losses(
     features: FloatArray, labels: NDArray[np.int64], weights: FloatArray, folds: Sequence[tuple[NDArray[np.int64], ...]]
 ) -> FloatArray:
-    """Weighted NLL (len(STRENGTHS), N) of each row, predicted by a fit without its group."""
+    """Weighted NLL (S, N) of each row, predicted by a fit without its group, at the first S of STRENGTHS."""
     # Standardised once for all folds; this uses no label.
     inputs, _ = _coordinates((features - features.mean(axis=0)) / (features.std(axis=0) + EPSILON))
     losses = np.full((len(STRENGTHS), len(labels)), np.nan)
-    for train, test in folds:
-        model = LogisticRegression(warm_start=True, max_iter=MAX_ITERATIONS, tol=SEARCH_TOLERANCE)
+    models = [LogisticRegression(warm_start=True, max_iter=MAX_ITERATIONS, tol=SEARCH_TOLERANCE) for _ in folds]
+    with config_context(assume_finite=True, skip_parameter_validation=True):
         for number, strength in enumerate(STRENGTHS):
-            model.C = strength
-            margins = model.fit(inputs[train], labels[train], weights[train]).decision_function(inputs[test])
-            losses[number, test] = weights[test] * np.logaddexp(0, np.where(labels[test] == 1, -margins, margins))
-    return losses
+            for model, (train, test) in zip(models, folds, strict=True):
+                model.C = strength
+                margins = model.fit(inputs[train], labels[train], weights[train]).decision_function(inputs[test])
+                losses[number, test] = weights[test] * np.logaddexp(0, np.where(labels[test] == 1, -margins, margins))
+            # The fits at weaker penalties are the slowest, and no longer the best once the NLL rises.
+            if number - int(losses[: number + 1].mean(axis=1).argmin()) == WORSE_STRENGTHS:
+                break
+    return losses[: number + 1]
 
 
 def _folds(labels: NDArray[np.int64], units: NDArray[np.int64], seed: int) -> list[tuple[NDArray[np.int64], ...]]:
