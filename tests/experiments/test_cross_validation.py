@@ -154,9 +154,20 @@ def test_one_repeat_has_the_figures_of_its_predictions():
     p = np.clip(0.3 + 0.4 * labels + generator.normal(0, 0.2, 200), 0.01, 0.99)
     groups = [f"g{number // 4}" for number in range(200)]
     predictions = Predictions(labels, p, groups, decisions=p > 0.5)
-    ours, theirs = cross_validated_intervals([predictions]), bootstrap_intervals(predictions)
+    ours, theirs = cross_validated_intervals([predictions], folds=5), bootstrap_intervals(predictions)
     for name, value in all_metrics(labels, p, p > 0.5).items():
         assert ours[name].estimate == pytest.approx(value)
-        assert ours[name].low == pytest.approx(theirs[name].low, abs=0.03)
-        assert ours[name].high == pytest.approx(theirs[name].high, abs=0.03)
-    assert cross_validated_intervals([predictions, predictions])["mcc"] == ours["mcc"]
+        assert theirs[name].low - 0.05 < ours[name].low < theirs[name].low + 0.02
+        assert theirs[name].high - 0.02 < ours[name].high < theirs[name].high + 0.05
+    assert cross_validated_intervals([predictions, predictions], folds=5)["mcc"] == ours["mcc"]
+
+
+def test_the_interval_is_wider_with_fewer_folds():
+    generator = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    p = np.clip(0.3 + 0.4 * labels + generator.normal(0, 0.2, 200), 0.01, 0.99)
+    predictions = Predictions(labels, p, [f"g{number // 4}" for number in range(200)])
+    two, five = (cross_validated_intervals([predictions], folds=folds) for folds in (2, 5))
+    for name in ("mcc", "nll", "recall"):
+        width = two[name].high - two[name].low, five[name].high - five[name].low
+        assert width[0] / width[1] == pytest.approx(np.sqrt(2 / 1.25), rel=1e-6)

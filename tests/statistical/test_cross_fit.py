@@ -116,7 +116,7 @@ def test_the_interval_of_cross_validation_covers_the_mean_of_its_models(n, draws
                 p[test], decisions[test] = chain.predict(FeatureBank(features[test], "cls", 1))
                 truths.append(population_metrics(chain))
             repeats.append(Predictions(labels, p, groups, decisions=decisions))
-        intervals = cross_validated_intervals(repeats, Resampling(400))
+        intervals = cross_validated_intervals(repeats, Resampling(400), folds=5)
         for name, hits in covered.items():
             hits.append(intervals[name].low <= np.mean([truth[name] for truth in truths]) <= intervals[name].high)
     for name, hits in covered.items():

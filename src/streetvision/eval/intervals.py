@@ -32,7 +32,8 @@ class Interval:
     low: float
     high: float
     method: str
-    """bca, logit_normal, widened_normal, normal, corrected_t; `no_spread` if the resamples do not vary; `undefined`."""
+    """bca, logit_normal, widened_normal, normal, logit_t, widened_t, t, corrected_t; `no_spread` if the resamples do
+    not vary; `undefined`."""
     units: int
     """Independent units that were resampled: groups, or rows without groups."""
     rarer_units: int

@@ -370,14 +370,14 @@ def _summarize(chains: Sequence[Chain], index: Index, config: RunConfig) -> Cros
     repeats = [pooled(repeat, 1.0) for repeat in range(settings.repeats)]
     complete = [repeat for repeat in repeats if repeat is not None]
     assert len(complete) == settings.repeats, "a missing chain has raised before"
-    intervals = cross_validated_intervals(complete, resampling)
+    intervals = cross_validated_intervals(complete, resampling, folds=settings.folds)
     curve, last = [], None
     for share in sorted({*settings.learning_curve, 1.0}):
         if (predictions := pooled(0, share)) is not None:
             trained = [
                 len(c.partition.index.rows) - len(c.partition.rows(Split.VAL_TEST)) for c in chains if c.share == share
             ]
-            mcc = cross_validated_intervals([predictions], resampling)["mcc"]
+            mcc = cross_validated_intervals([predictions], resampling, folds=settings.folds)["mcc"]
             curve.append(CurvePoint(share=share, images=round(float(np.mean(trained))), mcc=_figure(mcc)))
             last = predictions if share < 1 else last
     gain = None if last is None else _figure(paired_difference(complete[0], last, resampling)["mcc"])
