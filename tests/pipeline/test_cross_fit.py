@@ -233,6 +233,7 @@ def test_a_head_that_is_trained_with_gradients_is_trained_in_each_fold(phase1):
 
 def test_a_trained_fusion_is_fitted_in_each_fold(copied, command):
     settings = ["phase4c=cvfm", "phase4c.views.rows=1", "phase4c.views.columns=2", "phase4c.epochs=3", "phase5.folds=2"]
+    settings += ["phase4c.gate=off"]
     arguments = ["train", f"run_dir={copied.output_dir}", "pipeline.phases=[phase4c_cvfm,phase5,phase6]", *settings]
     code, out, err = command(*arguments)
     assert code == 0, out + err

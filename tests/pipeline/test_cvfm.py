@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from streetvision import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import LeakageError
 from streetvision.contracts.split_contracts import Split
+from streetvision.eval.gate import compare_nll
+from streetvision.eval.predictions import Predictions
 from streetvision.io.atomic import read_json, sha256_file
 from streetvision.io.manifests import file_digest
 from streetvision.models.config import ViewsConfig
@@ -23,7 +26,7 @@ from streetvision.pipeline.phases import PHASES
 from tests.conftest import TINY_MODEL
 
 PHASES_OF_VIEWS = "pipeline.phases=[phase4c_cvfm,phase5,phase6]"
-GRID = ["phase4c.views.rows=1", "phase4c.views.columns=2", "phase5.folds=2"]
+GRID = ["phase4c.views.rows=1", "phase4c.views.columns=2", "phase5.folds=2", "phase4c.gate=off"]
 MODES = {
     "multiview_mean": ["phase4c.mode=multiview_mean", *GRID],
     "cvfm_inference": ["phase4c.mode=cvfm_inference", "phase4c.inference.mode=noisy_or", *GRID],
@@ -128,12 +131,13 @@ def test_phase_1_is_the_baseline_of_phase_4c(fused_run):
 
 
 def test_a_fusion_below_the_single_view_gives_a_warning(finished_run, tmp_path, command, monkeypatch):
-    monkeypatch.setattr("streetvision.pipeline.steps.train_cvfm.argmax_mcc", lambda *_: 1.0)
+    reject = replace(compare_nll(*[Predictions([0, 1], [0.1, 0.9])] * 2), difference=0.5, bound=0.7, accepted=False)
+    monkeypatch.setattr("streetvision.pipeline.gates.compare_nll", lambda *_: reject)
     run = shutil.copytree(finished_run, tmp_path / "run")
     arguments = ["train", f"run_dir={run}", "pipeline.phases=[phase4c_cvfm]"]
-    code, _, err = command(*arguments, "phase4c.mode=multiview_mean", *GRID[:2])
+    code, _, err = command(*arguments, "phase4c.mode=multiview_mean", *GRID[:2], "phase4c.gate=only_report")
     assert code == 0, err
-    assert "the single view 1.000: leave out phase4c_cvfm" in err
+    assert "phase4c.gate=only_report" in err
 
 
 def test_the_moved_bundle_predicts_the_same(fused_run, scenes, tmp_path):

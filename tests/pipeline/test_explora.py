@@ -30,6 +30,7 @@ SHORT = [
     "phase4a.projection_hidden=32",
     "phase4a.projection_dim=16",
     "phase4a.mixed_precision.enabled=false",
+    "phase4a.gate=off",
 ]
 ORDER = "pipeline.phases=[phase4a_explora,phase1,phase2,phase5,phase6]"
 

@@ -54,7 +54,8 @@ def run_command(line, schema, scenes, capsys=None):
     if script == "scripts/train_cli_v2.py":
         # Sizes first: what the specification sets wins.
         epochs = [] if "phase4a.num_epochs" in line or "phase4a_explora" not in line else ["phase4a.num_epochs=1"]
-        size = [setting for setting in [*SIZE, *epochs] if setting.partition("=")[0] not in line]
+        gates = [f"{phase[:7]}.gate=off" for phase in ("phase4a_explora", "phase4c_cvfm") if phase in line]
+        size = [setting for setting in [*SIZE, *epochs, *gates] if setting.partition("=")[0] not in line]
         arguments = ["train", *size, f"data.root={scenes}", f"run_dir={schema.output_dir}", *arguments]
     else:
         arguments = ["evaluate", *arguments, "evaluation.n_resamples=100"]

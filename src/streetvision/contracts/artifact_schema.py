@@ -55,7 +55,7 @@ class ArtifactSchema:
 
     phase4a_dir = _ArtifactPath("phase4a_explora")
     explora_checkpoint = _SharedPath("phase4a_explora/explora_checkpoint.pth")
-    """State dict of the adapted backbone, with the adapters merged."""
+    """State dict of the backbone that phase 1 starts from: the original one plus a share of the adaptation."""
     explora_config_json = _SharedPath("phase4a_explora/explora_config.json")
     """The adapted backbone's name and the adaptation settings."""
     explora_lora = _ArtifactPath("phase4a_explora/explora_lora.pth")
@@ -64,6 +64,8 @@ class ArtifactSchema:
     """One row per epoch."""
     explora_curve_plot = _ArtifactPath("phase4a_explora/adaptation_curve.png")
     """Loss and standard deviation of the embeddings by epoch."""
+    adaptation_gate_json = _SharedPath("phase4a_explora/gate.json")
+    """The comparison of the adapted backbone with the original one, and the share of its weights that ships."""
     explora_logs_dir = _ArtifactPath("phase4a_explora/logs")
     """TensorBoard logs and offline files of other trackers."""
     explora_training_checkpoint = _ArtifactPath("cache/phase4a.ckpt")
@@ -118,6 +120,8 @@ class ArtifactSchema:
     """State dict of the trained fusion, when phase4c.mode is cvfm_trained."""
     cvfm_metrics_csv = _ArtifactPath("phase4c_cvfm/metrics.csv")
     """One row per epoch, the untrained fusion first."""
+    fusion_gate_json = _ArtifactPath("phase4c_cvfm/gate.json")
+    """The comparison of the fusion with the single view, and which of them ships."""
     cvfm_logits = _ArtifactPath("phase4c_cvfm/val_calib_logits.pt")
     """(N, 2) float32 fused logits of VAL_CALIB."""
     cvfm_labels = _ArtifactPath("phase4c_cvfm/val_calib_labels.pt")

@@ -28,6 +28,38 @@ class Artifact(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Gate(Artifact):
+    """The decision on a stage: gate.json."""
+
+    gate: Literal["on", "off", "only_report"]
+    """The setting."""
+    ships: bool
+    """Whether the stage is a part of the model that ships."""
+    better: bool | None = None
+    """Whether the bound is below 0; None: not compared."""
+    reason: str
+    candidate_nll: float | None = None
+    baseline_nll: float | None = None
+    """Negative log-likelihood of the model with the stage, and of the model without it."""
+    difference: float | None = None
+    """NLL of the candidate minus that of the baseline; below 0, the candidate is better."""
+    bound: float | None = None
+    """One-sided upper confidence bound of the difference."""
+    level: float | None = None
+    """Confidence of the bound."""
+    units: int = Field(default=0, ge=0)
+    """Independent groups."""
+    share: float | None = None
+    """Share of the weights of the stage that ships; None for a stage that ships or does not."""
+    details: dict[str, JsonValue] = {}
+    """Further figures of the stage."""
+
+    @property
+    def metrics(self) -> dict[str, float | int | str | None]:
+        """The decision for the manifest of the phase."""
+        return {"gate": self.gate, "ships": int(self.ships), "nll_difference": self.difference, "nll_bound": self.bound}
+
+
 class FusionRef(Artifact):
     """Identifies the fusion of views that produced scores."""
 

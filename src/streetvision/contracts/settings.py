@@ -1,9 +1,9 @@
 """What all sections of the configuration share: their base class, seeds, digests, and variants of a section."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic.fields import FieldInfo
 
 from streetvision.contracts.errors import ConfigError
@@ -13,6 +13,13 @@ RESULT_NEUTRAL = "result neutral"
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """A seed for numpy and torch, with room for seeds that are counted on from it."""
+
+
+GateSetting = Annotated[
+    Literal["on", "off", "only_report"],
+    BeforeValidator(lambda value: {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value),
+]
+"""Whether a stage has to be better than the model without it; YAML reads on and off as booleans."""
 
 
 class Section(BaseModel):

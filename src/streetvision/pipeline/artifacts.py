@@ -12,6 +12,7 @@ from streetvision.calibration.config import MAC_CAL, Phase5Config
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Context
+from streetvision.contracts.policies import Gate
 from streetvision.data.config import DataConfig
 from streetvision.data.grouping.name_pattern import group_by_name
 from streetvision.data.records import ImageListing, ImageRecord
@@ -19,6 +20,7 @@ from streetvision.data.sources.discovery import list_images, list_unlabeled
 from streetvision.data.sources.huggingface import is_local_dataset
 from streetvision.io.atomic import sha256_file, sha256_json
 from streetvision.io.manifests import read_manifest, relative
+from streetvision.io.validators import validate_json
 from streetvision.models.backbone import local_files
 from streetvision.models.config import ModelConfig
 from streetvision.pipeline.settings import EvaluationConfig, Phase6Config, RewardConfig
@@ -52,9 +54,32 @@ def adapted_backbone(context: Context) -> Path | None:
     return config.explora_checkpoint_path or own
 
 
+def starts_adapted(context: Context) -> bool:
+    """Whether training starts from adapted weights, and not from those that the gate of phase 4a kept."""
+    path, gate = adapted_backbone(context), context.schema.adaptation_gate_json
+    if path is None or path != context.schema.explora_checkpoint:
+        return path is not None
+    return validate_json(gate, Gate).ships
+
+
+def gate_notes(schema: ArtifactSchema) -> list[str]:
+    """The decisions on adaptation and fusion that the model of this run follows, one sentence each."""
+    notes = []
+    for phase, path, with_stage, without in (
+        ("phase1", schema.adaptation_gate_json, "The backbone is adapted", "The backbone is the original one"),
+        ("phase5", schema.fusion_gate_json, "Several views are fused", "A single view is used"),
+    ):
+        manifest = schema.manifest(phase)
+        if manifest.is_file() and relative(path, schema.output_dir) in read_manifest(manifest).inputs:
+            gate = validate_json(path, Gate)
+            notes.append(f"{with_stage if gate.ships else without}: {gate.reason}.")
+    return notes
+
+
 def adapted_checkpoint_inputs(context: Context) -> tuple[str, ...]:
     """The adapted backbone, if training starts from the one of this run."""
-    return ("explora_checkpoint",) if adapted_backbone(context) == context.schema.explora_checkpoint else ()
+    own = adapted_backbone(context) == context.schema.explora_checkpoint
+    return ("explora_checkpoint", "adaptation_gate_json") if own else ()
 
 
 def weights_digest(context: Context) -> str:
@@ -72,14 +97,17 @@ def unlabeled_inputs(context: Context) -> tuple[str, ...]:
 
 
 def fuses(context: Context) -> bool:
-    """Whether phase 5 calibrates fused scores of several views."""
-    return context.settings(CvfmConfig).mode != "single_view"
+    """Whether phase 5 calibrates fused scores of several views: phase 4c is set, and its gate ships the fusion."""
+    if context.settings(CvfmConfig).mode == "single_view":
+        return False
+    gate = context.schema.fusion_gate_json
+    return not gate.is_file() or validate_json(gate, Gate).ships
 
 
 def served_score_inputs(context: Context) -> tuple[str, ...]:
     """The scores that phase 5 calibrates, if they are not those of phase 1."""
-    if fuses(context):
-        return CVFM_SCORES
+    if context.settings(CvfmConfig).mode != "single_view":
+        return (*(CVFM_SCORES if fuses(context) else ()), "fusion_gate_json")
     return MAC_CAL_SCORES if context.settings(Phase5Config).method == MAC_CAL else ()
 
 

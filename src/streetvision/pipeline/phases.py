@@ -56,6 +56,7 @@ _PHASES = (
             "explora_checkpoint",
             "explora_config_json",
             "explora_lora",
+            "adaptation_gate_json",
             "explora_metrics_csv",
             "explora_curve_plot",
         ),
@@ -99,7 +100,14 @@ _PHASES = (
         title="fuse",
         config=(CvfmConfig, LoaderConfig),
         inputs=("splits_json", "phase1_checkpoint", "model_config_json", "val_calib_scores_json"),
-        outputs=("cvfm_config_json", "cvfm_metrics_csv", "cvfm_logits", "cvfm_labels", "cvfm_scores_json"),
+        outputs=(
+            "cvfm_config_json",
+            "cvfm_metrics_csv",
+            "fusion_gate_json",
+            "cvfm_logits",
+            "cvfm_labels",
+            "cvfm_scores_json",
+        ),
         run=_step("train_cvfm"),
     ),
     Phase(

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from streetvision.contracts.settings import RESULT_NEUTRAL, Section, Seed
+from streetvision.contracts.settings import RESULT_NEUTRAL, GateSetting, Section, Seed
 from streetvision.models.config import (
     AdapterConfig,
     AnyLossConfig,
@@ -234,6 +234,9 @@ class MultiViewFusionConfig(CvfmConfig):
 
     views: ViewsConfig = ViewsConfig()
     """How an image is split."""
+    gate: GateSetting = "on"
+    """on: the single view ships unless the fusion has a lower NLL; off: the fusion ships; only_report: it ships, and
+    both are compared."""
 
     @property
     def description(self) -> FusionDescription:

@@ -127,10 +127,8 @@ def fit_probe(
     """
     weights = np.asarray(class_weights(labels))[labels]
     units = np.unique([str(group) for group in groups], return_inverse=True)[1]
-    if folds is None:
-        parts = _folds(labels, units, seed)
-    else:
-        parts = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(folds.max() + 1)]
+    of_rows = grouped_folds(labels, groups, seed=seed) if folds is None else folds
+    parts = [(np.flatnonzero(of_rows != fold), np.flatnonzero(of_rows == fold)) for fold in range(of_rows.max() + 1)]
     candidates: list[Candidate] = []
     reference = np.zeros(0)
     for representation in progress.track(representations, total=len(representations), label="probe"):
@@ -195,19 +193,24 @@ def _out_of_fold_losses(
     return losses[: number + 1]
 
 
-def _folds(labels: NDArray[np.int64], units: NDArray[np.int64], seed: int) -> list[tuple[NDArray[np.int64], ...]]:
-    """Grouped, stratified folds; fewer than FOLDS where a class has fewer groups.
+def grouped_folds(labels: NDArray[np.int64], groups: Sequence[object], *, seed: int) -> NDArray[np.int64]:
+    """Return the fold of each row (N,): grouped and stratified; fewer than FOLDS where a class has fewer groups.
 
     Raises:
         DataError: A class has one group only, so a fold without it has one class only.
     """
+    units = np.unique([str(group) for group in groups], return_inverse=True)[1]
     count = min(FOLDS, *(len(np.unique(units[labels == label])) for label in (0, 1)))
     if count < 2:
         raise DataError(
             "a penalty cannot be chosen by cross-validation: a class of TRAIN has one group only",
             "add images of other places, or set model.head.kind=mlp, which needs no cross-validation",
         )
-    return list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, units))
+    of_rows = np.empty(len(labels), dtype=np.int64)
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    for fold, (_, test) in enumerate(splitter.split(labels, labels, units)):
+        of_rows[test] = fold
+    return of_rows
 
 
 def _standard_error(differences: FloatArray, units: NDArray[np.int64]) -> float:

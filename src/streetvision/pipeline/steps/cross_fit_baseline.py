@@ -33,7 +33,7 @@ from streetvision.io.validators import validate_json
 from streetvision.models.adapters import merged_state_dict
 from streetvision.models.config import ModelConfig
 from streetvision.models.module import Classifier
-from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs
+from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs, starts_adapted
 from streetvision.pipeline.budget import VALIDATION_SHARE, affordable_epochs
 from streetvision.pipeline.classifier_training import described_probe, fit_head, train, trainer_options, within_budget
 from streetvision.pipeline.fold_models import save_fold_heads, save_out_of_fold
@@ -186,8 +186,9 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         "merge_error": merge_error,
         "images_per_second": len(rows) / seconds,
     }
+    adapted_start = ", adapted backbone" if starts_adapted(context) else ""
     return Outcome(
-        f"{what}; out-of-fold MCC {summary_row['val_select_mcc']:.3f}{'' if adapted is None else ', adapted backbone'}",
+        f"{what}; out-of-fold MCC {summary_row['val_select_mcc']:.3f}{adapted_start}",
         metrics,
         extra_outputs=tuple(outputs),
     )

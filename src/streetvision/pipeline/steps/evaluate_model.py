@@ -34,7 +34,7 @@ from streetvision.io.atomic import (
 from streetvision.io.manifests import git_sha, read_manifest
 from streetvision.io.predictions import PolicyPredictions, write_predictions
 from streetvision.io.validators import PolicyValidator, validate_json
-from streetvision.pipeline.artifacts import REPORT, open_bundle
+from streetvision.pipeline.artifacts import REPORT, gate_notes, open_bundle
 from streetvision.pipeline.data.scan_data import left_out_warnings, scan_data
 from streetvision.pipeline.report_builder import (
     DecisionRule,
@@ -81,6 +81,7 @@ def run(context: Context) -> Outcome:
         name="VAL_TEST",
         fingerprint=context.fingerprint,
         access=record_test_access(context.schema.test_access_log_json, _digest(bundle)),
+        notes=gate_notes(context.schema),
     )
     return _evaluate(bundle, test_set, context, home=context.schema)
 

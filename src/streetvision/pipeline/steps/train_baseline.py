@@ -9,7 +9,7 @@ from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc as mcc_of_counts
 from streetvision.io.atomic import sha256_file
 from streetvision.models.config import ModelConfig
-from streetvision.pipeline.artifacts import SCORES, adapted_backbone
+from streetvision.pipeline.artifacts import SCORES, adapted_backbone, starts_adapted
 from streetvision.pipeline.auto_settings import log_auto_settings, log_image_size
 from streetvision.pipeline.classifier_training import Trained, described_probe, train, trainer_options
 from streetvision.pipeline.image_training import fit_images
@@ -52,7 +52,7 @@ def run(context: Context) -> Outcome:
     resumed = "" if fitted.resumed_step is None else f", resumed from step {fitted.resumed_step}"
     summary = (
         f"{_described(trained)}; VAL_SELECT MCC {mcc:.3f}; {rate:.0f} img/s{resumed}"
-        f"{'' if adapted is None else ', adapted backbone'}"
+        f"{', adapted backbone' if starts_adapted(context) else ''}"
     )
     metrics: Metrics = {
         **fitted.best_row,

@@ -4,16 +4,21 @@ Backbone and head are those of phase 1 and do not change. A trained fusion is fi
 its epoch.
 """
 
+from collections.abc import Sequence
 from itertools import islice
 from statistics import median
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from streetvision.calibration.crossfit import CalibrationSet, crossfit
+from streetvision.calibration.parametric import PlattCalibrator
 from streetvision.contracts.phase import Context, Metrics, Outcome
-from streetvision.contracts.policies import FusionRef
-from streetvision.contracts.split_contracts import Split
+from streetvision.contracts.policies import FusionRef, Gate
+from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.config import LoaderConfig
+from streetvision.eval.predictions import Predictions
 from streetvision.io.atomic import sha256_file, write_json_atomic, write_text_atomic
 from streetvision.io.scores import ScoresRecord
 from streetvision.io.tensors import save_tensors
@@ -22,11 +27,15 @@ from streetvision.models.fused import FusedClassifier, load_fused
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import CVFM_SCORES
 from streetvision.pipeline.fold_models import fold_classifiers, save_out_of_fold
+from streetvision.pipeline.gates import decide
 from streetvision.pipeline.scores import cached_features, open_classifier, rows_of_folds, save_val_calib
 from streetvision.pipeline.training_outputs import metrics_csv
 from streetvision.training.config import CvfmConfig, CvfmInferenceConfig, CvfmTrainedConfig, MultiViewFusionConfig
 from streetvision.training.features import ViewCache, ViewFeatures
 from streetvision.training.fusion import FusionFit, argmax_mcc, evaluate_fusion, fit_fusion, fused_logits
+
+CALIBRATION_FOLDS = 5
+"""Folds of the calibration with which the gate compares fusion and single view."""
 
 
 def run(context: Context) -> Outcome:
@@ -41,15 +50,20 @@ def run(context: Context) -> Outcome:
     if context.n_folds > 0:
         n_folds = len(validate_json(schema.val_calib_scores_json, ScoresRecord).reference.fold_models)
         fitted, out_of_fold, single_view = _cross_fit(model, context, config, n_folds)
-        labels = torch.tensor([row.label for row in rows_of_folds(context, Split.TRAIN, n_folds)])
-        mcc, single_view_mcc = argmax_mcc(out_of_fold, labels), argmax_mcc(single_view, labels)
+        fused, rows = out_of_fold, rows_of_folds(context, Split.TRAIN, n_folds)
     else:
         fitted = _fit(model, context, config)
-        mcc = float(fitted.best_row["val_select_mcc"])
+        fused, rows = (
+            fused_logits(model, _view_features(model, context, Split.VAL_SELECT)),
+            context.rows(Split.VAL_SELECT),
+        )
         # Phase 1 as it would be exported without this phase.
-        features, labels = cached_features(context, classifier, Split.VAL_SELECT)
+        features, _ = cached_features(context, classifier, Split.VAL_SELECT)
         with torch.no_grad():
-            single_view_mcc = argmax_mcc(classifier.head(features), labels)
+            single_view = classifier.head(features)
+    labels = torch.tensor([row.label for row in rows])
+    mcc, single_view_mcc = argmax_mcc(fused, labels), argmax_mcc(single_view, labels)
+    gate = _gate(context, config, fused, single_view, rows)
 
     schema.cvfm_weights.unlink(missing_ok=True)  # of an earlier run in another mode
     weights = None
@@ -70,11 +84,6 @@ def run(context: Context) -> Outcome:
         save_out_of_fold(context, out_of_fold, CVFM_SCORES, classifier, n_folds=n_folds, fusion=reference)
 
     where = "VAL_SELECT" if out_of_fold is None else "out-of-fold"
-    if mcc < single_view_mcc:
-        context.progress.warn(
-            f"the fusion has {where} MCC {mcc:.3f}, the single view {single_view_mcc:.3f}: "
-            "leave out phase4c_cvfm, or try other phase4c.views or another phase4c.mode"
-        )
     by = f" by {config.inference.mode}" if isinstance(config, CvfmInferenceConfig) else ""
     summary = (
         f"{config.mode}{by}, {config.views.count} views; {where} MCC {mcc:.3f} (single view {single_view_mcc:.3f})"
@@ -83,14 +92,44 @@ def run(context: Context) -> Outcome:
         if out_of_fold is None:
             summary += f", {mcc - fitted.history[0]['val_select_mcc']:+.3f} over the mean of views"
         summary += f"; epoch {fitted.best_epoch} of {config.epochs}"
+    summary += f"; {'the fusion' if gate.ships else 'the single view'} ships ({gate.reason})"
     metrics: Metrics = {
         **fitted.best_row,
+        **gate.metrics,
         "val_select_mcc": mcc,
         "single_view_val_select_mcc": single_view_mcc,
     }
     extra = [weights] if weights else []
     extra += [fold.schema.cvfm_weights for fold in islice(context.folds(), n_folds) if weights]
     return Outcome(summary, metrics, extra_outputs=tuple(extra))
+
+
+def _gate(
+    context: Context, config: MultiViewFusionConfig, fused: Tensor, single_view: Tensor, rows: Sequence[Row]
+) -> Gate:
+    """Compare the logits (M, 2) of the fusion with those of the single view, both after Platt's calibration."""
+    labels, groups = np.array([row.label for row in rows]), [row.group or row.sha256 for row in rows]
+    folds, predictions, problem = min(CALIBRATION_FOLDS, len(set(groups))), [], None
+    if config.gate != "off" and folds < 2:
+        problem = "there is one group only"
+    elif config.gate != "off":
+        for logits in (fused, single_view):
+            p = crossfit(
+                lambda part: PlattCalibrator().fit(part.logits, part.labels),
+                CalibrationSet(logits.numpy(), labels, groups),
+                folds=folds,
+                seed=config.seed,
+            )
+            predictions.append(Predictions(labels, p, groups))
+    return decide(
+        config.gate,
+        *(predictions or (None, None)),
+        problem=problem,
+        stage="the fusion",
+        section="phase4c",
+        path=context.schema.fusion_gate_json,
+        progress=context.progress,
+    )
 
 
 def _fit(model: FusedClassifier, context: Context, config: MultiViewFusionConfig) -> FusionFit:

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import Logger
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.phase import Context, Outcome
+from streetvision.contracts.policies import Gate
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.augmentation import Transform, get_val_transforms
@@ -23,12 +24,13 @@ from streetvision.io.validators import validate_json
 from streetvision.models.adapters import merge_adapters
 from streetvision.models.config import HardwareConfig, ModelConfig
 from streetvision.models.module import load_classifier
+from streetvision.pipeline.adaptation_gate import shipped_weights
 from streetvision.pipeline.artifacts import unlabeled_inputs
 from streetvision.pipeline.auto_settings import log_auto_settings
 from streetvision.pipeline.image_training import cached_images
 from streetvision.pipeline.initialization import input_size, resume_key
 from streetvision.pipeline.training_outputs import merge_check_images, metrics_csv
-from streetvision.training.callbacks import cpu_state_dict
+from streetvision.training.callbacks import State, cpu_state_dict
 from streetvision.training.distributed import broadcast, rank_and_world_size
 from streetvision.training.loggers import open_loggers
 from streetvision.training.ssl.collapse_monitor import CollapseMonitor
@@ -46,7 +48,7 @@ def run(context: Context) -> Outcome:
     """Train, merge the adapters, and save the backbone under its original parameter names."""
     config, schema, started = context.settings(ExPLoRAConfig), context.schema, time.perf_counter()
     log_auto_settings(context, config, section="phase4a")
-    student, n_trainable = _make_student(context)
+    student, n_trainable, original = _make_student(context)
     rows = _training_rows(context)
     broadcast(context.phase)
     with open_loggers(schema.explora_logs_dir, config) as loggers:
@@ -57,14 +59,19 @@ def run(context: Context) -> Outcome:
     adapters = {name: value for name, value in cpu_state_dict(classifier.backbone).items() if "lora_" in name}
     save_tensors(schema.explora_lora, adapters)
     merge_error = merge_adapters(classifier.cpu(), merge_check_images(classifier, context))
-    save_tensors(schema.explora_checkpoint, cpu_state_dict(classifier.backbone))
+    adapted = cpu_state_dict(classifier.backbone)
+    started = time.perf_counter()
+    shipped, gate = shipped_weights(classifier.backbone, original, adapted, context)
+    gate_seconds = time.perf_counter() - started
+    save_tensors(schema.explora_checkpoint, shipped)
     write_json_atomic(schema.explora_config_json, dict(classifier.backbone.spec.architecture))
     write_text_atomic(schema.explora_metrics_csv, metrics_csv(monitor.history))
     write_bytes_atomic(schema.explora_curve_plot, adaptation_curve(monitor.history, method=config.method))
     schema.explora_training_checkpoint.unlink(missing_ok=True)
 
     before, after = monitor.history[0], monitor.history[-1]
-    warn_if_neighbours_got_worse(before["knn_mcc"], after["knn_mcc"], context.progress)
+    if config.gate == "off":
+        warn_if_neighbours_got_worse(before["knn_mcc"], after["knn_mcc"], context.progress)
     if isinstance(config, SwAVConfig):
         warn_if_swav_collapsed(after["select_loss"], config.prototypes, context.progress)
     rate = len(rows) * config.num_epochs / seconds
@@ -74,14 +81,29 @@ def run(context: Context) -> Outcome:
     return Outcome(
         f"{config.method}, {epochs} on {len(rows)} images; "
         f"VAL_SELECT loss {before['select_loss']:.3f} -> {after['select_loss']:.3f}, "
-        f"effective rank {before['effective_rank']:.0f} -> {after['effective_rank']:.0f}; {rate:.0f} img/s{resumed}",
-        {**metrics, "parameters_trained": n_trainable, "images_per_second": rate, "merge_error": merge_error},
+        f"effective rank {before['effective_rank']:.0f} -> {after['effective_rank']:.0f}; {rate:.0f} img/s{resumed}; "
+        f"{_described(gate)}",
+        {
+            **metrics,
+            **gate.metrics,
+            "share": gate.share,
+            "gate_seconds": gate_seconds,
+            "parameters_trained": n_trainable,
+            "images_per_second": rate,
+            "merge_error": merge_error,
+        },
     )
 
 
 def run_worker(context: Context) -> None:
     """Take part in the training of rank 0, which does everything else."""
     _train(_make_student(context)[0], context, _training_rows(context))
+
+
+def _described(gate: Gate) -> str:
+    if not gate.ships:
+        return f"the original backbone is kept ({gate.reason})"
+    return f"{gate.share:.0%} of the adaptation is kept ({gate.reason})"
 
 
 def warn_if_neighbours_got_worse(before: float, after: float, progress: Progress) -> None:
@@ -103,15 +125,16 @@ def warn_if_swav_collapsed(loss: float, prototypes: int, progress: Progress) -> 
         )
 
 
-def _make_student(context: Context) -> tuple[Student, int]:
-    """The student and its number of trainable parameters."""
+def _make_student(context: Context) -> tuple[Student, int, State]:
+    """The student, its number of trainable parameters, and the state dict of the original backbone."""
     config, model = context.settings(ExPLoRAConfig), context.settings(ModelConfig)
     seed_all(config.seed)
     classifier = load_classifier(model, input_size(model, context.rows(Split.TRAIN)))
+    original = cpu_state_dict(classifier.backbone)
     n_trainable = prepare_backbone(classifier, config)
     student = Student(classifier, classifier.width, config)
     seed_all(config.seed)  # what follows does not depend on the size of the student
-    return student, n_trainable
+    return student, n_trainable, original
 
 
 def _training_rows(context: Context) -> tuple[Row, ...]:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from streetvision.contracts.settings import GateSetting
 from streetvision.data.config import PairConfig
 from streetvision.training.config import BackboneLearningConfig, Count, Rate
 
@@ -38,6 +39,9 @@ class ExPLoRAConfig(BackboneLearningConfig):
     """Number of TRAIN images for the k-NN MCC after each epoch. It is reported only, and selects nothing."""
     views: PairConfig = PairConfig()
     """How the two views of an image are drawn."""
+    gate: GateSetting = "on"
+    """on: take the share of the adapted weights with the lowest NLL of a probe, cross-validated on TRAIN, and the
+    original backbone unless that share is better; off: take the adapted weights; only_report: compare them as well."""
 
     @property
     def max_epochs(self) -> int:

@@ -1,0 +1,130 @@
+"""The gates of the stages: the decision, and that the model which ships follows from it."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from streetvision import load_bundle
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.progress import Silent
+from streetvision.eval.gate import compare_nll
+from streetvision.eval.predictions import Predictions
+from streetvision.io.atomic import read_json
+from streetvision.io.tensors import load_state
+from streetvision.pipeline.gates import decide
+from tests.conftest import TINY_MODEL
+
+FUSE = ["phase4c.mode=multiview_mean", "phase4c.views.rows=1", "phase4c.views.columns=2", "phase5.folds=2"]
+ADAPT = [
+    *TINY_MODEL,
+    "model.backbone.depth=2",
+    "phase4a.num_epochs=1",
+    "phase4a.batch_size=16",
+    "phase4a.rank=4",
+    "phase4a.projection_hidden=32",
+    "phase4a.projection_dim=16",
+]
+
+
+class Recorder(Silent):
+    """Keeps the warnings."""
+
+    def __init__(self):
+        self.warnings = []
+
+    def warn(self, message):
+        self.warnings.append(message)
+
+
+def predictions(sharpness):
+    labels = np.arange(200) % 2
+    margins = sharpness * (2 * labels - 1) + np.random.default_rng(0).normal(size=200)
+    return Predictions(labels, 1 / (1 + np.exp(-margins)))
+
+
+@pytest.fixture
+def forced(monkeypatch):
+    """Make every comparison end as given."""
+
+    def force(*, accepted):
+        sign = -1 if accepted else 1
+        same = compare_nll(*[Predictions([0, 1], [0.1, 0.9])] * 2)
+        decision = replace(same, difference=0.5 * sign, bound=0.4 * sign, accepted=accepted)
+        monkeypatch.setattr("streetvision.pipeline.gates.compare_nll", lambda *_: decision)
+
+    return force
+
+
+@pytest.mark.parametrize(
+    ("setting", "better", "ships", "warned"),
+    [("on", True, True, 0), ("on", False, False, 0), ("only_report", True, True, 0), ("only_report", False, True, 1)],
+)
+def test_a_stage_ships_if_it_is_better_or_the_setting_takes_it(tmp_path, setting, better, ships, warned):
+    models = (predictions(2.0), predictions(0.2))
+    recorder, path = Recorder(), tmp_path / "gate.json"
+    candidate, baseline = models if better else models[::-1]
+    gate = decide(setting, candidate, baseline, share=0.5, stage="it", section="phase9", path=path, progress=recorder)
+    assert (gate.ships, gate.better, gate.share) == (ships, better, 0.5 if ships else 0.0)
+    assert len(recorder.warnings) == warned
+    assert read_json(path) == gate.model_dump(mode="json")
+    assert gate.metrics["ships"] == int(ships)
+    assert gate.difference == pytest.approx(gate.candidate_nll - gate.baseline_nll)
+
+
+def test_an_open_gate_compares_nothing(tmp_path):
+    gate = decide("off", None, None, stage="it", section="phase9", path=tmp_path / "gate.json", progress=Silent())
+    assert (gate.ships, gate.better, gate.difference) == (True, None, None)
+
+
+def test_what_cannot_be_compared_does_not_ship(tmp_path):
+    recorder = Recorder()
+    arguments = {"stage": "it", "section": "phase9", "path": tmp_path / "gate.json", "progress": recorder}
+    gate = decide("on", None, None, problem="one group only", **arguments)
+    assert not gate.ships
+    assert "one group only" in gate.reason
+    assert recorder.warnings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accepted", [True, False])
+def test_the_bundle_is_that_of_the_decision_on_the_fusion(finished_run, tmp_path, command, forced, accepted):
+    schema = ArtifactSchema(shutil.copytree(finished_run, tmp_path / "run"))
+    forced(accepted=accepted)
+    line = ["train", f"run_dir={schema.output_dir}", "pipeline.phases=[phase4c_cvfm,phase5,phase6]", *FUSE]
+    code, out, err = command(*line)
+    assert code == 0, out + err
+    assert read_json(schema.fusion_gate_json)["ships"] is accepted
+    assert load_bundle(schema.export_dir).inference == ("multiview_mean" if accepted else "single_view")
+    assert (read_json(schema.scrc_params_json)["scores"]["fusion"] is not None) is accepted
+    if not accepted:
+        code, out, err = command(*line, "phase4c.gate=off")
+        assert code == 0, out + err
+        assert load_bundle(schema.export_dir).inference == "multiview_mean"
+
+
+@pytest.mark.slow
+def test_the_backbone_is_that_of_the_decision_on_the_adaptation(scenes, tmp_path, command, forced):
+    runs = {}
+    for name in ("original", "rejected", "accepted", "off"):
+        schema = runs[name] = ArtifactSchema(tmp_path / name)
+        phases = "phase1" if name == "original" else "phase4a_explora,phase1"
+        forced(accepted=name == "accepted")
+        gate = [] if name == "original" else [f"phase4a.gate={'off' if name == 'off' else 'on'}"]
+        settings = [setting for setting in ADAPT if name != "original" or not setting.startswith("phase4a")]
+        line = ["train", f"data.root={scenes}", f"run_dir={schema.output_dir}", f"pipeline.phases=[{phases}]"]
+        code, out, err = command(*line, *settings, *gate)
+        assert code in (0, 3), out + err
+        assert ("adapted backbone" in out) == (name in ("accepted", "off"))
+    original, rejected, accepted, adapted = (load_state(schema.phase1_checkpoint) for schema in runs.values())
+    share = read_json(runs["accepted"].adaptation_gate_json)["share"]
+    losses = read_json(runs["accepted"].adaptation_gate_json)["details"]["nll_by_share"]
+    assert losses[str(share)] == min(loss for other, loss in losses.items() if other != "0.0")
+    backbone = [name for name in original if name.startswith("backbone.")]
+    assert all(torch.equal(original[name], rejected[name]) for name in backbone)
+    changed = [name for name in backbone if not torch.equal(original[name], adapted[name])]
+    assert changed
+    for name in changed:
+        torch.testing.assert_close(accepted[name], torch.lerp(original[name], adapted[name], share))
