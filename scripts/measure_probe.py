@@ -27,7 +27,7 @@ from streetvision.eval.metrics import mcc
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import ModelConfig
 from streetvision.models.module import load_classifier
-from streetvision.pipeline.initialization import input_size
+from streetvision.pipeline.input_size import input_size
 from streetvision.pipeline.probe_head import LAYER_CHOICES, POOLING_CHOICES
 from streetvision.training.probe import FeatureBank, Representation, fit_probe
 from streetvision.training.scoring import apply_to_batches, evaluation_loader

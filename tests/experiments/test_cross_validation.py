@@ -17,7 +17,7 @@ from streetvision.eval.predictions import Predictions
 from streetvision.io.atomic import read_json
 from streetvision.models.module import load_classifier
 from streetvision.pipeline.config import compose_config
-from streetvision.pipeline.initialization import input_size
+from streetvision.pipeline.input_size import input_size
 from streetvision.pipeline.probe_chain import fit_probe_chain
 from streetvision.pipeline.probe_head import FeatureReader
 from streetvision.training.features import FeatureCache

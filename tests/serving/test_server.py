@@ -374,6 +374,8 @@ def test_limits_are_settings_and_the_key_is_not():
     )
     with pytest.raises(ConfigError, match="max_flight"):
         serving_config(["max_flight=7"], api_key=None)
+    with pytest.raises(ConfigError, match="max_batch='many'"):
+        serving_config(["max_batch=many"], api_key=None)
     with pytest.raises(ConfigError, match="environment"):
         serving_config(["api_key=secret"], api_key=None)
 

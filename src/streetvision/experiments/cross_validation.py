@@ -50,7 +50,7 @@ from streetvision.pipeline.config import compose_config, settings_sha256
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.data.partition_data import partition_rows
 from streetvision.pipeline.data.scan_data import scan_data
-from streetvision.pipeline.initialization import input_size
+from streetvision.pipeline.input_size import input_size
 from streetvision.pipeline.probe_chain import fit_probe_chain
 from streetvision.pipeline.probe_head import FeatureReader
 from streetvision.pipeline.run import launch_training, resolve_run_config

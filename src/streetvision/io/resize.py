@@ -1,6 +1,6 @@
 """Fit decoded images into the model's input with Pillow, and its geometry. Does not import torch.
 
-`resize_tensor` does the same with torchvision, which is faster; it rounds some pixels differently, by 1.
+`resize_tensor` does the same with torch, which is faster; it rounds some pixels differently, by 1.
 Shapes: H, W pixels of an image; h, w pixels of the model's input.
 """
 

@@ -69,7 +69,7 @@ class ModelConfig(Section):
     """Size of the input: S (square), [height, width], native (the size that the backbone was trained with) or auto: the
     median aspect ratio of TRAIN, at about `model.image_tokens` tokens."""
     image_tokens: int = Field(default=560, ge=1, le=65_536)
-    """image_size=auto: number of patches of an image, at most. Images that are smaller than that, and smaller than the
+    """image_size=auto: about the number of patches of an image. Images that are smaller than that, and smaller than the
     images that the backbone was trained with, get fewer."""
     pooling: str = "auto"
     """How the tokens of a block become one vector: cls, mean and max (of the patch tokens), joined by an underscore,

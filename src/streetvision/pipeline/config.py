@@ -29,6 +29,7 @@ CVFM_CHOICE = "model.multiview.cvfm.mode"
 MAY_BE_PATHS = ("data.root", "model.backbone.name")
 """Settings that are a path or another name."""
 STANCE = "hardware.compiler.stance"
+WEIGHTS = "model.backbone.weights"
 
 
 def compose_config(
@@ -145,7 +146,12 @@ def _compose_groups(sources: Sequence[tuple[str, object]]) -> Tree:
                 OmegaConf.update(composed, key, placeholder, force_add=True)
         return cast(Tree, _filled(OmegaConf.to_container(composed, throw_on_missing=True), placeholders))
     except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} has no default", f"set {error.full_key}=...") from error
+        hint = f"set {error.full_key}=..."
+        if error.full_key == WEIGHTS:
+            hint += (
+                f" to a .safetensors or .pth file, or {WEIGHTS}=null model.backbone.pretrained=true to download them"
+            )
+        raise ConfigError(f"{error.full_key} has no default", hint) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(str(error).strip().splitlines()[0], "write settings as KEY=VALUE") from error
 

@@ -54,7 +54,7 @@ def launch_training(config: RunConfig, *, console: Console, only: Collection[str
         is_drawn = config.data.root is None or _same_path(config.data.root, str(schema.scenes_dir))
         if needs_data(config.pipeline.phases) and config.model.backbone.source == "embedded" and not is_drawn:
             console.warn(
-                "the built-in backbone was trained on drawn scenes; for photographs set model=dinov3_vits16 or another "
+                "the built-in backbone was trained on drawn scenes; for photographs set model=dinov2_small or another "
                 "pretrained backbone"
             )
         phases = phase_order(config.pipeline.phases, PHASES)

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from streetvision.bundle.predictor import load_bundle
-from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.errors import ConfigError, unknown_name
 from streetvision.contracts.progress import Progress
 from streetvision.serving.server import ServingConfig, create_app
 
@@ -61,9 +61,15 @@ def serving_config(overrides: Sequence[str], *, api_key: str | None) -> ServingC
     values = dict(override.partition("=")[::2] for override in overrides)
     if "api_key" in values:
         raise ConfigError("api_key cannot be set on the command line", f"set {KEY_VARIABLE} in the environment")
+    allowed = [name for name in ServingConfig.model_fields if name != "api_key"]
+    for name in values:
+        if name not in allowed:
+            raise unknown_name("setting of serve", name, allowed)
     try:
         return ServingConfig.model_validate({**values, "api_key": api_key or None})
     except ValidationError as error:
         first = error.errors()[0]
-        names = ", ".join(name for name in ServingConfig.model_fields if name != "api_key")
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", f"settings: {names}") from error
+        name, message = ".".join(map(str, first["loc"])), first["msg"]
+        raise ConfigError(
+            f"{name}={first['input']!r}: {message[:1].lower()}{message[1:]}", f"settings: {', '.join(allowed)}"
+        ) from error

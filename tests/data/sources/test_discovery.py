@@ -106,6 +106,8 @@ class TestFolders:
 
     def test_a_folder_that_does_not_exist(self, tmp_path):
         assert error_of(tmp_path / "gone").message == f"data.root {str(tmp_path / 'gone')!r} does not exist"
+        (tmp_path / "street_photos").mkdir()
+        assert str(tmp_path / "street_photos") in error_of(tmp_path / "street_fotos").hint
 
     def test_a_file_of_another_kind(self, tmp_path):
         touch(tmp_path, "images.zip")

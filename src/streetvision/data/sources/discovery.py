@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -89,10 +90,11 @@ def list_images(
         raise DataError(
             f"{error.filename or root!r} cannot be read: {error.strerror}", "give read permission"
         ) from error
-    raise DataError(
-        f"data.root {root!r} {kind}",
-        f"set data.root to a folder with one sub-folder per class, a CSV, or {HUB_PREFIX}owner/name",
-    )
+    hint = f"give a folder with one sub-folder per class, a CSV, or {HUB_PREFIX}owner/name"
+    if not path.exists() and path.parent.is_dir():
+        similar = get_close_matches(path.name, sorted(entry.name for entry in path.parent.iterdir()), n=1)
+        hint = f"did you mean {str(path.with_name(similar[0]))!r}?" if similar else hint
+    raise DataError(f"data.root {root!r} {kind}", hint)
 
 
 def class_names_warning(listing: ImageListing, class_names: tuple[str, str]) -> str | None:

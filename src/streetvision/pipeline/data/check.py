@@ -87,7 +87,8 @@ def _print_near_duplicates(findings: Findings, console: Console) -> None:
         ("copies", findings.copies, "the same photograph"),
         ("similar", findings.similar_views, "similar views, such as neighbouring frames; they stay in one split"),
     ):
-        console.line(label, f"{sum(map(len, clusters))} images in {len(clusters)} clusters: {meaning}")
+        found = f"{sum(map(len, clusters))} images in {len(clusters)} clusters" if clusters else "none"
+        console.line(label, f"{found} ({meaning})")
     largest = max(map(len, near.clusters), default=0)
     if largest > len(findings.index.rows) / 10:
         console.warn(

@@ -20,7 +20,7 @@ from streetvision.eval.embeddings import EmbeddingDuplicates, embedding_duplicat
 from streetvision.eval.metrics import roc_auc
 from streetvision.eval.out_of_fold import out_of_fold_probabilities
 from streetvision.models.module import load_classifier
-from streetvision.pipeline.initialization import input_size
+from streetvision.pipeline.input_size import input_size
 from streetvision.pipeline.settings import RunConfig
 from streetvision.training.features import FeatureCache
 

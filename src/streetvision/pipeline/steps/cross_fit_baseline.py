@@ -188,7 +188,7 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     }
     adapted_start = ", adapted backbone" if starts_adapted(context) else ""
     return Outcome(
-        f"{what}; out-of-fold MCC {summary_row['val_select_mcc']:.3f}{adapted_start}",
+        f"{what}; out-of-fold MCC {summary_row['val_select_mcc']:.3f} at 0.5{adapted_start}",
         metrics,
         extra_outputs=tuple(outputs),
     )

@@ -49,7 +49,7 @@ from streetvision.pipeline.test_access_log import TestAccess, record_test_access
 
 ABOVE_HALF = float(np.nextafter(0.5, 1))
 """Threshold of argmax, which takes class 0 when both logits are equal."""
-MAX_NAMED = 10
+MAX_NAMED = 3
 """Images that a message names."""
 
 

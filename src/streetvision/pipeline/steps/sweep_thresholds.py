@@ -74,10 +74,10 @@ def run(context: Context) -> Outcome:
         write_text_atomic(schema.threshold_sweep_csv, sweep_csv(curve))
         write_bytes_atomic(schema.mcc_curve_plot, plot)
     write_json_atomic(schema.thresholds_json, policy.model_dump(mode="json"))
-    where = "out of fold" if scores.out_of_fold else "on VAL_CALIB"
+    where = "out-of-fold scores" if scores.out_of_fold else "VAL_CALIB"
     return Outcome(
-        f"{threshold:.3f} [{low:.3f}, {high:.3f}] (MCC {mcc:.3f} {where}; "
-        f"grid of {config.n_thresholds}: {metrics['grid_mcc']:.3f})",
+        f"{threshold:.3f} [{low:.3f}, {high:.3f}], the highest MCC of {where}: {mcc:.3f} (optimistic; a grid of "
+        f"{config.n_thresholds} thresholds: {metrics['grid_mcc']:.3f})",
         {"threshold": threshold, "val_calib_mcc": mcc},
         extra_outputs=sweep_files if config.save_sweep_curve else (),
     )

@@ -28,7 +28,8 @@ from streetvision.pipeline.adaptation_gate import shipped_weights
 from streetvision.pipeline.artifacts import unlabeled_inputs
 from streetvision.pipeline.auto_settings import log_auto_settings
 from streetvision.pipeline.image_training import cached_images
-from streetvision.pipeline.initialization import input_size, resume_key
+from streetvision.pipeline.initialization import resume_key
+from streetvision.pipeline.input_size import input_size
 from streetvision.pipeline.training_outputs import merge_check_images, metrics_csv
 from streetvision.training.callbacks import State, cpu_state_dict
 from streetvision.training.distributed import broadcast, rank_and_world_size

@@ -6,7 +6,7 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.split_contracts import Row
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import ModelConfig
-from streetvision.pipeline.initialization import auto_image_size, input_size
+from streetvision.pipeline.input_size import auto_image_size, input_size
 
 NATIVE = (224, 224)
 
