@@ -63,7 +63,7 @@ class ArtifactSchema:
     explora_metrics_csv = _ArtifactPath("phase4a_explora/metrics.csv")
     """One row per epoch."""
     explora_curve_plot = _ArtifactPath("phase4a_explora/adaptation_curve.png")
-    """Loss and standard deviation of the embeddings by epoch."""
+    """Losses, alignment, uniformity and MCC of the nearest neighbours by epoch; the title has the effective rank."""
     adaptation_gate_json = _SharedPath("phase4a_explora/gate.json")
     """The comparison of the adapted backbone with the original one, and the share of its weights that ships."""
     explora_logs_dir = _ArtifactPath("phase4a_explora/logs")

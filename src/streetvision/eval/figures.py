@@ -77,6 +77,11 @@ def mark_threshold(axes: "Axes", x: float, y: float, label: str) -> None:
     axes.plot([x], [y], "o", color=ORANGE, markersize=8, zorder=3, label=label)
 
 
+def legend_above(axes: "Axes", columns: int = 3) -> None:
+    """Draw the legend above the axes, where it covers no curve."""
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=columns, columnspacing=1.2, handletextpad=0.4)
+
+
 def draw_interval(axes: "Axes", x: FloatArray, low: FloatArray, high: FloatArray, label: str | None = None) -> None:
     """Fill the area between two curves."""
     axes.fill_between(x, low, high, color=BLUE, alpha=0.18, linewidth=0, label=label)

@@ -13,7 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from streetvision.contracts.errors import DataError
 from streetvision.eval.counts import BoolArray, Counts, FloatArray, ThresholdCounts, checked_arrays, threshold_counts
-from streetvision.eval.figures import BLUE, GREEN, HEIGHT, ORANGE, draw_interval, mark_threshold, new_figure
+from streetvision.eval.figures import (
+    BLUE,
+    GREEN,
+    HEIGHT,
+    ORANGE,
+    draw_interval,
+    legend_above,
+    mark_threshold,
+    new_figure,
+)
 from streetvision.eval.metrics import count_metrics, fpr, mcc, positive_probability, recall
 
 if TYPE_CHECKING:
@@ -179,13 +188,13 @@ def plot_mcc_curve(
         above.plot(thresholds, values, color=BLUE, drawstyle="steps-pre", label=f"grid of {thresholds.size:,}")
         mark_threshold(above, best_threshold, best, label)
         above.set(ylabel="MCC")
-        above.legend(loc="lower center")
+        legend_above(above, 2)
         # Correct decisions are solid, errors are dashed; one color per class.
         lines = {"tp": ("TP", BLUE, "-"), "fn": ("FN", BLUE, "--"), "tn": ("TN", GREEN, "-"), "fp": ("FP", GREEN, "--")}
         for name, (title, color, style) in lines.items():
             below.plot(thresholds, curve[name], color=color, linestyle=style, drawstyle="steps-pre", label=title)
         below.set(xlabel="threshold on the probability", ylabel="images", xlim=(-0.01, 1.01))
-        below.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4)
+        legend_above(below, 4)
         for axes in (above, below):
             axes.axvline(best_threshold, color=ORANGE, linewidth=1.2)
     content = png.getvalue()

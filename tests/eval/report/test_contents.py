@@ -1,5 +1,6 @@
 import pytest
 
+from streetvision.eval.metrics import METRICS
 from streetvision.eval.report.contents import access_history, cautions, lead, selective_sentence, verdict
 from tests.eval.report.test_page import sample
 
@@ -7,12 +8,27 @@ from tests.eval.report.test_page import sample
 @pytest.mark.parametrize(("counts", "only"), [((0, 82, 0, 78), "none"), ((78, 0, 82, 0), "roadwork")])
 def test_the_verdict_on_a_model_that_predicts_one_class(counts, only):
     cells = dict(zip(("tp", "tn", "fp", "fn"), counts, strict=True))
-    assert f"predicts {only} for all 160 images" in verdict(sample(counts=cells))
+    assert f'predicts "{only}" for all 160 images' in verdict(sample(counts=cells))
 
 
 def test_the_lead_names_the_data():
     assert lead(sample()).startswith("160 images that were not used for training, selection or calibration. MCC 0.920,")
     assert lead(sample(data="holiday")).startswith("160 images of holiday. ")
+
+
+def of_folds(*, low, high):
+    figure = {"estimate": 0.75, "low": low, "high": high}
+    return sample(out_of_fold={"images": 292, "units": 128, "folds": 5, "metrics": dict.fromkeys(METRICS, figure)})
+
+
+def test_the_verdict_and_the_lead_are_of_the_better_evidence_and_the_other_is_a_caution():
+    narrow, wide = of_folds(low=0.74, high=0.76), of_folds(low=0.1, high=0.9)
+    assert verdict(narrow).startswith('Out of fold, the model finds 75% of the images labeled "roadwork"')
+    assert lead(narrow).startswith("292 images")
+    assert next(cautions(narrow)).startswith("On VAL_TEST, the model finds 75 of 78 images")
+    assert verdict(wide).startswith("On VAL_TEST, the model finds 75 of 78 images")
+    assert lead(wide).startswith("160 images")
+    assert next(cautions(wide)).startswith("Out of fold, the MCC is 0.750 (0.100 to 0.900).")
 
 
 def test_the_first_access_needs_no_caution_and_later_ones_name_their_bundles():

@@ -82,11 +82,11 @@ class Outline(HTMLParser):
 
 def test_the_page_shows_everything_in_the_report():
     text = Outline(render_report(sample(), dict.fromkeys(PLOT_TITLES, picture()))).text
-    assert "The model finds 75 of 78 images with roadwork and raises a false alarm for 3 of 82 others." in text
+    assert 'The model finds 75 of 78 images labeled "roadwork" and raises a false alarm for 3 of 82 others.' in text
     for metric in METRICS.values():
         assert metric.title in text
     assert "0.861 to 0.963" in text
-    assert "a calibrated model would have 0.012 to 0.046 here" in text
+    assert "a calibrated model: 0.012 to 0.046 on VAL_TEST" in text
     for title in PLOT_TITLES.values():
         assert title in text
     assert "ab" * 32 in text
@@ -136,14 +136,14 @@ def test_slices_and_mistakes_are_shown_if_given():
         ],
     )
     text = Outline(render_report(report, {"m0": picture("JPEG")})).text
-    assert "source ride-a1 of 212 of 320.8000.700 to 0.900 ride-b" in text
+    assert "source ride-a1 of 212 of 320.8000.700 to 0.900 ride-b1 of 212 of 32too few" in text
     assert text.count("too few for a conclusion") == 1
     assert "weather fog" in text
-    assert "Predicted none, labeled roadwork; probability of roadwork 0.020" in text
-    assert "Predicted roadwork, labeled none; probability of roadwork 0.980" in text
+    assert 'Predicted "none", labeled "roadwork"; probability of "roadwork" 0.020' in text
+    assert 'Predicted "roadwork", labeled "none"; probability of "roadwork" 0.980' in text
     assert "Each frame is a view" not in text
     framed = Outline(render_report(report | {"many_views": True}, {"m0": picture("JPEG")})).text
-    assert "Orange views favor roadwork, blue views none." in framed
+    assert 'Orange views favor "roadwork", blue views "none".' in framed
     bare = Outline(render_report(sample(many_views=True), {})).text
     for heading in ("Results by slice", "Worst mistakes"):
         assert heading in text
@@ -169,12 +169,15 @@ def test_policies_are_compared_with_their_differences():
     rows = [a_policy("argmax"), a_policy("scrc", shipped=True, differences=dict.fromkeys(METRICS, difference))]
     text = Outline(render_report(sample(policies=rows), {})).text
     assert "MCC minus argmax" in text
-    assert "scrc (shipped)" in text
-    assert "-0.015-0.050 to 0.021, p = 0.42" in text
+    assert "scrcshipped" in text
+    assert "-0.015-0.050 to 0.021p = 0.42" in text
     assert text.count("the calibrated probability, with") == 1
     undefined = dict.fromkeys(difference)
     rows[1]["differences"]["mcc"] = undefined
     assert "not defined" in Outline(render_report(sample(policies=rows), {})).text
+    fused = a_policy("argmax", inference="cvfm_trained", differences=dict.fromkeys(METRICS, difference))
+    text = Outline(render_report(sample(policies=[rows[0], fused]), {})).text
+    assert text.count("argmax, fused") == 1
     assert "policies compared" not in Outline(render_report(sample(), {})).text
 
 

@@ -69,12 +69,12 @@ def test_plots_are_the_same_bytes_for_any_user_style(name):
 def test_titles_state_the_result(titles):
     counts = Counts(tp=75, tn=79, fp=3, fn=3)
     plots.confusion_matrix(counts, class_names=("none", "roadwork"))
-    assert titles.pop() == "3 of 78 roadwork images missed, 3 of 82 others are false alarms"
+    assert titles.pop() == '3 of 78 "roadwork" images missed, 3 of 82 others are false alarms'
     predictions = Predictions([0, 0, 0, 0, 1, 1, 1, 1], [0.1, 0.2, 0.3, 0.8, 0.2, 0.7, 0.8, 0.9])
     plots.roc_curve(predictions, threshold=0.5, positive="roadwork")
-    assert titles.pop() == "75% of the roadwork images found, with 25.0% false alarms"
+    assert titles.pop() == '75% of the "roadwork" images found, with 25.0% false alarms'
     plots.pr_curve(predictions, threshold=0.5, positive="roadwork")
-    assert titles.pop() == "75% of the alarms are correct, with 75% of roadwork found"
+    assert titles.pop() == '75% of the alarms are correct, with 75% of the "roadwork" images found'
 
 
 def test_the_reliability_title_compares_the_error_with_chance(titles):

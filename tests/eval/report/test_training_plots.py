@@ -1,7 +1,7 @@
 import pytest
 from matplotlib.figure import Figure
 
-from streetvision.eval.report.training_plots import adaptation_curve, learning_curve
+from streetvision.eval.report.training_plots import MIN_SPAN, adaptation_curve, learning_curve
 
 FIRST = {"epoch": 0, "select_loss": 4.9, "alignment": 1.2, "uniformity": -1.0, "knn_mcc": 0.2, "effective_rank": 96.4}
 ADAPTATION = [FIRST, *(FIRST | {"epoch": n, "train_loss": 5.0 / n, "effective_rank": 90.0 / n} for n in (1, 2))]
@@ -34,6 +34,15 @@ def test_the_adaptation_curve_shows_every_row_and_the_loss_of_training_from_the_
     assert drawn["loss, VAL_SELECT"] == [[0, 4.9], [1, 4.9], [2, 4.9]]
     assert {"alignment", "uniformity", "MCC of 10 neighbors"} < set(drawn)
     assert " ".join(drawn["title"].split()) == "simclr: effective rank of the embeddings 96 -> 45"
+
+
+def test_epochs_are_integers_and_a_small_change_is_drawn_small(monkeypatch):
+    panels = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: panels.extend(figure.axes))
+    learning_curve(TRAINING[:1], selected=1)
+    adaptation_curve(ADAPTATION[:2], method="simclr")
+    assert all(tick == round(tick) for axes in panels for tick in axes.get_xticks())
+    assert all(high - low >= MIN_SPAN - 1e-9 for low, high in (axes.get_ylim() for axes in panels))
 
 
 @pytest.mark.usefixtures("figures_with_layout")

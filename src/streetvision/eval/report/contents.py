@@ -163,39 +163,49 @@ class Report(TypedDict):
 
 
 def verdict(report: Report) -> str:
-    """The result in one sentence."""
-    counts, positive = report["counts"], report["class_names"][1]
-    predicted_positive, total = counts["tp"] + counts["fp"], images(counts)
-    if predicted_positive in (0, total):
-        only = report["class_names"][int(predicted_positive > 0)]
-        return f"The model predicts {only} for all {total:,} images and does not separate the classes."
+    """The result in one sentence, by the better evidence."""
+    if not out_of_fold_is_better(report):
+        name = f"On {report['data']}, the" if "out_of_fold" in report else "The"
+        return f"{name} {_result(report)}"
+    metrics, positive = report["out_of_fold"]["metrics"], report["class_names"][1]
     return (
-        f"The model finds {fraction(counts['tp'], counts['fn'])} images with {positive} "
-        f"and raises a false alarm for {fraction(counts['fp'], counts['tn'])} others."
+        f'Out of fold, the model finds {percent(metrics["recall"])} of the images labeled "{positive}" '
+        f"and raises a false alarm for {percent(metrics['fpr'])} of the others."
     )
 
 
 def lead(report: Report) -> str:
     """The data, the MCC and the threshold, below the verdict."""
-    mcc, total = report["metrics"]["mcc"], f"{images(report['counts']):,}"
-    held_out = f"{total} images that were not used for training, selection or calibration"
-    data = held_out if of_val_test(report) else f"{total} images of {report['data']}"
+    negative, positive = report["class_names"]
+    if out_of_fold_is_better(report):
+        out_of_fold = report["out_of_fold"]
+        mcc = out_of_fold["metrics"]["mcc"]
+        data = f"{out_of_fold['images']:,} images, each predicted by a model that was fitted without its group"
+    else:
+        mcc, total = report["metrics"]["mcc"], f"{images(report['counts']):,}"
+        held_out = f"{total} images that were not used for training, selection or calibration"
+        data = held_out if of_val_test(report) else f"{total} images of {report['data']}"
     return (
         f"{data}. MCC {number(mcc['estimate'])}, {report['level']:.0%} interval {interval(mcc)}. "
-        f"{report['class_names'][1]} is predicted from a probability of {report['threshold']:.3g}. "
-        f"Label 0 is {report['class_names'][0]}, label 1 is {report['class_names'][1]} (data.class_names)."
+        f'The prediction of the model is "{positive}" from a probability of {report["threshold"]:.3g} on. '
+        f'Label 0 is "{negative}", label 1 is "{positive}" (data.class_names).'
     )
 
 
 def cautions(report: Report) -> Iterator[str]:
     """The limits of the figures that a reader must know."""
     if "out_of_fold" in report:
-        mcc = report["out_of_fold"]["metrics"]["mcc"]
-        yield f"Out of fold, the MCC is {number(mcc['estimate'])} ({interval(mcc)}). {better_evidence(report)}"
+        if out_of_fold_is_better(report):
+            mcc = report["metrics"]["mcc"]
+            other = f"On {report['data']}, the {_result(report)} Its MCC there is"
+        else:
+            mcc, other = report["out_of_fold"]["metrics"]["mcc"], "Out of fold, the MCC is"
+        yield f"{other} {number(mcc['estimate'])} ({interval(mcc)}). {better_evidence(report)}"
     if report["few_units"]:
         kind = "groups" if report["grouped"] else "images"
         rarer = f"{report['rarer_units']} of them with the rarer class"
-        yield f"The intervals are based on {report['units']} {kind}, {rarer}, and may be too narrow."
+        units = f"{report['units']} {kind}, {rarer}"
+        yield f"The intervals of {report['data']} are based on {units}, and may be too narrow."
     if report["test_access"] is not None and report["test_access"] > 1:
         yield (
             f"This is access {report['test_access']} to VAL_TEST. If something was changed after an earlier access, "
@@ -204,17 +214,38 @@ def cautions(report: Report) -> Iterator[str]:
     yield from report["notes"]
 
 
-def better_evidence(report: Report) -> str:
-    """Whether VAL_TEST or the out-of-fold figures describe the model better: the narrower interval of MCC."""
-    out_of_fold, total = report["out_of_fold"], images(report["counts"])
+def _result(report: Report) -> str:
+    """The result on the evaluated data, as the rest of a sentence that starts with "The"."""
+    counts, positive = report["counts"], report["class_names"][1]
+    predicted_positive, total = counts["tp"] + counts["fp"], images(counts)
+    if predicted_positive in (0, total):
+        only = report["class_names"][int(predicted_positive > 0)]
+        return f'model predicts "{only}" for all {total:,} images and does not separate the classes.'
+    return (
+        f'model finds {fraction(counts["tp"], counts["fn"])} images labeled "{positive}" '
+        f"and raises a false alarm for {fraction(counts['fp'], counts['tn'])} others."
+    )
+
+
+def out_of_fold_is_better(report: Report) -> bool:
+    """Whether the out-of-fold figures describe the model better than those of the evaluated data.
+
+    The better ones have the narrower interval of MCC.
+    """
 
     def width(figure: Figure) -> float:
         return float("inf") if figure["low"] is None or figure["high"] is None else figure["high"] - figure["low"]
 
-    in_folds, in_test = (width(of["metrics"]["mcc"]) for of in (out_of_fold, report))
-    folds = f"the out-of-fold figures, of {out_of_fold['images']:,} images"
-    test = f"{report['data']}, of {total:,} images"
-    if in_folds < in_test:
+    if "out_of_fold" not in report:
+        return False
+    return width(report["out_of_fold"]["metrics"]["mcc"]) < width(report["metrics"]["mcc"])
+
+
+def better_evidence(report: Report) -> str:
+    """Which figures describe the model better, and why; the report must have out-of-fold figures."""
+    folds = f"the out-of-fold figures, of {report['out_of_fold']['images']:,} images"
+    test = f"{report['data']}, of {images(report['counts']):,} images"
+    if out_of_fold_is_better(report):
         return f"The better evidence is {folds}: their interval of MCC is narrower than that of {test}."
     return f"The better evidence is {test}: its interval of MCC is not wider than that of {folds}."
 
@@ -257,6 +288,11 @@ def images(counts: CountsRow) -> int:
 def number(value: float | None) -> str:
     """A metric with three decimals."""
     return "not defined" if value is None else f"{value:.3f}"
+
+
+def percent(figure: Figure) -> str:
+    """A share in percent, without its interval."""
+    return "an unknown share" if figure["estimate"] is None else f"{figure['estimate']:.0%}"
 
 
 def interval(figure: Figure) -> str:

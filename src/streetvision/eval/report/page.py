@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from streetvision.contracts.errors import DataError
 from streetvision.eval.metrics import METRICS
 from streetvision.eval.report import contents
-from streetvision.eval.report.contents import Report, Slice
+from streetvision.eval.report.contents import PolicyRow, Report, Slice
 from streetvision.eval.report.html import environment, inline_image
 
 PLOT_TITLES = {
@@ -22,13 +22,13 @@ MEANINGS = {
     "mcc": "correlation of predictions and labels: 1 perfect, 0 no better than chance",
     "accuracy": "share of images with a correct prediction",
     "precision": "share of alarms that are correct",
-    "recall": "share of {positive} that is found",
+    "recall": 'share of the images labeled "{positive}" that are found',
     "f1": "harmonic mean of precision and recall",
-    "fnr": "share of {positive} that is missed",
+    "fnr": 'share of the images labeled "{positive}" that are missed',
     "fpr": "share of the other images with a false alarm",
-    "roc_auc": "probability that {positive} ranks above another image",
+    "roc_auc": 'probability that an image labeled "{positive}" ranks above another image',
     "pr_auc": "mean precision over all recalls",
-    "ece": "mean difference of probability and frequency; a calibrated model would have {low:.3f} to {high:.3f} here",
+    "ece": "mean difference of probability and frequency; a calibrated model: {low:.3f} to {high:.3f} on {data}",
     "brier": "mean squared error of the probabilities",
     "nll": "negative log-likelihood in nats: 0 perfect, 0.693 for a constant 0.5",
 }
@@ -37,6 +37,12 @@ POLICY_MEANINGS = {
     "threshold": "the softmax probability, with the threshold of highest MCC on VAL_CALIB",
     "scrc": "the calibrated probability, with the threshold of highest MCC on VAL_CALIB",
 }
+
+
+def policy_title(policy: PolicyRow) -> str:
+    """The name of a policy in the table: argmax is there twice if the model fuses views."""
+    fused = policy["name"] == "argmax" and policy["inference"] != "single_view"
+    return "argmax, fused" if fused else policy["name"]
 
 
 def render_report(report: Report, pictures: Mapping[str, bytes]) -> str:
@@ -75,12 +81,12 @@ def render_report(report: Report, pictures: Mapping[str, bytes]) -> str:
                 name,
                 METRICS[name].title,
                 report["metrics"][name],
-                MEANINGS[name].format(positive=positive, low=low, high=high),
+                MEANINGS[name].format(positive=positive, data=report["data"], low=low, high=high),
             )
             for name in METRICS
             if name in report["metrics"]
         ],
-        policies=policies,
+        policies=[(policy_title(policy), policy) for policy in policies],
         policy_meanings={policy["name"]: POLICY_MEANINGS[policy["name"]] for policy in policies},
         selective=selective and contents.selective_sentence(selective, contents.images(report["counts"])),
         plots=[

@@ -15,6 +15,7 @@ from streetvision.eval.figures import (
     INK,
     ORANGE,
     draw_interval,
+    legend_above,
     mark_threshold,
     new_figure,
 )
@@ -37,14 +38,14 @@ def roc_curve(predictions: Predictions, *, threshold: float, positive: str = "cl
     """The ROC curve, with the threshold marked."""
     curve, counts = _curve_and_counts(predictions, threshold)
     hit_rate, alarm_rate = float(recall(counts)), float(fpr(counts))
-    with new_figure(f"{hit_rate:.0%} of the {positive} images found, with {alarm_rate:.1%} false alarms") as drawn:
+    with new_figure(f'{hit_rate:.0%} of the "{positive}" images found, with {alarm_rate:.1%} false alarms') as drawn:
         figure, png = drawn
         axes = figure.add_subplot()
         points = curve.counts(_drawn_positions(curve))
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.2, linestyle=DASHED, label="random")
         axes.plot(fpr(points), recall(points), color=BLUE, label=f"this model, area {float(area_under_roc(curve)):.3f}")
         mark_threshold(axes, alarm_rate, hit_rate, f"threshold {threshold:.4g}")
-        _unit_square(axes, "false alarm rate", f"share of {positive} images found (recall)")
+        _unit_square(axes, "false alarm rate", f'share of "{positive}" images found (recall)')
         axes.legend(loc="lower right")
     return png.getvalue()
 
@@ -53,8 +54,8 @@ def pr_curve(predictions: Predictions, *, threshold: float, positive: str = "cla
     """The precision-recall curve, with the threshold marked."""
     curve, counts = _curve_and_counts(predictions, threshold)
     hit_rate, correct = float(recall(counts)), float(precision(counts))
-    with new_figure(f"{correct:.0%} of the alarms are correct, with {hit_rate:.0%} of {positive} found") as drawn:
-        figure, png = drawn
+    title = f'{correct:.0%} of the alarms are correct, with {hit_rate:.0%} of the "{positive}" images found'
+    with new_figure(title) as (figure, png):
         axes = figure.add_subplot()
         points = curve.counts(_drawn_positions(curve))
         defined = np.asarray(points.tp + points.fp) > 0  # precision needs a predicted positive
@@ -67,14 +68,14 @@ def pr_curve(predictions: Predictions, *, threshold: float, positive: str = "cla
             label=f"this model, area {float(average_precision(curve)):.3f}",
         )
         mark_threshold(axes, hit_rate, correct, f"threshold {threshold:.4g}")
-        _unit_square(axes, f"share of {positive} images found (recall)", "share of alarms that are correct (precision)")
+        _unit_square(axes, f'share of "{positive}" images found (recall)', "share of correct alarms (precision)")
         axes.legend(loc="lower left")
     return png.getvalue()
 
 
 def confusion_matrix(counts: Counts, *, class_names: tuple[str, str] = ("class 0", "class 1")) -> bytes:
     """The confusion matrix of counts that are numbers."""
-    misses = f"{int(counts.fn):,} of {int(counts.positives):,} {class_names[1]} images missed"
+    misses = f'{int(counts.fn):,} of {int(counts.positives):,} "{class_names[1]}" images missed'
     alarms = f"{int(counts.fp):,} of {int(counts.negatives):,} others are false alarms"
     table = np.array([[counts.tn, counts.fp], [counts.fn, counts.tp]], dtype=np.float64)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
@@ -93,8 +94,8 @@ def confusion_matrix(counts: Counts, *, class_names: tuple[str, str] = ("class 0
             ink = "white" if share > 0.6 else INK
             axes.text(column, row - 0.05, f"{int(table[row, column]):,}", ha="center", fontsize=22, color=ink)
             axes.text(column, row + 0.24, f"{share:.1%} of the row", ha="center", fontsize=10, color=ink)
-        axes.set_xticks([0, 1], [f"predicted {name}" for name in class_names])
-        axes.set_yticks([0, 1], [f"labeled {name}" for name in class_names], rotation=90, va="center")
+        axes.set_xticks([0, 1], [f'predicted "{name}"' for name in class_names])
+        axes.set_yticks([0, 1], [f'labeled "{name}"' for name in class_names], rotation=90, va="center")
         axes.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5))
         axes.xaxis.tick_top()
         axes.grid(visible=False)
@@ -132,10 +133,11 @@ def reliability_diagram(
         # The area of a dot grows with the images of its bin.
         sizes = 25 + 125 * bins.count / bins.count.max()
         axes.scatter(bins.probability, bins.frequency, s=sizes, color=BLUE, zorder=3, label=f"{name}, ECE {error:.3f}")
-        _unit_square(axes, "", f"share of {positive} images")
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, columnspacing=1.2, handletextpad=0.4)
+        _unit_square(axes, "", f'share of "{positive}" images')
+        legend_above(axes)
         histogram.bar(bins.probability, bins.count, width=0.03, color=BLUE)
-        histogram.set(xlabel=f"probability of {positive}", ylabel="images")
+        histogram.set(xlabel=f'probability of "{positive}"', ylabel="images")
+        histogram.locator_params(axis="y", integer=True, min_n_ticks=1, nbins=3)
         histogram.grid(visible=False, axis="x")
     return png.getvalue()
 
@@ -151,7 +153,7 @@ def threshold_curve(band: Band, *, threshold: float) -> bytes:
         axes.axvline(threshold, color=ORANGE, linewidth=1.2)
         mark_threshold(axes, threshold, current, f"threshold {threshold:.4g}")
         axes.set(xlabel="threshold on the probability", ylabel="MCC", xlim=(-0.01, 1.01))
-        axes.legend(loc="lower center")
+        legend_above(axes)
     return png.getvalue()
 
 

@@ -1,8 +1,17 @@
 """Plots of a training run from its rows of metrics, as PNG bytes."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from streetvision.eval.figures import BLUE, DASHED, GREY, ORANGE, new_figure
+import numpy as np
+
+from streetvision.eval.figures import BLUE, DASHED, GREY, HEIGHT, ORANGE, legend_above, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MIN_SPAN = 0.1
+"""Smallest range of an axis of values, so that a small change is drawn small."""
 
 
 def learning_curve(history: Sequence[Mapping[str, float | int]], *, selected: int) -> bytes:
@@ -22,8 +31,7 @@ def learning_curve(history: Sequence[Mapping[str, float | int]], *, selected: in
         )
         for axes in (above, below):
             axes.axvline(selected, color=GREY, linewidth=1.2, linestyle=DASHED)
-            axes.legend()
-        below.set_xlabel("epoch")
+        _finish((above, below))
     return png.getvalue()
 
 
@@ -34,14 +42,27 @@ def adaptation_curve(history: Sequence[Mapping[str, float | int]], *, method: st
     """
     epochs = [row["epoch"] for row in history]
     before, after = history[0]["effective_rank"], history[-1]["effective_rank"]
-    with new_figure(f"{method}: effective rank of the embeddings {before:.0f} -> {after:.0f}") as (figure, png):
+    title = f"{method}: effective rank of the embeddings {before:.0f} -> {after:.0f}"
+    with new_figure(title, HEIGHT + 1.2) as (figure, png):
         above, middle, below = figure.subplots(3, sharex=True)
         above.plot(epochs[1:], [row["train_loss"] for row in history[1:]], color=GREY, marker=".", label="loss, TRAIN")
         above.plot(epochs, [row["select_loss"] for row in history], color=BLUE, marker=".", label="loss, VAL_SELECT")
         middle.plot(epochs, [row["alignment"] for row in history], color=BLUE, marker=".", label="alignment")
         middle.plot(epochs, [row["uniformity"] for row in history], color=ORANGE, marker=".", label="uniformity")
         below.plot(epochs, [row["knn_mcc"] for row in history], color=GREY, marker=".", label="MCC of 10 neighbors")
-        for axes in (above, middle, below):
-            axes.legend()
-        below.set_xlabel("epoch")
+        _finish((above, middle, below))
     return png.getvalue()
+
+
+def _finish(panels: "Sequence[Axes]") -> None:
+    """Legends, visible single points, integer epochs, and a range of values of at least MIN_SPAN."""
+    for axes in panels:
+        for line in axes.get_lines():
+            if np.size(line.get_xdata()) == 1:
+                line.set(marker="o", markersize=8)
+        legend_above(axes)
+        low, high = axes.get_ylim()
+        missing = max(0.0, MIN_SPAN - (high - low))
+        axes.set_ylim(low - missing / 2, high + missing / 2)
+    panels[-1].locator_params(axis="x", integer=True, min_n_ticks=1)
+    panels[-1].set_xlabel("epoch")

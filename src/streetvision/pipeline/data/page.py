@@ -44,6 +44,7 @@ def render_findings(findings: Findings, *, title: str, limits: DecodeLimits) -> 
         title=title,
         findings=findings,
         rows=rows,
+        n_groups=len({row.group for row in rows if row.group is not None}),
         class_names=class_names,
         classes=classes,
         copies=_largest_first(copies),
