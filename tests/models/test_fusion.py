@@ -128,14 +128,25 @@ class TestTrained:
         logits, mask, content = random_views()
         return torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(1)), logits, mask, content
 
-    def test_the_untrained_module_is_exactly_the_mean(self, module):
+    def test_the_untrained_module_is_exactly_the_single_view(self, module):
         features, logits, mask, content = self.inputs()
-        assert torch.equal(module(features, logits, mask, content).logits, fuse("simple_mean", logits, mask, content))
+        mean = fuse("simple_mean", logits, mask, content)
+        expected = torch.where(mask[:, :1], logits[:, 0], mean)
+        assert torch.equal(module(features, logits, mask, content).logits, expected)
+
+    def test_the_weights_depend_on_the_features(self, module):
+        module.eval()
+        features, logits, mask, content = self.inputs()
+        before = module(features, logits, mask, content).weights
+        torch.nn.init.ones_(module.feature_score)
+        assert not torch.allclose(module(features, logits, mask, content).weights, before)
+        assert not torch.allclose(module(features.flip(0), logits, mask, content).weights, before)
 
     def test_masked_views_have_no_influence_even_if_not_finite(self, module):
         module.eval()
         torch.nn.init.normal_(module.correction.weight)
         torch.nn.init.normal_(module.content_slope)
+        torch.nn.init.normal_(module.feature_score)
         features, logits, mask, content = self.inputs()
         expected = module(features, logits, mask, content)
         loss = module.reconstruction_loss(expected.latent, features, mask)

@@ -133,7 +133,8 @@ class ViewFusion:
         exact = logits.astype(np.float64)
         if self._weights is not None:
             correction, weights = self._correction(features.astype(np.float64), content, np.flatnonzero(views.mask))
-            return FusedViews(exact.mean(axis=0) + correction, weights)
+            single_view = exact[0] if views.mask[0] else exact.mean(axis=0)
+            return FusedViews(single_view + correction, weights)
         fuse = FUSIONS[self._config.mode]
         return FusedViews(fuse(exact, content, self._config), self._influence(exact, content))
 
@@ -151,16 +152,17 @@ class ViewFusion:
     def _correction(
         self, features: FloatArray, content: FloatArray, indices: NDArray[np.intp]
     ) -> tuple[FloatArray, FloatArray]:
-        """The trained correction (2,) of the mean logits, and the weight (V,) of each view.
+        """The trained correction (2,) of the global view's logits, and the weight (V,) of each view.
 
         `indices` (V,) are the positions of the V views among the N views.
         """
         w = self._weights
         assert w is not None
-        weights: FloatArray = softmax(w["view_scores"][indices] + w["content_slope"][indices] * content)
         hidden = _linear(_layer_norm(features, w, "encoder.0"), w, "encoder.1")
         activated = hidden * (1 + erf(hidden / np.sqrt(2))) / 2  # GELU
         encoded = _linear(activated, w, "encoder.3")  # (V, L)
+        scores = w["view_scores"][indices] + w["content_slope"][indices] * content + encoded @ w["feature_score"]
+        weights: FloatArray = softmax(scores)
         if "attention.slopes" in w:
             encoded = encoded + self._attention(encoded, indices)
         return _linear(weights @ encoded, w, "correction"), weights
@@ -195,6 +197,7 @@ def _load_weights(path: Path, description: FusionDescription, feature_dim: int) 
         "encoder.3.bias": (width,),
         "view_scores": (count,),
         "content_slope": (count,),
+        "feature_score": (width,),
         "correction.weight": (2, width),
         "correction.bias": (2,),
     }

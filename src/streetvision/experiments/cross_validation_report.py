@@ -13,7 +13,7 @@ from streetvision.eval.report.html import environment, inline_image
 Count = Annotated[int, Field(ge=0)]
 COVERS = (
     "The intervals are for the mean performance of these models on images like these, not for a model that is trained "
-    "again on other images. With a few hundred images they are somewhat too narrow."
+    "again on other images."
 )
 
 

@@ -132,12 +132,13 @@ class CVFMOutput(NamedTuple):
 
 
 class TrainableCVFM(nn.Module):
-    """Trained cross-view fusion: the mean of the logits plus a correction from a shared latent space.
+    """Trained cross-view fusion: the logits of the global view plus a correction from a shared latent space.
 
     A shared encoder maps the features of each view to the latent space. Their weighted average represents the image; a
-    weight depends on the view's index and on its content. One decoder per view reconstructs the features of that view
-    from the average (`reconstruction_loss`). The correction is 0 at the start, so an untrained module is exactly
-    `simple_mean`. Any combination of views may be masked.
+    weight depends on the view's index, on its content and on its features. One decoder per view reconstructs the
+    features of that view from the average (`reconstruction_loss`). The correction is 0 at the start, so an untrained
+    module is exactly the single view. Any combination of views may be masked; without the global view, the mean of the
+    other views' logits takes its place.
 
     Args:
         views: How images are split into views.
@@ -159,6 +160,7 @@ class TrainableCVFM(nn.Module):
         )
         self.view_scores = nn.Parameter(torch.zeros(views.count))
         self.content_slope = nn.Parameter(torch.zeros(views.count))
+        self.feature_score = nn.Parameter(torch.zeros(latent_dim))
         self.decoders = nn.Parameter(torch.randn(views.count, latent_dim, width) * latent_dim**-0.5)
         self.decoder_biases = nn.Parameter(torch.zeros(views.count, width))
         self.dropout = nn.Dropout(config.dropout)
@@ -179,15 +181,16 @@ class TrainableCVFM(nn.Module):
             DataError: An image has no view.
         """
         _check_views(mask)
-        scores = self.view_scores + self.content_slope * torch.where(mask, content, 0)
-        weights = _masked_softmax(scores, mask)  # (B, V)
         # Masked features may be NaN, and 0 * NaN is NaN, so they are replaced first.
         encoded = self.encoder(torch.where(mask[..., None], features, 0))  # (B, V, L)
+        scores = self.view_scores + self.content_slope * torch.where(mask, content, 0) + encoded @ self.feature_score
+        weights = _masked_softmax(scores, mask)  # (B, V)
         if self.attention is not None:
             encoded = self.attention(encoded, mask)
         latent = (weights[..., None] * encoded).sum(dim=1)  # (B, L)
         mean = _weighted_mean(logits, mask.to(logits.dtype), mask)
-        return CVFMOutput(mean + self.correction(self.dropout(latent)), latent, weights)
+        single_view = torch.where(mask[:, :1], logits[:, 0], mean)
+        return CVFMOutput(single_view + self.correction(self.dropout(latent)), latent, weights)
 
     def reconstruction_loss(self, latent: Tensor, features: Tensor, mask: Tensor) -> Tensor:
         """Return the mean squared error between decoded and standardised features, over views that are not masked.

@@ -32,7 +32,7 @@ class FusionFit:
     best: State
     """Weights of the fusion at the epoch with the highest MCC on VAL_SELECT; lower NLL breaks ties."""
     history: tuple[EpochRow, ...]
-    """One row per epoch; epoch 0 is the untrained fusion, which is the mean of the views' logits."""
+    """One row per epoch; epoch 0 is the untrained fusion, which is the single view."""
     best_epoch: int
 
     @property

@@ -89,8 +89,6 @@ def run(context: Context) -> Outcome:
         f"{config.mode}{by}, {config.views.count} views; {where} MCC {mcc:.3f} (single view {single_view_mcc:.3f})"
     )
     if isinstance(config, CvfmTrainedConfig):
-        if out_of_fold is None:
-            summary += f", {mcc - fitted.history[0]['val_select_mcc']:+.3f} over the mean of views"
         summary += f"; epoch {fitted.best_epoch} of {config.epochs}"
     summary += f"; {'the fusion' if gate.ships else 'the single view'} ships ({gate.reason})"
     metrics: Metrics = {
