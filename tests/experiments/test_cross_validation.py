@@ -97,8 +97,10 @@ def test_the_head_alone_is_the_default(scenes, tmp_path, command):
     assert "training=frozen: training=auto would fine-tune in each of 4 chains" in out
 
 
-def test_chains_that_train_run_in_processes(cross_validate):
-    settings = ["model.head.kind=mlp", "training.epochs=2", "cross_validation.repeats=1"]
+def test_chains_that_train_run_in_processes(cross_validate, tmp_path):
+    (tmp_path / "data.yaml").write_text("data: {source_column: source}")
+    settings = ["model.head.kind=mlp", "training.epochs=2", "cross_validation.repeats=1", "--config"]
+    settings.append(str(tmp_path / "data.yaml"))
     code, out, content, schema = cross_validate(*settings, "cross_validation.learning_curve=[]")
     assert code == 0, out
     assert len(content["by_repeat"]) == 1

@@ -25,6 +25,7 @@ from streetvision.contracts.errors import ArtifactError, ConfigError, DataError,
 from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import Artifact, Digest, EstimateWithInterval
 from streetvision.contracts.split_contracts import NO_FOLD, Index, Partition, Row, Split
+from streetvision.data.config import HF_SPLIT
 from streetvision.data.splitting.partition import assign_folds, count_units, unit_name
 from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
 from streetvision.eval.bootstrap import paired_difference
@@ -326,7 +327,12 @@ def train_chain(chain: Chain, threads: int) -> None:
     root = chain.folder / chain.name
     settings = [
         *chain.overrides,
+        # The index has the group of each image; settings of the file that describe the original data are taken back.
         f"data.root={root / 'index.csv'}",
+        "data.group_column=null",
+        "data.group_pattern=null",
+        "data.source_column=null",
+        f"data.hf_split={HF_SPLIT}",
         "data.grouping.by=[column]",
         f"data.protocol={chain.partition.protocol.value}",
         f"run_dir={root}",

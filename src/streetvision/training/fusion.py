@@ -30,7 +30,7 @@ class FusionFit:
     """Result of training a fusion."""
 
     best: State
-    """Weights of the fusion at the epoch with the highest MCC on VAL_SELECT; lower NLL breaks ties."""
+    """Weights of the fusion at the epoch with the lowest NLL on VAL_SELECT."""
     history: tuple[EpochRow, ...]
     """One row per epoch; epoch 0 is the untrained fusion, which is the single view."""
     best_epoch: int
@@ -89,7 +89,7 @@ def fit_fusion(
         states.append(cpu_state_dict(fusion))
     best = epochs
     if select is not None:
-        best = max(range(len(history)), key=lambda i: (history[i]["val_select_mcc"], -history[i]["val_select_nll"]))
+        best = min(range(len(history)), key=lambda i: history[i]["val_select_nll"])
     fusion.load_state_dict(states[best])
     fusion.eval()
     return FusionFit(best=states[best], history=tuple(history), best_epoch=best)
