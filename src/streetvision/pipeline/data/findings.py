@@ -19,10 +19,7 @@ from streetvision.data.sources.discovery import class_names_warning, list_images
 from streetvision.eval.embeddings import EmbeddingDuplicates, embedding_duplicates
 from streetvision.eval.metrics import roc_auc
 from streetvision.eval.out_of_fold import out_of_fold_probabilities
-from streetvision.models.module import load_classifier
-from streetvision.pipeline.input_size import input_size
 from streetvision.pipeline.settings import RunConfig
-from streetvision.training.features import FeatureCache
 
 FOLDS = 5
 CONFOUNDED_AUC = 0.8
@@ -131,6 +128,11 @@ def find_problems(
         index, near_duplicates = group_rows(scan.index, scan.hashes, data.grouping, progress=progress)
         features = None
         if labels or embeddings:
+            # These load torchvision, which takes seconds; a check without features does not need it.
+            from streetvision.models.module import load_classifier
+            from streetvision.pipeline.input_size import input_size
+            from streetvision.training.features import FeatureCache
+
             classifier = load_classifier(config.model, input_size(config.model, index.rows))
             cache = FeatureCache(Path(scratch) / "features", classifier, loader=config.loader, progress=progress)
             features = cache.features(index.rows, root=index.root, name="all")[0].double().numpy()
