@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from threadpoolctl import threadpool_limits
 
 from streetvision.bundle.predictor import load_bundle
 from streetvision.calibration.config import MAC_CAL
@@ -63,6 +64,8 @@ from streetvision.training.probe import FeatureBank
 OWN_SETTINGS = ("data.root", "data.group", "data.protocol", "run_dir", "cross_validation.")
 """Prefixes of the settings that a chain in its own process does not get."""
 USER_ERROR = 2
+FEW_IMAGES = 2000
+"""Images up to which a chain in memory uses one thread."""
 
 
 class ChainResult(Artifact):
@@ -282,16 +285,18 @@ def _run_in_memory(
     features: NDArray[np.float32] = computed.numpy()
     position = {row.path: number for number, row in enumerate(index.rows)}
     failed = {}
-    for chain in console.track(chains, total=len(chains), label="chains"):
-        rows = [position[row.path] for row in chain.partition.index.rows]
-        test = [position[row.path] for row in chain.partition.rows(Split.VAL_TEST)]
-        try:
-            fitted = fit_probe_chain(features[rows], reader, chain.partition, config)
-        except DataError as error:
-            failed[chain.name] = error.message
-            continue
-        p, decisions = fitted.predict(FeatureBank(features[test], reader.pooling, reader.layers))
-        chain.save(p.tolist(), decisions.tolist(), fitted.threshold)
+    # Several threads slow the fits of a few hundred images down.
+    with threadpool_limits(1 if len(features) <= FEW_IMAGES else None, user_api="blas"):
+        for chain in console.track(chains, total=len(chains), label="chains"):
+            rows = [position[row.path] for row in chain.partition.index.rows]
+            test = [position[row.path] for row in chain.partition.rows(Split.VAL_TEST)]
+            try:
+                fitted = fit_probe_chain(features[rows], reader, chain.partition, config)
+            except DataError as error:
+                failed[chain.name] = error.message
+                continue
+            p, decisions = fitted.predict(FeatureBank(features[test], reader.pooling, reader.layers))
+            chain.save(p.tolist(), decisions.tolist(), fitted.threshold)
     return failed
 
 

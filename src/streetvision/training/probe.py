@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from sklearn import config_context
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
-from threadpoolctl import threadpool_limits
 
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress
@@ -20,8 +19,6 @@ FloatArray = NDArray[np.float64]
 FOLDS = 5
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-9, 1))
 """Inverse penalties that are tried, from the strongest penalty to the weakest; features are standardised."""
-SMALL_SEARCH = 1_000_000
-"""Numbers in the features up to which a fit is faster with one thread than with several."""
 WORSE_STRENGTHS = 2
 """Penalties in a row with a higher NLL than the best before, after which no weaker one is tried."""
 MAX_ITERATIONS = 2000
@@ -184,11 +181,7 @@ def _out_of_fold_losses(
     inputs, _ = _coordinates((features - features.mean(axis=0)) / (features.std(axis=0) + EPSILON))
     losses = np.full((len(STRENGTHS), len(labels)), np.nan)
     models = [LogisticRegression(warm_start=True, max_iter=MAX_ITERATIONS, tol=SEARCH_TOLERANCE) for _ in folds]
-    threads = 1 if inputs.size <= SMALL_SEARCH else None
-    with (
-        config_context(assume_finite=True, skip_parameter_validation=True),
-        threadpool_limits(threads, user_api="blas"),
-    ):
+    with config_context(assume_finite=True, skip_parameter_validation=True):
         for number, strength in enumerate(STRENGTHS):
             for model, (train, test) in zip(models, folds, strict=True):
                 model.C = strength
