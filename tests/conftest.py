@@ -25,6 +25,13 @@ TINY_MODEL = [
     "phase5.folds=2",
     "data.protocol=split",
 ]
+TINY_ADAPTATION = [
+    "model.backbone.depth=2",
+    "phase4a.batch_size=16",
+    "phase4a.rank=4",
+    "phase4a.projection_hidden=32",
+    "phase4a.projection_dim=16",
+]
 
 
 def edit_bundle_json(folder, change):

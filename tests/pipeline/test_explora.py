@@ -19,16 +19,12 @@ from streetvision.io.tensors import load_into, load_state
 from streetvision.models.backbone import build_backbone
 from streetvision.models.network import state_digest
 from streetvision.pipeline.steps.train_explora import warn_if_neighbours_got_worse, warn_if_swav_collapsed
-from tests.conftest import TINY_MODEL
+from tests.conftest import TINY_ADAPTATION, TINY_MODEL
 
 SHORT = [
     *TINY_MODEL,
-    "model.backbone.depth=2",
+    *TINY_ADAPTATION,
     "phase4a.num_epochs=1",
-    "phase4a.batch_size=16",
-    "phase4a.rank=4",
-    "phase4a.projection_hidden=32",
-    "phase4a.projection_dim=16",
     "phase4a.mixed_precision.enabled=false",
     "phase4a.gate=off",
 ]

@@ -15,18 +15,10 @@ from streetvision.eval.predictions import Predictions
 from streetvision.io.atomic import read_json
 from streetvision.io.tensors import load_state
 from streetvision.pipeline.gates import decide
-from tests.conftest import TINY_MODEL
+from tests.conftest import TINY_ADAPTATION, TINY_MODEL
 
 FUSE = ["phase4c.mode=multiview_mean", "phase4c.views.rows=1", "phase4c.views.columns=2", "phase5.folds=2"]
-ADAPT = [
-    *TINY_MODEL,
-    "model.backbone.depth=2",
-    "phase4a.num_epochs=1",
-    "phase4a.batch_size=16",
-    "phase4a.rank=4",
-    "phase4a.projection_hidden=32",
-    "phase4a.projection_dim=16",
-]
+ADAPT = [*TINY_MODEL, *TINY_ADAPTATION, "phase4a.num_epochs=1"]
 
 
 class Recorder(Silent):

@@ -18,16 +18,12 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.policies import ScrcPolicy
 from streetvision.io.atomic import read_json
 from streetvision.io.validators import BundleValidator, PolicyValidator
-from tests.conftest import TINY_MODEL
+from tests.conftest import TINY_ADAPTATION, TINY_MODEL
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SIZE = [
     *(setting for setting in TINY_MODEL if not setting.startswith("training")),
-    "model.backbone.depth=2",
-    "phase4a.batch_size=16",
-    "phase4a.rank=4",
-    "phase4a.projection_hidden=32",
-    "phase4a.projection_dim=16",
+    *TINY_ADAPTATION,
 ]
 ORDER = "phase4a_explora,phase1,phase2,phase4c_cvfm,phase5,phase6"
 TRAIN_LINES = {

@@ -65,14 +65,14 @@ def starts_adapted(context: Context) -> bool:
 def gate_notes(schema: ArtifactSchema) -> list[str]:
     """The decisions on adaptation and fusion that the model of this run follows, one sentence each."""
     notes = []
-    for phase, path, with_stage, without in (
-        ("phase1", schema.adaptation_gate_json, "The backbone is adapted", "The backbone is the original one"),
-        ("phase5", schema.fusion_gate_json, "Several views are fused", "A single view is used"),
+    for phase, path, stage in (
+        ("phase1", schema.adaptation_gate_json, "The adaptation of the backbone"),
+        ("phase5", schema.fusion_gate_json, "The fusion of views"),
     ):
         manifest = schema.manifest(phase)
         if manifest.is_file() and relative(path, schema.output_dir) in read_manifest(manifest).inputs:
             gate = validate_json(path, Gate)
-            notes.append(f"{with_stage if gate.ships else without}: {gate.reason}.")
+            notes.append(f"{stage} is {'kept' if gate.ships else 'left out'}: {gate.reason}.")
     return notes
 
 

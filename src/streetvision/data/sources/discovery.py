@@ -2,8 +2,10 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
@@ -26,6 +28,9 @@ from streetvision.data.sources.webdataset import find_shards
 
 TABLES = {".csv": list_csv, ".json": list_labels_json, ".parquet": list_parquet}
 """Suffix of a file that lists images -> its reader."""
+
+MAX_NEIGHBOURS = 1000
+"""Names in the parent folder of a path that does not exist that are compared with it, for a hint."""
 
 UNLABELED = -1
 """Label of an image without a label."""
@@ -91,9 +96,10 @@ def list_images(
             f"{error.filename or root!r} cannot be read: {error.strerror}", "give read permission"
         ) from error
     hint = f"give a folder with one sub-folder per class, a CSV, or {HUB_PREFIX}owner/name"
-    if not path.exists() and path.parent.is_dir():
-        similar = get_close_matches(path.name, sorted(entry.name for entry in path.parent.iterdir()), n=1)
-        hint = f"did you mean {str(path.with_name(similar[0]))!r}?" if similar else hint
+    with suppress(OSError):  # the parent does not exist either, or cannot be listed
+        neighbours = sorted(entry.name for entry in islice(path.parent.iterdir(), MAX_NEIGHBOURS))
+        if kind == "does not exist" and (similar := get_close_matches(path.name, neighbours, n=1)):
+            hint = f"did you mean {str(path.with_name(similar[0]))!r}?"
     raise DataError(f"data.root {root!r} {kind}", hint)
 
 
