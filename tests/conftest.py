@@ -45,7 +45,7 @@ def edit_bundle_json(folder, change):
 
 
 SLOW_FIXTURES = {"finished_run", "real_data", "browser"}
-SLOW_FOLDERS = ("pipeline", "experiments", "robustness", "training", "subnet", "bundle", "serving", "benchmarks")
+SLOW_FOLDERS = ("api", "pipeline", "experiments", "robustness", "training", "subnet", "bundle", "serving", "benchmarks")
 
 
 def pytest_ignore_collect(collection_path, config):

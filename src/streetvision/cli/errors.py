@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import typer
 
-from streetvision.contracts.errors import StreetVisionError
+from streetvision.contracts.errors import StreetVisionError, missing_package
 from streetvision.io.user_paths import user_path
 
 USER_ERROR = 2
@@ -38,6 +38,10 @@ def report_errors(*, debug: bool) -> Iterator[None]:
         if debug:
             raise
         _exit_with(error.message, error.hint)
+    except ModuleNotFoundError as error:
+        if debug or (missing := missing_package(error)) is None:
+            raise
+        _exit_with(missing.message, missing.hint)
     except OSError as error:
         if debug:
             raise

@@ -56,8 +56,8 @@ def print_evaluation(schema: "ArtifactSchema", bundle: Path, console: "Console")
 
 def exit_if_collapsed(schema: "ArtifactSchema", console: "Console") -> None:
     """Exit with code 3 when the trained model predicts one class only."""
-    from streetvision.pipeline.run import predicts_one_class_only
+    from streetvision.pipeline.run import COLLAPSED_WARNING, predicts_one_class_only
 
     if predicts_one_class_only(schema):
-        console.warn("the model predicts one class only: check the labels, training.learning_rate and training.epochs")
+        console.warn(COLLAPSED_WARNING)
         raise typer.Exit(COLLAPSED)

@@ -74,3 +74,34 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
     separator = "; " if any("," in choice for choice in listed) else ", "
     more = "" if len(listed) == len(known) else f" (of {len(known)})"
     return ConfigError(f"there is no {kind} {name!r}{question}", f"choose one of: {separator.join(listed)}{more}")
+
+
+TRAIN_MODULES = frozenset(
+    {
+        "datasets",
+        "hydra",
+        "lightning",
+        "matplotlib",
+        "omegaconf",
+        "peft",
+        "pyarrow",
+        "sklearn",
+        "tensorboard",
+        "timm",
+        "torch",
+        "torchvision",
+        "transformers",
+    }
+)
+"""Modules of the packages in the extra `train`."""
+
+
+def missing_package(error: ModuleNotFoundError) -> ConfigError | None:
+    """Return the error for a package of the extra `train` that is not installed; None for any other module."""
+    package = (error.name or "").partition(".")[0]
+    if package not in TRAIN_MODULES:
+        return None
+    return ConfigError(
+        f"this needs {package}, which is not installed: without the extra `train`, streetvision predicts and serves",
+        "pip install 'streetvision[train]'",
+    )

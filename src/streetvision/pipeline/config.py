@@ -1,5 +1,7 @@
 """Compose YAML files and overrides into a RunConfig. This is the only module that uses Hydra and OmegaConf."""
 
+import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -9,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, cast, get_args, get_origin
 
+import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -113,15 +116,58 @@ def _parse(override: str) -> tuple[str, object]:
         raise ConfigError(
             f"{override!r} is not a setting", "write settings as KEY=VALUE, for example training.epochs=5"
         )
-    setting = all_settings().get(key)
-    kind = None if setting is None else setting.type
-    kinds = set(get_args(kind)) if get_origin(kind) in (Union, UnionType) else {kind}
-    if key in groups() or (kinds & {str, Path} and text != "null"):
+    if _is_text(key) and text != "null":
         return key, text
     try:
         return key, cast(Tree, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"])))["value"]
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{key}={text!r} cannot be parsed: {' '.join(str(error).split())}") from error
+
+
+def _is_text(key: str) -> bool:
+    """Whether the value of a setting is text: the name of a file of a group, a string or a path."""
+    setting = all_settings().get(key)
+    kind = None if setting is None else setting.type
+    kinds = set(get_args(kind)) if get_origin(kind) in (Union, UnionType) else {kind}
+    return key in groups() or bool(kinds & {str, Path})
+
+
+def format_overrides(values: Mapping[str, object]) -> list[str]:
+    """Return Python values of settings as KEY=VALUE, the form in which a command and its worker processes get them.
+
+    Args:
+        values: Settings by name, nested by section or with dotted keys.
+
+    Raises:
+        ConfigError: A setting is given twice, or a value has no text form.
+    """
+    given: Tree = {}
+    for key, value in _flat(values):
+        if key in given:
+            raise ConfigError(f"{key} is given twice", "give it once")
+        given[key] = value
+    return [f"{key}={_as_text(key, value)}" for key, value in given.items()]
+
+
+def _as_text(key: str, value: object) -> str:
+    if isinstance(value, str | os.PathLike) and _is_text(key):
+        return os.fspath(value)
+    try:
+        return json.dumps(value, default=_plain)  # a YAML value
+    except TypeError as error:
+        raise ConfigError(
+            f"{key}={value!r}: {type(value).__name__} is not a type of a setting",
+            "use numbers, text, paths, booleans, lists or None",
+        ) from error
+
+
+def _plain(value: object) -> object:
+    """Paths, and the numbers of NumPy, for JSON."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError
 
 
 def _check(key: str, value: object) -> None:

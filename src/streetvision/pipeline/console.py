@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from threading import Timer
@@ -24,13 +25,28 @@ LABEL_WIDTH = 14
 class Console:
     """Prints to standard output, and warnings to standard error.
 
-    Progress bars appear on a terminal only; a redirected log holds whole lines.
+    Progress bars appear on a terminal only; a redirected log and a notebook hold whole lines.
+
+    Args:
+        silent: Print nothing; warnings go to Python's `warnings`.
     """
 
-    def __init__(self) -> None:
-        quiet = os.environ.get("RANK", "0") != "0"  # of several processes, only rank 0 prints
-        self._rich = RichConsole(file=sys.stdout, highlight=False, soft_wrap=True, quiet=quiet)
-        self._errors = RichConsole(file=sys.stderr, highlight=False, soft_wrap=True, quiet=quiet)
+    def __init__(self, *, silent: bool = False) -> None:
+        is_worker = os.environ.get("RANK", "0") != "0"  # of several processes, only rank 0 prints
+        self._silent = silent and not is_worker
+        # In a notebook, rich would show each line as HTML of its own.
+        terminal = False if RichConsole().is_jupyter else None
+        self._rich, self._errors = (
+            RichConsole(
+                file=stream,
+                highlight=False,
+                soft_wrap=True,
+                quiet=silent or is_worker,
+                force_terminal=terminal,
+                force_jupyter=False,
+            )
+            for stream in (sys.stdout, sys.stderr)
+        )
         self._bars: Progress | None = None
         self._printed_settings: set[str] = set()
 
@@ -45,6 +61,9 @@ class Console:
 
     def warn(self, message: str) -> None:
         """Print a warning in one line, with the action to take."""
+        if self._silent:
+            warnings.warn(message, stacklevel=2)
+            return
         self._rich.file.flush()  # in a log of both streams, the lines keep their order
         if self._bars is not None:  # a bar on standard output would share the line
             self._bars.stop()
@@ -67,7 +86,7 @@ class Console:
 
     def track(self, items: Iterable[Item], *, total: int, label: str, note: Note | None = None) -> Iterator[Item]:
         """Yield `items`. Long loops show a bar on a terminal, and a line every 30 s in a log."""
-        show = self._bar if self._rich.is_terminal else self._log
+        show = self._bar if self._rich.is_terminal and not self._rich.quiet else self._log
         return show(items, total, label, note or str)
 
     def _bar(self, items: Iterable[Item], total: int, label: str, note: Note) -> Iterator[Item]:

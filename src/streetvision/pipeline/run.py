@@ -36,6 +36,7 @@ from streetvision.training.distributed import (
 
 SPLIT_SETTINGS = ("data.fractions", "data.seed", "data.unlabeled")
 """Settings without effect in an evaluation on --data, which is not split."""
+COLLAPSED_WARNING = "the model predicts one class only: check the labels, training.learning_rate and training.epochs"
 
 
 def launch_training(config: RunConfig, *, console: Console, only: Collection[str] | None = None) -> ArtifactSchema:

@@ -1,0 +1,172 @@
+"""A scikit-learn classifier of images: training, calibration and threshold of a run behind `fit` and `predict`."""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import type_of_target
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
+
+from streetvision.api.runs import Run, train
+from streetvision.bundle.predictor import Prediction, Predictor
+from streetvision.contracts.errors import DataError
+from streetvision.data.image_input import ImageInput, decode_input, is_single_image
+from streetvision.io.user_paths import user_path
+
+if TYPE_CHECKING:
+    from sklearn.utils import Tags
+
+Images: TypeAlias = "Sequence[ImageInput] | NDArray[Any]"
+
+
+class LabelsError(DataError, ValueError):
+    """The labels cannot be used. It is a ValueError too, which scikit-learn expects."""
+
+
+class StreetvisionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A binary classifier of images with the interface of scikit-learn.
+
+    `fit` splits the images, trains, calibrates and selects the threshold with the highest MCC, as `streetvision.train`
+    does. `predict` applies this threshold, so it may differ from the class with the highest probability.
+
+    Args:
+        model: Name of a packaged model, for example "dinov2_small"; None: the small backbone of this package.
+        settings: Further settings by name, nested or with dotted keys, for example `{"training": "frozen"}`.
+        random_state: Seed of the run; None: that of the settings.
+        progress: Print what the command line prints.
+
+    Attributes:
+        classes_: The two classes, sorted.
+        run_: The run, in a temporary folder that exists as long as the estimator.
+        bundle_: The predictor, with certified predictions and explanations.
+
+    Examples:
+        >>> from streetvision import StreetvisionClassifier
+        >>> classifier = StreetvisionClassifier(settings=FAST).fit(IMAGES, LABELS)
+        >>> classifier.predict_proba(IMAGES[:3]).shape
+        (3, 2)
+        >>> classifier.predict(IMAGES[:1])[0] in classifier.classes_
+        True
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        settings: Mapping[str, object] | None = None,
+        random_state: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.random_state = random_state
+        self.progress = progress
+
+    def fit(self, X: Images, y: ArrayLike, groups: ArrayLike | None = None) -> Self:  # noqa: N803
+        """Train on images.
+
+        Args:
+            X: N images: paths, encoded bytes, PIL images, or uint8 arrays (H, W, 3); also one array (N, H, W, 3).
+            y: N labels of two classes.
+            groups: N group ids; images of one group stay in one split. None: each image is a group.
+
+        Raises:
+            DataError: An image cannot be used.
+            ValueError: The labels are not of two classes, or the lengths differ.
+            ConfigError: A setting cannot be used.
+        """
+        images, labels = _images(X), column_or_1d(y)
+        check_consistent_length(images, labels, groups)
+        if (kind := type_of_target(labels, input_name="y", raise_unknown=True)) not in {"binary", "multiclass"}:
+            raise LabelsError(f"y has {kind} values", "pass labels of two classes")
+        classes, targets = np.unique(labels, return_inverse=True)
+        if len(classes) != 2:
+            raise LabelsError(
+                f"Only binary classification is supported. y has {len(classes)} class{'es' * (len(classes) > 1)}",
+                "pass labels of two classes",
+            )
+        units = [""] * len(images) if groups is None else [str(group) for group in column_or_1d(groups)]
+        self._folder = TemporaryDirectory(prefix="streetvision-", ignore_cleanup_errors=True)
+        root = Path(self._folder.name)
+        with (root / "index.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "label", "group"])
+            for number, (image, target, unit) in enumerate(zip(images, targets, units, strict=True)):
+                writer.writerow([_image_file(image, root / f"{number}.png"), target, unit])
+        settings: dict[str, Any] = self._settings([str(name) for name in classes])
+        self.run_ = train(root / "index.csv", progress=self.progress, run_dir=root / "run", **settings)
+        self.classes_, self.bundle_ = classes, self.run_.bundle
+        return self
+
+    def predict_proba(self, X: Images) -> NDArray[np.float64]:  # noqa: N803
+        """Return calibrated probabilities (N, 2), in the order of `classes_`."""
+        positive = np.array([prediction.probability for prediction in self._predict(X)])
+        return np.column_stack([1 - positive, positive])
+
+    def predict(self, X: Images) -> NDArray[Any]:  # noqa: N803
+        """Return the predicted classes (N,), by the threshold of the bundle."""
+        decisions = np.array([prediction.decision for prediction in self._predict(X)])
+        classes: NDArray[Any] = self.classes_[decisions]
+        return classes
+
+    def _predict(self, images: Images) -> list[Prediction]:
+        check_is_fitted(self)
+        bundle: Predictor = self.bundle_
+        return bundle.predict(_images(images))
+
+    def _settings(self, class_names: list[str]) -> dict[str, object]:
+        seed = {} if self.random_state is None else {"pipeline.seed": self.random_state}
+        model = {} if self.model is None else {"model": self.model}
+        return dict(**{"data.class_names": class_names}, **seed, **model, **(self.settings or {}))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The parameters, and the files of the bundle instead of the loaded model and the temporary folder."""
+        state: dict[str, Any] = super().__getstate__()
+        if "bundle_" not in state:
+            return state
+        kept = {name: value for name, value in state.items() if name not in {"_folder", "run_", "bundle_"}}
+        files = {file.name: file.read_bytes() for file in sorted(self.run_.artifacts.export_dir.iterdir())}
+        return kept | {"bundle_files": files}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        files = state.pop("bundle_files", None)
+        super().__setstate__(state)
+        if files is not None:
+            self._folder = TemporaryDirectory(prefix="streetvision-", ignore_cleanup_errors=True)
+            self.run_ = Run(Path(self._folder.name) / "run")
+            self.run_.artifacts.export_dir.mkdir(parents=True)
+            for name, content in files.items():
+                (self.run_.artifacts.export_dir / name).write_bytes(content)
+            self.bundle_ = self.run_.bundle
+
+    def __sklearn_tags__(self) -> "Tags":
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        tags.classifier_tags.multi_class = False
+        return tags
+
+
+def _images(images: Images) -> list[ImageInput]:
+    """The images as a list; an array of several images is split."""
+    if is_single_image(images) and not (isinstance(images, np.ndarray) and images.ndim in {1, 4}):
+        raise DataError("X is a single image, expected several", "pass a list, for example [image]")
+    several: list[ImageInput] = [str(image) if isinstance(image, np.str_) else image for image in images]
+    if not several:
+        raise DataError("X has no images", "pass at least one image")
+    return several
+
+
+def _image_file(image: ImageInput, file: Path) -> Path:
+    """The file of an image: its own one, or `file`, to which its pixels are written without loss."""
+    if isinstance(image, str | os.PathLike):
+        return user_path(os.fspath(image)).absolute()
+    Image.fromarray(decode_input(image).pixels).save(file, compress_level=1)
+    return file
