@@ -1,4 +1,4 @@
-# Every target creates the environment it needs from a bare python3, and is quick when nothing changed.
+# Every target creates the environment it needs from a bare python3 (3.11 or later), and is quick when nothing changed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -59,13 +59,15 @@ docs: $(VENV)/.ready ## build the documentation in outputs/site
 	@$(BIN)/python -m sphinx -q -W -b html docs outputs/site
 	@echo "site          outputs/site/index.html"
 
-build: $(VENV)/.ready ## build wheel and source distribution in outputs/dist
+build: $(VENV)/.ready ## build wheel and source distribution in outputs/dist, and try the wheel in an empty environment
+	@rm -rf outputs/dist
 	@$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir outputs/dist
+	@$(BIN)/python scripts/try_wheel.py outputs/dist
 	@ls outputs/dist
 
-lock: $(VENV)/.ready ## resolve requirements.lock
+lock: $(VENV)/.ready ## resolve requirements.lock for Python 3.11 to 3.14 on Linux, macOS and Windows
 	@$(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url \
-		--no-annotate --no-header pyproject.toml -o requirements.lock
+		--no-annotate --no-header --universal pyproject.toml -o requirements.lock
 
 clean: ## remove .venv and outputs
 	rm -rf $(VENV) outputs

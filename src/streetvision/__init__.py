@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from streetvision.contracts.errors import StreetVisionError
     from streetvision.eval.thresholds import select_threshold_max_mcc
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = [
     "Evaluation",
     "Prediction",
@@ -39,6 +40,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Import a public name at its first use; raises ConfigError if it needs an extra that is not installed."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("streetvision")
     if name not in _HOMES:
         raise AttributeError(f"module 'streetvision' has no attribute {name!r}")
     from importlib import import_module

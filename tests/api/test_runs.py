@@ -108,7 +108,7 @@ def test_an_earlier_run_is_opened_by_its_path(finished_run, scenes):
     assert evaluation.metrics["mcc"].estimate == recorded["metrics"]["mcc"]["estimate"]
     assert str(evaluation) == "\n".join(recorded["summary"])
     assert evaluation.report.is_file()
-    assert len(evaluation.predictions.read_text().splitlines()) == recorded["units"] + 1
+    assert evaluation.predictions.read_text().startswith("policy,")
 
 
 def test_a_run_without_a_bundle_is_an_artifact_error(tmp_path):

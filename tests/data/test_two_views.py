@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torchvision.io import write_png
+from PIL import Image
 
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import DecodeLimits, PairConfig
@@ -19,7 +19,7 @@ def pairs(tmp_path):
     """Grey squares, each with its own shade."""
     rows = []
     for number, (grey, group) in enumerate(zip(GREYS, GROUPS, strict=True)):
-        write_png(torch.full((3, 20 + number, 24), grey, dtype=torch.uint8), str(tmp_path / f"{number}.png"))
+        Image.new("L", (24, 20 + number), grey).convert("RGB").save(tmp_path / f"{number}.png")
         rows.append(Row(f"{number}.png", group, sha256_file(tmp_path / f"{number}.png"), 24, 20 + number, 0.5))
     return GroupPairDataset(
         rows, root=tmp_path, transform=TwoViews(PLAIN, image_size=16), limits=DecodeLimits(), seed=3

@@ -40,7 +40,7 @@ class Evaluation:
 
     @property
     def predictions(self) -> Path:
-        """CSV with the prediction of each image."""
+        """CSV with the prediction of each image, by each policy."""
         return self.folder / ArtifactSchema.predictions_csv.name
 
     def __str__(self) -> str:

@@ -3,9 +3,8 @@
 from typing import Self
 
 import numpy as np
+import scipy  # a part of it is loaded at its first use: a prediction needs few of them
 from pydantic import Field, model_validator
-from scipy.interpolate import PchipInterpolator
-from scipy.optimize import isotonic_regression
 
 from streetvision.calibration.base import MarginCalibrator
 from streetvision.contracts.policies import Artifact, Probability
@@ -49,7 +48,7 @@ class IsotonicCalibrator(MarginCalibrator[Knots]):
         """Return both ends of each isotonic step."""
         at, positives, rows = count_by_margin(margin, truth)
         edge = 1 / (truth.size + 2)
-        fitted = np.clip(isotonic_regression(positives / rows, weights=rows).x, edge, 1 - edge)
+        fitted = np.clip(scipy.optimize.isotonic_regression(positives / rows, weights=rows).x, edge, 1 - edge)
         # Points inside a step are redundant: only its two ends are kept.
         step_end = np.ones(at.size, dtype=bool)
         step_end[1:-1] = (fitted[1:-1] != fitted[:-2]) | (fitted[1:-1] != fitted[2:])
@@ -76,7 +75,7 @@ class SmoothIsotonicCalibrator(MarginCalibrator[Knots]):
     def learn(self, margin: FloatArray, truth: BoolArray) -> Knots:
         """Return the mean margin and the shrunk share of positives of each block."""
         at, positives, rows = count_by_margin(margin, truth)
-        blocks = isotonic_regression(positives / rows, weights=rows).blocks[:-1]
+        blocks = scipy.optimize.isotonic_regression(positives / rows, weights=rows).blocks[:-1]
         starts = _merge_narrow(blocks, np.cumsum(rows), truth.size / SMOOTH_KNOTS)
         block_rows, block_positives = np.add.reduceat(rows, starts), np.add.reduceat(positives, starts)
         mean_margin = np.add.reduceat(at * (rows / truth.size), starts) / (block_rows / truth.size)
@@ -89,7 +88,7 @@ class SmoothIsotonicCalibrator(MarginCalibrator[Knots]):
         if len(learned.margin) == 1:
             return np.full(margin.shape, learned.probability[0])
         inside = np.clip(margin, learned.margin[0], learned.margin[-1])
-        return np.asarray(PchipInterpolator(learned.margin, learned.probability)(inside))
+        return np.asarray(scipy.interpolate.PchipInterpolator(learned.margin, learned.probability)(inside))
 
 
 class HistogramCalibrator(MarginCalibrator[Knots]):
@@ -138,7 +137,7 @@ def _merge_narrow(
 
 def _shrunk_shares(positives: FloatArray, rows: FloatArray) -> FloatArray:
     """Return the shares of positives under Jeffreys' prior, made monotone again."""
-    shares: FloatArray = isotonic_regression((positives + 0.5) / (rows + 1), weights=rows).x
+    shares: FloatArray = scipy.optimize.isotonic_regression((positives + 0.5) / (rows + 1), weights=rows).x
     return shares
 
 

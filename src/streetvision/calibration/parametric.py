@@ -7,9 +7,8 @@ so they are monotone. All use Platt's smoothed targets: without them, separable 
 from typing import Annotated
 
 import numpy as np
+import scipy  # a part of it is loaded at its first use: a prediction needs few of them
 from pydantic import Field
-from scipy.interpolate import BSpline
-from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit
 
 from streetvision.calibration.base import MarginCalibrator
@@ -96,7 +95,9 @@ class TemperatureCalibrator(MarginCalibrator[TemperatureParameters]):
             scaled = margin * np.exp(-log_temperature)
             return -float((targets * log_expit(scaled) + (1 - targets) * log_expit(-scaled)).mean())
 
-        result = minimize_scalar(loss, bounds=LOG_TEMPERATURE_BOUNDS, method="bounded", options={"xatol": 1e-6})
+        result = scipy.optimize.minimize_scalar(
+            loss, bounds=LOG_TEMPERATURE_BOUNDS, method="bounded", options={"xatol": 1e-6}
+        )
         return TemperatureParameters(temperature=float(np.exp(result.x)))
 
     def apply(self, learned: TemperatureParameters, margin: FloatArray) -> FloatArray:
@@ -210,7 +211,7 @@ def fit_nonnegative_logistic(
     start = np.zeros(x.shape[1] + 1)
     bounds = [(0, None)] * x.shape[1] + [(None, None)]
     options = {"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-8}
-    theta = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    theta = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
     coefficients = np.maximum(theta[:-1], 0.0) / scale
     return [*coefficients.tolist(), float(theta[-1] - coefficients @ mean)]
 
@@ -225,6 +226,6 @@ def _increasing_splines(margin: FloatArray, knots: FloatArray) -> FloatArray:
         return np.zeros((margin.size, 0))
     padded = np.concatenate([[knots[0]] * SPLINE_DEGREE, knots, [knots[-1]] * SPLINE_DEGREE])
     inside = np.clip(margin, knots[0], knots[-1])
-    basis = BSpline.design_matrix(inside, padded, SPLINE_DEGREE).toarray()
+    basis = scipy.interpolate.BSpline.design_matrix(inside, padded, SPLINE_DEGREE).toarray()
     # An integral of B-splines is a partial sum of B-splines from the right.
     return np.asarray(np.cumsum(basis[:, :0:-1], axis=1)[:, ::-1])

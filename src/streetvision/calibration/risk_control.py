@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # a part of it is loaded at its first use: a prediction needs few of them
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 from streetvision.calibration.config import RiskConfig
 from streetvision.eval.counts import BoolArray, FloatArray
@@ -79,7 +79,7 @@ def certify_fnr(rows: ScoredRows, config: RiskConfig, seed: int) -> Certificate:
     true_positives = positives.size - below_hi.size
     # `lo` at the k-th of these margins gives k false negatives; the tail probability increases with k.
     false_negatives = np.arange(below_hi.size + 1)
-    passed = binom.cdf(false_negatives, true_positives + false_negatives, config.alpha) <= config.delta
+    passed = scipy.stats.binom.cdf(false_negatives, true_positives + false_negatives, config.alpha) <= config.delta
     if not passed[0]:
         return Certificate(None, None, positives.size, _not_certified(positives.size, true_positives, config))
     allowed = int(np.count_nonzero(passed)) - 1
@@ -115,7 +115,7 @@ def certify_error(rows: ScoredRows, config: RiskConfig, seed: int) -> Certificat
     # A step ends where the next distance is smaller: rows at equal distance are accepted together.
     next_distance = np.append(distance[1:], -1.0)
     steps = np.flatnonzero((next_distance < distance) & (next_distance <= start))
-    passed = binom.cdf(np.cumsum(wrong)[steps], accepted[steps], config.alpha) <= config.delta
+    passed = scipy.stats.binom.cdf(np.cumsum(wrong)[steps], accepted[steps], config.alpha) <= config.delta
     if not passed[0]:
         return Certificate(None, None, testing.size, _not_certified(testing.size, int(accepted[steps[0]]), config))
     last_passed = steps[-1] if passed.all() else steps[np.argmin(passed) - 1]

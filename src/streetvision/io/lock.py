@@ -1,8 +1,8 @@
 """The lock of a run folder: one writer at a time."""
 
-import fcntl
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +10,23 @@ from pathlib import Path
 from streetvision.contracts.errors import ArtifactError
 from streetvision.io.atomic import cannot_write
 
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)  # other processes could not read the locked byte
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+LOCKED_BYTE = 1 << 20
+"""Position after the text of the lock file."""
 _held: set[int] = set()
 """File descriptors of the locks that this process holds."""
 
@@ -21,7 +38,8 @@ def _close_inherited_locks() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_close_inherited_locks)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_close_inherited_locks)
 
 
 @contextmanager
@@ -36,8 +54,9 @@ def run_lock(path: Path, *, option: str = "run_dir=...") -> Iterator[None]:
         ArtifactError: another process holds the lock, or the lock file cannot be created or is a link.
     """
     # O_NOFOLLOW and the link count: the lock is written to, so it must not lead to another file.
+    no_links = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | no_links, 0o666)
     except OSError as error:
         raise cannot_write(path, error) from error
     with os.fdopen(descriptor, "r+") as handle:
@@ -45,7 +64,7 @@ def run_lock(path: Path, *, option: str = "run_dir=...") -> Iterator[None]:
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             raise ArtifactError(f"{str(path)!r} is not a regular file with one link", "remove it and run again")
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
         except OSError as error:
             holder = handle.read().strip() or "another process"
             raise ArtifactError(

@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,18 @@ from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.policies import Artifact, Digest, FileDigest
 from streetvision.io.atomic import read_json, sha256_bytes, sha256_file, sha256_json
 
-RECORDED_PACKAGES = ("streetvision", "torch", "torchvision", "lightning", "transformers", "timm", "numpy", "pillow")
+RECORDED_PACKAGES = (
+    "streetvision",
+    "torch",
+    "torchvision",
+    "lightning",
+    "transformers",
+    "timm",
+    "onnxruntime",
+    "openvino",
+    "numpy",
+    "pillow",
+)
 
 
 class StepManifest(Artifact):
@@ -114,8 +126,11 @@ def relative(path: Path, root: Path) -> str:
 
 @cache
 def versions() -> Mapping[str, str]:
-    """Return the versions of Python and of the packages that affect the results."""
-    packages = {name: importlib.metadata.version(name) for name in RECORDED_PACKAGES}
+    """Return the versions of Python and of the installed packages that affect the results."""
+    packages = {}
+    for name in RECORDED_PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
     return {"python": platform.python_version(), **packages}
 
 

@@ -4,9 +4,9 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,10 +31,8 @@ def run_in_processes(
         caller stops or is killed are terminated.
     """
     threads = _threads_per_process(max_processes)
-    # The fork server has loaded the libraries but started no thread, so forks are fast and safe.
-    context = get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
-    pending, running = iter(tasks), list[tuple[Task, ForkServerProcess]]()
+    context = worker_context(preload)
+    pending, running = iter(tasks), list[tuple[Task, ForkServerProcess | SpawnProcess]]()
     try:
         while True:
             while len(running) < max_processes and (task := next(pending, None)) is not None:
@@ -53,6 +51,18 @@ def run_in_processes(
             if process.pid is not None:
                 process.terminate()
                 process.join()
+
+
+def worker_context(preload: Sequence[str]) -> ForkServerContext | SpawnContext:
+    """Return the context of worker processes, which import the modules in `preload` once where the system can fork.
+
+    The fork server has loaded the libraries but started no thread, so forks are fast and safe.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    return context
 
 
 def _threads_per_process(max_processes: int) -> int:

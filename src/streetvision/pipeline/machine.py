@@ -3,13 +3,11 @@
 import os
 import platform
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
-
-import torch
 
 from streetvision.data.image_file import check_decoders
 from streetvision.io.manifests import versions
-from streetvision.models.device import has_fast_bf16, pick_device
 from streetvision.pipeline.console import Console
 
 
@@ -23,16 +21,26 @@ def examine_machine(console: Console) -> None:
     console.line("python", f"{packages.pop('python')} on {platform.system()} {platform.machine()}")
     for package, version in packages.items():
         console.line(package, version)
-    console.line("device", describe_device())
+    if find_spec("torch") is None:
+        device = f"cpu: {os.cpu_count()} cores, without PyTorch: for bundles of ONNX Runtime and OpenVINO"
+        advice: str | None = "pip install 'streetvision[train]' to train, evaluate and export"
+    else:
+        device = describe_device()
+        advice = "training=frozen takes the least time without a GPU" if device.startswith("cpu") else None
+    console.line("device", device)
     check_decoders()
     console.line("decoders", "JPEG, PNG, WebP, BMP, GIF and TIFF work")
     console.line("disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free in this folder")
-    if pick_device().type == "cpu":
-        console.line("advice", "training=frozen takes the least time without a GPU")
+    if advice:
+        console.line("advice", advice)
 
 
 def describe_device() -> str:
     """The device that models run on, for example `cpu: 2 cores, fp32 only`."""
+    import torch
+
+    from streetvision.models.device import has_fast_bf16, pick_device
+
     device = pick_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
     return f"{device.type}: {name}, {'with bf16' if has_fast_bf16(device) else 'fp32 only'}"

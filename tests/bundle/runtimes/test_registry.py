@@ -123,17 +123,17 @@ def test_a_damaged_graph_is_rejected(tmp_path, name):
         opened(tmp_path, name)
 
 
-@pytest.mark.parametrize(("name", "module"), [("onnx", "onnxruntime"), ("onnx", "onnx"), ("openvino", "openvino")])
-def test_a_runtime_that_is_not_installed_is_reported_with_its_extra(written, monkeypatch, name, module):
+@pytest.mark.parametrize(("name", "module"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+def test_a_runtime_that_is_not_installed_is_reported_with_what_to_install(written, monkeypatch, name, module):
     folder = written(name, "fp32")
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=rf"needs the module {module}(.|\n)*pip install 'streetvision\[{name}\]'"):
+    with pytest.raises(ConfigError, match=rf"needs the module {module}(.|\n)*pip install '.*{module}"):
         opened(folder, name)
 
 
 def test_nncf_that_is_not_installed_is_reported(program, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(ConfigError, match=r"needs the module nncf(.|\n)*streetvision\[openvino\]"):
+    with pytest.raises(ConfigError, match=r"needs the module nncf(.|\n)*streetvision\[nncf\]"):
         RUNTIMES["openvino"].write(program, tmp_path, "int8", list(noise(2).split(1)))
 
 

@@ -1,7 +1,6 @@
 """Predict the shards of a folder in parallel: in processes on this machine, or in a Ray cluster."""
 
 import logging
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,14 +15,14 @@ from typing import Any, TypeAlias
 from streetvision.bundle.batch.shards import ShardFolder, ShardResult, predict_shard
 from streetvision.bundle.format import Bundle
 from streetvision.bundle.predictor import load_bundle
+from streetvision.bundle.runtimes.graph import usable_cores
 from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
 from streetvision.data.config import DecodeLimits
+from streetvision.io.process_pool import worker_context
 
 RESUME_HINT = "run the same command again to resume; fewer --workers need less memory"
 MAX_RESTARTS = 2
 """Restarts of a Ray actor that died, before the run stops."""
-MAX_BLOCKS = 1000
-"""Most blocks of work that Ray plans; each has at least one shard."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def _default_workers(bundle: Bundle) -> int:
 
         if pick_device().type != "cpu":
             return 1
-    return len(os.sched_getaffinity(0))
+    return usable_cores()
 
 
 @dataclass(eq=False)
@@ -113,10 +112,8 @@ class _WorkerProcess:
     shard: int | None = None
 
     def __post_init__(self) -> None:
-        # Workers are forked from a server process that has imported all modules, so the imports are done only once.
-        context = multiprocessing.get_context("forkserver")
         model = "graph_model" if self.bundle.manifest.runtime else "torch_model"
-        context.set_forkserver_preload([__name__, f"streetvision.bundle.{model}"])
+        context = worker_context([__name__, f"streetvision.bundle.{model}"])
         self.connection, worker_side = context.Pipe()
         arguments = (self.bundle.folder, self.root, worker_side)
         self.process = context.Process(target=_worker_loop, args=arguments, daemon=True)
@@ -167,7 +164,7 @@ def _worker_loop(bundle: Path, root: Path, connection: Connection) -> None:
 
 
 def run_on_ray(bundle: Bundle, root: Path, shards: Sequence[int], workers: int | None) -> Iterator[ShardResult]:
-    """Predict shards in actors of Ray Data.
+    """Predict shards in Ray actors.
 
     The cluster is the one in RAY_ADDRESS, else one that already runs on this machine, else a new one. All machines
     need bundle, sources and folder under the same paths.
@@ -176,7 +173,8 @@ def run_on_ray(bundle: Bundle, root: Path, shards: Sequence[int], workers: int |
         bundle: The bundle.
         root: Folder of the predictions.
         shards: Shards without predictions.
-        workers: Number of actors; None: one per GPU of the cluster for a PyTorch bundle, else one per CPU core.
+        workers: Number of actors, at most what the cluster can run at a time; None: one per GPU of the cluster for a
+            PyTorch bundle, else one per CPU core.
 
     Raises:
         ConfigError: Ray is not installed.
@@ -184,49 +182,39 @@ def run_on_ray(bundle: Bundle, root: Path, shards: Sequence[int], workers: int |
         StreetVisionError: An actor raised it.
     """
     ray = _start_ray()
-    from ray.data import ActorPoolStrategy
+    from ray.util import ActorPool
 
     resources = ray.cluster_resources()
     on_gpu = bundle.manifest.runtime is None and bool(resources.get("GPU"))
-    count = workers or int(resources["GPU" if on_gpu else "CPU"])
-    blocks = min(len(shards), MAX_BLOCKS)
-    rows = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=blocks)
-    results = rows.map_batches(
-        _RayWorker,
-        batch_size=1,
-        compute=ActorPoolStrategy(size=min(count, blocks)),
-        fn_constructor_args=(bundle.folder, root),
-        num_cpus=1,
-        num_gpus=int(on_gpu),
-        max_restarts=MAX_RESTARTS,
-        max_task_retries=MAX_RESTARTS,
-    )
+    most = int(resources["GPU" if on_gpu else "CPU"])
+    options = {"num_cpus": 1, "num_gpus": int(on_gpu), "max_restarts": MAX_RESTARTS, "max_task_retries": MAX_RESTARTS}
+    actor = ray.remote(**options)(_RayWorker)
+    actors = [actor.remote(bundle.folder, root) for _ in range(min(workers or most, most, len(shards)))]
     try:
-        for row in results.iter_rows():
-            if row["message"]:
-                raise StreetVisionError(row["message"], row["hint"] or None)
-            yield ShardResult(row["shard"], row["images"], row["failures"])
+        for result in ActorPool(actors).map_unordered(lambda worker, shard: worker.predict.remote(shard), list(shards)):
+            if isinstance(result, WorkerError):
+                raise StreetVisionError(result.message, result.hint)
+            yield result
     except ray.exceptions.RayError as error:
         raise ArtifactError(f"a Ray worker failed: {str(error).splitlines()[-1]}", RESUME_HINT) from error
+    finally:
+        for worker in actors:
+            ray.kill(worker)
 
 
 class _RayWorker:
-    """ShardWorker for Ray Data, which calls it with batches of one row."""
+    """ShardWorker as an actor. It returns a user error, because Ray would wrap a raised one."""
 
     def __init__(self, bundle: Path, root: Path) -> None:
         self.bundle, self.root = bundle, root
-        self.worker: ShardWorker | None = None  # created in __call__, which can return its errors
+        self.worker: ShardWorker | None = None  # created in `predict`, which can return its errors
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        shard, message, hint = int(batch["shard"][0]), "", ""
-        result = ShardResult(shard, 0, 0)
+    def predict(self, shard: int) -> ShardResult | WorkerError:
         try:
             self.worker = self.worker or ShardWorker(self.bundle, self.root)
-            result = self.worker(shard)
+            return self.worker(shard)
         except StreetVisionError as error:
-            message, hint = error.message, error.hint or ""
-        row = {"shard": shard, "images": result.images, "failures": result.failures, "message": message, "hint": hint}
-        return {name: [value] for name, value in row.items()}
+            return WorkerError(error.message, error.hint)
 
 
 def _start_ray() -> Any:
@@ -235,13 +223,9 @@ def _start_ray() -> Any:
         raise ConfigError("--engine ray needs Ray, which is not installed", "pip install 'streetvision[ray]'")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
-    import ray.data
 
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = -1  # a shard may take long; Ray would stop after half an hour
     return ray
 
 

@@ -5,6 +5,7 @@ Shapes: B images of h x w pixels, P width of the features.
 
 import importlib
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,15 +81,21 @@ class Graph(ABC):
 def default_threads() -> int:
     """Return OMP_NUM_THREADS if it is set, else the number of CPU cores that this process may use."""
     value = os.environ.get("OMP_NUM_THREADS", "")
-    return int(value) if value.isdecimal() and int(value) else len(os.sched_getaffinity(0))
+    return int(value) if value.isdecimal() and int(value) else usable_cores()
 
 
-def import_extra(module: str, *, extra: str) -> Any:
-    """Import a module of an optional dependency; raises ConfigError that names the extra to install."""
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    # Only Linux can restrict a process to some of the cores in this way.
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def import_extra(module: str, *, install: str) -> Any:
+    """Import a module of an optional dependency; raises ConfigError that names what to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(
-            f"runtime {extra} needs the module {module}, which cannot be imported: {one_line(error)}",
-            f"install it: pip install 'streetvision[{extra}]'",
+            f"the runtime needs the module {module}, which cannot be imported: {one_line(error)}",
+            f"install it: pip install '{install}'",
         ) from error

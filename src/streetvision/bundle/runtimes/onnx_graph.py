@@ -1,15 +1,16 @@
 """ONNX Runtime on the CPU: one file that contains its weights. Imports torch only to write a graph."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streetvision.bundle.runtimes.graph import INPUT, OUTPUTS, Graph, GraphOutput, import_extra
+from streetvision.bundle.runtimes.onnx_file import names_another_file
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.policies import Precision
 
@@ -28,9 +29,10 @@ class OnnxGraph(Graph):
     package = "onnxruntime"
 
     def __init__(self, folder: Path, precision: Precision, threads: int) -> None:  # noqa: ARG002 (it is in the file)
-        runtime = import_extra("onnxruntime", extra="onnx")
+        runtime = import_extra("onnxruntime", install="onnxruntime")
         content = (folder / self.files[0]).read_bytes()
-        _check_self_contained(content, self.files[0])
+        if names_another_file(content):  # which would not be covered by the digests of the bundle
+            raise ArtifactError(f"{self.files[0]!r} reads its weights from another file", "export the bundle again")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # its warnings are about its own optimizations
@@ -49,14 +51,14 @@ class OnnxGraph(Graph):
         images: Sequence[NDArray[np.uint8]],  # noqa: ARG003 (no precision needs calibration)
     ) -> None:
         """Write model.onnx; raises ConfigError for a model above the size limit of the format."""
-        import_extra("onnxscript", extra="onnx")
+        import_extra("onnxscript", install="streetvision[train]")
         if sum(tensor.nbytes for tensor in program.state_dict.values()) > MAX_BYTES:
             raise ConfigError("the model is larger than the limit of an ONNX file (2 GB)", "set --runtime openvino")
         path = folder / cls.files[0]
         if precision == "fp32":
             _convert(program, path)
             return
-        quantization = import_extra("onnxruntime.quantization", extra="onnx")
+        quantization = import_extra("onnxruntime.quantization", install="streetvision[train]")
         log_level = logging.root.level
         with TemporaryDirectory() as name:
             fp32 = Path(name) / cls.files[0]
@@ -74,22 +76,3 @@ def _convert(program: "torch.export.ExportedProgram", path: Path) -> None:
     converted = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=list(OUTPUTS), verbose=False)
     assert converted is not None, "dynamo=True without a file returns a program"
     converted.save(path)
-
-
-def _check_self_contained(content: bytes, name: str) -> None:
-    """Raise ArtifactError if the graph reads another file, which would not be covered by the digests of the bundle."""
-    onnx = import_extra("onnx", extra="onnx")
-    model = onnx.load_model_from_string(content)
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model, onnx.TensorProto)):
-        raise ArtifactError(f"{name!r} reads its weights from another file", "export the bundle again")
-
-
-def _tensors(message: Any, kind: type) -> Iterator[Any]:
-    """All tensors in a protobuf message at any depth: initializers, attributes, functions, subgraphs."""
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for part in (value,) if hasattr(value, "ListFields") else value:
-                if isinstance(part, kind):
-                    yield part
-                else:
-                    yield from _tensors(part, kind)

@@ -20,8 +20,6 @@ from streetvision.contracts.policies import Precision
 if TYPE_CHECKING:
     import torch
 
-EXTRA = "openvino"
-
 
 class OpenvinoGraph(Graph):
     """model.xml and model.bin."""
@@ -86,7 +84,7 @@ def _quantize(network: Any, images: Sequence[NDArray[np.uint8]]) -> Any:
     _disable_telemetry()
     with contextlib.redirect_stdout(io.StringIO()):
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that CUDA is missing
-        nncf = import_extra("nncf", extra=EXTRA)
+        nncf = import_extra("nncf", install="streetvision[nncf]")
         nncf.set_log_level(logging.ERROR)
         dataset = nncf.Dataset(list(images))
         return nncf.quantize(network, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
@@ -94,7 +92,7 @@ def _quantize(network: Any, images: Sequence[NDArray[np.uint8]]) -> Any:
 
 def _import_openvino() -> Any:
     _disable_telemetry()
-    return import_extra("openvino", extra=EXTRA)
+    return import_extra("openvino", install="streetvision[openvino]")
 
 
 def _disable_telemetry() -> None:

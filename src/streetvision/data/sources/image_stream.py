@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path, PurePosixPath
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING
 
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 from streetvision.data.file_search import LeftOut, is_ignored, search_folder
 from streetvision.data.image_file import UndecodableImage, read_image_bytes
 from streetvision.data.records import IMAGE_SUFFIXES, RejectedFile
-from streetvision.data.sources.parquet_index import DAMAGED_PARQUET, SCHEMA, open_parquet
 from streetvision.data.sources.tar_reader import open_tar
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 IMAGE_COLUMN = "image"
 """Column of a Parquet file with images: bytes, or a struct with a field `bytes` as Hugging Face writes it."""
@@ -144,6 +145,9 @@ def _list_tar(path: Path) -> Iterator[ImageRef]:
 
 def _list_parquet(path: Path) -> Iterator[ImageRef]:
     """The rows of a Parquet file with images; nothing of another Parquet file."""
+    # Imported here, as below, because PyArrow comes with the extra `train`.
+    from streetvision.data.sources.parquet_index import DAMAGED_PARQUET, open_parquet
+
     try:
         with open_parquet(path) as file:
             if _image_column(file.schema_arrow) is not None:
@@ -159,6 +163,8 @@ def _list_given_parquet(path: Path) -> Iterator[ImageRef]:
 
     In a folder an index is not used, because the search finds the files.
     """
+    from streetvision.data.sources.parquet_index import DAMAGED_PARQUET, SCHEMA, open_parquet
+
     try:
         with open_parquet(path) as file:
             schema = file.schema_arrow
@@ -193,14 +199,16 @@ def _unreadable(path: Path, detail: str) -> ImageRef:
     return ImageRef(str(path), "unreadable", str(path), 0, reason=f"cannot be read {detail}")
 
 
-def _image_column(schema: pa.Schema) -> str | None:
+def _image_column(schema: "pa.Schema") -> str | None:
     """The column, or the field of a struct, with the bytes of images; None if there is none."""
     if IMAGE_COLUMN not in schema.names:
         return None
     column_type = schema.field(IMAGE_COLUMN).type
-    if pa.types.is_struct(column_type) and column_type.get_field_index("bytes") >= 0:
+    from pyarrow import types
+
+    if types.is_struct(column_type) and column_type.get_field_index("bytes") >= 0:
         return f"{IMAGE_COLUMN}.bytes"
-    return IMAGE_COLUMN if pa.types.is_binary(column_type) or pa.types.is_large_binary(column_type) else None
+    return IMAGE_COLUMN if types.is_binary(column_type) or types.is_large_binary(column_type) else None
 
 
 def _read_file(path: Path, _: Sequence[ImageRef], limits: DecodeLimits) -> Iterator[Content]:
@@ -224,6 +232,8 @@ def _read_tar(path: Path, refs: Sequence[ImageRef], limits: DecodeLimits) -> Ite
 
 def _read_parquet(path: Path, refs: Sequence[ImageRef], limits: DecodeLimits) -> Iterator[Content]:
     """The given rows of one file, in ascending order; reads only the row groups that contain them."""
+    from streetvision.data.sources.parquet_index import DAMAGED_PARQUET, open_parquet
+
     try:
         with open_parquet(path, buffer_size=PARQUET_BUFFER_BYTES) as file:
             column = _image_column(file.schema_arrow)
@@ -239,7 +249,7 @@ def _read_parquet(path: Path, refs: Sequence[ImageRef], limits: DecodeLimits) ->
         raise UndecodableImage(f"cannot be read as Parquet: {_first_line(error)}") from error
 
 
-def _row_groups(metadata: pq.FileMetaData, first: int, last: int) -> tuple[list[int], int]:
+def _row_groups(metadata: "pq.FileMetaData", first: int, last: int) -> tuple[list[int], int]:
     """The row groups that contain the rows `first` to `last`, and the first row of the first of them."""
     groups: list[int] = []
     groups_begin = row = 0
