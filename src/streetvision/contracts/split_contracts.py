@@ -9,6 +9,8 @@ from types import MappingProxyType
 
 from streetvision.contracts.errors import LeakageError
 
+RANDOM_QUEUE = "random"
+"""Queue of `streetvision label` that draws images at random."""
 NO_FOLD = -1
 """In place of a fold, for rows of VAL_TEST."""
 
@@ -103,6 +105,13 @@ class Row:
     """Origin of the row; evaluation slices by it."""
     columns: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Other columns of the index, such as weather or camera; evaluation slices by each."""
+    queue: str | None = None
+    """Queue of `streetvision label` that chose the image for its label; None: the label is from the data set."""
+
+    @property
+    def train_only(self) -> bool:
+        """Whether the image was chosen for its label and not drawn at random: on such images, metrics are biased."""
+        return self.queue not in (None, RANDOM_QUEUE)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,9 @@ class DataConfig(Section):
     group of the index; null: none. `streetvision data check` suggests one."""
     source_column: str | None = None
     """Column or feature with the source; null: `source` if it exists."""
+    labels: Path | None = None
+    """A labels.parquet of `streetvision label`, or its folder. Its images are added to those of data.root, which may be
+    null then, and its labels replace those of data.root. Images that were not drawn at random are in TRAIN only."""
     unlabeled: tuple[Path, ...] = ()
     """Additional unlabelled images for phase4a_explora: folders, or CSVs with the column `path` and, for tracks or
     rides, `group`."""

@@ -36,6 +36,8 @@ class ImageRecord:
     """Origin of the image."""
     columns: Mapping[str, str] = field(default_factory=dict, hash=False)
     """All other columns or features, as text."""
+    queue: str | None = None
+    """As in Row."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from streetvision.data.image_file import MISSING_FILE, UndecodableImage, check_d
 from streetvision.data.records import ImageListing, ImageRecord, RejectedFile, group_warnings
 from streetvision.io.atomic import sha256_bytes
 
+CHANGED = "has changed since it was labelled"
+"""Reason of an image of data.labels with other bytes than those that were labelled."""
 MAX_EXPLAINED = 20
 """Number of missing files for which a similar name is searched."""
 MAX_FILES_IN_ERROR = 3
@@ -83,6 +85,7 @@ def scan_images(
     limits: DecodeLimits = DEFAULT_LIMITS,
     damaged_images: Literal["leave_out", "use"] = "leave_out",
     with_hashes: bool = False,
+    labels: Mapping[str, tuple[int, str]] | None = None,
     progress: Progress | None = None,
 ) -> Scan:
     """Decode every listed image, on one thread per CPU core.
@@ -97,6 +100,7 @@ def scan_images(
         limits: Limits above which an image is rejected.
         damaged_images: Whether to leave out or use images that are decoded with errors in their data.
         with_hashes: Whether to compute perceptual hashes, which take 4 KB per image.
+        labels: sha256 -> label that a person gave, which replaces the listed one, and the queue that chose the image.
         progress: Shows how many images are read.
 
     Raises:
@@ -114,6 +118,12 @@ def scan_images(
                 invalid.append(result)
                 continue
             row, damage, image_hash = result
+            given = (labels or {}).get(row.sha256)
+            if given is not None:
+                row = replace(row, label=given[0], queue=given[1])
+            elif row.queue is not None:
+                invalid.append(RejectedFile(row.path, CHANGED))
+                continue
             if damage is not None:
                 damaged.append(RejectedFile(row.path, damage))
                 if damaged_images == "leave_out":

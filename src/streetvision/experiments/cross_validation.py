@@ -160,6 +160,11 @@ def launch_cross_validation(
         raise ConfigError(f"cross-validate has no phase5.method={MAC_CAL}", "leave it out")
     if config.data.unlabeled:
         raise ConfigError("cross-validate uses no unlabelled images", "leave out data.unlabeled")
+    if config.data.labels is not None:
+        raise ConfigError(
+            "cross-validate tests on every image, and data.labels may have images that were chosen for their label",
+            "leave out data.labels",
+        )
     if schema.splits_json.is_file():
         raise ConfigError(f"{str(schema.output_dir)!r} is the folder of a training run", "set run_dir=... to another")
     config = resolve_run_config(config, console=console)

@@ -15,6 +15,7 @@ from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import Gate
 from streetvision.data.config import DataConfig
 from streetvision.data.grouping.name_pattern import group_by_name
+from streetvision.data.labels.listing import Labels, add_labels, labels_path, read_labels
 from streetvision.data.records import ImageListing, ImageRecord
 from streetvision.data.sources.discovery import list_images, list_unlabeled
 from streetvision.data.sources.huggingface import is_local_dataset
@@ -174,13 +175,20 @@ def data_digest(context: Context) -> str:
     """Digest of the listed files with their sizes and times; a name on the Hugging Face hub counts as itself."""
     config = context.settings(DataConfig)
     root = Path(_root(config))
-    if not root.exists():
+    if config.labels is not None and str(root) == str(config.labels):
+        labelled = ""
+    elif not root.exists():
         labelled = sha256_json(config.root)
     elif is_local_dataset(root):
         labelled = sha256_json([_file_stamp(path) for path in sorted(root.rglob("*"))])
     else:
         listing = list_data(context, one_class=True)
         labelled = sha256_json(_image_stamps(listing.root, listing.images))
+    if config.labels is not None:
+        # A label may also replace one of data.root.
+        images = read_labels(config.labels, config.class_names).images.values()
+        stamps = _image_stamps(Path("/"), [ImageRecord(image.path, image.label) for image in images])
+        labelled = sha256_json([labelled, sha256_file(labels_path(config.labels)), stamps])
     if not config.unlabeled:
         return labelled
     return sha256_json([labelled, _image_stamps(Path("/"), list_unlabeled(config.unlabeled).images)])
@@ -198,9 +206,11 @@ def _file_stamp(path: Path) -> list[str | int]:
     return [path.name, status.st_size, status.st_mtime_ns]
 
 
-def list_data(context: Context, *, one_class: bool = False) -> ImageListing:
-    """Every image in data.root; with `one_class`, images of one class alone are accepted."""
+def list_data(context: Context, *, one_class: bool = False, labels: Labels | None = None) -> ImageListing:
+    """Every image in data.root, and those of `labels`; with `one_class`, images of one class alone are accepted."""
     config = context.settings(DataConfig)
+    if labels is not None and config.labels is not None and _root(config) == str(config.labels):
+        return group_by_name(add_labels(ImageListing(Path("/"), ()), labels), config.group_pattern)
     listing = list_images(
         _root(config),
         class_names=config.class_names,
@@ -210,7 +220,7 @@ def list_data(context: Context, *, one_class: bool = False) -> ImageListing:
         source_column=config.source_column,
         one_class=one_class,
     )
-    return group_by_name(listing, config.group_pattern)
+    return group_by_name(listing if labels is None else add_labels(listing, labels), config.group_pattern)
 
 
 def _root(config: DataConfig) -> str:

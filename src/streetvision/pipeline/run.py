@@ -34,7 +34,7 @@ from streetvision.training.distributed import (
     worker_loop,
 )
 
-SPLIT_SETTINGS = ("data.fractions", "data.seed", "data.unlabeled")
+SPLIT_SETTINGS = ("data.fractions", "data.seed", "data.unlabeled", "data.labels")
 """Settings without effect in an evaluation on --data, which is not split."""
 COLLAPSED_WARNING = "the model predicts one class only: check the labels, training.learning_rate and training.epochs"
 
@@ -168,12 +168,17 @@ def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
     names_data = any(key == "data.root" or key.startswith("scenes.") for key in config.overrides)
     if recorded is not None and not names_data:
         return config.with_defaults({"data": dict(recorded), "run_dir": config.root})
-    root = config.data.root or str(schema.scenes_dir.absolute())
+    # Without data.root, the labelled images alone are the data set.
+    root = config.data.root or str(config.data.labels or schema.scenes_dir.absolute())
     if recorded is not None and not _same_path(str(recorded.root), root):
         adopt_data_root(schema, root, console)
         if not any(key.startswith("data.") for key in config.overrides if key != "data.root"):
             return config.model_copy(update={"data": recorded.model_copy(update={"root": root})})
-    if config.data.root is None and (needs_data(config.pipeline.phases) or "data" in config.pipeline.phases):
+    if (
+        config.data.root is None
+        and config.data.labels is None
+        and (needs_data(config.pipeline.phases) or "data" in config.pipeline.phases)
+    ):
         schema.ensure_output_dir()
         started = time.perf_counter()
         with run_lock(schema.lock_file):

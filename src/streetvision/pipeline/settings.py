@@ -145,7 +145,8 @@ class RunConfig(Section):
         """The run folder."""
         if self.run_dir is not None:
             return self.run_dir
-        return Path("outputs") / (Path(self.data.root).resolve().name if self.data.root else "scenes")
+        data = self.data.root or self.data.labels
+        return Path("outputs") / (Path(data).resolve().name if data else "scenes")
 
     @property
     def adapts(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import AfterValidator
 
-from streetvision.contracts.errors import DataError, LeakageError
+from streetvision.contracts.errors import ConfigError, DataError, LeakageError
 from streetvision.contracts.split_contracts import NO_FOLD, Index, NearDuplicateClusters, Partition, Row, Split
 from streetvision.data.splitting.stratified import Amounts, Counts, allocate, assign_groups, rows_per_split
 
@@ -55,7 +55,7 @@ def make_partition(
 
     All rows of a group get the same split. Rows without a group, or alone in it, are assigned last and compensate for
     the groups. Without groups, every class is within one row of its fraction in every split, unless a split would lack
-    it.
+    it. Rows that may be in TRAIN only, and their groups, are in TRAIN.
 
     Args:
         index: The rows.
@@ -69,7 +69,8 @@ def make_partition(
         DataError: A split would lack a class.
         LeakageError: Two groups share an image or a near-duplicate, or a group has existing roles in two splits.
     """
-    existing = {sha256: SPLITS.index(role) for sha256, role in (existing_roles or {}).items()}
+    existing_roles = dict.fromkeys(train_only(index.rows), Split.TRAIN) | dict(existing_roles or {})
+    existing = {sha256: SPLITS.index(role) for sha256, role in existing_roles.items()}
     shares = np.array([fractions[split] for split in SPLITS])
     closed = SPLITS.index(Split.VAL_TEST) if keep_test else None
     places = _assign(index.rows, shares, names=SPLITS, seed=seed, existing=existing, closed=closed)
@@ -102,7 +103,14 @@ def make_folds(
     Raises:
         DataError: VAL_TEST, or one of FEWEST_FOLDS folds, would lack a class.
         LeakageError: Two groups share an image or a near-duplicate, or a group has existing rows in two folds.
+        ConfigError: A row may be in TRAIN only, and each fold is VAL_CALIB in turn.
     """
+    if chosen := train_only(index.rows):
+        raise ConfigError(
+            f"{len(chosen):,} labelled images were not drawn at random and may be in TRAIN only, but each fold of "
+            "data.protocol=cross_fit is evaluated",
+            "set data.protocol=split, with a new run_dir if this run has folds",
+        )
     existing, test = existing_folds or {}, fractions[Split.VAL_TEST]
     fewest = max([FEWEST_FOLDS, *(fold + 1 for fold in existing.values())])
     units = [count_units(index.rows, label) for label in range(N_CLASSES)]
@@ -181,11 +189,24 @@ def _assign(
     return list(map(int, assigned_to))
 
 
+def train_only(rows: Iterable[Row]) -> list[str]:
+    """Return the sha256 of the rows that may be in TRAIN only."""
+    return [row.sha256 for row in rows if row.train_only]
+
+
 def split_conflicts(rows: Sequence[Row], existing: Mapping[str, object]) -> dict[str, str]:
-    """Return path -> reason, of new rows whose group has existing rows in two splits or folds."""
+    """Return path -> reason, of new rows whose group has existing rows in two splits or folds.
+
+    New rows that may be in TRAIN only are also returned if their group has existing rows in another split.
+    """
     groups, _ = _units(rows, seed=0)
     conflicts = {}
     for members in groups:
+        others = {existing[rows[p].sha256] for p in members if rows[p].sha256 in existing} - {Split.TRAIN}
+        if others:
+            reason = f"was chosen for its label, and is related to images of {' and '.join(sorted(map(str, others)))}"
+            chosen = (rows[p] for p in members if rows[p].train_only and rows[p].sha256 not in existing)
+            conflicts.update({row.path: reason for row in chosen})
         old = {existing[rows[p].sha256] for p in members if rows[p].sha256 in existing}
         if len(old) > 1:
             new = (rows[p].path for p in members if rows[p].sha256 not in existing)
@@ -236,7 +257,7 @@ def count_fold_rows(partition: Partition) -> list[dict[str, int]]:
 def check_leakage(partition: Partition, source: object) -> None:
     """Raise LeakageError if rows of one group, with the same bytes, or of one near-duplicate cluster are in two splits.
 
-    The folds of cross_fit count as splits.
+    The folds of cross_fit count as splits. A row that may be in TRAIN only must be in TRAIN, and in no fold.
 
     Args:
         partition: The rows and their splits.
@@ -251,6 +272,12 @@ def check_leakage(partition: Partition, source: object) -> None:
     ]
     for row, role in zip(partition.index.rows, places, strict=True):
         role_of_path[row.path] = role
+        if row.train_only and role != Split.TRAIN:
+            raise LeakageError(
+                f"{source}: row {row.path!r} is in {role}, but it may be in train only: the queue {row.queue!r} "
+                "chose it for its label",
+                hint,
+            )
         names = [f"image {row.sha256[:12]}"] + ([f"group {row.group!r}"] if row.group is not None else [])
         for name in names:
             other = role_of.setdefault(name, role)

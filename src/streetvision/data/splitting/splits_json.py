@@ -34,6 +34,7 @@ class _RowRecord(BaseModel):
     group: str | None
     source: str | None
     columns: dict[str, str]
+    queue: str | None = None
     split: Split
     fold: Annotated[int, Field(strict=True, ge=0, le=MAX_FOLDS - 1)] | None = None
 

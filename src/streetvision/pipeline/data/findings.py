@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from streetvision.calibration.crossfit import assign_folds
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Progress
+from streetvision.contracts.settings import no_effect
 from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Row
 from streetvision.data.grouping.group_rows import group_rows
 from streetvision.data.grouping.name_pattern import group_by_name
@@ -95,9 +96,11 @@ def find_problems(
         progress: Shows the advance.
 
     Raises:
-        ConfigError: `embeddings` without near_duplicates in data.grouping.by.
+        ConfigError: data.labels is set, or `embeddings` without near_duplicates in data.grouping.by.
     """
     data = config.data
+    if data.labels is not None:
+        raise no_effect("data.labels", "a data set is checked", "set it for train")
     hashed = "near_duplicates" in data.grouping.by
     if embeddings and not hashed:
         raise ConfigError(

@@ -18,6 +18,8 @@ def import_data(
 ) -> None:
     """Index `source` in `folder`; `consistent` is COLUMN=WORD,WORD."""
     config = compose_config(overrides, base={"data": {"root": source}}).data
+    if config.labels is not None:
+        raise no_effect("data.labels", "images are imported", "set it for train")
     if config.group_pattern is not None:
         raise no_effect("data.group_pattern", "images are imported", "set it for data check and train")
     consistency = None if consistent is None else _consistency(consistent)

@@ -9,7 +9,7 @@ from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import NO_FOLD, Index, NearDuplicateClusters, Partition, Protocol, Split
 from streetvision.data.config import DataConfig
-from streetvision.data.splitting.partition import count_units, make_folds, make_partition
+from streetvision.data.splitting.partition import count_units, make_folds, make_partition, train_only
 
 
 def existing_roles(earlier: Partition | None) -> dict[str, Split]:
@@ -72,6 +72,9 @@ def partition_rows(
         )
 
     if protocol == Protocol.SPLIT:
+        return four_splits()
+    if protocol == AUTO and train_only(index.rows):
+        progress.auto_setting("data.protocol=split", "data.labels has images that may be in TRAIN only")
         return four_splits()
     if protocol == AUTO:
         label = {"fnr": 1, "fpr": 0, "error": None}[risk.kind]

@@ -7,6 +7,7 @@ from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Index, NearDuplicateClusters
 from streetvision.data.config import DataConfig, GroupingConfig, LoaderConfig
 from streetvision.data.grouping.group_rows import copy_conflicts, group_rows
+from streetvision.data.labels.listing import Labels
 from streetvision.data.scan import Scan, check_invalid_fraction, scan_images
 from streetvision.data.sources.discovery import class_names_warning
 from streetvision.io.atomic import write_json_atomic
@@ -31,7 +32,13 @@ class GroupedScan:
         return cls(scan, *group_rows(scan.index, scan.hashes, config, progress=progress))
 
 
-def scan_data(context: Context, *, with_hashes: bool = False, one_class: bool = False) -> GroupedScan:
+def scan_data(
+    context: Context,
+    *,
+    with_hashes: bool = False,
+    one_class: bool = False,
+    labels: Labels | None = None,
+) -> GroupedScan:
     """Read every image of data.root once, and group the rows.
 
     Images that cannot be used, and copies of one photograph with both labels, are left out and listed in
@@ -41,12 +48,13 @@ def scan_data(context: Context, *, with_hashes: bool = False, one_class: bool = 
         context: The phase that reads the data.
         with_hashes: Compute perceptual hashes whether the grouping needs them or not.
         one_class: Accept images of one class alone.
+        labels: Labels that people gave; their images are added.
 
     Raises:
         DataError: More than data.max_invalid_fraction of the images cannot be used.
     """
     config, schema = context.settings(DataConfig), context.schema
-    listing = list_data(context, one_class=one_class)
+    listing = list_data(context, one_class=one_class, labels=labels)
     names_warning = class_names_warning(listing, config.class_names)
     if names_warning and listing.root.absolute() != schema.scenes_dir.absolute():
         context.progress.warn(names_warning)
@@ -56,6 +64,7 @@ def scan_data(context: Context, *, with_hashes: bool = False, one_class: bool = 
         limits=context.settings(LoaderConfig).limits,
         damaged_images=config.damaged_images,
         with_hashes=with_hashes or "near_duplicates" in config.grouping.by or bool(config.unlabeled),
+        labels=None if labels is None else labels.by_sha256,
         progress=context.progress,
     )
     grouped = GroupedScan.of(scan, config.grouping, context.progress)

@@ -8,6 +8,7 @@ from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.split_contracts import Partition, Protocol, Split
 from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.grouping.seen_images import record_images
+from streetvision.data.labels.listing import read_labels
 from streetvision.data.sources.unlabeled import scan_unlabeled, select_unlabeled
 from streetvision.data.splitting.partition import split_conflicts
 from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
@@ -22,16 +23,18 @@ def run(context: Context) -> Outcome:
     earlier = _earlier_partition(context)
     # An earlier choice of auto holds when images are added.
     protocol: str = config.protocol if earlier is None or config.protocol != AUTO else earlier.protocol.value
-    grouped = scan_data(context)
-    # A new image must not join groups that are already in different splits.
     roles, folds = existing_roles(earlier), existing_folds(earlier, config.folds)
+    labels = None if config.labels is None else read_labels(config.labels, config.class_names).usable(roles)
+    grouped = scan_data(context, labels=labels)
+    # A new image must not join groups that are already in different splits.
     existing = folds if protocol == Protocol.CROSS_FIT else roles
     if conflicting := split_conflicts(grouped.index.rows, existing):
         grouped = GroupedScan.of(grouped.scan.without(conflicting), config.grouping, context.progress)
         write_json_atomic(schema.data_report_json, grouped.scan.report())
         context.progress.warn(
-            f"{len(conflicting)} new images are related to images of two splits and are left out; "
-            f"see {schema.data_report_json}"
+            f"{len(conflicting)} new images are related to images of two splits"
+            + ("" if labels is None else ", or were chosen for their label and are related to an evaluation split,")
+            + f" and are left out; see {schema.data_report_json}"
         )
     scan, clusters = grouped.scan, grouped.near_duplicates
     partition = partition_rows(
@@ -76,6 +79,11 @@ def run(context: Context) -> Outcome:
         "protocol": partition.protocol.value,
         **{split.value: counts[split] for split in Split if split in counts},
     }
+    if labels is not None:
+        labelled = [row for row in rows if row.queue is not None]
+        at_random = sum(not row.train_only for row in labelled)
+        summary += f"; {len(labelled)} labels of data.labels, {at_random} of them drawn at random"
+        metrics |= {"labels": len(labelled), "labels_at_random": at_random}
     if not config.unlabeled:
         return Outcome(summary, dict(metrics), extra_outputs=tuple(outputs))
 

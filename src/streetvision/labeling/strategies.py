@@ -1,0 +1,181 @@
+"""Which images to label next, from frozen features: cluster centres, disagreement of a committee, contradicted labels.
+
+Shapes: N images of the pool, L labelled images, P width of the features, K images to choose.
+
+References:
+    Committee by bagging: Abe and Mamitsuka, "Query Learning Strategies Using Boosting and Bagging", ICML 1998.
+    Weighted clusters of the most uncertain images: Zhdanov, "Diverse mini-batch Active Learning", arXiv 1901.05954,
+    section 3.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+COMPONENTS = 128
+"""Principal components of the features in which images are compared."""
+MEMBERS = 12
+"""Classifiers of the committee."""
+STRENGTH = 0.01
+"""Inverse L2 penalty of a member, in whitened components scaled to the width of the features."""
+PRESELECTED = 5
+"""Uncertain images per image that is chosen. They are clustered, and each cluster gives one."""
+EPSILON = 1e-6
+
+
+def reduce_features(features: NDArray[np.float32], *, seed: int = 0) -> FloatArray:
+    """Return standardised features (N, P) as at most COMPONENTS principal components; distances are nearly kept."""
+    x = features.astype(np.float64)
+    x = (x - x.mean(axis=0)) / (x.std(axis=0) + EPSILON)
+    count = min(COMPONENTS, *x.shape)
+    reduced: FloatArray = PCA(count, random_state=seed).fit_transform(x)
+    return reduced
+
+
+def choose_diverse(
+    features: FloatArray, groups: Sequence[object], count: int, *, covered: FloatArray | None = None, seed: int = 0
+) -> IntArray:
+    """Return at most `count` positions: the images nearest to the centres of as many clusters, the largest first.
+
+    Args:
+        features: (N, P) of the pool.
+        groups: Group of each image (N,). A group gives one image while there are others.
+        count: K.
+        covered: (L, P) of images that are labelled; clusters that contain one of them are used last. None: none.
+        seed: Seed of the clusters.
+    """
+    known = np.empty((0, features.shape[1])) if covered is None else covered
+    return _one_of_each_cluster(features, groups, count, np.ones(len(features)), known=known, seed=seed)
+
+
+@dataclass(frozen=True)
+class Committee:
+    """Logistic regressions, each fitted on a bootstrap sample of the labelled groups."""
+
+    probabilities: FloatArray
+    """(MEMBERS, N) probability of class 1 for the images of the pool."""
+
+    @property
+    def mean(self) -> FloatArray:
+        """(N,) mean probability of class 1."""
+        mean: FloatArray = self.probabilities.mean(axis=0)
+        return mean
+
+    @property
+    def entropy(self) -> FloatArray:
+        """(N,) entropy in bits of the mean prediction: disagreement of the members plus their own doubt."""
+        return binary_entropy(self.mean)
+
+    @property
+    def disagrees(self) -> NDArray[np.bool_]:
+        """(N,) whether members predict different classes."""
+        votes = self.probabilities > 0.5
+        share = votes.mean(axis=0)
+        result: NDArray[np.bool_] = (share > 0) & (share < 1)
+        return result
+
+
+def fit_committee(
+    pool: FloatArray, labelled: FloatArray, labels: IntArray, groups: Sequence[object], *, seed: int = 0
+) -> Committee:
+    """Fit the committee on labelled images of both classes, and predict the pool.
+
+    Args:
+        pool: (N, P).
+        labelled: (L, P).
+        labels: (L,) 0 or 1, with both classes.
+        groups: Group of each labelled image (L,); whole groups are drawn.
+        seed: Seed of the bootstrap samples.
+    """
+    rng = np.random.default_rng(seed)
+    units = np.unique([str(group) for group in groups], return_inverse=True)[1]
+    scale = labelled.std() + EPSILON
+    probabilities = np.empty((MEMBERS, len(pool)))
+    for member in range(MEMBERS):
+        drawn = np.bincount(rng.integers(units.max() + 1, size=units.max() + 1), minlength=units.max() + 1)[units]
+        # A sample without one of the classes fits nothing: it gets the first image of the class.
+        for label in (0, 1):
+            if not drawn[labels == label].any():
+                drawn[np.flatnonzero(labels == label)[0]] = 1
+        used = drawn > 0
+        model = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=1000)
+        model.fit(labelled[used] / scale, labels[used], drawn[used])
+        probabilities[member] = model.predict_proba(pool / scale)[:, 1]
+    return Committee(probabilities)
+
+
+def choose_uncertain(
+    features: FloatArray, groups: Sequence[object], committee: Committee, count: int, *, seed: int = 0
+) -> IntArray:
+    """Return at most `count` positions: one image of each cluster of those with the highest entropy.
+
+    Args:
+        features: (N, P) of the pool.
+        groups: Group of each image (N,).
+        committee: Predictions for the pool.
+        count: K.
+        seed: Seed of the clusters.
+    """
+    first = np.argsort(-committee.entropy, kind="stable")[: PRESELECTED * count]
+    chosen = _one_of_each_cluster(
+        features[first], [groups[position] for position in first], count, committee.entropy[first], seed=seed
+    )
+    return first[chosen]
+
+
+def binary_entropy(probabilities: FloatArray) -> FloatArray:
+    """Return the entropy in bits of probabilities (...,) of class 1."""
+    p = np.clip(probabilities, 1e-12, 1 - 1e-12)
+    entropy: FloatArray = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    return entropy
+
+
+def _one_of_each_cluster(
+    features: FloatArray,
+    groups: Sequence[object],
+    count: int,
+    weights: FloatArray,
+    *,
+    known: FloatArray | None = None,
+    seed: int,
+) -> IntArray:
+    """One image of each of `count` clusters: the nearest to the centre, of a group that no cluster has used."""
+    count = min(count, len(features))
+    if count == 0:
+        return np.empty(0, dtype=np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct images than clusters
+        clusters = KMeans(count, n_init=1, random_state=seed).fit(features, sample_weight=weights + EPSILON)
+    distance = np.square(features - clusters.cluster_centers_[clusters.labels_]).sum(axis=1)
+    sizes = np.bincount(clusters.labels_, minlength=count)
+    covered = np.zeros(count, dtype=np.bool_)
+    if known is not None and len(known):
+        covered[clusters.predict(known)] = True
+    chosen: list[int] = []
+    used: set[object] = set()
+    for cluster in np.lexsort((-sizes, covered)):
+        members = np.flatnonzero(clusters.labels_ == cluster)
+        for position in members[np.argsort(distance[members], kind="stable")].tolist():
+            if groups[position] not in used:
+                chosen.append(position)
+                used.add(groups[position])
+                break
+    # Clusters whose groups are all used leave places, which the nearest images of other groups fill, then any image.
+    for repeat in (False, True):
+        for position in np.argsort(distance, kind="stable").tolist():
+            if len(chosen) == count:
+                break
+            if position not in chosen and (repeat or groups[position] not in used):
+                chosen.append(position)
+                used.add(groups[position])
+    return np.array(chosen, dtype=np.int64)
