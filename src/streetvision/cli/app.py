@@ -12,6 +12,7 @@ from streetvision.cli.doctor import doctor
 from streetvision.cli.errors import flushed_output, prepare_streams, prepare_verb, report_errors
 from streetvision.cli.evaluate import evaluate
 from streetvision.cli.export import export
+from streetvision.cli.label import label
 from streetvision.cli.predict import predict
 from streetvision.cli.serve import serve
 from streetvision.cli.train import train
@@ -26,6 +27,7 @@ VERBS: Verbs = {
     "predict": predict,
     "serve": serve,
     "export": export,
+    "label": label,
     "doctor": doctor,
 }
 GROUPS: dict[str, tuple[str, Verbs]] = {

@@ -30,9 +30,11 @@ def train(
         console.next_command("streetvision", "train", "--config", best)
         return
     schema = run_training(overrides or [], config, console)
+    from streetvision.pipeline.label_rounds import print_round
     from streetvision.pipeline.run import is_current, print_artifact_paths
 
     print_artifact_paths(schema, console)
+    print_round(schema, console)
     exit_if_collapsed(schema, console)
     if is_current(schema, "phase6"):
         console.next_command("streetvision", "evaluate", "--bundle", schema.export_dir)

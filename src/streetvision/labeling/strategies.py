@@ -26,10 +26,11 @@ COMPONENTS = 128
 """Principal components of the features in which images are compared."""
 MEMBERS = 12
 """Classifiers of the committee."""
-STRENGTH = 0.01
+STRENGTH = 0.03
 """Inverse L2 penalty of a member, in whitened components scaled to the width of the features."""
-PRESELECTED = 5
-"""Uncertain images per image that is chosen. They are clustered, and each cluster gives one."""
+PRESELECTED = 2
+"""Uncertain groups per image that is chosen. They are clustered, and each cluster gives one image. More of them would
+dilute the uncertainty."""
 EPSILON = 1e-6
 
 
@@ -117,7 +118,7 @@ def fit_committee(
 def choose_uncertain(
     features: FloatArray, groups: Sequence[object], committee: Committee, count: int, *, seed: int = 0
 ) -> IntArray:
-    """Return at most `count` positions: one image of each cluster of those with the highest entropy.
+    """Return at most `count` positions: one image of each cluster of the groups with the highest entropy.
 
     Args:
         features: (N, P) of the pool.
@@ -126,7 +127,12 @@ def choose_uncertain(
         count: K.
         seed: Seed of the clusters.
     """
-    first = np.argsort(-committee.entropy, kind="stable")[: PRESELECTED * count]
+    order = np.argsort(-committee.entropy, kind="stable")
+    most_uncertain = {groups[position]: position for position in reversed(order.tolist())}
+    first = np.array(sorted(most_uncertain.values(), key=lambda i: -committee.entropy[i]), dtype=np.int64)
+    if len(first) < count:  # fewer groups than images to choose
+        first = order
+    first = first[: PRESELECTED * count]
     chosen = _one_of_each_cluster(
         features[first], [groups[position] for position in first], count, committee.entropy[first], seed=seed
     )

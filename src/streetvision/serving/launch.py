@@ -6,6 +6,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastapi import FastAPI
 from pydantic import ValidationError
 
 from streetvision.bundle.predictor import load_bundle
@@ -23,26 +24,40 @@ def serve_bundle(bundle: Path, overrides: Sequence[str], *, host: str, port: int
         ConfigError: a setting is invalid, the address cannot be used, or it is public and there is no API key.
     """
     config = serving_config(overrides, api_key=os.environ.get(KEY_VARIABLE))
-    if config.api_key is None and not is_loopback(host):
+    check_host(host, config.api_key)
+    with open_listener(host, port) as listener:
+        app = create_app(load_bundle(bundle), config)
+        address = f"http://{host}:{listener.getsockname()[1]}/"
+        console.line("serving", f"{address}  (at most {config.max_in_flight} requests in flight)")
+        run_app(app, listener)
+
+
+def check_host(host: str, api_key: str | None) -> None:
+    """Raise ConfigError if `host` is reachable from other machines, and there is no API key."""
+    if api_key is None and not is_loopback(host):
         raise ConfigError(
             f"--host {host!r} is reachable from other machines, and there is no API key",
             f"set {KEY_VARIABLE} in the environment, or use --host 127.0.0.1",
         )
-    import uvicorn
 
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """Return a listening socket; raises ConfigError if the address cannot be used."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family)
+        return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}", "use another --port or --host") from error
-    with listener:
-        app = create_app(load_bundle(bundle), config)
-        address = f"http://{host}:{listener.getsockname()[1]}/"
-        console.line("serving", f"{address}  (at most {config.max_in_flight} requests in flight)")
-        # h11 limits the length of the headers; uvicorn's other parser, httptools, does not.
-        settings = uvicorn.Config(app, http="h11", log_level="warning", server_header=False)
-        uvicorn.Server(settings).run(sockets=[listener])
+
+
+def run_app(app: FastAPI, listener: socket.socket) -> None:
+    """Serve an application until interrupted."""
+    import uvicorn
+
+    # h11 limits the length of the headers; uvicorn's other parser, httptools, does not.
+    settings = uvicorn.Config(app, http="h11", log_level="warning", server_header=False)
+    uvicorn.Server(settings).run(sockets=[listener])
 
 
 def is_loopback(host: str) -> bool:

@@ -51,7 +51,7 @@ class Labels:
 
 def labels_path(path: Path) -> Path:
     """Return the labels.parquet that `data.labels` names, by itself or by its folder."""
-    return path / LABELS if path.is_dir() else path
+    return path if path.suffix == ".parquet" else path / LABELS
 
 
 def read_labels(path: Path, class_names: tuple[str, str]) -> Labels:

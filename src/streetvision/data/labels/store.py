@@ -109,6 +109,10 @@ class LabelStore:
         """All decisions, the oldest first."""
         return tuple(self._events)
 
+    def knows(self, event: str) -> bool:
+        """Whether a decision with this id is stored."""
+        return event in self._ids
+
     def append(self, events: Iterable[LabelEvent]) -> int:
         """Write decisions to disk and return how many are new: those with a known id are stored already.
 

@@ -1,0 +1,224 @@
+"""Labels in the formats of other tools: Label Studio's JSON, and CVAT for images 1.1 with one tag per image.
+
+References:
+    Label Studio, "Label Studio JSON format of annotated tasks"; labeling configuration Image and Choices.
+    CVAT, "CVAT for image" annotation format, version 1.1, element `tag`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+from streetvision.contracts.errors import ConfigError, DataError
+from streetvision.data.labels.decisions import LabelledImage
+from streetvision.data.records import parse_label
+from streetvision.io.atomic import parse_json, read_bytes, write_bytes_atomic, write_json_atomic
+
+CHOICE, IMAGE = "label", "image"
+"""Names in the labeling configuration of Label Studio."""
+MAX_IMAGES = 1_000_000
+
+
+@dataclass(frozen=True)
+class ForeignLabel:
+    """A label in the file of another tool."""
+
+    name: str
+    """The image as the tool names it: a path, a URL or a file name."""
+    label: int
+    labeler: str | None = None
+
+
+def write_label_studio(path: Path, images: Iterable[LabelledImage], class_names: tuple[str, str]) -> None:
+    """Write tasks with one annotation each, as Label Studio imports them."""
+    tasks = [
+        {
+            "data": {IMAGE: f"/data/local-files/?d={image.path.lstrip('/')}", "sha256": image.sha256},
+            "annotations": [
+                {
+                    "result": [
+                        {
+                            "from_name": CHOICE,
+                            "to_name": IMAGE,
+                            "type": "choices",
+                            "value": {"choices": [class_names[image.label]]},
+                        }
+                    ]
+                }
+            ],
+        }
+        for image in images
+    ]
+    write_json_atomic(path, tasks)
+
+
+def read_label_studio(path: Path, class_names: tuple[str, str]) -> list[ForeignLabel]:
+    """Return the labels of a JSON or JSON-MIN export of Label Studio; tasks without a label are left out.
+
+    Raises:
+        DataError: A task is malformed, or has a choice that is not a class.
+    """
+    try:
+        tasks = parse_json(read_bytes(path))
+    except ValueError as error:
+        raise DataError(f"{str(path)!r} cannot be read as JSON: {error}") from error
+    if not isinstance(tasks, list) or len(tasks) > MAX_IMAGES:
+        raise DataError(f"{str(path)!r} is not a list of tasks", "export from Label Studio as JSON")
+    found = []
+    for number, task in enumerate(tasks, start=1):
+        where = f"{path.name} task {number}"
+        try:
+            data = task.get("data", task)
+            name = next(value for key, value in data.items() if key == IMAGE or _is_image(value))
+            choices: list[tuple[object, object]] = []
+            if "annotations" in task:
+                for annotation in task["annotations"]:
+                    if not annotation.get("was_cancelled"):
+                        by = annotation.get("completed_by")
+                        choices += [
+                            (choice, by)
+                            for result in annotation["result"]
+                            if result["type"] == "choices"
+                            for choice in result["value"]["choices"]
+                        ]
+            else:
+                value = task.get("choice", task.get(CHOICE))
+                choices = [] if value is None else [(value, task.get("annotator"))]
+        except (AttributeError, KeyError, TypeError, StopIteration) as error:
+            raise DataError(
+                f"{where} has no image or no list of choices", "export from Label Studio as JSON"
+            ) from error
+        for choice, by in choices:
+            label = parse_label(str(choice), class_names=class_names, where=where)
+            found.append(ForeignLabel(_local_path(str(name)), label, _person(by)))
+    return found
+
+
+def write_cvat(path: Path, images: Iterable[LabelledImage], class_names: tuple[str, str]) -> None:
+    """Write an annotations.xml of CVAT for images 1.1 with one tag per image."""
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = "1.1"
+    task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
+    labels = ElementTree.SubElement(task, "labels")
+    for name in class_names:
+        label = ElementTree.SubElement(labels, "label")
+        ElementTree.SubElement(label, "name").text = name
+        ElementTree.SubElement(label, "attributes")
+    for number, image in enumerate(images):
+        element = ElementTree.SubElement(root, "image", id=str(number), name=image.path.lstrip("/"))
+        ElementTree.SubElement(element, "tag", label=class_names[image.label], source="manual")
+    ElementTree.indent(root)
+    write_bytes_atomic(path, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
+
+
+def read_cvat(path: Path, class_names: tuple[str, str]) -> list[ForeignLabel]:
+    """Return the tags of an annotations.xml of CVAT for images 1.1; images without a tag are left out.
+
+    Raises:
+        DataError: The file is not XML, declares a document type, or has a tag that is not a class.
+    """
+    data = read_bytes(path)
+    _check_xml(data, path)
+    root = ElementTree.fromstring(data)  # noqa: S314 (checked: no document type, so no entities)
+    if root.tag != "annotations":
+        raise DataError(f"{str(path)!r} is not of CVAT: its root is {root.tag!r}", "export as 'CVAT for images 1.1'")
+    found = []
+    for image in root.iter("image"):
+        name = image.get("name")
+        where = f"{path.name} image {image.get('id')}"
+        if not name:
+            raise DataError(f"{where} has no name")
+        for tag in image.iter("tag"):
+            label = parse_label(tag.get("label", ""), class_names=class_names, where=where)
+            found.append(ForeignLabel(name, label))
+    return found
+
+
+def _check_xml(data: bytes, path: Path) -> None:
+    """Raise DataError unless the document is well formed, without a document type: entities may fill the memory."""
+
+    def reject(*_: object) -> None:
+        raise DataError(f"{str(path)!r} declares a document type, which CVAT does not write", "remove <!DOCTYPE ...>")
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = reject
+    try:
+        parser.Parse(data, True)
+    except expat.ExpatError as error:
+        raise DataError(f"{str(path)!r} is not XML: {error}") from error
+
+
+READERS: Mapping[str, Callable[[Path, tuple[str, str]], list[ForeignLabel]]] = {
+    ".json": read_label_studio,
+    ".xml": read_cvat,
+}
+WRITERS: Mapping[str, Callable[[Path, Iterable[LabelledImage], tuple[str, str]], None]] = {
+    ".json": write_label_studio,
+    ".xml": write_cvat,
+}
+"""Suffix -> format: Label Studio's JSON and CVAT's XML."""
+
+
+def exchange_format(path: Path) -> str:
+    """Return the suffix of a file for READERS and WRITERS; raises ConfigError for any other."""
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise ConfigError(
+            f"{str(path)!r} is neither .json (Label Studio) nor .xml (CVAT)", "give it one of these names"
+        )
+    return suffix
+
+
+def match_names(names: Sequence[str], paths: Sequence[str]) -> dict[str, str]:
+    """Return name -> path, of the names of another tool that belong to exactly one image.
+
+    Tools store images below other folders and put a prefix before the file name. So a name belongs to the image with
+    which it shares the most last parts of the path, or else to the one whose file name it ends with, after a dash as
+    Label Studio's upload puts it.
+
+    Args:
+        names: Names in the file.
+        paths: Absolute paths of the images.
+    """
+    by_file: dict[str, list[str]] = {}
+    for path in paths:
+        by_file.setdefault(PurePosixPath(path).name, []).append(path)
+    matched = {}
+    for name in names:
+        parts = PurePosixPath(name).parts
+        file = parts[-1] if parts else ""
+        candidates = by_file.get(file) or by_file.get(file.partition("-")[2]) or []
+        common = [_common_parts(parts, PurePosixPath(path).parts) for path in candidates]
+        best = [path for path, count in zip(candidates, common, strict=True) if count == max(common)]
+        if len(best) == 1:
+            matched[name] = best[0]
+    return matched
+
+
+def _common_parts(first: Sequence[str], second: Sequence[str]) -> int:
+    count = 0
+    for a, b in zip(reversed(first), reversed(second), strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _is_image(value: object) -> bool:
+    return isinstance(value, str) and PurePosixPath(urlsplit(value).path).suffix != ""
+
+
+def _local_path(name: str) -> str:
+    """The path in a URL of Label Studio: /data/local-files/?d=PATH, /data/upload/1/FILE, or s3://bucket/PATH."""
+    parts = urlsplit(name)
+    queried = parse_qs(parts.query).get("d", [""])[0]
+    return queried or unquote(parts.path)
+
+
+def _person(value: object) -> str | None:
+    if isinstance(value, dict):
+        value = value.get("email") or value.get("id")
+    return None if value is None else str(value)[:80]

@@ -1,0 +1,245 @@
+"""The images to label, in order: those that teach most, mixed with images drawn at random.
+
+A metric on images that a model chose is biased. So some groups are reserved: only the random draw takes images from
+them, and only images drawn at random may be evaluated. The digest of its images decides whether a group is reserved, so
+the choice is the same in every round and does not depend on what the images show.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+
+import numpy as np
+
+from streetvision.calibration.crossfit import assign_folds
+from streetvision.contracts.split_contracts import RANDOM_QUEUE
+from streetvision.eval.out_of_fold import out_of_fold_probabilities
+from streetvision.labeling.strategies import Committee, FloatArray, choose_diverse, choose_uncertain, fit_committee
+
+RANDOM_SHARE = 0.1
+"""Share of every queue that is drawn at random, at least."""
+RESERVED_SHARE = 0.2
+"""Share of the groups that only the random draw takes images from."""
+FEWEST_OF_CLASS = 2
+"""Labelled images of each class from which on a committee is fitted."""
+FOLDS = 5
+SUSPICIOUS_FROM = 0.5
+"""Probability of the other class from which on a label is shown as suspicious."""
+MIXED = "mixed"
+STRATEGIES = (MIXED, "diverse", "uncertain", "abstained", "suspicious", RANDOM_QUEUE)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An image that may be shown."""
+
+    sha256: str
+    path: str
+    """Absolute."""
+    group: str | None = None
+    label: int | None = None
+    """Of the data set or of people; None: not labelled."""
+    queue: str | None = None
+    """Queue by which people labelled it; None: they did not."""
+    skipped: bool = False
+    protected: bool = False
+    """In an evaluation split of the run, so that no model may choose it."""
+    abstained: bool = False
+    """By a deployed model."""
+    in_conflict: bool = False
+    """A copy of it has the other label."""
+
+    @property
+    def unit(self) -> str:
+        """The group, or the image itself."""
+        return self.group or self.sha256
+
+
+@dataclass(frozen=True)
+class QueuedImage:
+    """An image in the queue."""
+
+    sha256: str
+    path: str
+    group: str | None
+    queue: str
+    reason: str
+    """Why it is in the queue. It does not reveal what the model predicts."""
+    probability: float | None = None
+    """Of class 1 by the model; None: no model."""
+    model: str | None = None
+    """Digest of the model."""
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The images to show, and how many further images are worth a label."""
+
+    images: tuple[QueuedImage, ...]
+    worthwhile: int | None
+    """Images without a label, on which the members of the committee disagree; None: there is no committee yet."""
+
+
+def plan_queue(
+    candidates: Sequence[Candidate],
+    features: FloatArray | None,
+    *,
+    strategy: str,
+    count: int,
+    seed: int,
+) -> Queue:
+    """Return the images to label next.
+
+    Args:
+        candidates: N images, labelled ones included.
+        features: (N, P); None: neither clusters nor a committee.
+        strategy: One of STRATEGIES.
+        count: Largest number of images.
+        seed: Seed of all draws.
+    """
+    reserved = reserved_units(candidates)
+    open_ = [i for i, c in enumerate(candidates) if c.label is None and not c.skipped]
+    # Before any image was chosen for its label, all groups may be drawn.
+    unbiased = strategy == RANDOM_QUEUE and {c.queue for c in candidates} <= {None, RANDOM_QUEUE}
+    drawable = [i for i in open_ if unbiased or candidates[i].unit in reserved]
+    drawable.sort(key=lambda i: sha256(f"{seed} {candidates[i].sha256}".encode()).digest())
+    n_random = count if strategy == RANDOM_QUEUE else math.ceil(RANDOM_SHARE * count)
+    committee, model = _committee(candidates, features, seed)
+    chosen = (
+        []
+        if strategy == RANDOM_QUEUE
+        else list(_choose(candidates, features, committee, reserved, strategy, count - n_random, seed))
+    )
+    if strategy == MIXED:  # what the strategies lack is drawn at random
+        n_random = count - len(chosen)
+    drawn = [_entry(candidates[i], RANDOM_QUEUE, "drawn at random") for i in drawable[:n_random]]
+    if committee is not None:
+        probability = {c.sha256: float(p) for c, p in zip(candidates, committee.mean, strict=True)}
+        chosen, drawn = (
+            [replace(image, probability=probability[image.sha256], model=model) for image in part]
+            for part in (chosen, drawn)
+        )
+    worthwhile = None if committee is None else int(committee.disagrees[open_].sum())
+    return Queue(tuple(_mixed(chosen, drawn)), worthwhile)
+
+
+def reserved_units(candidates: Sequence[Candidate]) -> set[str]:
+    """Return the groups from which only the random draw takes images.
+
+    These are groups with a label that was drawn at random, and a fixed share of those without a label of a person.
+    """
+    first: dict[str, str] = {}
+    of_unit: dict[str, list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        of_unit[candidate.unit].append(candidate)
+        first[candidate.unit] = min(first.get(candidate.unit, candidate.sha256), candidate.sha256)
+    reserved = set()
+    for unit, members in of_unit.items():
+        queues = {member.queue for member in members} - {None}
+        at_random = RANDOM_QUEUE in queues
+        by_digest = int(sha256(f"reserved {first[unit]}".encode()).hexdigest()[:8], 16) / 2**32 < RESERVED_SHARE
+        if at_random or (not queues and by_digest):
+            reserved.add(unit)
+    return reserved
+
+
+def _choose(
+    candidates: Sequence[Candidate],
+    features: FloatArray | None,
+    committee: Committee | None,
+    reserved: set[str],
+    strategy: str,
+    count: int,
+    seed: int,
+) -> Iterator[QueuedImage]:
+    """At most `count` images that a strategy chooses."""
+    eligible = [i for i, c in enumerate(candidates) if c.unit not in reserved and not c.protected and not c.skipped]
+    pool = [i for i in eligible if candidates[i].label is None]
+    allowed, taken = set(eligible), set[int]()
+    share = {MIXED: MIXTURE if committee is not None else (("diverse", 1.0),)}.get(strategy, ((strategy, 1.0),))
+    for name, fraction in share:
+        rest = [i for i in pool if i not in taken]
+        limit = min(count - len(taken), math.ceil(fraction * count))
+        found: list[int] = []
+        if name == "abstained":
+            found = [i for i in rest if candidates[i].abstained][:limit]
+        elif name == "suspicious":
+            found = [i for i in _contradicted(candidates, features) if i in allowed][:limit]
+        elif rest and features is not None and (name == "diverse" or committee is None):
+            labelled = [i for i, c in enumerate(candidates) if c.label is not None]
+            positions = choose_diverse(
+                features[rest], [candidates[i].unit for i in rest], limit, covered=features[labelled], seed=seed
+            )
+            name, found = "diverse", [rest[p] for p in positions]
+        elif rest and features is not None and committee is not None:
+            positions = choose_uncertain(
+                features[rest],
+                [candidates[i].unit for i in rest],
+                Committee(committee.probabilities[:, rest]),
+                limit,
+                seed=seed,
+            )
+            found = [rest[p] for p in positions]
+        taken.update(found)
+        for i in found:
+            reason = "copies of it have both labels" if candidates[i].in_conflict else REASONS[name]
+            yield _entry(candidates[i], name, reason)
+
+
+MIXTURE = (("abstained", 0.3), ("suspicious", 0.1), ("uncertain", 1.0))
+"""Parts of the mixed queue once a committee can be fitted. What one part does not fill, the last one does."""
+REASONS = {
+    "diverse": "typical of images that have no label yet",
+    "uncertain": "models that were fitted to different samples of the labels disagree",
+    "abstained": "the deployed model abstained",
+    "suspicious": "its label may be wrong",
+}
+
+
+def _entry(candidate: Candidate, queue: str, reason: str) -> QueuedImage:
+    return QueuedImage(candidate.sha256, candidate.path, candidate.group, queue, reason)
+
+
+def _mixed(chosen: Sequence[QueuedImage], drawn: Sequence[QueuedImage]) -> Iterator[QueuedImage]:
+    """The chosen images with those drawn at random at even distances, so that every part of the queue has its share."""
+    total = len(chosen) + len(drawn)
+    order = [((i + 0.5) / max(len(part), 1), image) for part in (chosen, drawn) for i, image in enumerate(part)]
+    order.sort(key=lambda pair: pair[0])
+    assert len(order) == total
+    return (image for _, image in order)
+
+
+def _committee(
+    candidates: Sequence[Candidate], features: FloatArray | None, seed: int
+) -> tuple[Committee | None, str | None]:
+    """The committee that the labels allow, with its digest; (None, None) without features, or with too few labels."""
+    labelled = [i for i, c in enumerate(candidates) if c.label is not None]
+    counts = Counter(candidates[i].label for i in labelled)
+    if features is None or min(counts[0], counts[1]) < FEWEST_OF_CLASS:
+        return None, None
+    labels = np.array([candidates[i].label for i in labelled], dtype=np.int64)
+    committee = fit_committee(features, features[labelled], labels, [candidates[i].unit for i in labelled], seed=seed)
+    return committee, sha256(committee.probabilities.astype(np.float32).tobytes()).hexdigest()
+
+
+def _contradicted(candidates: Sequence[Candidate], features: FloatArray | None) -> list[int]:
+    """Labelled images: copies with both labels, then those whose label a classifier of other groups contradicts."""
+    labelled = [i for i, c in enumerate(candidates) if c.label is not None]
+    conflicts = [i for i in labelled if candidates[i].in_conflict]
+    # A label that a person gave here was contradicted before, or is not in doubt.
+    rest = [i for i in labelled if candidates[i].queue is None and not candidates[i].in_conflict]
+    labels = np.array([candidates[i].label for i in labelled], dtype=np.int64)
+    if features is None or len({candidates[i].unit for i in labelled}) < FOLDS or len(set(labels.tolist())) < 2:
+        return conflicts
+    suspicion = label_suspicion(features[labelled], labels, [candidates[i].unit for i in labelled])
+    of_row: Mapping[int, float] = dict(zip(labelled, suspicion.tolist(), strict=True))
+    return conflicts + sorted((i for i in rest if of_row[i] >= SUSPICIOUS_FROM), key=lambda i: -of_row[i])
+
+
+def label_suspicion(features: FloatArray, labels: np.ndarray, groups: Sequence[str]) -> FloatArray:
+    """Return (N,) the probability of the other class, by classifiers that did not see the group of the image."""
+    folds = assign_folds(groups, folds=FOLDS, seed=0)
+    probabilities = out_of_fold_probabilities(features, labels, folds)
+    return np.where(labels == 1, 1 - probabilities, probabilities)

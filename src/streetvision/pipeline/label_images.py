@@ -1,0 +1,334 @@
+"""streetvision label: read the images, plan the queue, and serve the page; exchange labels with other tools."""
+
+import getpass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.errors import ConfigError, DataError, unknown_name
+from streetvision.contracts.split_contracts import Index, Row, Split
+from streetvision.data.grouping.group_rows import group_rows
+from streetvision.data.grouping.name_pattern import group_by_name
+from streetvision.data.grouping.perceptual_hash import PerceptualHashes, join_hashes
+from streetvision.data.labels.decisions import decide, valid_events
+from streetvision.data.labels.listing import labels_path
+from streetvision.data.labels.store import IMPORTED, LABELS, SECOND_OPINION, LabelEvent, LabelStore, label_event
+from streetvision.data.records import ImageListing, ImageRecord, RejectedFile
+from streetvision.data.scan import scan_images
+from streetvision.data.sources.discovery import UNLABELED, list_images, list_unlabeled
+from streetvision.data.splitting.splits_json import partition_from_json
+from streetvision.io.atomic import cannot_write, read_json, sha256_file
+from streetvision.io.lock import run_lock
+from streetvision.labeling.abstained import abstained_images
+from streetvision.labeling.agreement import agreements
+from streetvision.labeling.exchange import READERS, WRITERS, exchange_format, match_names
+from streetvision.labeling.queue import MIXED, STRATEGIES, Candidate, Queue, QueuedImage, plan_queue
+from streetvision.labeling.rounds import read_rounds
+from streetvision.labeling.session import Session
+from streetvision.labeling.strategies import FloatArray, reduce_features
+from streetvision.pipeline.config import compose_config
+from streetvision.pipeline.console import Console
+from streetvision.pipeline.settings import RunConfig
+
+DEFAULT_FOLDER = Path("outputs") / "labels"
+WITHOUT_FEATURES = ("random", "abstained")
+"""Queues that need no backbone."""
+MAX_NAMED = 3
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """Options of the command."""
+
+    images: tuple[Path, ...] = ()
+    """Folders and CSVs of images to label."""
+    predictions: Path | None = None
+    strategy: str = MIXED
+    count: int = 200
+    labeler: str | None = None
+    second_opinion: bool = False
+    show_model: bool = False
+    seed: int = 0
+
+
+def _store(config: RunConfig) -> LabelStore:
+    path = labels_path(config.data.labels or DEFAULT_FOLDER / LABELS).absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from error
+    return LabelStore(path, config.data.class_names)
+
+
+def serve_labels(overrides: Sequence[str], options: LabelOptions, *, host: str, port: int, console: Console) -> None:
+    """Serve the page until interrupted.
+
+    Raises:
+        ConfigError: An option is invalid, or there is nothing to label.
+    """
+    from streetvision.labeling.server import create_app
+    from streetvision.serving.launch import KEY_VARIABLE, check_host, open_listener, run_app
+
+    config = _config(overrides, options)
+    key = os.environ.get(KEY_VARIABLE) or None
+    check_host(host, key)
+    store = _store(config)
+    labeler = options.labeler or getpass.getuser()
+    with run_lock(store.path.parent / ".lock", option="data.labels=..."), open_listener(host, port) as listener:
+        store = LabelStore(store.path, config.data.class_names)  # no other process adds labels from here on
+        if options.second_opinion:
+            queue = second_opinions(store, labeler, options.count, options.seed)
+        else:
+            queue = read_queue(config, options, store, console)
+        if not queue.images:
+            raise DataError("no image is left to label in this queue", "give more --images, or another --queue")
+        counts = {name: sum(image.queue == name for image in queue.images) for name in STRATEGIES}
+        parts = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "second opinions"
+        console.line("queue", f"{len(queue.images)} images: {parts}")
+        for pair in agreements(store.events):
+            kappa = "undefined" if pair.kappa is None else f"{pair.kappa:.2f}"
+            console.line("agreement", f"{' and '.join(pair.labelers)}: {pair.agreed} of {pair.images}, kappa {kappa}")
+        session = Session(queue, store, labeler=labeler, limits=config.loader.limits)
+        app = create_app(
+            session,
+            class_names=config.data.class_names,
+            show_model=options.show_model,
+            api_key=key,
+            hosts=("127.0.0.1", "localhost", "[::1]", host),
+            rounds=read_rounds(store.path.parent),
+        )
+        console.line("labels", str(store.path))
+        console.line("page", f"http://{host}:{listener.getsockname()[1]}/  (y, n, s: skip, u: undo, z: zoom)")
+        run_app(app, listener)
+    console.next_command("streetvision", "train", f"data.labels={store.path}", *overrides)
+
+
+def _config(overrides: Sequence[str], options: LabelOptions) -> RunConfig:
+    if options.strategy not in STRATEGIES:
+        raise unknown_name("queue", options.strategy, STRATEGIES)
+    if options.second_opinion and options.strategy != MIXED:
+        raise ConfigError("--queue has no effect with --second-opinion", "leave one of them out")
+    return compose_config(overrides)
+
+
+def second_opinions(store: LabelStore, labeler: str, count: int, seed: int) -> Queue:
+    """Return images that others have labelled and this person has not, in random order."""
+    mine = {sha256 for sha256, who in valid_events(store.events) if who == labeler}
+    others: dict[str, LabelEvent] = {}
+    for (digest, who), event in valid_events(store.events).items():
+        if who != labeler and event.action == "label" and digest not in mine:
+            others.setdefault(digest, event)
+    order = sorted(others, key=lambda digest: sha256(f"{seed} {digest}".encode()).digest())[:count]
+    return Queue(
+        tuple(
+            QueuedImage(digest, others[digest].path, others[digest].group, SECOND_OPINION, "a second opinion")
+            for digest in order
+        ),
+        None,
+    )
+
+
+def read_queue(config: RunConfig, options: LabelOptions, store: LabelStore, console: Console) -> Queue:
+    """Read every image once, and plan the queue."""
+    rows, in_conflict, abstained = _read_images(config, options, store, console)
+    features = None
+    if options.strategy not in WITHOUT_FEATURES:
+        features = _features(config, rows, store.path.parent, console)
+    decisions = decide(store.events)
+    by_people = {image.sha256: image for image in decisions.images}
+    undecided = decisions.skipped | {event.sha256 for event in decisions.disputed}
+    protected = _evaluated_images(config)
+    candidates = [
+        Candidate(
+            row.sha256,
+            row.path,
+            row.group,
+            label=by_people[row.sha256].label
+            if row.sha256 in by_people
+            else (None if row.label == UNLABELED else row.label),
+            queue=by_people[row.sha256].queue if row.sha256 in by_people else None,
+            skipped=row.sha256 in undecided,
+            protected=row.sha256 in protected,
+            abstained=row.path in abstained,
+            in_conflict=row.path in in_conflict,
+        )
+        for row in rows
+    ]
+    # Images with equal bytes are one image to a person. The abstained ones keep their order: the most uncertain first.
+    unique = {candidate.sha256: candidate for candidate in reversed(candidates)}
+    position = {row.sha256: number for number, row in enumerate(rows)}
+    rank = {path: number for number, path in enumerate(abstained)}
+    ordered = sorted(unique.values(), key=lambda c: (rank.get(c.path, len(rank)), position[c.sha256]))
+    matrix = None if features is None else features[[position[candidate.sha256] for candidate in ordered]]
+    return plan_queue(ordered, matrix, strategy=options.strategy, count=options.count, seed=options.seed)
+
+
+def _read_images(
+    config: RunConfig, options: LabelOptions, store: LabelStore, console: Console
+) -> tuple[tuple[Row, ...], set[str], list[str]]:
+    """All images, by absolute path and with groups; copies with both labels; images on which a model abstained."""
+    data, limits = config.data, config.loader.limits
+    pool: dict[str, ImageRecord] = {}
+    if sources := (*options.images, *data.unlabeled):
+        pool |= {image.path: image for image in list_unlabeled(sources).images}
+    abstained: list[str] = []
+    if options.predictions is not None:
+        found, missing = abstained_images(options.predictions)
+        abstained = [str(path) for path in found]
+        pool |= {path: ImageRecord(path, UNLABELED) for path in abstained if path not in pool}
+        if missing:
+            console.warn(f"{missing:,} images of {options.predictions} are not files of this machine and are left out")
+    elif options.strategy == "abstained":
+        raise ConfigError("--queue abstained needs --predictions", "give the folder of `streetvision predict --out`")
+    for image in decide(store.events).images:
+        if image.path not in pool and Path(image.path).is_file():
+            pool[image.path] = ImageRecord(image.path, UNLABELED, group=image.group)
+    if not pool and data.root is None:
+        raise ConfigError(
+            "there are no images to label", "give --images FOLDER, --predictions FOLDER or data.root=FOLDER"
+        )
+
+    hashed = "near_duplicates" in data.grouping.by
+    rows: list[Row] = []
+    hashes: PerceptualHashes | None = None
+    rejected: list[RejectedFile] = []
+    if data.root is not None:
+        listing = list_images(
+            data.root,
+            class_names=data.class_names,
+            import_to=store.path.parent / "imported",
+            hf_split=data.hf_split,
+            group_column=data.group_column,
+            source_column=data.source_column,
+            one_class=True,
+        )
+        scan = scan_images(
+            group_by_name(listing, data.group_pattern),
+            class_names=data.class_names,
+            limits=limits,
+            damaged_images=data.damaged_images,
+            with_hashes=hashed,
+            progress=console,
+        )
+        rows += [replace(row, path=str(scan.index.root / row.path)) for row in scan.index.rows]
+        hashes, rejected = scan.hashes, [*rejected, *scan.invalid]
+    if pool:
+        scan = scan_images(
+            group_by_name(ImageListing(Path("/"), tuple(pool.values())), data.group_pattern),
+            class_names=data.class_names,
+            limits=limits,
+            damaged_images=data.damaged_images,
+            with_hashes=hashed,
+            progress=console,
+        )
+        known = {row.sha256 for row in rows}
+        new = [row.sha256 not in known for row in scan.index.rows]
+        rows += [row for row, is_new in zip(scan.index.rows, new, strict=True) if is_new]
+        if scan.hashes is not None:
+            kept = scan.hashes.where(new)
+            hashes = kept if hashes is None else join_hashes(hashes, kept)
+        rejected += scan.invalid
+    if rejected:
+        first = "; ".join(f"{file.path} {file.reason}" for file in rejected[:MAX_NAMED])
+        console.warn(f"{len(rejected):,} images cannot be used and are left out: {first}")
+    if not rows:
+        raise DataError("none of the images can be decoded", "check the files with `streetvision data check`")
+    index, near_duplicates = group_rows(
+        Index(Path("/"), data.class_names, tuple(rows)), hashes, data.grouping, progress=console
+    )
+    given = {image.sha256: image.label for image in decide(store.events).images}
+    label = {row.path: given.get(row.sha256, row.label) for row in index.rows}
+    in_conflict = {
+        path
+        for cluster in (near_duplicates.copies if near_duplicates else ())
+        if {label[path] for path in cluster} >= {0, 1}
+        for path in cluster
+    }
+    return index.rows, in_conflict, abstained
+
+
+def _features(config: RunConfig, rows: Sequence[Row], folder: Path, console: Console) -> FloatArray:
+    """(N, P) principal components of the frozen features; the features are kept in `folder`."""
+    from streetvision.models.module import load_classifier
+    from streetvision.pipeline.input_size import input_size
+    from streetvision.pipeline.probe_head import FeatureReader
+    from streetvision.training.features import FeatureCache
+
+    loaded = load_classifier(config.model, input_size(config.model, rows))
+    reader = FeatureReader.of(loaded.backbone, config.model).classifier.eval()
+    cache = FeatureCache(folder / "features", reader, loader=config.loader, progress=console)
+    features, _ = cache.features(tuple(rows), root=Path("/"), name="to label")
+    return reduce_features(features.numpy().astype(np.float32))
+
+
+def _evaluated_images(config: RunConfig) -> set[str]:
+    """sha256 of the images in an evaluation split of the run, if there is one."""
+    path = ArtifactSchema(config.root).splits_json
+    if not path.is_file():
+        return set()
+    partition = partition_from_json(read_json(path), path)
+    return {row.sha256 for row, role in zip(partition.index.rows, partition.roles, strict=True) if role != Split.TRAIN}
+
+
+def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path, *, console: Console) -> None:
+    """Add the labels of a file of Label Studio or CVAT to the store.
+
+    The images are those of --images and data.unlabeled. Without --queue random, they are in TRAIN only, because the
+    file does not record how its images were chosen.
+    """
+    config, suffix = _config(overrides, options), exchange_format(source)
+    if options.strategy not in (MIXED, "random"):
+        raise ConfigError(f"--import has no --queue {options.strategy}", "leave it out, or set --queue random")
+    sources = (*options.images, *config.data.unlabeled)
+    if not sources:
+        raise ConfigError("--import needs the images of the labels", "give --images FOLDER")
+    found = READERS[suffix](source, config.data.class_names)
+    images = {image.path: image for image in list_unlabeled(sources).images}
+    names = [label.name for label in found]
+    matched = match_names(names, list(images))
+    labeler = options.labeler or getpass.getuser()
+    events = []
+    for number, label in enumerate(found):
+        if label.name not in matched:
+            continue
+        path = matched[label.name]
+        digest, who = sha256_file(Path(path)), label.labeler or labeler
+        # The same file imported again has the same ids, so nothing is stored twice.
+        content = f"{digest} {label.label} {who} {options.strategy} {found[:number].count(label)}"
+        events.append(
+            label_event(
+                event=sha256(content.encode()).hexdigest()[:32],
+                action="label",
+                sha256=digest,
+                path=path,
+                label=label.label,
+                labeler=who,
+                time=datetime.now(UTC),
+                queue="random" if options.strategy == "random" else IMPORTED,
+                group=images[path].group,
+            )
+        )
+    store = _store(config)
+    with run_lock(store.path.parent / ".lock", option="data.labels=..."):
+        added = LabelStore(store.path, config.data.class_names).append(events)
+    console.line("import", f"{added} labels of {len(found)}, {len(found) - len(events)} without a matching image")
+    console.line("labels", str(store.path))
+    if unmatched := sorted(set(names) - matched.keys()):
+        console.warn(f"no single image matches {', '.join(unmatched[:MAX_NAMED])}")
+
+
+def export_labels(overrides: Sequence[str], target: Path, *, console: Console) -> None:
+    """Write the labels to a file of Label Studio or CVAT."""
+    config, suffix = compose_config(overrides), exchange_format(target)
+    path = labels_path(config.data.labels or DEFAULT_FOLDER / LABELS)
+    if not path.is_file():
+        raise ConfigError(f"there are no labels at {str(path)!r}", "set data.labels=...")
+    decisions = decide(LabelStore(path, config.data.class_names).events)
+    WRITERS[suffix](target, decisions.images, config.data.class_names)
+    console.line("export", f"{target}: {len(decisions.images)} labels; {len(decisions.disputed)} disputed left out")

@@ -1,0 +1,116 @@
+"""Label Studio and CVAT: files in their published form are read, and ours are read back."""
+
+import json
+
+import pytest
+
+from streetvision.contracts.errors import ConfigError, DataError
+from streetvision.data.labels.decisions import LabelledImage
+from streetvision.labeling.exchange import READERS, WRITERS, exchange_format, match_names, read_cvat, read_label_studio
+
+NAMES = ("None", "Roadwork")
+IMAGES = [
+    LabelledImage("a" * 64, "/photos/north/1.jpg", 1, None, "random"),
+    LabelledImage("b" * 64, "/photos/south/1.jpg", 0, "ride 1", "uncertain"),
+]
+LABEL_STUDIO = [
+    {
+        "id": 1,
+        "data": {"image": "/data/upload/3/9d2f0c1a-street_1.jpg"},
+        "annotations": [
+            {
+                "id": 1001,
+                "result": [
+                    {
+                        "from_name": "choice",
+                        "id": "t5sp3TyXPo",
+                        "to_name": "image",
+                        "type": "choices",
+                        "value": {"choices": ["Roadwork"]},
+                    }
+                ],
+                "was_cancelled": False,
+                "ground_truth": False,
+                "completed_by": {"id": 7, "email": "ann@example.org"},
+                "lead_time": 4.2,
+            },
+            {"id": 1002, "result": [], "was_cancelled": True, "completed_by": 8},
+        ],
+        "predictions": [],
+    },
+    {"id": 2, "data": {"image": "s3://bucket/photos/b.jpg"}, "annotations": []},
+]
+CVAT = """<?xml version="1.0" encoding="utf-8"?>
+<annotations>
+  <version>1.1</version>
+  <meta>
+    <task>
+      <id>3</id><name>streets</name><size>2</size><mode>annotation</mode>
+      <labels>
+        <label><name>Roadwork</name><color>#fa3253</color><type>tag</type><attributes></attributes></label>
+        <label><name>None</name><color>#33ddff</color><type>tag</type><attributes></attributes></label>
+      </labels>
+    </task>
+    <dumped>2026-01-01 00:00:00.000000+00:00</dumped>
+  </meta>
+  <image id="0" name="north/1.jpg" width="640" height="480"><tag label="Roadwork" source="manual"></tag></image>
+  <image id="1" name="north/2.jpg" width="640" height="480">
+    <box label="Roadwork" source="manual" occluded="0" xtl="1" ytl="1" xbr="9" ybr="9" z_order="0"></box>
+  </image>
+</annotations>
+"""
+
+
+@pytest.mark.parametrize("suffix", [".json", ".xml"])
+def test_what_is_written_is_read_back(tmp_path, suffix):
+    path = tmp_path / f"labels{suffix}"
+    WRITERS[suffix](path, IMAGES, NAMES)
+    found = READERS[suffix](path, NAMES)
+    assert [label.label for label in found] == [1, 0]
+    matched = match_names([label.name for label in found], [image.path for image in IMAGES])
+    assert [matched[label.name] for label in found] == [image.path for image in IMAGES]
+
+
+def test_an_export_of_label_studio_is_read(tmp_path):
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(LABEL_STUDIO))
+    (found,) = read_label_studio(path, NAMES)
+    assert (found.label, found.labeler) == (1, "ann@example.org")
+    assert match_names([found.name], ["/photos/street_1.jpg", "/photos/x.jpg"]) == {found.name: "/photos/street_1.jpg"}
+    path.write_text(json.dumps([{"image": "/data/local-files/?d=photos/1.jpg", "id": 1, "choice": "None"}]))
+    (found,) = read_label_studio(path, NAMES)
+    assert (found.name, found.label) == ("photos/1.jpg", 0)
+
+
+def test_tags_of_cvat_are_read_and_boxes_are_not(tmp_path):
+    path = tmp_path / "annotations.xml"
+    path.write_text(CVAT)
+    assert [(label.name, label.label) for label in read_cvat(path, NAMES)] == [("north/1.jpg", 1)]
+
+
+def test_a_name_that_fits_two_images_matches_none():
+    assert match_names(["1.jpg", "south/1.jpg"], [image.path for image in IMAGES]) == {
+        "south/1.jpg": "/photos/south/1.jpg"
+    }
+
+
+def test_malformed_files_are_rejected(tmp_path):
+    path = tmp_path / "annotations.xml"
+    bomb = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><annotations><version>&b;</version></annotations>'
+    for text in ("", "<annotations>", "<task/>", bomb, CVAT.replace('<tag label="Roadwork"', '<tag label="Cat"')):
+        path.write_text(text)
+        with pytest.raises(DataError):
+            read_cvat(path, NAMES)
+    path = tmp_path / "export.json"
+    for value in (
+        {},
+        [1],
+        [{"data": {}}],
+        [{"data": {"image": "a.jpg"}, "annotations": [{}]}],
+        [{"image": "a.jpg", "choice": "Cat"}],
+    ):
+        path.write_text(json.dumps(value))
+        with pytest.raises(DataError):
+            read_label_studio(path, NAMES)
+    with pytest.raises(ConfigError):
+        exchange_format(tmp_path / "labels.csv")

@@ -1,0 +1,108 @@
+"""Queues: the random share is there, reserved groups are only drawn at random, and wrong labels come first."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from streetvision.labeling.queue import Candidate, plan_queue, reserved_units
+from streetvision.labeling.strategies import choose_diverse, reduce_features
+
+
+@pytest.fixture
+def pool():
+    """200 images in 100 groups, of two classes that a line separates; the first 40 have labels, and one is wrong."""
+    rng = np.random.default_rng(0)
+    truth = np.arange(200) // 2 % 2
+    features = rng.normal(size=(200, 8))
+    features[:, 0] += 4 * truth
+    labels = truth.copy()
+    labels[7] = 1 - labels[7]
+    candidates = [
+        Candidate(f"{i:064x}", f"/{i}.jpg", f"g{i // 2}", label=int(labels[i]) if i < 40 else None) for i in range(200)
+    ]
+    return candidates, features
+
+
+def plan(pool, strategy, count=40, seed=0):
+    return plan_queue(*pool, strategy=strategy, count=count, seed=seed)
+
+
+@pytest.mark.parametrize("strategy", ["mixed", "diverse", "uncertain"])
+def test_a_tenth_is_drawn_at_random_from_reserved_groups_and_the_rest_from_the_others(pool, strategy):
+    queue = plan(pool, strategy)
+    reserved = reserved_units(pool[0])
+    assert len(queue.images) == len({image.sha256 for image in queue.images}) == 40
+    assert {image.queue == "random" for image in queue.images if image.group in reserved} == {True}
+    assert {image.queue == "random" for image in queue.images if image.group not in reserved} == {False}
+    assert Counter(image.queue == "random" for image in queue.images) == {False: 36, True: 4}
+    assert [image.queue == "random" for image in queue.images[:10]].count(True) == 1
+    assert all(image.probability is not None and image.model for image in queue.images)
+
+
+def test_labels_decide_which_groups_stay_reserved(pool):
+    candidates, _ = pool
+    before = reserved_units(candidates)
+    some, other = sorted(before)[0], next(c.group for c in candidates if c.group not in before)
+    marked = [
+        Candidate(c.sha256, c.path, c.group, 1, queue={some: "uncertain", other: "random"}.get(c.group))
+        for c in candidates
+    ]
+    assert reserved_units(marked) == (before - {some}) | {other}
+    assert 0.1 < len(before) / 100 < 0.35
+
+
+def test_a_random_queue_draws_from_all_groups_until_an_image_was_chosen(pool):
+    groups = {image.group for image in plan(pool, "random", count=200).images}
+    assert len(groups) == 80
+    candidates = [Candidate("f" * 64, "/f.jpg", "other", 1, queue="uncertain"), *pool[0]]
+    queue = plan_queue(candidates, None, strategy="random", count=200, seed=0)
+    assert {image.group for image in queue.images} <= reserved_units(candidates)
+    assert {image.queue for image in queue.images} == {"random"}
+
+
+def test_without_labels_the_queue_is_diverse_and_there_is_no_model(pool):
+    candidates = [Candidate(c.sha256, c.path, c.group) for c in pool[0]]
+    queue = plan_queue(candidates, pool[1], strategy="mixed", count=20, seed=0)
+    assert Counter(image.queue for image in queue.images) == {"diverse": 18, "random": 2}
+    assert queue.worthwhile is None
+    assert {image.model for image in queue.images} == {None}
+
+
+def test_a_wrong_label_is_the_most_suspicious_and_evaluated_images_are_never_chosen(pool):
+    candidates, features = pool
+    free = [Candidate(c.sha256, c.path, f"x{c.group}", c.label) for c in candidates]
+    first = next(
+        image
+        for image in plan_queue(free, features, strategy="suspicious", count=40, seed=0).images
+        if image.queue == "suspicious"
+    )
+    assert first.path == "/7.jpg"
+    protected = [Candidate(c.sha256, c.path, f"x{c.group}", c.label, protected=True) for c in candidates]
+    for strategy in ("suspicious", "uncertain", "mixed"):
+        queue = plan_queue(protected, features, strategy=strategy, count=40, seed=0)
+        assert {image.queue for image in queue.images} <= {"random"}
+
+
+def test_copies_with_both_labels_and_abstentions_are_shown(pool):
+    candidates, features = pool
+    reserved = reserved_units(candidates)
+    changed = [
+        Candidate(c.sha256, c.path, c.group, c.label, abstained=c.label is None, in_conflict=c.path == "/3.jpg")
+        for c in candidates
+    ]
+    queue = plan_queue(changed, None, strategy="abstained", count=10, seed=0)
+    assert Counter(image.queue for image in queue.images) == {"abstained": 9, "random": 1}
+    suspicious = plan_queue(changed, features, strategy="suspicious", count=10, seed=0).images
+    conflict = [image.path for image in suspicious if image.reason == "copies of it have both labels"]
+    assert conflict == (["/3.jpg"] if "g1" not in reserved else [])
+
+
+def test_diverse_images_are_of_different_clusters_and_groups():
+    rng = np.random.default_rng(0)
+    centres = 50 * np.eye(6)
+    features = reduce_features((np.repeat(centres, 30, axis=0) + rng.normal(size=(180, 6))).astype(np.float32))
+    chosen = choose_diverse(features, [i // 3 for i in range(180)], 6)
+    assert sorted(chosen // 30) == list(range(6))
+    rest = choose_diverse(features, [0] * 180, 3, covered=features[:90])
+    assert len(set(rest.tolist())) == 3
