@@ -20,7 +20,7 @@ from streetvision.labeling.strategies import Committee, FloatArray, choose_diver
 
 RANDOM_SHARE = 0.1
 """Share of every queue that is drawn at random, at least."""
-RESERVED_SHARE = 0.2
+RESERVED_SHARE = 0.1
 """Share of the groups that only the random draw takes images from."""
 FEWEST_OF_CLASS = 2
 """Labelled images of each class from which on a committee is fitted."""
@@ -116,7 +116,7 @@ def plan_queue(
         n_random = count - len(chosen)
     drawn = [_entry(candidates[i], RANDOM_QUEUE, "drawn at random") for i in drawable[:n_random]]
     if committee is not None:
-        probability = {c.sha256: float(p) for c, p in zip(candidates, committee.mean, strict=True)}
+        probability = {c.sha256: float(p) for c, p in zip(candidates, committee.consensus, strict=True)}
         chosen, drawn = (
             [replace(image, probability=probability[image.sha256], model=model) for image in part]
             for part in (chosen, drawn)
@@ -177,7 +177,7 @@ def _choose(
             positions = choose_uncertain(
                 features[rest],
                 [candidates[i].unit for i in rest],
-                Committee(committee.probabilities[:, rest]),
+                committee.of(rest),
                 limit,
                 seed=seed,
             )
@@ -192,7 +192,7 @@ MIXTURE = (("abstained", 0.3), ("suspicious", 0.1), ("uncertain", 1.0))
 """Parts of the mixed queue once a committee can be fitted. What one part does not fill, the last one does."""
 REASONS = {
     "diverse": "typical of images that have no label yet",
-    "uncertain": "models that were fitted to different samples of the labels disagree",
+    "uncertain": "a model that was fitted to the labels is uncertain",
     "abstained": "the deployed model abstained",
     "suspicious": "its label may be wrong",
 }

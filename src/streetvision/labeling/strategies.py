@@ -22,12 +22,12 @@ from sklearn.linear_model import LogisticRegression
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-COMPONENTS = 128
+COMPONENTS = 512
 """Principal components of the features in which images are compared."""
-MEMBERS = 12
+MEMBERS = 8
 """Classifiers of the committee."""
-STRENGTH = 0.03
-"""Inverse L2 penalty of a member, in whitened components scaled to the width of the features."""
+STRENGTH = 3.0
+"""Inverse L2 penalty of a member, for features of which a row has a squared length of about 1."""
 PRESELECTED = 2
 """Uncertain groups per image that is chosen. They are clustered, and each cluster gives one image. More of them would
 dilute the uncertainty."""
@@ -65,17 +65,17 @@ class Committee:
 
     probabilities: FloatArray
     """(MEMBERS, N) probability of class 1 for the images of the pool."""
-
-    @property
-    def mean(self) -> FloatArray:
-        """(N,) mean probability of class 1."""
-        mean: FloatArray = self.probabilities.mean(axis=0)
-        return mean
+    consensus: FloatArray
+    """(N,) probability of class 1 by the classifier that was fitted on all labelled groups."""
 
     @property
     def entropy(self) -> FloatArray:
-        """(N,) entropy in bits of the mean prediction: disagreement of the members plus their own doubt."""
-        return binary_entropy(self.mean)
+        """(N,) entropy in bits of the consensus."""
+        return binary_entropy(self.consensus)
+
+    def of(self, positions: Sequence[int]) -> "Committee":
+        """The predictions for some images of the pool."""
+        return Committee(self.probabilities[:, positions], self.consensus[positions])
 
     @property
     def disagrees(self) -> NDArray[np.bool_]:
@@ -100,7 +100,15 @@ def fit_committee(
     """
     rng = np.random.default_rng(seed)
     units = np.unique([str(group) for group in groups], return_inverse=True)[1]
-    scale = labelled.std() + EPSILON
+    scale = np.sqrt(np.square(labelled).sum(axis=1).mean()) + EPSILON
+
+    def predict(weights: IntArray) -> FloatArray:
+        used = weights > 0
+        model = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=1000)
+        model.fit(labelled[used] / scale, labels[used], weights[used])
+        probabilities: FloatArray = model.predict_proba(pool / scale)[:, 1]
+        return probabilities
+
     probabilities = np.empty((MEMBERS, len(pool)))
     for member in range(MEMBERS):
         drawn = np.bincount(rng.integers(units.max() + 1, size=units.max() + 1), minlength=units.max() + 1)[units]
@@ -108,11 +116,8 @@ def fit_committee(
         for label in (0, 1):
             if not drawn[labels == label].any():
                 drawn[np.flatnonzero(labels == label)[0]] = 1
-        used = drawn > 0
-        model = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=1000)
-        model.fit(labelled[used] / scale, labels[used], drawn[used])
-        probabilities[member] = model.predict_proba(pool / scale)[:, 1]
-    return Committee(probabilities)
+        probabilities[member] = predict(drawn)
+    return Committee(probabilities, predict(np.ones(len(labels), dtype=np.int64)))
 
 
 def choose_uncertain(
