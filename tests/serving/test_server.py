@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import errno
+import hashlib
 import io
+import json
 import re
 import socket
 import struct
@@ -386,3 +388,46 @@ def test_a_port_in_use_is_a_user_error(command, finished_run):
         code, _, err = command("serve", "--bundle", finished_run / "export", "--port", port)
     assert code == 2
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in err
+
+
+def test_log_has_what_the_monitor_reads_and_no_image(predictor, files, tmp_path):
+    from streetvision.monitoring.update import monitor
+
+    log = tmp_path / "served.jsonl"
+    log.write_bytes(b'{"unfinished')  # by a process that was killed
+    app = create_app(predictor, ServingConfig(log=log))
+
+    async def talk(client):
+        for number, data in enumerate(files[:6]):
+            parameters = {"group": f"cam{number % 2}"} if number < 4 else {"id": f"image-{number}"}
+            response = await client.post("/predict", params=parameters, **as_form(data))
+            assert response.status_code == 200
+        long = await client.post("/predict", params={"id": "x" * 201}, **as_form(files[0]))
+        return long.status_code
+
+    assert run_client(app, talk) == 422
+    rows = [json.loads(line) for line in log.read_bytes().splitlines()]
+    assert [row["image"] for row in rows[4:]] == ["image-4", "image-5"]
+    assert rows[0]["image"] == hashlib.sha256(files[0]).hexdigest()
+    status = monitor(predictor.bundle.folder, [log], state=tmp_path / "state")
+    assert (status.images, status.units, status.without_group) == (6, 4, 2)
+
+
+def test_monitor_state_withdraws_the_certificate_and_is_in_the_metrics(predictor, files, tmp_path):
+    from streetvision.monitoring.monitor import Monitor
+
+    running, path = Monitor(predictor.bundle), tmp_path / "state"
+    running.state.write(path, running.status)
+    app = create_app(predictor, ServingConfig(monitor_state=path))
+
+    async def talk(client):
+        before = (await client.post("/predict", **as_form(files[0]))).json()
+        running.state.write(path, running.status.model_copy(update={"withdrawn": "the risk is too high"}))
+        after = (await client.post("/predict", **as_form(files[0]))).json()
+        return before, after, (await client.get("/metrics")).text
+
+    before, after, metrics = run_client(app, talk)
+    assert "withdrawn" not in before
+    assert (after["certified"], after["withdrawn"]) == (None, "the risk is too high")
+    assert "streetvision_certificate_withdrawn 1" in metrics
+    assert 'streetvision_monitor_log10_martingale{test="scores"} 0' in metrics

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from pydantic import ValidationError
 
+from streetvision.bundle.reference import NO_REFERENCE_HINT, REFERENCE, Reference, read_reference
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.policies import BundleManifest, RuntimeRef, ScrcPolicy, ThresholdPolicy
 from streetvision.io.atomic import open_atomic, write_json_atomic
@@ -36,6 +37,7 @@ BUNDLE_NAMES = (
     "scrc_params.pkl",
     "thresholds.json",
     "seen_images.bin",
+    REFERENCE,
     *RUNTIME_FILES,
 )
 """All file names that a bundle may have, bundle.json first."""
@@ -145,6 +147,16 @@ def read_fusion_description(bundle: Bundle) -> FusionDescription | None:
     """Return the description of the fusion of a bundle; None: each image is one view."""
     name = bundle.manifest.fusion_description
     return None if name is None else validate_json(bundle.folder / name, FusionDescription)
+
+
+def read_bundle_reference(bundle: Bundle) -> Reference:
+    """Return the monitoring reference of a bundle; raises ArtifactError if it has none."""
+    if REFERENCE not in bundle.manifest.files:
+        raise ArtifactError(f"bundle {str(bundle.folder)!r} has no monitoring reference", NO_REFERENCE_HINT)
+    reference = read_reference(bundle.folder / REFERENCE)
+    if reference.header.scores_sha256 != bundle.manifest.policy.scores.sha256:
+        raise ArtifactError(f"the monitoring reference of bundle {str(bundle.folder)!r} belongs to another policy")
+    return reference
 
 
 def write_archive(bundle: Bundle, path: Path) -> None:

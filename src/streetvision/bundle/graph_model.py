@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streetvision.bundle.format import Bundle, read_classifier_description, read_fusion_description
-from streetvision.bundle.model import BundleModel, Logits, Prepared, ViewLogits
+from streetvision.bundle.model import BundleModel, ModelOutput, Prepared, ViewLogits
 from streetvision.bundle.runtimes.graph import Graph, GraphOutput
 from streetvision.bundle.runtimes.registry import open_graph
 from streetvision.bundle.view_fusion import ViewFusion
@@ -41,18 +41,20 @@ class GraphModel(BundleModel):
             return make_view_arrays(pixels, self.fusion.description.views, image_size=self.image_size)
         return fit_pixels(pixels, self.image_size)
 
-    def logits(self, images: Sequence[Prepared]) -> Logits:
-        """Return the logits (B, 2) of prepared images in one batch."""
+    def outputs(self, images: Sequence[Prepared]) -> ModelOutput:
+        """Return logits and features of prepared images in one batch."""
         if self.fusion is None:
-            return self.graph(np.stack([image for image in images if not isinstance(image, ViewArrays)])).logits
+            single = self.graph(np.stack([image for image in images if not isinstance(image, ViewArrays)]))
+            return ModelOutput(single.logits, single.features)
         views = [image for image in images if isinstance(image, ViewArrays)]
         output = self._run_views(np.concatenate([image.pixels[image.mask] for image in views]))
-        fused, start = [], 0
+        fused, whole, start = [], [], 0
         for image in views:
             stop = start + int(image.mask.sum())
+            whole.append(output.features[start])  # the first view, which is never masked
             fused.append(self.fusion(output.features[start:stop], output.logits[start:stop], image).logits)
             start = stop
-        return np.array(fused, dtype=np.float32)
+        return ModelOutput(np.array(fused, dtype=np.float32), np.stack(whole))
 
     def view_logits(self, pixels: Pixels) -> ViewLogits:
         """Return the logits of a decoded image and of each of its views."""

@@ -1,6 +1,6 @@
 """The interface between a predictor and its model, which is the same for every runtime. Does not import torch.
 
-Shapes: H, W pixels of an image; h, w pixels of the model's input; B images, V views.
+Shapes: H, W pixels of an image; h, w pixels of the model's input; B images, V views, P width of the features.
 """
 
 from abc import ABC, abstractmethod
@@ -19,6 +19,16 @@ SINGLE_VIEW = "single_view"
 Logits: TypeAlias = NDArray[np.float32]
 Prepared: TypeAlias = NDArray[np.uint8] | ViewArrays
 """One image as the model takes it: uint8 (3, h, w), or its views."""
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """Result of a model for B images."""
+
+    logits: Logits
+    """(B, 2)."""
+    features: NDArray[np.float32]
+    """(B, P) of the whole image, before any fusion of views."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +58,12 @@ class BundleModel(ABC):
         """Resize a decoded image, uint8 (H, W, 3), or split it into views. Any number of threads may call."""
 
     @abstractmethod
+    def outputs(self, images: Sequence[Prepared]) -> ModelOutput:
+        """Return logits and features of prepared images in one batch."""
+
     def logits(self, images: Sequence[Prepared]) -> Logits:
         """Return the logits (B, 2) of prepared images in one batch."""
+        return self.outputs(images).logits
 
     @abstractmethod
     def view_logits(self, pixels: Pixels) -> ViewLogits:

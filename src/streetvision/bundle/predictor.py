@@ -15,9 +15,11 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from streetvision.bundle.format import Bundle, read_bundle
+from streetvision.bundle.format import Bundle, read_bundle, read_bundle_reference
 from streetvision.bundle.graph_model import load_graph_model
 from streetvision.bundle.model import BundleModel, Logits, Prepared
+from streetvision.bundle.monitor_status import StatusFile
+from streetvision.bundle.reference import Reference, encode_components
 from streetvision.calibration.base import margins
 from streetvision.calibration.calibrators import restore_calibrator
 from streetvision.calibration.risk_control import abstained
@@ -26,6 +28,7 @@ from streetvision.contracts.policies import RiskControl, ScrcPolicy
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 from streetvision.data.image_file import Pixels, check_decoders
 from streetvision.data.image_input import ImageInput, decode_input, is_single_image
+from streetvision.data.quality import ImageQuality, measure_quality
 from streetvision.eval.metrics import positive_probability
 from streetvision.eval.thresholds import decide
 from streetvision.io.resize import Box
@@ -48,6 +51,17 @@ class ViewPrediction:
 
 
 @dataclass(frozen=True)
+class Signals:
+    """What `streetvision monitor` needs of an image; neither its pixels nor its name."""
+
+    margin: float
+    """Logit of class 1 minus that of class 0, before calibration."""
+    features: str
+    """Components of the features, as `encode_components` writes them."""
+    quality: ImageQuality
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The prediction for one image."""
 
@@ -63,6 +77,10 @@ class Prediction:
     """Predictions of the views, the whole image first; only from `explain`."""
     note: str | None = None
     """What the decoder found wrong with the image, which makes the prediction doubtful; None: nothing."""
+    withdrawn: str | None = None
+    """Why the certificate of the bundle is withdrawn; None: it is not."""
+    signals: Signals | None = None
+    """Only if the predictor records signals."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,8 @@ class PreparedImage:
     content: Prepared
     note: str | None = None
     """As in Prediction."""
+    quality: ImageQuality | None = None
+    """Only if the predictor records signals."""
 
 
 class Predictor:
@@ -86,6 +106,10 @@ class Predictor:
     def __init__(self, bundle: Bundle, *, limits: DecodeLimits = DEFAULT_LIMITS, threads: int | None = None) -> None:
         check_decoders()
         self.bundle, self.manifest, self.limits = bundle, bundle.manifest, limits
+        self.reference: Reference | None = None
+        """Set by `record_signals`."""
+        self.monitor_state: StatusFile | None = None
+        """Set by `use_monitor_state`."""
         self.model: BundleModel
         if bundle.manifest.runtime is None:
             # Imported here, because it loads torch, which the other runtimes do not need.
@@ -104,6 +128,22 @@ class Predictor:
     def with_single_view(self) -> "Predictor":
         """Return a predictor without the fusion of views; phase 2 selected its threshold on such logits."""
         return self.with_model(self.model.with_single_view())
+
+    def record_signals(self) -> None:
+        """Add signals for `streetvision monitor` to all predictions.
+
+        Raises:
+            ArtifactError: The bundle has no monitoring reference.
+        """
+        self.reference = read_bundle_reference(self.bundle)
+
+    def use_monitor_state(self, path: Path) -> None:
+        """Certify nothing while the state of `streetvision monitor` in a file withdraws the certificate.
+
+        Raises:
+            ArtifactError: The file cannot be read, or belongs to another bundle.
+        """
+        self.monitor_state = StatusFile(path, self.manifest.digest)
 
     @property
     def inference(self) -> str:
@@ -178,12 +218,26 @@ class Predictor:
     def prepare_with_note(self, image: ImageInput) -> PreparedImage:
         """Prepare an image, and keep what the decoder found wrong with it."""
         decoded = decode_input(image, limits=self.limits)
-        return PreparedImage(self.model.prepare(decoded.pixels), decoded.damage)
+        quality = None if self.reference is None else measure_quality(decoded.pixels, decoded.jpeg_quality)
+        return PreparedImage(self.model.prepare(decoded.pixels), decoded.damage, quality)
 
     def predict_prepared(self, images: Sequence[PreparedImage]) -> list[Prediction]:
         """Predict images from `prepare_with_note` in one batch."""
-        predictions = self.predictions(self.logits([image.content for image in images]))
-        return [replace(prediction, note=image.note) for prediction, image in zip(predictions, images, strict=True)]
+        content = [image.content for image in images]
+        if self.reference is None:
+            predictions = self.predictions(self.logits(content))
+            return [replace(prediction, note=image.note) for prediction, image in zip(predictions, images, strict=True)]
+        output = self.model.outputs(content)
+        columns = (
+            self.predictions(output.logits),
+            images,
+            margins(output.logits).tolist(),
+            self.reference.components(output.features),
+        )
+        return [
+            replace(prediction, note=image.note, signals=_signals(margin, components, image.quality))
+            for prediction, image, margin, components in zip(*columns, strict=True)
+        ]
 
     def explain(self, image: ImageInput) -> Prediction:
         """Predict one image, with the prediction of each of its views."""
@@ -202,8 +256,11 @@ class Predictor:
         names, probabilities = self.manifest.class_names, self.probabilities(logits)
         decisions = decide(probabilities, self.threshold).astype(int).tolist()
         certified = [None if decision == ABSTAINED else decision for decision in self.certified(logits).tolist()]
+        withdrawn = None if self.monitor_state is None else self.monitor_state.withdrawn
+        if withdrawn is not None:
+            certified = [None] * len(certified)
         rows = zip(decisions, probabilities.tolist(), certified, strict=True)
-        return [Prediction(names[decision], decision, p, certain) for decision, p, certain in rows]
+        return [Prediction(names[decision], decision, p, certain, withdrawn=withdrawn) for decision, p, certain in rows]
 
     def certified(self, logits: ArrayLike) -> NDArray[np.int64]:
         """Return the predictions (B,) with certified risk for logits (B, 2): 0, 1 or ABSTAINED.
@@ -221,6 +278,11 @@ class Predictor:
         if isinstance(policy, ScrcPolicy):
             return restore_calibrator(policy.scrc_params.calibrator).probabilities(logits)
         return positive_probability(logits)
+
+
+def _signals(margin: float, components: NDArray[np.float32], quality: ImageQuality | None) -> Signals:
+    assert quality is not None, "the images were prepared before record_signals"
+    return Signals(margin, encode_components(components), quality)
 
 
 def load_bundle(path: str | Path, *, limits: DecodeLimits = DEFAULT_LIMITS, threads: int | None = None) -> Predictor:

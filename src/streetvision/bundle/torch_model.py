@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from streetvision.bundle.format import Bundle, read_classifier_description, read_fusion_description
-from streetvision.bundle.model import BundleModel, Logits, Prepared, ViewLogits
+from streetvision.bundle.model import BundleModel, ModelOutput, Prepared, ViewLogits
 from streetvision.data.image_file import Pixels
 from streetvision.io.resize import Box
 from streetvision.io.tensors import load_into, load_state
@@ -51,10 +52,24 @@ class TorchModel(BundleModel):
         return prepared.numpy()
 
     @torch.inference_mode()
-    def logits(self, images: Sequence[Prepared]) -> Logits:
-        """Return the logits (B, 2) of prepared images in one batch."""
-        logits: Tensor = self.model(self._batch(images))
-        return logits.float().cpu().numpy()
+    def outputs(self, images: Sequence[Prepared]) -> ModelOutput:
+        """Return logits and features of prepared images in one batch."""
+        batch = self._batch(images)
+        if isinstance(self.model, FusedClassifier):
+            assert isinstance(batch, Views)
+            by_view = self.model.embed(batch)
+            logits = self.model.fuse(by_view, batch.mask, self.model.content(batch))
+            features = by_view[:, 0]
+        else:
+            assert isinstance(batch, Tensor)
+            features = self.classifier.embed(batch)
+            logits = self.classifier.head(features)
+        return ModelOutput(logits.float().cpu().numpy(), features.float().cpu().numpy())
+
+    @torch.inference_mode()
+    def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the features (B, P) of resized images (B, 3, h, w)."""
+        return self.classifier.embed(torch.from_numpy(images).to(self.device)).float().cpu().numpy()
 
     @torch.inference_mode()
     def view_logits(self, pixels: Pixels) -> ViewLogits:

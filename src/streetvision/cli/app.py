@@ -13,6 +13,7 @@ from streetvision.cli.errors import flushed_output, prepare_streams, prepare_ver
 from streetvision.cli.evaluate import evaluate
 from streetvision.cli.export import export
 from streetvision.cli.label import label
+from streetvision.cli.monitor import monitor
 from streetvision.cli.predict import predict
 from streetvision.cli.serve import serve
 from streetvision.cli.train import train
@@ -28,6 +29,7 @@ VERBS: Verbs = {
     "serve": serve,
     "export": export,
     "label": label,
+    "monitor": monitor,
     "doctor": doctor,
 }
 GROUPS: dict[str, tuple[str, Verbs]] = {

@@ -19,6 +19,7 @@ from streetvision.io.user_paths import user_path
 
 USER_ERROR = 2
 COLLAPSED = 3
+ALARM = 4
 INTERRUPTED = 130
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 NO_PERMISSION = {errno.EACCES, errno.EPERM}

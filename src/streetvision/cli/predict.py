@@ -23,6 +23,12 @@ def predict(
         Literal["local", "ray"] | None, typer.Option(help="With --out: local processes (default) or a Ray cluster.")
     ] = None,
     shard_size: Annotated[int | None, typer.Option(help="With --out: images a shard; default: 500.")] = None,
+    signals: Annotated[
+        bool, typer.Option("--signals", help="With --out: also write what streetvision monitor reads.")
+    ] = False,
+    monitor_state: Annotated[
+        Path | None, typer.Option("--monitor-state", help="State of monitor; certify nothing if it withdraws.")
+    ] = None,
     max_megapixels: Annotated[
         float, typer.Option(min=0.001, max=178, help="Largest JPEG; other formats may have a fifth of it.")
     ] = 100,
@@ -32,10 +38,12 @@ def predict(
 
     limits = DecodeLimits(max_megapixels=max_megapixels, setting="--max-megapixels")
     if out is None:
-        _refuse_options("needs --out", workers=workers, engine=engine, shard_size=shard_size)
+        _refuse_options("needs --out", workers=workers, engine=engine, shard_size=shard_size, signals=signals or None)
         from streetvision.bundle.batch.files import print_predictions
 
-        failures = print_predictions(bundle, images, output_format=form, explain=explain, limits=limits)
+        failures = print_predictions(
+            bundle, images, output_format=form, explain=explain, monitor_state=monitor_state, limits=limits
+        )
     else:
         _refuse_options("has no effect with --out", explain=explain, format=None if form == "jsonl" else form)
         from streetvision.bundle.batch.predict import predict_sources
@@ -47,6 +55,8 @@ def predict(
             engine=engine or "local",
             workers=workers,
             shard_size=shard_size,
+            signals=signals,
+            monitor_state=monitor_state,
             limits=limits,
             console=open_console(),
         )

@@ -8,7 +8,7 @@ from streetvision.cli.options import BundlePath, key_value, open_console
 
 SERVER_SETTINGS = (
     "max_in_flight=128 requests, max_batch=16 images, max_megabytes=20 and max_megapixels=50 per image, "
-    "timeout_seconds=10, decoders=2 threads"
+    "timeout_seconds=10, decoders=2 threads, log=FILE and monitor_state=FILE of streetvision monitor"
 )
 
 

@@ -150,6 +150,8 @@ class ArtifactSchema:
     """Reliability diagram of the cross-fitted calibrated probabilities."""
     reliability_before_plot = _ArtifactPath("phase5_scrc/reliability_before.png")
     """Reliability diagram before calibration."""
+    monitoring_reference = _ArtifactPath("phase5_scrc/monitoring_reference.safetensors")
+    """Scores, reduced features and image quality, which the bundle carries for `streetvision monitor`."""
     out_of_fold_json = _ArtifactPath("phase5_scrc/out_of_fold.json")
     """Under cross_fit: metrics of the images of all folds, with intervals."""
     risk_coverage_plot = _ArtifactPath("phase5_scrc/risk_coverage.png")

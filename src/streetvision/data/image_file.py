@@ -110,6 +110,8 @@ UNSIGNED = 1
 """Value of TiffTag.SAMPLE_FORMAT; also its default."""
 WHITE_IS_ZERO = 0
 """Value of TiffTag.PHOTOMETRIC."""
+IJG_LUMINANCE_SUM = 3688
+"""Sum of the luminance table at quality 50: ITU-T T.81, table K.1."""
 _warnings_lock = threading.Lock()
 
 
@@ -120,6 +122,8 @@ class DecodedImage:
     pixels: Pixels
     damage: str | None = None
     """What the decoder found wrong; completes the sentence "the image ..."; None: nothing."""
+    jpeg_quality: float | None = None
+    """Estimated quality setting of the encoder, from 1 to 100; None: not a JPEG file."""
 
 
 def decode_file(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> DecodedImage:
@@ -291,8 +295,9 @@ def _decode(data: bytes, limits: DecodeLimits) -> DecodedImage:
     check_area(header.area, limits, plain=data.startswith(JPEG))
     image = open_image(data, header)
     check_area(header.area, limits, plain=_is_plain_jpeg(image))
-    damage = None
+    damage = quality = None
     if isinstance(image, JpegImageFile):
+        quality = jpeg_quality(image)
         if (scans := _count_scans(data, limits.max_scans)) > limits.max_scans:
             raise UndecodableImage(f"has {scans:,} scans; the limit is {limits.max_scans}")
         pixels, damage = _decode_jpeg(data, image)
@@ -300,7 +305,17 @@ def _decode(data: bytes, limits: DecodeLimits) -> DecodedImage:
         if isinstance(image, PngImageFile) and has_wrong_checksum(header.data):
             damage = "has pixels with a wrong checksum"
         pixels = _to_rgb(image)
-    return DecodedImage(_apply_orientation(pixels, image), damage)
+    return DecodedImage(_apply_orientation(pixels, image), damage, quality)
+
+
+def jpeg_quality(image: JpegImageFile) -> float | None:
+    """Return the quality setting of the IJG encoder whose luminance table has the same mean; None without a table."""
+    table = image.quantization.get(0)
+    if not table:
+        return None
+    scale = 100 * sum(table) / IJG_LUMINANCE_SUM  # percent of the table of quality 50
+    quality = 5000 / scale if scale > 100 else 100 - scale / 2
+    return round(min(100.0, max(1.0, quality)), 1)
 
 
 def _decode_jpeg(data: bytes, image: JpegImageFile) -> tuple[Pixels, str | None]:

@@ -108,18 +108,19 @@ def fuses(context: Context) -> bool:
 def served_score_inputs(context: Context) -> tuple[str, ...]:
     """The scores that phase 5 calibrates, if they are not those of phase 1."""
     if context.settings(CvfmConfig).mode != "single_view":
-        return (*(CVFM_SCORES if fuses(context) else ()), "fusion_gate_json")
-    return MAC_CAL_SCORES if context.settings(Phase5Config).method == MAC_CAL else ()
+        return (*((*CVFM_SCORES, "cvfm_config_json") if fuses(context) else ()), "fusion_gate_json")
+    return (*MAC_CAL_SCORES, "mac_cal_checkpoint") if context.settings(Phase5Config).method == MAC_CAL else ()
 
 
 def export_inputs(context: Context) -> tuple[str, ...]:
-    """The artifacts of the policy that is exported, the hashes of the images, and the heads of the folds."""
+    """The artifacts of the exported policy, the hashes of the images, the heads of the folds, and the reference."""
     schema = context.schema
     seen = ("seen_images",) if schema.seen_images.is_file() else ()
     phase1 = schema.manifest("phase1")
     heads = relative(schema.fold_heads, schema.output_dir)
     folds = ("fold_heads",) if phase1.is_file() and heads in read_manifest(phase1).outputs else ()
-    return (*POLICY_ARTIFACTS[context.settings(Phase6Config).policy], *seen, *folds)
+    reference = ("monitoring_reference",) if context.settings(Phase6Config).policy == "scrc" else ()
+    return (*POLICY_ARTIFACTS[context.settings(Phase6Config).policy], *seen, *folds, *reference)
 
 
 def threshold_inputs(context: Context) -> tuple[str, ...]:

@@ -127,14 +127,15 @@ _PHASES = (
     Phase(
         id="phase5",
         title="calibrate",
-        config=(Phase5Config, CvfmConfig),
-        inputs=SCORES,
+        config=(Phase5Config, CvfmConfig, LoaderConfig),
+        inputs=(*SCORES, "phase1_checkpoint", "model_config_json"),
         outputs=(
             "scrc_params_json",
             "scrc_params_pkl",
             "reliability_before_plot",
             "reliability_plot",
             "risk_coverage_plot",
+            "monitoring_reference",
         ),
         run=_step("calibrate_scrc"),
         optional_inputs=served_score_inputs,

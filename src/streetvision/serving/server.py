@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request
@@ -22,17 +24,22 @@ from starlette.requests import ClientDisconnect
 
 from streetvision.bundle.explain import draw_overlay
 from streetvision.bundle.format import read_classifier_description
+from streetvision.bundle.monitor_status import StatusFile
 from streetvision.bundle.predictor import Prediction, Predictor, PreparedImage
 from streetvision.calibration.config import UNCALIBRATED
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.policies import ScrcPolicy
 from streetvision.contracts.settings import Section
 from streetvision.eval.report.html import environment
+from streetvision.io.user_paths import user_path
 from streetvision.serving.batcher import Batcher
+from streetvision.serving.prediction_log import PredictionLog
 from streetvision.serving.upload import FIELD, read_upload
 
 Result = TypeVar("Result")
 
+MAX_NAME = 200
+"""Longest id or group of an image, in characters."""
 RETRY_HEADERS = {"Retry-After": "1"}
 """Sent with status 503; in seconds."""
 
@@ -52,6 +59,10 @@ class ServingConfig(Section):
     """Time limit in seconds for reading a request, and again for the prediction."""
     decoders: int = Field(default=2, ge=1)
     """Threads that decode images."""
+    log: Path | None = None
+    """File to which predictions are appended for `streetvision monitor`; None: no log."""
+    monitor_state: Path | None = None
+    """State file of `streetvision monitor`, which may withdraw the certificate and is read again when it changes."""
     api_key: str | None = Field(default=None, min_length=1)
     """Key that clients must send as X-API-Key; None: no key is needed."""
 
@@ -69,6 +80,8 @@ class PredictionResponse(BaseModel):
     """Prediction with certified risk, 0 or 1; null: the model abstained, or no risk is certified."""
     note: str | None = None
     """What is wrong with the data of the image, which makes the prediction doubtful; absent: nothing."""
+    withdrawn: str | None = None
+    """Why the certificate of the bundle is withdrawn; absent: it is not."""
 
 
 class Service:
@@ -82,6 +95,12 @@ class Service:
             setting="max_megapixels",
         )
         self.config, self._predictor = config, predictor
+        self._log: PredictionLog | None = None
+        if config.log is not None:
+            predictor.record_signals()
+            self._log = PredictionLog(user_path(config.log), bundle=predictor.manifest.digest)
+        if config.monitor_state is not None:
+            predictor.use_monitor_state(user_path(config.monitor_state))
         self._decoders = ThreadPoolExecutor(max_workers=config.decoders)
         self.batcher: Batcher[PreparedImage, Prediction] = Batcher(
             predictor.predict_prepared, max_batch=config.max_batch
@@ -99,7 +118,10 @@ class Service:
         Raises:
             HTTPException: the server is overloaded, the time limit is exceeded, or the request is invalid.
         """
-        return await self._within_limits(request, self._predict)
+        name, group = (request.query_params.get(key) for key in ("id", "group"))
+        if any(value is not None and not 0 < len(value) <= MAX_NAME for value in (name, group)):
+            raise HTTPException(422, f"id and group must have 1 to {MAX_NAME} characters")
+        return await self._within_limits(request, partial(self._predict, name=name, group=group))
 
     async def explain(self, request: Request) -> bytes:
         """Return a PNG of the image of a request with the prediction of each of its views; raises as `predict`."""
@@ -132,12 +154,14 @@ class Service:
         except DataError as error:
             raise HTTPException(422, error.message) from error
 
-    async def _predict(self, body: bytes) -> Prediction:
+    async def _predict(self, body: bytes, *, name: str | None, group: str | None) -> Prediction:
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
         image = await loop.run_in_executor(self._decoders, self._predictor.prepare_with_note, body)
         prediction = await self.batcher.submit(image)
         self.predictions += 1
+        if self._log is not None:
+            self._log.write(prediction, body, name=name, group=group)
         self.seconds += time.perf_counter() - started
         return prediction
 
@@ -165,11 +189,52 @@ class Service:
             f"streetvision_prediction_seconds_sum {self.seconds:.6f}",
             f"streetvision_prediction_seconds_count {self.predictions}",
         ]
+        if self._log is not None:
+            lines += [
+                "# TYPE streetvision_log_errors_total counter",
+                f"streetvision_log_errors_total {self._log.errors}",
+            ]
+        if self._predictor.monitor_state is not None:
+            lines += monitor_metrics(self._predictor.monitor_state)
         return "\n".join(lines) + "\n"
 
 
+def monitor_metrics(state: StatusFile) -> list[str]:
+    """The status of `streetvision monitor` as lines of Prometheus text."""
+    status = state.status
+    values: list[tuple[str, float]] = [
+        ("streetvision_monitor_state_readable", int(status is not None)),
+        ("streetvision_certificate_withdrawn", int(state.withdrawn is not None)),
+    ]
+    if status is not None:
+        values += [("streetvision_monitor_images", status.images), ("streetvision_monitor_units", status.units)]
+        for name, test in status.tests.items():
+            values += [
+                (f'streetvision_monitor_log10_martingale{{test="{name}"}}', test.log10_martingale),
+                (f'streetvision_monitor_alarm{{test="{name}"}}', int(test.alarm_at is not None)),
+            ]
+        if status.recent_prevalence is not None and status.recent_prevalence.estimate is not None:
+            values.append(("streetvision_monitor_prevalence", status.recent_prevalence.estimate))
+        kind = status.risk.kind
+        values += [
+            (f'streetvision_monitor_risk_lower{{kind="{kind}"}}', status.risk.lower),
+            (f'streetvision_monitor_risk_upper{{kind="{kind}"}}', status.risk.upper),
+        ]
+    lines, typed = [], set()
+    for label, value in sorted(values):
+        metric = label.partition("{")[0]
+        if metric not in typed:
+            lines.append(f"# TYPE {metric} gauge")
+            typed.add(metric)
+        lines.append(f"{label} {value:g}")
+    return lines
+
+
 UPLOAD_SCHEMA = {
-    "parameters": [{"name": "X-API-Key", "in": "header", "required": False, "schema": {"type": "string"}}],
+    "parameters": [
+        {"name": "X-API-Key", "in": "header", "required": False, "schema": {"type": "string"}},
+        *({"name": name, "in": "query", "required": False, "schema": {"type": "string"}} for name in ("id", "group")),
+    ],
     "requestBody": {
         "required": True,
         "content": {
@@ -228,8 +293,9 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
     async def predict(request: Request) -> PredictionResponse:
         prediction = await checked(request, service.predict)
         fields = {name: getattr(prediction, name) for name in PredictionResponse.model_fields}
-        if prediction.note is None:
-            del fields["note"]  # most images have none
+        for name in ("note", "withdrawn"):  # most images have none
+            if fields[name] is None:
+                del fields[name]
         return PredictionResponse(**fields)
 
     @app.post("/explain/", include_in_schema=False)

@@ -52,6 +52,10 @@ class ShardWorker:
             raise ArtifactError(
                 f"the bundle {str(bundle)!r} differs on this machine", "copy the same bundle to every machine"
             )
+        if self.folder.manifest.signals:
+            self.predictor.record_signals()
+        if self.folder.manifest.monitor_state is not None:
+            self.predictor.use_monitor_state(Path(self.folder.manifest.monitor_state))
 
     def __call__(self, shard: int) -> ShardResult:
         """Predict one shard and write its predictions."""

@@ -21,7 +21,7 @@ from streetvision.io.atomic import write_bytes_atomic
 BATCH_SIZE = 64
 MAX_STEM_BYTES = 160
 """Bytes of an image's name in the name of its drawing."""
-FIELDS = ("image", "label", "decision", "probability", "certified", "note", "error")
+FIELDS = ("image", "label", "decision", "probability", "certified", "note", "withdrawn", "error")
 
 PredictionRow: TypeAlias = dict[str, Any]
 """The prediction for one image, with the keys of FIELDS that apply, and `views` if it is explained."""
@@ -35,6 +35,7 @@ def print_predictions(
     *,
     output_format: Literal["jsonl", "csv"],
     explain: Path | None = None,
+    monitor_state: Path | None = None,
     limits: DecodeLimits = DEFAULT_LIMITS,
 ) -> int:
     """Print one line per image.
@@ -44,12 +45,15 @@ def print_predictions(
         images: Image files, and folders with images.
         output_format: CSV lines have no views.
         explain: Folder for drawings of each image with its views; None: nothing is drawn.
+        monitor_state: State file of `streetvision monitor`, which may withdraw the certificate.
         limits: Largest accepted image.
 
     Returns:
         The number of images that cannot be decoded.
     """
     predictor, left_out = load_bundle(bundle, limits=limits), LeftOut()
+    if monitor_state is not None:
+        predictor.use_monitor_state(monitor_state)
     files = list_files(images, left_out)
     print_left_out(left_out)
     rows = predict_images(predictor, files) if explain is None else _explain_files(predictor, files, explain)
@@ -138,7 +142,7 @@ def _explain_files(predictor: Predictor, images: list[NamedImage], folder: Path)
 
 def _row(name: str, prediction: Prediction) -> PredictionRow:
     fields = asdict(prediction)
-    for optional in ("views", "note"):
+    for optional in ("views", "note", "withdrawn", "signals"):
         if not fields[optional]:
             del fields[optional]
     return {"image": name, **fields}

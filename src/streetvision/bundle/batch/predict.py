@@ -6,7 +6,8 @@ from pathlib import Path
 from streetvision.bundle.batch.executors import EXECUTORS
 from streetvision.bundle.batch.files import print_left_out
 from streetvision.bundle.batch.shards import ShardManifest, finish, lock_folder, open_folder
-from streetvision.bundle.format import read_bundle
+from streetvision.bundle.format import read_bundle, read_bundle_reference
+from streetvision.bundle.monitor_status import StatusFile
 from streetvision.contracts.errors import ConfigError, unknown_name
 from streetvision.contracts.progress import Progress
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
@@ -21,6 +22,8 @@ def predict_sources(
     engine: str = "local",
     workers: int | None = None,
     shard_size: int | None = None,
+    signals: bool = False,
+    monitor_state: Path | None = None,
     limits: DecodeLimits = DEFAULT_LIMITS,
     console: Progress,
 ) -> ShardManifest:
@@ -33,6 +36,8 @@ def predict_sources(
         engine: A name in EXECUTORS.
         workers: Number of workers; None: the default of the engine.
         shard_size: Images per shard; None: the shard size of the folder, or the default for a new one.
+        signals: Also write features and image quality for `streetvision monitor`.
+        monitor_state: State file of `streetvision monitor`, which may withdraw the certificate.
         limits: Largest accepted image.
         console: Prints progress.
 
@@ -49,6 +54,11 @@ def predict_sources(
     if engine not in EXECUTORS:
         raise unknown_name("engine", engine, EXECUTORS)
     opened, out = read_bundle(bundle.absolute()), out.absolute()  # workers may have another working directory
+    if signals:
+        read_bundle_reference(opened)  # its absence is reported before any image is read
+    if monitor_state is not None:
+        monitor_state = monitor_state.absolute()
+        StatusFile(monitor_state, opened.manifest.digest)
     left_out = LeftOut()
     with lock_folder(out):
         folder = open_folder(
@@ -57,6 +67,8 @@ def predict_sources(
             bundle=opened.manifest.digest,
             shard_size=shard_size,
             max_megapixels=limits.max_megapixels,
+            signals=signals,
+            monitor_state=None if monitor_state is None else str(monitor_state),
             left_out=left_out,
         )
         print_left_out(left_out)

@@ -63,6 +63,10 @@ class ShardManifest(Artifact):
     """Images per shard; the last shard may have fewer."""
     max_megapixels: float = Field(default=DEFAULT_LIMITS.max_megapixels, gt=0)
     """Limit of DecodeLimits."""
+    signals: bool = False
+    """Whether predictions have signals for `streetvision monitor`."""
+    monitor_state: str | None = None
+    """Absolute path of the state file of `streetvision monitor`, which may withdraw the certificate."""
     failures: int | None = None
     """Number of images that cannot be decoded; None until all shards are done."""
 
@@ -149,6 +153,8 @@ def open_folder(
     bundle: str,
     shard_size: int | None,
     max_megapixels: float = DEFAULT_LIMITS.max_megapixels,
+    signals: bool = False,
+    monitor_state: str | None = None,
     left_out: LeftOut | None = None,
 ) -> ShardFolder:
     """Open a folder of predictions; list the images of the sources if it is new, else check that they are the same.
@@ -159,6 +165,8 @@ def open_folder(
         bundle: Digest of the bundle.
         shard_size: Images per shard; None: the shard size of the folder, or the default for a new one.
         max_megapixels: Limit of DecodeLimits.
+        signals: Whether predictions have signals for `streetvision monitor`.
+        monitor_state: Absolute path of a state file of `streetvision monitor`.
         left_out: Counts what else is in the folders of `sources`.
 
     Raises:
@@ -168,7 +176,17 @@ def open_folder(
     folder = ShardFolder(root)
     if not folder.manifest_path.is_file():
         refs, size = list_image_refs(sources, left_out=left_out), shard_size or DEFAULT_SHARD_SIZE
-        _write_listing(folder, sources, refs, bundle=bundle, shard_size=size, max_megapixels=max_megapixels)
+        manifest = ShardManifest(
+            bundle=bundle,
+            sources=tuple(str(source.absolute()) for source in sources),
+            images=1,
+            images_sha256="0" * 64,
+            shard_size=size,
+            max_megapixels=max_megapixels,
+            signals=signals,
+            monitor_state=monitor_state,
+        )
+        _write_listing(folder, refs, manifest)
         return folder
     manifest = folder.manifest
     if manifest.bundle != bundle:
@@ -185,6 +203,14 @@ def open_folder(
         raise ConfigError(
             f"{str(root)!r} has predictions with --max-megapixels {manifest.max_megapixels:g}, not {max_megapixels:g}",
             f"give --max-megapixels {manifest.max_megapixels:g} to resume, or set --out to a new folder",
+        )
+    if signals != manifest.signals:
+        option = "without" if signals else "with"
+        raise ConfigError(f"{str(root)!r} has predictions {option} --signals", "give the same option to resume")
+    if monitor_state != manifest.monitor_state:
+        raise ConfigError(
+            f"{str(root)!r} has predictions with --monitor-state {manifest.monitor_state}, not {monitor_state}",
+            "give the same option to resume",
         )
     listing = _ListingDigest()
     for ref in list_image_refs(sources, left_out=left_out):
@@ -251,32 +277,17 @@ class _ListingDigest:
         return f"{self._sum % 2**256:064x}"
 
 
-def _write_listing(
-    folder: ShardFolder,
-    sources: Sequence[Path],
-    refs: Iterable[ImageRef],
-    *,
-    bundle: str,
-    shard_size: int,
-    max_megapixels: float,
-) -> None:
-    """Write the images of the sources, and the manifest last; memory holds the references of one shard."""
+def _write_listing(folder: ShardFolder, refs: Iterable[ImageRef], manifest: ShardManifest) -> None:
+    """Write the images, and the manifest with their number last; memory holds the references of one shard."""
     if (folder.root / LISTING).is_dir():
         shutil.rmtree(folder.root / LISTING)  # of an interrupted run
     digest = _ListingDigest()
     lines = (_json_line(asdict(ref)) for ref in refs)
-    for shard, shard_lines in enumerate(_chunks(lines, shard_size)):
+    for shard, shard_lines in enumerate(_chunks(lines, manifest.shard_size)):
         write_bytes_atomic(folder.listing(shard), b"".join(shard_lines))
         for line in shard_lines:
             digest.add(line)
-    manifest = ShardManifest(
-        bundle=bundle,
-        sources=tuple(str(source.absolute()) for source in sources),
-        images=digest.images,
-        images_sha256=digest.digest,
-        shard_size=shard_size,
-        max_megapixels=max_megapixels,
-    )
+    manifest = manifest.model_copy(update={"images": digest.images, "images_sha256": digest.digest})
     write_json_atomic(folder.manifest_path, manifest.model_dump(mode="json"))
 
 

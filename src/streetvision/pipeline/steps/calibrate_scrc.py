@@ -21,6 +21,7 @@ from streetvision.eval.selective import risk_coverage, selective_metrics
 from streetvision.eval.thresholds import threshold_for_prevalence
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.pipeline.artifacts import CVFM_SCORES, MAC_CAL_SCORES, SCORES, fuses
+from streetvision.pipeline.monitoring_reference import save_reference
 from streetvision.pipeline.scores import groups_of, open_scores
 
 
@@ -52,6 +53,7 @@ def run(context: Context) -> Outcome:
     policy = ScrcPolicy(scrc_params=params, metrics=metrics, scores=scores.reference).model_dump(mode="json")
     write_bytes_atomic(schema.scrc_params_pkl, pickle.dumps(policy, protocol=4))
     write_json_atomic(schema.scrc_params_json, policy)
+    save_reference(context, scores)
     return Outcome(_summary(params, metrics), dict(metrics), extra_outputs=extra)
 
 

@@ -8,7 +8,10 @@ from streetvision.bundle.format import (
     write_archive,
     write_bundle,
 )
+from streetvision.bundle.reference import REFERENCE, read_reference
+from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.phase import Context, Outcome
+from streetvision.contracts.policies import ScrcPolicy
 from streetvision.io.atomic import sha256_file
 from streetvision.io.validators import PolicyValidator
 from streetvision.pipeline.artifacts import POLICY_ARTIFACTS
@@ -40,6 +43,13 @@ def run(context: Context) -> Outcome:
             files[FUSION_WEIGHTS] = schema.cvfm_weights
     if schema.seen_images.is_file():
         files[schema.seen_images.name] = schema.seen_images
+    if isinstance(policy, ScrcPolicy):
+        reference = read_reference(schema.monitoring_reference)
+        if reference.header.scores_sha256 != policy.scores.sha256:
+            raise ArtifactError(
+                f"{str(schema.monitoring_reference)!r} belongs to another policy", "run phase5 and phase6 again"
+            )
+        files[REFERENCE] = schema.monitoring_reference
     # Raises ArtifactError if one of the files is not the one that the policy names.
     bundle = write_bundle(
         schema.export_dir,

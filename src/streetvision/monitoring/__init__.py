@@ -1,0 +1,1 @@
+"""Monitoring of a bundle in use."""

@@ -1,0 +1,217 @@
+"""Read the predictions that `predict --out` and the log of `serve` write, in batches of complete lines.
+
+Shapes: N predictions of a batch, C components, Q quality values.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streetvision.bundle.batch.shards import MANIFEST, ShardManifest
+from streetvision.bundle.reference import decode_components
+from streetvision.contracts.errors import ArtifactError, DataError
+from streetvision.data.quality import ImageQuality
+from streetvision.io.atomic import check_regular
+from streetvision.io.validators import validate_json
+
+FloatArray = NDArray[np.float64]
+
+BATCH_BYTES = 4 * 2**20
+MAX_LINE_BYTES = 64 * 2**10
+MAX_VALUE = 1e9
+"""Bound of margins, quality values and times."""
+NO_SIGNALS_HINT = "predict with --out and --signals, or serve with log=FILE"
+
+
+@dataclass(frozen=True)
+class PredictionBatch:
+    """Predictions in the order of their file."""
+
+    names: list[str]
+    groups: list[str | None]
+    margins: FloatArray
+    """(N,)"""
+    probabilities: FloatArray
+    """(N,) calibrated."""
+    decisions: NDArray[np.int64]
+    """(N,) 0 or 1."""
+    components: NDArray[np.float32]
+    """(N, C)"""
+    quality: FloatArray
+    """(N, Q); NaN: no value."""
+    times: FloatArray
+    """(N,) seconds since 1970; NaN: no time."""
+    failures: int
+    """Images that could not be decoded, in addition to N."""
+
+
+@dataclass(frozen=True)
+class PredictionFile:
+    """A file of predictions."""
+
+    path: Path
+    key: int
+    """Digest of its first line, 64 bits: a file that is renamed or grows keeps it."""
+
+
+def list_files(sources: Sequence[Path], *, bundle: str) -> list[PredictionFile]:
+    """List the files of predictions; empty files are left out.
+
+    Args:
+        sources: Files, folders of `predict --out`, and other folders with .jsonl files.
+        bundle: Digest of the bundle that the predictions must come from.
+
+    Raises:
+        DataError: A source does not exist, or a folder has no files of predictions.
+        ArtifactError: A folder has predictions of another bundle, or without signals.
+    """
+    files: dict[int, PredictionFile] = {}
+    for source in sources:
+        for path in _paths(source, bundle):
+            with _open(path) as handle:
+                first = handle.readline(MAX_LINE_BYTES)
+            if first.endswith(b"\n"):
+                key = int.from_bytes(hashlib.blake2b(first, digest_size=8).digest(), "little")
+                files.setdefault(key, PredictionFile(path, key))
+    return list(files.values())
+
+
+def _paths(source: Path, bundle: str) -> list[Path]:
+    if not source.is_dir():
+        return [source]
+    folder = source
+    if (source / MANIFEST).is_file():
+        manifest = validate_json(source / MANIFEST, ShardManifest)
+        if manifest.bundle != bundle:
+            raise ArtifactError(
+                f"{str(source)!r} has predictions of bundle {manifest.bundle[:12]}, not of {bundle[:12]}",
+                "give the bundle that made the predictions",
+            )
+        if not manifest.signals:
+            raise ArtifactError(f"{str(source)!r} has predictions without signals", NO_SIGNALS_HINT)
+        folder = source / "predictions"
+    paths = sorted(folder.glob("*.jsonl"))
+    if not paths:
+        raise DataError(f"folder {str(source)!r} has no files of predictions (*.jsonl)")
+    return paths
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        check_regular(path)
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+def read_batches(
+    path: Path, offset: int, *, components: int, bundle: str, end: int | None = None
+) -> Iterator[tuple[PredictionBatch, int]]:
+    """Yield the complete lines of a file in batches, each with the offset of its end.
+
+    Args:
+        path: The file.
+        offset: Where to start, in bytes.
+        components: C.
+        bundle: Digest of the bundle; lines that name another one are refused.
+        end: Where to stop; None: at the last complete line.
+
+    Raises:
+        ArtifactError: The file is shorter than `offset`.
+        DataError: A line is damaged or has no signals.
+    """
+    with _open(path) as handle:
+        size = handle.seek(0, 2) if end is None else end
+        if size < offset:
+            raise ArtifactError(
+                f"{str(path)!r} has {size:,} bytes; {offset:,} were read before",
+                "restore the file, or leave it out if it was replaced",
+            )
+        handle.seek(offset)
+        while offset < size:
+            data = handle.read(min(BATCH_BYTES, size - offset))
+            complete = data[: data.rfind(b"\n") + 1]
+            if not complete:
+                if len(data) > MAX_LINE_BYTES:
+                    raise DataError(f"{str(path)!r} has a line of more than {MAX_LINE_BYTES:,} bytes at {offset:,}")
+                return  # a line that is still being written
+            yield _parse(complete, f"{str(path)!r} from byte {offset:,}", components, bundle), offset + len(complete)
+            offset += len(complete)
+            handle.seek(offset)
+
+
+def _parse(data: bytes, where: str, components: int, bundle: str) -> PredictionBatch:
+    names, groups, margins, probabilities, decisions, texts, quality, times = ([] for _ in range(8))
+    failures = number = 0
+    try:
+        for line in data.splitlines():
+            number += 1
+            row = json.loads(line)
+            if "error" in row:
+                failures += 1
+                continue
+            if row.get("bundle", bundle) != bundle:
+                raise ValueError("the prediction comes from another bundle")
+            if "signals" not in row:
+                raise ValueError("the prediction has no signals")
+            signals = row["signals"]
+            names.append(row["image"])
+            groups.append(row.get("group"))
+            margins.append(signals["margin"])
+            probabilities.append(row["probability"])
+            decisions.append(row["decision"])
+            texts.append(signals["features"])
+            quality.append(signals["quality"])
+            times.append(row.get("time"))
+        number = 0
+        if any(type(name) is not str for name in names):
+            raise ValueError("image must be text")
+        if any(group is not None and type(group) is not str for group in groups):
+            raise ValueError("group must be text")
+        return PredictionBatch(
+            names,
+            groups,
+            _numbers("margin", margins, -MAX_VALUE, MAX_VALUE),
+            _numbers("probability", probabilities, 0, 1),
+            _numbers("decision", decisions, 0, 1).astype(np.int64),
+            decode_components(texts, components),
+            _quality(quality),
+            _numbers("time", times, -MAX_VALUE, 1e3 * MAX_VALUE, optional=True),
+            failures,
+        )
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        line_number = f", line {number}" if number else ""
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise DataError(f"{where}{line_number}: {reason}", NO_SIGNALS_HINT) from error
+
+
+def _numbers(name: str, values: list[Any], low: float, high: float, *, optional: bool = False) -> FloatArray:
+    kinds = {int, float, type(None)} if optional else {int, float}
+    if not set(map(type, values)) <= kinds:
+        raise ValueError(f"{name} must be a number")
+    array = np.array(values, dtype=np.float64)
+    given = array[~np.isnan(array)] if optional else array
+    if not ((given >= low) & (given <= high)).all():
+        raise ValueError(f"{name} must be between {low:g} and {high:g}")
+    return array
+
+
+def _quality(values: list[Any]) -> FloatArray:
+    width = len(ImageQuality._fields)
+    if any(type(row) is not list or len(row) != width for row in values):
+        raise ValueError(f"quality must be a list of {width} numbers")
+    *columns, jpeg_quality = zip(*values, strict=True) if values else [()] * width
+    fields = [_numbers("quality", list(column), 0, MAX_VALUE) for column in columns]
+    return np.stack([*fields, _numbers("quality", list(jpeg_quality), 0, 100, optional=True)], axis=1)
+
+
+def group_hashes(groups: Sequence[str]) -> NDArray[np.uint32]:
+    """Return 32-bit hashes of group ids (N,)."""
+    return np.array([zlib.crc32(group.encode(errors="surrogatepass")) for group in groups], dtype=np.uint32)

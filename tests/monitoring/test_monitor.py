@@ -1,0 +1,280 @@
+"""`streetvision monitor` on made predictions of a small bundle: updates, interruptions, hostile files, labels, page."""
+
+import json
+
+import numpy as np
+import pytest
+
+from streetvision.bundle.format import read_bundle, write_bundle
+from streetvision.bundle.monitor_status import read_status
+from streetvision.bundle.predictor import load_bundle
+from streetvision.bundle.reference import (
+    REFERENCE,
+    ReferenceHeader,
+    build_reference,
+    encode_components,
+    reference_bytes,
+)
+from streetvision.contracts.errors import ArtifactError, ConfigError, DataError, StreetVisionError
+from streetvision.contracts.policies import RiskControl, ScrcPolicy
+from streetvision.data.quality import ImageQuality
+from streetvision.monitoring.state import MonitorState
+from streetvision.monitoring.update import monitor
+
+WIDTH, UNITS = 48, 400
+MIXING = np.random.default_rng(7).normal(size=(WIDTH, WIDTH)).astype(np.float32)
+
+
+def draw(rng, count, *, share=0.5, feature_shift=0.0):
+    labels = (rng.random(count) < share).astype(np.int64)
+    margins = rng.normal(np.where(labels == 1, 2.0, -2.0), 1)
+    features = (rng.normal(size=(count, WIDTH)) + feature_shift * np.arange(WIDTH) / WIDTH).astype(np.float32) @ MIXING
+    quality = [ImageQuality(640.0, 480.0, *row, 90.0) for row in rng.uniform(0.2, 0.8, size=(count, 3)).tolist()]
+    return labels, margins, features, quality
+
+
+@pytest.fixture(scope="module")
+def bundle(finished_run, tmp_path_factory):
+    """The bundle of the finished run, with a certificate and a reference of made images."""
+    source = read_bundle(finished_run / "export")
+    labels, margins, features, quality = draw(np.random.default_rng(0), UNITS)
+    policy = source.manifest.policy
+    assert isinstance(policy, ScrcPolicy)
+    header = ReferenceHeader(
+        scores_sha256=policy.scores.sha256,
+        exact_scores=True,
+        exact_features=True,
+        groups=False,
+        images=UNITS,
+        units=UNITS,
+    )
+    folder = tmp_path_factory.mktemp("monitored")
+    reference = build_reference(header, margins=margins, labels=labels, features=features, quality=quality)
+    (folder / REFERENCE).write_bytes(reference_bytes(reference))
+    control = RiskControl(
+        kind="fnr", alpha=0.1, delta=0.1, certified=True, reason="test", n=100, units="rows", lo=-1.0, hi=1.0
+    )
+    params = policy.scrc_params.model_copy(update={"risk_control": control})
+    files = {name: source.folder / name for name in source.manifest.files} | {REFERENCE: folder / REFERENCE}
+    write_bundle(
+        folder / "export",
+        files,
+        policy=policy.model_copy(update={"scrc_params": params}),
+        class_names=source.manifest.class_names,
+        data_fingerprint=source.manifest.data_fingerprint,
+        split_sha256=source.manifest.split_sha256,
+    )
+    return folder / "export"
+
+
+@pytest.fixture(scope="module")
+def reference(bundle):
+    from streetvision.bundle.format import read_bundle_reference
+
+    return read_bundle_reference(read_bundle(bundle))
+
+
+def lines(reference, count, seed, *, group=None, start=0, **shift):
+    """Predictions as `predict --out` writes them, and the labels."""
+    labels, margins, features, quality = draw(np.random.default_rng(seed), count, **shift)
+    rows = []
+    for index, row in enumerate(zip(margins.tolist(), reference.components(features), quality, strict=True), start):
+        margin, components, values = row
+        rows.append(
+            {
+                "image": f"{group or 'image'}_{index:06d}.jpg",
+                "decision": int(margin >= 0),
+                "probability": float(1 / (1 + np.exp(-margin))),
+                "certified": None,
+                "signals": {"margin": margin, "features": encode_components(components), "quality": list(values)},
+            }
+        )
+    return rows, labels
+
+
+def write(path, rows):
+    path.write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    return path
+
+
+def test_stream_like_the_reference_raises_no_alarm_and_a_shift_does(bundle, reference, tmp_path):
+    calm, _ = lines(reference, 1500, 1)
+    status = monitor(bundle, [write(tmp_path / "a.jsonl", calm)], state=tmp_path / "state", seed=1)
+    assert (status.images, status.units, status.alarms) == (1500, 1500, [])
+    assert status.prevalence.low <= 0.5 <= status.prevalence.high
+    shifted, _ = lines(reference, 800, 2, feature_shift=6.0, share=0.9, start=5000)
+    status = monitor(bundle, [write(tmp_path / "b.jsonl", shifted)], state=tmp_path / "state", seed=1)
+    assert status.alarms == ["images", "scores"]
+    assert 1500 < status.tests["images"].alarm_at < 2300
+    assert status.recent_prevalence.estimate > 0.55
+    assert read_status(tmp_path / "state") == status
+
+
+def test_resumed_and_growing_files_equal_one_update(bundle, reference, tmp_path):
+    rows, _ = lines(reference, 900, 3)
+    whole = monitor(bundle, [write(tmp_path / "all.jsonl", rows)], state=tmp_path / "one", seed=4)
+    log = tmp_path / "log.jsonl"
+    for stop in (250, 600, 900):
+        write(log, rows[:stop])
+        with log.open("ab") as handle:
+            handle.write(b'{"image": "unfin')  # a line that is being written
+        parts = monitor(bundle, [log], state=tmp_path / "parts", seed=4)
+    again = monitor(bundle, [log.rename(tmp_path / "rotated.jsonl")], state=tmp_path / "parts", seed=4)
+    assert again == parts
+    for name, test in whole.tests.items():
+        assert parts.tests[name].log10_martingale == pytest.approx(test.log10_martingale)
+    assert parts.prevalence == whole.prevalence
+
+
+def test_frames_of_a_group_count_once(bundle, reference, tmp_path):
+    rows = []
+    for track in range(40):
+        (first, *_), _ = lines(reference, 1, 100 + track, group=f"track{track}")
+        rows += [{**first, "image": f"track{track}_{frame:02d}.jpg"} for frame in range(30)]
+    path = write(tmp_path / "tracks.jsonl", rows)
+    status = monitor(bundle, [path], state=tmp_path / "state", group_pattern=r"(track\d+)_")
+    assert (status.images, status.units, status.without_group, status.alarms) == (1200, 40, 0, [])
+    own = write(tmp_path / "own.jsonl", [{**row, "group": row["image"].partition("_")[0]} for row in rows])
+    assert monitor(bundle, [own], state=tmp_path / "own").units == 40
+    assert monitor(bundle, [path], state=tmp_path / "without").without_group == 1200
+
+
+def test_labels_withdraw_the_certificate(bundle, reference, tmp_path):
+    rows, labels = lines(reference, 1200, 5)
+    rows = [{**row, "signals": {**row["signals"], "margin": -2.0}} for row in rows]  # every positive is missed
+    predictions, file = write(tmp_path / "p.jsonl", rows), tmp_path / "labels.csv"
+    state = tmp_path / "state"
+
+    def give(count):
+        body = [f"{row['image']},{label}" for row, label in zip(rows[:count], labels[:count], strict=True)]
+        file.write_text("image,label\n" + "\n".join([*body, "unknown.jpg,1"]) + "\n")
+        return monitor(bundle, [predictions], state=state, labels=file)
+
+    first = give(4)
+    assert first.withdrawn is None
+    assert first.risk.limit == 0.1
+    status = give(60)
+    assert status.risk.labels == int(labels[:60].sum())  # each label counts once, and no negative for fnr
+    assert status.risk.errors == status.risk.labels
+    assert "fnr is above 0.1" in status.withdrawn
+    assert status.alarms[-1] == "risk"
+    predictor = load_bundle(bundle)
+    image = np.zeros((32, 32, 3), dtype=np.uint8)
+    assert predictor.predict(image)[0].withdrawn is None
+    predictor.use_monitor_state(state)
+    assert (predictor.predict(image)[0].certified, predictor.predict(image)[0].withdrawn) == (None, status.withdrawn)
+    state.write_bytes(b"damaged while serving")
+    assert predictor.predict(image)[0].withdrawn is not None
+
+
+BREAKS = {
+    "not JSON": lambda row: b"{",
+    "not an object": lambda row: b"[1, 2]",
+    "deep": lambda row: b"[" * 60_000,
+    "too long": lambda row: b"x" * (5 * 2**20),
+    "no signals": lambda row: {k: v for k, v in row.items() if k != "signals"},
+    "margin is NaN": lambda row: {**row, "signals": {**row["signals"], "margin": float("nan")}},
+    "margin is text": lambda row: {**row, "signals": {**row["signals"], "margin": "1"}},
+    "probability above 1": lambda row: {**row, "probability": 1.5},
+    "decision is 2": lambda row: {**row, "decision": 2},
+    "short features": lambda row: {**row, "signals": {**row["signals"], "features": "AAAA"}},
+    "features are no base64": lambda row: {**row, "signals": {**row["signals"], "features": "!" * 88}},
+    "quality is short": lambda row: {**row, "signals": {**row["signals"], "quality": [1]}},
+    "another bundle": lambda row: {**row, "bundle": "f" * 64},
+    "group is a number": lambda row: {**row, "group": 3},
+    "signals is a list": lambda row: {**row, "signals": []},
+}
+
+
+@pytest.mark.parametrize("kind", BREAKS)
+def test_damaged_predictions_are_one_error_and_keep_the_state(kind, bundle, reference, tmp_path):
+    rows, _ = lines(reference, 3, 6)
+    state = tmp_path / "state"
+    monitor(bundle, [write(tmp_path / "good.jsonl", rows)], state=state)
+    before = state.read_bytes()
+    more, _ = lines(reference, 2, 7, start=50)
+    bad = BREAKS[kind](more[1])
+    bad = bad if isinstance(bad, bytes) else json.dumps(bad).encode()
+    (tmp_path / "bad.jsonl").write_bytes(json.dumps(more[0]).encode() + b"\n" + bad + b"\n")
+    with pytest.raises(DataError):
+        monitor(bundle, [tmp_path / "bad.jsonl"], state=state)
+    assert state.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", range(12))
+def test_damaged_states_are_one_error_and_are_kept(damage, bundle, reference, tmp_path):
+    rows, _ = lines(reference, 50, 8)
+    path, state = write(tmp_path / "p.jsonl", rows), tmp_path / "state"
+    monitor(bundle, [path], state=state)
+    content = state.read_bytes()
+    rng = np.random.default_rng(damage)
+    if damage < 6:
+        broken = content[: int(rng.integers(0, len(content)))]
+    else:  # counts that do not fit the steps, numbers that are not finite, and headers that are not JSON
+        broken = bytearray(content)
+        position = [8, 20, len(content) // 4, 200][damage % 4] + damage
+        broken[position : position + 8] = b"\xff" * 8
+    state.write_bytes(bytes(broken))
+    try:
+        status = monitor(bundle, [path], state=state)
+    except ArtifactError:
+        assert state.read_bytes() == bytes(broken)
+    else:
+        assert status.units == 50  # the bytes changed nothing that matters
+
+
+def test_state_of_another_bundle_or_alpha_is_refused(bundle, reference, finished_run, tmp_path):
+    rows, _ = lines(reference, 5, 9)
+    path, state = write(tmp_path / "p.jsonl", rows), tmp_path / "state"
+    monitor(bundle, [path], state=state)
+    with pytest.raises(ConfigError):
+        monitor(bundle, [path], state=state, alpha=0.05)
+    with pytest.raises(StreetVisionError):
+        monitor(finished_run / "export", [path], state=state)
+    with pytest.raises(ArtifactError):
+        load_bundle(finished_run / "export").use_monitor_state(state)
+
+
+def test_interrupted_update_leaves_the_state_before(bundle, reference, tmp_path, monkeypatch):
+    rows, _ = lines(reference, 200, 10)
+    state = tmp_path / "state"
+    monitor(bundle, [write(tmp_path / "a.jsonl", rows[:100])], state=state)
+    before = state.read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MonitorState, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        monitor(bundle, [write(tmp_path / "b.jsonl", rows[100:])], state=state)
+    assert state.read_bytes() == before
+
+
+def test_command_reports_and_exits_with_4(command, bundle, reference, tmp_path):
+    rows, _ = lines(reference, 900, 11, feature_shift=8.0)
+    path, page = write(tmp_path / "p.jsonl", rows), tmp_path / "page.html"
+    arguments = ["monitor", "--bundle", bundle, path, "--state", tmp_path / "state", "--report", page]
+    code, output, _ = command(*arguments, "--images", tmp_path)
+    assert code == 4
+    assert "ALARM" in output
+    text = page.read_text()
+    assert "Alarm: images" in text
+    assert "http" not in text.replace("http-equiv", "")
+    code, _, error = command("monitor", "--bundle", bundle, tmp_path / "none.jsonl", "--state", tmp_path / "state")
+    assert code == 2
+    assert "none.jsonl" in error
+
+
+def test_old_bundle_without_reference_is_one_error(bundle, finished_run, tmp_path):
+    source = read_bundle(bundle)
+    files = {name: source.folder / name for name in source.manifest.files if name != REFERENCE}
+    write_bundle(
+        tmp_path / "old",
+        files,
+        policy=source.manifest.policy,
+        class_names=source.manifest.class_names,
+        data_fingerprint=source.manifest.data_fingerprint,
+    )
+    load_bundle(tmp_path / "old")
+    with pytest.raises(ArtifactError, match="no monitoring reference"):
+        monitor(tmp_path / "old", [], state=tmp_path / "state")
