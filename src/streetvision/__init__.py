@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from streetvision.bundle.predictor import Prediction, Predictor, load_bundle
     from streetvision.contracts.errors import StreetVisionError
     from streetvision.eval.thresholds import select_threshold_max_mcc
+    from streetvision.monitoring.update import monitor
 
     __version__: str
 
@@ -20,6 +21,7 @@ __all__ = [
     "StreetvisionClassifier",
     "cross_validate",
     "load_bundle",
+    "monitor",
     "select_threshold_max_mcc",
     "train",
 ]
@@ -33,6 +35,7 @@ _HOMES = {
     "StreetvisionClassifier": "streetvision.api.estimator",
     "cross_validate": "streetvision.api.runs",
     "load_bundle": "streetvision.bundle.predictor",
+    "monitor": "streetvision.monitoring.update",
     "select_threshold_max_mcc": "streetvision.eval.thresholds",
     "train": "streetvision.api.runs",
 }

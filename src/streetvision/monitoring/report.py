@@ -11,16 +11,50 @@ from streetvision.data.config import DEFAULT_LIMITS
 from streetvision.data.image_file import UndecodableImage
 from streetvision.data.quality import ImageQuality
 from streetvision.data.thumbnail import thumbnail
-from streetvision.eval.figures import BLUE, GREEN, ORANGE, draw_interval, legend_above, new_figure
 from streetvision.eval.report.html import environment, inline_image
 from streetvision.io.atomic import write_text_atomic
 from streetvision.monitoring.history import TESTS
 from streetvision.monitoring.monitor import LN10, Monitor
+from streetvision.monitoring.prevalence import BINS, LOGIT_LIMIT
 
 FloatArray = NDArray[np.float64]
 LISTED = 8
 """Rows of the table of what moved."""
-COLORS = dict(zip(TESTS, (BLUE, ORANGE), strict=True))
+WIDTH, HEIGHT = 700.0, 200.0
+"""Of a chart, in units of its SVG."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines as SVG, which needs no library for plots."""
+
+    lines: dict[str, str]
+    """Name -> points of an SVG polyline."""
+    low: float
+    high: float
+    last: int
+    """Number of images at the right edge."""
+    mark: float | None
+    """Height of the horizontal line in SVG units; None: there is none."""
+
+    @classmethod
+    def draw(
+        cls, x: FloatArray, lines: dict[str, FloatArray], low: float, high: float, *, mark: float | None = None
+    ) -> "Chart":
+        """Scale lines over x to WIDTH and HEIGHT; `mark` is the value of a horizontal line."""
+        last = float(x[-1]) if len(x) else 1.0
+
+        def height(value: float) -> float:
+            return HEIGHT * (high - value) / (high - low)
+
+        points = {
+            name: " ".join(
+                f"{WIDTH * at / last:.1f},{height(value):.1f}"
+                for at, value in zip(x.tolist(), values.tolist(), strict=True)
+            )
+            for name, values in lines.items()
+        }
+        return cls(points, low, high, int(last), None if mark is None else height(mark))
 
 
 @dataclass(frozen=True)
@@ -67,8 +101,8 @@ def write_report(path: Path, running: Monitor, *, images: Path | None) -> None:
             header=running.reference.header,
             limit=np.log10(len(status.tests) / status.alpha),
             movements=movements(running)[:LISTED],
-            martingale_plot=inline_image(_martingale_plot(running), alt="Martingales by image"),
-            prevalence_plot=inline_image(_prevalence_plot(running), alt="Mean probability by image"),
+            martingale_chart=_martingale_chart(running),
+            probability_chart=_probability_chart(running),
             examples=[] if images is None else _examples(running, images),
         )
     )
@@ -81,33 +115,20 @@ def _positions(running: Monitor) -> FloatArray:
     return ends
 
 
-def _martingale_plot(running: Monitor) -> bytes:
+def _martingale_chart(running: Monitor) -> Chart:
     history, status = running.state.history, running.status
-    with new_figure("Evidence against exchangeability") as (figure, png):
-        axes = figure.subplots()
-        for index, name in enumerate(TESTS):
-            if name in status.tests:
-                axes.plot(_positions(running), history.martingale[:, index] / LN10, color=COLORS[name], label=name)
-        axes.axhline(np.log10(len(status.tests) / status.alpha), color=GREEN, linestyle="--", label="alarm")
-        axes.set(xlabel="images that count", ylabel="log10 of the martingale")
-        legend_above(axes, 3)
-    return png.getvalue()
+    limit = float(np.log10(len(status.tests) / status.alpha))
+    lines = {str(name): history.martingale[:, index] / LN10 for index, name in enumerate(TESTS) if name in status.tests}
+    high = max([limit, *(float(values.max(initial=0)) for values in lines.values())])
+    low = min([0.0, *(float(values.min(initial=0)) for values in lines.values())])
+    return Chart.draw(_positions(running), lines, low, high + 0.5, mark=limit)
 
 
-def _prevalence_plot(running: Monitor) -> bytes:
-    history, centres = running.state.history, None
-    bins = history.probability.shape[1]
-    centres = 1 / (1 + np.exp(-((np.arange(bins) + 0.5) * 24 / bins - 12)))
+def _probability_chart(running: Monitor) -> Chart:
+    history = running.state.history
+    centres = 1 / (1 + np.exp(-((np.arange(BINS) + 0.5) * (2 * LOGIT_LIMIT / BINS) - LOGIT_LIMIT)))
     mean = history.probability @ centres / np.maximum(history.count, 1)
-    square = history.probability @ centres**2 / np.maximum(history.count, 1)
-    error = 1.96 * np.sqrt(np.maximum(square - mean**2, 0) / np.maximum(history.count, 1))
-    with new_figure("Mean calibrated probability") as (figure, png):
-        axes = figure.subplots()
-        draw_interval(axes, _positions(running), mean - error, mean + error, "95% interval of the mean")
-        axes.plot(_positions(running), mean, color=BLUE)
-        axes.set(xlabel="images that count", ylabel="mean probability", ylim=(0, 1))
-        legend_above(axes, 2)
-    return png.getvalue()
+    return Chart.draw(_positions(running), {"mean probability": mean}, 0.0, 1.0)
 
 
 def _examples(running: Monitor, folder: Path) -> list[tuple[Markup, str, float]]:
