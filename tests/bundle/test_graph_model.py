@@ -15,7 +15,7 @@ from streetvision.bundle.runtimes.capture import capture
 from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.bundle.torch_model import TorchModel
 from streetvision.bundle.view_fusion import inference_keys
-from streetvision.contracts.errors import StreetVisionError
+from streetvision.contracts.errors import TRAIN_MODULES, StreetVisionError
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import FusionConfig, FusionDescription, ModelConfig, TrainedFusionConfig, ViewsConfig
 from streetvision.models.fused import FusedClassifier
@@ -35,7 +35,7 @@ FUSIONS = {
         mode="cvfm_trained", views=VIEWS, trained=TrainedFusionConfig(latent_dim=8, attention_heads=2)
     ),
 }
-UNWANTED = ("torch", "torchvision", "lightning", "timm", "transformers")
+UNWANTED = tuple(sorted(TRAIN_MODULES))
 
 
 def smooth_image(height, width, phase=0.0):
@@ -185,6 +185,12 @@ def test_the_python_api_does_not_import_torch(exported_run, finished_run, image)
     assert output["loaded"] == []
     expected = load_bundle(finished_run / "export").predict(image)[0].probability
     assert output["probability"] == pytest.approx(expected, abs=0.01)
+
+
+def test_a_prediction_leaves_no_file_in_the_home_folder(exported_run, image, tmp_path):
+    """Runtimes would keep an identifier of the machine there, and send it with events."""
+    run_python("-c", PROGRAM, exported_run, image, HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_line_does_not_import_torch(exported_run, image):

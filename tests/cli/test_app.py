@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from streetvision.cli.app import GROUPS, VERBS
+from streetvision.contracts.errors import TRAIN_MODULES
 from tests.conftest import TINY_MODEL
 
 
@@ -33,6 +34,16 @@ def test_help_names_every_verb_and_imports_no_torch():
 
 
 SLOW_TO_LOAD = {"torch", "torchvision", "lightning", "transformers", "timm", "scipy", "matplotlib"}
+
+
+@pytest.mark.parametrize("words", [("train",), ("data", "check", "photos"), ("evaluate", "--bundle", "export")])
+def test_without_the_extra_train_a_verb_ends_with_what_to_install(words):
+    blocked = f"import sys\nsys.modules.update(dict.fromkeys({sorted(TRAIN_MODULES)}))\n"
+    code = f"{blocked}from streetvision.cli.app import main\nmain(sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'streetvision[train]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_user_error_is_reported_before_heavy_imports(finished_run):

@@ -1,9 +1,21 @@
+import importlib.metadata
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streetvision.contracts import errors
-from streetvision.contracts.errors import MAX_LISTED, StreetVisionError, unknown_name
+from streetvision.contracts.errors import (
+    MAX_LISTED,
+    TRAIN_MODULES,
+    ConfigError,
+    StreetVisionError,
+    missing_package,
+    unknown_name,
+)
 
 CODES = {
     "ConfigError": "config",
@@ -61,3 +73,18 @@ def test_the_hint_is_on_the_line_below_the_message():
     assert str(StreetVisionError("the disk is full", "free some space")) == "the disk is full\nfree some space"
     assert str(StreetVisionError("the disk is full")) == "the disk is full"
     assert StreetVisionError("the disk is full").hint is None
+
+
+def test_the_modules_of_the_extra_train_are_those_of_its_packages():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[<>=]", entry)[0] for entry in project["optional-dependencies"]["train"]}
+    packages = importlib.metadata.packages_distributions()
+    assert {name.lower() for module in TRAIN_MODULES for name in packages[module]} == names
+
+
+def test_a_missing_package_of_the_extra_is_a_config_error():
+    error = missing_package(ModuleNotFoundError("no torch", name="torch.nn"))
+    assert isinstance(error, ConfigError)
+    assert "streetvision[train]" in error.hint
+    assert missing_package(ModuleNotFoundError("a fault", name="streetvision.gone")) is None
+    assert missing_package(ModuleNotFoundError("without a name")) is None

@@ -83,14 +83,18 @@ TRAIN_MODULES = frozenset(
         "lightning",
         "matplotlib",
         "omegaconf",
+        "onnx",
+        "onnxscript",
         "peft",
         "pyarrow",
         "sklearn",
         "tensorboard",
+        "threadpoolctl",
         "timm",
         "torch",
         "torchvision",
         "transformers",
+        "yaml",
     }
 )
 """Modules of the packages in the extra `train`."""

@@ -1,10 +1,11 @@
 """ONNX Runtime on the CPU: one file that contains its weights. Imports torch only to write a graph."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ class OnnxGraph(Graph):
     package = "onnxruntime"
 
     def __init__(self, folder: Path, precision: Precision, threads: int) -> None:  # noqa: ARG002 (it is in the file)
-        runtime = import_extra("onnxruntime", install="onnxruntime")
+        runtime = _import_runtime("onnxruntime")
         content = (folder / self.files[0]).read_bytes()
         if names_another_file(content):  # which would not be covered by the digests of the bundle
             raise ArtifactError(f"{self.files[0]!r} reads its weights from another file", "export the bundle again")
@@ -58,7 +59,7 @@ class OnnxGraph(Graph):
         if precision == "fp32":
             _convert(program, path)
             return
-        quantization = import_extra("onnxruntime.quantization", install="streetvision[train]")
+        quantization = _import_runtime("onnxruntime.quantization")
         log_level = logging.root.level
         with TemporaryDirectory() as name:
             fp32 = Path(name) / cls.files[0]
@@ -68,6 +69,13 @@ class OnnxGraph(Graph):
                 quantization.quantize_dynamic(fp32, path, weight_type=quantization.QuantType.QInt8, per_channel=True)
             finally:
                 logging.root.setLevel(log_level)
+
+
+def _import_runtime(module: str) -> Any:
+    """Import ONNX Runtime or a part of it, without the events that it sends and the files that it keeps for them."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read at the import; the call is for an import before this one
+    import_extra("onnxruntime", install="onnxruntime").disable_telemetry_events()
+    return import_extra(module, install="streetvision[train]")
 
 
 def _convert(program: "torch.export.ExportedProgram", path: Path) -> None:
