@@ -78,6 +78,30 @@ def test_a_trained_fusion_gives_the_results_of_pytorch(attention_heads, tmp_path
         np.testing.assert_allclose(fused.weights, expected.weights[0].numpy()[views.mask], atol=1e-5)
 
 
+def test_evidence_of_tiles_gives_the_results_of_pytorch(tmp_path):
+    module = torch_fusion.EvidenceFusion(VIEWS, WIDTH).eval()
+    torch.nn.init.normal_(module.weight)
+    torch.nn.init.constant_(module.bias, -0.3)
+    save_file({key: value.numpy() for key, value in module.state_dict().items()}, tmp_path / "weights.safetensors")
+    description = FusionDescription(mode="mil", views=VIEWS)
+    fusion = ViewFusion(description, WIDTH, tmp_path / "weights.safetensors")
+    for seed in range(20):
+        features, logits, views = random_views(seed)
+        if seed == 0:
+            views = views._replace(mask=np.arange(VIEWS.count) == 0)
+        fused = fusion(features[views.mask], logits[views.mask], views)
+        with torch.inference_mode():
+            arguments = (torch.from_numpy(array)[None] for array in (features, logits, views.mask))
+            expected = module(*arguments, content_of(views))
+        np.testing.assert_allclose(fused.logits, expected.logits[0], atol=1e-5)
+        np.testing.assert_allclose(fused.weights, expected.weights[0].numpy()[views.mask], atol=1e-5)
+        assert np.array_equal(fused.logits, logits[0]) == (seed == 0)
+    with pytest.raises(ArtifactError, match="weight is"):
+        ViewFusion(description, WIDTH + 1, tmp_path / "weights.safetensors")
+    with pytest.raises(ArtifactError, match="needs weights"):
+        ViewFusion(description, WIDTH, None)
+
+
 def test_weights_of_another_fusion_are_rejected(tmp_path):
     _, description = trained_fusion(2, tmp_path)
     path = tmp_path / "weights.safetensors"

@@ -3,7 +3,7 @@ import torch
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.data.augmentation import get_batch_transform, get_train_transforms, get_val_transforms
-from streetvision.data.config import PLAIN, AugmentationConfig, AugMixConfig, GateConfig, TrivialAugmentWideConfig
+from streetvision.data.config import PLAIN, AugmentationConfig, AugMixConfig, TrivialAugmentWideConfig
 
 IMAGE = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -107,7 +107,7 @@ def test_a_batch_has_one_size_of_whole_patches():
         {"scales": ()},
         {"scales": (0.0, 1.0)},
         {"validator_distortion_p": 0.5, "validator_levels": ()},
-        {"gate": GateConfig(runs=3)},
+        {"gate_runs": 3},
         {"trivial_augment_wide": TrivialAugmentWideConfig(num_magnitude_bins=4)},
         {"aug_mix": AugMixConfig(severity=1)},
     ],

@@ -19,6 +19,7 @@ DESCRIPTIONS = {
         name: FusionDescription(mode="cvfm_inference", views=VIEWS, inference=FusionConfig(mode=name))
         for name in FUSIONS
     },
+    "mil": FusionDescription(mode="mil", views=VIEWS),
     "cvfm_trained": FusionDescription(mode="cvfm_trained", views=VIEWS, trained=TRAINED),
     "cvfm_trained, attending": FusionDescription(
         mode="cvfm_trained", views=VIEWS, trained=TrainedFusionConfig(latent_dim=8, attention_heads=2)
@@ -26,8 +27,8 @@ DESCRIPTIONS = {
 }
 
 
-def is_trained(name):
-    return DESCRIPTIONS[name].trained is not None
+def is_fitted(name):
+    return DESCRIPTIONS[name].has_weights
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,8 @@ def classifier():
 
 def fused(classifier, name, **options):
     model = FusedClassifier(classifier, DESCRIPTIONS[name], **options).eval()
-    if is_trained(name):
-        torch.nn.init.normal_(model.fusion.correction.weight)
+    if is_fitted(name):
+        torch.nn.init.normal_(model.fusion.weight if name == "mil" else model.fusion.correction.weight)
     return model
 
 
@@ -64,7 +65,7 @@ class TestEveryMode:
             [classifier(pixels) for pixels in views.pixels]
         )  # includes masked views, which must not count
         content = content_fraction(views.content, (32, 32))
-        expected = model.fusion(view_logits, views.mask, content) if not is_trained(name) else None
+        expected = model.fusion(view_logits, views.mask, content) if not is_fitted(name) else None
         if expected is None:
             features = torch.stack([classifier.embed(pixels) for pixels in views.pixels])
             expected = model.fusion(features, view_logits, views.mask, content).logits
@@ -85,7 +86,10 @@ class TestEveryMode:
             torch.testing.assert_close(output.logits, model(views))
         assert (output.weights[~views.mask] == 0).all()
         assert output.view_logits.shape == (3, VIEWS.count, 2)
-        if name not in ("noisy_or", "weighted_uncertainty"):  # their influences do not add up to 1
+        if name == "mil":
+            assert torch.equal(output.weights[:, 0], torch.ones(3))
+            torch.testing.assert_close(output.weights[:, 1:].sum(1), views.mask[:, 1:].any(dim=1).float())
+        elif name not in ("noisy_or", "weighted_uncertainty"):  # their influences do not add up to 1
             torch.testing.assert_close(output.weights.sum(1), torch.ones(3), atol=1e-5, rtol=0)
 
 

@@ -198,7 +198,7 @@ def test_the_hint_names_the_choices_that_have_the_setting():
         ([FUSE, "phase4c=single_view"], ["phase4c_cvfm", "phase4c.mode=single_view"]),
         (["phase4c=cvfm", "phase6.policy=threshold"], ["phase6.policy=threshold", "phase4c.mode=cvfm_trained"]),
         (["phase4c=cvfm", "phase5.method=mac_cal"], ["phase5.method=mac_cal", "phase4c.mode=cvfm_trained"]),
-        (["training=full", "hardware.devices=2", "augmentation.gate.epochs=1"], ["augmentation.gate"]),
+        (["training=full", "hardware.devices=2", "augmentation.gate=on"], ["augmentation.gate"]),
         (["model.backbone.width=64"], ["width"]),
         (["hardware.devices=2"], ["training.mode=auto"]),
     ],
@@ -268,14 +268,15 @@ def test_a_default_group_file_equals_the_defaults_of_the_model(file, section):
     assert {key: dumped[key] for key in values} == values
 
 
-def test_phase4c_cvfm_alone_selects_the_trained_fusion(tmp_path):
+def test_phase4c_cvfm_alone_selects_mil_unless_a_setting_of_the_trained_fusion_is_given(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("pipeline: {phases: [phase1, phase4c_cvfm]}\n")
-    packaged = compose_config(["phase4c=cvfm"]).phase4c
+    packaged = compose_config(["phase4c=mil"]).phase4c
     assert compose_config([FUSE]).phase4c == compose_config([], file=file).phase4c == packaged
-    assert compose_config([FUSE, "phase4c.mode=multiview_mean"]).phase4c.mode == "multiview_mean"
-    assert compose_config([FUSE, "phase4c.epochs=3"]).phase4c == packaged.model_copy(update={"epochs": 3})
+    assert compose_config([FUSE, "phase4c.views.rows=2"]).phase4c.mode == "mil"
+    assert compose_config([FUSE, "phase4c.epochs=2"]).phase4c.mode == "cvfm_trained"
     assert compose_config([FUSE, "model.multiview.cvfm.mode=inference"]).phase4c.mode == "cvfm_inference"
+    assert compose_config([FUSE, "phase4c.mode=multiview_mean"]).phase4c.mode == "multiview_mean"
     assert compose_config([]).phase4c.mode == "single_view"
 
 

@@ -28,10 +28,12 @@ from tests.conftest import TINY_MODEL
 PHASES_OF_VIEWS = "pipeline.phases=[phase4c_cvfm,phase5,phase6]"
 GRID = ["phase4c.views.rows=1", "phase4c.views.columns=2", "phase5.folds=2", "phase4c.gate=off"]
 MODES = {
+    "mil": ["phase4c=mil", *GRID],
     "multiview_mean": ["phase4c.mode=multiview_mean", *GRID],
     "cvfm_inference": ["phase4c.mode=cvfm_inference", "phase4c.inference.mode=noisy_or", *GRID],
     "cvfm_trained": ["phase4c=cvfm", *GRID, "phase4c.epochs=6", "phase4c.batch_size=16", "phase4c.learning_rate=0.01"],
 }
+FITTED = ("mil", "cvfm_trained")
 
 
 @pytest.fixture(scope="module", params=MODES)
@@ -85,10 +87,10 @@ def test_policies_name_their_scores(fused_run):
     assert read_json(schema.scrc_params_json)["scores"] == fused
     assert read_json(schema.thresholds_json)["scores"] == single
     assert single["fusion"] is None
-    weights = sha256_file(schema.cvfm_weights) if mode == "cvfm_trained" else None
+    weights = sha256_file(schema.cvfm_weights) if mode in FITTED else None
     assert fused["fusion"] == {"description_sha256": sha256_file(schema.cvfm_config_json), "weights_sha256": weights}
     assert fused["model_sha256"] == single["model_sha256"]
-    assert (schema.export_dir / "cvfm_weights.pth").exists() == (mode == "cvfm_trained")
+    assert (schema.export_dir / "cvfm_weights.pth").exists() == (mode in FITTED)
 
 
 def test_evaluation_predictor_and_command_give_the_same_numbers(fused_run, command, tmp_path):
@@ -173,7 +175,8 @@ def test_every_view_is_explained(fused_run, scenes, tmp_path, command):
     if mode == "multiview_mean":
         assert logits.mean().item() == pytest.approx(some - none, abs=1e-4)
     if mode != "cvfm_inference":
-        assert weights.sum().item() == pytest.approx(1, abs=1e-4)
+        # Of mil: 1 for the global view, and 1 for all tiles.
+        assert weights.sum().item() == pytest.approx(2 if mode == "mil" else 1, abs=1e-4)
     assert [path.name for path in (tmp_path / "p").iterdir()] == [f"0001-{image.stem}.png"]
 
 

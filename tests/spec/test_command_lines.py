@@ -71,6 +71,8 @@ def typed_run(scenes, tmp_path_factory):
             shutil.copytree(schema.phase2_dir, kept / "phase2")
         if task == 88:
             shutil.copy(schema.explora_metrics_csv, kept / "explora.csv")
+        if task == 126:
+            shutil.copy(schema.cvfm_config_json, kept / "cvfm.json")
     bundle = schema.export_dir / "bundle.json"
     codes[191] = run_command(f"python scripts/evaluate_cli.py --bundle {bundle}", schema, scenes)
     return schema, codes, kept
@@ -122,11 +124,12 @@ def test_phase_4a_lowers_its_loss_and_writes_the_backbone(typed_run):
 @pytest.mark.slow
 @pytest.mark.spec(119, 121, 123, 124, 127, 128, 132, 165)
 def test_the_trained_fusion_is_exported_and_used(typed_run):
-    schema, _, _ = typed_run
+    schema, _, kept = typed_run
+    assert read_json(kept / "cvfm.json")["mode"] == "cvfm_trained"
     assert schema.cvfm_weights.is_file()
     assert schema.manifest("phase4c_cvfm").is_file()
     predictor = load_bundle(schema.export_dir)
-    assert predictor.inference == "cvfm_trained"
+    assert predictor.inference == "mil"  # the default without a setting of the trained fusion
     assert (schema.export_dir / "cvfm_weights.pth").is_file()
 
 

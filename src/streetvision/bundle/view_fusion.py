@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-from scipy.special import erf, log_softmax, softmax
+from scipy.special import erf, log_softmax, logsumexp, softmax
 
 from streetvision.contracts.errors import ArtifactError
 from streetvision.eval.counts import FloatArray
 from streetvision.models.config import FusionConfig, FusionDescription, FusionMode
-from streetvision.models.views import ViewArrays, view_distances
+from streetvision.models.views import ViewArrays, evidence_sharpness, view_distances
 
 MIN_LOG_ODDS = -80.0
 """Lower bound of a view's log-odds in noisy_or; exp(-80) is practically 0."""
@@ -113,7 +113,7 @@ class ViewFusion:
         self.description = description
         self._config = description.inference or FusionConfig()
         self._weights: dict[str, NDArray[np.float32]] | None = None
-        if description.trained is not None:
+        if description.has_weights:
             if weights is None:
                 raise ArtifactError(f"fusion mode {description.mode} needs weights, but no file is given")
             self._weights = _load_weights(weights, description, feature_dim)
@@ -132,7 +132,11 @@ class ViewFusion:
         content = (right - left) * (bottom - top) / (height * width)  # the fraction that is not padding
         exact = logits.astype(np.float64)
         if self._weights is not None:
-            correction, weights = self._correction(features.astype(np.float64), content, np.flatnonzero(views.mask))
+            inputs, indices = features.astype(np.float64), np.flatnonzero(views.mask)
+            if self.description.mode == "mil":
+                correction, weights = self._evidence(inputs, indices)
+            else:
+                correction, weights = self._correction(inputs, content, indices)
             single_view = exact[0] if views.mask[0] else exact.mean(axis=0)
             return FusedViews(single_view + correction, weights)
         fuse = FUSIONS[self._config.mode]
@@ -148,6 +152,19 @@ class ViewFusion:
             change = fuse(logits + step, content, self._config) - fuse(logits - step, content, self._config)
             derivatives[view] = (change[1] - change[0]) / (2 * DERIVATIVE_STEP)
         return derivatives
+
+    def _evidence(self, features: FloatArray, indices: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
+        """What the tiles add to the logits of the global view (2,), and the weight (V,) of each view."""
+        w = self._weights
+        assert w is not None
+        weights, is_tile = np.ones(len(features)), indices > 0
+        if not is_tile.any():
+            return np.zeros(2), weights
+        beta = evidence_sharpness(self.description.views.count - 1)
+        scaled = beta * (_normalise(features[is_tile]) @ w["weight"].astype(np.float64))
+        weights[is_tile] = softmax(scaled)
+        evidence = (logsumexp(scaled) - np.log(len(scaled))) / beta + float(w["bias"])
+        return np.array([-evidence / 2, evidence / 2]), weights
 
     def _correction(
         self, features: FloatArray, content: FloatArray, indices: NDArray[np.intp]
@@ -181,12 +198,13 @@ class ViewFusion:
 
 
 def inference_keys(state: Mapping[str, object]) -> list[str]:
-    """Return the keys of a TrainableCVFM state dict that prediction needs: all except the decoders."""
+    """Return the keys of the state dict of a fusion that prediction needs: all except the decoders."""
     return [key for key in state if not key.startswith("decoder")]
 
 
 def _load_weights(path: Path, description: FusionDescription, feature_dim: int) -> dict[str, NDArray[np.float32]]:
-    assert description.trained is not None
+    if description.trained is None:
+        return _read_weights(path, {"weight": (feature_dim,), "bias": ()})
     count, width, heads = description.views.count, description.trained.latent_dim, description.trained.attention_heads
     shapes: dict[str, tuple[int, ...]] = {
         "encoder.0.weight": (feature_dim,),
@@ -211,6 +229,11 @@ def _load_weights(path: Path, description: FusionDescription, feature_dim: int) 
             "attention.out.bias": (width,),
             "attention.slopes": (heads,),
         }
+    return _read_weights(path, shapes)
+
+
+def _read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
+    """The arrays of a file, which must have these names and shapes."""
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -231,7 +254,12 @@ def _linear(x: FloatArray, weights: Mapping[str, NDArray[np.float32]], name: str
 
 
 def _layer_norm(x: FloatArray, weights: Mapping[str, NDArray[np.float32]], name: str) -> FloatArray:
+    result: FloatArray = _normalise(x) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    return result
+
+
+def _normalise(x: FloatArray) -> FloatArray:
+    """A LayerNorm without parameters."""
     centred = x - x.mean(axis=-1, keepdims=True)
-    scale = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
-    result: FloatArray = centred / scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    result: FloatArray = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
     return result

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from streetvision.contracts.errors import ConfigError
-from streetvision.contracts.settings import RESULT_NEUTRAL, Section, Seed, no_effect
+from streetvision.contracts.settings import RESULT_NEUTRAL, GateSetting, Section, Seed, no_effect
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.records import fold_name
 from streetvision.data.splitting.partition import FEWEST_FOLDS, MAX_FOLDS, Fractions
@@ -153,17 +153,6 @@ class LoaderConfig(Section):
         return max(0, (os.cpu_count() or 1) - 2) if self.num_workers is None else self.num_workers
 
 
-class GateConfig(Section):
-    """Short paired runs with and without the augmentation, which decide whether it is used."""
-
-    epochs: int = Field(default=0, ge=0)
-    """Epochs of each run; 0: no gate."""
-    runs: int = Field(default=2, ge=1)
-    """Pairs of runs, each with its own seed."""
-    tolerance: float = Field(default=0.03, ge=0)
-    """Loss of VAL_SELECT MCC above which the augmentation is rejected."""
-
-
 class TrivialAugmentWideConfig(Section):
     """TrivialAugmentWide: one random operation of random strength per image.
 
@@ -221,8 +210,13 @@ class AugmentationConfig(Section):
     and AugMix."""
     validator_levels: tuple[Level, ...] = (0, 1, 2, 3)
     """Levels of these distortions, with equal probability."""
-    gate: GateConfig = GateConfig()
-    """Short paired runs that decide whether the augmentation is used."""
+    gate: GateSetting = "off"
+    """Short paired runs with and without the augmentation. on: it is used only if they have a lower NLL on VAL_SELECT;
+    only_report: it is used, and both are compared; off: no such runs."""
+    gate_epochs: int = Field(default=2, ge=1)
+    """Epochs of each run."""
+    gate_runs: int = Field(default=2, ge=1)
+    """Pairs of runs, each with its own seed."""
 
     @model_validator(mode="after")
     def _check_effect(self) -> Self:
@@ -234,8 +228,9 @@ class AugmentationConfig(Section):
         if self.validator_distortion_p == 0 and self.validator_levels != (0, 1, 2, 3):
             key = "augmentation.validator_distortion_p"
             raise no_effect("augmentation.validator_levels", f"{key}=0", f"set {key}=0.5")
-        if self.gate.epochs == 0 and self.gate != GateConfig():
-            raise no_effect("augmentation.gate", "augmentation.gate.epochs=0", "set augmentation.gate.epochs=2")
+        for name in ("gate_epochs", "gate_runs"):
+            if self.gate == "off" and getattr(self, name) != type(self).model_fields[name].default:
+                raise no_effect(f"augmentation.{name}", "augmentation.gate=off", "set augmentation.gate=on")
         if not self.scales or min(self.scales) <= 0 or not self.validator_levels:
             raise ConfigError(
                 "augmentation.scales must be positive, and neither it nor validator_levels may be empty",

@@ -12,7 +12,7 @@ from streetvision.contracts.settings import RESULT_NEUTRAL, Section, no_effect
 from streetvision.models.backbone import BackboneConfig
 
 FusionMode = Literal["simple_mean", "weighted_uncertainty", "content_aware", "top_k", "max", "noisy_or"]
-FusedMode = Literal["multiview_mean", "cvfm_inference", "cvfm_trained"]
+FusedMode = Literal["multiview_mean", "cvfm_inference", "cvfm_trained", "mil"]
 
 
 class HeadConfig(Section):
@@ -44,8 +44,9 @@ AnyHeadConfig = Annotated[LinearHeadConfig | MlpHeadConfig, Field(discriminator=
 class CvfmChoice(Section):
     """The fusion of `phase4c_cvfm` by default."""
 
-    mode: Literal["trained", "inference"] = "trained"
-    """Fusion of phase4c_cvfm if `phase4c.mode` is not set: cvfm_trained or cvfm_inference."""
+    mode: Literal["trained", "inference"] | None = None
+    """Fusion of phase4c_cvfm if `phase4c.mode` is not set: cvfm_trained or cvfm_inference. null: mil, or
+    cvfm_trained if one of its settings is given."""
 
 
 class MultiViewConfig(Section):
@@ -317,7 +318,8 @@ class FusionDescription(Artifact):
 
     schema_version: Literal[1] = 1
     mode: FusedMode
-    """multiview_mean: mean of the logits; cvfm_inference: a mode of FUSIONS; cvfm_trained: TrainableCVFM."""
+    """multiview_mean: mean of the logits; cvfm_inference: a mode of FUSIONS; cvfm_trained: TrainableCVFM; mil:
+    EvidenceFusion."""
     views: ViewsConfig
     inference: FusionConfig | None = None
     """cvfm_inference: its settings."""
@@ -330,3 +332,8 @@ class FusionDescription(Artifact):
         if settings != (self.mode == "cvfm_inference", self.mode == "cvfm_trained"):
             raise ValueError(f"mode {self.mode} does not match the settings of the fusion")
         return self
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the fusion is fitted, and so has a file of weights."""
+        return self.mode in ("cvfm_trained", "mil")

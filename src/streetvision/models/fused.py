@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from streetvision.contracts.errors import ArtifactError
 from streetvision.io.tensors import load_into, load_state
 from streetvision.models.config import FusionConfig, FusionDescription
-from streetvision.models.fusion import InferenceCVFM, TrainableCVFM, influence
+from streetvision.models.fusion import EvidenceFusion, InferenceCVFM, TrainableCVFM, influence
 from streetvision.models.module import N_CLASSES, ImageClassifier
 from streetvision.models.multi_view import Views, content_fraction, make_views, map_views
 from streetvision.models.views import VIEW_CHUNK_SIZE
@@ -42,11 +42,13 @@ class FusedClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.classifier, self.description, self.chunk_size = classifier, description, chunk_size
-        self.fusion: InferenceCVFM | TrainableCVFM
-        if description.trained is None:
-            self.fusion = InferenceCVFM(description.inference or FusionConfig())
-        else:
+        self.fusion: InferenceCVFM | TrainableCVFM | EvidenceFusion
+        if description.trained is not None:
             self.fusion = TrainableCVFM(description.views, classifier.width, N_CLASSES, description.trained)
+        elif description.mode == "mil":
+            self.fusion = EvidenceFusion(description.views, classifier.width)
+        else:
+            self.fusion = InferenceCVFM(description.inference or FusionConfig())
 
     @property
     def views_per_image(self) -> int:
@@ -69,10 +71,10 @@ class FusedClassifier(nn.Module):
         """Fuse features (B, V, P) with mask (B, V) and content (B, V) to logits (B, C)."""
         logits: Tensor = self.classifier.head(features)
         fused: Tensor
-        if isinstance(self.fusion, TrainableCVFM):
-            fused = self.fusion(features, logits, mask, content).logits
-        else:
+        if isinstance(self.fusion, InferenceCVFM):
             fused = self.fusion(logits, mask, content)
+        else:
+            fused = self.fusion(features, logits, mask, content).logits
         return fused
 
     def forward(self, views: Views) -> Tensor:
@@ -83,11 +85,11 @@ class FusedClassifier(nn.Module):
         """Return the fused logits together with the logits and the influence of each view."""
         features, mask, content = self.embed(views), views.mask, self.content(views)
         logits: Tensor = self.classifier.head(features)
-        if isinstance(self.fusion, TrainableCVFM):
-            output = self.fusion(features, logits, mask, content)
-            return FusionOutput(output.logits, logits, output.weights)
-        weights = influence(logits, mask, content, self.fusion.config)
-        return FusionOutput(self.fusion(logits, mask, content), logits, weights)
+        if isinstance(self.fusion, InferenceCVFM):
+            weights = influence(logits, mask, content, self.fusion.config)
+            return FusionOutput(self.fusion(logits, mask, content), logits, weights)
+        output = self.fusion(features, logits, mask, content)
+        return FusionOutput(output.logits, logits, output.weights)
 
 
 Model: TypeAlias = ImageClassifier | FusedClassifier
@@ -111,16 +113,19 @@ def load_fused(
     Args:
         classifier: Computes features and logits of each view.
         description: The fusion.
-        weights: File with the state dict of TrainableCVFM; None for a fusion without parameters.
+        weights: File with the state dict of the fusion; None for a fusion without parameters.
         chunk_size: Views per forward pass of the backbone.
 
     Raises:
         ArtifactError: `description` and `weights` do not belong together.
     """
-    if (description.trained is None) != (weights is None):
+    if description.has_weights != (weights is not None):
         problem = "has no weights, but a file is given" if weights else "needs weights, but no file is given"
         raise ArtifactError(f"fusion mode {description.mode} {problem}")
     state = {} if weights is None else load_state(weights)
+    if description.mode == "mil" and ("weight" not in state or state["weight"].shape != (classifier.width,)):
+        actual = tuple(state["weight"].shape) if "weight" in state else None
+        raise ArtifactError(f"{str(weights)!r} does not fit: weight {actual}, expected {(classifier.width,)}")
     if description.trained is not None:
         # Checked before the module is built, because an untrusted description may ask for any size.
         expected = (description.views.count, description.trained.latent_dim, classifier.width)

@@ -50,6 +50,14 @@ def view_distances(config: ViewsConfig) -> NDArray[np.float32]:
     return distances
 
 
+def evidence_sharpness(tiles: int) -> float:
+    """Return beta of the log-sum-exp over tiles, log(tiles).
+
+    One tile with the evidence e, among tiles with none, then counts for about e - 1, however many tiles there are.
+    """
+    return float(np.log(max(tiles, 2)))
+
+
 def _spans(length: int, count: int, overlap: float) -> list[tuple[int, int]]:
     """`count` spans of equal size from 0 to `length`; neighbours share at least the fraction `overlap` of a span."""
     # count spans with count - 1 overlaps cover size * (count - (count - 1) * overlap).

@@ -64,14 +64,19 @@ def starts_adapted(context: Context) -> bool:
 
 
 def gate_notes(schema: ArtifactSchema) -> list[str]:
-    """The decisions on adaptation and fusion that the model of this run follows, one sentence each."""
+    """The decisions of the gates that the model of this run follows, one sentence each."""
     notes = []
     for phase, path, stage in (
         ("phase1", schema.adaptation_gate_json, "The adaptation of the backbone"),
+        ("phase1", schema.augmentation_gate_json, "The augmentation"),
+        ("phase1", schema.finetuning_gate_json, "Fine-tuning"),
         ("phase5", schema.fusion_gate_json, "The fusion of views"),
     ):
         manifest = schema.manifest(phase)
-        if manifest.is_file() and relative(path, schema.output_dir) in read_manifest(manifest).inputs:
+        if not manifest.is_file():
+            continue
+        files, name = read_manifest(manifest), relative(path, schema.output_dir)
+        if name in files.inputs or name in files.outputs:
             gate = validate_json(path, Gate)
             notes.append(f"{stage} is {'kept' if gate.ships else 'left out'}: {gate.reason}.")
     return notes

@@ -9,10 +9,10 @@ from streetvision.contracts.phase import Context
 from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import PLAIN, AugmentationConfig, LoaderConfig
-from streetvision.eval.bootstrap import paired_difference
+from streetvision.eval.metrics import positive_probability
 from streetvision.eval.predictions import Predictions
-from streetvision.io.atomic import write_json_atomic
 from streetvision.models.module import Classifier
+from streetvision.pipeline.gates import decide
 from streetvision.pipeline.image_training import fit_images
 from streetvision.training.config import FinetuningConfig
 from streetvision.training.scoring import apply_to_batches, evaluation_loader
@@ -20,57 +20,48 @@ from streetvision.training.trainer import TrainerOptions, seed_all
 
 
 def accepted_augmentation(context: Context, classifier: Classifier, training: FinetuningConfig) -> AugmentationConfig:
-    """The configured policy, or PLAIN if the policy lowers VAL_SELECT MCC by more than the tolerance.
+    """The configured policy, or PLAIN if the gate leaves it out.
 
     Every run starts from a copy of `classifier`, whose trainable parameters are marked. The two runs of a pair share
-    seed and order of rows. augmentation_gate.json records the decision and the interval of the difference. VAL_SELECT
-    decides, so this is model selection like that of the epoch.
+    seed and order of rows. The NLL is that of the mean probability over the runs.
     """
-    policy, progress = context.settings(AugmentationConfig), context.progress
-    gate = policy.gate
-    if gate.epochs == 0:
+    policy = context.settings(AugmentationConfig)
+    if policy.gate == "off":
         return policy
-    runs = [(number, variant) for number in range(gate.runs) for variant in (policy, PLAIN)]
+    runs = [(number, variant) for number in range(policy.gate_runs) for variant in (policy, PLAIN)]
     probabilities = [
         _probabilities(context, classifier, training, *run)
-        for run in progress.track(runs, total=len(runs), label="gate")
+        for run in context.progress.track(runs, total=len(runs), label="gate")
     ]
-    rows = context.rows(Split.VAL_SELECT) * gate.runs
-    labels = [row.label for row in rows]
-    # All runs predict the same rows, so a row is resampled with all its predictions.
-    groups = [row.group or row.path for row in rows]
-    augmented, plain = (Predictions(labels, np.concatenate(probabilities[start::2]), groups) for start in (0, 1))
-    difference = paired_difference(augmented, plain)["mcc"]
-    rejected = difference.estimate < -gate.tolerance
-    write_json_atomic(
-        context.schema.augmentation_gate_json,
-        {
-            "decision": "rejected" if rejected else "accepted",
-            "mcc_difference": difference.estimate,
-            "interval": [difference.low, difference.high],
-            "method": difference.method,
-            "units": difference.units,
-            "tolerance": gate.tolerance,
-            "epochs": gate.epochs,
-            "runs": gate.runs,
-            "policy": policy.model_dump(mode="json", exclude={"gate"}),
+    rows = context.rows(Split.VAL_SELECT)
+    labels, groups = [row.label for row in rows], [row.group or row.sha256 for row in rows]
+    augmented, plain = (Predictions(labels, np.mean(probabilities[start::2], axis=0), groups) for start in (0, 1))
+    gate = decide(
+        policy.gate,
+        augmented,
+        plain,
+        stage="the augmentation",
+        section="augmentation",
+        path=context.schema.augmentation_gate_json,
+        progress=context.progress,
+        details={
+            "epochs": policy.gate_epochs,
+            "runs": policy.gate_runs,
+            "policy": policy.model_dump(mode="json", exclude={"gate", "gate_epochs", "gate_runs"}),
         },
     )
-    if rejected:
-        progress.warn(
-            f"augmentation rejected: it lowers VAL_SELECT MCC by {-difference.estimate:.3f} in short runs; training "
-            "continues without it (see phase1/augmentation_gate.json)"
-        )
-    return PLAIN if rejected else policy
+    if not gate.ships:
+        context.progress.warn(f"training continues without augmentation: {gate.reason}")
+    return policy if gate.ships else PLAIN
 
 
 def _probabilities(
     context: Context, start: Classifier, training: FinetuningConfig, run: int, policy: AugmentationConfig
-) -> NDArray[np.float32]:
+) -> NDArray[np.float64]:
     """Probabilities of class 1 on VAL_SELECT after a short run."""
     select = context.rows(Split.VAL_SELECT)
     config = training.model_copy(
-        update={"epochs": context.settings(AugmentationConfig).gate.epochs, "seed": training.seed + run}
+        update={"epochs": context.settings(AugmentationConfig).gate_epochs, "seed": training.seed + run}
     )
     seed_all(config.seed)
     classifier = copy.deepcopy(start)
@@ -78,5 +69,4 @@ def _probabilities(
     loader = context.settings(LoaderConfig)
     with evaluation_loader(classifier, select, root=context.data_root, loader=loader) as batches:
         logits, _ = apply_to_batches(classifier, batches, total=len(batches), label="gate", progress=Silent())
-    probabilities: NDArray[np.float32] = logits.softmax(dim=1)[:, 1].numpy()
-    return probabilities
+    return positive_probability(logits.numpy())

@@ -60,14 +60,13 @@ class Trained:
     """The augmentation; None if nothing is fine-tuned."""
 
 
-def train(context: Context, config: TrainingConfig, classifier: Classifier, *, gated: bool) -> Trained:
+def train(context: Context, config: TrainingConfig, classifier: Classifier) -> Trained:
     """Train on TRAIN, select on VAL_SELECT, and save the checkpoints, the description and the metrics.
 
     Args:
         context: Of phase 1, under split or in a fold of cross_fit.
         config: Settings of the training.
         classifier: Is trained.
-        gated: Take the fine-tuned weights only if they are better than the probe with some confidence.
     """
     probe = None
     if is_solvable(context.settings(ModelConfig).head, config.loss):
@@ -97,7 +96,7 @@ def train(context: Context, config: TrainingConfig, classifier: Classifier, *, g
             features = cached_features(context, classifier, Split.TRAIN)
             fitted = fit_head(classifier, config, context, loggers, features)
     from_probe = None if probe is None else start
-    merge_error, interpolated = _save(fitted, classifier, context, config, from_probe, gated=gated)
+    merge_error, interpolated = _save(fitted, classifier, context, config, from_probe)
     return Trained(config, fitted, probe, interpolated, merge_error, n_trainable, policy)
 
 
@@ -198,8 +197,6 @@ def _save(
     context: Context,
     config: TrainingConfig,
     start: dict[str, Tensor] | None,
-    *,
-    gated: bool,
 ) -> tuple[float | None, Interpolated | None]:
     """Write the checkpoints with adapters merged, and the metrics.
 
@@ -209,7 +206,6 @@ def _save(
         context: Of phase 1.
         config: Settings of the training.
         start: State dict of the probe; the best fine-tuned weights are interpolated with it. None: there is no probe.
-        gated: See `train`.
 
     Returns:
         The largest merge error of a logit, and the interpolation.
@@ -224,8 +220,8 @@ def _save(
         prefix = "head." if config.mode == "frozen" else ""  # a frozen backbone trains the head on its own
         named = {f"{prefix}{name}": value for name, value in tensors.items()}
         state, error = merged_state_dict(classifier, named, images)
-        if path == schema.phase1_checkpoint and start is not None and config.mode != "frozen":
-            interpolated = pick_share(state, start, context, classifier.description, gated=gated)
+        if path == schema.phase1_checkpoint and start is not None and isinstance(config, FinetuningConfig):
+            interpolated = pick_share(state, start, context, config, classifier.description)
             state = interpolated.state
         save_tensors(path, state)
         if error is not None:

@@ -25,6 +25,7 @@ from streetvision.io.atomic import sha256_json
 from streetvision.io.user_paths import user_path
 from streetvision.io.yaml_files import read_yaml
 from streetvision.pipeline.settings import RunConfig, all_settings, unknown_setting
+from streetvision.training.config import MilConfig
 
 Tree = dict[str, Any]
 """Settings by name, nested by section."""
@@ -220,7 +221,11 @@ def _set_defaults(tree: Tree, values: Mapping[str, object]) -> Tree:
     pipeline, model = tree.setdefault("pipeline", {}), tree["model"]
     phases = pipeline.get("phases")
     fuses = isinstance(phases, list) and "phase4c_cvfm" in phases
-    mode = f"cvfm_{model.get('multiview', {}).get('cvfm', {}).get('mode', 'trained')}"
+    given = {key.split(".")[1] for key in values if key.startswith("phase4c.")}
+    # Settings that mil does not have are those of a trained fusion.
+    mode = "mil" if given <= MilConfig.model_fields.keys() else "cvfm_trained"
+    if CVFM_CHOICE in values:
+        mode = f"cvfm_{values[CVFM_CHOICE]}"
     if fuses and not values.keys() & {"phase4c", "phase4c.mode"}:
         tree["phase4c"]["mode"] = mode
     elif CVFM_CHOICE in values and not (fuses and tree["phase4c"]["mode"] == mode):

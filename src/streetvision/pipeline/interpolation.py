@@ -5,20 +5,23 @@ References:
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from streetvision.contracts.phase import Context
+from streetvision.contracts.policies import Gate
+from streetvision.contracts.progress import Silent
+from streetvision.contracts.settings import GateSetting
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import LoaderConfig
-from streetvision.eval.gate import GateDecision, compare_nll
-from streetvision.eval.metrics import positive_probability
+from streetvision.eval.metrics import nll, positive_probability
 from streetvision.eval.predictions import Predictions
-from streetvision.io.atomic import write_json_atomic
 from streetvision.io.tensors import load_into
 from streetvision.models.config import ClassifierDescription
 from streetvision.models.module import build_classifier
+from streetvision.pipeline.gates import decide
+from streetvision.training.config import FinetuningConfig
 from streetvision.training.scoring import apply_to_batches, evaluation_loader
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -29,13 +32,17 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 class Interpolated:
     """The weights that ship."""
 
-    share: float
-    """Share of the fine-tuned weights; 0: the probe ships."""
     state: dict[str, Tensor]
-    predictions: Predictions
-    """Of VAL_SELECT."""
-    gate: GateDecision
-    """The best share above 0 against the probe."""
+    gate: Gate
+    """The decision; its share of the fine-tuned weights is 0 if the probe ships."""
+    predictions: Predictions | None
+    """Of VAL_SELECT by the weights that ship; None for training.gate=off."""
+
+    @property
+    def share(self) -> float:
+        """Share of the fine-tuned weights that ships."""
+        assert self.gate.share is not None
+        return self.gate.share
 
 
 def interpolate(state: Mapping[str, Tensor], start: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -51,45 +58,52 @@ def pick_share(
     tuned: Mapping[str, Tensor],
     start: Mapping[str, Tensor],
     context: Context,
+    config: FinetuningConfig,
     description: ClassifierDescription,
-    *,
-    gated: bool,
 ) -> Interpolated:
-    """Choose the share with the lowest NLL on VAL_SELECT, and write gate.json.
+    """Choose the share with the lowest NLL on VAL_SELECT, decide whether it ships, and write gate.json.
+
+    In a fold of cross_fit the best share above 0 is taken: the decision follows from the rows of all folds.
 
     Args:
         tuned: State dict after fine-tuning, with adapters merged.
         start: State dict of the probe.
         context: Of phase 1.
+        config: Has the setting of the gate.
         description: The classifier.
-        gated: Take a share above 0 only if it is better than the probe with the confidence of `compare_nll`.
     """
-    rows, loader = context.rows(Split.VAL_SELECT), context.settings(LoaderConfig)
-    labels = [row.label for row in rows]
-    groups = [row.group or row.sha256 for row in rows]
+    in_fold = context.fold is not None
+    setting: GateSetting = "only_report" if in_fold and config.gate == "on" else config.gate
     predictions: dict[float, Predictions] = {}
-    for share in SHARES:
-        classifier = build_classifier(description)
-        load_into(classifier, interpolate(tuned, start, share), source="the interpolated weights")
-        with evaluation_loader(classifier, rows, root=context.data_root, loader=loader) as batches:
-            logits, _ = apply_to_batches(
-                classifier, batches, total=len(batches), label=f"share {share:.0%}", progress=context.progress
-            )
-        predictions[share] = Predictions(labels, positive_probability(logits.numpy()), groups)
-    decisions = {share: compare_nll(p, predictions[0.0]) for share, p in predictions.items() if share > 0}
-    best = min(decisions, key=lambda share: decisions[share].candidate_nll)
-    gate = decisions[best]
-    accepted = gate.accepted if gated else gate.difference < 0
-    share = best if accepted else 0.0
-    write_json_atomic(
-        context.schema.finetuning_gate_json,
-        {
-            "share": share,
-            "gated": gated,
-            "nll": {str(s): decision.candidate_nll for s, decision in decisions.items()},
-            "best_share": best,
-            **asdict(gate),
-            "accepted": accepted,
-        },
+    for share in SHARES if setting != "off" else ():
+        predictions[share] = _predict(interpolate(tuned, start, share), context, description, share)
+    losses = {share: nll(p.labels, p.probabilities) for share, p in predictions.items()}
+    best = min(SHARES[1:], key=losses.__getitem__) if losses else 1.0
+    gate = decide(
+        setting,
+        predictions.get(best),
+        predictions.get(0.0),
+        stage="fine-tuning",
+        section="training",
+        path=context.schema.finetuning_gate_json,
+        progress=Silent() if in_fold else context.progress,
+        share=best,
+        details={"nll_by_share": {str(share): loss for share, loss in losses.items()}},
     )
-    return Interpolated(share, interpolate(tuned, start, share), predictions[share], gate)
+    assert gate.share is not None
+    return Interpolated(interpolate(tuned, start, gate.share), gate, predictions.get(gate.share))
+
+
+def _predict(
+    state: Mapping[str, Tensor], context: Context, description: ClassifierDescription, share: float
+) -> Predictions:
+    """Predictions of VAL_SELECT."""
+    rows, loader = context.rows(Split.VAL_SELECT), context.settings(LoaderConfig)
+    classifier = build_classifier(description)
+    load_into(classifier, state, source="the interpolated weights")
+    with evaluation_loader(classifier, rows, root=context.data_root, loader=loader) as batches:
+        logits, _ = apply_to_batches(
+            classifier, batches, total=len(batches), label=f"share {share:.0%}", progress=context.progress
+        )
+    groups = [row.group or row.sha256 for row in rows]
+    return Predictions([row.label for row in rows], positive_probability(logits.numpy()), groups)

@@ -263,7 +263,7 @@ class RunConfig(Section):
             )
         if self.hardware.strategy == "fsdp" and self.adapts and "phase1" not in self.pipeline.phases:
             raise no_effect("hardware.strategy=fsdp", "phase1 is not in pipeline.phases", "set hardware.strategy=ddp")
-        if several and self.augmentation.gate.epochs:
+        if several and self.augmentation.gate != "off":
             raise ConfigError(
                 "augmentation.gate needs a single process", "test the augmentation first with hardware.devices=1"
             )

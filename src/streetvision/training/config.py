@@ -146,6 +146,9 @@ class FinetuningConfig(BackboneLearningConfig, TrainingConfig):
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Rows per forward pass, over all processes: a divisor of batch_size. It saves memory and gives the same step;
     null: batch_size."""
+    gate: GateSetting = "on"
+    """on: the head on frozen features ships unless the fine-tuned model has a lower NLL; off: the fine-tuned model
+    ships; only_report: it ships, and both are compared."""
 
     @property
     def micro_batches(self) -> int:
@@ -217,8 +220,9 @@ class CvfmConfig(Section):
     """Phase 4c: how an image is split into views, and how these are fused."""
 
     mode: str
-    """single_view: phase 1's classifier as it is; multiview_mean: the mean over views; cvfm_inference: a fusion without
-    parameters; cvfm_trained: a trained fusion."""
+    """single_view: phase 1's classifier as it is; mil: evidence of tiles is added to it, learned from the labels of
+    images; multiview_mean: the mean over views; cvfm_inference: a fusion without parameters; cvfm_trained: a trained
+    fusion in a latent space."""
     seed: Seed = 0
     """Seed of the fusion's initial weights and of the row order."""
 
@@ -243,6 +247,12 @@ class MultiViewFusionConfig(CvfmConfig):
         """The fusion as a bundle records it."""
         names = ("mode", "views", "inference", "trained")
         return FusionDescription.model_validate({name: getattr(self, name) for name in names if hasattr(self, name)})
+
+
+class MilConfig(MultiViewFusionConfig):
+    """Evidence of tiles, learned from the labels of images, is added to the single view."""
+
+    mode: Literal["mil"] = "mil"
 
 
 class MultiViewMeanConfig(MultiViewFusionConfig):
@@ -278,7 +288,8 @@ class CvfmTrainedConfig(MultiViewFusionConfig):
 
 
 AnyCvfmConfig = Annotated[
-    SingleViewConfig | MultiViewMeanConfig | CvfmInferenceConfig | CvfmTrainedConfig, Field(discriminator="mode")
+    SingleViewConfig | MilConfig | MultiViewMeanConfig | CvfmInferenceConfig | CvfmTrainedConfig,
+    Field(discriminator="mode"),
 ]
 
 

@@ -9,7 +9,6 @@ import copy
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import islice
 from typing import Literal
 
@@ -19,11 +18,10 @@ from torch import Tensor
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.phase import Context, Metrics, Outcome
-from streetvision.contracts.policies import Artifact, Digest
+from streetvision.contracts.policies import Artifact, Digest, Gate
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import PLAIN, AugmentationConfig
 from streetvision.eval.counts import confusion_counts
-from streetvision.eval.gate import GateDecision, compare_nll
 from streetvision.eval.metrics import mcc, nll, positive_probability
 from streetvision.eval.predictions import Predictions
 from streetvision.eval.report.training_plots import learning_curve
@@ -37,6 +35,7 @@ from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_ch
 from streetvision.pipeline.budget import VALIDATION_SHARE, affordable_epochs
 from streetvision.pipeline.classifier_training import described_probe, fit_head, train, trainer_options, within_budget
 from streetvision.pipeline.fold_models import save_fold_heads, save_out_of_fold
+from streetvision.pipeline.gates import decide
 from streetvision.pipeline.image_training import fit_images
 from streetvision.pipeline.initialization import resume_key
 from streetvision.pipeline.interpolation import interpolate
@@ -108,7 +107,8 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         return Predictions([labels[row] for row in rows_of], p, [groups[row] for row in rows_of])
 
     logits, tuned_ships, merge_error = None, False, None
-    gate: GateDecision | None = None
+    gate: Gate | None = None
+    schema.finetuning_gate_json.unlink(missing_ok=True)
     records: list[FoldRecord] = []
     if probe is not None:
         assert probe.probe.out_of_fold is not None
@@ -116,8 +116,19 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     if probe is None or config.mode != "frozen":
         tuned, records = _train_folds(context, initial, config, n_folds)
         if logits is not None:
-            gate = compare_nll(predictions(tuned), predictions(logits[torch.from_numpy(scored)]))
-        if gate is None or (_median_share(records) > 0 and (gate.accepted or config.mode != "auto")):
+            assert isinstance(config, FinetuningConfig)
+            compares = config.gate != "off"
+            gate = decide(
+                config.gate,
+                predictions(tuned) if compares else None,
+                predictions(logits[torch.from_numpy(scored)]) if compares else None,
+                stage="fine-tuning",
+                section="training",
+                path=schema.finetuning_gate_json,
+                progress=context.progress,
+                share=_median_share(records),
+            )
+        if gate is None or gate.ships:
             logits, tuned_ships = tuned, True
     assert logits is not None
 
@@ -128,14 +139,16 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         save_fold_heads(schema.fold_heads, probe.probe)
         what = described_probe(probe)
         if gate is not None:
-            what = f"{config.mode}: fine-tuning is not better and is left out; {what}"
+            what = f"{config.mode}: fine-tuning is left out ({gate.reason}); {what}"
         history, selected = [], 1
     else:
         state, merge_error = _train_on_all(context, classifier, config, records, probe)
         save_tensors(schema.phase1_checkpoint, state)
         schema.fold_heads.unlink(missing_ok=True)
         history, selected = _mean_history(records), _median_epoch(records)
-        share = "" if records[0].share is None else f", {_median_share(records):.0%} of the change of the weights"
+        share = ""
+        if gate is not None:
+            share = f", {_median_share(records):.0%} of the change of the weights ({gate.reason})"
         what = f"{config.mode}, {selected} of {config.epochs} epochs{share}"
     save_tensors(schema.phase1_last_checkpoint, state)
     write_json_atomic(schema.model_config_json, classifier.description.model_dump(mode="json"))
@@ -153,18 +166,8 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         context.progress.epoch(history[0])
     write_text_atomic(schema.phase1_metrics_csv, metrics_csv(history))
     write_bytes_atomic(schema.learning_curve_plot, learning_curve(history, selected=selected))
-    schema.finetuning_gate_json.unlink(missing_ok=True)
     outputs = [schema.probe_json] if probe is not None else []
     if gate is not None:
-        write_json_atomic(
-            schema.finetuning_gate_json,
-            {
-                "share": _median_share(records) if tuned_ships else 0.0,
-                "gated": config.mode == "auto",
-                **asdict(gate),
-                "accepted": tuned_ships,
-            },
-        )
         outputs.append(schema.finetuning_gate_json)
     if schema.fold_heads.is_file():
         outputs.append(schema.fold_heads)
@@ -182,7 +185,8 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         "one_class_only": int(one_class_only),
         "adapted_backbone_sha256": None if adapted is None else sha256_file(adapted),
         "shipped_val_select_mcc": summary_row["val_select_mcc"],
-        "finetuned_share": _median_share(records) if records and records[0].share is not None else None,
+        "finetuned_share": None if gate is None else gate.share,
+        **({} if gate is None else gate.metrics),
         "merge_error": merge_error,
         "images_per_second": len(rows) / seconds,
     }
@@ -233,7 +237,7 @@ def _train_folds(
         record = validate_json(path, FoldRecord) if path.is_file() else None
         if record is None or record.key != key or sha256_file(fold.schema.phase1_checkpoint) != record.model_sha256:
             path.unlink(missing_ok=True)
-            trained = train(fold, config, copy.deepcopy(initial), gated=False)
+            trained = train(fold, config, copy.deepcopy(initial))
             make_scores(fold, fold.schema.phase1_checkpoint, SCORES)
             fold.schema.phase1_training_checkpoint.unlink(missing_ok=True)
             best = trained.fitted.checkpoints[0]

@@ -31,7 +31,7 @@ def run(context: Context) -> Outcome:
     log_image_size(context, classifier)
     if context.n_folds > 0:
         return run_cross_fit(context, classifier, started)
-    trained = train(context, config, classifier, gated=config.mode == "auto")
+    trained = train(context, config, classifier)
     fitted, probe, interpolated = trained.fitted, trained.probe, trained.interpolated
     seconds = time.perf_counter() - started
     make_scores(context, schema.phase1_checkpoint, SCORES)
@@ -43,7 +43,7 @@ def run(context: Context) -> Outcome:
     rate = n_images * (1 if trained.config.mode == "frozen" else n_epochs) / seconds  # frozen reads each image once
     adapted = adapted_backbone(context)
     mcc = best.mcc
-    if interpolated is not None:
+    if interpolated is not None and interpolated.predictions is not None:
         shipped = interpolated.predictions
         mcc = float(mcc_of_counts(confusion_counts(shipped.labels, shipped.decisions)))
     one_class_only = best.one_class_only and probe is None
@@ -64,9 +64,10 @@ def run(context: Context) -> Outcome:
         "adapted_backbone_sha256": None if adapted is None else sha256_file(adapted),
         "shipped_val_select_mcc": mcc,
         "finetuned_share": None if interpolated is None else interpolated.share,
+        **({} if interpolated is None else interpolated.gate.metrics),
     }
     outputs = [schema.phase1_ranked_checkpoint(rank) for rank in range(2, len(fitted.checkpoints) + 1)]
-    if trained.policy is not None and context.settings(AugmentationConfig).gate.epochs > 0:
+    if trained.policy is not None and context.settings(AugmentationConfig).gate != "off":
         outputs.append(schema.augmentation_gate_json)
     outputs += [schema.probe_json] if probe is not None else []
     outputs += [schema.finetuning_gate_json] if interpolated is not None else []
@@ -95,9 +96,13 @@ def _described(trained: Trained) -> str:
         config.mode == "frozen" or (interpolated is not None and interpolated.share == 0)
     ):
         what = described_probe(trained.probe)
-        return what if config.mode == "frozen" else f"{config.mode}: fine-tuning is not better and is left out; {what}"
+        if interpolated is None:
+            return what
+        return f"{config.mode}: fine-tuning is left out ({interpolated.gate.reason}); {what}"
     if len(fitted.history) < config.epochs:
         stopped = f" (stopped after {len(fitted.history)})"
     averaged = ", averaged weights" if best.weights == "ema" else ""
-    share = "" if interpolated is None else f", {interpolated.share:.0%} of the change of the weights"
+    share = ""
+    if interpolated is not None:
+        share = f", {interpolated.share:.0%} of the change of the weights ({interpolated.gate.reason})"
     return f"{config.mode}, epoch {best.epoch} of {config.epochs}{stopped}{averaged}{share}"

@@ -1,7 +1,7 @@
 """phase4c_cvfm: fuse several views of each image as phase4c.mode defines, and score VAL_CALIB with the fusion.
 
-Backbone and head are those of phase 1 and do not change. A trained fusion is fitted on TRAIN, and VAL_SELECT selects
-its epoch.
+Backbone and head are those of phase 1 and do not change. The evidence of mil is fitted on TRAIN. A trained fusion is
+fitted on TRAIN, and VAL_SELECT selects its epoch.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,11 @@ from statistics import median
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm
 
 from streetvision.calibration.crossfit import CalibrationSet, crossfit
 from streetvision.calibration.parametric import PlattCalibrator
+from streetvision.contracts.errors import DataError
 from streetvision.contracts.phase import Context, Metrics, Outcome
 from streetvision.contracts.policies import FusionRef, Gate
 from streetvision.contracts.split_contracts import Row, Split
@@ -21,7 +23,7 @@ from streetvision.data.config import LoaderConfig
 from streetvision.eval.predictions import Predictions
 from streetvision.io.atomic import sha256_file, write_json_atomic, write_text_atomic
 from streetvision.io.scores import ScoresRecord
-from streetvision.io.tensors import save_tensors
+from streetvision.io.tensors import load_into, save_tensors
 from streetvision.io.validators import validate_json
 from streetvision.models.fused import FusedClassifier, load_fused
 from streetvision.models.module import Classifier
@@ -30,9 +32,18 @@ from streetvision.pipeline.fold_models import fold_classifiers, save_out_of_fold
 from streetvision.pipeline.gates import decide
 from streetvision.pipeline.scores import cached_features, open_classifier, rows_of_folds, save_val_calib
 from streetvision.pipeline.training_outputs import metrics_csv
-from streetvision.training.config import CvfmConfig, CvfmInferenceConfig, CvfmTrainedConfig, MultiViewFusionConfig
+from streetvision.training.config import (
+    CvfmConfig,
+    CvfmInferenceConfig,
+    CvfmTrainedConfig,
+    MilConfig,
+    MultiViewFusionConfig,
+)
+from streetvision.training.evidence import fit_evidence
 from streetvision.training.features import ViewCache, ViewFeatures
 from streetvision.training.fusion import FusionFit, argmax_mcc, evaluate_fusion, fit_fusion, fused_logits
+from streetvision.training.lightning_module import EpochRow
+from streetvision.training.probe import FeatureBank, Representation, fit_probe, grouped_folds
 
 CALIBRATION_FOLDS = 5
 """Folds of the calibration with which the gate compares fusion and single view."""
@@ -67,7 +78,7 @@ def run(context: Context) -> Outcome:
 
     schema.cvfm_weights.unlink(missing_ok=True)  # of an earlier run in another mode
     weights = None
-    if isinstance(config, CvfmTrainedConfig):
+    if config.description.has_weights:
         weights = schema.cvfm_weights
         save_tensors(weights, fitted.best)
     write_json_atomic(schema.cvfm_config_json, config.description.model_dump(mode="json"))
@@ -90,6 +101,8 @@ def run(context: Context) -> Outcome:
     )
     if isinstance(config, CvfmTrainedConfig):
         summary += f"; epoch {fitted.best_epoch} of {config.epochs}"
+    if isinstance(config, MilConfig):
+        summary += f"; penalty {fitted.best_row['penalty']:g}"
     summary += f"; {'the fusion' if gate.ships else 'the single view'} ships ({gate.reason})"
     metrics: Metrics = {
         **fitted.best_row,
@@ -132,11 +145,55 @@ def _gate(
 
 def _fit(model: FusedClassifier, context: Context, config: MultiViewFusionConfig) -> FusionFit:
     """Fit the fusion of `model` to TRAIN if its mode is trained; VAL_SELECT selects the epoch."""
+    if isinstance(config, MilConfig):
+        # In a fold the gate compares on VAL_CALIB, so that VAL_SELECT is free.
+        return _fit_evidence(
+            model, context, (Split.TRAIN,) if context.fold is None else (Split.TRAIN, Split.VAL_SELECT)
+        )
     select = _view_features(model, context, Split.VAL_SELECT)
     if isinstance(config, CvfmTrainedConfig):
         train = _view_features(model, context, Split.TRAIN)
         return fit_fusion(model, train, select, config=config, progress=context.progress)
     return FusionFit(best={}, history=({"epoch": 0, **evaluate_fusion(model, select)},), best_epoch=0)
+
+
+def _fit_evidence(model: FusedClassifier, context: Context, splits: Sequence[Split]) -> FusionFit:
+    """Fit the evidence of tiles to `splits`, on base margins of a probe that are cross-validated on the same rows.
+
+    The margins of the model itself would be too good on the rows that it was trained on, and leave nothing to learn.
+    """
+    config, progress = context.settings(CvfmConfig), context.progress
+    parts = [_view_features(model, context, split) for split in splits]
+    features = layer_norm(torch.cat([part.features for part in parts]), parts[0].features.shape[-1:]).numpy()
+    mask, labels = (torch.cat([getattr(part, name) for part in parts]).numpy() for name in ("mask", "labels"))
+    groups = [row.group or row.sha256 for split in splits for row in context.rows(split)]
+    description = model.classifier.description
+    try:
+        probe = fit_probe(
+            FeatureBank(features[:, 0], description.pooling, description.layers),
+            labels,
+            groups,
+            representations=[Representation(description.pooling, description.layers)],
+            class_weights=lambda _: (1.0, 1.0),
+            seed=config.seed,
+            progress=progress,
+            folds=grouped_folds(labels, groups, seed=config.seed),
+        )
+    except DataError as error:
+        raise DataError(error.message, "add images of other places, or set phase4c=single_view") from error
+    assert probe.out_of_fold is not None
+    evidence = fit_evidence(
+        features[:, 1:], mask[:, 1:], labels, probe.out_of_fold, groups, seed=config.seed, progress=progress
+    )
+    state = {"weight": torch.from_numpy(evidence.weight).float(), "bias": torch.tensor(evidence.bias).float()}
+    load_into(model.fusion, state, source="the fitted evidence")
+    row: EpochRow = {
+        "epoch": 0,
+        "penalty": evidence.penalty,
+        "cross_validated_nll": min(evidence.path),
+        "base_nll": evidence.base_nll,
+    }
+    return FusionFit(best=state, history=(row,), best_epoch=0)
 
 
 def _cross_fit(
@@ -155,7 +212,7 @@ def _cross_fit(
         torch.manual_seed(config.seed)
         of_fold = FusedClassifier(classifier, config.description, chunk_size=context.settings(LoaderConfig).batch_size)
         fitted = _fit(of_fold, fold, config)
-        if isinstance(config, CvfmTrainedConfig):
+        if config.description.has_weights:
             save_tensors(fold.schema.cvfm_weights, fitted.best)
         epochs.append(fitted.best_epoch)
         in_fold = fold_of_rows == number
@@ -163,6 +220,8 @@ def _cross_fit(
         features, _ = cached_features(fold, classifier, Split.VAL_CALIB)
         with torch.no_grad():
             single_view[in_fold] = classifier.head(features)
+    if isinstance(config, MilConfig):
+        return _fit_evidence(model, context, (Split.TRAIN,)), fused, single_view
     if not isinstance(config, CvfmTrainedConfig):
         return FusionFit(best={}, history=({"epoch": 0},), best_epoch=0), fused, single_view
     torch.manual_seed(config.seed)
