@@ -283,7 +283,7 @@ def test_phase4c_cvfm_alone_selects_mil_unless_a_setting_of_the_trained_fusion_i
 def test_the_demo_runs_every_phase():
     demo = compose_config([], file=CONFIGS / "demo.yaml")
     assert demo.pipeline.phases == ("phase4a_explora", "phase1", "phase2", "phase4c_cvfm", "phase5", "phase6")
-    assert demo.phase4c.mode == "cvfm_trained"
+    assert demo.phase4c.mode == "mil"
 
 
 def test_every_key_is_listed_once_and_has_a_description():

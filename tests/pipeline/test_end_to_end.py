@@ -126,9 +126,9 @@ def test_the_archive_is_the_same_bytes_twice(run_copy, command):
     assert archives[0] == archives[1]
 
 
-def test_the_full_mode_trains_everything(scenes, tmp_path, command):
+def test_without_its_gate_the_full_mode_trains_everything(scenes, tmp_path, command):
     schema = ArtifactSchema(tmp_path / "full")
-    sizes = ["training=full", "training.epochs=1", "pipeline.phases=[phase1]"]
+    sizes = ["training=full", "training.gate=off", "training.epochs=1", "pipeline.phases=[phase1]"]
     code, out, err = command("train", f"data.root={scenes}", f"run_dir={schema.output_dir}", *TINY_MODEL, *sizes)
     assert code == 0, err
     assert "full, epoch 1 of 1" in out
