@@ -23,7 +23,7 @@ def monitor(
     images: Annotated[Path | None, typer.Option("--images", help="Folder with the images, for the page.")] = None,
     alpha: Annotated[float, typer.Option(help="Chance of ever raising a false alarm.")] = 0.01,
 ) -> None:
-    """Check whether predictions still fit the calibration; exit code 4 on alarm."""
+    """Check predictions for drift; exit code 4 on alarm."""
     from streetvision.monitoring.summary import print_status
     from streetvision.monitoring.update import monitor as update
 
