@@ -102,7 +102,7 @@ def _adaptation(classifier: Classifier) -> list[Figure]:
         )
         learner = copy.deepcopy(classifier)
         prepare_backbone(learner, config)
-        module = ExPLoRAModule(Student(learner, learner.width, config), config)
+        module = ExPLoRAModule(Student(learner, learner.width, config, n_images=images), config)
         gc.collect()  # the last trainer and its module name each other
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

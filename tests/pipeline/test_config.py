@@ -193,6 +193,8 @@ def test_the_hint_names_the_choices_that_have_the_setting():
         ([ADAPT, "training=full", "phase4a.batch_size=15", "hardware.devices=2"], ["phase4a.batch_size=15"]),
         (["training=full", *FSDP, "training.ema_decay=0.9"], ["fsdp", "training.ema_decay"]),
         (["training=full", *FSDP, "hardware.compile=true"], ["fsdp", "hardware.compile"]),
+        (["phase4a.method=group"], ["phase4a.method=group", "phase4a.views.positives=same_image"]),
+        (["phase4a.method=diet", "phase4a.views.positives=same_group"], ["phase4a.method=diet", "same_group"]),
         ([ADAPT, "model.explora_checkpoint_path=a.pth"], ["model.explora_checkpoint_path", "phase4a_explora"]),
         ([ADAPT, "training=full", "hardware.devices=2", "phase4a.grad_cache_chunk=8"], ["phase4a.grad_cache_chunk"]),
         ([FUSE, "phase4c=single_view"], ["phase4c_cvfm", "phase4c.mode=single_view"]),

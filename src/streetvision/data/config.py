@@ -2,9 +2,10 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -244,22 +245,40 @@ PLAIN = AugmentationConfig(crop_scale=(1.0, 1.0), flip_probability=0.0, color_ji
 
 
 class PairConfig(Section):
-    """How the two views of an image may differ. The defaults are those of SimCLR.
+    """How the two views of an image may differ.
 
     References:
-        Chen et al., arXiv 2002.05709, appendix A.
+        Level simclr: Chen et al., arXiv 2002.05709, appendix A.
     """
 
     positives: Literal["same_image", "same_group"] = "same_image"
     """The second view shows the same image, or any image of its group (for tracks of one object, not for rides)."""
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Smallest and largest share of the image's area that a view keeps. Small values may lose a small object."""
+    crop_scale: tuple[float, float] | Literal["auto"] = "auto"
+    """Smallest and largest share of the image's area that a view keeps. Small values may lose a small object. auto:
+    that of the strongest of three levels whose views keep the labels predictable, by a probe on TRAIN."""
     flip_probability: float = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip; 0 if left and right have a meaning."""
-    color_jitter: float = Field(default=0.8, ge=0, le=1)
+    color_jitter: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     """Largest relative change of brightness, contrast and saturation; a quarter of it for hue. Use less if the colour
-    identifies the object."""
-    grayscale_p: float = Field(default=0.2, ge=0, le=1)
-    """Probability that a view becomes grey."""
+    identifies the object. auto: that of the level."""
+    grayscale_p: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    """Probability that a view becomes grey. auto: that of the level."""
     blur: bool = True
     """Blur half of the views, by up to two pixels at 224."""
+
+    @property
+    def auto_settings(self) -> tuple[str, ...]:
+        """The settings that are auto."""
+        return tuple(name for name in VIEW_LEVELS["simclr"] if getattr(self, name) == "auto")
+
+    def at_level(self, level: str) -> "PairConfig":
+        """Return these settings with the values of a level in VIEW_LEVELS where they are auto."""
+        return self.model_copy(update={name: VIEW_LEVELS[level][name] for name in self.auto_settings})
+
+
+VIEW_LEVELS: Mapping[str, Mapping[str, Any]] = {
+    "gentle": {"crop_scale": (0.6, 1.0), "color_jitter": 0.2, "grayscale_p": 0.0},
+    "middle": {"crop_scale": (0.4, 1.0), "color_jitter": 0.4, "grayscale_p": 0.1},
+    "simclr": {"crop_scale": (0.2, 1.0), "color_jitter": 0.8, "grayscale_p": 0.2},
+}
+"""Level of the views -> the settings of PairConfig that may be auto; the weakest level first."""

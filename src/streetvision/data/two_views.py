@@ -23,13 +23,20 @@ BLUR_SIGMA = (0.1, 2.0)
 class TwoViews(nn.Module):
     """Two random views of one image or of two images, drawn independently from torch's global generator.
 
+    Args:
+        config: How the views differ; settings that are auto have the values of the level simclr.
+        image_size: Height and width of a view, or the side of a square.
+
     References:
         Chen et al., arXiv 2002.05709, appendix A.
     """
 
     def __init__(self, config: PairConfig, *, image_size: int | ImageSize) -> None:
         super().__init__()
-        size = as_size(image_size)
+        size, config = as_size(image_size), config.at_level("simclr")
+        assert config.crop_scale != "auto"
+        assert config.color_jitter != "auto"
+        assert config.grayscale_p != "auto"
         jitter = config.color_jitter
         steps: list[nn.Module] = [
             v2.RandomResizedCrop(

@@ -208,8 +208,10 @@ class EpochLogger(Callback):
         deque(self._bar, maxlen=0)
 
     def log_epoch(self, trainer: Trainer, row: EpochRow) -> None:
-        """Add the learning rate and the training time to `row`, keep it in the history and publish it."""
-        learning_rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        """Add to `row` the learning rate of unscaled parameters and the training time; keep and publish it."""
+        optimizer = trainer.optimizers[0]
+        group = optimizer.param_groups[0]
+        learning_rate = optimizer.defaults["lr"] * group["lr"] / group["initial_lr"]
         row = {**row, "learning_rate": learning_rate, "seconds": round(self.seconds(), 3)}
         self.history.append(row)
         self.publish(row)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
@@ -137,8 +137,12 @@ def train_module(
     *,
     epoch_logger: EpochLogger,
     options: TrainerOptions,
+    before: Sequence[Callback] = (),
 ) -> int | None:
-    """Train `module` for all its epochs; returns the optimizer step of the checkpoint that the run resumed from."""
+    """Train `module` for all its epochs; returns the optimizer step of the checkpoint that the run resumed from.
+
+    The callbacks `before` are called before `epoch_logger`.
+    """
     device, config, hardware = pick_device(), module.settings, module.hardware
     resume = ResumeCheckpoint(options.checkpoint, key=options.resume_key, every_n_steps=config.checkpoint_interval)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -154,7 +158,7 @@ def train_module(
             accumulate_grad_batches=config.micro_batches,
             gradient_clip_val=config.gradient_clip_norm,
             logger=False,  # epoch_logger has the loggers
-            callbacks=[epoch_logger, resume],
+            callbacks=[*before, epoch_logger, resume],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -15,11 +15,13 @@ from streetvision.data.two_views import TwoViews
 from streetvision.io.atomic import sha256_file
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import LinearHeadConfig, ModelConfig
-from streetvision.models.module import load_classifier
+from streetvision.models.module import Classifier, load_classifier
 from streetvision.training.ssl import collapse_monitor
+from streetvision.training.ssl.anchor import Anchor
 from streetvision.training.ssl.collapse_monitor import CollapseMonitor
 from streetvision.training.ssl.config import AnyExPLoRAConfig
 from streetvision.training.ssl.explora import METHODS, ExPLoRAModule, Student, prepare_backbone
+from streetvision.training.ssl.head_training import MAX_PASSES, HeadTraining, is_flat, train_heads
 from streetvision.training.trainer import TrainerOptions, seed_all, train_module
 
 BACKBONE = BackboneConfig(source="random", width=16, depth=3, heads=2)
@@ -34,14 +36,29 @@ SMALL = {
 
 
 def config(**changes):
-    return TypeAdapter(AnyExPLoRAConfig).validate_python({"method": "simclr"} | SMALL | changes)
+    views = {"views": {"positives": "same_group"}} if changes.get("method") == "group" else {}
+    return TypeAdapter(AnyExPLoRAConfig).validate_python({"method": "simclr"} | SMALL | views | changes)
 
 
 def student(settings, seed=0):
     seed_all(seed)
     classifier = load_classifier(ModelConfig(backbone=BACKBONE, image_size=32, head=LinearHeadConfig()))
     prepare_backbone(classifier, settings)
-    return Student(classifier, 16, settings)
+    return Student(classifier, 16, settings, n_images=48)
+
+
+def original_classifier():
+    seed_all(0)
+    return load_classifier(ModelConfig(backbone=BACKBONE, image_size=32, head=LinearHeadConfig()))
+
+
+def make_anchor():
+    """The anchor of random images."""
+    images = torch.randint(0, 256, (12, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    classifier = original_classifier()
+    reader = Classifier(classifier.backbone, pooling="cls_mean", head=LinearHeadConfig(), layers=2)
+    with torch.no_grad():
+        return Anchor(images, reader.embed(images), reader.pooling, reader.layers, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +73,8 @@ def loader(rows, transform, batch_size=16, *, shuffle=False, parts=1, workers=0)
     return ImageLoader(dataset, order, workers=workers)
 
 
-def trained(rows, settings, *, workers=0, **options):
-    module = ExPLoRAModule(student(settings), settings)
+def trained(rows, settings, *, workers=0, heads=True, **options):
+    module = ExPLoRAModule(student(settings), settings, anchor=make_anchor() if settings.anchor_weight else None)
     pairs, plain = TwoViews(settings.views, image_size=32), get_val_transforms(image_size=32)
     monitor = CollapseMonitor(
         settings,
@@ -70,7 +87,12 @@ def trained(rows, settings, *, workers=0, **options):
     seed_all(1)
     with loader(rows[:32], pairs, settings.effective_batch_size, **shuffled) as batches:
         monitor.resumed_step = train_module(
-            module, batches, None, epoch_logger=monitor, options=TrainerOptions(Silent(), **options)
+            module,
+            batches,
+            None,
+            epoch_logger=monitor,
+            options=TrainerOptions(Silent(), **options),
+            before=[HeadTraining(settings)] if heads else [],
         )
     return module, monitor
 
@@ -144,7 +166,7 @@ def test_the_cache_gives_the_same_gradient(rows, monkeypatch):
             steps.append({n: p.grad.clone() for n, p in module.model.named_parameters() if p.grad is not None})
 
         monkeypatch.setattr(ExPLoRAModule, "on_before_optimizer_step", record)
-        trained(rows, settings)
+        trained(rows, settings, heads=False)
         return steps[0]
 
     full, cached = gradient(config()), gradient(config(grad_cache_chunk=5))
@@ -166,9 +188,9 @@ def test_the_cache_embeds_at_most_one_chunk_of_views(rows, monkeypatch):
 
 def test_accumulation_changes_the_step_of_a_contrastive_loss_but_not_of_byol(rows):
     for method, same in (("simclr", False), ("byol", True)):
-        settings = config(method=method)
+        settings = config(method=method, anchor_weight=0)
         halves = {"batch_size": settings.batch_size // 2, "gradient_accumulation_steps": 2}
-        whole, parts = (trained(rows, s)[0] for s in (settings, config(method=method, **halves)))
+        whole, parts = (trained(rows, s, heads=False)[0] for s in (settings, settings.model_copy(update=halves)))
         differences = [
             (trained_parameters(parts)[name] - value).abs().max() for name, value in trained_parameters(whole).items()
         ]
@@ -195,6 +217,12 @@ def test_accumulation_changes_the_step_of_a_contrastive_loss_but_not_of_byol(row
         ({"projection_dim": 4}, {}),
         ({"temperature": 0.2}, {}),
         ({"momentum": 0.5}, {"method": "byol"}),
+        ({"temperature": 0.2}, {"method": "group"}),
+        ({"label_smoothing": 0.1}, {"method": "diet"}),
+        ({"layer_decay": 0.5}, {}),
+        ({"head_learning_rate": 1e-2}, {}),
+        ({"anchor_weight": 100.0}, {}),
+        ({"anchor_weight": 0.0}, {}),
         ({"prototypes": 8}, {"method": "swav"}),
         ({"epsilon": 0.1}, {"method": "swav"}),
     ],
@@ -236,6 +264,80 @@ def test_an_interrupted_run_ends_in_equal_weights(rows, tmp_path, epochs_logged,
         assert {**row, "seconds": 0} == {**expected_row, "seconds": 0}
 
 
+def test_the_learning_rate_falls_from_block_to_block(rows):
+    module, _ = trained(rows, config(layer_decay=0.5, head_learning_rate=1e-2, learning_rate=1e-3))
+    rates = {
+        id(parameter): group["initial_lr"]
+        for group in module.trainer.optimizers[0].param_groups
+        for parameter in group["params"]
+    }
+    of = {name: rates[id(p)] for name, p in module.model.named_parameters() if p.requires_grad}
+    for block, rate in ((0, 1.25e-4), (1, 2.5e-4), (2, 5e-4)):
+        assert {value for name, value in of.items() if f".{block}." in name and "backbone" in name} == {rate}
+    assert {value for name, value in of.items() if "backbone" not in name} == {1e-2}
+
+
+def test_the_anchor_keeps_the_features_of_unchanged_images(rows):
+    distances = []
+    for weight in (0.001, 1000.0):
+        module, monitor = trained(rows, config(learning_rate=1e-3, num_epochs=3, anchor_weight=weight))
+        assert monitor.history[0]["anchor_distance"] == 0
+        distances.append(monitor.history[-1]["anchor_distance"])
+        assert make_anchor().distance(module.model.classifier, n=48, step=(0, 0), rank_and_world_size=(0, 1)) > 0
+    assert distances[1] < 0.5 * distances[0]
+
+
+def test_two_processes_draw_the_anchor_of_one():
+    classifier, anchor = student(config(unfreeze_blocks=2), seed=1).classifier, make_anchor()
+    with torch.no_grad():
+        for parameter in classifier.backbone.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    whole = anchor.distance(classifier, n=32, step=(1, 2), rank_and_world_size=(0, 1))
+    parts = [anchor.distance(classifier, n=16, step=(1, 2), rank_and_world_size=(rank, 2)) for rank in (0, 1)]
+    assert float(whole) == pytest.approx(float(sum(parts)) / 2, rel=1e-5)
+    assert float(whole) != float(anchor.distance(classifier, n=32, step=(1, 3), rank_and_world_size=(0, 1)))
+    assert anchor.distance(original_classifier(), n=32, step=(1, 2), rank_and_world_size=(0, 1)) < 1e-6
+
+
+def test_the_heads_are_trained_before_the_first_row_and_the_backbone_is_not(rows, monkeypatch):
+    settings = config(method="byol")
+    start = {name: value.clone() for name, value in student(settings).state_dict().items()}
+    seen = {}
+
+    def first(module):
+        seen.update({name: value.clone() for name, value in module.student[0].state_dict().items()})
+        seen["ema"] = {name: value.clone() for name, value in module.ema.tensors.items()}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CollapseMonitor, "measure", lambda _, module: first(module))
+    with pytest.raises(KeyboardInterrupt):
+        trained(rows, settings)
+    target = seen.pop("ema")
+    changed = {name for name, value in start.items() if not torch.equal(seen[name], value)}
+    assert changed == {name for name in start if not name.startswith("classifier.")}
+    assert all(torch.equal(value, seen[name]) for name, value in target.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_heads_are_trained_until_the_loss_is_flat(method):
+    settings = config(method=method, head_learning_rate=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(16, 16, generator=generator)
+    batch = torch.cat([first, first + 0.1 * torch.randn(16, 16, generator=generator)]), torch.arange(16)
+    losses = train_heads(student(settings), [batch], settings)
+    assert losses[-1] < losses[0]
+    assert len(losses) == MAX_PASSES or is_flat(losses)
+    assert not any(is_flat(losses[:number]) for number in range(len(losses)))
+
+
+def test_a_loss_is_flat_when_it_hardly_falls_over_a_window():
+    assert not is_flat([2.0, 1.9, 1.8])
+    assert not is_flat([2.0 - 0.1 * step for step in range(10)])
+    assert is_flat([2.0 - 0.001 * step for step in range(10)])
+    assert is_flat([1.0 + 0.1 * step for step in range(10)])
+    assert is_flat([float("nan")] * 10)
+
+
 def test_a_collapsed_run_is_an_error(rows, monkeypatch):
     monkeypatch.setattr(collapse_monitor, "uniformity", lambda _: -0.001)
     with pytest.raises(StreetVisionError, match="collapsed in epoch 1"):
@@ -248,7 +350,8 @@ def test_a_collapsed_run_is_an_error(rows, monkeypatch):
 def test_a_training_that_collapses_is_stopped(rows, changes):
     """To a point (uniformity -0.001 from epoch 3 on) and to a line (effective rank 1.3 from epoch 6 on)."""
     with pytest.raises(StreetVisionError, match="collapsed in epoch"):
-        trained(rows, config(method="byol", num_epochs=12, **changes))
+        plain = {"layer_decay": 1.0, "warmup_fraction": 0.1, "head_learning_rate": changes["learning_rate"]}
+        trained(rows, config(method="byol", num_epochs=12, anchor_weight=0, **plain, **changes), heads=False)
 
 
 def test_the_monitor_does_not_change_the_training(rows):
@@ -276,6 +379,8 @@ def test_the_monitor_does_not_change_the_training(rows):
         ({"momentum": 0.5}, "momentum"),
         ({"prototypes": 8}, "prototypes"),
         ({"method": "swav", "grad_cache_chunk": 8}, "grad_cache_chunk"),
+        ({"method": "diet", "temperature": 0.2}, "temperature"),
+        ({"label_smoothing": 0.2}, "label_smoothing"),
     ],
 )
 def test_a_setting_of_another_method_is_rejected(changes, name):

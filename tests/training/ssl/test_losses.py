@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from streetvision.training.ssl.losses import (
     alignment,
     byol_loss,
     effective_rank,
+    group_prototype_loss,
     sinkhorn,
     swav_loss,
     uniformity,
@@ -116,6 +118,29 @@ def test_byol_is_0_for_the_same_direction_and_4_for_the_opposite():
     assert not byol_loss(target.detach().requires_grad_(), target).backward() and target.grad is None
 
 
+class TestGroupPrototypes:
+    def test_it_is_ln_of_the_number_of_groups_without_information_and_0_for_one_group(self):
+        same, groups = torch.ones(12, 4), torch.arange(12) % 3
+        assert float(group_prototype_loss(same, same, groups)) == pytest.approx(math.log(3))
+        assert float(group_prototype_loss(*pairs(12), torch.zeros(12, dtype=torch.int64))) == pytest.approx(0)
+
+    def test_views_find_the_mean_of_their_own_group(self):
+        groups = torch.arange(12) % 3 * 10
+        first = torch.eye(3)[torch.arange(12) % 3]
+        assert group_prototype_loss(first, first, groups) < 1e-3 < group_prototype_loss(first, first.roll(1, 0), groups)
+
+    def test_it_equals_a_cross_entropy_over_means(self):
+        (first, second), groups = pairs(6), torch.tensor([0, 1, 0, 2, 2, 2])
+        loss = group_prototype_loss(first, second, groups, temperature=0.5)
+
+        def one_way(views, others):
+            views, others = F.normalize(views), F.normalize(others)
+            means = F.normalize(torch.stack([others[groups == group].mean(0) for group in range(3)]))
+            return F.cross_entropy(views @ means.T / 0.5, groups)
+
+        assert float(loss) == pytest.approx(float((one_way(first, second) + one_way(second, first)) / 2))
+
+
 class TestSwav:
     def test_codes_are_even_over_prototypes_and_sum_to_one_over_them(self):
         scores = torch.randn(64, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.2
@@ -185,6 +210,12 @@ def swav(first, second):
     return swav_loss(first, second, torch.randn(5, 8, generator=torch.Generator().manual_seed(2)))
 
 
+def group(first, second):
+    """Images of a group are in both processes; the groups of a process follow from its rows."""
+    ids = torch.tensor([0, 1, 2, 0, 1, 2])
+    return group_prototype_loss(first, second, ids if len(first) == 6 else ids.repeat(2))
+
+
 def loss_and_gradient(objective, rows=slice(None)):
     """The loss of a layer on some rows of the shared views, and the gradient of its weights."""
     torch.manual_seed(0)
@@ -197,7 +228,7 @@ def loss_and_gradient(objective, rows=slice(None)):
 def _in_process(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     results = {}
-    for objective in (simclr, swav):
+    for objective in (simclr, swav, group):
         results[objective.__name__] = loss_and_gradient(objective, slice(6 * rank, 6 * rank + 6))
         for tensor in results[objective.__name__]:
             torch.distributed.all_reduce(tensor)
@@ -211,5 +242,5 @@ def test_two_processes_equal_one_with_the_joint_batch(tmp_path):
     mp.spawn(_in_process, args=(str(tmp_path),), nprocs=2)
     for rank in (0, 1):
         results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for objective in (simclr, swav):
+        for objective in (simclr, swav, group):
             torch.testing.assert_close(results[objective.__name__], loss_and_gradient(objective), rtol=1e-5, atol=1e-6)

@@ -13,7 +13,7 @@ from streetvision.contracts.policies import Gate
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.augmentation import Transform, get_val_transforms
-from streetvision.data.config import DataConfig, LoaderConfig
+from streetvision.data.config import DataConfig, LoaderConfig, PairConfig
 from streetvision.data.datamodule import EpochBatchSampler, ImageDataset, ImageLoader
 from streetvision.data.sources.unlabeled import UnlabeledImages
 from streetvision.data.two_views import GroupPairDataset, TwoViews
@@ -23,24 +23,29 @@ from streetvision.io.tensors import save_tensors
 from streetvision.io.validators import validate_json
 from streetvision.models.adapters import merge_adapters
 from streetvision.models.config import HardwareConfig, ModelConfig
-from streetvision.models.module import load_classifier
+from streetvision.models.module import Classifier, load_classifier
 from streetvision.pipeline.adaptation_gate import shipped_weights
+from streetvision.pipeline.adaptation_probe import AdaptationProbe, choose_views
 from streetvision.pipeline.artifacts import unlabeled_inputs
 from streetvision.pipeline.auto_settings import log_auto_settings
 from streetvision.pipeline.image_training import cached_images
 from streetvision.pipeline.initialization import resume_key
 from streetvision.pipeline.input_size import input_size
 from streetvision.pipeline.training_outputs import merge_check_images, metrics_csv
-from streetvision.training.callbacks import State, cpu_state_dict
-from streetvision.training.distributed import broadcast, rank_and_world_size
+from streetvision.training.callbacks import cpu_state_dict
+from streetvision.training.distributed import broadcast, rank_and_world_size, receive
 from streetvision.training.loggers import open_loggers
+from streetvision.training.ssl.anchor import Anchor
 from streetvision.training.ssl.collapse_monitor import CollapseMonitor
-from streetvision.training.ssl.config import ExPLoRAConfig, SwAVConfig
+from streetvision.training.ssl.config import DIETConfig, ExPLoRAConfig, SwAVConfig
 from streetvision.training.ssl.explora import ExPLoRAModule, Student, prepare_backbone
+from streetvision.training.ssl.head_training import HeadTraining
 from streetvision.training.trainer import TrainerOptions, seed_all, train_module
 
 MAX_KNN_MCC_LOSS = 0.05
 """Largest loss of the neighbours' MCC without a warning. A harmful adaptation was measured at 0.17."""
+MONITORED_IMAGES = 128
+"""Largest number of images of VAL_SELECT on which the loss and the spread of the embeddings are measured."""
 SWAV_LEARNING_MARGIN = 0.02
 """Nats by which SwAV's loss must be below that of collapse: 0.001 was measured for collapse, 0.05 for learning."""
 
@@ -49,21 +54,27 @@ def run(context: Context) -> Outcome:
     """Train, merge the adapters, and save the backbone under its original parameter names."""
     config, schema, started = context.settings(ExPLoRAConfig), context.schema, time.perf_counter()
     log_auto_settings(context, config, section="phase4a")
-    student, n_trainable, original = _make_student(context)
-    rows = _training_rows(context)
+    classifier = _load(context)
+    original = cpu_state_dict(classifier.backbone)
+    probe = AdaptationProbe.of(classifier.backbone, context)
+    views = choose_views(config.views, probe)
+    anchor = probe.anchor() if config.anchor_weight > 0 else None
     broadcast(context.phase)
+    broadcast(views)
+    rows = _training_rows(context)
+    student, n_trainable = _make_student(classifier, context, rows)
+    trained = time.perf_counter()
     with open_loggers(schema.explora_logs_dir, config) as loggers:
-        monitor, resumed_step = _train(student, context, rows, loggers)
-    seconds = time.perf_counter() - started
+        monitor, heads, resumed_step = _train(student, context, rows, views, anchor, loggers)
+    seconds = time.perf_counter() - trained
 
-    classifier = student.classifier
     adapters = {name: value for name, value in cpu_state_dict(classifier.backbone).items() if "lora_" in name}
     save_tensors(schema.explora_lora, adapters)
     merge_error = merge_adapters(classifier.cpu(), merge_check_images(classifier, context))
     adapted = cpu_state_dict(classifier.backbone)
-    started = time.perf_counter()
-    shipped, gate = shipped_weights(classifier.backbone, original, adapted, context)
-    gate_seconds = time.perf_counter() - started
+    compared = time.perf_counter()
+    shipped, gate = shipped_weights(probe, original, adapted)
+    now = time.perf_counter()
     save_tensors(schema.explora_checkpoint, shipped)
     write_json_atomic(schema.explora_config_json, dict(classifier.backbone.spec.architecture))
     write_text_atomic(schema.explora_metrics_csv, metrics_csv(monitor.history))
@@ -88,7 +99,9 @@ def run(context: Context) -> Outcome:
             **metrics,
             **gate.metrics,
             "share": gate.share,
-            "gate_seconds": gate_seconds,
+            "gate_seconds": now - compared,
+            "seconds": now - started,
+            "head_passes": len(heads.losses) or None,
             "parameters_trained": n_trainable,
             "images_per_second": rate,
             "merge_error": merge_error,
@@ -98,7 +111,14 @@ def run(context: Context) -> Outcome:
 
 def run_worker(context: Context) -> None:
     """Take part in the training of rank 0, which does everything else."""
-    _train(_make_student(context)[0], context, _training_rows(context))
+    views = receive()
+    assert isinstance(views, PairConfig)
+    classifier = _load(context)
+    # Rank 0 has computed the features, so they are read from the cache.
+    weight = context.settings(ExPLoRAConfig).anchor_weight
+    anchor = AdaptationProbe.of(classifier.backbone, context).anchor() if weight > 0 else None
+    rows = _training_rows(context)
+    _train(_make_student(classifier, context, rows)[0], context, rows, views, anchor)
 
 
 def _described(gate: Gate) -> str:
@@ -126,16 +146,21 @@ def warn_if_swav_collapsed(loss: float, prototypes: int, progress: Progress) -> 
         )
 
 
-def _make_student(context: Context) -> tuple[Student, int, State]:
-    """The student, its number of trainable parameters, and the state dict of the original backbone."""
-    config, model = context.settings(ExPLoRAConfig), context.settings(ModelConfig)
+def _load(context: Context) -> Classifier:
+    """The classifier with the original backbone."""
+    model = context.settings(ModelConfig)
+    seed_all(context.settings(ExPLoRAConfig).seed)
+    return load_classifier(model, input_size(model, context.rows(Split.TRAIN)))
+
+
+def _make_student(classifier: Classifier, context: Context, rows: Sequence[Row]) -> tuple[Student, int]:
+    """The student, whose adapters are attached to the classifier's backbone, and its number of trainable parameters."""
+    config = context.settings(ExPLoRAConfig)
     seed_all(config.seed)
-    classifier = load_classifier(model, input_size(model, context.rows(Split.TRAIN)))
-    original = cpu_state_dict(classifier.backbone)
     n_trainable = prepare_backbone(classifier, config)
-    student = Student(classifier, classifier.width, config)
+    student = Student(classifier, classifier.width, config, n_images=len({row.sha256 for row in rows}))
     seed_all(config.seed)  # what follows does not depend on the size of the student
-    return student, n_trainable, original
+    return student, n_trainable
 
 
 def _training_rows(context: Context) -> tuple[Row, ...]:
@@ -147,9 +172,14 @@ def _training_rows(context: Context) -> tuple[Row, ...]:
 
 
 def _train(
-    student: Student, context: Context, rows: Sequence[Row], loggers: Sequence[Logger] = ()
-) -> tuple[CollapseMonitor, int | None]:
-    """Train on this rank's share of `rows`; return the monitor and the step that the training resumed from."""
+    student: Student,
+    context: Context,
+    rows: Sequence[Row],
+    views: PairConfig,
+    anchor: Anchor | None,
+    loggers: Sequence[Logger] = (),
+) -> tuple[CollapseMonitor, HeadTraining, int | None]:
+    """Train on this rank's share of `rows`; return the callbacks and the step that the training resumed from."""
     config, hardware, loader = (
         context.settings(ExPLoRAConfig),
         context.settings(HardwareConfig),
@@ -158,19 +188,18 @@ def _train(
     if hardware.strategy == "fsdp":  # the contrastive loss needs whole weights
         hardware = hardware.model_copy(update={"strategy": "ddp"})
     # Under cross_fit, the images of all folds are trained on, and those of one fold are also monitored.
-    monitored = next(context.folds(), context).rows(Split.VAL_SELECT)
-    train, select = with_group_labels(rows), with_group_labels(monitored)
+    monitored = every_nth(next(context.folds(), context).rows(Split.VAL_SELECT), MONITORED_IMAGES)
+    number_rows = with_image_labels if isinstance(config, DIETConfig) else with_group_labels
+    train, select = number_rows(rows), number_rows(monitored)
     pair_dataset = ImageDataset
-    if config.views.positives == "same_group":
+    if views.positives == "same_group":
         if len({row.label for row in train}) == len(train):
             raise ConfigError(
                 "phase4a.views.positives=same_group needs groups, and no two images share a group",
                 "add a group column to data.root and data.unlabeled, or set phase4a.views.positives=same_image",
             )
         pair_dataset = GroupPairDataset
-    # The neighbours' MCC is measured on a sample, evenly spaced over TRAIN.
-    labelled = context.rows(Split.TRAIN)
-    probe = labelled[:: max(1, math.ceil(len(labelled) / config.knn_probe_size))]
+    probe = every_nth(context.rows(Split.TRAIN), config.knn_probe_size)
 
     def image_loader(
         loader_rows: Sequence[Row],
@@ -199,7 +228,7 @@ def _train(
         return ImageLoader(images, sampler, workers=loader.worker_count)
 
     size, ranks = student.classifier.description.image_size, rank_and_world_size()
-    pairs, plain = TwoViews(config.views, image_size=size), get_val_transforms(image_size=size)
+    pairs, plain = TwoViews(views, image_size=size), get_val_transforms(image_size=size)
     options = TrainerOptions(
         context.progress,
         checkpoint=context.schema.explora_training_checkpoint,
@@ -214,9 +243,15 @@ def _train(
         monitor = CollapseMonitor(
             config, context.progress, select=select_batches, probe=probe_batches, groups=groups, loggers=loggers
         )
-        module = ExPLoRAModule(student, config, hardware=hardware)
-        resumed_step = train_module(module, train_batches, None, epoch_logger=monitor, options=options)
-    return monitor, resumed_step
+        module = ExPLoRAModule(student, config, hardware=hardware, anchor=anchor)
+        heads = HeadTraining(config)
+        resumed_step = train_module(module, train_batches, None, epoch_logger=monitor, options=options, before=(heads,))
+    return monitor, heads, resumed_step
+
+
+def every_nth(rows: Sequence[Row], most: int) -> tuple[Row, ...]:
+    """At most `most` of the rows, evenly spaced."""
+    return tuple(rows[:: max(1, math.ceil(len(rows) / most))])
 
 
 def with_group_labels(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -224,5 +259,14 @@ def with_group_labels(rows: Sequence[Row]) -> tuple[Row, ...]:
 
     Rows without a group are grouped by content, so duplicates share a number.
     """
+    return _numbered(rows, [row.group or row.sha256 for row in rows])
+
+
+def with_image_labels(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows with the number of their image instead of their label; duplicates share a number."""
+    return _numbered(rows, [row.sha256 for row in rows])
+
+
+def _numbered(rows: Sequence[Row], keys: Sequence[str]) -> tuple[Row, ...]:
     numbers: dict[str, int] = {}
-    return tuple(replace(row, label=numbers.setdefault(row.group or row.sha256, len(numbers))) for row in rows)
+    return tuple(replace(row, label=numbers.setdefault(key, len(numbers))) for row, key in zip(rows, keys, strict=True))

@@ -62,13 +62,17 @@ class CollapseMonitor(EpochLogger):
         super().on_train_start(trainer, pl_module)
         assert isinstance(pl_module, ExPLoRAModule)
         if not self.history:
-            self.log_epoch(trainer, {"epoch": 0, "train_loss": float("nan"), **self.measure(pl_module)})
+            row: EpochRow = {"epoch": 0, "train_loss": float("nan"), **self.measure(pl_module)}
+            self.log_epoch(trainer, row if pl_module.anchor is None else {**row, "anchor_distance": 0.0})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the epoch; raises StreetVisionError if the embeddings have collapsed."""
         assert isinstance(pl_module, ExPLoRAModule)
         epoch, loss = trainer.current_epoch + 1, pl_module.pop_train_loss()
-        self.log_epoch(trainer, {"epoch": epoch, "train_loss": loss, **self.measure(pl_module)})
+        measured: EpochRow = {"epoch": epoch, "train_loss": loss, **self.measure(pl_module)}
+        if pl_module.anchor is not None:
+            measured["anchor_distance"] = pl_module.pop_anchor_distance()
+        self.log_epoch(trainer, measured)
         row = self.history[-1]
         if row["uniformity"] > MAX_UNIFORMITY or row["effective_rank"] < MIN_EFFECTIVE_RANK:
             raise StreetVisionError(

@@ -8,17 +8,28 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streetvision.data.datamodule import Batch
 from streetvision.models.adapters import attach_adapters, last_blocks
 from streetvision.models.config import AdapterConfig, HardwareConfig
 from streetvision.models.module import Classifier
+from streetvision.training.finetune_modes import rate_scales
 from streetvision.training.lightning_module import BaseModule
 from streetvision.training.optim import ExponentialMovingAverage
-from streetvision.training.ssl.config import BYOLConfig, BYOLSwAVConfig, ExPLoRAConfig, SimCLRConfig, SwAVConfig
+from streetvision.training.ssl.anchor import Anchor
+from streetvision.training.ssl.config import (
+    BYOLConfig,
+    BYOLSwAVConfig,
+    DIETConfig,
+    ExPLoRAConfig,
+    GroupConfig,
+    SimCLRConfig,
+    SwAVConfig,
+)
 from streetvision.training.ssl.gradient_cache import GradientCache
-from streetvision.training.ssl.losses import SimCLRLoss, byol_loss, gather, swav_loss
+from streetvision.training.ssl.losses import SimCLRLoss, byol_loss, gather, group_prototype_loss, swav_loss
 
 
 def prepare_backbone(classifier: Classifier, config: ExPLoRAConfig) -> int:
@@ -52,6 +63,10 @@ def projection_head(width: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out))
 
 
+CPU_CHUNK = 32
+"""Views per forward pass on a CPU: the activations of more do not fit its caches."""
+
+
 class TwoViewEmbeddings(NamedTuple):
     """Input of the methods: embeddings of a batch."""
 
@@ -63,10 +78,28 @@ class TwoViewEmbeddings(NamedTuple):
     """(B,) integers; images with the same id are no negatives of each other."""
 
 
-class SimCLR(nn.Module):
+class Method(nn.Module):
+    """The loss of a self-supervised method, with its own parameters.
+
+    Args:
+        config: Settings of phase 4a.
+        n_images: Number of different images in training.
+    """
+
+    def forward(self, embeddings: TwoViewEmbeddings) -> Tensor:
+        """Return the loss as a scalar."""
+        raise NotImplementedError
+
+    def held_out_loss(self, embeddings: TwoViewEmbeddings) -> Tensor:
+        """Return the loss of images that are not trained on."""
+        loss: Tensor = self(embeddings)
+        return loss
+
+
+class SimCLR(Method):
     """Contrast within the batch."""
 
-    def __init__(self, config: SimCLRConfig) -> None:
+    def __init__(self, config: SimCLRConfig, n_images: int) -> None:  # noqa: ARG002
         super().__init__()
         self.contrast = SimCLRLoss(config.temperature)
 
@@ -76,10 +109,10 @@ class SimCLR(nn.Module):
         return loss
 
 
-class BYOL(nn.Module):
+class BYOL(Method):
     """Prediction, from each view, of the momentum target's embedding of the other view."""
 
-    def __init__(self, config: BYOLConfig | BYOLSwAVConfig) -> None:
+    def __init__(self, config: BYOLConfig | BYOLSwAVConfig, n_images: int) -> None:  # noqa: ARG002
         super().__init__()
         self.predictor = projection_head(config.projection_dim, config.projection_hidden, config.projection_dim)
 
@@ -90,10 +123,10 @@ class BYOL(nn.Module):
         return torch.stack([byol_loss(self.predictor(view), target) for view, target in pairs]).mean()
 
 
-class SwAV(nn.Module):
+class SwAV(Method):
     """Prediction, from each view, of the other view's prototype code."""
 
-    def __init__(self, config: SwAVConfig | BYOLSwAVConfig) -> None:
+    def __init__(self, config: SwAVConfig | BYOLSwAVConfig, n_images: int) -> None:  # noqa: ARG002
         super().__init__()
         self.temperature, self.epsilon = config.temperature, config.epsilon
         self.prototypes = nn.Parameter(torch.randn(config.prototypes, config.projection_dim))
@@ -103,12 +136,12 @@ class SwAV(nn.Module):
         return swav_loss(*embeddings.views, self.prototypes, temperature=self.temperature, epsilon=self.epsilon)
 
 
-class BYOLSwAV(nn.Module):
+class BYOLSwAV(Method):
     """The mean of the losses of BYOL and SwAV, on the same embeddings."""
 
-    def __init__(self, config: BYOLSwAVConfig) -> None:
+    def __init__(self, config: BYOLSwAVConfig, n_images: int) -> None:
         super().__init__()
-        self.byol, self.swav = BYOL(config), SwAV(config)
+        self.byol, self.swav = BYOL(config, n_images), SwAV(config, n_images)
 
     def forward(self, embeddings: TwoViewEmbeddings) -> Tensor:
         """Return the loss as a scalar."""
@@ -116,11 +149,52 @@ class BYOLSwAV(nn.Module):
         return mean
 
 
-METHODS: Mapping[str, Callable[[Any], SimCLR | BYOL | SwAV | BYOLSwAV]] = {
+class GroupPrototypes(Method):
+    """Recognition, from each view, of the prototype of the image's group."""
+
+    def __init__(self, config: GroupConfig, n_images: int) -> None:  # noqa: ARG002
+        super().__init__()
+        self.temperature = config.temperature
+
+    def forward(self, embeddings: TwoViewEmbeddings) -> Tensor:
+        """Return the loss as a scalar."""
+        return group_prototype_loss(*embeddings.views, embeddings.group_ids, temperature=self.temperature)
+
+
+class DIET(Method):
+    """Recognition, from each view, of its image among all that are trained on. The group ids are numbers of images.
+
+    References:
+        arXiv 2509.06990.
+    """
+
+    def __init__(self, config: DIETConfig, n_images: int) -> None:
+        super().__init__()
+        self.classify = nn.Linear(config.projection_dim, n_images)
+        self.label_smoothing = config.label_smoothing
+        self.held_out = SimCLRLoss()
+
+    def forward(self, embeddings: TwoViewEmbeddings) -> Tensor:
+        """Return the loss as a scalar."""
+        losses = [
+            F.cross_entropy(self.classify(view), embeddings.group_ids, label_smoothing=self.label_smoothing)
+            for view in embeddings.views
+        ]
+        return torch.stack(losses).mean()
+
+    def held_out_loss(self, embeddings: TwoViewEmbeddings) -> Tensor:
+        """Return SimCLR's loss: images that are not trained on have no class."""
+        loss: Tensor = self.held_out(*embeddings.views, embeddings.group_ids)
+        return loss
+
+
+METHODS: Mapping[str, Callable[[Any, int], Method]] = {
     "simclr": SimCLR,
     "byol": BYOL,
     "swav": SwAV,
     "byol_swav": BYOLSwAV,
+    "group": GroupPrototypes,
+    "diet": DIET,
 }
 """phase4a.method -> the loss, with its own parameters."""
 
@@ -132,30 +206,58 @@ class Student(nn.Module):
         classifier: Its backbone is adapted; its head is not used.
         width: P.
         config: Settings of phase 4a.
+        n_images: Number of different images in training.
     """
 
-    def __init__(self, classifier: Classifier, width: int, config: ExPLoRAConfig) -> None:
+    def __init__(self, classifier: Classifier, width: int, config: ExPLoRAConfig, *, n_images: int) -> None:
         super().__init__()
         self.classifier = classifier
         self.projection = projection_head(width, config.projection_hidden, config.projection_dim)
-        self.method = METHODS[config.method](config)
+        self.method = METHODS[config.method](config, n_images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images, uint8 (B, 3, h, w), to embeddings (B, D) float32."""
-        embeddings: Tensor = self.projection(self.classifier.embed(images))
+        return self.project(self.classifier.embed(images))
+
+    def project(self, features: Tensor) -> Tensor:
+        """Map features (B, P) to embeddings (B, D) float32."""
+        embeddings: Tensor = self.projection(features)
         return embeddings.float()
 
 
 class ExPLoRAModule(BaseModule):
-    """Trains a student; batches are (views uint8 (B, 2, 3, h, w), group ids (B,))."""
+    """Trains a student; batches are (views uint8 (B, 2, 3, h, w), group ids (B,)).
 
-    def __init__(self, student: Student, config: ExPLoRAConfig, *, hardware: HardwareConfig | None = None) -> None:
-        momentum = config.momentum if isinstance(config, BYOLConfig | BYOLSwAVConfig) else None
-        target = None if momentum is None else ExponentialMovingAverage(student, momentum, ramped=False)
-        super().__init__(student, config, hardware=hardware, ema=target)
+    Args:
+        student: The network.
+        config: Settings of phase 4a.
+        hardware: Devices and memory; the defaults if None.
+        anchor: Keeps the features of unchanged images near those of the original backbone; None: nothing does.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        config: ExPLoRAConfig,
+        *,
+        hardware: HardwareConfig | None = None,
+        anchor: Anchor | None = None,
+    ) -> None:
+        scales = {name: config.head_learning_rate / config.learning_rate for name, _ in student.named_parameters()}
+        for name, scale in rate_scales(student.classifier, config.layer_decay).items():
+            scales[f"classifier.{name}"] = scale
+        super().__init__(student, config, hardware=hardware, scales=scales)
+        self.momentum = config.momentum if isinstance(config, BYOLConfig | BYOLSwAVConfig) else None
         self.chunk_size = config.grad_cache_chunk if isinstance(config, SimCLRConfig) else None
         self.student = (student,)  # in a tuple, because it is registered as `model` already
+        self.anchor, self.anchor_weight = anchor, config.anchor_weight
         self._cache: GradientCache | None = None
+        self.restart_target()
+
+    def restart_target(self) -> None:
+        """Let the momentum target, of a method that has one, start from the student as it is now."""
+        if self.momentum is not None:
+            self.ema = ExponentialMovingAverage(self.student[0], self.momentum, ramped=False)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch; raises StreetVisionError if it is not finite."""
@@ -165,9 +267,23 @@ class ExPLoRAModule(BaseModule):
         else:
             self._cache = GradientCache(self._embed_chunk, views.unbind(1), chunk_size=self.chunk_size)
             embeddings = (self._cache.embeddings[0], self._cache.embeddings[1])
-        loss = self._loss(views, embeddings, group_ids)
+        loss: Tensor = self.student[0].method(self._with_targets(views, embeddings, group_ids))
         self.add_train_loss(loss.detach(), len(views), batch_idx)
+        if self.anchor is not None:
+            distance = self.anchor.distance(
+                self.student[0].classifier,
+                n=len(views),
+                step=(self.current_epoch, batch_idx),
+                rank_and_world_size=(self.global_rank, self.trainer.world_size),
+            )
+            self.add_total("anchor", torch.stack([distance.detach(), distance.new_ones(())]))
+            loss = loss + self.anchor_weight * distance
         return loss
+
+    def pop_anchor_distance(self) -> float:
+        """Return the mean cosine distance of the epoch over all processes, and reset its total; there is an anchor."""
+        total, count = self.pop_total("anchor")
+        return total / count
 
     def backward(self, loss: Tensor, *_: object, **__: object) -> None:
         """Compute the gradients of the parameters, through the gradient cache if it is in use."""
@@ -188,22 +304,23 @@ class ExPLoRAModule(BaseModule):
             The mean loss, and the embeddings (NW, D) of the first and the second views, on the CPU.
         """
         first, second = embeddings = self._embed_views(self.model, views)
-        loss = gather(self._loss(views, embeddings, group_ids)[None]).mean()
-        return loss, gather(first).cpu(), gather(second).cpu()
+        loss = self.student[0].method.held_out_loss(self._with_targets(views, embeddings, group_ids))
+        return gather(loss[None]).mean(), gather(first).cpu(), gather(second).cpu()
 
-    def _loss(self, views: Tensor, embeddings: tuple[Tensor, Tensor], group_ids: Tensor) -> Tensor:
+    def _with_targets(self, views: Tensor, embeddings: tuple[Tensor, Tensor], group_ids: Tensor) -> TwoViewEmbeddings:
         targets, ema = None, self.ema
         if ema is not None:
             with torch.no_grad():
                 targets = self._embed_views(
                     lambda images: torch.func.functional_call(self.model, ema.tensors, (images,)), views
                 )
-        loss: Tensor = self.student[0].method(TwoViewEmbeddings(embeddings, targets, group_ids))
-        return loss
+        return TwoViewEmbeddings(embeddings, targets, group_ids)
 
     def _embed_views(self, embed: Callable[[Tensor], Tensor], views: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed both views (B, 2, 3, h, w) in one forward pass: (B, D) each."""
-        first, second = embed(self.to_memory_format(views.transpose(0, 1).flatten(0, 1))).chunk(2)
+        """Embed both views (B, 2, 3, h, w): (B, D) each."""
+        images = self.to_memory_format(views.transpose(0, 1).flatten(0, 1))
+        parts = torch.split(images, CPU_CHUNK if images.device.type == "cpu" else len(images))
+        first, second = torch.cat([embed(part) for part in parts]).chunk(2)
         return first, second
 
     def _embed_chunk(self, images: Tensor) -> Tensor:

@@ -181,6 +181,34 @@ def swav_loss(
     return (loss_first + loss_second) / 2
 
 
+def group_prototype_loss(first: Tensor, second: Tensor, group_ids: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """Return the loss by which each view finds the prototype of its group among those of all groups in the batch.
+
+    The prototype of a group is the mean of the other views of its images, over all processes. The loss is the
+    cross-entropy over the cosine similarities divided by the temperature; with G groups in the batch it is ln(G) on
+    uninformative embeddings, and 0 for one group.
+
+    Args:
+        first: First views (N, D).
+        second: Second views (N, D).
+        group_ids: Integers (N,).
+        temperature: Divisor of the similarities.
+
+    References:
+        Snell et al. 2017, Prototypical Networks, arXiv 1703.05175.
+    """
+    first, second = (F.normalize(_at_least_float32(view), dim=1) for view in (first, second))
+    _, groups = torch.unique(_gather_without_gradient(group_ids), return_inverse=True)  # (NW,)
+    own = groups[len(first) * _rank() :][: len(first)]
+
+    def one_way(views: Tensor, others: Tensor) -> Tensor:
+        rows = gather(others)
+        sums = rows.new_zeros(int(groups.max()) + 1, rows.shape[1]).index_add(0, groups, rows)
+        return F.cross_entropy(views @ F.normalize(sums, dim=1).T / temperature, own)
+
+    return (one_way(first, second) + one_way(second, first)) / 2
+
+
 def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, rounds: int = 3) -> Tensor:
     """Return soft assignments (N, K) of rows to prototypes that use all prototypes equally, over all processes.
 
