@@ -100,7 +100,7 @@ def run(context: Context) -> Outcome:
             **gate.metrics,
             "share": gate.share,
             "gate_seconds": now - compared,
-            "seconds": now - started,
+            "phase_seconds": now - started,
             "head_passes": len(heads.losses) or None,
             "parameters_trained": n_trainable,
             "images_per_second": rate,
