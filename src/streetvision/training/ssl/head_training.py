@@ -13,7 +13,9 @@ from streetvision.training.ssl.config import ExPLoRAConfig
 from streetvision.training.ssl.explora import ExPLoRAModule, Student, TwoViewEmbeddings
 
 EPOCH_SHARE, MAX_BATCHES = 0.25, 64
-"""The features of this share of the first epoch's batches are computed, and of at most so many."""
+"""The features of this share of the first epoch's batches are computed, of at least two and of at most so many."""
+HELD_OUT_SHARE = 0.25
+"""Share of these batches on which the loss is measured; the heads are trained on the others."""
 MAX_PASSES = 50
 """Passes over these features, at most."""
 WINDOW, MIN_IMPROVEMENT = 5, 0.02
@@ -21,10 +23,10 @@ WINDOW, MIN_IMPROVEMENT = 5, 0.02
 
 
 class HeadTraining(Callback):
-    """Trains projection head, predictor and prototypes until their loss is flat, with the backbone frozen.
+    """Trains projection head, predictor and prototypes until their held-out loss is flat, with the backbone frozen.
 
     The backbone's features of the first batches of views are computed once. So the cost is at most a quarter of the
-    forward passes of an epoch. A resumed run has the trained heads in its checkpoint.
+    forward passes of an epoch, or two batches. A resumed run has the trained heads in its checkpoint.
 
     References:
         Head first, then the backbone: Kumar et al., arXiv 2202.10054.
@@ -33,7 +35,7 @@ class HeadTraining(Callback):
     def __init__(self, config: ExPLoRAConfig) -> None:
         self.config = config
         self.losses: tuple[float, ...] = ()
-        """Mean loss of each pass; empty in a resumed run."""
+        """Held-out loss after each pass; empty in a resumed run."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Train the heads before the first step."""
@@ -42,7 +44,7 @@ class HeadTraining(Callback):
             return
         loader = trainer.train_dataloader
         assert loader is not None
-        count = min(MAX_BATCHES, max(1, round(EPOCH_SHARE * len(loader))))
+        count = min(MAX_BATCHES, max(2, round(EPOCH_SHARE * len(loader))))
         batches = iter(loader)
         features = [self._features(pl_module, *batch) for batch in islice(batches, count)]
         batches.close()
@@ -62,33 +64,48 @@ class HeadTraining(Callback):
 
 
 def train_heads(student: Student, batches: Sequence[tuple[Tensor, Tensor]], config: ExPLoRAConfig) -> tuple[float, ...]:
-    """Train projection head and method on features, and return the mean loss of each pass over all processes.
+    """Train projection head and method on features; the weights with the lowest held-out loss are kept.
 
-    A momentum target is the untrained projection head, which stays as it is.
+    A quarter of the batches is held out, at least one; a single batch is trained on and measured. A momentum target is
+    the untrained projection head, which stays as it is.
 
     Args:
         student: Its backbone does not change.
         batches: (features (2B, P) of the first and then of the second views, group ids (B,)).
         config: Settings of phase 4a.
+
+    Returns:
+        The held-out loss after each pass, over all processes.
     """
     with torch.no_grad():
         targets = [student.project(features).chunk(2) for features, _ in batches]
+
+    def embedded(number: int) -> TwoViewEmbeddings:
+        (features, group_ids), (first, second) = batches[number], targets[number]
+        own_first, own_second = student.project(features).chunk(2)
+        return TwoViewEmbeddings((own_first, own_second), (first, second), group_ids)
+
+    n_held_out = max(1, round(HELD_OUT_SHARE * len(batches)))
+    held_out = range(len(batches) - n_held_out, len(batches))
     heads = nn.ModuleList([student.projection, student.method])
     optimizer = make_adamw(heads, learning_rate=config.head_learning_rate, weight_decay=config.weight_decay)
     losses: list[float] = []
+    best: dict[str, Tensor] = {}
     while len(losses) < MAX_PASSES and not is_flat(losses):
-        total = torch.zeros((), device=batches[0][0].device)
-        for (features, group_ids), (first, second) in zip(batches, targets, strict=True):
-            own_first, own_second = student.project(features).chunk(2)
-            loss = student.method(TwoViewEmbeddings((own_first, own_second), (first, second), group_ids))
+        for number in range(max(1, len(batches) - n_held_out)):
+            loss = student.method(embedded(number))
             optimizer.zero_grad()
             loss.backward()
             for parameter in heads.parameters():
                 _average_over_processes(parameter.grad)
             optimizer.step()
-            total += loss.detach()
-        _average_over_processes(total)
-        losses.append(float(total) / len(batches))
+        with torch.no_grad():
+            mean = torch.stack([student.method.held_out_loss(embedded(number)) for number in held_out]).mean()
+        _average_over_processes(mean)
+        losses.append(float(mean))
+        if losses[-1] == min(losses):
+            best = {name: value.clone() for name, value in heads.state_dict().items()}
+    heads.load_state_dict(best)
     return tuple(losses)
 
 
