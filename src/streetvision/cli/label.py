@@ -38,7 +38,7 @@ def label(
     host: Annotated[str, typer.Option(help="Address; all but loopback need STREETVISION_API_KEY.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one.")] = 8010,
 ) -> None:
-    """Label the images whose labels teach most, on a local page.
+    """Label images on a local page, chosen by a queue.
 
     The labels are in data.labels=FOLDER, by default outputs/labels. Train with them by the same setting.
     """

@@ -1,1 +1,1 @@
-"""Label images where a label teaches most: queues, a local page, and the exchange with other tools."""
+"""Label images: queues, a local page, and the exchange with other tools."""

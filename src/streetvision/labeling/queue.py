@@ -1,4 +1,4 @@
-"""The images to label, in order: those that teach most, mixed with images drawn at random.
+"""The images to label, in order: those that a strategy chooses, mixed with images drawn at random.
 
 A metric on images that a model chose is biased. So some groups are reserved: only the random draw takes images from
 them, and only images drawn at random may be evaluated. The digest of its images decides whether a group is reserved, so

@@ -13,7 +13,15 @@ import numpy as np
 from pydantic import AfterValidator
 
 from streetvision.contracts.errors import ConfigError, DataError, LeakageError
-from streetvision.contracts.split_contracts import NO_FOLD, Index, NearDuplicateClusters, Partition, Row, Split
+from streetvision.contracts.split_contracts import (
+    NO_FOLD,
+    RANDOM_QUEUE,
+    Index,
+    NearDuplicateClusters,
+    Partition,
+    Row,
+    Split,
+)
 from streetvision.data.splitting.stratified import Amounts, Counts, allocate, assign_groups, rows_per_split
 
 SPLITS = tuple(Split)
@@ -55,7 +63,8 @@ def make_partition(
 
     All rows of a group get the same split. Rows without a group, or alone in it, are assigned last and compensate for
     the groups. Without groups, every class is within one row of its fraction in every split, unless a split would lack
-    it. Rows that may be in TRAIN only, and their groups, are in TRAIN.
+    it. Rows that may be in TRAIN only, and their groups, are in TRAIN. Rows that were drawn at random for a label are
+    assigned without regard to it.
 
     Args:
         index: The rows.
@@ -73,6 +82,7 @@ def make_partition(
     existing = {sha256: SPLITS.index(role) for sha256, role in existing_roles.items()}
     shares = np.array([fractions[split] for split in SPLITS])
     closed = SPLITS.index(Split.VAL_TEST) if keep_test else None
+    existing |= _places_of_random_rows(index.rows, shares, seed=seed, existing=existing, closed=closed)
     places = _assign(index.rows, shares, names=SPLITS, seed=seed, existing=existing, closed=closed)
     roles = tuple(SPLITS[place] for place in places)
     return _checked(Partition(index, roles, dict(fractions), seed, near_duplicates))
@@ -192,6 +202,36 @@ def _assign(
 def train_only(rows: Iterable[Row]) -> list[str]:
     """Return the sha256 of the rows that may be in TRAIN only."""
     return [row.sha256 for row in rows if row.train_only]
+
+
+def _places_of_random_rows(
+    rows: Sequence[Row], shares: Amounts, *, seed: int, existing: Mapping[str, int], closed: int | None
+) -> dict[str, int]:
+    """sha256 -> place, of new rows that `streetvision label` drew at random, and of their groups.
+
+    The labels have no effect: rows that were chosen for their label are in TRAIN, so a stratified assignment would
+    give the other splits what TRAIN lacks, and they would not have the classes in the proportion of the pool.
+    """
+    if not any(row.queue == RANDOM_QUEUE for row in rows):
+        return {}
+    groups, singles = _units(rows, seed)
+    places: dict[str, int] = {}
+    targets, assigned = shares * len(rows), np.zeros(len(shares))
+    drawn: list[list[int]] = []
+    for members in [*groups, *([position] for position in singles)]:
+        known = next((existing[rows[p].sha256] for p in members if rows[p].sha256 in existing), None)
+        if known is not None:
+            assigned[known] += len(members)
+        elif any(rows[p].queue == RANDOM_QUEUE for p in members):
+            drawn.append(members)
+    for members in drawn:
+        missing = (targets - assigned) / targets
+        if closed is not None:
+            missing[closed] = -np.inf
+        place = int(missing.argmax())
+        assigned[place] += len(members)
+        places |= {rows[p].sha256: place for p in members}
+    return places
 
 
 def split_conflicts(rows: Sequence[Row], existing: Mapping[str, object]) -> dict[str, str]:
