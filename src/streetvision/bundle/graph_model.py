@@ -16,7 +16,7 @@ from streetvision.bundle.runtimes.registry import open_graph
 from streetvision.bundle.view_fusion import ViewFusion
 from streetvision.contracts.policies import Precision
 from streetvision.data.image_file import Pixels
-from streetvision.io.resize import Box, ImageSize, fit_box, fit_pixels, resize_pixels
+from streetvision.io.resize import Box, ImageSize, fit_box, fit_pixels
 from streetvision.models.config import ClassifierDescription, FusionDescription, ViewsConfig
 from streetvision.models.views import VIEW_CHUNK_SIZE, ViewArrays, plan_views
 
@@ -151,8 +151,6 @@ def make_view_arrays(pixels: Pixels, config: ViewsConfig, *, image_size: ImageSi
     mask = np.array([box not in boxes[:index] for index, box in enumerate(boxes)])
     for index, box in enumerate(boxes):
         if mask[index]:
-            inner = fit_box(box.size, image_size, max_stretch=1)
-            crop = pixels[box.top : box.bottom, box.left : box.right]
-            views[index, :, inner.top : inner.bottom, inner.left : inner.right] = resize_pixels(crop, inner.size)
-            content[index] = inner
+            views[index] = fit_pixels(pixels[box.top : box.bottom, box.left : box.right], image_size)
+            content[index] = fit_box(box.size, image_size)
     return ViewArrays(views, content, mask)

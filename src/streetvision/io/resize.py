@@ -35,22 +35,23 @@ def as_size(size: int | ImageSize) -> ImageSize:
     return (size, size) if isinstance(size, int) else size
 
 
-def fit_box(image: ImageSize, size: ImageSize, *, max_stretch: float = MAX_STRETCH) -> Box:
+def fit_box(image: ImageSize, size: ImageSize) -> Box:
     """Return the part of the model's input that an image fills; the rest is padding, equal on both sides.
+
+    The aspect ratio changes by at most MAX_STRETCH.
 
     Args:
         image: H, W.
         size: h, w.
-        max_stretch: Largest change of the aspect ratio; 1 keeps it.
     """
     (height, width), (full_height, full_width) = image, size
     # How much wider the input is than the image, at equal heights.
     stretch = full_width * height / (full_height * width)
     inner_height, inner_width = full_height, full_width
-    if stretch > max_stretch:
-        inner_width = max(1, round(full_width * max_stretch / stretch))
-    elif stretch < 1 / max_stretch:
-        inner_height = max(1, round(full_height * max_stretch * stretch))
+    if stretch > MAX_STRETCH:
+        inner_width = max(1, round(full_width * MAX_STRETCH / stretch))
+    elif stretch < 1 / MAX_STRETCH:
+        inner_height = max(1, round(full_height * MAX_STRETCH * stretch))
     left, top = (full_width - inner_width) // 2, (full_height - inner_height) // 2
     return Box(left, top, left + inner_width, top + inner_height)
 

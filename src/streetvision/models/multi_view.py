@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from streetvision.io.resize import ImageSize, fit_box
-from streetvision.io.resize_tensor import resize_tensor
+from streetvision.io.resize_tensor import fit_tensor
 from streetvision.models.config import ViewsConfig
 from streetvision.models.views import plan_views
 
@@ -19,7 +19,7 @@ class Views(NamedTuple):
     """The views of one image: first the global view, then the tiles row by row."""
 
     pixels: Tensor
-    """uint8 (V, 3, h, w): each view keeps its aspect ratio and is padded with black on both sides."""
+    """uint8 (V, 3, h, w): each view is resized like a whole image (`fit_box`); the first one is the single view."""
     content: Tensor
     """int64 (V, 4): left, top, right, bottom of the part that is not padding, in pixels of the view."""
     mask: Tensor
@@ -40,10 +40,8 @@ def make_views(image: Tensor, config: ViewsConfig, *, image_size: ImageSize) -> 
     mask = torch.tensor([box not in boxes[:index] for index, box in enumerate(boxes)])
     for index, box in enumerate(boxes):
         if mask[index]:
-            inner = fit_box(box.size, image_size, max_stretch=1)
-            crop = image[:, box.top : box.bottom, box.left : box.right]
-            pixels[index, :, inner.top : inner.bottom, inner.left : inner.right] = resize_tensor(crop, inner.size)
-            content[index] = torch.tensor(inner)
+            pixels[index] = fit_tensor(image[:, box.top : box.bottom, box.left : box.right], image_size)
+            content[index] = torch.tensor(fit_box(box.size, image_size))
     return Views(pixels, content, mask)
 
 
