@@ -23,7 +23,7 @@ class ViewArrays(NamedTuple):
     """The views of one image: first the global view, then the tiles row by row."""
 
     pixels: NDArray[np.uint8]
-    """(V, 3, h, w): each view is resized like a whole image (`fit_box`), so that the first one is the single view."""
+    """(V, 3, h, w): each view is resized like a whole image (`fit_box`); the first one is the single view."""
     content: NDArray[np.int64]
     """(V, 4): left, top, right, bottom of the part that is not padding, in pixels of the view."""
     mask: NDArray[np.bool_]
