@@ -221,11 +221,12 @@ def _set_defaults(tree: Tree, values: Mapping[str, object]) -> Tree:
     pipeline, model = tree.setdefault("pipeline", {}), tree["model"]
     phases = pipeline.get("phases")
     fuses = isinstance(phases, list) and "phase4c_cvfm" in phases
+    named = model.get("multiview", {}).get("cvfm", {}).get("mode")
     given = {key.split(".")[1] for key in values if key.startswith("phase4c.")}
     # Settings that mil does not have are those of a trained fusion.
     mode = "mil" if given <= MilConfig.model_fields.keys() else "cvfm_trained"
-    if CVFM_CHOICE in values:
-        mode = f"cvfm_{values[CVFM_CHOICE]}"
+    if named is not None:
+        mode = f"cvfm_{named}"
     if fuses and not values.keys() & {"phase4c", "phase4c.mode"}:
         tree["phase4c"]["mode"] = mode
     elif CVFM_CHOICE in values and not (fuses and tree["phase4c"]["mode"] == mode):

@@ -210,7 +210,7 @@ class EpochLogger(Callback):
     def log_epoch(self, trainer: Trainer, row: EpochRow) -> None:
         """Add to `row` the learning rate of unscaled parameters and the training time; keep and publish it."""
         optimizer = trainer.optimizers[0]
-        group = optimizer.param_groups[0]
+        group = max(optimizer.param_groups, key=lambda group: group["initial_lr"])  # a factor may be 0
         learning_rate = optimizer.defaults["lr"] * group["lr"] / group["initial_lr"]
         row = {**row, "learning_rate": learning_rate, "seconds": round(self.seconds(), 3)}
         self.history.append(row)
