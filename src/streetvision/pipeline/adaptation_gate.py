@@ -4,7 +4,7 @@ References:
     Interpolation of weights: WiSE-FT, Wortsman et al., arXiv 2109.01903.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -42,13 +42,16 @@ def shipped_weights(
     predictions: dict[float, Predictions] = {}
     problem = None
     losses: dict[float, float] = {}
+
+    def measure(shares: Sequence[float]) -> None:
+        for share in shares:
+            predicted = predictions[share] = probe.predict(interpolate(adapted, original, share))
+            losses[share] = nll(predicted.labels, predicted.probabilities)
+
     if config.gate != "off":
         try:
-            for shares in (FIRST_SHARES, NEIGHBOURS):
-                tried = shares if isinstance(shares, tuple) else shares[min(losses, key=losses.__getitem__)]
-                for share in tried:
-                    predicted = predictions[share] = probe.predict(interpolate(adapted, original, share))
-                    losses[share] = nll(predicted.labels, predicted.probabilities)
+            measure(FIRST_SHARES)
+            measure(NEIGHBOURS[min(losses, key=losses.__getitem__)])
         except DataError as error:  # a class with one group
             problem = error.message
     candidates = {share: loss for share, loss in losses.items() if share > 0}

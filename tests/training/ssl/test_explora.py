@@ -330,6 +330,13 @@ def test_the_heads_are_trained_until_the_loss_is_flat(method):
     assert not any(is_flat(losses[:number]) for number in range(len(losses)))
 
 
+def test_heads_whose_loss_is_not_finite_are_an_error():
+    settings = config()
+    batch = torch.full((32, 16), torch.inf), torch.arange(16)
+    with pytest.raises(StreetVisionError, match="loss of the heads"):
+        train_heads(student(settings), [batch], settings)
+
+
 def test_a_loss_is_flat_when_it_hardly_falls_over_a_window():
     assert not is_flat([2.0, 1.9, 1.8])
     assert not is_flat([2.0 - 0.1 * step for step in range(10)])

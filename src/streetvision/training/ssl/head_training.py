@@ -1,5 +1,6 @@
 """Trains the projection head and the method's own parameters alone, before phase 4a changes the backbone."""
 
+import math
 from collections.abc import Sequence
 from itertools import islice
 
@@ -8,6 +9,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from streetvision.contracts.errors import StreetVisionError
 from streetvision.training.optim import make_adamw
 from streetvision.training.ssl.config import ExPLoRAConfig
 from streetvision.training.ssl.explora import ExPLoRAModule, Student, TwoViewEmbeddings
@@ -76,6 +78,9 @@ def train_heads(student: Student, batches: Sequence[tuple[Tensor, Tensor]], conf
 
     Returns:
         The held-out loss after each pass, over all processes.
+
+    Raises:
+        StreetVisionError: A held-out loss is not finite.
     """
     with torch.no_grad():
         targets = [student.project(features).chunk(2) for features, _ in batches]
@@ -103,6 +108,10 @@ def train_heads(student: Student, batches: Sequence[tuple[Tensor, Tensor]], conf
             mean = torch.stack([student.method.held_out_loss(embedded(number)) for number in held_out]).mean()
         _average_over_processes(mean)
         losses.append(float(mean))
+        if not math.isfinite(losses[-1]):
+            raise StreetVisionError(
+                f"the loss of the heads is {losses[-1]} after pass {len(losses)}", "lower phase4a.head_learning_rate"
+            )
         if losses[-1] == min(losses):
             best = {name: value.clone() for name, value in heads.state_dict().items()}
     heads.load_state_dict(best)
