@@ -201,6 +201,8 @@ def test_the_hint_names_the_choices_that_have_the_setting():
         (["phase4c=cvfm", "phase6.policy=threshold"], ["phase6.policy=threshold", "phase4c.mode=cvfm_trained"]),
         (["phase4c=cvfm", "phase5.method=mac_cal"], ["phase5.method=mac_cal", "phase4c.mode=cvfm_trained"]),
         (["training=full", "hardware.devices=2", "augmentation.gate=on"], ["augmentation.gate"]),
+        (["training=full", "model.head.kind=mlp", "training.gate=off"], ["training.gate"]),
+        (["training=full", "training.loss.name=focal", "training.gate=only_report"], ["training.gate"]),
         (["model.backbone.width=64"], ["width"]),
         (["hardware.devices=2"], ["training.mode=auto"]),
     ],

@@ -203,6 +203,11 @@ class RunConfig(Section):
 
     def _check_frozen(self) -> None:
         if self.training.mode != "frozen":
+            assert isinstance(self.training, FinetuningConfig)
+            if self.training.gate != "on" and not is_solvable(self.model.head, self.training.loss):
+                raise no_effect(
+                    "training.gate", "a head or a loss without a probe to compare with", "leave training.gate out"
+                )
             return
         frozen, hint = "training.mode=frozen", "set training=peft"
         if self.augmentation != AugmentationConfig():
