@@ -14,8 +14,9 @@ from scripts.reference_pages import PAGES as REFERENCE_PAGES
 from streetvision.calibration.calibrators import CALIBRATORS
 from streetvision.cli.app import build_app
 from streetvision.contracts.split_contracts import MAY_OPEN
-from streetvision.experiments.ablation_table import read_table
 from streetvision.experiments.search import read_search
+from streetvision.experiments.systems_table import SystemsTable
+from streetvision.experiments.tables import read_table
 from streetvision.models.backbone import BACKBONES
 from streetvision.pipeline.config import compose_config
 from tests.lexicon import PLACES, files, hits
@@ -70,7 +71,11 @@ def test_every_command_is_valid(words, monkeypatch):
     if verb in WITH_SETTINGS:
         compose_config(overrides)
     if verb == "ablate" and parsed["table"] != "mine.yaml":
-        table = read_table(parsed["table"]).only(tuple(parsed["pair"] or ()))
+        table = read_table(parsed["table"])
+        if isinstance(table, SystemsTable):
+            table = table.only(tuple(parsed["system"] or ()), tuple(parsed["data"] or ()))
+        else:
+            table = table.only(tuple(parsed["pair"] or ()))
         compose_config([*table.common, *overrides])
     if verb == "train" and parsed["search"]:
         assert read_search(ROOT / parsed["search"])

@@ -11,20 +11,28 @@ from streetvision.eval.metrics import all_metrics
 from streetvision.experiments.ablation import (
     NO_RECORD,
     AblationRequest,
-    data_settings,
     execute_runs,
     launch_ablation,
     plan_runs,
     requested_table,
 )
 from streetvision.experiments.ablation_run import AblationRun
-from streetvision.experiments.ablation_table import packaged_tables, read_table
+from streetvision.experiments.ablation_table import AblationTable
+from streetvision.experiments.scene_data import drawn_or_given
+from streetvision.experiments.tables import packaged_tables, read_table
 from streetvision.io.atomic import read_json
 from streetvision.io.predictions import read_predictions
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.test_access_log import count_test_accesses
 
 BROKEN = {"name": "broken", "variant": {"settings": ["training.learning_rate=1e30"]}, "expected": {"mcc": "+1"}}
+
+
+PAIR_TABLES = [name for name in packaged_tables() if isinstance(read_table(name), AblationTable)]
+
+
+def request_of(table, out, **options):
+    return AblationRequest(read_table(str(table)), str(table), out, **options)
 
 
 @pytest.fixture
@@ -40,7 +48,7 @@ def table(tmp_path):
 def test_an_ablation_from_its_table_to_a_page(table, tmp_path, capsys):
     """All that needs runs, in one test: they take seconds each."""
     out = tmp_path / "out"
-    assert not launch_ablation(AblationRequest(str(table), out, seeds=(0,)), Console())
+    assert not launch_ablation(request_of(table, out, seeds=(0,)), Console())
     finished_pairs_are_measured_and_failed_ones_named(out)
     the_figures_are_those_of_the_runs_own_evaluations(out)
     arms_with_equal_settings_share_one_run_and_one_test_access(out)
@@ -100,25 +108,23 @@ def arms_with_equal_settings_share_one_run_and_one_test_access(out):
 def the_same_command_again_runs_nothing_and_writes_the_page(out, table, page):
     page.write_text(f"before\n<!-- ablate {table.stem} -->\n<!-- end -->\nafter\n")
     before = (out / "ablation.md").read_text()
-    request = AblationRequest(str(table), out, seeds=(0,), pairs=("threshold", "calibrator"), page=page)
+    request = request_of(table, out, seeds=(0,), pairs=("threshold", "calibrator"), page=page)
     assert launch_ablation(request, Console())
     assert "calibrator" in page.read_text()
     assert (out / "ablation.md").read_text() != before  # the broken pair is left out, and so is its correction
 
 
-@pytest.mark.parametrize("name", packaged_tables())
+@pytest.mark.parametrize("name", PAIR_TABLES)
 def test_the_settings_of_every_packaged_table_compose(name, tmp_path):
     table = read_table(name).model_copy(update={"seeds": (0,)})
-    plan = plan_runs(
-        table, {data: (f"data.root=drawn/{data}",) for data in table.data}, AblationRequest(name, tmp_path)
-    )
+    plan = plan_runs(table, {data: (f"data.root=drawn/{data}",) for data in table.data}, request_of(name, tmp_path))
     assert len(plan) == 2 * len(table.comparisons) > len(set(plan.values()))
 
 
 def test_the_example_of_few_labels_composes(tmp_path):
     example = Path(__file__).parents[2] / "examples" / "few_labels.yaml"
     table = read_table(str(example))
-    request = AblationRequest(str(example), tmp_path, overrides=("model.backbone.weights=deit.safetensors",))
+    request = request_of(example, tmp_path, overrides=("model.backbone.weights=deit.safetensors",))
     plan = plan_runs(table, table.data, request)
     assert len(plan) == 2 * 3 * 5
     assert len(set(plan.values())) == (2 + 3) * 5  # both pairs on scenes share the runs without phase 4a
@@ -141,10 +147,10 @@ def test_settings_that_are_the_same_however_written_are_one_run(tmp_path):
     content = {"title": "t", "seeds": [0], "data": {"d": ["data.root=photos"]}, "pairs": [pair]}
     (tmp_path / "t.yaml").write_text(safe_dump(content))
     table = read_table(str(tmp_path / "t.yaml"))
-    plan = plan_runs(table, table.data, AblationRequest("t", tmp_path))
+    plan = plan_runs(table, table.data, request_of(tmp_path / "t.yaml", tmp_path))
     assert len(plan) == 2
     assert len(set(plan.values())) == 1
-    other = plan_runs(table, table.data, AblationRequest("t", tmp_path, overrides=("loader.num_workers=2",)))
+    other = plan_runs(table, table.data, request_of(tmp_path / "t.yaml", tmp_path, overrides=("loader.num_workers=2",)))
     assert {run.root for run in other.values()} == {run.root for run in plan.values()}  # how, not what
 
 
@@ -152,9 +158,7 @@ def test_other_scenes_are_another_data_set(tmp_path):
     """Their folder is named after them: arms on the ones before are no arms on these."""
     table = read_table("smoke")
     first, again, other = (
-        data_settings(
-            "tiny", table, AblationRequest("smoke", tmp_path, overrides=(f"scenes.count={count}",)), Console()
-        )
+        drawn_or_given("tiny", table.data["tiny"], (f"scenes.count={count}",), tmp_path, Console())
         for count in (4, 4, 5)
     )
     assert first == again != other
@@ -167,12 +171,12 @@ def test_an_arm_whose_code_changed_while_it_ran_has_failed(tmp_path, monkeypatch
 
 
 def test_an_arm_cannot_choose_its_folder(tmp_path):
-    request = AblationRequest("smoke", tmp_path, overrides=("run_dir=here", "data.root=photos"))
+    request = request_of("smoke", tmp_path, overrides=("run_dir=here", "data.root=photos"))
     with pytest.raises(ConfigError, match="run_dir cannot be set"):
         launch_ablation(request, Console())
 
 
 def test_ones_own_images_take_the_place_of_the_tables(tmp_path):
-    table = requested_table(AblationRequest("specification", tmp_path, overrides=("data.root=some/photos",)))
+    table = requested_table(request_of("specification", tmp_path, overrides=("data.root=some/photos",)))
     assert list(table.data) == ["photos"]
     assert all(pair.data is None for pair in table.pairs)

@@ -13,24 +13,48 @@ from streetvision.contracts.errors import ConfigError
 
 
 def ablate(
-    table: Annotated[str, typer.Argument(help="A packaged table (specification, backbone, smoke), or a YAML file.")],
+    table: Annotated[
+        str, typer.Argument(help="A packaged table (specification, backbone, results, smoke), or a YAML file.")
+    ],
     overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the runs; default: outputs/ablation_TABLE.")
     ] = None,
     pair: Annotated[list[str] | None, typer.Option("--pair", help="Only this pair; repeatable.")] = None,
+    system: Annotated[
+        list[str] | None, typer.Option("--system", help="Only this system and the first; repeatable.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Only this data set of the systems; repeatable.")
+    ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Splits by seeds 0 to N-1 instead of the table's.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one a core, on a GPU one.")] = None,
     page: Annotated[Path | None, typer.Option("--page", help="A Markdown page to write the table into.")] = None,
 ) -> None:
-    """Compare pairs of settings over seeds and data sets."""
-    from streetvision.experiments.ablation import AblationRequest, launch_ablation
+    """Compare pairs of settings over seeds and data sets, or systems by cross-validation."""
+    from streetvision.experiments.systems_table import SystemsTable
+    from streetvision.experiments.tables import read_table
 
     folder = out or Path("outputs") / f"ablation_{Path(table).stem}"
-    request = AblationRequest(
-        table, folder, tuple(overrides or ()), tuple(pair or ()), tuple(range(seeds or 0)), jobs, page
-    )
-    if not launch_ablation(request, open_console()):
+    content, settings = read_table(table), tuple(overrides or ())
+    if isinstance(content, SystemsTable):
+        from streetvision.experiments.systems import SystemsRequest, launch_systems
+
+        if pair or seeds:
+            raise ConfigError("a table of systems has no pairs and no seeds", "select systems with --system")
+        content = content.only(tuple(system or ()), tuple(data or ()))
+        request = SystemsRequest(content, Path(table).stem, folder, settings, jobs, page)
+        finished = launch_systems(request, open_console())
+    else:
+        from streetvision.experiments.ablation import AblationRequest, launch_ablation
+
+        if system or data:
+            raise ConfigError("--system and --data are for tables of systems", "select pairs with --pair")
+        finished = launch_ablation(
+            AblationRequest(content, table, folder, settings, tuple(pair or ()), tuple(range(seeds or 0)), jobs, page),
+            open_console(),
+        )
+    if not finished:
         raise typer.Exit(USER_ERROR)
 
 

@@ -10,10 +10,11 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.experiments.ablation_page import as_csv, as_markdown, summary_lines
 from streetvision.experiments.ablation_run import PRELOADED, AblationRun, execute_run
-from streetvision.experiments.ablation_table import AblationTable, Arm, Pair, read_table
+from streetvision.experiments.ablation_table import AblationTable, Arm, Pair
 from streetvision.experiments.comparison import ArmResult, ComparisonSettings, PairResults, compare
 from streetvision.experiments.doc_tables import split_page, write_table
-from streetvision.io.atomic import sha256_json, write_json_atomic, write_text_atomic
+from streetvision.experiments.scene_data import NAME_DIGITS, drawn_or_given, split_scene_settings
+from streetvision.io.atomic import write_json_atomic, write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.predictions import read_predictions
 from streetvision.io.process_pool import failure_reason, run_in_processes
@@ -21,13 +22,10 @@ from streetvision.models.device import default_jobs
 from streetvision.pipeline.config import compose_config, settings_sha256
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.test_access_log import count_test_accesses
-from streetvision.synthetic.scenes import write_scenes
 
 ONE_PROCESS = ("loader.num_workers=0",)
 """Default of every arm, because arms share the cores."""
 NO_RECORD = "it left no record of this code and these settings; was the code changed while it ran?"
-NAME_DIGITS = 12
-"""Digits of a settings digest in the name of a run folder."""
 
 ArmKey = tuple[str, str, int, str]
 """Pair, data set, seed, and baseline or variant."""
@@ -38,7 +36,9 @@ Plan = dict[ArmKey, AblationRun]
 class AblationRequest:
     """What the command line requests."""
 
-    table: str
+    table: AblationTable
+    name: str
+    """Name of the table, or its file."""
     out: Path
     """Folder of the runs and of the results."""
     overrides: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class AblationRequest:
     @property
     def page_mark(self) -> str:
         """The comment that marks the table in `page`."""
-        return f"ablate {Path(self.table).stem}"
+        return f"ablate {Path(self.name).stem}"
 
 
 def launch_ablation(request: AblationRequest, console: Console) -> bool:
@@ -69,7 +69,10 @@ def launch_ablation(request: AblationRequest, console: Console) -> bool:
     request.out.mkdir(parents=True, exist_ok=True)
     with run_lock(request.out / ".lock"):
         names = dict.fromkeys(name for _, name in table.comparisons)
-        data = {name: data_settings(name, table, request, console) for name in names}
+        data = {
+            name: drawn_or_given(name, table.data[name], request.overrides, request.out / "data", console)
+            for name in names
+        }
         plan = plan_runs(table, data, request)
         failed = execute_runs(list(dict.fromkeys(plan.values())), request.jobs, console)
         results = [_pair_results(pair, name, plan, failed) for pair, name in table.comparisons]
@@ -81,7 +84,7 @@ def launch_ablation(request: AblationRequest, console: Console) -> bool:
             for (pair, name, seed, arm), run in plan.items()
         ]
         content = {
-            "table": request.table,
+            "table": request.name,
             "level_of_each": settings.level_of_each,
             "test_accesses": accesses,
             "arms": arms,
@@ -101,7 +104,7 @@ def launch_ablation(request: AblationRequest, console: Console) -> bool:
 
 def requested_table(request: AblationRequest) -> AblationTable:
     """The table with the pairs, seeds and data of the request."""
-    table = read_table(request.table)
+    table = request.table
     table = table.only(request.pairs) if request.pairs else table
     if request.seeds:
         table = table.model_copy(update={"seeds": request.seeds})
@@ -112,30 +115,9 @@ def requested_table(request: AblationRequest) -> AblationTable:
     return table.model_copy(update={"data": {Path(root).resolve().name: ()}, "pairs": pairs})
 
 
-def data_settings(name: str, table: AblationTable, request: AblationRequest, console: Console) -> tuple[str, ...]:
-    """The settings that select a data set; its scenes are drawn once for all arms."""
-    scene_settings, rest = _split_scene_settings([*table.data[name], *request.overrides])
-    if any(setting.startswith("data.root=") for setting in rest):
-        if scene_settings:
-            raise ConfigError(
-                f"data set {name!r} has a data.root, and {scene_settings[0]} draws scenes", "leave out one of the two"
-            )
-        return tuple(table.data[name])
-    scenes = compose_config(scene_settings).scenes
-    folder = request.out / "data" / f"{name}_{sha256_json(scenes.model_dump(mode='json'))[:NAME_DIGITS]}"
-    write_scenes(folder, scenes, console)
-    return (*_split_scene_settings(table.data[name])[1], f"data.root={folder.absolute()}")
-
-
-def _split_scene_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Settings of scenes, and the others."""
-    scenes = [setting for setting in settings if setting.startswith("scenes.")]
-    return scenes, [setting for setting in settings if setting not in scenes]
-
-
 def plan_runs(table: AblationTable, data: Mapping[str, tuple[str, ...]], request: AblationRequest) -> Plan:
     """The run of each arm; arms whose composed settings are equal share one run."""
-    overrides = tuple(_split_scene_settings(request.overrides)[1])
+    overrides = tuple(split_scene_settings(request.overrides)[1])
     plan: Plan = {}
     by_root: dict[Path, AblationRun] = {}
     for (pair, name), seed in product(table.comparisons, table.seeds):

@@ -91,9 +91,9 @@ def execute_run(run: AblationRun, threads: int) -> None:
         config = compose_config([*training, f"run_dir={run.root}"])
         # The data phase runs first and apart, because the cost leaves it out.
         launch_training(config, console=Console(), only={"data"})
-        started = _seconds()
+        started = spent_seconds()
         launch_training(config, console=Console())
-        cost = _seconds() - started if is_new else None
+        cost = spent_seconds() - started if is_new else None
         evaluation = [setting for setting in run.overrides if setting.startswith(EVALUATION_SETTINGS)]
         launch_evaluation(schema.export_dir, compose_config(evaluation), console=Console())
     except StreetVisionError as error:
@@ -110,8 +110,8 @@ def execute_run(run: AblationRun, threads: int) -> None:
     write_json_atomic(run.record_file, record.model_dump(mode="json"))
 
 
-def _seconds() -> float:
-    """CPU time of this process and its children; wall time where a GPU does the work."""
+def spent_seconds() -> float:
+    """Return the CPU time of this process and its children; wall time where a GPU does the work."""
     from streetvision.models.device import pick_device
 
     if pick_device().type != "cpu":

@@ -1,14 +1,11 @@
 """What an ablation compares: pairs of settings over data sets and seeds, declared in YAML."""
 
 from collections import Counter
-from importlib import resources
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError, unknown_name
-from streetvision.io.yaml_files import read_yaml_model
 
 Quantity = Literal["mcc", "ece", "reward", "cost"]
 """MCC and ECE on VAL_TEST, the subnet reward there, and the time from the images to the bundle."""
@@ -86,18 +83,3 @@ class AblationTable(TableSection):
             if name not in known:
                 raise unknown_name("pair", name, known)
         return self.model_copy(update={"pairs": tuple(known[name] for name in dict.fromkeys(names))})
-
-
-def read_table(name: str) -> AblationTable:
-    """The packaged table of that name, or the table in a YAML file; raises ConfigError when there is none."""
-    known = packaged_tables()
-    path = Path(name) if name.endswith((".yaml", ".yml")) else known.get(name)
-    if path is None:
-        raise unknown_name("ablation table", name, [*known, "or a file NAME.yaml"])
-    return read_yaml_model(path, AblationTable, hint="docs/results/ablations.md shows the format of a table")
-
-
-def packaged_tables() -> dict[str, Path]:
-    """Name -> file of each table in the package."""
-    folder = Path(str(resources.files("streetvision"))) / "configs" / "ablation"
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}

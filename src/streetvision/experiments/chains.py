@@ -1,0 +1,198 @@
+"""The chains of a cross-validation: the whole training on the images outside an outer fold, predicting that fold."""
+
+import csv
+import io
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from streetvision.bundle.predictor import load_bundle
+from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.errors import ArtifactError, DataError, StreetVisionError
+from streetvision.contracts.policies import Artifact, Digest
+from streetvision.contracts.split_contracts import NO_FOLD, Index, Partition, Row, Split
+from streetvision.data.config import HF_SPLIT
+from streetvision.data.splitting.partition import assign_folds, unit_name
+from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
+from streetvision.io.atomic import read_json, sha256_json, write_json_atomic, write_text_atomic
+from streetvision.io.manifests import code_sha256
+from streetvision.io.process_pool import write_output_to
+from streetvision.io.validators import validate_json
+from streetvision.pipeline.config import compose_config, settings_sha256
+from streetvision.pipeline.console import Console
+from streetvision.pipeline.data.partition_data import partition_rows
+from streetvision.pipeline.run import launch_training
+from streetvision.pipeline.settings import CrossValidationConfig, RunConfig
+
+OWN_SETTINGS = ("data.root", "data.group", "data.protocol", "run_dir", "cross_validation.")
+"""Prefixes of the settings that a chain in its own process does not get."""
+USER_ERROR = 2
+PRELOADED = ("streetvision.pipeline.steps.train_baseline",)
+"""Modules that a process of a chain needs."""
+
+
+class ChainResult(Artifact):
+    """The predictions of one chain for its outer fold."""
+
+    key: Digest
+    """Digest of code, settings and splits."""
+    protocol: str
+    threshold: float
+    probabilities: list[float] = Field(min_length=1)
+    """Of class 1, in the order of the index."""
+    decisions: list[bool]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One chain of a cross-validation."""
+
+    repeat: int
+    fold: int
+    share: float
+    """Share of the groups outside the outer fold that it may use."""
+    partition: Partition
+    """Its images; VAL_TEST is the outer fold."""
+    key: str
+    folder: Path
+    overrides: tuple[str, ...]
+    """Settings, and `file` with further ones, of a chain in its own process."""
+    file: Path | None
+
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+        return f"repeat{self.repeat}_fold{self.fold}_{self.share:.0%}".replace("%", "")
+
+    @property
+    def record(self) -> Path:
+        """Written when the chain has finished."""
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def log(self) -> Path:
+        """Output of its process."""
+        return self.folder / f"{self.name}.log"
+
+    def result(self) -> ChainResult | None:
+        """The result, if the chain has finished with this code, settings and data."""
+        try:
+            result = validate_json(self.record, ChainResult)
+        except ArtifactError:
+            return None
+        n_test = len(self.partition.rows(Split.VAL_TEST))
+        return result if result.key == self.key and len(result.probabilities) == n_test else None
+
+    def save(self, probabilities: Sequence[float], decisions: Sequence[bool], threshold: float) -> None:
+        """Write the result."""
+        result = ChainResult(
+            key=self.key,
+            protocol=self.partition.protocol.value,
+            threshold=threshold,
+            probabilities=list(probabilities),
+            decisions=list(decisions),
+        )
+        write_json_atomic(self.record, result.model_dump(mode="json"))
+
+
+def plan_chains(
+    index: Index, config: RunConfig, overrides: Sequence[str], file: Path | None, folder: Path, console: Console
+) -> Iterator[Chain]:
+    """The chains of all repeats and outer folds; those of the learning curve in the first repeat only."""
+    settings = config.cross_validation
+    kept = tuple(setting for setting in overrides if not setting.startswith(OWN_SETTINGS))
+    base = [code_sha256(), settings_sha256(config.model_copy(update={"cross_validation": CrossValidationConfig()}))]
+    for repeat in range(settings.repeats):
+        outer = assign_folds(index.rows, settings.folds, seed=settings.seed + repeat)
+        for fold in range(settings.folds):
+            test = [row for row, of_row in zip(index.rows, outer, strict=True) if of_row == fold]
+            train = [row for row, of_row in zip(index.rows, outer, strict=True) if of_row != fold]
+            shares = (1.0, *settings.learning_curve) if repeat == 0 else (1.0,)
+            for share in shares:
+                subset = _share_of_groups(train, share, seed=settings.seed)
+                paths = {row.path for row in (*subset, *test)}
+                rows = tuple(row for row in index.rows if row.path in paths)
+                try:
+                    partition = _partition(replace(index, rows=rows), test, config, console)
+                except DataError as error:
+                    if share == 1:
+                        raise
+                    console.warn(f"the learning curve has no point at {share:.0%}: {error.message}")
+                    continue
+                key = sha256_json([*base, index.fingerprint, partition.split_sha256])
+                yield Chain(repeat, fold, share, partition, key, folder, kept, file)
+
+
+def _partition(index: Index, test: Sequence[Row], config: RunConfig, console: Console) -> Partition:
+    """The splits or folds of the rows outside `test`, which is VAL_TEST."""
+    return partition_rows(
+        index,
+        None,  # the groups contain the near-duplicates
+        config.data,
+        config.phase5.risk,
+        protocol=config.data.protocol,
+        roles={row.sha256: Split.VAL_TEST for row in test},
+        folds={row.sha256: NO_FOLD for row in test},
+        progress=console,
+        keep_test=True,
+    )
+
+
+def _share_of_groups(rows: Sequence[Row], share: float, *, seed: int) -> list[Row]:
+    """A part of the groups of each class; a smaller share is a part of a larger one."""
+    kept: set[str] = set()
+    for label in (0, 1):
+        names = sorted({unit_name(row) for row in rows if row.label == label})
+        order = np.random.default_rng(seed).permutation(len(names))
+        kept |= {names[position] for position in order[: math.ceil(share * len(names))]}
+    return [row for row in rows if unit_name(row) in kept] if share < 1 else list(rows)
+
+
+def train_chain(chain: Chain, threads: int) -> None:
+    """Run the phases of a chain, predict its outer fold and write the result; call it in a process of its own.
+
+    Ends the process with exit code 2 and one line for a user error.
+    """
+    write_output_to(chain.log)
+    import torch
+
+    torch.set_num_threads(threads)
+    root, source = chain.folder / chain.name, chain.partition.index.root
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", "group"])
+    writer.writerows([(source / row.path).absolute(), row.label, row.group or ""] for row in chain.partition.index.rows)
+    settings = [
+        *chain.overrides,
+        # The index has the group of each image; settings of the file that describe the original data are taken back.
+        f"data.root={root / 'index.csv'}",
+        "data.group_column=null",
+        "data.group_pattern=null",
+        "data.source_column=null",
+        f"data.hf_split={HF_SPLIT}",
+        "data.grouping.by=[column]",
+        f"data.protocol={chain.partition.protocol.value}",
+        f"run_dir={root}",
+    ]
+    schema = ArtifactSchema(root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(root / "index.csv", text.getvalue())
+        config = compose_config(settings, file=chain.file)
+        if not schema.splits_json.is_file():
+            absolute = [replace(row, path=str((source / row.path).absolute())) for row in chain.partition.index.rows]
+            index = replace(chain.partition.index, root=root, rows=tuple(absolute))
+            write_json_atomic(schema.splits_json, partition_to_json(replace(chain.partition, index=index)))
+        launch_training(config, console=Console())
+        partition = partition_from_json(read_json(schema.splits_json), schema.splits_json)
+        predictor = load_bundle(schema.export_dir)
+        predictions = predictor.predict([partition.index.root / row.path for row in partition.rows(Split.VAL_TEST)])
+    except StreetVisionError as error:
+        print(f"error: {error.message}", flush=True)  # noqa: T201 (the log)
+        sys.exit(USER_ERROR)
+    chain.save([p.probability for p in predictions], [p.decision == 1 for p in predictions], predictor.threshold)
