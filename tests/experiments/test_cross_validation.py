@@ -8,15 +8,17 @@ import pytest
 from streetvision import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.progress import Silent
-from streetvision.contracts.split_contracts import Split
+from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.cross_validated import cross_validated_intervals
 from streetvision.eval.metrics import METRICS, all_metrics
 from streetvision.eval.predictions import Predictions
+from streetvision.experiments.chains import without_sources
 from streetvision.io.atomic import read_json
 from streetvision.models.module import load_classifier
 from streetvision.pipeline.config import compose_config
+from streetvision.pipeline.console import Console
 from streetvision.pipeline.input_size import input_size
 from streetvision.pipeline.probe_chain import fit_probe_chain
 from streetvision.pipeline.probe_head import FeatureReader
@@ -87,6 +89,51 @@ def test_a_chain_in_memory_predicts_like_the_bundle_of_a_run(scenes, tmp_path, c
     assert chain.threshold == pytest.approx(predictor.threshold, abs=1e-5)
     assert p == pytest.approx([prediction.probability for prediction in predictions], abs=1e-4)
     assert decisions.tolist() == [prediction.decision == 1 for prediction in predictions]
+
+
+def test_a_source_is_predicted_without_its_images(scenes, tmp_path, cross_validate):
+    rows = list(csv.DictReader((scenes / "index.csv").open()))
+    index = tmp_path / "index.csv"
+    lines = [f"{scenes / row['path']},{row['label']},g{n // 5},road{n // 54}|{n}" for n, row in enumerate(rows[:-1])]
+    index.write_text("\n".join(["path,label,group,source", *lines, f"{scenes / rows[-1]['path']},1,last,"]))
+    settings = ["cross_validation.repeats=1", "cross_validation.learning_curve=[]", r"data.source_pattern=(road\d)"]
+    code, out, content, schema = cross_validate(*settings, "--leave-out", "source", root=index)
+    assert code == 0, out
+    unseen = content["unseen"]
+    assert [source["name"] for source in unseen["sources"]] == ["road0", "road1", "road2"]
+    assert sum(source["images"] for source in unseen["sources"]) == unseen["images"] == len(rows) - 1
+    assert unseen["few_sources"]
+    assert unseen["metrics"]["mcc"]["low"] <= unseen["metrics"]["mcc"]["estimate"]
+    assert "1 images have no source" in out
+    assert "of other sources were not trained on" in out
+    assert "Unseen sources" in schema.cross_validation_html.read_text()
+    # Chain by chain, neither the source nor a group of it is trained on.
+    code, out, _, _ = cross_validate(*settings[:2], "cross_validation.leave_out=source", root=scenes, name="two")
+    assert code == 0, out
+    code, out, _, _ = cross_validate(*settings[:2], "--leave-out", "camera", name="three")
+    assert code == 2
+    assert "leave_out" in out
+
+
+def test_one_source_cannot_be_left_out(scenes, tmp_path, cross_validate):
+    rows = list(csv.DictReader((scenes / "index.csv").open()))
+    index = tmp_path / "index.csv"
+    lines = [f"{scenes / row['path']},{row['label']},one" for row in rows]
+    index.write_text("\n".join(["path,label,source", *lines]))
+    code, out, _, _ = cross_validate("--leave-out", "source", "cross_validation.learning_curve=[]", root=index)
+    assert code == 2
+    assert "needs images of two sources or more (found: 1)" in out
+
+
+def test_folds_of_sources_share_neither_source_nor_group():
+    rows = [Row(f"{n}.jpg", n % 2, f"{n:064d}", 8, 8, 0.5, group=f"g{n // 2}", source=f"s{n % 50}") for n in range(400)]
+    console = Console(silent=True)
+    tested = []
+    for train, test in without_sources(rows, seed=0, console=console):
+        assert not {row.source for row in train} & {row.source for row in test}
+        assert not {row.group for row in train} & {row.group for row in test}
+        tested += test
+    assert len(tested) == len({row.path for row in tested}) == 400
 
 
 def test_the_head_alone_is_the_default(scenes, tmp_path, command):

@@ -11,6 +11,7 @@ from streetvision.pipeline.settings import all_settings
 
 SHOWN_BY = {
     "data.group_pattern": "pipeline/test_prepare_data.py::test_a_pattern_of_names_decides_which_images_share_a_group",
+    "data.source_pattern": "experiments/test_cross_validation.py::test_a_source_is_predicted_without_its_images",
     "training.mode": "training/test_finetune_modes.py::test_frozen_trains_the_head_and_full_all_but_the_mask_token",
     "training.epochs": "pipeline/test_train_baseline.py::test_metrics_hold_one_row_an_epoch",
     "training.batch_size": "training/test_trainer.py::test_the_bar_advances_once_per_step",

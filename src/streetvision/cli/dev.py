@@ -31,7 +31,7 @@ def ablate(
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one a core, on a GPU one.")] = None,
     page: Annotated[Path | None, typer.Option("--page", help="A Markdown page to write the table into.")] = None,
 ) -> None:
-    """Compare pairs of settings over seeds and data sets, or systems by cross-validation."""
+    """Compare settings over seeds and data sets, or systems."""
     from streetvision.experiments.systems_table import SystemsTable
     from streetvision.experiments.tables import read_table
 

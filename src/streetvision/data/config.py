@@ -85,7 +85,10 @@ class DataConfig(Section):
     """Regular expression on the path of an image: what its first parentheses match is the group, for images without a
     group of the index; null: none. `streetvision data check` suggests one."""
     source_column: str | None = None
-    """Column or feature with the source; null: `source` if it exists."""
+    """Column or feature with the source, such as a camera, a road or a city; null: `source` if it exists."""
+    source_pattern: str | None = Field(default=None, min_length=1)
+    """Regular expression on the source of an image, or on its path if it has none in the index: what its first
+    parentheses match is the source; null: none."""
     labels: Path | None = None
     """A labels.parquet of `streetvision label`, or its folder. Its images are added to those of data.root, which may be
     null then, and its labels replace those of data.root. Images that were not drawn at random are in TRAIN only."""
@@ -105,11 +108,11 @@ class DataConfig(Section):
             if getattr(self, name) is not None and "column" not in self.grouping.by:
                 condition = "data.grouping.by does not contain column"
                 raise no_effect(f"data.{name}", condition, "add column to data.grouping.by")
-        if self.group_pattern is not None:
+        for name in ("group_pattern", "source_pattern"):
             try:
-                re.compile(self.group_pattern)
+                re.compile(getattr(self, name) or "")
             except re.error as error:
-                raise ValueError(f"group_pattern is not a regular expression: {error}") from error
+                raise ValueError(f"{name} is not a regular expression: {error}") from error
         return self
 
 

@@ -29,9 +29,11 @@ from streetvision.pipeline.data.partition_data import partition_rows
 from streetvision.pipeline.run import launch_training
 from streetvision.pipeline.settings import CrossValidationConfig, RunConfig
 
-OWN_SETTINGS = ("data.root", "data.group", "data.protocol", "run_dir", "cross_validation.")
+OWN_SETTINGS = ("data.root", "data.group", "data.source", "data.protocol", "run_dir", "cross_validation.")
 """Prefixes of the settings that a chain in its own process does not get."""
 USER_ERROR = 2
+MAX_SOURCE_FOLDS = 20
+"""More sources than this are divided into so many outer folds."""
 PRELOADED = ("streetvision.pipeline.steps.train_baseline",)
 """Modules that a process of a chain needs."""
 
@@ -63,10 +65,14 @@ class Chain:
     overrides: tuple[str, ...]
     """Settings, and `file` with further ones, of a chain in its own process."""
     file: Path | None
+    by_source: bool = False
+    """Whether the outer fold consists of whole sources."""
 
     @property
     def name(self) -> str:
         """Name of its files."""
+        if self.by_source:
+            return f"source_fold{self.fold}"
         return f"repeat{self.repeat}_fold{self.fold}_{self.share:.0%}".replace("%", "")
 
     @property
@@ -107,6 +113,14 @@ def plan_chains(
     settings = config.cross_validation
     kept = tuple(setting for setting in overrides if not setting.startswith(OWN_SETTINGS))
     base = [code_sha256(), settings_sha256(config.model_copy(update={"cross_validation": CrossValidationConfig()}))]
+
+    def chain(train: Sequence[Row], test: Sequence[Row], repeat: int, fold: int, share: float = 1.0) -> Chain:
+        paths = {row.path for row in (*train, *test)}
+        rows = tuple(row for row in index.rows if row.path in paths)
+        partition = _partition(replace(index, rows=rows), test, config, console)
+        key = sha256_json([*base, index.fingerprint, partition.split_sha256])
+        return Chain(repeat, fold, share, partition, key, folder, kept, file)
+
     for repeat in range(settings.repeats):
         outer = assign_folds(index.rows, settings.folds, seed=settings.seed + repeat)
         for fold in range(settings.folds):
@@ -115,17 +129,49 @@ def plan_chains(
             shares = (1.0, *settings.learning_curve) if repeat == 0 else (1.0,)
             for share in shares:
                 subset = _share_of_groups(train, share, seed=settings.seed)
-                paths = {row.path for row in (*subset, *test)}
-                rows = tuple(row for row in index.rows if row.path in paths)
                 try:
-                    partition = _partition(replace(index, rows=rows), test, config, console)
+                    yield chain(subset, test, repeat, fold, share)
                 except DataError as error:
                     if share == 1:
                         raise
                     console.warn(f"the learning curve has no point at {share:.0%}: {error.message}")
-                    continue
-                key = sha256_json([*base, index.fingerprint, partition.split_sha256])
-                yield Chain(repeat, fold, share, partition, key, folder, kept, file)
+    if settings.leave_out is not None:
+        for fold, (train, test) in enumerate(without_sources(index.rows, seed=settings.seed, console=console)):
+            try:
+                yield replace(chain(train, test, 0, fold), by_source=True)
+            except DataError as error:
+                sources = ", ".join(sorted({row.source or "" for row in test}))
+                raise DataError(f"without the images of source {sources}: {error.message}", error.hint) from error
+
+
+def without_sources(rows: Sequence[Row], *, seed: int, console: Console) -> Iterator[tuple[list[Row], list[Row]]]:
+    """Yield the images to train on and those to predict, for each source, or for several if there are many.
+
+    Raises:
+        DataError: There are fewer than two sources.
+    """
+    sources = sorted({row.source for row in rows if row.source is not None})
+    if len(sources) < 2:
+        raise DataError(
+            f"cross_validation.leave_out=source needs images of two sources or more (found: {len(sources)})",
+            "name them with data.source_column or data.source_pattern",
+        )
+    if unnamed := sum(row.source is None for row in rows):
+        console.warn(f"{unnamed:,} images have no source: they are trained on and not predicted as an unseen source")
+    named = [row for row in rows if row.source is not None]
+    folds = [sources.index(str(row.source)) for row in named]
+    if len(sources) > MAX_SOURCE_FOLDS:
+        folds = assign_folds([replace(row, group=row.source) for row in named], MAX_SOURCE_FOLDS, seed=seed)
+    shared = 0
+    for fold in range(max(folds) + 1):
+        test = [row for row, of_row in zip(named, folds, strict=True) if of_row == fold]
+        paths, units = {row.path for row in test}, {unit_name(row) for row in test}
+        others = [row for row in rows if row.path not in paths]
+        train = [row for row in others if unit_name(row) not in units]
+        shared += len(others) - len(train)
+        yield train, test
+    if shared:
+        console.warn(f"{shared:,} images of other sources were not trained on: their groups are in the source left out")
 
 
 def _partition(index: Index, test: Sequence[Row], config: RunConfig, console: Console) -> Partition:
@@ -174,6 +220,7 @@ def train_chain(chain: Chain, threads: int) -> None:
         "data.group_column=null",
         "data.group_pattern=null",
         "data.source_column=null",
+        "data.source_pattern=null",
         f"data.hf_split={HF_SPLIT}",
         "data.grouping.by=[column]",
         f"data.protocol={chain.partition.protocol.value}",

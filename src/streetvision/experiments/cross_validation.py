@@ -27,10 +27,12 @@ from streetvision.eval.intervals import Interval
 from streetvision.eval.metrics import all_metrics
 from streetvision.eval.predictions import Predictions
 from streetvision.eval.resampling import Resampling
-from streetvision.experiments.chains import PRELOADED, Chain, plan_chains, train_chain
+from streetvision.experiments.chains import MAX_SOURCE_FOLDS, PRELOADED, Chain, plan_chains, train_chain
 from streetvision.experiments.cross_validation_report import (
     CrossValidation,
     CurvePoint,
+    SourceResult,
+    UnseenSources,
     render_cross_validation,
     summary_lines,
 )
@@ -192,13 +194,22 @@ def _summarize(chains: Sequence[Chain], index: Index, config: RunConfig) -> Cros
     position = {row.path: number for number, row in enumerate(index.rows)}
     labels, groups = [row.label for row in index.rows], [row.group for row in index.rows]
 
-    def pooled(repeat: int, share: float) -> Predictions | None:
-        """The predictions of all images; None if a chain of this point of the curve is missing."""
+    def pooled(repeat: int, share: float, *, by_source: bool = False) -> Predictions | None:
+        """The predictions of all images; None if a chain of this point of the curve is missing.
+
+        With `by_source`, of the images with a source, whose groups are their sources.
+        """
         p, decisions = np.full(len(labels), np.nan), np.zeros(len(labels), dtype=bool)
         for chain in chains:
-            if (chain.repeat, chain.share) == (repeat, share) and (result := chain.result()) is not None:
+            if (chain.repeat, chain.share, chain.by_source) == (repeat, share, by_source):
+                if (result := chain.result()) is None:
+                    continue
                 rows = [position[row.path] for row in chain.partition.rows(Split.VAL_TEST)]
                 p[rows], decisions[rows] = result.probabilities, result.decisions
+        if by_source:
+            named = np.flatnonzero([row.source is not None for row in index.rows])
+            sources = [index.rows[row].source for row in named]
+            return Predictions([labels[row] for row in named], p[named], sources, decisions=decisions[named])
         return None if np.isnan(p).any() else Predictions(labels, p, groups, decisions=decisions)
 
     repeats = [pooled(repeat, 1.0) for repeat in range(settings.repeats)]
@@ -209,13 +220,18 @@ def _summarize(chains: Sequence[Chain], index: Index, config: RunConfig) -> Cros
     for share in sorted({*settings.learning_curve, 1.0}):
         if (predictions := pooled(0, share)) is not None:
             trained = [
-                len(c.partition.index.rows) - len(c.partition.rows(Split.VAL_TEST)) for c in chains if c.share == share
+                len(c.partition.index.rows) - len(c.partition.rows(Split.VAL_TEST))
+                for c in chains
+                if (c.share, c.by_source) == (share, False)
             ]
             mcc = cross_validated_intervals([predictions], resampling, folds=settings.folds)["mcc"]
             curve.append(CurvePoint(share=share, images=round(float(np.mean(trained))), mcc=_figure(mcc)))
             last = predictions if share < 1 else last
     gain = None if last is None else _figure(paired_difference(complete[0], last, resampling)["mcc"])
     results = [result for chain in chains if chain.share == 1 and (result := chain.result()) is not None]
+    unseen = None
+    if settings.leave_out is not None:
+        unseen = _unseen_sources(index, complete[0], pooled(0, 1.0, by_source=True), resampling)
     return CrossValidation(
         data=Path(str(config.data.root)).name,
         class_names=index.class_names,
@@ -236,6 +252,44 @@ def _summarize(chains: Sequence[Chain], index: Index, config: RunConfig) -> Cros
         protocols=dict(Counter(result.protocol for result in results)),
         curve=curve,
         gain=gain,
+        unseen=unseen,
+    )
+
+
+def _unseen_sources(
+    index: Index, ordinary: Predictions, unseen: Predictions | None, resampling: Resampling
+) -> UnseenSources:
+    """Compare predictions of unseen sources with those of the first repeat, on the images with a source."""
+    assert unseen is not None, "a missing chain has raised before"
+    assert unseen.groups is not None
+    named = np.flatnonzero([row.source is not None for row in index.rows])
+    seen = Predictions(
+        ordinary.labels[named], ordinary.probabilities[named], unseen.groups, decisions=ordinary.decisions[named]
+    )
+    names = np.array(unseen.groups, dtype=object)
+    sources = []
+    for name in sorted(set(names.tolist())):
+        of_source = names == name
+        labels, p, decisions = (values[of_source] for values in (unseen.labels, unseen.probabilities, unseen.decisions))
+        metrics = all_metrics(labels, p, decisions)
+        sources.append(
+            SourceResult(
+                name=name,
+                images=len(labels),
+                positives=int(labels.sum()),
+                mcc=_none_if_nan(metrics["mcc"]) if 0 < labels.sum() < len(labels) else None,
+                recall=_none_if_nan(metrics["recall"]),
+                fpr=_none_if_nan(metrics["fpr"]),
+            )
+        )
+    folds = min(len(sources), MAX_SOURCE_FOLDS)
+    intervals = cross_validated_intervals([unseen], resampling, folds=folds)
+    return UnseenSources(
+        images=len(unseen),
+        metrics={name: _figure(interval) for name, interval in intervals.items()},
+        difference=_figure(paired_difference(unseen, seen, resampling)["mcc"]),
+        few_sources=intervals["mcc"].few_units,
+        sources=sources,
     )
 
 

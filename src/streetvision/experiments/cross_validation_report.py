@@ -27,6 +27,32 @@ class CurvePoint(Artifact):
     mcc: EstimateWithInterval
 
 
+class SourceResult(Artifact):
+    """The images of one source, predicted by a chain that used none of them."""
+
+    name: str
+    images: Count
+    positives: Count
+    mcc: float | None
+    """None if it has images of one class only."""
+    recall: float | None
+    fpr: float | None
+
+
+class UnseenSources(Artifact):
+    """Every source, predicted by a chain that used none of its images."""
+
+    images: Count
+    """Images with a source."""
+    metrics: dict[str, EstimateWithInterval]
+    """Metric -> over all these images, with an interval from resampled sources."""
+    difference: EstimateWithInterval
+    """MCC minus that of the first repeat, on the same images."""
+    few_sources: bool
+    """Whether they are too few for reliable intervals."""
+    sources: list[SourceResult]
+
+
 class CrossValidation(Artifact):
     """Content of cross_validation.json."""
 
@@ -57,6 +83,8 @@ class CrossValidation(Artifact):
     """By share; the last one uses all groups."""
     gain: EstimateWithInterval | None
     """MCC with all groups minus MCC at the point before; None without a curve."""
+    unseen: UnseenSources | None = None
+    """Sources that were left out as a whole; None without cross_validation.leave_out."""
 
     def spread(self, name: str) -> str:
         """Return the lowest and the highest value of a metric over the repeats."""
@@ -78,11 +106,11 @@ class CrossValidation(Artifact):
         return f"{change}: it is not certain that more images would help."
 
 
-def text_of(figure: EstimateWithInterval) -> str:
-    """Return a figure with its interval."""
+def text_of(figure: EstimateWithInterval, sign: str = "") -> str:
+    """Return a figure with its interval; with the sign "+", a plus precedes numbers above 0."""
     if figure.estimate is None:
         return "undefined"
-    return f"{figure.estimate:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+    return f"{figure.estimate:{sign}.3f} [{figure.low:{sign}.3f}, {figure.high:{sign}.3f}]"
 
 
 def summary_lines(content: CrossValidation) -> Iterator[str]:
@@ -99,6 +127,12 @@ def summary_lines(content: CrossValidation) -> Iterator[str]:
     yield f"  recall {text_of(metrics['recall'])}   false alarm rate {text_of(metrics['fpr'])}"
     yield f"  MCC by repeat: {content.spread('mcc')}"
     yield f"  {content.outlook()}"
+    if content.unseen is not None:
+        unseen, few = content.unseen, ": too few for a reliable interval" if content.unseen.few_sources else ""
+        yield (
+            f"  unseen source: MCC {text_of(unseen.metrics['mcc'])}, {len(unseen.sources)} sources{few}; "
+            f"difference {text_of(unseen.difference, sign='+')}"
+        )
     yield f"  {COVERS}"
 
 

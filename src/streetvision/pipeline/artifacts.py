@@ -14,7 +14,7 @@ from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import Gate
 from streetvision.data.config import DataConfig
-from streetvision.data.grouping.name_pattern import group_by_name
+from streetvision.data.grouping.name_pattern import apply_patterns
 from streetvision.data.labels.listing import Labels, add_labels, labels_path, read_labels
 from streetvision.data.records import ImageListing, ImageRecord
 from streetvision.data.sources.discovery import list_images, list_unlabeled
@@ -216,7 +216,7 @@ def list_data(context: Context, *, one_class: bool = False, labels: Labels | Non
     """Every image in data.root, and those of `labels`; with `one_class`, images of one class alone are accepted."""
     config = context.settings(DataConfig)
     if labels is not None and config.labels is not None and _root(config) == str(config.labels):
-        return group_by_name(add_labels(ImageListing(Path("/"), ()), labels), config.group_pattern)
+        return apply_patterns(add_labels(ImageListing(Path("/"), ()), labels), config)
     listing = list_images(
         _root(config),
         class_names=config.class_names,
@@ -226,7 +226,7 @@ def list_data(context: Context, *, one_class: bool = False, labels: Labels | Non
         source_column=config.source_column,
         one_class=one_class,
     )
-    return group_by_name(listing if labels is None else add_labels(listing, labels), config.group_pattern)
+    return apply_patterns(listing if labels is None else add_labels(listing, labels), config)
 
 
 def _root(config: DataConfig) -> str:

@@ -14,7 +14,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError, DataError, unknown_name
 from streetvision.contracts.split_contracts import Index, Row, Split
 from streetvision.data.grouping.group_rows import group_rows
-from streetvision.data.grouping.name_pattern import group_by_name
+from streetvision.data.grouping.name_pattern import apply_patterns
 from streetvision.data.grouping.perceptual_hash import PerceptualHashes, join_hashes
 from streetvision.data.labels.decisions import decide, valid_events
 from streetvision.data.labels.listing import labels_path
@@ -209,7 +209,7 @@ def _read_images(
             one_class=True,
         )
         scan = scan_images(
-            group_by_name(listing, data.group_pattern),
+            apply_patterns(listing, data),
             class_names=data.class_names,
             limits=limits,
             damaged_images=data.damaged_images,
@@ -220,7 +220,7 @@ def _read_images(
         hashes, rejected = scan.hashes, [*rejected, *scan.invalid]
     if pool:
         scan = scan_images(
-            group_by_name(ImageListing(Path("/"), tuple(pool.values())), data.group_pattern),
+            apply_patterns(ImageListing(Path("/"), tuple(pool.values())), data),
             class_names=data.class_names,
             limits=limits,
             damaged_images=data.damaged_images,

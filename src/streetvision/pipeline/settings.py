@@ -87,6 +87,9 @@ class CrossValidationConfig(Section):
     """Repeats, each with other outer folds."""
     learning_curve: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.5, 0.75)
     """Shares of the groups outside the outer fold with which the first repeat is run as well; []: no learning curve."""
+    leave_out: Literal["source"] | None = None
+    """source: also predict each source by a chain that uses none of its images, as for an unseen camera, road or city;
+    null: do not. Of more than 20 sources, several are left out at a time."""
     n_resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples for each interval."""
     confidence_level: float = Field(default=0.95, gt=0.5, lt=1)

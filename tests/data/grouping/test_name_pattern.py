@@ -2,7 +2,7 @@ import pytest
 
 from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.data.config import DataConfig
-from streetvision.data.grouping.name_pattern import group_by_name, groups_by_name, suggest_pattern
+from streetvision.data.grouping.name_pattern import apply_patterns, groups_by_name, suggest_pattern
 from streetvision.data.records import ImageListing, ImageRecord
 
 
@@ -14,10 +14,10 @@ def test_the_group_is_the_first_parentheses_or_the_whole_match():
 
 def test_the_group_of_the_index_has_precedence(tmp_path):
     images = (ImageRecord("a_1.jpg", 0), ImageRecord("a_2.jpg", 1, "index"))
-    listing = group_by_name(ImageListing(tmp_path, images), "(a)_")
+    listing = apply_patterns(ImageListing(tmp_path, images), DataConfig(group_pattern="(a)_"))
     assert [image.group for image in listing.images] == ["a", "index"]
     with pytest.raises(DataError, match="matches no name"):
-        group_by_name(ImageListing(tmp_path, images), "ride")
+        apply_patterns(ImageListing(tmp_path, images), DataConfig(group_pattern="ride"))
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,19 @@ def test_names_without_rides_suggest_nothing(name):
     assert suggest_pattern([]) is None
 
 
+def test_a_source_is_found_in_the_source_of_the_index_or_in_the_path(tmp_path):
+    named = ImageRecord("2.jpg", 1, source="set|road=BR 020|n=3")
+    images = (ImageRecord("cam1/1.jpg", 0), named, ImageRecord("3.jpg", 0))
+    listing = apply_patterns(ImageListing(tmp_path, images), DataConfig(source_pattern=r"(cam\d|road=[^|]+)"))
+    assert [image.source for image in listing.images] == ["cam1", "road=BR 020", None]
+    with pytest.raises(DataError, match="source_pattern 'ride' matches no name"):
+        apply_patterns(ImageListing(tmp_path, images), DataConfig(source_pattern="ride"))
+
+
 def test_an_invalid_or_unused_pattern_is_refused():
     with pytest.raises(ValueError, match="not a regular expression"):
         DataConfig(group_pattern="(")
+    with pytest.raises(ValueError, match="source_pattern is not a regular expression"):
+        DataConfig(source_pattern="(")
     with pytest.raises(ConfigError, match="has no effect"):
         DataConfig(group_pattern="a", grouping={"by": ["near_duplicates"]})

@@ -1,4 +1,4 @@
-"""Groups of images from their names: a regular expression, and a suggestion of one."""
+"""Groups and sources of images from their names: regular expressions, and a suggestion of one."""
 
 import re
 from collections import Counter
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from streetvision.contracts.errors import DataError
+from streetvision.data.config import DataConfig
 from streetvision.data.records import ImageListing
 
 SUGGESTIONS = (
@@ -53,20 +54,30 @@ def suggest_pattern(names: Sequence[str]) -> tuple[str, int] | None:
     return None
 
 
-def group_by_name(listing: ImageListing, pattern: str | None) -> ImageListing:
-    """Return the listing with groups by `groups_by_name`, for images without a group of their index.
+def apply_patterns(listing: ImageListing, config: DataConfig) -> ImageListing:
+    """Return the listing with groups by data.group_pattern and sources by data.source_pattern, if these are set.
+
+    A group of the index is kept. A source is found in the source of the index, or in the path if there is none.
 
     Raises:
-        DataError: The pattern matches no name.
+        DataError: A pattern matches no image.
     """
-    if pattern is None:
-        return listing
-    names = [image.path for image in listing.images]
-    groups = groups_by_name(names, pattern)
-    if names and not any(groups):
+    images = listing.images
+    if config.group_pattern is not None:
+        groups = _matched("group", config.group_pattern, [image.path for image in images])
+        images = tuple(replace(image, group=image.group or group) for image, group in zip(images, groups, strict=True))
+    if config.source_pattern is not None:
+        sources = _matched("source", config.source_pattern, [image.source or image.path for image in images])
+        images = tuple(replace(image, source=source) for image, source in zip(images, sources, strict=True))
+    return replace(listing, images=images)
+
+
+def _matched(field: str, pattern: str, names: Sequence[str]) -> list[str | None]:
+    """The match of each name; raises DataError if there is none at all."""
+    found = groups_by_name(names, pattern)
+    if names and not any(found):
         raise DataError(
-            f"data.group_pattern {pattern!r} matches no name, for example not {names[0]!r}",
-            "the pattern is a regular expression; the group is what its first parentheses match",
+            f"data.{field}_pattern {pattern!r} matches no name, for example not {names[0]!r}",
+            f"the pattern is a regular expression; the {field} is what its first parentheses match",
         )
-    images = (replace(image, group=image.group or group) for image, group in zip(listing.images, groups, strict=True))
-    return replace(listing, images=tuple(images))
+    return found

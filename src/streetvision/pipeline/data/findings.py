@@ -14,7 +14,7 @@ from streetvision.contracts.progress import Progress
 from streetvision.contracts.settings import no_effect
 from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Row
 from streetvision.data.grouping.group_rows import group_rows
-from streetvision.data.grouping.name_pattern import group_by_name
+from streetvision.data.grouping.name_pattern import apply_patterns
 from streetvision.data.scan import Scan, scan_images
 from streetvision.data.sources.discovery import class_names_warning, list_images
 from streetvision.eval.embeddings import EmbeddingDuplicates, embedding_duplicates
@@ -118,7 +118,7 @@ def find_problems(
         )
         if warning := class_names_warning(listing, data.class_names):
             progress.warn(warning)
-        listing = group_by_name(listing, data.group_pattern)
+        listing = apply_patterns(listing, data)
         limits = config.loader.limits
         scan = scan_images(
             listing,

@@ -20,8 +20,9 @@ def import_data(
     config = compose_config(overrides, base={"data": {"root": source}}).data
     if config.labels is not None:
         raise no_effect("data.labels", "images are imported", "set it for train")
-    if config.group_pattern is not None:
-        raise no_effect("data.group_pattern", "images are imported", "set it for data check and train")
+    for name in ("group_pattern", "source_pattern"):
+        if getattr(config, name) is not None:
+            raise no_effect(f"data.{name}", "images are imported", "set it for data check and train")
     consistency = None if consistent is None else _consistency(consistent)
     try:
         folder.mkdir(parents=True, exist_ok=True)
