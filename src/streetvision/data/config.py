@@ -53,12 +53,25 @@ class GroupingConfig(Section):
         return self
 
 
+class CocoConfig(Section):
+    """How objects of a JSON file in the format of COCO become labels of images."""
+
+    images: Path | None = None
+    """Folder that file names are relative to; null: `images` next to the file or to its folder, else its folder."""
+    categories: tuple[str, ...] = ()
+    """Categories whose objects make an image class 1. Images with none of them are class 0. []: all categories."""
+    min_area: float = Field(default=0.0, ge=0, lt=1)
+    """Least share of the image that these objects cover together; images with less are left out."""
+    negatives: Path | None = None
+    """A folder of further images of class 0, for files in which every image has an object."""
+
+
 class DataConfig(Section):
     """The images, their classes, and how they are split."""
 
     root: str | None = Field(default=None, min_length=1)
-    """A folder, a CSV, a folder with labels.json, or a Hugging Face dataset (a folder, or hf://owner/name); null: the
-    procedural scenes."""
+    """A folder, a CSV, a folder with labels.json, a JSON file of COCO, or a Hugging Face dataset (a folder, or
+    hf://owner/name); null: the procedural scenes."""
     class_names: tuple[str, str] = CLASS_NAMES
     """Names of class 0 and class 1, in this order."""
     fractions: Fractions = Field(
@@ -92,6 +105,8 @@ class DataConfig(Section):
     labels: Path | None = None
     """A labels.parquet of `streetvision label`, or its folder. Its images are added to those of data.root, which may be
     null then, and its labels replace those of data.root. Images that were not drawn at random are in TRAIN only."""
+    coco: CocoConfig = CocoConfig()
+    """How objects of a JSON file in the format of COCO become labels of images."""
     unlabeled: tuple[Path, ...] = ()
     """Additional unlabelled images for phase4a_explora: folders, or CSVs with the column `path` and, for tracks or
     rides, `group`."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.errors import DataError
 from streetvision.data.records import IMAGE_SUFFIXES, RejectedFile
 
 SYSTEM_NAMES = frozenset(
@@ -168,3 +169,27 @@ def _exists(path: Path) -> bool:
         return os.path.lexists(path)
     except ValueError:  # a NUL in the name
         return False
+
+
+def files_under(folder: Path, root: Path) -> tuple[list[str], list[RejectedFile]]:
+    """Return the images in `folder`, and its other files with a reason, as sorted Posix paths relative to `root`.
+
+    Raises:
+        DataError: A sub-folder cannot be read.
+    """
+    images: list[str] = []
+    others: list[RejectedFile] = []
+    prefix = "" if root == Path() else f"{str(root).rstrip('/')}/"
+    for found in search_folder(folder):
+        if found.unreadable:
+            raise DataError(
+                f"{printable(found.path)!r} {found.reason}", "give read permission, or move it out of the data set"
+            )
+        path = found.path.removeprefix(prefix)
+        if found.reason:
+            others.append(RejectedFile(printable(path), found.reason))
+        elif printable(path) != path:
+            others.append(RejectedFile(printable(path), "has a name that is not UTF-8"))
+        else:
+            images.append(path)
+    return sorted(images), sorted(others, key=lambda file: file.path)

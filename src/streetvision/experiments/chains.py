@@ -29,7 +29,7 @@ from streetvision.pipeline.data.partition_data import partition_rows
 from streetvision.pipeline.run import launch_training
 from streetvision.pipeline.settings import CrossValidationConfig, RunConfig
 
-OWN_SETTINGS = ("data.root", "data.group", "data.source", "data.protocol", "run_dir", "cross_validation.")
+OWN_SETTINGS = ("data.root", "data.group", "data.source", "data.coco", "data.protocol", "run_dir", "cross_validation.")
 """Prefixes of the settings that a chain in its own process does not get."""
 USER_ERROR = 2
 MAX_SOURCE_FOLDS = 20
@@ -222,6 +222,10 @@ def train_chain(chain: Chain, threads: int) -> None:
         "data.source_column=null",
         "data.source_pattern=null",
         f"data.hf_split={HF_SPLIT}",
+        "data.coco.images=null",
+        "data.coco.categories=[]",
+        "data.coco.min_area=0",
+        "data.coco.negatives=null",
         "data.grouping.by=[column]",
         f"data.protocol={chain.partition.protocol.value}",
         f"run_dir={root}",

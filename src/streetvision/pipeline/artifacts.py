@@ -224,6 +224,7 @@ def list_data(context: Context, *, one_class: bool = False, labels: Labels | Non
         hf_split=config.hf_split,
         group_column=config.group_column,
         source_column=config.source_column,
+        coco=config.coco,
         one_class=one_class,
     )
     return apply_patterns(listing if labels is None else add_labels(listing, labels), config)

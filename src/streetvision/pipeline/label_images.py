@@ -206,6 +206,7 @@ def _read_images(
             hf_split=data.hf_split,
             group_column=data.group_column,
             source_column=data.source_column,
+            coco=data.coco,
             one_class=True,
         )
         scan = scan_images(

@@ -133,11 +133,16 @@ def _read_csv(path: Path, required: Sequence[str] = ("path", "label")) -> Iterat
         raise DataError(f"{str(path)!r} cannot be read as UTF-8 text: {error}") from error
 
 
-def _read_labels_json(path: Path) -> Iterator[TableRow]:
+def read_json_table(path: Path) -> object:
+    """Return the content of a JSON file; raises DataError if it cannot be read."""
     try:
-        entries = parse_json(read_bytes(path))
+        return parse_json(read_bytes(path))
     except (ArtifactError, ValueError) as error:
         raise DataError(f"{str(path)!r} cannot be read as JSON: {error}", JSON_HINT) from error
+
+
+def _read_labels_json(path: Path) -> Iterator[TableRow]:
+    entries = read_json_table(path)
     if not isinstance(entries, list):
         raise DataError(f"{path.name} holds one {type(entries).__name__}, not a list", JSON_HINT)
     for number, entry in enumerate(entries, start=1):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import DataError
-from streetvision.data.config import CLASS_NAMES, HF_SPLIT
-from streetvision.data.file_search import is_ignored, printable, search_folder
+from streetvision.data.config import CLASS_NAMES, HF_SPLIT, CocoConfig
+from streetvision.data.file_search import files_under, is_ignored, printable
 from streetvision.data.records import (
     ImageListing,
     ImageRecord,
@@ -21,7 +21,8 @@ from streetvision.data.records import (
     fold_name,
     image_suffix,
 )
-from streetvision.data.sources.csv_json import ColumnNames, list_csv, list_labels_json, list_paths
+from streetvision.data.sources.coco import is_coco, list_coco
+from streetvision.data.sources.csv_json import ColumnNames, list_csv, list_labels_json, list_paths, read_json_table
 from streetvision.data.sources.huggingface import is_local_dataset, list_dataset
 from streetvision.data.sources.parquet_index import INDEX, list_parquet
 from streetvision.data.sources.webdataset import find_shards
@@ -29,6 +30,7 @@ from streetvision.data.sources.webdataset import find_shards
 TABLES = {".csv": list_csv, ".json": list_labels_json, ".parquet": list_parquet}
 """Suffix of a file that lists images -> its reader."""
 
+NO_COCO = CocoConfig()
 MAX_NEIGHBOURS = 1000
 """Names in the parent folder of a path that does not exist that are compared with it, for a hint."""
 
@@ -47,13 +49,14 @@ def list_images(
     hf_split: str = HF_SPLIT,
     group_column: str | None = None,
     source_column: str | None = None,
+    coco: CocoConfig = NO_COCO,
     one_class: bool = False,
 ) -> ImageListing:
     """List every image of `data.root`.
 
     The kind of the data set is detected. The first of these that applies is used: a table (index.csv, index.parquet,
-    labels.json), a Hugging Face dataset, class folders. So an index.csv, which may name groups, is preferred to the
-    class folders next to it.
+    labels.json, a JSON file of COCO), a Hugging Face dataset, class folders. So an index.csv, which may name groups, is
+    preferred to the class folders next to it.
 
     Args:
         root: A folder, a table, or hf://owner/name.
@@ -62,6 +65,7 @@ def list_images(
         hf_split: Split of a Hugging Face dataset.
         group_column: Column with the group; None: `group` if it exists.
         source_column: Column with the source; None: `source` if it exists.
+        coco: Which objects of a COCO file make an image class 1.
         one_class: Whether images of one class alone are accepted.
 
     Raises:
@@ -71,6 +75,12 @@ def list_images(
     try:
         tables = [file for file in (path, path / "index.csv", path / INDEX, path / "labels.json") if file.is_file()]
         table = next((file for file in tables if file.suffix.lower() in TABLES), None)
+        if table is not None and table.suffix.lower() == ".json" and is_coco(content := read_json_table(table)):
+            return list_coco(table, content, coco, class_names=class_names, columns=columns, one_class=one_class)
+        if coco != NO_COCO:
+            raise DataError(
+                f"data.coco has no effect when data.root {root!r} is not a JSON file of COCO", "leave data.coco out"
+            )
         if table is None and (root.startswith(HUB_PREFIX) or is_local_dataset(path)):
             return list_dataset(
                 root.removeprefix(HUB_PREFIX),
@@ -201,27 +211,3 @@ def list_unlabeled(sources: Sequence[Path]) -> ImageListing:
             raise DataError(f"data.unlabeled {str(source)!r} has no images", "remove it from data.unlabeled")
         images |= {record.path: record for record in records}
     return ImageListing(Path("/"), tuple(images.values()), tuple(skipped))
-
-
-def files_under(folder: Path, root: Path) -> tuple[list[str], list[RejectedFile]]:
-    """Return the images in `folder`, and its other files with a reason, as sorted Posix paths relative to `root`.
-
-    Raises:
-        DataError: A sub-folder cannot be read.
-    """
-    images: list[str] = []
-    others: list[RejectedFile] = []
-    prefix = "" if root == Path() else f"{str(root).rstrip('/')}/"
-    for found in search_folder(folder):
-        if found.unreadable:
-            raise DataError(
-                f"{printable(found.path)!r} {found.reason}", "give read permission, or move it out of the data set"
-            )
-        path = found.path.removeprefix(prefix)
-        if found.reason:
-            others.append(RejectedFile(printable(path), found.reason))
-        elif printable(path) != path:
-            others.append(RejectedFile(printable(path), "has a name that is not UTF-8"))
-        else:
-            images.append(path)
-    return sorted(images), sorted(others, key=lambda file: file.path)

@@ -172,6 +172,7 @@ def _open_source(source: str, config: DataConfig) -> _Source:
         import_to=path,  # not used: the source is not a dataset
         group_column=config.group_column,
         source_column=config.source_column,
+        coco=config.coco,
     )
     entries = (_file_entry(record, listing.root) for record in listing.images)
     names = sha256_json([[record.path, record.label] for record in listing.images])

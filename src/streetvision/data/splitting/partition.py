@@ -72,7 +72,8 @@ def make_partition(
         seed: Seed of the order of groups and rows.
         existing_roles: sha256 -> split of rows that were assigned before; they and their groups keep their split.
         near_duplicates: Clusters that the groups must contain.
-        keep_test: VAL_TEST has its existing rows and no others; the fractions of the other splits hold for the rest.
+        keep_test: VAL_TEST has its existing rows and no others, of one class or both; the fractions of the other splits
+            hold for the rest.
 
     Raises:
         DataError: A split would lack a class.
@@ -85,7 +86,7 @@ def make_partition(
     existing |= _places_of_random_rows(index.rows, shares, seed=seed, existing=existing, closed=closed)
     places = _assign(index.rows, shares, names=SPLITS, seed=seed, existing=existing, closed=closed)
     roles = tuple(SPLITS[place] for place in places)
-    return _checked(Partition(index, roles, dict(fractions), seed, near_duplicates))
+    return _checked(Partition(index, roles, dict(fractions), seed, near_duplicates), any_test=keep_test)
 
 
 def make_folds(
@@ -137,14 +138,14 @@ def make_folds(
         roles = tuple(Split.VAL_TEST if place == count else Split.TRAIN for place in places)
         of_row = tuple(NO_FOLD if place == count else place for place in places)
         partition = Partition(index, roles, dict(fractions), seed, near_duplicates, of_row)
-        if missing_class(partition) is None:
+        if missing_class(partition, any_test=keep_test) is None:
             break
-    return _checked(partition)
+    return _checked(partition, any_test=keep_test)
 
 
-def _checked(partition: Partition) -> Partition:
+def _checked(partition: Partition, *, any_test: bool) -> Partition:
     check_leakage(partition, partition.index.root)
-    if problem := missing_class(partition):
+    if problem := missing_class(partition, any_test=any_test):
         raise DataError(problem, "every split needs a group of each class: add images, or use smaller groups")
     return partition
 
@@ -262,13 +263,18 @@ def count_rows(partition: Partition) -> dict[Split, dict[str, int]]:
     return counts
 
 
-def missing_class(partition: Partition) -> str | None:
-    """Return which class is missing from which splits or folds, and a possible reason; None if none is missing."""
+def missing_class(partition: Partition, *, any_test: bool = False) -> str | None:
+    """Return which class is missing from which splits or folds, and a possible reason; None if none is missing.
+
+    With `any_test`, VAL_TEST may have one class, because its rows were given: a source, for example.
+    """
     counts: dict[str, dict[str, int]] = {split.value: count for split, count in count_rows(partition).items()}
     if partition.folds is not None:
         test = counts[Split.VAL_TEST]
         counts = {f"fold {fold}": count for fold, count in enumerate(count_fold_rows(partition))}
         counts[Split.VAL_TEST.value] = test
+    if any_test:
+        del counts[Split.VAL_TEST.value]
     for label, name in enumerate(partition.index.class_names):
         missing = [place for place, count in counts.items() if count[name] == 0]
         if missing:

@@ -115,6 +115,7 @@ def find_problems(
             hf_split=data.hf_split,
             group_column=data.group_column,
             source_column=data.source_column,
+            coco=data.coco,
         )
         if warning := class_names_warning(listing, data.class_names):
             progress.warn(warning)
