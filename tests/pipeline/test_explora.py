@@ -1,9 +1,6 @@
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,6 +17,7 @@ from streetvision.models.backbone import build_backbone
 from streetvision.models.network import state_digest
 from streetvision.pipeline.steps.train_explora import warn_if_neighbours_got_worse, warn_if_swav_collapsed
 from tests.conftest import TINY_ADAPTATION, TINY_MODEL
+from tests.torchrun import torchrun
 
 SHORT = [
     *TINY_MODEL,
@@ -307,14 +305,9 @@ def test_two_processes_adapt_like_one(scenes, tmp_path, command):
     even = "data.fractions={train: 0.5, val_select: 0.2, val_calib: 0.2, val_test: 0.1}"
     line = ["train", f"data.root={scenes}", *SHORT, "pipeline.phases=[phase4a_explora]", even]
     assert command(*line, f"run_dir={single.output_dir}")[0] == 0
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    overrides = ["-m", "streetvision", *line, f"run_dir={double.output_dir}"]
-    hardware = ["hardware.devices=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.run(
-        [*starter, *overrides, *hardware], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert process.returncode == 0, process.stderr
+    arguments = [*line, f"run_dir={double.output_dir}", "hardware.devices=2"]
+    code, _, err = torchrun(arguments, tmp_path / "logs")
+    assert code == 0, err
     rows = [list(csv.DictReader(schema.explora_metrics_csv.open())) for schema in (single, double)]
     for alone, shared in zip(*rows, strict=True):
         for name in ("select_loss", "alignment", "uniformity", "effective_rank"):

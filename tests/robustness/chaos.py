@@ -16,11 +16,13 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from streetvision.cli.app import main as streetvision
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.io.atomic import TEMP_SUFFIX, read_json, sha256_file, sha256_json
+from streetvision.pipeline.phases import PRELOADED
 
 TINY_RUN = [
     "pipeline.phases=[phase4a_explora,phase1,phase2,phase4c_cvfm,phase5,phase6]",
@@ -159,13 +161,13 @@ def _wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Print a line for each failed run, and a summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="seed of the first run")
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     _load_libraries()
     results: Counter[str] = Counter()
     kills = 0
@@ -189,10 +191,9 @@ def main() -> int:
 
 def _load_libraries() -> None:
     """Import the libraries of a run before the first fork. None of them starts a thread."""
+    for name in PRELOADED:
+        import_module(name)
     import torch
-
-    import streetvision.pipeline.run
-    import streetvision.pipeline.steps.evaluate_model  # noqa: F401
 
     torch.set_num_threads(1)
 

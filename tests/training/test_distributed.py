@@ -12,6 +12,7 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.models.config import HardwareConfig
 from streetvision.training.distributed import check_world_size
 from tests.conftest import TINY_MODEL
+from tests.torchrun import torchrun
 
 SETTINGS = [
     *TINY_MODEL,
@@ -21,19 +22,6 @@ SETTINGS = [
     "training.mixed_precision.enabled=false",
     "data.fractions={train: 0.5, val_select: 0.2, val_calib: 0.2, val_test: 0.1}",  # an even TRAIN: no row is repeated
 ]
-
-
-def torchrun(*settings):
-    """`streetvision train` in two processes on the CPU."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [*launcher, "-m", "streetvision", "train", *settings],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-    )
 
 
 @pytest.mark.long
@@ -61,9 +49,10 @@ def test_two_processes_train_like_one(scenes, tmp_path, command, settings):
     data_only = [*single_settings, "pipeline.phases=[data]"]
     assert command("train", f"data.root={scenes}", f"run_dir={double.output_dir}", *data_only)[0] == 0
     without_data = [setting for setting in all_settings if not setting.startswith("data.")]  # the run knows its data
-    result = torchrun(f"run_dir={double.output_dir}", *without_data, "hardware.devices=2")
-    assert (result.returncode == 0) == (code == 0), result.stderr
-    assert result.stdout.count("VAL_SELECT MCC") == 1  # only rank 0 prints
+    arguments = ["train", f"run_dir={double.output_dir}", *without_data, "hardware.devices=2"]
+    double_code, out, err = torchrun(arguments, tmp_path / "logs")
+    assert (double_code == 0) == (code == 0), err
+    assert out.count("VAL_SELECT MCC") == 1  # only rank 0 prints
     histories = [list(csv.DictReader(schema.phase1_metrics_csv.open())) for schema in (single, double)]
     assert len(histories[0]) == len(histories[1]) == 2
     for expected, row in zip(*histories, strict=True):
@@ -75,8 +64,13 @@ def test_two_processes_train_like_one(scenes, tmp_path, command, settings):
 
 
 def test_only_rank_0_reports_a_user_error(tmp_path):
-    run_dir = f"run_dir={tmp_path / 'run'}"
-    result = torchrun("data.root=nowhere", run_dir, *SETTINGS, "training=full", "hardware.devices=2")
+    """By torchrun itself."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run = ["-m", "streetvision", "train", "data.root=nowhere", f"run_dir={tmp_path / 'run'}", "hardware.devices=2"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [*launcher, *run, *SETTINGS, "training=full"], capture_output=True, text=True, env=environment, timeout=300
+    )
     assert result.returncode == 1  # the exit code of torchrun
     assert len(re.findall("error: .*'nowhere'", result.stderr)) == 1
     assert not re.search('streetvision/.*", line', result.stderr)  # no traceback of this package

@@ -9,7 +9,7 @@ from pathlib import Path
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.experiments.ablation_page import as_csv, as_markdown, summary_lines
-from streetvision.experiments.ablation_run import PRELOADED, AblationRun, execute_run
+from streetvision.experiments.ablation_run import AblationRun, execute_run
 from streetvision.experiments.ablation_table import AblationTable, Arm, Pair
 from streetvision.experiments.comparison import ArmResult, ComparisonSettings, PairResults, compare
 from streetvision.experiments.doc_tables import split_page, write_table
@@ -21,6 +21,7 @@ from streetvision.io.process_pool import failure_reason, run_in_processes
 from streetvision.models.device import default_jobs
 from streetvision.pipeline.config import compose_config, settings_sha256
 from streetvision.pipeline.console import Console
+from streetvision.pipeline.phases import PRELOADED
 from streetvision.pipeline.test_access_log import count_test_accesses
 
 ONE_PROCESS = ("loader.num_workers=0",)

@@ -19,12 +19,6 @@ from streetvision.io.process_pool import write_output_to
 from streetvision.io.validators import validate_json
 from streetvision.pipeline.console import Console
 
-PRELOADED = (
-    *(f"streetvision.pipeline.steps.{step}" for step in ("train_explora", "train_cvfm", "evaluate_model")),
-    "peft",
-    "timm",
-)
-"""Modules that together import all that a run needs."""
 USER_ERROR = 2
 EVALUATION_SETTINGS = ("evaluation.", "loader.batch_size", "loader.max_megapixels")
 """Prefixes of the settings that the evaluation uses, too."""

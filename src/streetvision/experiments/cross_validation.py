@@ -27,7 +27,7 @@ from streetvision.eval.intervals import Interval
 from streetvision.eval.metrics import all_metrics
 from streetvision.eval.predictions import Predictions
 from streetvision.eval.resampling import Resampling
-from streetvision.experiments.chains import MAX_SOURCE_FOLDS, PRELOADED, Chain, plan_chains, train_chain
+from streetvision.experiments.chains import MAX_SOURCE_FOLDS, Chain, plan_chains, train_chain
 from streetvision.experiments.cross_validation_report import (
     CrossValidation,
     CurvePoint,
@@ -45,6 +45,7 @@ from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.data.scan_data import scan_data
 from streetvision.pipeline.input_size import input_size
+from streetvision.pipeline.phases import PRELOADED
 from streetvision.pipeline.probe_chain import fit_probe_chain
 from streetvision.pipeline.probe_head import FeatureReader
 from streetvision.pipeline.run import resolve_run_config

@@ -12,7 +12,6 @@ from yaml import safe_dump
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
 from streetvision.contracts.settings import Seed
-from streetvision.experiments.ablation_run import PRELOADED
 from streetvision.io.atomic import sha256_json, write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest
@@ -21,6 +20,7 @@ from streetvision.io.yaml_files import read_yaml_model
 from streetvision.models.device import default_jobs
 from streetvision.pipeline.config import compose_config, settings_sha256
 from streetvision.pipeline.console import Console
+from streetvision.pipeline.phases import PRELOADED
 from streetvision.pipeline.run import launch_training, resolve_run_config
 from streetvision.pipeline.settings import RunConfig
 

@@ -181,3 +181,29 @@ _PHASES = (
 
 PHASES: Mapping[str, Phase] = {phase.id: phase for phase in _PHASES}
 """Id -> phase, in the order of the data flow."""
+
+PRELOADED = (
+    "streetvision.models.transformers_backbone",
+    "streetvision.pipeline.config",
+    "streetvision.pipeline.run",
+    *(
+        f"streetvision.pipeline.steps.{step}"
+        for step in (
+            "prepare_data",
+            "train_explora",
+            "train_baseline",
+            "cross_fit_baseline",
+            "sweep_thresholds",
+            "train_cvfm",
+            "calibrate_scrc",
+            "export_bundle",
+            "evaluate_model",
+        )
+    ),
+    "matplotlib.backends.backend_agg",
+    "peft",
+    "timm",
+    "torch.utils.tensorboard",
+    "transformers.image_processing_utils",
+)
+"""Modules that together import all that a run needs: the fork server of processes that train imports them once."""
