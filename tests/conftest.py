@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from streetvision.cli.app import main
@@ -44,7 +45,7 @@ def edit_bundle_json(folder, change):
     write_json_atomic(folder / "bundle.json", content)
 
 
-SLOW_FIXTURES = {"finished_run", "real_data", "browser"}
+SLOW_FIXTURES = {"finished_run", "onnx_bundle", "real_data", "browser"}
 SLOW_FOLDERS = ("api", "pipeline", "experiments", "robustness", "training", "subnet", "bundle", "serving", "benchmarks")
 
 
@@ -107,28 +108,61 @@ def no_fsync():
 
 
 @pytest.fixture(scope="session")
-def scenes(tmp_path_factory):
+def made_once(tmp_path_factory):
+    """made_once(name, make): a folder that make(folder) fills, once for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name, make):
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def scenes(made_once):
     """A folder of 160 small procedural scenes with an index."""
     from streetvision.contracts.progress import Silent
     from streetvision.synthetic.scenes import SceneConfig, write_scenes
 
-    folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, SceneConfig(count=160, width=96, height=72), Silent())
-    return folder
+    config = SceneConfig(count=160, width=96, height=72)
+    return made_once("scenes", lambda folder: write_scenes(folder, config, Silent()))
 
 
 @pytest.fixture(scope="session")
-def finished_run(scenes, tmp_path_factory):
+def finished_run(scenes, made_once):
     """The run folder of every phase and the evaluation on `scenes`; tests that change it work on a copy."""
-    root = tmp_path_factory.mktemp("runs") / "finished"
-    for arguments in (
-        ["train", f"data.root={scenes}", f"run_dir={root}", *TINY_MODEL],
-        ["evaluate", "--bundle", str(root / "export"), "evaluation.n_resamples=100"],
-    ):
-        with pytest.raises(SystemExit) as stop:
-            main(arguments)
-        assert not stop.value.code
-    return root
+
+    def make(root):
+        for arguments in (
+            ["train", f"data.root={scenes}", f"run_dir={root}", *TINY_MODEL],
+            ["evaluate", "--bundle", str(root / "export"), "evaluation.n_resamples=100"],
+        ):
+            with pytest.raises(SystemExit) as stop:
+                main(arguments)
+            assert not stop.value.code
+
+    return made_once("finished", make)
+
+
+@pytest.fixture(scope="session")
+def onnx_bundle(finished_run, made_once):
+    """The bundle of `finished_run` for ONNX Runtime, whose processes import no torch."""
+
+    def make(root):
+        from streetvision.pipeline.console import Console
+        from streetvision.pipeline.runtime_export import RuntimeRequest, export_runtime
+
+        run = shutil.copytree(finished_run, root)
+        export_runtime(RuntimeRequest(run / "export", run / "onnx", "onnx", "fp32"), [], Console())
+
+    return made_once("exported", make) / "onnx"
 
 
 @pytest.fixture

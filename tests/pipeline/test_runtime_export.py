@@ -13,7 +13,6 @@ from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.split_contracts import Split
 from streetvision.io.atomic import read_json
-from streetvision.pipeline.runtime_export import RuntimeRequest, export_runtime
 from streetvision.serving.server import ServingConfig, create_app
 
 RESIZING = 1e-3
@@ -21,13 +20,9 @@ RESIZING = 1e-3
 
 
 @pytest.fixture(scope="module")
-def exported(finished_run, tmp_path_factory):
+def exported(onnx_bundle):
     """A copy of the run with its bundle for ONNX Runtime."""
-    from streetvision.pipeline.console import Console
-
-    run = shutil.copytree(finished_run, tmp_path_factory.mktemp("exported") / "run")
-    export_runtime(RuntimeRequest(run / "export", run / "onnx", "onnx", "fp32"), [], Console())
-    return run
+    return onnx_bundle.parent
 
 
 @pytest.fixture

@@ -30,8 +30,8 @@ SHARD = 7
 
 
 @pytest.fixture(scope="module")
-def export(finished_run):
-    return finished_run / "export"
+def export(onnx_bundle):
+    return onnx_bundle
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,14 @@ def test_two_workers_write_the_same_as_one(finished, export, photos, tmp_path):
     predict(export, photos, tmp_path, workers=2)
     one, two = (sorted((out / "predictions").iterdir()) for out in (finished, tmp_path))
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+
+
+def test_two_workers_predict_with_pytorch(finished_run, photos, tmp_path):
+    bundle = finished_run / "export"
+    predict(bundle, photos, tmp_path, workers=2)
+    files = sorted(path for path in (photos / "folder").rglob("*.jpg") if path.name != "bad.jpg")
+    predictions = load_bundle(bundle).predict(files)
+    check_predictions(tmp_path, photos, dict(zip([path.name for path in files], predictions, strict=True)))
 
 
 def test_the_command_line_resumes_and_exits_with_2_if_images_fail(command, finished, export, photos, tmp_path):
