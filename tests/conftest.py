@@ -83,20 +83,22 @@ def command(capsys):
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_figures():
-    """Figures without automatic layout, which takes half of their time, except with `figures_with_layout`."""
-    from streetvision.eval.figures import STYLE
+    """Small figures without automatic layout, which take a quarter of the time, except with `figures_as_drawn`."""
+    from streetvision.eval import figures
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(STYLE, "figure.constrained_layout.use", False)
+        patch.setattr(figures, "DPI", 40)
+        patch.setitem(figures.STYLE, "figure.constrained_layout.use", False)
         yield
 
 
 @pytest.fixture
-def figures_with_layout(monkeypatch):
+def figures_as_drawn(monkeypatch):
     """Figures as a run draws them."""
-    from streetvision.eval.figures import STYLE
+    from streetvision.eval import figures
 
-    monkeypatch.setitem(STYLE, "figure.constrained_layout.use", True)
+    monkeypatch.setattr(figures, "DPI", 200)
+    monkeypatch.setitem(figures.STYLE, "figure.constrained_layout.use", True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,6 +133,13 @@ def load_transformers(name: str, size_rule: SizeRule = native_size) -> Backbone:
 
 
 def _spec(description: TransformersArchitecture, max_parameters: int | None) -> BackboneSpec:
+    return _measured_spec(description.model_dump_json(), max_parameters)
+
+
+@lru_cache(maxsize=16)
+def _measured_spec(written: str, max_parameters: int | None) -> BackboneSpec:
+    """The properties of a description, which a run needs in each phase."""
+    description = TransformersArchitecture.model_validate_json(written)
     family = _family(description.config)
     config = _library_config(description.config)
     patch_size = _patch_size(config)

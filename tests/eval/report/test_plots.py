@@ -53,7 +53,7 @@ def titles(monkeypatch):
     return drawn
 
 
-@pytest.mark.usefixtures("figures_with_layout")
+@pytest.mark.usefixtures("figures_as_drawn")
 @pytest.mark.parametrize("name", PLOTS)
 def test_plots_are_the_same_bytes_for_any_user_style(name):
     first = PLOTS[name]()
@@ -115,7 +115,7 @@ def test_long_titles_have_lines_of_similar_length():
     assert len(lines[-1]) > len(lines[0]) / 2
 
 
-@pytest.mark.usefixtures("figures_with_layout")
+@pytest.mark.usefixtures("figures_as_drawn")
 def test_one_class_can_be_drawn():
     negatives = Predictions(np.zeros(10), np.linspace(0, 1, 10))
     plots.reliability_diagram(negatives)

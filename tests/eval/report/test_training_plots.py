@@ -45,12 +45,12 @@ def test_epochs_are_integers_and_a_small_change_is_drawn_small(monkeypatch):
     assert all(high - low >= MIN_SPAN - 1e-9 for low, high in (axes.get_ylim() for axes in panels))
 
 
-@pytest.mark.usefixtures("figures_with_layout")
+@pytest.mark.usefixtures("figures_as_drawn")
 def test_the_adaptation_curve_is_the_same_bytes_twice():
     assert adaptation_curve(ADAPTATION, method="byol") == adaptation_curve(ADAPTATION, method="byol")
 
 
-@pytest.mark.usefixtures("figures_with_layout")
+@pytest.mark.usefixtures("figures_as_drawn")
 @pytest.mark.slow
 def test_the_learning_curve_is_the_same_bytes_twice_and_moves_with_the_rows():
     plain = [{k: v for k, v in row.items() if not k.startswith("ema")} for row in TRAINING]
