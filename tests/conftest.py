@@ -32,6 +32,10 @@ TINY_ADAPTATION = [
     "phase4a.rank=4",
     "phase4a.projection_hidden=32",
     "phase4a.projection_dim=16",
+    # Given, the strength of the views is not measured, which takes as long as the adaptation.
+    "phase4a.views.crop_scale=[0.2,1]",
+    "phase4a.views.color_jitter=0.8",
+    "phase4a.views.grayscale_p=0.2",
 ]
 
 

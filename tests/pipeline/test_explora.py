@@ -98,12 +98,14 @@ def test_every_epoch_is_in_the_metrics_file_and_the_picture(adapted):
     assert adapted.explora_curve_plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_knn_probe_has_the_requested_size(adapted, scenes, tmp_path, command):
-    schema = ArtifactSchema(tmp_path / "run")
-    overrides = ["phase4a.knn_probe_size=5", "pipeline.phases=[phase4a_explora]"]
-    assert command("train", f"data.root={scenes}", f"run_dir={schema.output_dir}", *SHORT, *overrides)[0] == 0
-    few, many = (next(csv.DictReader(of.explora_metrics_csv.open())) for of in (schema, adapted))
-    assert few["knn_mcc"] != many["knn_mcc"]
+def test_the_knn_probe_has_the_requested_size_and_the_same_seed_gives_the_same_weights(scenes, tmp_path, command):
+    few, many = runs = ArtifactSchema(tmp_path / "few"), ArtifactSchema(tmp_path / "many")
+    line = ["train", f"data.root={scenes}", *SHORT, "pipeline.phases=[phase4a_explora]"]
+    for schema, size in ((few, ["phase4a.knn_probe_size=5"]), (many, [])):
+        assert command(*line, f"run_dir={schema.output_dir}", *size)[0] == 0
+    first_rows = [next(csv.DictReader(schema.explora_metrics_csv.open())) for schema in runs]
+    assert first_rows[0]["knn_mcc"] != first_rows[1]["knn_mcc"]
+    assert sha256_file(few.explora_checkpoint) == sha256_file(many.explora_checkpoint)
 
 
 class Recorder(Silent):
@@ -133,19 +135,6 @@ def test_a_collapsed_run_gives_a_warning(scenes, tmp_path, command):
     code, out, err = command("train", f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *SHORT, *overrides)
     assert code == 0, err
     assert "SwAV collapsed" in (out + err).replace("\n", " ")
-
-
-def test_another_seed_draws_other_weights(scenes, tmp_path, command):
-    digests = []
-    for name, seed in (("first", 5), ("same", 5), ("other", 6)):
-        schema = ArtifactSchema(tmp_path / name)
-        phases = "pipeline.phases=[phase4a_explora]"
-        code, _, err = command(
-            "train", f"data.root={scenes}", f"run_dir={schema.output_dir}", *SHORT, phases, f"phase4a.seed={seed}"
-        )
-        assert code == 0, err
-        digests.append(sha256_file(schema.explora_checkpoint))
-    assert digests[0] == digests[1] != digests[2]
 
 
 def test_adaptation_reads_cached_images(scenes, tmp_path, command):
@@ -206,9 +195,10 @@ def test_phase_1_alone_starts_from_the_adaptation_of_the_run(adapted, scenes, tm
 def test_phase_1_trains_again_after_another_adaptation(adapted, scenes, tmp_path, command):
     run = ArtifactSchema(shutil.copytree(adapted.output_dir, tmp_path / "run"))
     line = ["train", f"run_dir={run.output_dir}", *SHORT]
-    before = sha256_file(run.phase1_checkpoint)
+    before, adaptation = sha256_file(run.phase1_checkpoint), sha256_file(run.explora_checkpoint)
     code, _, err = command(*line, "pipeline.phases=[phase4a_explora]", "phase4a.seed=9")
     assert code == 0, err
+    assert sha256_file(run.explora_checkpoint) != adaptation  # another seed draws other weights
     code, _, err = command(*line, "pipeline.phases=[phase2]")  # its scores are of the earlier adaptation
     assert (code, "explora_checkpoint.pth" in err) == (2, True)
     code, _, err = command(*line, "pipeline.phases=[phase1]")
