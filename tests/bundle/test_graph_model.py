@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -61,10 +62,22 @@ def runtime(request):
 
 
 @pytest.fixture(scope="module")
-def folder(classifier, runtime, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(runtime)
-    RUNTIMES[runtime].write(capture(classifier), folder, "fp32", [])
-    return folder
+def folders(classifier, tmp_path_factory):
+    """Runtime -> a folder with its graph, written at the first use."""
+    program = cache(lambda: capture(classifier))
+
+    @cache
+    def written(runtime):
+        folder = tmp_path_factory.mktemp(runtime)
+        RUNTIMES[runtime].write(program(), folder, "fp32", [])
+        return folder
+
+    return written
+
+
+@pytest.fixture(scope="module")
+def folder(folders, runtime):
+    return folders(runtime)
 
 
 @pytest.fixture(scope="module", params=list(FUSIONS))
@@ -156,8 +169,10 @@ finally:
 
 
 @pytest.fixture(scope="module")
-def exported_run(finished_run, runtime, tmp_path_factory):
+def exported_run(finished_run, onnx_bundle, runtime, tmp_path_factory):
     """A bundle of a finished run for each runtime."""
+    if runtime == "onnx":
+        return onnx_bundle
     from streetvision.pipeline.console import Console
     from streetvision.pipeline.runtime_export import RuntimeRequest, export_runtime
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streetvision.contracts.errors import ConfigError
+from streetvision.io.process_pool import worker_context
 from streetvision.training.ssl.losses import (
     SimCLRLoss,
     alignment,
@@ -239,7 +240,8 @@ def _in_process(rank, folder):
 
 @pytest.mark.spec(81)
 def test_two_processes_equal_one_with_the_joint_batch(tmp_path):
-    mp.spawn(_in_process, args=(str(tmp_path),), nprocs=2)
+    worker_context(["streetvision.training.ssl.losses"])  # so that the processes need not import torch
+    mp.start_processes(_in_process, args=(str(tmp_path),), nprocs=2, start_method="forkserver")
     for rank in (0, 1):
         results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for objective in (simclr, swav, group):
