@@ -171,11 +171,11 @@ def onnx_bundle(finished_run, made_once):
     return made_once("exported", make) / "onnx"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium; the test is skipped without it, except in CI.
+    """Headless Chromium; the tests are skipped without it, except in CI.
 
-    Its event loop occupies this thread, so its scope is one test: other tests run event loops of their own.
+    Its event loop occupies this thread, so its scope is one module: tests of others run event loops of their own.
     """
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:

@@ -21,6 +21,7 @@ def test_a_page_gets_the_table_between_its_marks_and_keeps_the_rest(tmp_path):
         write_table(page, "ablate u", "new")
 
 
+@pytest.mark.usefixtures("figures_as_drawn")
 def test_a_section_is_written_with_what_it_was_measured_on_and_its_picture(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("<!-- bench startup -->\n<!-- end -->\n")

@@ -5,18 +5,21 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from streetvision.contracts.split_contracts import Row
-from streetvision.data.augmentation import BatchTransform, Transform
 from streetvision.data.cache import ImageCache
 from streetvision.data.config import DecodeLimits
 from streetvision.data.decode import read_image, read_row
 from streetvision.data.image_file import UndecodableImage
+
+if TYPE_CHECKING:
+    # It imports torchvision, which takes as long as torch, and which only training needs.
+    from streetvision.data.augmentation import BatchTransform, Transform
 
 Key = tuple[int, int]
 """(epoch, position of the row)."""
@@ -37,7 +40,7 @@ class ImageDataset(Dataset[Sample]):
         rows: Sequence[Row],
         *,
         root: Path,
-        transform: Transform,
+        transform: "Transform",
         limits: DecodeLimits,
         seed: int = 0,
         cache: ImageCache | None = None,
@@ -167,7 +170,7 @@ class ImageLoader(ResumableBatches):
     """
 
     def __init__(
-        self, dataset: ImageDataset, order: EpochBatchSampler, *, workers: int, mix: BatchTransform | None = None
+        self, dataset: ImageDataset, order: EpochBatchSampler, *, workers: int, mix: "BatchTransform | None" = None
     ) -> None:
         self.order = order
         self.names = [row.path for row in dataset.rows]
@@ -198,7 +201,7 @@ class ImageLoader(ResumableBatches):
             yield batch
 
 
-def _collate(samples: Sequence[Sample], *, mix: BatchTransform | None, seed: int) -> Batch | UndecodableImage:
+def _collate(samples: Sequence[Sample], *, mix: "BatchTransform | None", seed: int) -> Batch | UndecodableImage:
     """Stack samples to a batch, or return the first error among them."""
     valid = []
     for sample in samples:

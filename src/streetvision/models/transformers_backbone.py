@@ -1,5 +1,6 @@
 """Backbones of the transformers library: DINOv3 (ViT and ConvNeXt), DINOv2 and ViT."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -133,13 +134,13 @@ def load_transformers(name: str, size_rule: SizeRule = native_size) -> Backbone:
 
 
 def _spec(description: TransformersArchitecture, max_parameters: int | None) -> BackboneSpec:
-    return _measured_spec(description.model_dump_json(), max_parameters)
+    return _measured_spec(json.dumps(description.model_dump()), max_parameters)
 
 
 @lru_cache(maxsize=16)
 def _measured_spec(written: str, max_parameters: int | None) -> BackboneSpec:
     """The properties of a description, which a run needs in each phase."""
-    description = TransformersArchitecture.model_validate_json(written)
+    description = TransformersArchitecture.model_validate(json.loads(written))
     family = _family(description.config)
     config = _library_config(description.config)
     patch_size = _patch_size(config)
