@@ -24,6 +24,7 @@ from streetvision.bundle.batch.files import NamedImage, predict_images
 from streetvision.bundle.format import read_bundle
 from streetvision.bundle.predictor import load_bundle
 from streetvision.bundle.reference import encode_components
+from streetvision.monitoring import history
 from streetvision.monitoring.martingale import BINS, ExchangeabilityTest, bin_values
 from streetvision.monitoring.monitor import Monitor
 from streetvision.monitoring.risk import log_evidence_above
@@ -31,17 +32,18 @@ from streetvision.monitoring.rows import PredictionBatch
 
 FloatArray = NDArray[np.float64]
 REFERENCE = 250
+TESTS = len(history.TESTS)
 
 
 def false_alarms(streams: int, images: int, alpha: float) -> None:
     """Print the share of streams without a shift that ever raise an alarm."""
     rng = np.random.default_rng(0)
-    alarms = dict.fromkeys(("either test", "tracks of 30, groups", "tracks of 30, no groups", "risk"), 0)
+    alarms = dict.fromkeys(("any test", "tracks of 30, groups", "tracks of 30, no groups", "risk"), 0)
     for stream in range(streams):
-        alarms["either test"] += any(_ever(rng, images, alpha / 2, stream) for _ in range(2))
-        alarms["tracks of 30, groups"] += any(_ever(rng, images // 30, alpha / 2, stream) for _ in range(2))
+        alarms["any test"] += any(_ever(rng, images, alpha / TESTS, stream) for _ in range(TESTS))
+        alarms["tracks of 30, groups"] += any(_ever(rng, images // 30, alpha / TESTS, stream) for _ in range(TESTS))
         if stream < streams // 20:
-            alarms["tracks of 30, no groups"] += _ever(rng, images, alpha / 2, stream, repeat=30)
+            alarms["tracks of 30, no groups"] += _ever(rng, images, alpha / TESTS, stream, repeat=30)
         errors = rng.random(images) < 0.05
         at = np.flatnonzero(errors)
         evidence = log_evidence_above(np.arange(1, len(at) + 1), at + 1, 0.05)

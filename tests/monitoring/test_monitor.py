@@ -25,11 +25,11 @@ WIDTH, UNITS = 48, 400
 MIXING = np.random.default_rng(7).normal(size=(WIDTH, WIDTH)).astype(np.float32)
 
 
-def draw(rng, count, *, share=0.5, feature_shift=0.0):
+def draw(rng, count, *, share=0.5, feature_shift=0.0, width=640.0):
     labels = (rng.random(count) < share).astype(np.int64)
     margins = rng.normal(np.where(labels == 1, 2.0, -2.0), 1)
     features = (rng.normal(size=(count, WIDTH)) + feature_shift * np.arange(WIDTH) / WIDTH).astype(np.float32) @ MIXING
-    quality = [ImageQuality(640.0, 480.0, *row, 90.0) for row in rng.uniform(0.2, 0.8, size=(count, 3)).tolist()]
+    quality = [ImageQuality(width, 480.0, *row, 90.0) for row in rng.uniform(0.2, 0.8, size=(count, 3)).tolist()]
     return labels, margins, features, quality
 
 
@@ -108,6 +108,19 @@ def test_stream_like_the_reference_raises_no_alarm_and_a_shift_does(bundle, refe
     assert 1500 < status.tests["images"].alarm_at < 2300
     assert status.recent_prevalence.estimate > 0.55
     assert read_status(tmp_path / "state") == status
+
+
+def test_a_change_of_quality_alone_raises_an_alarm(bundle, reference, tmp_path):
+    calm, _ = lines(reference, 300, 1)
+    smaller, _ = lines(reference, 300, 2, width=320.0, start=300)
+    png, _ = lines(reference, 300, 2, start=300)
+    for row in png:
+        row["signals"]["quality"][-1] = None
+    for name, rows in (("smaller", smaller), ("png", png)):
+        path = write(tmp_path / f"{name}.jsonl", [*calm, *rows])
+        status = monitor(bundle, [path], state=tmp_path / name, seed=1)
+        assert status.alarms == ["quality"]
+        assert 300 < status.tests["quality"].alarm_at < 360
 
 
 def test_resumed_and_growing_files_equal_one_update(bundle, reference, tmp_path):

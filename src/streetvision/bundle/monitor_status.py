@@ -13,7 +13,7 @@ from streetvision.io.atomic import check_regular
 
 MAX_STATE_BYTES = 64 * 2**20
 STATE_HINT = "restore the state file from a copy, or start with a new --state file"
-TestName = Literal["images", "scores"]
+TestName = Literal["images", "quality", "scores"]
 
 
 class TestStatus(Artifact):
@@ -72,7 +72,7 @@ class MonitorStatus(Artifact):
 
     @property
     def alarms(self) -> list[str]:
-        """Names of what raised an alarm: images, scores or risk."""
+        """Names of what raised an alarm: images, quality, scores or risk."""
         tests = [name for name, test in self.tests.items() if test.alarm_at is not None]
         return [*tests, *(["risk"] if self.withdrawn else [])]
 

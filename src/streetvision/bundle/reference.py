@@ -37,6 +37,11 @@ MIN_IMAGES = 20
 """Fewest images in each half; with fewer, the reference has no distances."""
 FEATURE_LIMIT = 1e3
 """Bound of the components, which are stored in 16 bits."""
+SMALLEST_UNITS = np.array([0.02, 0.02, 0.02, 0.02, 0.05, 2.0])
+"""(Q,) smallest units of the comparable quality values, for cameras with fixed settings."""
+LEAST_SHARPNESS, NO_JPEG = 1e-3, -500.0
+BLOCK = 1024
+"""Images whose quality is compared together."""
 NO_REFERENCE_HINT = "run phase5 and phase6 again with phase6.policy=scrc"
 
 
@@ -98,6 +103,27 @@ class Reference:
         distance: FloatArray = np.sqrt(np.maximum(squares.min(axis=1), 0)).astype(np.float64)
         return distance
 
+    @property
+    def quality_distances(self) -> FloatArray:
+        """(B,) distance of the other images' quality from the nearest point."""
+        return self.nearest_quality(self.quality[len(self.points) :])
+
+    def nearest_quality(self, quality: FloatArray) -> FloatArray:
+        """Return the distance of each row of quality values (N, Q) from the nearest point.
+
+        Sizes and sharpness count by their ratio. The unit of each value is its standard deviation among the points.
+        """
+        points = _comparable(self.quality[: len(self.points)])
+        unit, centre = np.maximum(points.std(axis=0), SMALLEST_UNITS), points.mean(axis=0)
+        rows, points = (_comparable(quality) - centre) / unit, (points - centre) / unit
+        nearest = np.empty(len(rows))
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK]
+            squares = (points**2).sum(axis=1) - 2 * block @ points.T
+            nearest[start : start + BLOCK] = squares.min(axis=1) + (block**2).sum(axis=1)
+        distance: FloatArray = np.sqrt(np.maximum(nearest, 0))
+        return distance
+
 
 def build_reference(
     header: ReferenceHeader,
@@ -146,6 +172,14 @@ def _principal_components(
     projected = rows @ projection.astype(np.float32)
     scale = 1 / np.maximum(projected.std(axis=0), 1e-6)
     return projection, scale.astype(np.float32), (mean @ projection.astype(np.float32) * scale).astype(np.float32)
+
+
+def _comparable(quality: FloatArray) -> FloatArray:
+    """Quality values (N, Q) on scales on which differences are comparable; another format than JPEG is far away."""
+    width, height, brightness, contrast, sharpness, jpeg_quality = quality.T
+    sizes = np.log(np.maximum([width, height], 1))
+    logged = np.log(np.maximum(sharpness, 0) + LEAST_SHARPNESS)
+    return np.stack([*sizes, brightness, contrast, logged, np.nan_to_num(jpeg_quality, nan=NO_JPEG)], axis=1)
 
 
 def _standardize(features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -215,6 +249,9 @@ def _problem(arrays: dict[str, NDArray[Any]]) -> str | None:
     for name, shape in shapes.items():
         if arrays[name].shape != shape:
             return f"{name} has shape {arrays[name].shape}"
+    finite = np.isfinite(quality[:, :-1]).all() and not np.isinf(quality).any()
+    if not finite or len(points) + len(arrays["distances"]) > len(quality):
+        return "quality does not fit the points"
     if (len(points) == 0) != (len(arrays["distances"]) == 0) or (arrays["labels"] > 1).any():
         return "labels or distances are invalid"
     return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from streetvision.bundle.monitor_status import TestName
 from streetvision.data.quality import ImageQuality
 from streetvision.monitoring.prevalence import BINS
 
@@ -17,7 +18,7 @@ MAX_WINDOWS = 64
 FIRST_WIDTH = 128
 RECENT = 2000
 """Units that the recent part has, if the stream has as many: the last windows that have them together."""
-TESTS = ("images", "scores")
+TESTS: tuple[TestName, ...] = ("images", "quality", "scores")
 
 
 @dataclass

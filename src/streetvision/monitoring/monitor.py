@@ -80,8 +80,8 @@ class Monitor:
 
     @property
     def test_names(self) -> list[TestName]:
-        """The tests; without points in the reference there is no test of the images."""
-        return ["images", "scores"] if len(self.reference.points) else ["scores"]
+        """The tests; without points in the reference there is no test of the images and their quality."""
+        return list(TESTS) if len(self.reference.points) else ["scores"]
 
     @property
     def risk_control(self) -> RiskControl | None:
@@ -91,13 +91,13 @@ class Monitor:
 
     def new_state(self) -> MonitorState:
         """Return the state before the first image. A reference that is not exact does not enter the ranks."""
-        header, counts = self.reference.header, {}
-        for name in self.test_names:
-            exact = header.exact_features if name == "images" else header.exact_scores
-            bins = (
-                _distance_bins(self.reference.distances) if name == "images" else _margin_bins(self.reference.margins)
-            )
-            counts[str(name)] = np.bincount(bins, minlength=BINS) * exact
+        reference, header = self.reference, self.reference.header
+        counts = {}
+        if len(reference.points):
+            counts["images"] = np.bincount(_distance_bins(reference.distances), minlength=BINS) * header.exact_features
+            # No model is involved.
+            counts["quality"] = np.bincount(_distance_bins(reference.quality_distances), minlength=BINS)
+        counts["scores"] = np.bincount(_margin_bins(reference.margins), minlength=BINS) * header.exact_scores
         return MonitorState.new(counts, len(self.reference.scale), self.seed)
 
     def load(self, path: Path) -> None:
@@ -137,19 +137,21 @@ class Monitor:
 
     def _test(self, batch: PredictionBatch, units: NDArray[np.intp]) -> dict[TestName, TestStatus]:
         components, times = batch.components[units], batch.times[units]
-        bins = {"scores": _margin_bins(batch.margins[units])}
+        bins: dict[TestName, NDArray[np.int64]] = {"scores": _margin_bins(batch.margins[units])}
         if len(self.reference.points):
             distances = self.reference.nearest(components)
             bins["images"] = _distance_bins(distances)
+            bins["quality"] = _distance_bins(self.reference.nearest_quality(batch.quality[units]))
             farthest = np.argsort(-distances)[:MAX_EXAMPLES]
             named = [(float(distances[i]), _printable(batch.names[units[i]])) for i in farthest]
             self.state.examples = sorted({*self.state.examples, *named}, reverse=True)[:MAX_EXAMPLES]
-        limit, paths, tests = np.log(len(self.test_names) / self.alpha), [], {}
+        limit, paths = np.log(len(self.test_names) / self.alpha), []
+        tests: dict[TestName, TestStatus] = {}
         for name in TESTS:
             if name not in bins:
                 paths.append(np.zeros(len(units)))
                 continue
-            test, before = self.state.tests[name], self.status.tests[name]  # type: ignore[index]
+            test, before = self.state.tests[name], self.status.tests[name]
             first = test.steps + 1
             path = test.update(bins[name])
             found: dict[str, object] = {
@@ -169,7 +171,7 @@ class Monitor:
             np.stack(paths, axis=1),
             times,
         )
-        return tests  # type: ignore[return-value]
+        return tests
 
     def has_label(self, name: str) -> bool:
         """Return whether the label of an image was counted."""

@@ -27,6 +27,8 @@ BATCH_BYTES = 4 * 2**20
 MAX_LINE_BYTES = 64 * 2**10
 MAX_VALUE = 1e9
 """Bound of margins, quality values and times."""
+DAMAGED = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
+"""What a damaged line raises."""
 NO_SIGNALS_HINT = "predict with --out and --signals, or serve with log=FILE"
 
 
@@ -148,48 +150,49 @@ def read_batches(
 
 
 def _parse(data: bytes, where: str, components: int, bundle: str) -> PredictionBatch:
-    names, groups, margins, probabilities, decisions, texts, quality, times = ([] for _ in range(8))
-    failures = number = 0
+    """The predictions of complete lines; an error names the first line that is damaged."""
+    lines = data.splitlines()
     try:
-        for line in data.splitlines():
-            number += 1
-            row = json.loads(line)
-            if "error" in row:
-                failures += 1
-                continue
-            if row.get("bundle", bundle) != bundle:
-                raise ValueError("the prediction comes from another bundle")
-            if "signals" not in row:
-                raise ValueError("the prediction has no signals")
-            signals = row["signals"]
-            names.append(row["image"])
-            groups.append(row.get("group"))
-            margins.append(signals["margin"])
-            probabilities.append(row["probability"])
-            decisions.append(row["decision"])
-            texts.append(signals["features"])
-            quality.append(signals["quality"])
-            times.append(row.get("time"))
-        number = 0
-        if any(type(name) is not str for name in names):
-            raise ValueError("image must be text")
-        if any(group is not None and type(group) is not str for group in groups):
-            raise ValueError("group must be text")
-        return PredictionBatch(
-            names,
-            groups,
-            _numbers("margin", margins, -MAX_VALUE, MAX_VALUE),
-            _numbers("probability", probabilities, 0, 1),
-            _numbers("decision", decisions, 0, 1).astype(np.int64),
-            decode_components(texts, components),
-            _quality(quality),
-            _numbers("time", times, -MAX_VALUE, 1e3 * MAX_VALUE, optional=True),
-            failures,
-        )
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        line_number = f", line {number}" if number else ""
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
-        raise DataError(f"{where}{line_number}: {reason}", NO_SIGNALS_HINT) from error
+        return _read(lines, components, bundle)
+    except DAMAGED:
+        for number, line in enumerate(lines, start=1):
+            try:
+                _read([line], components, bundle)
+            except DAMAGED as error:
+                reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+                raise DataError(f"{where}, line {number}: {reason}", NO_SIGNALS_HINT) from error
+        raise
+
+
+def _read(lines: list[bytes], components: int, bundle: str) -> PredictionBatch:
+    """As `_parse`; raises one of DAMAGED. One call of the parser for all lines takes half of the time."""
+    rows = json.loads(b"[" + b",\n".join(lines) + b"]")
+    if len(rows) != len(lines):
+        raise ValueError("a line is not one object")
+    failures = sum("error" in row for row in rows)
+    if failures:
+        rows = [row for row in rows if "error" not in row]
+    if any(row.get("bundle", bundle) != bundle for row in rows):
+        raise ValueError("the prediction comes from another bundle")
+    if not all("signals" in row for row in rows):
+        raise ValueError("the prediction has no signals")
+    signals = [row["signals"] for row in rows]
+    names, groups = [row["image"] for row in rows], [row.get("group") for row in rows]
+    if not set(map(type, names)) <= {str}:
+        raise ValueError("image must be text")
+    if not set(map(type, groups)) <= {str, type(None)}:
+        raise ValueError("group must be text")
+    return PredictionBatch(
+        names,
+        groups,
+        _numbers("margin", [signal["margin"] for signal in signals], -MAX_VALUE, MAX_VALUE),
+        _numbers("probability", [row["probability"] for row in rows], 0, 1),
+        _numbers("decision", [row["decision"] for row in rows], 0, 1).astype(np.int64),
+        decode_components([signal["features"] for signal in signals], components),
+        _quality([signal["quality"] for signal in signals]),
+        _numbers("time", [row.get("time") for row in rows], -MAX_VALUE, 1e3 * MAX_VALUE, optional=True),
+        failures,
+    )
 
 
 def _numbers(name: str, values: list[Any], low: float, high: float, *, optional: bool = False) -> FloatArray:
