@@ -187,6 +187,23 @@ def test_fine_tuning_runs_in_each_fold_and_once_more_on_all_images(phase1):
     assert times == [fold.phase1_checkpoint.stat().st_mtime_ns for fold in folds]
 
 
+def test_the_mean_of_the_folds_weights_may_ship(phase1):
+    settings = [*FULL, "training.gate=off", "training.ship=fold_mean", "model.layers=1"]
+    code, out, _ = phase1(*settings)
+    assert code == 2
+    assert "model.pooling is auto" in out
+    code, out, schema = phase1(*settings, "model.pooling=cls")
+    assert code == 0, out
+    assert "mean of the weights of 3 folds" in out
+    shipped = load_state(schema.phase1_checkpoint)
+    folds = [load_state(schema.in_fold(fold).phase1_checkpoint) for fold in range(3)]
+    for name, value in shipped.items():
+        torch.testing.assert_close(value, torch.stack([fold[name] for fold in folds]).mean(dim=0), atol=1e-6, rtol=1e-5)
+    code, out, _ = phase1(*settings, "model.pooling=cls", "data.protocol=split", "data.folds=5", name="split")
+    assert code == 2
+    assert "training.ship" in out
+
+
 def test_with_a_small_budget_a_model_is_trained_in_fewer_folds(phase1, monkeypatch):
     from streetvision.pipeline.steps import cross_fit_baseline
 

@@ -1,8 +1,11 @@
 """phase1 under cross_fit: the model of each fold scores the images of this fold, which it did not see; one model ships.
 
 A linear head on the frozen backbone ships as the mean of the folds' heads. A fine-tuned model is trained once more on
-the images of all folds, with the median of the folds' epochs and shares of the weights. The scores of both kinds are
-compared image by image.
+the images of all folds, with the median of the folds' epochs and shares of the weights, or is the mean of the folds'
+weights. The scores of both kinds are compared image by image.
+
+References:
+    Mean of the weights of models that were fine-tuned from the same weights: Wortsman et al. 2022, arXiv 2203.05482.
 """
 
 import copy
@@ -26,10 +29,10 @@ from streetvision.eval.metrics import mcc, nll, positive_probability
 from streetvision.eval.predictions import Predictions
 from streetvision.eval.report.training_plots import learning_curve
 from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic, write_json_atomic, write_text_atomic
-from streetvision.io.tensors import save_tensors
+from streetvision.io.tensors import load_state, save_tensors
 from streetvision.io.validators import validate_json
 from streetvision.models.adapters import merged_state_dict
-from streetvision.models.config import ModelConfig
+from streetvision.models.config import AUTO, ModelConfig
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs, starts_adapted
 from streetvision.pipeline.budget import VALIDATION_SHARE, affordable_epochs
@@ -88,6 +91,8 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         context.progress.warn(
             "training.save_top_k keeps checkpoints of the folds only, as cross_fit selects none on all images"
         )
+    if isinstance(config, FinetuningConfig) and config.ship == "fold_mean":
+        _check_same_features(context.settings(ModelConfig), config)
     rows = context.rows(Split.TRAIN)
     labels, groups = [row.label for row in rows], [row.group or row.sha256 for row in rows]
     initial, probe = classifier, None
@@ -142,14 +147,18 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
             what = f"{config.mode}: fine-tuning is left out ({gate.reason}); {what}"
         history, selected = [], 1
     else:
-        state, merge_error = _train_on_all(context, classifier, config, records, probe)
+        if isinstance(config, FinetuningConfig) and config.ship == "fold_mean":
+            state, what_ships = _mean_of_folds(context, len(records)), f"mean of the weights of {len(records)} folds"
+        else:
+            state, merge_error = _train_on_all(context, classifier, config, records, probe)
+            what_ships = "trained again on all folds"
         save_tensors(schema.phase1_checkpoint, state)
         schema.fold_heads.unlink(missing_ok=True)
         history, selected = _mean_history(records), _median_epoch(records)
         share = ""
         if gate is not None:
             share = f", {_median_share(records):.0%} of the change of the weights ({gate.reason})"
-        what = f"{config.mode}, {selected} of {config.epochs} epochs{share}"
+        what = f"{config.mode}, {selected} of {config.epochs} epochs, {what_ships}{share}"
     save_tensors(schema.phase1_last_checkpoint, state)
     write_json_atomic(schema.model_config_json, classifier.description.model_dump(mode="json"))
 
@@ -206,7 +215,7 @@ def _within_budget(classifier: Classifier, config: AutoConfig, context: Context)
     folds = [
         len(fold.rows(Split.TRAIN)) + VALIDATION_SHARE * len(fold.rows(Split.VAL_SELECT)) for fold in context.folds()
     ]
-    images = len(context.rows(Split.TRAIN))
+    images = 0 if config.ship == "fold_mean" else len(context.rows(Split.TRAIN))
     counts = range(len(folds), FEWEST_TRAINED_FOLDS - 1, -1)
     work = {count: sum(folds[:count]) + images for count in counts}
     epochs, minutes = affordable_epochs(classifier, context, config, work[FEWEST_TRAINED_FOLDS])
@@ -217,7 +226,7 @@ def _within_budget(classifier: Classifier, config: AutoConfig, context: Context)
     budget = f"training.budget_minutes={config.budget_minutes:g}"
     context.progress.auto_setting(
         f"training.epochs={epochs}",
-        f"fine-tuning in {count} of {len(folds)} folds and once on all images takes about "
+        f"fine-tuning in {count} of {len(folds)} folds{' and once on all images' if images else ''} takes about "
         f"{max(1, round(per_work * work[count]))} min; {budget}",
     )
     return config, count
@@ -291,6 +300,28 @@ def _train_on_all(
     images = merge_check_images(classifier, context) if config.mode == "peft" else None
     state, merge_error = merged_state_dict(classifier, named, images)
     return (state if probe is None else interpolate(state, start, _median_share(records))), merge_error
+
+
+def _check_same_features(model: ModelConfig, config: FinetuningConfig) -> None:
+    """Raise ConfigError if the folds' heads may read different features, so that their weights have no mean."""
+    if is_solvable(model.head, config.loss):
+        for name in ("pooling", "layers"):
+            if getattr(model, name) == AUTO:
+                raise ConfigError(
+                    f"training.ship=fold_mean needs the same features in every fold, but model.{name} is auto",
+                    "set model.pooling and model.layers, for example to cls_mean and 6",
+                )
+
+
+def _mean_of_folds(context: Context, count: int) -> State:
+    """The mean of the weights of the first folds' models; what is no floating-point number is of the first fold."""
+    states = [load_state(fold.schema.phase1_checkpoint) for fold in islice(context.folds(), count)]
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(value.dtype)
+        if value.is_floating_point()
+        else value
+        for name, value in states[0].items()
+    }
 
 
 def _median_epoch(records: Sequence[FoldRecord]) -> int:
