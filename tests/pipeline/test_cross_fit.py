@@ -188,7 +188,7 @@ def test_fine_tuning_runs_in_each_fold_and_once_more_on_all_images(phase1):
 
 
 def test_the_mean_of_the_folds_weights_may_ship(phase1):
-    settings = [*FULL, "training.gate=off", "training.ship=fold_mean", "model.layers=1"]
+    settings = [*FULL, "training.epochs=1", "training.gate=off", "training.ship=fold_mean", "model.layers=1"]
     code, out, _ = phase1(*settings)
     assert code == 2
     assert "model.pooling is auto" in out
