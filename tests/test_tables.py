@@ -8,7 +8,8 @@ from pydantic import BaseModel
 from streetvision.calibration.calibrators import CALIBRATORS
 from streetvision.calibration.config import CalibratorName
 from streetvision.contracts.settings import variants
-from streetvision.models.config import AnyLossConfig, FusionMode
+from streetvision.models.config import AnyEvidencePoolingConfig, AnyLossConfig, FusionMode
+from streetvision.models.evidence import EVIDENCE
 from streetvision.models.fusion import FUSIONS
 from streetvision.models.losses import LOSSES
 from streetvision.training import finetune_modes
@@ -33,6 +34,7 @@ def test_every_name_is_in_its_table_and_the_table_has_no_other(names, table):
     ("section", "key", "table"),
     [
         (AnyLossConfig, "name", LOSSES),
+        (AnyEvidencePoolingConfig, "name", EVIDENCE),
         (AnyExPLoRAConfig, "method", explora.METHODS),
         (AnyTrainingConfig, "mode", finetune_modes.MODES),
     ],

@@ -47,6 +47,17 @@ def test_overlapping_tiles_do_not_hide_each_other():
     assert len(two) > len(one), "a second row of tiles"
 
 
+def test_of_many_patches_the_few_of_largest_weight_are_shown():
+    whole = ViewPrediction(Box(0, 0, 400, 300), 0.5, 1.0)
+    boxes = [Box(x, y, x + 20, y + 20) for y in range(0, 300, 20) for x in range(0, 400, 20)]
+    views = [ViewPrediction(box, float(number == 7), 0.5 if number == 7 else 0.001) for number, box in enumerate(boxes)]
+    drawn = draw(whole, *views).astype(int)
+    assert len(drawn) < len(draw(whole, *views[:30]))
+    scale = (WIDTH - 32) / 400
+    patch = drawn[round(84 + 3 * scale), round(16 + (boxes[7].left + 3) * scale)]
+    assert patch[0] - patch[2] > 50, "the patch of largest weight has the color of its probability"
+
+
 def test_a_thumbnail_frames_the_tiles_of_largest_weight():
     tiles = [
         ViewPrediction(Box(left, 0, left + 300, 900), float(left == 900), weight)

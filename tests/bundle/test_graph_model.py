@@ -12,19 +12,27 @@ import torch
 from safetensors.numpy import save_file
 
 from streetvision.bundle.graph_model import GraphModel, make_view_arrays, open_graph_model
-from streetvision.bundle.runtimes.capture import capture
+from streetvision.bundle.runtimes.capture import capture, capture_dense
+from streetvision.bundle.runtimes.graph import DENSE, MODEL
 from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.bundle.torch_model import TorchModel
 from streetvision.bundle.view_fusion import inference_keys
 from streetvision.contracts.errors import TRAIN_MODULES, StreetVisionError
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.config import FusionConfig, FusionDescription, ModelConfig, TrainedFusionConfig, ViewsConfig
+from streetvision.models.config import (
+    FusionConfig,
+    FusionDescription,
+    LseConfig,
+    ModelConfig,
+    TrainedFusionConfig,
+    ViewsConfig,
+)
 from streetvision.models.fused import FusedClassifier
 from streetvision.models.module import load_classifier
 from streetvision.models.multi_view import make_views
 from streetvision.models.network import seeded
 
-SIZE = (64, 96)
+SIZE, DENSE_SIZE = (64, 96), (128, 160)
 VIEWS = ViewsConfig(rows=1, columns=2)
 FUSIONS = {
     "single_view": None,
@@ -35,6 +43,7 @@ FUSIONS = {
     "cvfm_trained": FusionDescription(
         mode="cvfm_trained", views=VIEWS, trained=TrainedFusionConfig(latent_dim=8, attention_heads=2)
     ),
+    "dense": FusionDescription(mode="dense", dense_size=DENSE_SIZE, pooling=LseConfig()),
 }
 UNWANTED = tuple(sorted(TRAIN_MODULES))
 
@@ -64,12 +73,13 @@ def runtime(request):
 @pytest.fixture(scope="module")
 def folders(classifier, tmp_path_factory):
     """Runtime -> a folder with its graph, written at the first use."""
-    program = cache(lambda: capture(classifier))
+    programs = cache(lambda: (capture(classifier), capture_dense(classifier.patches_at(DENSE_SIZE))))
 
     @cache
     def written(runtime):
         folder = tmp_path_factory.mktemp(runtime)
-        RUNTIMES[runtime].write(program(), folder, "fp32", [])
+        for program, part in zip(programs(), (MODEL, DENSE), strict=True):
+            RUNTIMES[runtime].write(program, folder, "fp32", [], part)
         return folder
 
     return written
@@ -87,8 +97,8 @@ def models(request, classifier, folder, runtime):
     model = classifier
     if description is not None:
         model = FusedClassifier(classifier, description).eval()
-        if description.trained is not None:
-            name = "weights.safetensors"
+        if description.has_weights:
+            name = f"{request.param}.safetensors"
             with seeded(1):
                 for parameter in model.fusion.parameters():
                     torch.nn.init.normal_(parameter, std=0.3)
@@ -245,9 +255,9 @@ def test_many_views_are_run_in_chunks(models):
         sizes.append(len(images))
         return graph_model.graph(images)
 
-    counted = GraphModel(graph, SIZE, graph_model.fusion)
+    counted = GraphModel(graph, SIZE, graph_model.fusion, graph_model.dense)
     batch = [graph_model.prepare(IMAGES[0])] * 30
     logits = counted.logits(batch)
     np.testing.assert_allclose(logits, np.repeat(logits[:1], 30, axis=0), atol=1e-4)
-    assert sum(sizes) == 30 * graph_model.views_per_image
+    assert sum(sizes) == 30 * (graph_model.views_per_image if graph_model.dense is None else 1)
     assert max(sizes) <= 64

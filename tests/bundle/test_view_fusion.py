@@ -7,15 +7,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from streetvision.bundle.view_fusion import FUSIONS, ViewFusion, inference_keys
+from streetvision.bundle.view_fusion import EVIDENCE, FUSIONS, ViewFusion, inference_keys
 from streetvision.contracts.errors import ArtifactError
+from streetvision.models import evidence as torch_evidence
 from streetvision.models import fusion as torch_fusion
-from streetvision.models.config import FusionConfig, FusionDescription, TrainedFusionConfig, ViewsConfig
+from streetvision.models.config import (
+    FusionConfig,
+    FusionDescription,
+    GatedAttentionConfig,
+    LseConfig,
+    TopKConfig,
+    TrainedFusionConfig,
+    ViewsConfig,
+)
 from streetvision.models.network import seeded
 from streetvision.models.views import ViewArrays
 
 WIDTH, SIDE = 12, 32
 VIEWS = ViewsConfig(rows=2, columns=2)
+POOLINGS = {"lse": LseConfig(), "top_k": TopKConfig(k=2), "gated_attention": GatedAttentionConfig(hidden=3)}
 
 
 def random_views(seed):
@@ -25,7 +35,9 @@ def random_views(seed):
     mask[0] = True
     content = np.tile([0, 0, SIDE, SIDE], (VIEWS.count, 1))
     content[:, 3] -= random.integers(0, SIDE // 2, VIEWS.count)
-    views = ViewArrays(np.zeros((VIEWS.count, 3, SIDE, SIDE), np.uint8), content, mask)
+    views = ViewArrays(
+        np.zeros((VIEWS.count, 3, SIDE, SIDE), np.uint8), content, mask, np.zeros((0, 3, 0, 0), np.uint8)
+    )
     features = random.normal(size=(VIEWS.count, WIDTH)).astype(np.float32)
     return features, random.normal(scale=3, size=(VIEWS.count, 2)).astype(np.float32), views
 
@@ -36,6 +48,7 @@ def content_of(views):
 
 def test_the_modes_are_those_of_pytorch():
     assert list(FUSIONS) == list(torch_fusion.FUSIONS)
+    assert list(EVIDENCE) == list(torch_evidence.EVIDENCE)
 
 
 @pytest.mark.parametrize("mode", FUSIONS)
@@ -78,26 +91,34 @@ def test_a_trained_fusion_gives_the_results_of_pytorch(attention_heads, tmp_path
         np.testing.assert_allclose(fused.weights, expected.weights[0].numpy()[views.mask], atol=1e-5)
 
 
-def test_evidence_of_tiles_gives_the_results_of_pytorch(tmp_path):
-    module = torch_fusion.EvidenceFusion(VIEWS, WIDTH).eval()
-    torch.nn.init.normal_(module.weight)
-    torch.nn.init.constant_(module.bias, -0.3)
-    save_file({key: value.numpy() for key, value in module.state_dict().items()}, tmp_path / "weights.safetensors")
-    description = FusionDescription(mode="mil", views=VIEWS)
-    fusion = ViewFusion(description, WIDTH, tmp_path / "weights.safetensors")
+def evidence_of(pooling, instances, folder):
+    with seeded(0):
+        module = torch_evidence.EVIDENCE[pooling.name](pooling, instances, WIDTH).eval()
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter)
+    path = folder / "weights.safetensors"
+    save_file({key: value.numpy() for key, value in module.state_dict().items()}, path)
+    return module, path
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_evidence_of_tiles_gives_the_results_of_pytorch(name, tmp_path):
+    module, path = evidence_of(POOLINGS[name], VIEWS.count - 1, tmp_path)
+    description = FusionDescription(mode="mil", views=VIEWS, pooling=POOLINGS[name])
+    fusion = ViewFusion(description, WIDTH, path)
     for seed in range(20):
         features, logits, views = random_views(seed)
         if seed == 0:
             views = views._replace(mask=np.arange(VIEWS.count) == 0)
         fused = fusion(features[views.mask], logits[views.mask], views)
         with torch.inference_mode():
-            arguments = (torch.from_numpy(array)[None] for array in (features, logits, views.mask))
-            expected = module(*arguments, content_of(views))
-        np.testing.assert_allclose(fused.logits, expected.logits[0], atol=1e-5)
-        np.testing.assert_allclose(fused.weights, expected.weights[0].numpy()[views.mask], atol=1e-5)
+            expected = module(torch.from_numpy(features[1:])[None], torch.from_numpy(views.mask[1:])[None])
+        margin = np.diff(fused.logits - logits[0]).item()
+        assert margin == pytest.approx(expected.margin.item(), abs=1e-5)
+        np.testing.assert_allclose(fused.weights[1:], expected.weights[0].numpy()[views.mask[1:]], atol=1e-5)
         assert np.array_equal(fused.logits, logits[0]) == (seed == 0)
     with pytest.raises(ArtifactError, match="weight is"):
-        ViewFusion(description, WIDTH + 1, tmp_path / "weights.safetensors")
+        ViewFusion(description, WIDTH + 1, path)
     with pytest.raises(ArtifactError, match="needs weights"):
         ViewFusion(description, WIDTH, None)
 

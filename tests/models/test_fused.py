@@ -2,24 +2,38 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from streetvision.contracts.errors import ArtifactError
+from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
 from streetvision.io.tensors import save_tensors
 from streetvision.models.backbone import BackboneConfig
-from streetvision.models.config import FusionConfig, FusionDescription, ModelConfig, TrainedFusionConfig, ViewsConfig
+from streetvision.models.config import (
+    FusionConfig,
+    FusionDescription,
+    GatedAttentionConfig,
+    LseConfig,
+    ModelConfig,
+    TopKConfig,
+    TrainedFusionConfig,
+    ViewsConfig,
+)
 from streetvision.models.fused import FusedClassifier, load_fused
-from streetvision.models.fusion import FUSIONS, influence
+from streetvision.models.fusion import FUSIONS, influence, single_view
 from streetvision.models.module import load_classifier
 from streetvision.models.multi_view import Views, content_fraction
 
 VIEWS = ViewsConfig(rows=1, columns=3)
 TRAINED = TrainedFusionConfig(latent_dim=8)
+POOLINGS = {"lse": LseConfig(), "top_k": TopKConfig(k=2), "gated_attention": GatedAttentionConfig(hidden=4)}
 DESCRIPTIONS = {
     "multiview_mean": FusionDescription(mode="multiview_mean", views=VIEWS),
     **{
         name: FusionDescription(mode="cvfm_inference", views=VIEWS, inference=FusionConfig(mode=name))
         for name in FUSIONS
     },
-    "mil": FusionDescription(mode="mil", views=VIEWS),
+    **{
+        f"mil, {name}": FusionDescription(mode="mil", views=VIEWS, pooling=pooling)
+        for name, pooling in POOLINGS.items()
+    },
+    "dense": FusionDescription(mode="dense", dense_size=(128, 192), pooling=LseConfig()),
     "cvfm_trained": FusionDescription(mode="cvfm_trained", views=VIEWS, trained=TRAINED),
     "cvfm_trained, attending": FusionDescription(
         mode="cvfm_trained", views=VIEWS, trained=TrainedFusionConfig(latent_dim=8, attention_heads=2)
@@ -41,7 +55,7 @@ def classifier():
 def fused(classifier, name, **options):
     model = FusedClassifier(classifier, DESCRIPTIONS[name], **options).eval()
     if is_fitted(name):
-        torch.nn.init.normal_(model.fusion.weight if name == "mil" else model.fusion.correction.weight)
+        torch.nn.init.normal_(model.fusion.weight if model.description.pooling else model.fusion.correction.weight)
     return model
 
 
@@ -65,10 +79,18 @@ class TestEveryMode:
             [classifier(pixels) for pixels in views.pixels]
         )  # includes masked views, which must not count
         content = content_fraction(views.content, (32, 32))
-        expected = model.fusion(view_logits, views.mask, content) if not is_fitted(name) else None
-        if expected is None:
-            features = torch.stack([classifier.embed(pixels) for pixels in views.pixels])
+        features = torch.stack([classifier.embed(pixels) for pixels in views.pixels])
+        if not is_fitted(name):
+            expected = model.fusion(view_logits, views.mask, content)
+        elif name.startswith("cvfm"):
             expected = model.fusion(features, view_logits, views.mask, content).logits
+        else:
+            if name == "dense":
+                evidence = model.fusion(model.dense(views.dense[:, 0]), model.embed(views).patch_mask)
+            else:
+                evidence = model.fusion(features[:, 1:], views.mask[:, 1:])
+            half = evidence.margin[:, None] / 2
+            expected = single_view(view_logits, views.mask) + torch.cat([-half, half], dim=1)
         torch.testing.assert_close(model(views), expected, atol=1e-5, rtol=1e-5)
 
     @torch.no_grad()
@@ -76,7 +98,17 @@ class TestEveryMode:
         model = fused(classifier, name)
         views = views_of(model)
         for chunk_size in (1, 5):
-            torch.testing.assert_close(fused(classifier, name, chunk_size=chunk_size).embed(views), model.embed(views))
+            chunked = fused(classifier, name, chunk_size=chunk_size).embed(views)
+            for actual, expected in zip(chunked, model.embed(views), strict=True):
+                torch.testing.assert_close(actual, expected)
+
+    @torch.no_grad()
+    def test_an_untrained_fusion_is_the_single_view(self, classifier, name):
+        if not is_fitted(name):
+            pytest.skip("nothing is fitted")
+        model = FusedClassifier(classifier, DESCRIPTIONS[name]).eval()
+        views = views_of(model)
+        torch.testing.assert_close(model(views), classifier(views.pixels[:, 0]), atol=1e-6, rtol=0)
 
     def test_details_have_the_same_logits_and_the_influence_of_each_view(self, classifier, name):
         model = fused(classifier, name)
@@ -84,11 +116,13 @@ class TestEveryMode:
         with torch.inference_mode():
             output = model.forward_details(views)
             torch.testing.assert_close(output.logits, model(views))
-        assert (output.weights[~views.mask] == 0).all()
-        assert output.view_logits.shape == (3, VIEWS.count, 2)
-        if name == "mil":
+        count = 1 + 4 * 6 if name == "dense" else VIEWS.count
+        assert output.view_logits.shape == (3, count, 2)
+        assert len(model.boxes(60, 90)) == count
+        assert (output.weights[~output.mask] == 0).all()
+        if model.description.pooling is not None:
             assert torch.equal(output.weights[:, 0], torch.ones(3))
-            torch.testing.assert_close(output.weights[:, 1:].sum(1), views.mask[:, 1:].any(dim=1).float())
+            torch.testing.assert_close(output.weights[:, 1:].sum(1), output.mask[:, 1:].any(dim=1).float())
         elif name not in ("noisy_or", "weighted_uncertainty"):  # their influences do not add up to 1
             torch.testing.assert_close(output.weights.sum(1), torch.ones(3), atol=1e-5, rtol=0)
 
@@ -127,6 +161,8 @@ def test_influence_is_the_derivative():
         {"mode": "cvfm_inference"},
         {"mode": "cvfm_trained", "inference": FusionConfig()},
         {"mode": "multiview_mean", "trained": TRAINED},
+        {"mode": "mil"},
+        {"mode": "dense", "pooling": LseConfig(), "dense_size": (64, 64)},  # it has no tiles
     ],
 )
 def test_an_inconsistent_description_is_rejected(change):
@@ -146,3 +182,63 @@ def test_weights_are_loaded_only_if_they_fit_the_description(classifier, tmp_pat
     wider = model.description.model_copy(update={"trained": TrainedFusionConfig(latent_dim=9)})
     with pytest.raises(ArtifactError, match="does not fit"):
         load_fused(classifier, wider, path)
+
+
+@pytest.mark.parametrize(
+    ("description", "weight"),
+    [
+        ({"mode": "dense", "dense_size": (4096, 4096), "pooling": {"name": "lse"}}, (1, 16)),  # too large
+        ({"mode": "dense", "dense_size": (64, 80), "pooling": {"name": "lse"}}, (1, 16)),  # no multiple of a patch
+        ({"mode": "dense", "dense_size": (64, 64), "pooling": {"name": "lse"}}, (1, 17)),
+        ({"mode": "mil", "views": {}, "pooling": {"name": "gated_attention", "hidden": 1024}}, (1, 16)),
+    ],
+)
+def test_a_description_from_elsewhere_that_does_not_fit_is_one_error(classifier, tmp_path, description, weight):
+    save_tensors(tmp_path / "w.pth", {"weight": torch.zeros(weight), "bias": torch.zeros(weight[0])})
+    with pytest.raises(StreetVisionError) as error:
+        load_fused(classifier, FusionDescription.model_validate(description), tmp_path / "w.pth")
+    assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"mode": "dense", "dense_size": (10**9, 64), "pooling": {"name": "lse"}},
+        {"mode": "mil", "views": {}, "pooling": {"name": "top_k", "k": 10**12}},
+        {"mode": "mil", "views": {"rows": 10**6}, "pooling": {"name": "lse"}},
+    ],
+)
+def test_a_description_with_huge_numbers_is_rejected(description):
+    with pytest.raises(ValidationError):
+        FusionDescription.model_validate(description)
+
+
+def test_patches_of_padding_do_not_count(classifier):
+    model = fused(classifier, "dense")
+    square, wide = (model.prepare(torch.full((3, *size), 200, dtype=torch.uint8)) for size in ((60, 90), (9, 200)))
+    views = Views(*map(torch.stack, zip(square, wide, strict=True)))
+    counted = model.embed(views).patch_mask.reshape(2, 4, 6)
+    assert counted[0].all()
+    assert counted[1].any(dim=1).tolist() == [False, True, True, False]
+    boxes = [box for box, used in zip(model.boxes(9, 200)[1:], counted[1].flatten(), strict=True) if used]
+    assert (boxes[0][:2], boxes[-1][2:]) == ((0, 0), (200, 9))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
+def test_backbones_that_take_another_size_share_their_weights(name):
+    model = load_classifier(
+        ModelConfig(backbone=BackboneConfig(source="timm", name=name), image_size=64, pooling="mean")
+    )
+    patches = model.eval().patches_at((128, 192))
+    images = torch.randint(0, 256, (1, 3, 128, 192), dtype=torch.uint8)
+    with torch.no_grad():
+        before = patches(images)
+        next(p for n, p in model.backbone.named_parameters() if n.endswith("weight")).mul_(2)
+        assert before.shape == (1, patches.count, patches.width)
+        assert not torch.allclose(patches(images), before)
+
+
+def test_a_backbone_of_one_size_is_refused_by_name():
+    model = load_classifier(ModelConfig(backbone=BackboneConfig(source="timm", name="mixer_s32_224"), pooling="mean"))
+    with pytest.raises(ConfigError, match="mixer_s32_224"):
+        model.patches_at((448, 448))

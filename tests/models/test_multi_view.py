@@ -49,7 +49,7 @@ def test_views_are_resized_like_whole_images(height, width, config):
     image = torch.randint(100, 256, (3, height, width), dtype=torch.uint8)
     views = make_views(image, config, image_size=(32, 32))
     assert views.pixels.shape == (config.count, 3, 32, 32)
-    for pixels, content, valid, box in zip(*views, plan_views(height, width, config), strict=True):
+    for pixels, content, valid, box in zip(*views[:3], plan_views(height, width, config), strict=True):
         left, top, right, bottom = content.tolist()
         if not valid:
             assert pixels.sum() == 0

@@ -139,6 +139,8 @@ def test_an_unknown_key_suggests_the_nearest_keys_or_those_of_its_section(key, h
         (["phase4a.method=byol", "phase4a.temperature=0.2"], "phase4a.temperature", "phase4a.method=byol"),
         (["phase4c.mode=cvfm_inference", "phase4c.epochs=3"], "phase4c.epochs", "phase4c.mode=cvfm_inference"),
         (["phase4c.views.rows=2"], "phase4c.views.rows", "phase4c.mode=single_view"),
+        (["phase4c=dense", "phase4c.views.rows=2"], "phase4c.views.rows", "phase4c.mode=dense"),
+        (["phase4c=mil", "phase4c.pooling.k=2"], "phase4c.pooling.k", "phase4c.pooling.name=lse"),
         (
             ["phase4c.mode=multiview_mean", "phase4c.inference.k=2"],
             "phase4c.inference.k",
@@ -279,6 +281,7 @@ def test_phase4c_cvfm_alone_selects_mil_unless_a_setting_of_the_trained_fusion_i
     assert compose_config([FUSE]).phase4c == compose_config([], file=file).phase4c == packaged
     assert compose_config([FUSE, "phase4c.views.rows=2"]).phase4c.mode == "mil"
     assert compose_config([FUSE, "phase4c.epochs=2"]).phase4c.mode == "cvfm_trained"
+    assert compose_config([FUSE, "phase4c.dense_ratio=2"]).phase4c.mode == "dense"
     assert compose_config([FUSE, "model.multiview.cvfm.mode=inference"]).phase4c.mode == "cvfm_inference"
     assert compose_config([FUSE, "phase4c.mode=multiview_mean"]).phase4c.mode == "multiview_mean"
     assert compose_config([]).phase4c.mode == "single_view"

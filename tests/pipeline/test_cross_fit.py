@@ -238,9 +238,18 @@ def test_a_head_that_is_trained_with_gradients_is_trained_in_each_fold(phase1):
     assert len(set(read_json(schema.val_calib_scores_json)["reference"]["fold_models"])) == 3
 
 
-@pytest.mark.parametrize("mode", [["phase4c=cvfm", "phase4c.epochs=3"], ["phase4c=mil"]])
+TILES = ["phase4c.views.rows=1", "phase4c.views.columns=2"]
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        ["phase4c=cvfm", "phase4c.epochs=3", *TILES, "phase4c.gate=off"],
+        ["phase4c=auto", *TILES, "phase4c.gate=only_report"],
+    ],
+)
 def test_a_fitted_fusion_is_fitted_in_each_fold(copied, command, mode):
-    settings = [*mode, "phase4c.views.rows=1", "phase4c.views.columns=2", "phase5.folds=2", "phase4c.gate=off"]
+    settings = [*mode, "phase5.folds=2"]
     arguments = ["train", f"run_dir={copied.output_dir}", "pipeline.phases=[phase4c_cvfm,phase5,phase6]", *settings]
     code, out, err = command(*arguments)
     assert code == 0, out + err

@@ -29,11 +29,12 @@ PHASES_OF_VIEWS = "pipeline.phases=[phase4c_cvfm,phase5,phase6]"
 GRID = ["phase4c.views.rows=1", "phase4c.views.columns=2", "phase5.folds=2", "phase4c.gate=off"]
 MODES = {
     "mil": ["phase4c=mil", *GRID],
+    "dense": ["phase4c=dense", *GRID[2:]],
     "multiview_mean": ["phase4c.mode=multiview_mean", *GRID],
     "cvfm_inference": ["phase4c.mode=cvfm_inference", "phase4c.inference.mode=noisy_or", *GRID],
     "cvfm_trained": ["phase4c=cvfm", *GRID, "phase4c.epochs=6", "phase4c.batch_size=16", "phase4c.learning_rate=0.01"],
 }
-FITTED = ("mil", "cvfm_trained")
+FITTED = ("mil", "dense", "cvfm_trained")
 
 
 @pytest.fixture(scope="module", params=MODES)
@@ -152,6 +153,10 @@ def test_views_are_cropped_from_the_full_resolution(fused_run):
     predictor = load_bundle(fused_run[0].export_dir)
     image = torch.randint(0, 256, (3, 900, 1600), dtype=torch.uint8)
     views = predictor.prepare(image)
+    if fused_run[1] == "dense":
+        assert views.pixels.shape == (1, 3, 64, 64)
+        assert views.dense.shape == (1, 3, *read_json(fused_run[0].cvfm_config_json)["dense_size"])
+        return
     assert views.pixels.shape == (3, 3, 64, 64)
     assert np.array_equal(views.pixels, make_views(image, ViewsConfig(rows=1, columns=2), image_size=(64, 64)).pixels)
     whole, left, right = (view.box for view in predictor.explain(image).views)
@@ -168,15 +173,16 @@ def test_every_view_is_explained(fused_run, scenes, tmp_path, command):
     prediction = json.loads(out)
     predictor = load_bundle(schema.export_dir)
     assert prediction["probability"] == pytest.approx(predictor.predict(image)[0].probability, abs=1e-6)
-    assert len(prediction["views"]) == 3
+    patches = np.prod(read_json(schema.cvfm_config_json)["dense_size"] or [0]) // 32**2
+    assert len(prediction["views"]) == (1 + patches if mode == "dense" else 3)
     logits = torch.tensor([view["probability"] for view in prediction["views"]], dtype=torch.float64).logit()
     weights = torch.tensor([view["weight"] for view in prediction["views"]])
     none, some = predictor.logits([predictor.prepare(image)])[0].tolist()
     if mode == "multiview_mean":
         assert logits.mean().item() == pytest.approx(some - none, abs=1e-4)
     if mode != "cvfm_inference":
-        # Of mil: 1 for the global view, and 1 for all tiles.
-        assert weights.sum().item() == pytest.approx(2 if mode == "mil" else 1, abs=1e-4)
+        # With evidence: 1 for the global view, and 1 for all tiles or patches.
+        assert weights.sum().item() == pytest.approx(2 if mode in ("mil", "dense") else 1, abs=1e-4)
     assert [path.name for path in (tmp_path / "p").iterdir()] == [f"0001-{image.stem}.png"]
 
 
@@ -245,18 +251,19 @@ def test_missing_fused_scores_are_an_error(finished_run, tmp_path, command):
 def test_the_miner_export_refuses_a_fusion(fused_run, command, tmp_path):
     line = ["export", "--format", "miner", "--bundle", fused_run[0].export_dir, "--out", tmp_path / "miner"]
     code, _, err = command(*line)
-    assert (code, "fuses many views" in err) == (2, True)
+    assert (code, "phase4c.mode=cvfm_trained" in err, "phase4c=single_view" in err) == (2, True, True)
     assert not (tmp_path / "miner").exists() or not any((tmp_path / "miner").iterdir())
 
 
-@only_trained
+@pytest.mark.parametrize("fused_run", ["cvfm_trained", "dense"], indirect=True)
 def test_another_runtime_predicts_every_view(fused_run, scenes, command, monkeypatch, tmp_path):
-    schema, _ = fused_run
+    schema, mode = fused_run
     arguments = ["export", "--bundle", schema.export_dir, f"run_dir={schema.output_dir}", "--runtime"]
     code, _, err = command(*arguments, "onnx", "--out", tmp_path / "onnx")
     assert code == 0, err
     original, exported = load_bundle(schema.export_dir), load_bundle(tmp_path / "onnx")
-    assert exported.inference == "cvfm_trained"
+    assert exported.inference == mode
+    assert ("dense.onnx" in exported.manifest.files) == (mode == "dense")
     assert "cvfm_weights.safetensors" in exported.manifest.files
     path = sorted((scenes / "images").iterdir())[0]
     expected_prediction, prediction = original.explain(path), exported.explain(path)

@@ -14,7 +14,7 @@ from streetvision.eval.gate import compare_nll
 from streetvision.eval.predictions import Predictions
 from streetvision.io.atomic import read_json
 from streetvision.io.tensors import load_state
-from streetvision.pipeline.gates import decide
+from streetvision.pipeline.gates import Compared, decide, decide_cheapest
 from tests.conftest import TINY_ADAPTATION, TINY_MODEL
 
 FUSE = ["phase4c.mode=multiview_mean", "phase4c.views.rows=1", "phase4c.views.columns=2", "phase5.folds=2"]
@@ -80,6 +80,27 @@ def test_what_cannot_be_compared_does_not_ship(tmp_path):
     assert recorder.warnings
 
 
+@pytest.mark.parametrize(
+    ("sharpness", "taken", "ships"),
+    [
+        ({"dense": 2.0, "mil": 2.0}, "dense", True),  # equal: the cheaper one
+        ({"dense": 1.0, "mil": 3.0}, "mil", True),  # the dearer one is clearly better
+        ({"dense": 0.1, "mil": 2.0}, "mil", True),  # only one is better than the single view
+        ({"dense": 0.1, "mil": 0.2}, "mil", False),  # none is
+    ],
+)
+def test_the_cheapest_candidate_that_is_not_worse_is_taken(tmp_path, sharpness, taken, ships):
+    candidates = tuple(map(predictions, sharpness.values()))
+    compared = Compared(tuple(sharpness), candidates, predictions(0.5))
+    arguments = {"stage": "it", "section": "phase9", "path": tmp_path / "gate.json", "progress": Silent()}
+    number, gate = decide_cheapest("on", compared, **arguments)
+    assert (list(sharpness)[number], gate.ships) == (taken, ships)
+    saved = read_json(tmp_path / "gate.json")
+    assert saved["details"]["taken"] == taken
+    assert set(saved["details"]["candidates"]) == set(sharpness)
+    assert all(f"{other}:" in gate.reason for other in sharpness if other != taken)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("accepted", [True, False])
 def test_the_bundle_is_that_of_the_decision_on_the_fusion(finished_run, tmp_path, command, forced, accepted):
@@ -91,6 +112,7 @@ def test_the_bundle_is_that_of_the_decision_on_the_fusion(finished_run, tmp_path
     assert read_json(schema.fusion_gate_json)["ships"] is accepted
     assert load_bundle(schema.export_dir).inference == ("multiview_mean" if accepted else "single_view")
     assert (read_json(schema.scrc_params_json)["scores"]["fusion"] is not None) is accepted
+    assert schema.cvfm_scores_json.exists() is accepted  # the views of VAL_CALIB are computed only if they are used
     if not accepted:
         code, out, err = command(*line, "phase4c.gate=off")
         assert code == 0, out + err

@@ -1,4 +1,4 @@
-"""Evidence of tiles: against a slow float64 reference, on planted data, and at its limits."""
+"""Evidence of tiles: every pooling on planted data, log-sum-exp against a slow float64 reference, and limits."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits, layer_norm
 
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Silent
-from streetvision.models.config import ViewsConfig
-from streetvision.models.fusion import EvidenceFusion
+from streetvision.models.config import GatedAttentionConfig, LseConfig, TopKConfig
+from streetvision.models.evidence import EVIDENCE
 from streetvision.training import evidence
 from streetvision.training.evidence import fit_evidence
 
-VIEWS = ViewsConfig(rows=2, columns=3)
-TILES, WIDTH = VIEWS.count - 1, 8
+TILES, WIDTH = 6, 8
+POOLINGS = {"lse": LseConfig(), "top_k": TopKConfig(k=2), "gated_attention": GatedAttentionConfig(hidden=4)}
 
 
 def planted(n, *, seed, shift):
@@ -23,36 +23,38 @@ def planted(n, *, seed, shift):
     features = random.normal(size=(n, TILES, WIDTH))
     features[np.arange(n), random.integers(TILES, size=n), :3] += shift * labels[:, None]
     mask = random.random((n, TILES)) < 0.9
-    normalised = layer_norm(torch.from_numpy(features), (WIDTH,)).numpy()
-    return normalised.astype(np.float32), mask, labels, random.normal(scale=0.3, size=n)
+    tensors = torch.from_numpy(features).float(), torch.from_numpy(mask)
+    return *tensors, labels, random.normal(scale=0.3, size=n)
 
 
-def fit(features, mask, labels, base, groups=None, seed=0):
+def fit(features, mask, labels, base, groups=None, seed=0, pooling=POOLINGS["lse"]):
     rows = range(len(labels)) if groups is None else groups
-    return fit_evidence(features, mask, labels, base, rows, seed=seed, progress=Silent())
+    return fit_evidence(features, mask, labels, base, rows, pooling=pooling, seed=seed, progress=Silent())
 
 
-def module_of(fitted):
-    module = EvidenceFusion(VIEWS, WIDTH).double()
-    module.load_state_dict({"weight": torch.from_numpy(fitted.weight), "bias": torch.tensor(fitted.bias).double()})
-    return module
+def module_of(fitted, pooling=POOLINGS["lse"]):
+    module = EVIDENCE[pooling.name](pooling, TILES, WIDTH)
+    module.load_state_dict(fitted.state)
+    return module.double()
 
 
 def fused_margins(module, features, mask, base):
     """Margins (N,) by the module that ships."""
-    with_global = torch.from_numpy(np.concatenate([features[:, :1], features], axis=1)).double()
-    logits = torch.from_numpy(np.stack([-base / 2, base / 2], axis=1))[:, None].expand(-1, VIEWS.count, -1)
-    all_views = torch.from_numpy(np.concatenate([np.ones((len(mask), 1), bool), mask], axis=1))
-    fused = module(with_global, logits, all_views, torch.ones(all_views.shape)).logits
-    return fused[:, 1] - fused[:, 0]
+    return torch.from_numpy(base) + module(features.double(), mask).margin
 
 
-def test_one_shifted_tile_of_an_image_is_learned_from_the_labels_of_images():
-    fitted = fit(*planted(300, seed=1, shift=2.5))
-    assert min(fitted.path) < 0.75 * fitted.base_nll
+def test_the_poolings_are_those_of_the_table():
+    assert sorted(POOLINGS) == sorted(EVIDENCE)
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_one_shifted_tile_of_an_image_is_learned_from_the_labels_of_images(name):
+    pooling = POOLINGS[name]
+    fitted = fit(*planted(300, seed=1, shift=2.5), pooling=pooling)
+    assert min(fitted.path) < 0.85 * fitted.base_nll
     features, mask, labels, base = planted(300, seed=2, shift=2.5)
     with torch.no_grad():
-        margins = fused_margins(module_of(fitted), features, mask, base).numpy()
+        margins = fused_margins(module_of(fitted, pooling), features, mask, base).numpy()
     assert ((margins > 0) == labels).mean() > 0.75
 
 
@@ -61,8 +63,7 @@ def test_the_solution_is_that_of_a_float64_reference(monkeypatch):
     mask[:2] = False  # no tile: the base margin stays
     monkeypatch.setattr(evidence, "PENALTIES", (0.1,))
     fitted = fit(features, mask, labels, base)
-    tiles = features[mask].astype(np.float64)
-    scale = torch.from_numpy(tiles.std(axis=0))
+    scale = layer_norm(features[mask].double(), (WIDTH,)).std(dim=0)
 
     module = module_of(fitted)
     optimizer = torch.optim.LBFGS(module.parameters(), max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
@@ -78,19 +79,21 @@ def test_the_solution_is_that_of_a_float64_reference(monkeypatch):
     before = closure().item()
     optimizer.step(closure)
     assert before == pytest.approx(closure().item(), abs=1e-5)
-    np.testing.assert_allclose(module.weight.detach().numpy(), fitted.weight, atol=5e-3)
+    np.testing.assert_allclose(module.weight.detach().numpy(), fitted.state["weight"], atol=5e-3)
 
 
 def test_tiles_without_a_signal_change_little():
     fitted = fit(*planted(200, seed=4, shift=0.0))
     assert min(fitted.path) > 0.99 * fitted.base_nll
-    assert np.abs(fitted.weight).max() < 0.1
+    assert fitted.state["weight"].abs().max() < 0.1
 
 
-def test_the_same_seed_gives_the_same_bits():
-    first, second = (fit(*planted(100, seed=5, shift=1.0)) for _ in range(2))
-    assert first.bias == second.bias
-    assert np.array_equal(first.weight, second.weight)
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_the_same_seed_gives_the_same_bits(name, monkeypatch):
+    monkeypatch.setattr(evidence, "PENALTIES", (0.1,))
+    monkeypatch.setattr(evidence, "FINAL_ITERATIONS", 20)
+    first, second = (fit(*planted(60, seed=5, shift=1.0), pooling=POOLINGS[name]).state for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_a_signal_of_one_group_is_not_learned():

@@ -25,7 +25,7 @@ def config(**changes):
 
 def model(settings=None):
     torch.manual_seed(0)
-    return FusedClassifier(classifier(), (settings or config()).description)
+    return FusedClassifier(classifier(), (settings or config()).description())
 
 
 def planted(n, *, seed):
@@ -35,7 +35,8 @@ def planted(n, *, seed):
     labels = torch.randint(0, 2, (n,), generator=generator)
     where = torch.randint(0, LAYOUT.count, (n,), generator=generator)
     features[torch.arange(n), where, :4] += 3.0 * labels[:, None]
-    return ViewFeatures(features, torch.ones(n, LAYOUT.count, dtype=torch.bool), torch.ones(n, LAYOUT.count), labels)
+    mask = torch.ones(n, LAYOUT.count, dtype=torch.bool)
+    return ViewFeatures(features, mask, torch.ones(n, LAYOUT.count), features[:, :0], mask[:, :0], labels)
 
 
 @cache
@@ -62,7 +63,7 @@ def test_only_the_fusion_changes():
 def test_it_starts_as_the_single_view_and_learns_more_than_the_head_knows():
     fused, result = fit()
     select = planted(200, seed=2)
-    mean = evaluate_fusion(FusedClassifier(fused.classifier, MultiViewMeanConfig(views=LAYOUT).description), select)
+    mean = evaluate_fusion(FusedClassifier(fused.classifier, MultiViewMeanConfig(views=LAYOUT).description()), select)
     with torch.no_grad():
         single_view = argmax_mcc(fused.classifier.head(select.features[:, 0]), select.labels)
     assert result.history[0]["val_select_mcc"] == pytest.approx(single_view)

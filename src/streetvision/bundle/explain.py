@@ -1,5 +1,7 @@
 """Draw the views of an image with their predictions: position, probability and weight. Does not import torch.
 
+The patches of a dense pass are drawn like tiles.
+
 Shapes: H, W pixels of the image; h, w pixels of the drawn picture.
 """
 
@@ -26,6 +28,9 @@ COLOR_0, COLOR_1 = (70, 130, 200), (235, 95, 20)
 BACKGROUND, TEXT_COLOR = (255, 255, 255), (25, 25, 25)
 HEAT = 0.55
 """Largest opacity of the heat-map."""
+MAX_CARDS = 10
+"""Tiles that are numbered and shown on their own, if there are more than MAX_TILES: those of largest weight."""
+MAX_TILES = 30
 MAX_FRAMES = 3
 """Tiles with a frame on a thumbnail."""
 
@@ -43,7 +48,10 @@ def draw_overlay(pixels: Pixels, prediction: Prediction) -> bytes:
     Returns:
         A PNG, WIDTH pixels wide. All text is outside the picture, except the numbers of the tiles.
     """
-    whole, *tiles = prediction.views
+    whole, *views = prediction.views
+    tiles = views
+    if len(views) > MAX_TILES:
+        tiles = nlargest(MAX_CARDS, views, key=lambda view: abs(view.weight))
     image = Image.fromarray(pixels)
     scale = min((WIDTH - 2 * MARGIN) / image.width, MAX_HEIGHT / image.height)
     picture = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
@@ -59,10 +67,10 @@ def draw_overlay(pixels: Pixels, prediction: Prediction) -> bytes:
     draw.text((MARGIN, MARGIN), f"{prediction.label}, p = {prediction.probability:.3f}", TEXT_COLOR, font)
     draw.text((MARGIN, MARGIN + LINE), f"whole image: {_view_text(whole)}", TEXT_COLOR, font)
     left = (WIDTH - picture.width) // 2
-    overlay.paste(_heat_map(picture, tiles, scale), (left, top))
+    overlay.paste(_heat_map(picture, views, scale), (left, top))
     y = top + picture.height + MARGIN
     if tiles:
-        _draw_legend(draw, font, y)
+        _draw_legend(draw, font, y, shown="all" if tiles is views else f"the {len(tiles)} of largest weight")
         y += legend
     for number, view in enumerate(tiles, start=1):
         box = view.box
@@ -103,14 +111,16 @@ def _heat_map(picture: Image.Image, tiles: Sequence[ViewPrediction], scale: floa
     return Image.fromarray(((1 - opacity) * grey + opacity * colors).round().astype(np.uint8))
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, y: int) -> None:
+def _draw_legend(
+    draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, y: int, *, shown: str
+) -> None:
     """A scale of the colors from probability 0 to 1, and what the heat-map means."""
     bar = WIDTH // 4
     draw.text((MARGIN, y), "0", TEXT_COLOR, font)
     for x in range(bar):
         draw.line((MARGIN + 20 + x, y + 2, MARGIN + 20 + x, y + TEXT_PIXELS), fill=_color(x / (bar - 1)))
-    draw.text((MARGIN + 30 + bar, y), "1   probability of class 1 in the numbered tiles", TEXT_COLOR, font)
-    draw.text((MARGIN, y + LINE), "Stronger colors: more weight. Each tile is shown below.", TEXT_COLOR, font)
+    draw.text((MARGIN + 30 + bar, y), "1   probability of class 1 in each tile", TEXT_COLOR, font)
+    draw.text((MARGIN, y + LINE), f"Stronger colors: more weight. Shown below: {shown}.", TEXT_COLOR, font)
 
 
 def _fit(image: Image.Image, width: int) -> Image.Image:

@@ -26,7 +26,7 @@ FUSION_DESCRIPTION = "cvfm_config.json"
 FUSION_WEIGHTS = "cvfm_weights.pth"
 FUSION_ARRAYS = "cvfm_weights.safetensors"
 """The weights of a trained fusion for runtimes without PyTorch."""
-RUNTIME_FILES = ("model.onnx", "model.xml", "model.bin", FUSION_ARRAYS)
+RUNTIME_FILES = ("model.onnx", "model.xml", "model.bin", "dense.onnx", "dense.xml", "dense.bin", FUSION_ARRAYS)
 BUNDLE_NAMES = (
     BUNDLE_JSON,
     MODEL_CHECKPOINT,

@@ -1,6 +1,6 @@
 """The model of an exported bundle: Pillow, an exported graph, and NumPy. Does not import torch.
 
-Shapes: H, W pixels of an image; h, w pixels of the model's input; B images, V views.
+Shapes: H, W pixels of an image; h, w pixels of the model's input; B images, V views, T patches of a dense pass.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,21 @@ from numpy.typing import NDArray
 
 from streetvision.bundle.format import Bundle, read_classifier_description, read_fusion_description
 from streetvision.bundle.model import BundleModel, ModelOutput, Prepared, ViewLogits
-from streetvision.bundle.runtimes.graph import Graph, GraphOutput
+from streetvision.bundle.runtimes.graph import DENSE, Graph, GraphOutput
 from streetvision.bundle.runtimes.registry import open_graph
-from streetvision.bundle.view_fusion import ViewFusion
+from streetvision.bundle.view_fusion import FusedViews, ViewFusion
 from streetvision.contracts.policies import Precision
 from streetvision.data.image_file import Pixels
 from streetvision.io.resize import Box, ImageSize, fit_box, fit_pixels
 from streetvision.models.config import ClassifierDescription, FusionDescription, ViewsConfig
-from streetvision.models.views import VIEW_CHUNK_SIZE, ViewArrays, plan_views
+from streetvision.models.views import (
+    VIEW_CHUNK_SIZE,
+    ViewArrays,
+    check_dense_size,
+    plan_patches,
+    plan_views,
+    views_per_image,
+)
 
 
 class GraphModel(BundleModel):
@@ -28,17 +35,24 @@ class GraphModel(BundleModel):
         graph: Computes features and logits.
         image_size: h, w.
         fusion: The fusion of views; None: each image is one view.
+        dense: Computes the patches of a dense pass, if the fusion has one.
     """
 
-    def __init__(self, graph: Graph, image_size: ImageSize, fusion: ViewFusion | None = None) -> None:
-        self.graph, self.image_size, self.fusion = graph, image_size, fusion
+    def __init__(
+        self, graph: Graph, image_size: ImageSize, fusion: ViewFusion | None = None, dense: Graph | None = None
+    ) -> None:
+        self.graph, self.image_size, self.fusion, self.dense = graph, image_size, fusion, dense
         if fusion is not None:
-            self.inference, self.views_per_image = fusion.description.mode, fusion.description.views.count
+            self.inference = fusion.description.mode
+            self.views_per_image = views_per_image(fusion.description, image_size)
 
     def prepare(self, pixels: Pixels) -> Prepared:
         """Resize a decoded image, uint8 (H, W, 3), or split it into views."""
         if self.fusion is not None:
-            return make_view_arrays(pixels, self.fusion.description.views, image_size=self.image_size)
+            description = self.fusion.description
+            return make_view_arrays(
+                pixels, description.views, image_size=self.image_size, dense_size=description.dense_size
+            )
         return fit_pixels(pixels, self.image_size)
 
     def outputs(self, images: Sequence[Prepared]) -> ModelOutput:
@@ -52,7 +66,8 @@ class GraphModel(BundleModel):
         for image in views:
             stop = start + int(image.mask.sum())
             whole.append(output.features[start])  # the first view, which is never masked
-            fused.append(self.fusion(output.features[start:stop], output.logits[start:stop], image).logits)
+            of_image = GraphOutput(output.features[start:stop], output.logits[start:stop])
+            fused.append(self._fuse(of_image, image).logits)
             start = stop
         return ModelOutput(np.array(fused, dtype=np.float32), np.stack(whole))
 
@@ -64,18 +79,27 @@ class GraphModel(BundleModel):
             logits = self.logits([prepared])
             return ViewLogits(logits[0], (Box(0, 0, width, height),), logits, np.ones(1, dtype=np.float32))
         output = self._run_views(prepared.pixels[prepared.mask])
-        fused = self.fusion(output.features, output.logits, prepared)
-        boxes = plan_views(height, width, self.fusion.description.views)
+        fused, description = self._fuse(output, prepared), self.fusion.description
+        views = zip(plan_views(height, width, description.views), prepared.mask, strict=True)
+        boxes = [box for box, used in views if used]
+        if description.dense_size is not None:
+            boxes += plan_patches(height, width, description.dense_size, len(fused.mask) - 1)
         return ViewLogits(
             fused.logits.astype(np.float32),
-            tuple(box for box, used in zip(boxes, prepared.mask, strict=True) if used),
-            output.logits,
-            fused.weights.astype(np.float32),
+            tuple(box for box, used in zip(boxes, fused.mask, strict=True) if used),
+            fused.view_logits[fused.mask].astype(np.float32),
+            fused.weights[fused.mask].astype(np.float32),
         )
 
     def with_single_view(self) -> "GraphModel":
         """Return the same graph without a fusion of views."""
         return GraphModel(self.graph, self.image_size)
+
+    def _fuse(self, output: GraphOutput, views: ViewArrays) -> FusedViews:
+        """Fuse the views of one image."""
+        assert self.fusion is not None
+        patches = None if self.dense is None else self.dense.run(views.dense)[0][0]
+        return self.fusion(output.features, output.logits, views, patches)
 
     def _run_views(self, pixels: NDArray[np.uint8]) -> GraphOutput:
         """Run the graph on views (V, 3, h, w) in chunks, which bounds its memory."""
@@ -122,7 +146,20 @@ def open_graph_model(
     if fusion is None:
         return GraphModel(graph, description.image_size)
     weights = None if fusion_weights is None else folder / fusion_weights
-    return GraphModel(graph, description.image_size, ViewFusion(fusion, feature_dim, weights))
+    if fusion.dense_size is None:
+        return GraphModel(graph, description.image_size, ViewFusion(fusion, feature_dim, weights))
+    check_dense_size(fusion.dense_size, description.image_size)
+    of_patches = ViewFusion(fusion, None, weights)
+    dense = open_graph(
+        folder,
+        name=runtime,
+        precision=precision,
+        image_size=fusion.dense_size,
+        feature_dim=of_patches.width,
+        threads=threads,
+        part=DENSE,
+    )
+    return GraphModel(graph, description.image_size, of_patches, dense)
 
 
 def load_graph_model(bundle: Bundle, *, threads: int | None = None) -> GraphModel:
@@ -141,8 +178,10 @@ def load_graph_model(bundle: Bundle, *, threads: int | None = None) -> GraphMode
     )
 
 
-def make_view_arrays(pixels: Pixels, config: ViewsConfig, *, image_size: ImageSize) -> ViewArrays:
-    """Split an image, uint8 (H, W, 3), into views of h, w = image_size."""
+def make_view_arrays(
+    pixels: Pixels, config: ViewsConfig | None, *, image_size: ImageSize, dense_size: ImageSize | None = None
+) -> ViewArrays:
+    """Split an image, uint8 (H, W, 3), into views of h, w = image_size; see `make_views`."""
     height, width, _ = pixels.shape
     boxes = plan_views(height, width, config)
     views = np.zeros((len(boxes), 3, *image_size), dtype=np.uint8)
@@ -153,4 +192,5 @@ def make_view_arrays(pixels: Pixels, config: ViewsConfig, *, image_size: ImageSi
         if mask[index]:
             views[index] = fit_pixels(pixels[box.top : box.bottom, box.left : box.right], image_size)
             content[index] = fit_box(box.size, image_size)
-    return ViewArrays(views, content, mask)
+    dense = np.zeros((0, 3, 0, 0), np.uint8) if dense_size is None else fit_pixels(pixels, dense_size)[None]
+    return ViewArrays(views, content, mask, dense)

@@ -45,7 +45,8 @@ class ViewPrediction:
     box: Box
     """Position in the image in pixels: left, top, right, bottom."""
     probability: float
-    """Probability of class 1 from this view alone, not calibrated."""
+    """Probability of class 1 from this view alone, not calibrated; for a patch of a dense pass, the one of the whole
+    image if all patches had its evidence."""
     weight: float
     """Influence on the prediction: the weight in a trained fusion, else the derivative of the fused log-odds."""
 

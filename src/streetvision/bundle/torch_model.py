@@ -20,7 +20,7 @@ from streetvision.models.device import pick_device
 from streetvision.models.fused import FusedClassifier, Model, load_fused
 from streetvision.models.module import Classifier, build_classifier
 from streetvision.models.multi_view import Views
-from streetvision.models.views import ViewArrays, plan_views
+from streetvision.models.views import ViewArrays
 
 
 class TorchModel(BundleModel):
@@ -57,9 +57,8 @@ class TorchModel(BundleModel):
         batch = self._batch(images)
         if isinstance(self.model, FusedClassifier):
             assert isinstance(batch, Views)
-            by_view = self.model.embed(batch)
-            logits = self.model.fuse(by_view, batch.mask, self.model.content(batch))
-            features = by_view[:, 0]
+            embedded = self.model.embed(batch)
+            logits, features = self.model.fuse(embedded), embedded.features[:, 0]
         else:
             assert isinstance(batch, Tensor)
             features = self.classifier.embed(batch)
@@ -80,12 +79,12 @@ class TorchModel(BundleModel):
             logits = self.logits([prepared])
             return ViewLogits(logits[0], (Box(0, 0, width, height),), logits, np.ones(1, dtype=np.float32))
         output = self.model.forward_details(Views(*(torch.from_numpy(part)[None] for part in prepared)).to(self.device))
-        boxes = plan_views(height, width, self.model.description.views)
+        mask = output.mask[0].cpu().numpy()
         return ViewLogits(
             output.logits[0].float().cpu().numpy(),
-            tuple(box for box, used in zip(boxes, prepared.mask, strict=True) if used),
-            output.view_logits[0].float().cpu().numpy()[prepared.mask],
-            output.weights[0].float().cpu().numpy()[prepared.mask],
+            tuple(box for box, used in zip(self.model.boxes(height, width), mask, strict=True) if used),
+            output.view_logits[0].float().cpu().numpy()[mask],
+            output.weights[0].float().cpu().numpy()[mask],
         )
 
     def with_single_view(self) -> "TorchModel":

@@ -1,6 +1,7 @@
 """Fusion of the views of one image in NumPy, for runtimes without PyTorch; the same mathematics as `models.fusion`.
 
-Shapes: V views that are not masked, N views of the description, P width of a view's features, L latent width.
+Shapes: V views that are not masked, N views of the description, P width of a view's features, L latent width, T patches
+of a dense pass, Q width of a patch's features, K linear outputs of a tile or patch.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,12 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-from scipy.special import erf, log_softmax, logsumexp, softmax
+from scipy.special import erf, expit, log_softmax, logsumexp, softmax
 
 from streetvision.contracts.errors import ArtifactError
 from streetvision.eval.counts import FloatArray
-from streetvision.models.config import FusionConfig, FusionDescription, FusionMode
-from streetvision.models.views import ViewArrays, evidence_sharpness, view_distances
+from streetvision.models.config import (
+    AnyEvidencePoolingConfig,
+    FusionConfig,
+    FusionDescription,
+    FusionMode,
+    GatedAttentionConfig,
+    TopKConfig,
+)
+from streetvision.models.views import ViewArrays, evidence_sharpness, patch_grid, patch_mask, view_distances
 
 MIN_LOG_ODDS = -80.0
 """Lower bound of a view's log-odds in noisy_or; exp(-80) is practically 0."""
@@ -31,7 +39,11 @@ class FusedViews(NamedTuple):
     logits: FloatArray
     """(2,)"""
     weights: FloatArray
-    """(V,) influence of each view on the fused logits."""
+    """(V,) influence of each view on the fused logits; of a dense pass (1 + T,)."""
+    view_logits: FloatArray
+    """(V, 2) of each view; of a dense pass (1 + T, 2), as in `models.fused.FusionOutput`."""
+    mask: NDArray[np.bool_]
+    """(V,) or (1 + T,): False for patches of padding."""
 
 
 def simple_mean(logits: FloatArray, content: FloatArray, config: FusionConfig) -> FloatArray:  # noqa: ARG001
@@ -97,19 +109,65 @@ FUSIONS: Mapping[FusionMode, Callable[[FloatArray, FloatArray, FusionConfig], Fl
 """Name -> (logits (V, 2), content (V,), settings) -> fused logits (2,); the names of `models.fusion.FUSIONS`."""
 
 
+# The functions in EVIDENCE have the same arguments: outputs (T, K), T of the description, settings and weights.
+def lse(
+    outputs: FloatArray,
+    instances: int,
+    config: AnyEvidencePoolingConfig,  # noqa: ARG001
+    weights: Mapping[str, NDArray[np.float32]],  # noqa: ARG001
+) -> tuple[float, FloatArray]:
+    """log(mean of exp(beta * score)) / beta, with beta = log(T)."""
+    beta = evidence_sharpness(instances)
+    scaled = beta * outputs[:, 0]
+    return float(logsumexp(scaled) - np.log(len(scaled))) / beta, softmax(scaled)
+
+
+def top_k_evidence(
+    outputs: FloatArray,
+    instances: int,  # noqa: ARG001
+    config: AnyEvidencePoolingConfig,
+    weights: Mapping[str, NDArray[np.float32]],  # noqa: ARG001
+) -> tuple[float, FloatArray]:
+    """The mean of the k largest scores."""
+    assert isinstance(config, TopKConfig)
+    scores = outputs[:, 0]
+    kept = scores >= np.sort(scores)[-min(config.k, len(scores))]
+    return float(scores[kept].mean()), kept / kept.sum()
+
+
+def gated_attention(
+    outputs: FloatArray,
+    instances: int,  # noqa: ARG001
+    config: AnyEvidencePoolingConfig,
+    weights: Mapping[str, NDArray[np.float32]],
+) -> tuple[float, FloatArray]:
+    """The mean of the scores, weighted by gated attention."""
+    assert isinstance(config, GatedAttentionConfig)
+    content, gate = outputs[:, 1 : 1 + config.hidden], outputs[:, 1 + config.hidden :]
+    shares: FloatArray = softmax((np.tanh(content) * expit(gate)) @ weights["attention"])
+    return float(shares @ outputs[:, 0]), shares
+
+
+EVIDENCE: Mapping[
+    str,
+    Callable[[FloatArray, int, AnyEvidencePoolingConfig, Mapping[str, NDArray[np.float32]]], tuple[float, FloatArray]],
+] = MappingProxyType({"lse": lse, "top_k": top_k_evidence, "gated_attention": gated_attention})
+"""The names of `models.evidence.EVIDENCE` -> (outputs (T, K), T, settings, weights) -> evidence and shares (T,)."""
+
+
 class ViewFusion:
     """The fusion of a bundle.
 
     Args:
         description: How images are split into views and how these are fused.
-        feature_dim: P.
+        feature_dim: P; of a dense pass Q. None: as the weights have it.
         weights: File of a trained fusion in safetensors format; None for a fusion without parameters.
 
     Raises:
         ArtifactError: The weights are missing, damaged, or of another fusion.
     """
 
-    def __init__(self, description: FusionDescription, feature_dim: int, weights: Path | None) -> None:
+    def __init__(self, description: FusionDescription, feature_dim: int | None, weights: Path | None) -> None:
         self.description = description
         self._config = description.inference or FusionConfig()
         self._weights: dict[str, NDArray[np.float32]] | None = None
@@ -117,30 +175,42 @@ class ViewFusion:
             if weights is None:
                 raise ArtifactError(f"fusion mode {description.mode} needs weights, but no file is given")
             self._weights = _load_weights(weights, description, feature_dim)
-            self._distances = view_distances(description.views)
+            if description.views is not None:
+                self._distances = view_distances(description.views)
 
-    def __call__(self, features: NDArray[np.float32], logits: NDArray[np.float32], views: ViewArrays) -> FusedViews:
+    @property
+    def width(self) -> int:
+        """Width of the features of tiles or patches that evidence is read from."""
+        assert self._weights is not None
+        return int(self._weights["weight"].shape[1])
+
+    def __call__(
+        self,
+        features: NDArray[np.float32],
+        logits: NDArray[np.float32],
+        views: ViewArrays,
+        patches: NDArray[np.float32] | None = None,
+    ) -> FusedViews:
         """Fuse the views of one image.
 
         Args:
             features: (V, P) of the views that are not masked.
             logits: (V, 2) of the same views.
             views: The N views of the image.
+            patches: (T, Q) of a dense pass.
         """
+        if self.description.pooling is not None:
+            return self._with_evidence(features, logits.astype(np.float64), views, patches)
         left, top, right, bottom = views.content[views.mask].T
         height, width = views.pixels.shape[-2:]
         content = (right - left) * (bottom - top) / (height * width)  # the fraction that is not padding
-        exact = logits.astype(np.float64)
+        exact, used = logits.astype(np.float64), np.ones(len(logits), dtype=np.bool_)
         if self._weights is not None:
             inputs, indices = features.astype(np.float64), np.flatnonzero(views.mask)
-            if self.description.mode == "mil":
-                correction, weights = self._evidence(inputs, indices)
-            else:
-                correction, weights = self._correction(inputs, content, indices)
-            single_view = exact[0] if views.mask[0] else exact.mean(axis=0)
-            return FusedViews(single_view + correction, weights)
+            correction, weights = self._correction(inputs, content, indices)
+            return FusedViews(_single_view(exact, views) + correction, weights, exact, used)
         fuse = FUSIONS[self._config.mode]
-        return FusedViews(fuse(exact, content, self._config), self._influence(exact, content))
+        return FusedViews(fuse(exact, content, self._config), self._influence(exact, content), exact, used)
 
     def _influence(self, logits: FloatArray, content: FloatArray) -> FloatArray:
         """The derivative (V,) of the fused log-odds by the log-odds of each view, from central differences."""
@@ -153,18 +223,31 @@ class ViewFusion:
             derivatives[view] = (change[1] - change[0]) / (2 * DERIVATIVE_STEP)
         return derivatives
 
-    def _evidence(self, features: FloatArray, indices: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
-        """What the tiles add to the logits of the global view (2,), and the weight (V,) of each view."""
-        w = self._weights
+    def _with_evidence(
+        self, features: NDArray[np.float32], logits: FloatArray, views: ViewArrays, patches: NDArray[np.float32] | None
+    ) -> FusedViews:
+        """The single view and the evidence of tiles or patches, which is 0 without any."""
+        w, config, is_tile = self._weights, self.description.pooling, np.flatnonzero(views.mask) > 0
         assert w is not None
-        weights, is_tile = np.ones(len(features)), indices > 0
-        if not is_tile.any():
-            return np.zeros(2), weights
-        beta = evidence_sharpness(self.description.views.count - 1)
-        scaled = beta * (_normalise(features[is_tile]) @ w["weight"].astype(np.float64))
-        weights[is_tile] = softmax(scaled)
-        evidence = (logsumexp(scaled) - np.log(len(scaled))) / beta + float(w["bias"])
-        return np.array([-evidence / 2, evidence / 2]), weights
+        assert config is not None
+        whole = _single_view(logits, views)
+        instances, counted = features[is_tile], np.ones(int(is_tile.sum()), dtype=np.bool_)
+        if patches is not None:
+            assert self.description.dense_size is not None
+            grid = patch_grid(self.description.dense_size, len(patches))
+            instances, counted = patches, patch_mask(views.content[0], views.pixels.shape[-2:], grid)
+        outputs = _linear(_normalise(instances.astype(np.float64)), w)
+        margin, shares = 0.0, np.zeros(len(instances))
+        if counted.any():
+            total = self.description.tiles if patches is None else len(patches)
+            margin, shares[counted] = EVIDENCE[config.name](outputs[counted], total, config, w)
+        fused = _add_margin(whole, np.float64(margin))
+        if patches is None:
+            weights = np.ones(len(features))
+            weights[is_tile] = shares
+            return FusedViews(fused, weights, logits, np.ones(len(logits), dtype=np.bool_))
+        view_logits = np.concatenate([whole[None], _add_margin(whole[None], outputs[:, 0])])
+        return FusedViews(fused, np.append(1.0, shares), view_logits, np.append(True, counted))
 
     def _correction(
         self, features: FloatArray, content: FloatArray, indices: NDArray[np.intp]
@@ -202,10 +285,16 @@ def inference_keys(state: Mapping[str, object]) -> list[str]:
     return [key for key in state if not key.startswith("decoder")]
 
 
-def _load_weights(path: Path, description: FusionDescription, feature_dim: int) -> dict[str, NDArray[np.float32]]:
-    if description.trained is None:
-        return _read_weights(path, {"weight": (feature_dim,), "bias": ()})
-    count, width, heads = description.views.count, description.trained.latent_dim, description.trained.attention_heads
+def _load_weights(
+    path: Path, description: FusionDescription, feature_dim: int | None
+) -> dict[str, NDArray[np.float32]]:
+    if feature_dim is None:
+        weight = _read_file(path).get("weight", np.zeros((1, 0), np.float32))
+        feature_dim = weight.shape[-1] if weight.ndim else 0
+    if description.pooling is not None:
+        return _read_weights(path, _evidence_shapes(description.pooling, feature_dim))
+    assert description.trained is not None
+    count, width, heads = 1 + description.tiles, description.trained.latent_dim, description.trained.attention_heads
     shapes: dict[str, tuple[int, ...]] = {
         "encoder.0.weight": (feature_dim,),
         "encoder.0.bias": (feature_dim,),
@@ -232,12 +321,16 @@ def _load_weights(path: Path, description: FusionDescription, feature_dim: int) 
     return _read_weights(path, shapes)
 
 
+def _evidence_shapes(config: AnyEvidencePoolingConfig, width: int) -> dict[str, tuple[int, ...]]:
+    if isinstance(config, GatedAttentionConfig):
+        outputs = 1 + 2 * config.hidden
+        return {"weight": (outputs, width), "bias": (outputs,), "attention": (config.hidden,)}
+    return {"weight": (1, width), "bias": (1,)}
+
+
 def _read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
     """The arrays of a file, which must have these names and shapes."""
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"cannot read {str(path)!r}: {error}", "export the bundle again") from error
+    weights = _read_file(path)
     actual = {key: value.shape for key, value in weights.items()}
     if actual != shapes:
         key = next(key for key in {**shapes, **actual} if shapes.get(key) != actual.get(key))
@@ -248,8 +341,28 @@ def _read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
     return weights
 
 
-def _linear(x: FloatArray, weights: Mapping[str, NDArray[np.float32]], name: str) -> FloatArray:
-    result: FloatArray = x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+def _read_file(path: Path) -> dict[str, NDArray[np.float32]]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"cannot read {str(path)!r}: {error}", "export the bundle again") from error
+
+
+def _single_view(logits: FloatArray, views: ViewArrays) -> FloatArray:
+    """The logits (2,) of the global view; the mean of the other views where it is masked."""
+    whole: FloatArray = logits[0] if views.mask[0] else logits.mean(axis=0)
+    return whole
+
+
+def _add_margin(logits: FloatArray, margin: FloatArray | np.float64) -> FloatArray:
+    """Add a margin (...) to the log-odds of logits (..., 2), whose mean does not change."""
+    fused: FloatArray = logits + np.stack([-margin / 2, margin / 2], axis=-1)
+    return fused
+
+
+def _linear(x: FloatArray, weights: Mapping[str, NDArray[np.float32]], name: str = "") -> FloatArray:
+    prefix = f"{name}." if name else ""
+    result: FloatArray = x @ weights[f"{prefix}weight"].T + weights[f"{prefix}bias"]
     return result
 
 

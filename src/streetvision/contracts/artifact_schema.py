@@ -117,7 +117,7 @@ class ArtifactSchema:
     cvfm_config_json = _ArtifactPath("phase4c_cvfm/cvfm_config.json")
     """How images are cropped into views and how the views are fused."""
     cvfm_weights = _ArtifactPath("phase4c_cvfm/cvfm_weights.pth")
-    """State dict of the fusion, when phase4c.mode is mil or cvfm_trained."""
+    """State dict of the fusion, when phase4c.mode is mil, dense or cvfm_trained."""
     cvfm_metrics_csv = _ArtifactPath("phase4c_cvfm/metrics.csv")
     """One row per epoch, the untrained fusion first."""
     fusion_gate_json = _ArtifactPath("phase4c_cvfm/gate.json")

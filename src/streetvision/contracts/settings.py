@@ -15,11 +15,12 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """A seed for numpy and torch, with room for seeds that are counted on from it."""
 
 
-GateSetting = Annotated[
-    Literal["on", "off", "only_report"],
-    BeforeValidator(lambda value: {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value),
-]
-"""Whether a stage has to be better than the model without it; YAML reads on and off as booleans."""
+GATE_WORDS = BeforeValidator(
+    lambda value: {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+)
+"""YAML reads on and off as booleans."""
+GateSetting = Annotated[Literal["on", "off", "only_report"], GATE_WORDS]
+"""Whether a stage has to be better than the model without it."""
 
 
 class Section(BaseModel):

@@ -12,7 +12,7 @@ from streetvision.contracts.settings import RESULT_NEUTRAL, Section, no_effect
 from streetvision.models.backbone import BackboneConfig
 
 FusionMode = Literal["simple_mean", "weighted_uncertainty", "content_aware", "top_k", "max", "noisy_or"]
-FusedMode = Literal["multiview_mean", "cvfm_inference", "cvfm_trained", "mil"]
+FusedMode = Literal["multiview_mean", "cvfm_inference", "cvfm_trained", "mil", "dense"]
 
 
 class HeadConfig(Section):
@@ -45,7 +45,7 @@ class CvfmChoice(Section):
     """The fusion of `phase4c_cvfm` by default."""
 
     mode: Literal["trained", "inference"] | None = None
-    """Fusion of phase4c_cvfm if `phase4c.mode` is not set: cvfm_trained or cvfm_inference. null: mil, or
+    """Fusion of phase4c_cvfm if `phase4c.mode` is not set: cvfm_trained or cvfm_inference. null: mil, or dense or
     cvfm_trained if one of its settings is given."""
 
 
@@ -313,27 +313,82 @@ class TrainedFusionConfig(Section):
         return self
 
 
+class EvidencePoolingConfig(Section):
+    """How the evidence of the tiles or patches of an image becomes one number."""
+
+    name: str = "lse"
+    """lse: a smooth maximum of the scores (log-sum-exp); top_k: the mean of the largest scores; gated_attention: a mean
+    of the scores, weighted by attention."""
+
+
+class LseConfig(EvidencePoolingConfig):
+    """A smooth maximum: log-sum-exp with beta = log(number of tiles)."""
+
+    name: Literal["lse"] = "lse"
+
+
+class TopKConfig(EvidencePoolingConfig):
+    """The mean of the largest scores."""
+
+    name: Literal["top_k"] = "top_k"
+    k: int = Field(default=3, ge=1, le=4096)
+    """Number of scores that count."""
+
+
+class GatedAttentionConfig(EvidencePoolingConfig):
+    """A mean of the scores, weighted by gated attention.
+
+    References:
+        Ilse, Tomczak and Welling 2018, arXiv 1802.04712, section 2.4.
+    """
+
+    name: Literal["gated_attention"] = "gated_attention"
+    hidden: int = Field(default=8, ge=1, le=1024)
+    """Width of the attention's hidden layer."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """L2 penalty of the attention's weights."""
+
+
+AnyEvidencePoolingConfig = Annotated[LseConfig | TopKConfig | GatedAttentionConfig, Field(discriminator="name")]
+
+
 class FusionDescription(Artifact):
     """cvfm_config.json of phase 4c and of a bundle: how an image is split into views and how these are fused."""
 
     schema_version: Literal[1] = 1
     mode: FusedMode
-    """multiview_mean: mean of the logits; cvfm_inference: a mode of FUSIONS; cvfm_trained: TrainableCVFM; mil:
-    EvidenceFusion."""
-    views: ViewsConfig
+    """multiview_mean: mean of the logits; cvfm_inference: a mode of FUSIONS; cvfm_trained: TrainableCVFM; mil, dense:
+    a class in EVIDENCE."""
+    views: ViewsConfig | None = None
+    """All modes but dense: the grid of tiles."""
     inference: FusionConfig | None = None
     """cvfm_inference: its settings."""
     trained: TrainedFusionConfig | None = None
     """cvfm_trained: its size."""
+    pooling: AnyEvidencePoolingConfig | None = None
+    """mil, dense: how the evidence is pooled."""
+    dense_size: tuple[Side, Side] | None = None
+    """dense: height and width of the image in the dense pass."""
 
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
-        settings = (self.inference is not None, self.trained is not None)
-        if settings != (self.mode == "cvfm_inference", self.mode == "cvfm_trained"):
+        needed = {
+            "views": self.mode != "dense",
+            "inference": self.mode == "cvfm_inference",
+            "trained": self.mode == "cvfm_trained",
+            "pooling": self.mode in ("mil", "dense"),
+            "dense_size": self.mode == "dense",
+        }
+        if any((getattr(self, name) is not None) != need for name, need in needed.items()):
             raise ValueError(f"mode {self.mode} does not match the settings of the fusion")
         return self
 
     @property
     def has_weights(self) -> bool:
         """Whether the fusion is fitted, and so has a file of weights."""
-        return self.mode in ("cvfm_trained", "mil")
+        return self.mode in ("cvfm_trained", "mil", "dense")
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles."""
+        return 0 if self.views is None else self.views.count - 1

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from streetvision.contracts.errors import DataError
 from streetvision.models.config import FusionConfig, FusionMode, TrainedFusionConfig, ViewsConfig
 from streetvision.models.view_attention import CrossViewAttention
-from streetvision.models.views import evidence_sharpness, view_distances
+from streetvision.models.views import view_distances
 
 MIN_LOG_ODDS = -80.0
 """Lower bound of a view's log-odds in noisy_or; exp(-80) is practically 0."""
@@ -131,15 +131,6 @@ class CVFMOutput(NamedTuple):
     """(B, V) weight of each view in the latent average; 0 where masked, with sum 1."""
 
 
-class FusedViews(NamedTuple):
-    """Result of EvidenceFusion for B images."""
-
-    logits: Tensor
-    """(B, 2)"""
-    weights: Tensor
-    """(B, V) 1 for the global view, and the share of each tile in the evidence; 0 where masked."""
-
-
 class TrainableCVFM(nn.Module):
     """Trained cross-view fusion: the logits of the global view plus a correction from a shared latent space.
 
@@ -197,7 +188,7 @@ class TrainableCVFM(nn.Module):
         if self.attention is not None:
             encoded = self.attention(encoded, mask)
         latent = (weights[..., None] * encoded).sum(dim=1)  # (B, L)
-        return CVFMOutput(_single_view(logits, mask) + self.correction(self.dropout(latent)), latent, weights)
+        return CVFMOutput(single_view(logits, mask) + self.correction(self.dropout(latent)), latent, weights)
 
     def reconstruction_loss(self, latent: Tensor, features: Tensor, mask: Tensor) -> Tensor:
         """Return the mean squared error between decoded and standardised features, over views that are not masked.
@@ -210,49 +201,6 @@ class TrainableCVFM(nn.Module):
         decoded = torch.einsum("bl,vlp->bvp", latent, self.decoders) + self.decoder_biases
         target = F.layer_norm(torch.where(mask[..., None], features, 0), features.shape[-1:])
         return ((decoded - target)[mask] ** 2).mean()
-
-
-class EvidenceFusion(nn.Module):
-    """The logits of the global view plus the evidence of the tiles, which is 0 in an untrained module.
-
-    The evidence is bias + log(mean over tiles of exp(beta * weight @ x)) / beta, added to the log-odds, where x are the
-    features of a tile after a LayerNorm without parameters and beta = log(number of tiles). An image whose tiles are
-    all masked has none. Fitted by `training.evidence`.
-
-    Args:
-        views: How images are split into views.
-        width: P.
-    """
-
-    def __init__(self, views: ViewsConfig, width: int) -> None:
-        super().__init__()
-        self.beta = evidence_sharpness(views.count - 1)
-        self.weight = nn.Parameter(torch.zeros(width))
-        self.bias = nn.Parameter(torch.zeros(()))
-
-    def forward(self, features: Tensor, logits: Tensor, mask: Tensor, content: Tensor) -> FusedViews:  # noqa: ARG002
-        """Fuse views.
-
-        Args:
-            features: (B, V, P).
-            logits: (B, V, 2).
-            mask: (B, V), False for views that do not count.
-            content: (B, V), without effect.
-
-        Raises:
-            DataError: An image has no view.
-        """
-        _check_views(mask)
-        inputs = F.layer_norm(torch.where(mask[..., None], features, 0), features.shape[-1:])
-        tiles, counts = mask[:, 1:], mask[:, 1:].sum(dim=1)
-        # Without any tile, all of them are kept here, so that no result is NaN; the evidence is then 0.
-        kept = tiles | (counts == 0)[:, None]
-        scaled = (self.beta * (inputs[:, 1:] @ self.weight)).masked_fill(~kept, -torch.inf)
-        pooled = (scaled.logsumexp(dim=1) - counts.clamp(min=1).log()) / self.beta + self.bias
-        evidence = torch.where(counts > 0, pooled, 0)
-        weights = torch.cat([mask[:, :1].to(logits.dtype), scaled.softmax(dim=1) * tiles], dim=1)
-        fused = _single_view(logits, mask) + torch.stack([-evidence / 2, evidence / 2], dim=-1)
-        return FusedViews(fused, weights)
 
 
 def influence(logits: Tensor, mask: Tensor, content: Tensor, config: FusionConfig) -> Tensor:
@@ -284,8 +232,9 @@ def _check_views(mask: Tensor) -> None:
         raise DataError(f"{empty} of {len(mask)} images have no view with content", "add a global view to each image")
 
 
-def _single_view(logits: Tensor, mask: Tensor) -> Tensor:
-    """The logits (B, C) of the global view; the mean of the other views where it is masked."""
+def single_view(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return the logits (B, C) of the global view; the mean of the other views where it is masked."""
+    _check_views(mask)
     mean = _weighted_mean(logits, mask.to(logits.dtype), mask)
     return torch.where(mask[:, :1], logits[:, 0], mean)
 

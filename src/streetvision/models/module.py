@@ -9,11 +9,12 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
-from streetvision.io.resize import as_size
+from streetvision.io.resize import ImageSize, as_size
 from streetvision.io.resize_tensor import fit_tensor
 from streetvision.models.backbone import build_backbone, load_backbone
-from streetvision.models.backbone_spec import SizeRule, native_size
+from streetvision.models.backbone_spec import SizeRule, check_image_size, native_size, token_count
 from streetvision.models.config import (
     AUTO,
     ClassifierDescription,
@@ -107,6 +108,46 @@ class Classifier(ImageClassifier):
 
     def _embed(self, images: Tensor) -> Tensor:
         return self.pooling(self.backbone((images - self.mean) / self.std, self.layers))
+
+    def patches_at(self, image_size: ImageSize) -> "PatchTokens":
+        """Return a module that maps images of another size to their patch tokens, with the weights of this backbone.
+
+        Raises:
+            ConfigError: The backbone does not take images of this size, or twice its patch size does not divide it.
+        """
+        return PatchTokens(self.backbone.at_size(image_size), self.mean, self.std)
+
+
+class PatchTokens(nn.Module):
+    """Maps images to the tokens of their patches in the last block, 2 x 2 of them averaged to one.
+
+    Four times as many take three times as long to fit, and predict no better.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        spec = backbone.spec
+        check_image_size(spec.image_size, 2 * spec.patch_size)
+        self.backbone, self.width = backbone, spec.embed_dim
+        self.grid = (spec.image_size[0] // spec.patch_size, spec.image_size[1] // spec.patch_size)
+        self.count = token_count(spec.image_size, 2 * spec.patch_size)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images, uint8 (B, 3, H, W), to averaged tokens (B, T, D)."""
+        if images.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return torch.cat([self._tokens(part) for part in torch.split(images, 1)])
+        return self._tokens(images)
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        tokens: Tensor = self.backbone((images - self.mean) / self.std)[0]
+        patches = tokens[:, self.backbone.spec.prefix_tokens :].transpose(1, 2)
+        grid = patches.reshape(-1, self.width, *self.grid)
+        return avg_pool2d(grid, 2).flatten(2).transpose(1, 2)
 
 
 def make_head(config: HeadConfig, width: int) -> nn.Sequential:

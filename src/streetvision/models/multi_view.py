@@ -1,6 +1,7 @@
-"""The views of one image: the whole image, and overlapping tiles at its full resolution.
+"""The views of one image: the whole image, and overlapping tiles at its full resolution or a larger copy (dense pass).
 
-Shapes: H, W pixels of the image; h, w pixels of a view; B images, V views, M views that are not masked.
+Shapes: H, W pixels of the image; h, w pixels of a view; H', W' pixels of the dense pass; B images, V views, M views
+that are not masked, T patches of the dense pass, P width of a view's features, Q width of a patch's.
 """
 
 from collections.abc import Callable
@@ -24,14 +25,40 @@ class Views(NamedTuple):
     """int64 (V, 4): left, top, right, bottom of the part that is not padding, in pixels of the view."""
     mask: Tensor
     """bool (V,): False for a view with the same box as an earlier one; its pixels are black."""
+    dense: Tensor
+    """uint8 (D, 3, H', W'): the image at the size of the dense pass; D = 0 without one."""
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> "Views":
         """Return the same views on another device."""
         return Views(*(part.to(device, non_blocking=non_blocking) for part in self))
 
 
-def make_views(image: Tensor, config: ViewsConfig, *, image_size: ImageSize) -> Views:
-    """Split an image, uint8 (3, H, W), into views of h, w = image_size."""
+class EmbeddedViews(NamedTuple):
+    """Features of the views of B images."""
+
+    features: Tensor
+    """(B, V, P); 0 where masked."""
+    mask: Tensor
+    """bool (B, V), as in `Views`."""
+    content: Tensor
+    """(B, V): the fraction of each view that is not padding."""
+    patches: Tensor
+    """(B, T, Q) of the dense pass; T = 0 without one."""
+    patch_mask: Tensor
+    """bool (B, T): False for patches of padding."""
+
+
+def make_views(
+    image: Tensor, config: ViewsConfig | None, *, image_size: ImageSize, dense_size: ImageSize | None = None
+) -> Views:
+    """Split an image, uint8 (3, H, W), into views of h, w = image_size.
+
+    Args:
+        image: The image.
+        config: The tiles; None: the whole image is the only view.
+        image_size: h, w.
+        dense_size: H', W'; None: no dense pass.
+    """
     _, height, width = image.shape
     boxes = plan_views(height, width, config)
     pixels = torch.zeros(len(boxes), 3, *image_size, dtype=torch.uint8)
@@ -42,7 +69,8 @@ def make_views(image: Tensor, config: ViewsConfig, *, image_size: ImageSize) -> 
         if mask[index]:
             pixels[index] = fit_tensor(image[:, box.top : box.bottom, box.left : box.right], image_size)
             content[index] = torch.tensor(fit_box(box.size, image_size))
-    return Views(pixels, content, mask)
+    dense = pixels.new_zeros(0, 3, 0, 0) if dense_size is None else fit_tensor(image, dense_size)[None]
+    return Views(pixels, content, mask, dense)
 
 
 def content_fraction(content: Tensor, image_size: ImageSize) -> Tensor:

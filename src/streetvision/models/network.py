@@ -6,7 +6,7 @@ Shapes: B images, H and W their height and width in pixels, T tokens (prefix and
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,13 @@ from streetvision.models.backbone_spec import BackboneSpec, check_image_size
 
 ForwardFn = Callable[[nn.Module, Tensor, int], tuple[Tensor, ...]]
 """(network, pixel_values (B, 3, H, W), L) -> tokens (B, T, D) of each of the last L blocks, the last one at the end."""
+ResizeFn = Callable[[nn.Module, ImageSize], nn.Module]
+"""(network, size) -> a network for images of this size, which shares the weights of `network`."""
+
+
+def any_size(network: nn.Module, image_size: ImageSize) -> nn.Module:  # noqa: ARG001
+    """Return the network itself, which takes images of any size."""
+    return network
 
 
 class Backbone(nn.Module):
@@ -26,13 +33,16 @@ class Backbone(nn.Module):
         network: A network of transformers or timm.
         spec: Its properties.
         forward_fn: How to get the tokens from it.
+        resize_fn: How to get a network for images of another size.
     """
 
-    def __init__(self, network: nn.Module, spec: BackboneSpec, forward_fn: ForwardFn) -> None:
+    def __init__(
+        self, network: nn.Module, spec: BackboneSpec, forward_fn: ForwardFn, resize_fn: ResizeFn = any_size
+    ) -> None:
         super().__init__()
         self.network = network
         self.spec = spec
-        self._forward_fn = forward_fn
+        self._forward_fn, self._resize_fn = forward_fn, resize_fn
         # Mask tokens do not reach the output, and DDP fails on a trainable parameter without a gradient.
         for name, parameter in network.named_parameters():
             if name.endswith("mask_token"):
@@ -49,6 +59,17 @@ class Backbone(nn.Module):
         height, width = pixel_values.shape[-2:]
         check_image_size((height, width), self.spec.patch_size)
         return self._forward_fn(self.network, pixel_values, layers)
+
+    def at_size(self, image_size: ImageSize) -> "Backbone":
+        """Return this backbone for images of another size: the same weights, with position embeddings resampled.
+
+        Raises:
+            ConfigError: The patch size does not divide the size, or the network takes one size only.
+        """
+        check_image_size(image_size, self.spec.patch_size)
+        architecture = {**self.spec.architecture, "image_size": list(image_size)}
+        spec = replace(self.spec, image_size=image_size, architecture=architecture)
+        return Backbone(self._resize_fn(self.network, image_size), spec, self._forward_fn, self._resize_fn)
 
 
 def state_digest(module: nn.Module) -> str:

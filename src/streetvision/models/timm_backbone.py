@@ -1,7 +1,9 @@
 """Backbones of the timm library, by name: vision transformers, Swin and convolutional networks."""
 
+import copy
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,7 +168,7 @@ def _probe_at(network: Any, name: str, image_size: ImageSize) -> Probe:
         height, width = network.pretrained_cfg["input_size"][-2:]
         raise ConfigError(
             f"timm's {name!r} does not run at image_size={list(image_size)}: {one_line(error)}",
-            f"set model.image_size=native: it was trained at {height} x {width}",
+            f"it was trained at {height} x {width}: set model.image_size=native, and another phase4c.mode than dense",
         ) from error
 
 
@@ -202,6 +204,18 @@ def _load_weights(network: Any, path: Path) -> None:
     load_into(network, {**body, **head}, source=repr(str(path)))
 
 
+def _at_size(network: Any, image_size: ImageSize, *, name: str) -> nn.Module:
+    """The network for images of another size; its weights are shared, except for position embeddings."""
+    with torch.device("meta"), seeded(0):
+        inspected: Any = _create(name)
+    _probe_at(inspected, name, image_size)
+    if not network.pretrained_cfg.get("fixed_input_size"):
+        return network  # type: ignore[no-any-return]
+    resized: Any = copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
+    resized.set_input_size(img_size=image_size)
+    return resized  # type: ignore[no-any-return]
+
+
 def _resize(network: Any, image_size: ImageSize) -> None:
     """Fit position embeddings and windows of a network of fixed size; other networks accept any size."""
     settings = network.pretrained_cfg
@@ -213,4 +227,4 @@ def _finish(network: nn.Module, spec: BackboneSpec, unused: tuple[str, ...]) -> 
     _resize(network, spec.image_size)
     for name in unused:
         setattr(network, name, nn.Identity())
-    return Backbone(network, spec, _tokens)
+    return Backbone(network, spec, _tokens, partial(_at_size, name=str(spec.architecture["name"])))

@@ -25,11 +25,13 @@ from streetvision.io.atomic import sha256_json
 from streetvision.io.user_paths import user_path
 from streetvision.io.yaml_files import read_yaml
 from streetvision.pipeline.settings import RunConfig, all_settings, unknown_setting
-from streetvision.training.config import MilConfig
+from streetvision.training.config import DenseConfig, MilConfig
 
 Tree = dict[str, Any]
 """Settings by name, nested by section."""
 CVFM_CHOICE = "model.multiview.cvfm.mode"
+DEFAULT_FUSIONS = {"mil": MilConfig.model_fields, "dense": DenseConfig.model_fields}
+"""Values of phase4c.mode, the default one first -> the settings that they have."""
 MAY_BE_PATHS = ("data.root", "model.backbone.name")
 """Settings that are a path or another name."""
 STANCE = "hardware.compiler.stance"
@@ -223,8 +225,8 @@ def _set_defaults(tree: Tree, values: Mapping[str, object]) -> Tree:
     fuses = isinstance(phases, list) and "phase4c_cvfm" in phases
     named = model.get("multiview", {}).get("cvfm", {}).get("mode")
     given = {key.split(".")[1] for key in values if key.startswith("phase4c.")}
-    # Settings that mil does not have are those of a trained fusion.
-    mode = "mil" if given <= MilConfig.model_fields.keys() else "cvfm_trained"
+    # Settings that mil does not have are those of another fusion.
+    mode = next((name for name, fields in DEFAULT_FUSIONS.items() if given <= fields.keys()), "cvfm_trained")
     if named is not None:
         mode = f"cvfm_{named}"
     if fuses and not values.keys() & {"phase4c", "phase4c.mode"}:

@@ -1,7 +1,7 @@
 """The gates of optional stages: a stage ships if its model is better than the model without it, on the same rows."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from streetvision.contracts.policies import Gate
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.settings import GateSetting
-from streetvision.eval.gate import compare_nll
+from streetvision.eval.gate import GateDecision, compare_nll
 from streetvision.eval.predictions import Predictions
 from streetvision.io.atomic import write_json_atomic
 
@@ -27,6 +27,7 @@ def decide(
     progress: Progress,
     share: float | None = None,
     details: Mapping[str, JsonValue] | None = None,
+    addition: str = "",
 ) -> Gate:
     """Decide whether a stage ships, and write gate.json.
 
@@ -41,6 +42,7 @@ def decide(
         progress: Receives a warning where the stage ships and is not better, or where nothing can be compared.
         share: Share of the weights of the stage in the candidate; None for a stage without shares.
         details: Further figures for gate.json.
+        addition: Is added to the reason.
     """
     figures: dict[str, Any] = {}
     better = None
@@ -54,6 +56,7 @@ def decide(
         reason = (
             f"NLL {comparison.candidate_nll:.3f} with it, {comparison.baseline_nll:.3f} without; "
             f"difference {comparison.difference:+.3f}, {100 * comparison.level:.0f} % bound {comparison.bound:+.3f}"
+            f"{addition}"
         )
         figures = asdict(comparison)
         del figures["accepted"]
@@ -73,3 +76,62 @@ def decide(
     )
     write_json_atomic(path, gate.model_dump(mode="json"))
     return gate
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The predictions of several candidates for a stage, and of the model without it, for the same rows."""
+
+    names: tuple[str, ...]
+    """The cheapest first."""
+    candidates: tuple[Predictions, ...] = ()
+    """Empty if nothing can be compared, or need not be."""
+    baseline: Predictions | None = None
+    problem: str | None = None
+    """Why there are no predictions."""
+
+
+def decide_cheapest(
+    setting: GateSetting, compared: Compared, *, stage: str, section: str, path: Path, progress: Progress
+) -> tuple[int, Gate]:
+    """Decide whether a stage ships, and which of its candidates, and write gate.json.
+
+    Each candidate is compared with the baseline. Of those that are better than it, or of all if none is, the cheapest
+    is taken than which the best is not better.
+
+    Returns:
+        Position of the candidate that is taken, and the decision on it.
+    """
+    number, addition, baseline = 0, "", compared.baseline
+    details: dict[str, JsonValue] = {}
+    if baseline is not None:
+        decisions = [compare_nll(candidate, baseline) for candidate in compared.candidates]
+        accepted = [at for at, decision in enumerate(decisions) if decision.accepted] or list(range(len(decisions)))
+        best = min(accepted, key=lambda at: decisions[at].candidate_nll)
+        candidates = compared.candidates
+        number = next(at for at in accepted if at == best or not compare_nll(candidates[best], candidates[at]).accepted)
+        if len(decisions) > 1:
+            named = dict(zip(compared.names, decisions, strict=True))
+            details = {
+                "taken": compared.names[number],
+                "candidates": {name: asdict(decision) for name, decision in named.items()},
+            }
+            others = [name for name in compared.names if name != compared.names[number]]
+            addition = "".join(f"; {name}: {_short(named[name])}" for name in others)
+    gate = decide(
+        setting,
+        compared.candidates[number] if baseline is not None else None,
+        baseline,
+        problem=compared.problem,
+        stage=stage,
+        section=section,
+        path=path,
+        progress=progress,
+        details=details,
+        addition=addition,
+    )
+    return number, gate
+
+
+def _short(decision: GateDecision) -> str:
+    return f"NLL {decision.candidate_nll:.3f}, bound {decision.bound:+.3f}"

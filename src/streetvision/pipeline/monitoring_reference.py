@@ -24,10 +24,7 @@ from streetvision.data.quality import ImageQuality, measure_quality
 from streetvision.io.atomic import sha256_file, write_bytes_atomic
 from streetvision.io.manifests import read_manifest
 from streetvision.io.scores import Scores
-from streetvision.io.validators import validate_json
-from streetvision.models.config import FusionDescription
 from streetvision.models.device import pick_device
-from streetvision.models.fused import FusedClassifier
 from streetvision.models.views import ViewArrays
 from streetvision.pipeline.scores import open_classifier, rows_of_folds
 
@@ -73,12 +70,7 @@ def _measure(context: Context, scores: Scores, rows: list[Row]) -> tuple[NDArray
     schema, loader = context.schema, context.settings(LoaderConfig)
     retrained = schema.mac_cal_checkpoint
     classifier = open_classifier(context, _checkpoint(scores, schema.phase1_checkpoint, retrained))
-    model = TorchModel(classifier, pick_device())
-    if scores.fusion is not None:
-        # The weights of the fusion are not needed: the features are those before it.
-        model = TorchModel(
-            FusedClassifier(classifier, validate_json(schema.cvfm_config_json, FusionDescription)), pick_device()
-        )
+    model = TorchModel(classifier, pick_device())  # the first view of a fusion is the image as the classifier takes it
     features: list[NDArray[np.float32]] = []
     quality: list[ImageQuality] = []
     batches = [rows[start : start + loader.batch_size] for start in range(0, len(rows), loader.batch_size)]
@@ -98,5 +90,5 @@ def _checkpoint(scores: Scores, phase1: Path, retrained: Path) -> Path:
 def _read(model: TorchModel, root: Path, limits: DecodeLimits, row: Row) -> tuple[NDArray[np.uint8], ImageQuality]:
     decoded = decode_file(read_recorded(root, row, limits=limits), limits=limits)
     prepared = model.prepare(decoded.pixels)
-    whole = prepared.pixels[0] if isinstance(prepared, ViewArrays) else prepared
-    return whole, measure_quality(decoded.pixels, decoded.jpeg_quality)
+    assert not isinstance(prepared, ViewArrays)
+    return prepared, measure_quality(decoded.pixels, decoded.jpeg_quality)

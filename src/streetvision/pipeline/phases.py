@@ -104,10 +104,8 @@ _PHASES = (
             "cvfm_config_json",
             "cvfm_metrics_csv",
             "fusion_gate_json",
-            "cvfm_logits",
-            "cvfm_labels",
-            "cvfm_scores_json",
         ),
+        optional_outputs=("cvfm_logits", "cvfm_labels", "cvfm_scores_json"),
         run=_step("train_cvfm"),
     ),
     Phase(

@@ -20,8 +20,8 @@ from streetvision.bundle.format import (
 )
 from streetvision.bundle.graph_model import open_graph_model
 from streetvision.bundle.predictor import Predictor
-from streetvision.bundle.runtimes.capture import capture
-from streetvision.bundle.runtimes.graph import Graph
+from streetvision.bundle.runtimes.capture import capture, capture_dense
+from streetvision.bundle.runtimes.graph import DENSE, Graph
 from streetvision.bundle.runtimes.parity import check_parity, compute_logits, measure_parity
 from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.bundle.torch_model import load_classifier
@@ -89,11 +89,19 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
         )
     predictor = Predictor(bundle, limits=context.settings(LoaderConfig).limits)
     splits = next(context.folds(), context)  # under cross_fit, those of the first fold
-    images = _calibration_images(predictor, splits) if request.precision in graph.calibrated else []
+    images: list[NDArray[np.uint8]] = []
+    dense_images: list[NDArray[np.uint8]] = []
+    if request.precision in graph.calibrated:
+        images, dense_images = _calibration_images(predictor, splits)
     with TemporaryDirectory() as name:
         folder = Path(name)
         classifier = load_classifier(bundle)
+        fusion, files = read_fusion_description(bundle), graph.files
         graph.write(capture(classifier), folder, request.precision, images)
+        if fusion is not None and fusion.dense_size is not None:
+            dense = capture_dense(classifier.patches_at(fusion.dense_size))
+            graph.write(dense, folder, request.precision, dense_images, DENSE)
+            files += graph.files_of(DENSE)
         if manifest.fusion_weights is not None:
             state = load_state(bundle.folder / manifest.fusion_weights)
             save_file({key: state[key].numpy() for key in inference_keys(state)}, folder / FUSION_ARRAYS)
@@ -101,7 +109,7 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
         model = open_graph_model(
             folder,
             classifier.description,
-            read_fusion_description(bundle),
+            fusion,
             runtime=request.runtime,
             precision=request.precision,
             feature_dim=classifier.width,
@@ -117,7 +125,9 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
         parity = measure_parity(predictor, expected, actual, [row.label for row in rows])
         _print_parity(parity, request, console)
         check_parity(parity, name=f"{request.runtime} {request.precision}")
-        exported = _write(bundle, request, folder, parity, feature_dim=classifier.width, calibration_images=len(images))
+        exported = _write(
+            bundle, request, folder, parity, files=files, feature_dim=classifier.width, calibration_images=len(images)
+        )
     size = sum(entry.bytes for entry in exported.manifest.files.values())
     console.line("bundle", f"{exported.folder} ({size / 1e6:.1f} MB)")
     in_run = exported.folder.absolute().parent == context.schema.output_dir.absolute()
@@ -147,19 +157,26 @@ def _run_context(bundle: Path, overrides: Sequence[str], console: Console) -> Co
     )
 
 
-def _calibration_images(predictor: Predictor, context: Context) -> list[NDArray[np.uint8]]:
-    """Preprocessed images (1, 3, h, w) of TRAIN; if images have several views, a different one of each."""
+def _calibration_images(
+    predictor: Predictor, context: Context
+) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
+    """Preprocessed images (1, 3, h, w) of TRAIN; if images have several views, a different one of each.
+
+    And those of the dense pass, if there is one.
+    """
     rows = context.rows(Split.TRAIN)
     count = min(len(rows), CALIBRATION_IMAGES)
-    images = []
+    images: list[NDArray[np.uint8]] = []
+    dense: list[NDArray[np.uint8]] = []
     for number in range(count):
         row = rows[number * len(rows) // count]
         prepared = predictor.prepare(read_recorded(context.data_root, row, limits=predictor.limits))
         if isinstance(prepared, ViewArrays):
+            dense += [prepared.dense] if len(prepared.dense) else []
             views = prepared.pixels[prepared.mask]
             prepared = views[number % len(views)]
         images.append(prepared[None])
-    return images
+    return images, dense
 
 
 def _write(
@@ -168,6 +185,7 @@ def _write(
     folder: Path,
     parity: RuntimeParity,
     *,
+    files: tuple[str, ...],
     feature_dim: int,
     calibration_images: int,
 ) -> Bundle:
@@ -177,18 +195,18 @@ def _write(
         {
             "name": request.runtime,
             "precision": request.precision,
-            "files": graph.files,
+            "files": files,
             "feature_dim": feature_dim,
             "fusion_weights": fusion_weights,
             "calibration_images": calibration_images,
             "parity": parity,
         }
     )
-    files = {name: bundle.folder / name for name in manifest.files}
-    exported = graph.files if fusion_weights is None else (*graph.files, fusion_weights)
+    originals = {name: bundle.folder / name for name in manifest.files}
+    exported = files if fusion_weights is None else (*files, fusion_weights)
     return write_bundle(
         request.out,
-        {**files, **{name: folder / name for name in exported}},
+        {**originals, **{name: folder / name for name in exported}},
         policy=manifest.policy,
         class_names=manifest.class_names,
         data_fingerprint=manifest.data_fingerprint,

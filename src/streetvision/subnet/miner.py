@@ -94,8 +94,8 @@ def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> M
         raise ConfigError(f"{str(folder)!r} is not empty", "give a folder of its own: --out ...")
     if predictor.manifest.fusion_description is not None:
         raise ConfigError(
-            "this bundle fuses many views of an image, and the reference miner uses one",
-            "export a bundle of single views: run again without phase4c_cvfm",
+            f"this bundle fuses views (phase4c.mode={predictor.inference}), and the reference miner uses one view",
+            "export a bundle of single views: train again with phase4c=single_view",
         )
     if predictor.manifest.runtime is not None:
         raise ConfigError(

@@ -1,18 +1,22 @@
 """Settings of the supervised trainings, in a module of their own: the code that reads them loads Lightning."""
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from streetvision.contracts.settings import RESULT_NEUTRAL, GateSetting, Section, Seed
+from streetvision.contracts.settings import GATE_WORDS, RESULT_NEUTRAL, GateSetting, Section, Seed
+from streetvision.io.resize import ImageSize
 from streetvision.models.config import (
     AdapterConfig,
+    AnyEvidencePoolingConfig,
     AnyLossConfig,
     CrossEntropyConfig,
     FusionConfig,
     FusionDescription,
     HeadConfig,
     LossConfig,
+    LseConfig,
     TrainedFusionConfig,
     ViewsConfig,
 )
@@ -224,7 +228,8 @@ class CvfmConfig(Section):
 
     mode: str
     """single_view: phase 1's classifier as it is; mil: evidence of tiles is added to it, learned from the labels of
-    images; multiview_mean: the mean over views; cvfm_inference: a fusion without parameters; cvfm_trained: a trained
+    images; dense: the same with patches of one pass at a higher resolution; auto: dense or mil, the cheaper one that is
+    not worse; multiview_mean: the mean over views; cvfm_inference: a fusion without parameters; cvfm_trained: a trained
     fusion in a latent space."""
     seed: Seed = 0
     """Seed of the fusion's initial weights and of the row order."""
@@ -236,35 +241,99 @@ class SingleViewConfig(CvfmConfig):
     mode: Literal["single_view"] = "single_view"
 
 
-class MultiViewFusionConfig(CvfmConfig):
-    """Several views of an image are fused."""
+class FusingConfig(CvfmConfig):
+    """The single view is compared with a fusion."""
 
-    views: ViewsConfig = ViewsConfig()
-    """How an image is split."""
     gate: GateSetting = "on"
     """on: the single view ships unless the fusion has a lower NLL; off: the fusion ships; only_report: it ships, and
     both are compared."""
 
     @property
-    def description(self) -> FusionDescription:
-        """The fusion as a bundle records it."""
-        names = ("mode", "views", "inference", "trained")
-        return FusionDescription.model_validate({name: getattr(self, name) for name in names if hasattr(self, name)})
+    def candidates(self) -> "tuple[FusionSettings, ...]":
+        """The fusions that are compared."""
+        raise NotImplementedError
 
 
-class MilConfig(MultiViewFusionConfig):
-    """Evidence of tiles, learned from the labels of images, is added to the single view."""
+class FusionSettings(FusingConfig):
+    """One fusion."""
+
+    @property
+    def candidates(self) -> "tuple[FusionSettings, ...]":
+        """The fusion itself."""
+        return (self,)
+
+    def description(self, dense_size: Callable[[float], ImageSize] | None = None) -> FusionDescription:
+        """Return the fusion as a bundle records it.
+
+        Args:
+            dense_size: Multiple of the single view's pixels -> height and width of a dense pass; None if there is none.
+        """
+        names = ("mode", "views", "inference", "trained", "pooling")
+        fields = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        if isinstance(self, DenseConfig):
+            assert dense_size is not None
+            fields["dense_size"] = dense_size(self.dense_ratio)
+        return FusionDescription.model_validate(fields)
+
+
+class TilesConfig(CvfmConfig):
+    """The image is split into tiles."""
+
+    views: ViewsConfig = ViewsConfig()
+    """How an image is split."""
+
+
+class PoolingConfig(CvfmConfig):
+    """Evidence, learned from the labels of images, is added to the single view."""
+
+    pooling: AnyEvidencePoolingConfig = LseConfig()
+    """How the evidence of tiles or patches becomes one number."""
+
+
+class DensePassConfig(CvfmConfig):
+    """The image is seen once more at a higher resolution."""
+
+    dense_ratio: float = Field(default=4.0, gt=1, le=64)
+    """Patches of the dense pass, as a multiple of those of the single view. It has the median aspect ratio of TRAIN."""
+
+
+class MilConfig(FusionSettings, TilesConfig, PoolingConfig):
+    """Evidence of tiles."""
 
     mode: Literal["mil"] = "mil"
 
 
-class MultiViewMeanConfig(MultiViewFusionConfig):
+class DenseConfig(FusionSettings, DensePassConfig, PoolingConfig):
+    """Evidence of the patches of one pass at a higher resolution."""
+
+    mode: Literal["dense"] = "dense"
+
+
+class AutoFusionConfig(FusingConfig, DensePassConfig, TilesConfig, PoolingConfig):
+    """Dense and mil are compared. The cheaper one ships if it is better than the single view and not worse."""
+
+    mode: Literal["auto"] = "auto"
+    gate: Annotated[Literal["on", "only_report"], GATE_WORDS] = "on"
+    """on: the single view ships unless a fusion has a lower NLL; only_report: the fusion ships, and both are
+    compared."""
+
+    @property
+    def candidates(self) -> tuple[FusionSettings, ...]:
+        """The fusions that are compared."""
+        seed, gate, pooling = self.seed, self.gate, self.pooling
+        return (
+            DenseConfig(seed=seed, gate=gate, pooling=pooling, dense_ratio=self.dense_ratio),
+            MilConfig(seed=seed, gate=gate, pooling=pooling, views=self.views),
+        )
+
+
+class MultiViewMeanConfig(FusionSettings, TilesConfig):
     """The mean of the views' logits."""
 
     mode: Literal["multiview_mean"] = "multiview_mean"
 
 
-class CvfmInferenceConfig(MultiViewFusionConfig):
+class CvfmInferenceConfig(FusionSettings, TilesConfig):
     """A fusion without parameters."""
 
     mode: Literal["cvfm_inference"] = "cvfm_inference"
@@ -272,7 +341,7 @@ class CvfmInferenceConfig(MultiViewFusionConfig):
     """The fusion."""
 
 
-class CvfmTrainedConfig(MultiViewFusionConfig):
+class CvfmTrainedConfig(FusionSettings, TilesConfig):
     """A fusion that is trained on TRAIN."""
 
     mode: Literal["cvfm_trained"] = "cvfm_trained"
@@ -291,7 +360,13 @@ class CvfmTrainedConfig(MultiViewFusionConfig):
 
 
 AnyCvfmConfig = Annotated[
-    SingleViewConfig | MilConfig | MultiViewMeanConfig | CvfmInferenceConfig | CvfmTrainedConfig,
+    SingleViewConfig
+    | MilConfig
+    | DenseConfig
+    | AutoFusionConfig
+    | MultiViewMeanConfig
+    | CvfmInferenceConfig
+    | CvfmTrainedConfig,
     Field(discriminator="mode"),
 ]
 

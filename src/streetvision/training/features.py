@@ -1,6 +1,6 @@
 """Caches of backbone features on disk: each image is computed once.
 
-Shapes: N images, V views, P width of the features.
+Shapes: N images, V views, P width of the features, T patches of a dense pass, Q width of a patch's features.
 """
 
 from abc import ABC, abstractmethod
@@ -20,6 +20,7 @@ from streetvision.io.tensors import load_state, save_tensors
 from streetvision.models.device import pick_device
 from streetvision.models.fused import FusedClassifier
 from streetvision.models.module import Classifier
+from streetvision.models.multi_view import EmbeddedViews
 from streetvision.models.network import state_digest
 from streetvision.training.scoring import apply_to_batches, evaluation_loader
 
@@ -86,8 +87,17 @@ class ViewFeatures(NamedTuple):
     """(N, V) bool; False for a view that repeats an earlier one of the image."""
     content: Tensor
     """(N, V) float32: the share of each view that is image and not padding."""
+    patches: Tensor
+    """(N, T, Q) float16 of the dense pass; T = 0 without one."""
+    patch_mask: Tensor
+    """(N, T) bool; False for patches of padding."""
     labels: Tensor
     """(N,) int64."""
+
+    @property
+    def embedded(self) -> EmbeddedViews:
+        """The features without the labels."""
+        return EmbeddedViews(*self[:-1])
 
     def select(self, indices: Tensor) -> "ViewFeatures":
         """Return the images at `indices`."""
@@ -99,7 +109,8 @@ class ViewCache(_ImageCache):
 
     def __init__(self, folder: Path, model: FusedClassifier, *, loader: LoaderConfig, progress: Progress) -> None:
         assert isinstance(model.classifier, Classifier), "fusions are trained with the PyTorch classifier"
-        key = [feature_key(model.classifier), model.description.views.model_dump()]
+        views = model.description.model_dump(mode="json", include={"views", "dense_size"})
+        key = [feature_key(model.classifier), views]
         super().__init__(folder, key, loader=loader, progress=progress)
         self.model = model
 
@@ -109,13 +120,14 @@ class ViewCache(_ImageCache):
 
     def _compute(self, rows: tuple[Row, ...], *, root: Path, name: str) -> dict[str, Tensor]:
         device = pick_device()
-        parts: dict[str, list[Tensor]] = {"features": [], "mask": [], "content": []}
+        parts: dict[str, list[Tensor]] = {name: [] for name in EmbeddedViews._fields}
         self.model.to(device).eval()
         with torch.inference_mode(), evaluation_loader(self.model, rows, root=root, loader=self.loader) as batches:
             for views, _ in self.progress.track(batches, total=len(batches), label=f"views {name}"):
-                parts["features"].append(self.model.embed(views.to(device, non_blocking=True)).float().cpu())
-                parts["mask"].append(views.mask)
-                parts["content"].append(self.model.content(views))
+                embedded = self.model.embed(views.to(device, non_blocking=True))
+                embedded = embedded._replace(features=embedded.features.float(), patches=embedded.patches.half())
+                for part, value in embedded._asdict().items():
+                    parts[part].append(value.cpu())
         self.model.cpu()
         return {key: torch.cat(values) for key, values in parts.items()}
 

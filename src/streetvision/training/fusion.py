@@ -21,7 +21,7 @@ from streetvision.training.features import ViewFeatures
 from streetvision.training.lightning_module import EpochRow
 from streetvision.training.optim import make_adamw
 
-EVALUATION_BATCH = 1024
+EVALUATION_BATCH = 128
 """Images per batch where no gradients are computed."""
 
 
@@ -111,7 +111,7 @@ def fused_logits(model: FusedClassifier, views: ViewFeatures) -> Tensor:
     """Return the fused logits (N, C) of cached views."""
     model.eval()
     batches = (views.select(rows) for rows in torch.split(torch.arange(len(views.labels)), EVALUATION_BATCH))
-    return torch.cat([model.fuse(batch.features, batch.mask, batch.content) for batch in batches])
+    return torch.cat([model.fuse(batch.embedded) for batch in batches])
 
 
 def evaluate_fusion(model: FusedClassifier, select: ViewFeatures) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The interface of an exported graph: what every runtime offers. Does not import torch.
 
-Shapes: B images of h x w pixels, P width of the features.
+Shapes: B images of h x w pixels, P width of the features, T patches of a dense pass, Q width of a patch's features.
 """
 
 import importlib
@@ -21,8 +21,10 @@ from streetvision.models.backbone_spec import one_line
 if TYPE_CHECKING:
     import torch
 
-INPUT, OUTPUTS = "images", ("features", "logits")
-"""Names of the input and the outputs of a graph."""
+INPUT, OUTPUTS, DENSE_OUTPUTS = "images", ("features", "logits"), ("patches",)
+"""Names of the input and the outputs of a graph, and of the graph of a dense pass."""
+MODEL, DENSE = "model", "dense"
+"""File names of both without their suffix."""
 
 
 class GraphOutput(NamedTuple):
@@ -35,12 +37,13 @@ class GraphOutput(NamedTuple):
 
 
 class Graph(ABC):
-    """An exported graph: uint8 images -> features and logits. Normalisation is a part of it.
+    """An exported graph: uint8 images -> features and logits, or patches. Normalisation is a part of it.
 
     Args:
         folder: Holds the files of the graph.
         precision: Precision that they were written in.
         threads: Threads of the runtime.
+        name: MODEL or DENSE.
     """
 
     precisions: ClassVar[tuple[Precision, ...]]
@@ -48,16 +51,20 @@ class Graph(ABC):
     calibrated: ClassVar[frozenset[Precision]] = frozenset()
     """Precisions that need images to calibrate their ranges."""
     files: ClassVar[tuple[str, ...]]
-    """File names in a bundle; the first one is opened."""
+    """File names of MODEL in a bundle; the first one is opened."""
     package: ClassVar[str]
     """Distribution of the runtime; a bundle records its version."""
 
     @abstractmethod
-    def __init__(self, folder: Path, precision: Precision, threads: int) -> None: ...
+    def __init__(self, folder: Path, precision: Precision, threads: int, name: str = MODEL) -> None: ...
+
+    def __call__(self, images: NDArray[np.uint8]) -> GraphOutput:
+        """Run MODEL on images (B, 3, h, w). Any number of threads may call."""
+        return GraphOutput(*self.run(images))
 
     @abstractmethod
-    def __call__(self, images: NDArray[np.uint8]) -> GraphOutput:
-        """Run the graph on images (B, 3, h, w). Any number of threads may call."""
+    def run(self, images: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
+        """Run the graph on images (B, 3, h, w): features and logits, or patches (B, T, Q)."""
 
     @classmethod
     @abstractmethod
@@ -67,15 +74,27 @@ class Graph(ABC):
         folder: Path,
         precision: Precision,
         images: Sequence[NDArray[np.uint8]],
+        name: str = MODEL,
     ) -> None:
-        """Write the files of a captured classifier.
+        """Write the files of a captured network.
 
         Args:
-            program: From `capture`.
+            program: From `capture` or `capture_dense`.
             folder: Destination.
             precision: One of `precisions`.
             images: Images (1, 3, h, w) for the precisions in `calibrated`.
+            name: MODEL or DENSE.
         """
+
+    @classmethod
+    def files_of(cls, name: str) -> tuple[str, ...]:
+        """Return the file names of MODEL or DENSE in a bundle."""
+        return tuple(f"{name}{Path(file).suffix}" for file in cls.files)
+
+
+def output_names(name: str) -> tuple[str, ...]:
+    """Return the names of the outputs of MODEL or DENSE."""
+    return DENSE_OUTPUTS if name == DENSE else OUTPUTS
 
 
 def default_threads() -> int:

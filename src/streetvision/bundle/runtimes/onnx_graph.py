@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streetvision.bundle.runtimes.graph import INPUT, OUTPUTS, Graph, GraphOutput, import_extra
+from streetvision.bundle.runtimes.graph import INPUT, MODEL, Graph, import_extra, output_names
 from streetvision.bundle.runtimes.onnx_file import names_another_file
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.policies import Precision
@@ -29,19 +29,22 @@ class OnnxGraph(Graph):
     files = ("model.onnx",)
     package = "onnxruntime"
 
-    def __init__(self, folder: Path, precision: Precision, threads: int) -> None:  # noqa: ARG002 (it is in the file)
+    def __init__(self, folder: Path, precision: Precision, threads: int, name: str = MODEL) -> None:  # noqa: ARG002
         runtime = _import_runtime("onnxruntime")
-        content = (folder / self.files[0]).read_bytes()
+        (file,) = self.files_of(name)
+        content = (folder / file).read_bytes()  # the precision is in the file
         if names_another_file(content):  # which would not be covered by the digests of the bundle
-            raise ArtifactError(f"{self.files[0]!r} reads its weights from another file", "export the bundle again")
+            raise ArtifactError(f"{file!r} reads its weights from another file", "export the bundle again")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # its warnings are about its own optimizations
+        self._outputs = output_names(name)
         self._session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
-    def __call__(self, images: NDArray[np.uint8]) -> GraphOutput:
+    def run(self, images: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
         """Run the graph on images (B, 3, h, w). Any number of threads may call."""
-        return GraphOutput(*self._session.run(OUTPUTS, {INPUT: np.ascontiguousarray(images)}))
+        outputs: list[NDArray[np.float32]] = self._session.run(self._outputs, {INPUT: np.ascontiguousarray(images)})
+        return outputs
 
     @classmethod
     def write(
@@ -50,23 +53,26 @@ class OnnxGraph(Graph):
         folder: Path,
         precision: Precision,
         images: Sequence[NDArray[np.uint8]],  # noqa: ARG003 (no precision needs calibration)
+        name: str = MODEL,
     ) -> None:
-        """Write model.onnx; raises ConfigError for a model above the size limit of the format."""
+        """Write the file; raises ConfigError for a model above the size limit of the format."""
         import_extra("onnxscript", install="streetvision[train]")
         if sum(tensor.nbytes for tensor in program.state_dict.values()) > MAX_BYTES:
             raise ConfigError("the model is larger than the limit of an ONNX file (2 GB)", "set --runtime openvino")
-        path = folder / cls.files[0]
+        (file,) = cls.files_of(name)
         if precision == "fp32":
-            _convert(program, path)
+            _convert(program, folder / file, name)
             return
         quantization = _import_runtime("onnxruntime.quantization")
         log_level = logging.root.level
-        with TemporaryDirectory() as name:
-            fp32 = Path(name) / cls.files[0]
-            _convert(program, fp32)
+        with TemporaryDirectory() as temporary:
+            fp32 = Path(temporary) / file
+            _convert(program, fp32, name)
             logging.root.setLevel(logging.ERROR)  # it recommends a preprocessing that the exporter has done
             try:
-                quantization.quantize_dynamic(fp32, path, weight_type=quantization.QuantType.QInt8, per_channel=True)
+                quantization.quantize_dynamic(
+                    fp32, folder / file, weight_type=quantization.QuantType.QInt8, per_channel=True
+                )
             finally:
                 logging.root.setLevel(log_level)
 
@@ -78,9 +84,10 @@ def _import_runtime(module: str) -> Any:
     return import_extra(module, install="streetvision[train]")
 
 
-def _convert(program: "torch.export.ExportedProgram", path: Path) -> None:
+def _convert(program: "torch.export.ExportedProgram", path: Path, name: str) -> None:
     import torch
 
-    converted = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=list(OUTPUTS), verbose=False)
+    outputs = list(output_names(name))
+    converted = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=outputs, verbose=False)
     assert converted is not None, "dynamo=True without a file returns a program"
     converted.save(path)

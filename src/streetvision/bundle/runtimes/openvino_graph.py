@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from streetvision.bundle.runtimes.graph import INPUT, OUTPUTS, Graph, GraphOutput, import_extra
+from streetvision.bundle.runtimes.graph import INPUT, MODEL, Graph, import_extra, output_names
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.policies import Precision
 
@@ -29,23 +29,24 @@ class OpenvinoGraph(Graph):
     files = ("model.xml", "model.bin")
     package = "openvino"
 
-    def __init__(self, folder: Path, precision: Precision, threads: int) -> None:
+    def __init__(self, folder: Path, precision: Precision, threads: int, name: str = MODEL) -> None:
         core = _import_openvino().Core()
-        network = core.read_model(folder / self.files[0], folder / self.files[1])
+        network = core.read_model(*(folder / file for file in self.files_of(name)))
         settings = {
             # Set explicitly, because the default is bf16 where the CPU has it; an int8 graph has fp32 operations too.
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
         }
+        self._outputs = output_names(name)
         self._compiled = core.compile_model(network, "CPU", settings)
         self._lock = Lock()  # the compiled model has one request, which serves one caller at a time
 
-    def __call__(self, images: NDArray[np.uint8]) -> GraphOutput:
+    def run(self, images: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
         """Run the graph on images (B, 3, h, w). Any number of threads may call."""
         with self._lock:
             outputs = self._compiled({INPUT: np.ascontiguousarray(images)})
-            return GraphOutput(*(outputs[name].copy() for name in OUTPUTS))
+            return [outputs[name].copy() for name in self._outputs]
 
     @classmethod
     def write(
@@ -54,6 +55,7 @@ class OpenvinoGraph(Graph):
         folder: Path,
         precision: Precision,
         images: Sequence[NDArray[np.uint8]],
+        name: str = MODEL,
     ) -> None:
         """Write both files; raises ConfigError for bf16 on a CPU that does not compute in bf16."""
         import torch
@@ -70,13 +72,13 @@ class OpenvinoGraph(Graph):
             network = openvino.convert_model(program)
         (graph_input,) = network.inputs
         graph_input.get_tensor().set_names({INPUT})
-        for output, name in zip(network.outputs, OUTPUTS, strict=True):
-            output.get_tensor().set_names({name})
+        for output, output_name in zip(network.outputs, output_names(name), strict=True):
+            output.get_tensor().set_names({output_name})
         (example,), _ = program.example_inputs
         network.reshape({INPUT: [-1, *example.shape[1:]]})
         if precision == "int8":
             network = _quantize(network, images)
-        openvino.save_model(network, folder / cls.files[0], compress_to_fp16=False)
+        openvino.save_model(network, folder / cls.files_of(name)[0], compress_to_fp16=False)
 
 
 def _quantize(network: Any, images: Sequence[NDArray[np.uint8]]) -> Any:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from streetvision.bundle.runtimes.graph import Graph, default_threads
+from streetvision.bundle.runtimes.graph import MODEL, Graph, default_threads
 from streetvision.bundle.runtimes.onnx_graph import OnnxGraph
 from streetvision.bundle.runtimes.openvino_graph import OpenvinoGraph
 from streetvision.contracts.errors import ArtifactError, StreetVisionError
@@ -25,6 +25,7 @@ def open_graph(
     image_size: ImageSize,
     feature_dim: int,
     threads: int | None = None,
+    part: str = MODEL,
 ) -> Graph:
     """Open the graph in `folder` and check its outputs on one image.
 
@@ -35,24 +36,25 @@ def open_graph(
         image_size: Height and width of its input.
         feature_dim: Expected width of its features.
         threads: Threads of the runtime; None: `default_threads`.
+        part: MODEL or DENSE.
 
     Raises:
         ConfigError: The runtime is not installed.
         ArtifactError: The runtime cannot run the graph, or its outputs have other shapes.
     """
-    file = RUNTIMES[name].files[0]
+    file = RUNTIMES[name].files_of(part)[0]
     try:
-        graph = RUNTIMES[name](folder, precision, threads or default_threads())
-        output = graph(np.zeros((1, 3, *image_size), dtype=np.uint8))
-        shapes = [part.shape for part in output]
+        graph = RUNTIMES[name](folder, precision, threads or default_threads(), part)
+        shapes = [output.shape for output in graph.run(np.zeros((1, 3, *image_size), dtype=np.uint8))]
     except StreetVisionError:
         raise
     except Exception as error:  # on damaged graphs, runtimes raise errors of nearly every type
         raise ArtifactError(f"{file!r} is not a graph that {name} can run: {one_line(error)}") from error
-    expected = [(1, feature_dim), (1, 2)]
+    # The number of patches depends on the backbone.
+    expected = [(1, feature_dim), (1, 2)] if part == MODEL else [(1, *shapes[0][1:2], feature_dim)]
     if shapes != expected:
         raise ArtifactError(
-            f"{file!r} returns features and logits of shapes {shapes}, expected {expected}",
+            f"{file!r} returns outputs of shapes {shapes}, expected {expected}",
             "it belongs to another model; export the bundle again",
         )
     return graph

@@ -1,43 +1,49 @@
-"""phase4c_cvfm: fuse several views of each image as phase4c.mode defines, and score VAL_CALIB with the fusion.
+"""phase4c_cvfm: fuse the views of each image as phase4c.mode defines, and score VAL_CALIB with the fusion that ships.
 
-Backbone and head are those of phase 1 and do not change. The evidence of mil is fitted on TRAIN. A trained fusion is
-fitted on TRAIN, and VAL_SELECT selects its epoch.
+Backbone and head are those of phase 1 and do not change. Evidence is fitted on TRAIN. A trained fusion is fitted on
+TRAIN, and VAL_SELECT selects its epoch. The gate compares on VAL_SELECT; under cross_fit, out of fold.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from statistics import median
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import layer_norm
 
 from streetvision.calibration.crossfit import CalibrationSet, crossfit
 from streetvision.calibration.parametric import PlattCalibrator
-from streetvision.contracts.errors import DataError
+from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.contracts.phase import Context, Metrics, Outcome
-from streetvision.contracts.policies import FusionRef, Gate
+from streetvision.contracts.policies import FusionRef
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.config import LoaderConfig
+from streetvision.eval.counts import FloatArray
 from streetvision.eval.predictions import Predictions
 from streetvision.io.atomic import sha256_file, write_json_atomic, write_text_atomic
+from streetvision.io.resize import ImageSize
 from streetvision.io.scores import ScoresRecord
 from streetvision.io.tensors import load_into, save_tensors
 from streetvision.io.validators import validate_json
+from streetvision.models.config import FusionDescription
 from streetvision.models.fused import FusedClassifier, load_fused
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import CVFM_SCORES
 from streetvision.pipeline.fold_models import fold_classifiers, save_out_of_fold
-from streetvision.pipeline.gates import decide
-from streetvision.pipeline.scores import cached_features, open_classifier, rows_of_folds, save_val_calib
+from streetvision.pipeline.gates import Compared, decide_cheapest
+from streetvision.pipeline.input_size import LARGEST_PATCH, auto_image_size
+from streetvision.pipeline.scores import open_classifier, rows_of_folds, save_val_calib
 from streetvision.pipeline.training_outputs import metrics_csv
+from streetvision.training.callbacks import State
 from streetvision.training.config import (
     CvfmConfig,
     CvfmInferenceConfig,
     CvfmTrainedConfig,
-    MilConfig,
-    MultiViewFusionConfig,
+    FusingConfig,
+    FusionSettings,
 )
 from streetvision.training.evidence import fit_evidence
 from streetvision.training.features import ViewCache, ViewFeatures
@@ -49,194 +55,302 @@ CALIBRATION_FOLDS = 5
 """Folds of the calibration with which the gate compares fusion and single view."""
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A fusion that is compared with the single view."""
+
+    settings: FusionSettings
+    model: FusedClassifier
+    fitted: FusionFit
+    logits: Tensor
+    """(M, 2) of the rows on which the gate compares."""
+    fold_weights: tuple[State, ...] = ()
+    """Under cross_fit: the fusion of each fold."""
+
+
+@dataclass
+class ViewsOf:
+    """The views of the rows of a run or of a fold, and the margins of the single view on rows that it did not see."""
+
+    context: Context
+    seconds: float = 0.0
+    """Time for computing or reading views."""
+    base: dict[tuple[Split, ...], FloatArray] = field(default_factory=dict)
+
+    def features(self, model: FusedClassifier, split: Split) -> ViewFeatures:
+        """Return the features of all views of `split`."""
+        started = time.perf_counter()
+        loader = self.context.settings(LoaderConfig)
+        folder, progress = self.context.schema.feature_cache_dir, self.context.progress
+        cache = ViewCache(folder, model, loader=loader, progress=progress)
+        views = cache.features(self.context.rows(split), root=self.context.data_root, name=split.value)
+        self.seconds += time.perf_counter() - started
+        return views
+
+    def base_margins(
+        self, model: FusedClassifier, views: Sequence[ViewFeatures], splits: tuple[Split, ...]
+    ) -> FloatArray:
+        """Return margins (N,) of a probe on the single views of `splits`, cross-validated on the same rows.
+
+        The margins of the model itself would be too good on the rows that it was trained on.
+        """
+        if splits not in self.base:
+            config, description = self.context.settings(CvfmConfig), model.classifier.description
+            features = torch.cat([part.features[:, 0] for part in views]).numpy()
+            labels, groups = torch.cat([part.labels for part in views]).numpy(), self.groups(splits)
+            try:
+                probe = fit_probe(
+                    FeatureBank(features, description.pooling, description.layers),
+                    labels,
+                    groups,
+                    representations=[Representation(description.pooling, description.layers)],
+                    class_weights=lambda _: (1.0, 1.0),
+                    seed=config.seed,
+                    progress=self.context.progress,
+                    folds=grouped_folds(labels, groups, seed=config.seed),
+                )
+            except DataError as error:
+                raise DataError(error.message, "add images of other places, or set phase4c=single_view") from error
+            assert probe.out_of_fold is not None
+            self.base[splits] = probe.out_of_fold
+        return self.base[splits]
+
+    def groups(self, splits: Sequence[Split]) -> list[str]:
+        """Return the group of each row of `splits`."""
+        return [row.group or row.sha256 for split in splits for row in self.context.rows(split)]
+
+
 def run(context: Context) -> Outcome:
-    """Fit the fusion if its mode is trained, and score VAL_CALIB with the saved weights."""
+    """Fit the fusions that are compared, and score VAL_CALIB with the one that ships."""
     schema, config = context.schema, context.settings(CvfmConfig)
-    assert isinstance(config, MultiViewFusionConfig)
-    chunk_size = context.settings(LoaderConfig).batch_size
-    torch.manual_seed(config.seed)
+    assert isinstance(config, FusingConfig)
     classifier = open_classifier(context, schema.phase1_checkpoint)
-    model = FusedClassifier(classifier, config.description, chunk_size=chunk_size)
-    out_of_fold, n_folds = None, 0
+    models = _models(context, config, classifier)
+    of_run, n_folds = ViewsOf(context), 0
     if context.n_folds > 0:
         n_folds = len(validate_json(schema.val_calib_scores_json, ScoresRecord).reference.fold_models)
-        fitted, out_of_fold, single_view = _cross_fit(model, context, config, n_folds)
-        fused, rows = out_of_fold, rows_of_folds(context, Split.TRAIN, n_folds)
+        candidates, single_view, seconds = _cross_fit(of_run, models, classifier, n_folds)
+        rows, where = rows_of_folds(context, Split.TRAIN, n_folds), "out-of-fold"
     else:
-        fitted = _fit(model, context, config)
-        fused, rows = (
-            fused_logits(model, _view_features(model, context, Split.VAL_SELECT)),
-            context.rows(Split.VAL_SELECT),
-        )
-        # Phase 1 as it would be exported without this phase.
-        features, _ = cached_features(context, classifier, Split.VAL_SELECT)
-        with torch.no_grad():
-            single_view = classifier.head(features)
-    labels = torch.tensor([row.label for row in rows])
-    mcc, single_view_mcc = argmax_mcc(fused, labels), argmax_mcc(single_view, labels)
-    gate = _gate(context, config, fused, single_view, rows)
+        candidates, single_view = _split(of_run, models)
+        rows, where, seconds = context.rows(Split.VAL_SELECT), "VAL_SELECT", of_run.seconds
+
+    started = time.perf_counter()
+    compared = _compared(config, candidates, single_view, rows)
+    number, gate = decide_cheapest(
+        config.gate,
+        compared,
+        stage="the fusion",
+        section="phase4c",
+        path=schema.fusion_gate_json,
+        progress=context.progress,
+    )
+    gate_seconds, chosen = time.perf_counter() - started, candidates[number]
+    settings, fitted, description = chosen.settings, chosen.fitted, chosen.model.description
 
     schema.cvfm_weights.unlink(missing_ok=True)  # of an earlier run in another mode
-    weights = None
-    if config.description.has_weights:
-        weights = schema.cvfm_weights
+    weights = schema.cvfm_weights if description.has_weights else None
+    if weights is not None:
         save_tensors(weights, fitted.best)
-    write_json_atomic(schema.cvfm_config_json, config.description.model_dump(mode="json"))
+        for fold, state in zip(context.folds(), chosen.fold_weights, strict=False):
+            save_tensors(fold.schema.cvfm_weights, state)
+    write_json_atomic(schema.cvfm_config_json, description.model_dump(mode="json"))
     write_text_atomic(schema.cvfm_metrics_csv, metrics_csv(fitted.history))
     reference = FusionRef(
         description_sha256=sha256_file(schema.cvfm_config_json),
         weights_sha256=sha256_file(weights) if weights else None,
     )
-    if out_of_fold is None:
-        classifier = open_classifier(context, schema.phase1_checkpoint)
-        saved = load_fused(classifier, config.description, weights, chunk_size=chunk_size)
-        save_val_calib(context, saved, schema.phase1_checkpoint, artifacts=CVFM_SCORES, fusion=reference)
+    if not gate.ships:
+        for name in CVFM_SCORES[:3]:  # of an earlier run whose fusion ships
+            schema.path(name).unlink(missing_ok=True)
+    elif n_folds:
+        save_out_of_fold(context, chosen.logits, CVFM_SCORES, classifier, n_folds=n_folds, fusion=reference)
     else:
-        save_out_of_fold(context, out_of_fold, CVFM_SCORES, classifier, n_folds=n_folds, fusion=reference)
+        original = open_classifier(context, schema.phase1_checkpoint)
+        saved = load_fused(original, description, weights, chunk_size=context.settings(LoaderConfig).batch_size)
+        save_val_calib(context, saved, schema.phase1_checkpoint, artifacts=CVFM_SCORES, fusion=reference)
 
-    where = "VAL_SELECT" if out_of_fold is None else "out-of-fold"
-    by = f" by {config.inference.mode}" if isinstance(config, CvfmInferenceConfig) else ""
-    summary = (
-        f"{config.mode}{by}, {config.views.count} views; {where} MCC {mcc:.3f} (single view {single_view_mcc:.3f})"
-    )
-    if isinstance(config, CvfmTrainedConfig):
-        summary += f"; epoch {fitted.best_epoch} of {config.epochs}"
-    if isinstance(config, MilConfig):
-        summary += f"; penalty {fitted.best_row['penalty']:g}"
+    labels = torch.tensor([row.label for row in rows])
+    mcc, single_view_mcc = argmax_mcc(chosen.logits, labels), argmax_mcc(single_view, labels)
+    by = f" by {settings.inference.mode}" if isinstance(settings, CvfmInferenceConfig) else ""
+    selected = "auto: " if len(candidates) > 1 else ""
+    summary = f"{selected}{settings.mode}{by}, {_size(chosen.model)}; {where} MCC {mcc:.3f}"
+    summary += f" (single view {single_view_mcc:.3f})"
+    if isinstance(settings, CvfmTrainedConfig):
+        summary += f"; epoch {fitted.best_epoch} of {settings.epochs}"
+    if description.pooling is not None:
+        summary += f"; {description.pooling.name}, penalty {fitted.best_row['penalty']:g}"
     summary += f"; {'the fusion' if gate.ships else 'the single view'} ships ({gate.reason})"
     metrics: Metrics = {
         **fitted.best_row,
         **gate.metrics,
+        "fusion": settings.mode,
         "val_select_mcc": mcc,
         "single_view_val_select_mcc": single_view_mcc,
+        "views_seconds": seconds,
+        "gate_seconds": gate_seconds,
     }
-    extra = [weights] if weights else []
+    extra = [schema.path(name) for name in CVFM_SCORES[:3]] if gate.ships else []
+    extra += [weights] if weights else []
     extra += [fold.schema.cvfm_weights for fold in islice(context.folds(), n_folds) if weights]
     return Outcome(summary, metrics, extra_outputs=tuple(extra))
 
 
-def _gate(
-    context: Context, config: MultiViewFusionConfig, fused: Tensor, single_view: Tensor, rows: Sequence[Row]
-) -> Gate:
-    """Compare the logits (M, 2) of the fusion with those of the single view, both after Platt's calibration."""
-    labels, groups = np.array([row.label for row in rows]), [row.group or row.sha256 for row in rows]
-    folds, predictions, problem = min(CALIBRATION_FOLDS, len(set(groups))), [], None
-    if config.gate != "off" and folds < 2:
-        problem = "there is one group only"
-    elif config.gate != "off":
-        for logits in (fused, single_view):
-            p = crossfit(
-                lambda part: PlattCalibrator().fit(part.logits, part.labels),
-                CalibrationSet(logits.numpy(), labels, groups),
-                folds=folds,
-                seed=config.seed,
-            )
-            predictions.append(Predictions(labels, p, groups))
-    return decide(
-        config.gate,
-        *(predictions or (None, None)),
-        problem=problem,
-        stage="the fusion",
-        section="phase4c",
-        path=context.schema.fusion_gate_json,
-        progress=context.progress,
+def dense_size(classifier: Classifier, rows: Sequence[Row]) -> Callable[[float], ImageSize]:
+    """Return a function from a multiple of the single view's pixels to the size of a dense pass for `rows`."""
+    spec = classifier.backbone.spec
+    side = 2 * spec.patch_size  # an averaged token has 2 x 2 patches
+    single_view = spec.image_size[0] * spec.image_size[1] / min(side, LARGEST_PATCH) ** 2
+    images = [(row.height, row.width) for row in rows]
+    return lambda ratio: auto_image_size(
+        side, spec.image_size, images=images, tokens=max(1, round(ratio * single_view))
     )
 
 
-def _fit(model: FusedClassifier, context: Context, config: MultiViewFusionConfig) -> FusionFit:
-    """Fit the fusion of `model` to TRAIN if its mode is trained; VAL_SELECT selects the epoch."""
-    if isinstance(config, MilConfig):
-        # In a fold the gate compares on VAL_CALIB, so that VAL_SELECT is free.
-        return _fit_evidence(
-            model, context, (Split.TRAIN,) if context.fold is None else (Split.TRAIN, Split.VAL_SELECT)
-        )
-    select = _view_features(model, context, Split.VAL_SELECT)
-    if isinstance(config, CvfmTrainedConfig):
-        train = _view_features(model, context, Split.TRAIN)
-        return fit_fusion(model, train, select, config=config, progress=context.progress)
-    return FusionFit(best={}, history=({"epoch": 0, **evaluate_fusion(model, select)},), best_epoch=0)
+def _models(
+    context: Context, config: FusingConfig, classifier: Classifier
+) -> list[tuple[FusionSettings, FusedClassifier]]:
+    """The candidates, the cheapest first; of several, those that the backbone cannot compute are left out."""
+    size = dense_size(classifier, context.rows(Split.TRAIN))
+    models = []
+    for settings in config.candidates:
+        try:
+            torch.manual_seed(config.seed)
+            models.append((settings, _fused(context, classifier, settings.description(size))))
+        except ConfigError as error:
+            if len(config.candidates) == 1:
+                raise ConfigError(error.message, f"set another phase4c.mode than {settings.mode}") from error
+            context.progress.warn(f"phase4c.mode={settings.mode} is not compared: {error.message}")
+    return sorted(models, key=lambda pair: pair[1].views_per_image)
 
 
-def _fit_evidence(model: FusedClassifier, context: Context, splits: Sequence[Split]) -> FusionFit:
-    """Fit the evidence of tiles to `splits`, on base margins of a probe that are cross-validated on the same rows.
+def _fused(context: Context, classifier: Classifier, description: FusionDescription) -> FusedClassifier:
+    return FusedClassifier(classifier, description, chunk_size=context.settings(LoaderConfig).batch_size)
 
-    The margins of the model itself would be too good on the rows that it was trained on, and leave nothing to learn.
+
+def _size(model: FusedClassifier) -> str:
+    if model.dense is None:
+        return f"{model.views_per_image} views"
+    return f"{model.dense.count} patches of {' x '.join(map(str, model.dense.backbone.spec.image_size))} pixels"
+
+
+def _split(of_run: ViewsOf, models: Sequence[tuple[FusionSettings, FusedClassifier]]) -> tuple[list[Candidate], Tensor]:
+    """Fit each candidate; return them with their logits of VAL_SELECT, and those (M, 2) of the single view."""
+    candidates = []
+    for settings, model in models:
+        select = of_run.features(model, Split.VAL_SELECT)
+        fitted = _fit(of_run, settings, model, (Split.TRAIN,), select)
+        candidates.append(Candidate(settings, model, fitted, fused_logits(model, select)))
+    with torch.no_grad():
+        return candidates, model.classifier.head(select.features[:, 0])
+
+
+def _cross_fit(
+    of_run: ViewsOf, models: Sequence[tuple[FusionSettings, FusedClassifier]], classifier: Classifier, n_folds: int
+) -> tuple[list[Candidate], Tensor, float]:
+    """Fit each candidate in each of the first folds, on the classifier of the fold, and then on all images.
+
+    Returns:
+        The candidates with their out-of-fold logits, those (M, 2) of the single view, and the time for views.
     """
-    config, progress = context.settings(CvfmConfig), context.progress
-    parts = [_view_features(model, context, split) for split in splits]
-    features = layer_norm(torch.cat([part.features for part in parts]), parts[0].features.shape[-1:]).numpy()
-    mask, labels = (torch.cat([getattr(part, name) for part in parts]).numpy() for name in ("mask", "labels"))
-    groups = [row.group or row.sha256 for split in splits for row in context.rows(split)]
-    description = model.classifier.description
-    try:
-        probe = fit_probe(
-            FeatureBank(features[:, 0], description.pooling, description.layers),
-            labels,
-            groups,
-            representations=[Representation(description.pooling, description.layers)],
-            class_weights=lambda _: (1.0, 1.0),
-            seed=config.seed,
-            progress=progress,
-            folds=grouped_folds(labels, groups, seed=config.seed),
-        )
-    except DataError as error:
-        raise DataError(error.message, "add images of other places, or set phase4c=single_view") from error
-    assert probe.out_of_fold is not None
+    context = of_run.context
+    fold_of_rows = torch.tensor([fold for fold in context.fold_of_rows if fold < n_folds])
+    logits, single_view = torch.empty(len(models), len(fold_of_rows), 2), torch.empty(len(fold_of_rows), 2)
+    fits: list[list[FusionFit]] = [[] for _ in models]
+    seconds = 0.0
+    of_folds = zip(context.folds(), fold_classifiers(context.schema, classifier, n_folds), strict=False)
+    for number, (fold, fold_classifier) in enumerate(of_folds):
+        in_fold, of_fold = fold_of_rows == number, ViewsOf(fold)
+        for index, (settings, shipped) in enumerate(models):
+            torch.manual_seed(settings.seed)
+            model = _fused(context, fold_classifier, shipped.description)
+            calib = of_fold.features(model, Split.VAL_CALIB)
+            if isinstance(settings, CvfmTrainedConfig):
+                select = of_fold.features(model, Split.VAL_SELECT)
+                fits[index].append(_fit(of_fold, settings, model, (Split.TRAIN,), select))
+            else:
+                # The gate compares on VAL_CALIB, so that VAL_SELECT is free.
+                fits[index].append(_fit(of_fold, settings, model, (Split.TRAIN, Split.VAL_SELECT), calib))
+            logits[index, in_fold] = fused_logits(model, calib)
+            with torch.no_grad():
+                single_view[in_fold] = fold_classifier.head(calib.features[:, 0])
+        seconds += of_fold.seconds
+    candidates = []
+    for index, (settings, model) in enumerate(models):
+        stop_after = round(median(fitted.best_epoch for fitted in fits[index]))
+        torch.manual_seed(settings.seed)
+        fitted = _fit(of_run, settings, model, (Split.TRAIN,), None, stop_after=stop_after)
+        weights = tuple(fitted.best for fitted in fits[index])
+        candidates.append(Candidate(settings, model, fitted, logits[index], weights))
+    return candidates, single_view, seconds + of_run.seconds
+
+
+def _fit(
+    views: ViewsOf,
+    settings: FusionSettings,
+    model: FusedClassifier,
+    splits: tuple[Split, ...],
+    select: ViewFeatures | None,
+    *,
+    stop_after: int | None = None,
+) -> FusionFit:
+    """Fit the fusion of `model` to `splits` if its mode has weights; `select` selects the epoch of a trained fusion."""
+    if model.description.pooling is not None:
+        return _fit_evidence(views, model, splits)
+    if isinstance(settings, CvfmTrainedConfig):
+        train = views.features(model, Split.TRAIN)
+        progress = views.context.progress
+        return fit_fusion(model, train, select, config=settings, progress=progress, stop_after=stop_after)
+    metrics = {} if select is None else evaluate_fusion(model, select)
+    return FusionFit(best={}, history=({"epoch": 0, **metrics},), best_epoch=0)
+
+
+def _fit_evidence(views: ViewsOf, model: FusedClassifier, splits: tuple[Split, ...]) -> FusionFit:
+    """Fit the evidence of tiles or patches to `splits`, on base margins of rows that their probe did not see."""
+    config, pooling = views.context.settings(CvfmConfig), model.description.pooling
+    assert pooling is not None
+    parts = [views.features(model, split) for split in splits]
+    if model.dense is None:
+        features, mask = [part.features[:, 1:] for part in parts], [part.mask[:, 1:] for part in parts]
+    else:
+        features, mask = [part.patches for part in parts], [part.patch_mask for part in parts]
     evidence = fit_evidence(
-        features[:, 1:], mask[:, 1:], labels, probe.out_of_fold, groups, seed=config.seed, progress=progress
+        torch.cat(features),
+        torch.cat(mask),
+        torch.cat([part.labels for part in parts]).numpy(),
+        views.base_margins(model, parts, splits),
+        views.groups(splits),
+        pooling=pooling,
+        seed=config.seed,
+        progress=views.context.progress,
     )
-    state = {"weight": torch.from_numpy(evidence.weight).float(), "bias": torch.tensor(evidence.bias).float()}
-    load_into(model.fusion, state, source="the fitted evidence")
+    load_into(model.fusion, evidence.state, source="the fitted evidence")
     row: EpochRow = {
         "epoch": 0,
         "penalty": evidence.penalty,
         "cross_validated_nll": min(evidence.path),
         "base_nll": evidence.base_nll,
     }
-    return FusionFit(best=state, history=(row,), best_epoch=0)
+    return FusionFit(best=evidence.state, history=(row,), best_epoch=0)
 
 
-def _cross_fit(
-    model: FusedClassifier, context: Context, config: MultiViewFusionConfig, n_folds: int
-) -> tuple[FusionFit, Tensor, Tensor]:
-    """Fit the fusion in each of the first folds, on the classifier of this fold, and then on the images of all folds.
+def _compared(
+    config: FusingConfig, candidates: Sequence[Candidate], single_view: Tensor, rows: Sequence[Row]
+) -> Compared:
+    """The predictions of the candidates and of the single view, each after Platt's calibration."""
+    names = [candidate.settings.mode for candidate in candidates]
+    labels, groups = np.array([row.label for row in rows]), [row.group or row.sha256 for row in rows]
+    folds = min(CALIBRATION_FOLDS, len(set(groups)))
+    if config.gate == "off" or folds < 2:
+        return Compared(tuple(names), problem=None if config.gate == "off" else "there is one group only")
 
-    Returns:
-        The fusion that ships, and the out-of-fold logits (M, 2) of the fusions and of the single view.
-    """
-    assert isinstance(model.classifier, Classifier)
-    classifiers = fold_classifiers(context.schema, model.classifier, n_folds)
-    fold_of_rows, epochs = torch.tensor([fold for fold in context.fold_of_rows if fold < n_folds]), []
-    fused, single_view = torch.empty(len(fold_of_rows), 2), torch.empty(len(fold_of_rows), 2)
-    for number, (fold, classifier) in enumerate(zip(context.folds(), classifiers, strict=False)):
-        torch.manual_seed(config.seed)
-        of_fold = FusedClassifier(classifier, config.description, chunk_size=context.settings(LoaderConfig).batch_size)
-        fitted = _fit(of_fold, fold, config)
-        if config.description.has_weights:
-            save_tensors(fold.schema.cvfm_weights, fitted.best)
-        epochs.append(fitted.best_epoch)
-        in_fold = fold_of_rows == number
-        fused[in_fold] = fused_logits(of_fold, _view_features(of_fold, fold, Split.VAL_CALIB))
-        features, _ = cached_features(fold, classifier, Split.VAL_CALIB)
-        with torch.no_grad():
-            single_view[in_fold] = classifier.head(features)
-    if isinstance(config, MilConfig):
-        return _fit_evidence(model, context, (Split.TRAIN,)), fused, single_view
-    if not isinstance(config, CvfmTrainedConfig):
-        return FusionFit(best={}, history=({"epoch": 0},), best_epoch=0), fused, single_view
-    torch.manual_seed(config.seed)
-    fitted = fit_fusion(
-        model,
-        _view_features(model, context, Split.TRAIN),
-        None,
-        config=config,
-        progress=context.progress,
-        stop_after=round(median(epochs)),
-    )
-    return fitted, fused, single_view
+    def calibrated(logits: Tensor) -> Predictions:
+        p = crossfit(
+            lambda part: PlattCalibrator().fit(part.logits, part.labels),
+            CalibrationSet(logits.numpy(), labels, groups),
+            folds=folds,
+            seed=config.seed,
+        )
+        return Predictions(labels, p, groups)
 
-
-def _view_features(model: FusedClassifier, context: Context, split: Split) -> ViewFeatures:
-    loader = context.settings(LoaderConfig)
-    cache = ViewCache(context.schema.feature_cache_dir, model, loader=loader, progress=context.progress)
-    return cache.features(context.rows(split), root=context.data_root, name=split.value)
+    return Compared(tuple(names), tuple(calibrated(c.logits) for c in candidates), calibrated(single_view))
