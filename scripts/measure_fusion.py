@@ -13,6 +13,7 @@ import csv
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from streetvision.models.config import (
 from streetvision.models.fused import FusedClassifier
 from streetvision.models.module import Classifier, load_classifier
 from streetvision.pipeline.config import compose_config
+from streetvision.pipeline.gates import Compared, decide_cheapest
 from streetvision.pipeline.input_size import input_size
 from streetvision.pipeline.probe_head import set_head
 from streetvision.pipeline.steps.train_cvfm import dense_size
@@ -49,6 +51,8 @@ from streetvision.training.fusion import fit_fusion, fused_logits
 from streetvision.training.probe import FeatureBank, Representation, fit_probe, grouped_folds
 
 SEEDS = 5
+AUTO = ("dense, ratio 4", "mil, lse")
+"""The arms that phase4c.mode=auto compares, the cheapest first."""
 SHARES = (0.5, 0.15, 0.15)
 READ = Representation("cls_mean", 6)
 POOLINGS: tuple[AnyEvidencePoolingConfig, ...] = (LseConfig(), TopKConfig(), GatedAttentionConfig())
@@ -119,6 +123,23 @@ def test_mcc(logits: torch.Tensor, labels: torch.Tensor, calib: torch.Tensor, te
     return float(mcc(confusion_counts(labels[test].numpy(), decide(p[test], threshold))))
 
 
+def report(
+    name: str, results: list[tuple[float, float, bool]], of_mil: list[tuple[float, float, bool]], costs: str
+) -> None:
+    """Print the MCC of an arm, and its differences to the single view and to mil with their intervals."""
+    shipped, alone = np.mean([result[:2] for result in results], axis=0)
+    texts = []
+    for differences in ([a - b for a, b, _ in results], [a[0] - b[0] for a, b in zip(results, of_mil, strict=True)]):
+        interval = corrected_t_interval(differences, tested=0.25, level=0.95)
+        texts.append(f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]")
+    print(  # noqa: T201
+        f"{name}: MCC {shipped:.3f}, single view {alone:.3f}, difference {texts[0]}, to mil {texts[1]}; accepted "
+        f"{sum(result[2] for result in results)} of {SEEDS}; {costs}",
+        [round(result[0], 3) for result in results],
+        flush=True,
+    )
+
+
 def main() -> None:
     """Measure, and print a table."""
     root, changes = Path(sys.argv[1]), sys.argv[2:]
@@ -126,6 +147,8 @@ def main() -> None:
     rows = read_rows(root)
     classifier = load_classifier(ModelConfig.model_validate(model_config), input_size(model_config, rows)).eval()
     results: dict[str, list[tuple[float, float, bool]]] = {name: [] for name in ARMS}
+    predictions: dict[str, list[Predictions]] = {name: [] for name in ARMS}
+    singles: list[Predictions] = []
     for name, settings in ARMS.items():
         model = FusedClassifier(classifier, settings.description(dense_size(classifier, rows)))
         cache = ViewCache(root / "fusion_cache", model, loader=LoaderConfig(num_workers=0), progress=Silent())
@@ -148,21 +171,27 @@ def main() -> None:
             with torch.no_grad():
                 single = classifier.head(views.features[:, 0])
             started = time.process_time()
-            gate = compare_nll(*(calibrated(x[select], views.labels[select]) for x in (fused, single)))
+            candidate, baseline = (calibrated(x[select], views.labels[select]) for x in (fused, single))
+            gate = compare_nll(candidate, baseline)
             gate_seconds = time.process_time() - started
             shipped = fused if gate.accepted else single
             mccs = [test_mcc(logits, views.labels, calib, test) for logits in (shipped, single)]
             results[name].append((mccs[0], mccs[1], gate.accepted))
-        of_views = f"{1000 * seconds / len(rows):.0f} ms of CPU an image" if seconds > 1 else "views in the cache"
-        shipped, alone = np.mean([result[:2] for result in results[name]], axis=0)
-        difference = corrected_t_interval([a - b for a, b, _ in results[name]], tested=0.25, level=0.95)
-        print(  # noqa: T201
-            f"{name:22s} MCC {shipped:.3f}, single view {alone:.3f}, difference {difference.estimate:+.3f} "
-            f"[{difference.low:+.3f}, {difference.high:+.3f}]; accepted {sum(r[2] for r in results[name])} of {SEEDS}; "
-            f"{of_views}, fit {fit_seconds:.1f} s, gate {gate_seconds:.2f} s",
-            [round(result[0], 3) for result in results[name]],
-            flush=True,
-        )
+            predictions[name].append(candidate)
+            if name == "mil, lse":
+                singles.append(baseline)
+        costs = f"{1000 * seconds / len(rows):.0f} ms of CPU an image" if seconds > 1 else "views in the cache"
+        report(name, results[name], results["mil, lse"], f"{costs}, fit {fit_seconds:.1f} s, gate {gate_seconds:.2f} s")
+    taken = []
+    for seed in range(SEEDS):
+        compared = Compared(AUTO, tuple(predictions[name][seed] for name in AUTO), singles[seed])
+        with TemporaryDirectory() as folder:
+            number, _ = decide_cheapest(
+                "on", compared, stage="", section="phase4c", path=Path(folder) / "gate.json", progress=Silent()
+            )
+        taken.append(AUTO[number])
+    auto = [results[name][seed] for seed, name in enumerate(taken)]
+    report("auto", auto, results["mil, lse"], f"takes {', '.join(taken)}")
 
 
 if __name__ == "__main__":
