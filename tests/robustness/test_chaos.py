@@ -1,5 +1,6 @@
 """One interrupted run; `make chaos` makes a hundred."""
 
+import multiprocessing
 import os
 
 import pytest
@@ -11,6 +12,7 @@ from tests.robustness import chaos
 
 def run_once(log):
     write_output_to(log)
+    multiprocessing.set_start_method("fork", force=True)  # of the loaders: a fork server would start for each run
     os._exit(chaos.main(["--runs", "1", "--seed", "3"]))  # killed once, with all its processes
 
 
