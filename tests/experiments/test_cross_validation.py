@@ -144,6 +144,7 @@ def test_the_head_alone_is_the_default(scenes, tmp_path, command):
     assert "training=frozen: training=auto would fine-tune in each of 4 chains" in out
 
 
+@pytest.mark.long
 def test_chains_that_train_run_in_processes(cross_validate, tmp_path):
     (tmp_path / "data.yaml").write_text("data: {source_column: source}")
     settings = ["model.head.kind=mlp", "training.epochs=2", "cross_validation.repeats=1", "--config"]
@@ -158,6 +159,7 @@ def test_chains_that_train_run_in_processes(cross_validate, tmp_path):
     assert sum(map(len, tests)) == 160
 
 
+@pytest.mark.long
 def test_a_chain_that_fails_is_reported(cross_validate):
     settings = ["model.head.kind=mlp", "training.learning_rate=1e30", "cross_validation.learning_curve=[]"]
     code, out, _, _ = cross_validate(*settings)

@@ -53,6 +53,7 @@ def table(tmp_path, systems, **changes):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_systems_are_compared_on_the_same_folds(scenes, tmp_path, command, monkeypatch):
     monkeypatch.setenv("TINY_SCENES", str(scenes))
     monkeypatch.delenv("ABSENT_SCENES", raising=False)
