@@ -37,10 +37,11 @@ def request_of(table, out, **options):
 
 @pytest.fixture
 def table(tmp_path):
-    """The packaged smoke table, with a pair whose second arm cannot learn."""
+    """The packaged smoke table, with one training per run, and with a pair whose second arm cannot learn."""
     content = safe_load(packaged_tables()["smoke"].read_text())
+    common = [*content["common"], "training.epochs=1", "data.protocol=split"]
     file = tmp_path / "with_broken.yaml"
-    file.write_text(safe_dump({**content, "pairs": [*content["pairs"], BROKEN]}))
+    file.write_text(safe_dump({**content, "common": common, "pairs": [*content["pairs"], BROKEN]}))
     return file
 
 
