@@ -142,8 +142,11 @@ def scenes(made_once):
 
 
 @pytest.fixture(scope="session")
-def finished_run(scenes, made_once):
-    """The run folder of every phase and the evaluation on `scenes`; tests that change it work on a copy."""
+def finished_run(scenes, made_once, tmp_path_factory):
+    """The run folder of every phase and the evaluation on `scenes`; tests that change it work on a copy.
+
+    Each worker has a copy of its own, because commands lock a run.
+    """
 
     def make(root):
         for arguments in (
@@ -154,11 +157,11 @@ def finished_run(scenes, made_once):
                 main(arguments)
             assert not stop.value.code
 
-    return made_once("finished", make)
+    return shutil.copytree(made_once("finished", make), tmp_path_factory.mktemp("runs") / "finished")
 
 
 @pytest.fixture(scope="session")
-def onnx_bundle(finished_run, made_once):
+def onnx_bundle(finished_run, made_once, tmp_path_factory):
     """The bundle of `finished_run` for ONNX Runtime, whose processes import no torch."""
 
     def make(root):
@@ -168,7 +171,7 @@ def onnx_bundle(finished_run, made_once):
         run = shutil.copytree(finished_run, root)
         export_runtime(RuntimeRequest(run / "export", run / "onnx", "onnx", "fp32"), [], Console())
 
-    return made_once("exported", make) / "onnx"
+    return shutil.copytree(made_once("exported", make), tmp_path_factory.mktemp("runs") / "exported") / "onnx"
 
 
 @pytest.fixture(scope="module")
