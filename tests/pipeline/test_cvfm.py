@@ -11,13 +11,14 @@ import torch
 
 from streetvision import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.contracts.errors import LeakageError
+from streetvision.contracts.errors import ConfigError, LeakageError
 from streetvision.contracts.split_contracts import Split
 from streetvision.eval.gate import compare_nll
 from streetvision.eval.predictions import Predictions
 from streetvision.io.atomic import read_json, sha256_file
 from streetvision.io.manifests import file_digest
 from streetvision.models.config import ViewsConfig
+from streetvision.models.module import Classifier
 from streetvision.models.multi_view import make_views
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
@@ -141,6 +142,22 @@ def test_a_fusion_below_the_single_view_gives_a_warning(finished_run, tmp_path, 
     code, _, err = command(*arguments, "phase4c.mode=multiview_mean", *GRID[:2], "phase4c.gate=only_report")
     assert code == 0, err
     assert "phase4c.gate=only_report" in err
+
+
+def test_without_a_dense_pass_dense_is_refused_and_auto_takes_mil(finished_run, tmp_path, command, monkeypatch):
+    def refuse(*_):
+        raise ConfigError("this backbone takes one size")
+
+    monkeypatch.setattr(Classifier, "patches_at", refuse)
+    schema = ArtifactSchema(shutil.copytree(finished_run, tmp_path / "run"))
+    line = ["train", f"run_dir={schema.output_dir}", "pipeline.phases=[phase4c_cvfm]"]
+    code, _, err = command(*line, "phase4c=dense")
+    assert code == 2
+    assert "set another phase4c.mode than dense" in " ".join(err.split())
+    code, _, err = command(*line, "phase4c=auto", *GRID[:2], "phase4c.gate=only_report")
+    assert code == 0, err
+    assert "phase4c.mode=dense is not compared" in err
+    assert read_json(schema.cvfm_config_json)["mode"] == "mil"
 
 
 def test_the_moved_bundle_predicts_the_same(fused_run, scenes, tmp_path):
