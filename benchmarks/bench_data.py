@@ -53,14 +53,15 @@ def bench_data(progress: Progress) -> list[Figure]:
         return [*figures, _views(read_image(cache.path(rows[0], root=folder)))]
 
 
-def photographs(folder: Path, progress: Progress, *, count: int) -> list[Path]:
-    """JPEGs as large and as detailed as photographs: a few scenes, enlarged, each copy with its own noise."""
-    write_scenes(folder / "scenes", SceneConfig(count=SCENES, width=WIDTH // 4, height=HEIGHT // 4), progress)
+def photographs(folder: Path, progress: Progress, *, count: int, size: tuple[int, int] | None = None) -> list[Path]:
+    """JPEGs of (width, height) as detailed as photographs: a few scenes, enlarged, each copy with its own noise."""
+    width, height = size or (WIDTH, HEIGHT)
+    write_scenes(folder / "scenes", SceneConfig(count=SCENES, width=width // 4, height=height // 4), progress)
     scenes = sorted((folder / "scenes").rglob("*.jpg"))
     paths = []
     for number in range(count):
-        large = Image.open(scenes[number % SCENES]).convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-        grain = np.random.default_rng(number).normal(0.0, GRAIN, (HEIGHT, WIDTH, 3))
+        large = Image.open(scenes[number % SCENES]).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        grain = np.random.default_rng(number).normal(0.0, GRAIN, (height, width, 3))
         pixels = np.clip(np.asarray(large) + grain, 0, 255).astype(np.uint8)
         paths.append(folder / f"{number:03}.jpg")
         Image.fromarray(pixels).save(paths[-1], quality=90)

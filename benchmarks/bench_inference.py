@@ -7,7 +7,7 @@ in transformers, which computes neither registers nor rotary positions; its weig
 
 import csv
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,14 @@ from streetvision.bundle.runtimes.parity import check_parity, compute_logits, me
 from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.bundle.torch_model import load_classifier
 from streetvision.contracts.errors import StreetVisionError
-from streetvision.contracts.policies import OperatingPoint, ScoresRef, ThresholdInterval, ThresholdPolicy
+from streetvision.contracts.policies import (
+    OperatingPoint,
+    Precision,
+    RuntimeRef,
+    ScoresRef,
+    ThresholdInterval,
+    ThresholdPolicy,
+)
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.decode import read_image
@@ -52,7 +59,8 @@ def bench_inference(progress: Progress) -> list[Figure]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photos = photographs(folder / "photos", progress, count=PHOTOGRAPHS)
-        bundle, images, labels = _bundle(folder, progress)
+        classifier = Classifier(net2net_vit_s(), pooling="cls", head=LinearHeadConfig()).eval()
+        bundle, images, labels = scene_bundle(classifier, folder, progress)
         predictor = Predictor(bundle)
         peer = _pipeline(folder / "vit")
         figures = []
@@ -72,7 +80,7 @@ def _candidates(
     expected = compute_logits(predictor, paths, progress)
     classifier = load_classifier(bundle)
     program = capture(classifier)
-    calibration = [_single_view(predictor, path) for path in _fitted(folder)[0]]
+    calibration = [_single_view(predictor, path) for path in _scenes(folder, slice(FITTED))[0]]
     for name, graph in RUNTIMES.items():
         for precision in graph.precisions:
             label, home = f"{name} {precision}", folder / f"{name}-{precision}"
@@ -122,11 +130,12 @@ def _pipeline(folder: Path) -> Any:
     return pipeline("image-classification", model=str(folder), device="cpu")
 
 
-def _bundle(folder: Path, progress: Progress) -> tuple[Bundle, list[Path], list[int]]:
-    """A bundle of the backbone and a fitted head, with the images of the gate and their labels."""
-    write_scenes(folder / "scenes", SceneConfig(count=FITTED + EVALUATED), progress)
-    classifier = Classifier(net2net_vit_s(), pooling="cls", head=LinearHeadConfig()).eval()
-    paths, labels = _fitted(folder)
+def scene_bundle(
+    classifier: Classifier, folder: Path, progress: Progress, *, fitted: int = FITTED, evaluated: int = EVALUATED
+) -> tuple[Bundle, list[Path], list[int]]:
+    """A bundle of a classifier whose head is fitted here, with the images of the gate and their labels."""
+    write_scenes(folder / "scenes", SceneConfig(count=fitted + evaluated), progress)
+    paths, labels = _scenes(folder, slice(fitted))
     logits = _fit(classifier, paths, torch.tensor(labels), progress)
     save_tensors(folder / MODEL_CHECKPOINT, classifier.state_dict())
     write_json_atomic(folder / MODEL_DESCRIPTION, classifier.description.model_dump(mode="json"))
@@ -135,11 +144,54 @@ def _bundle(folder: Path, progress: Progress) -> tuple[Bundle, list[Path], list[
     made = write_bundle(
         folder / "bundle", files, policy=policy, class_names=("None", "Roadwork"), data_fingerprint=policy.scores.sha256
     )
-    return made, *_scenes(folder, slice(FITTED, None))
+    return made, *_scenes(folder, slice(fitted, None))
 
 
-def _fitted(folder: Path) -> tuple[list[Path], list[int]]:
-    return _scenes(folder, slice(FITTED))
+def export_to(
+    name: str,
+    precision: Precision,
+    bundle: Bundle,
+    images: Sequence[Path],
+    labels: Sequence[int],
+    folder: Path,
+    progress: Progress,
+) -> Bundle:
+    """The bundle in a runtime; raises StreetVisionError if the runtime does not pass the gate on the images."""
+    graph, predictor, classifier = RUNTIMES[name], Predictor(bundle), load_classifier(bundle)
+    home = folder / "graph"
+    home.mkdir(parents=True)
+    graph.write(capture(classifier), home, precision, [])
+    model = open_graph_model(
+        home, classifier.description, None, runtime=name, precision=precision, feature_dim=classifier.width
+    )
+    expected, actual = (compute_logits(each, images, progress) for each in (predictor, predictor.with_model(model)))
+    parity = measure_parity(predictor, expected, actual, labels)
+    check_parity(parity, name=f"{name} {precision}")
+    runtime = RuntimeRef.model_validate(
+        {
+            "name": name,
+            "precision": precision,
+            "files": graph.files,
+            "feature_dim": classifier.width,
+            "calibration_images": 0,
+            "parity": parity,
+        }
+    )
+    files = {name: bundle.folder / name for name in bundle.manifest.files}
+    return copy_bundle(bundle, folder / "bundle", files | {name: home / name for name in graph.files}, runtime)
+
+
+def copy_bundle(bundle: Bundle, folder: Path, files: Mapping[str, Path], runtime: RuntimeRef | None = None) -> Bundle:
+    """A bundle of other files with the same policy."""
+    manifest = bundle.manifest
+    return write_bundle(
+        folder,
+        files,
+        policy=manifest.policy,
+        class_names=manifest.class_names,
+        data_fingerprint=manifest.data_fingerprint,
+        runtime=runtime,
+    )
 
 
 def _scenes(folder: Path, part: slice) -> tuple[list[Path], list[int]]:

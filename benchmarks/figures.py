@@ -54,13 +54,15 @@ def interleaved_median(
     return first, second
 
 
-def interleaved_medians(functions: Sequence[Callable[[], object]], *, repeats: int = REPEATS) -> list[float]:
-    """Median seconds of each function, interleaved; one warm-up each."""
+def interleaved_medians(
+    functions: Sequence[Callable[[], object]], *, repeats: int = REPEATS, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
+    """Median seconds of each function by `clock`, interleaved; one warm-up each."""
     taken: list[list[float]] = [[] for _ in functions]
     for repeat in range(repeats + 1):
         for function, times in zip(functions, taken, strict=True):
-            started = time.perf_counter()
+            started = clock()
             function()
             if repeat:
-                times.append(time.perf_counter() - started)
+                times.append(clock() - started)
     return [statistics.median(times) for times in taken]

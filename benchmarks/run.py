@@ -14,6 +14,7 @@ SECTIONS = (
     "gpu",
     "growth",
     "inference",
+    "photos",
     "pipeline",
     "reward",
     "startup",

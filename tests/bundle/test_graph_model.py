@@ -18,6 +18,7 @@ from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.bundle.torch_model import TorchModel
 from streetvision.bundle.view_fusion import inference_keys
 from streetvision.contracts.errors import TRAIN_MODULES, StreetVisionError
+from streetvision.data.image_file import DecodedImage
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import (
     FusionConfig,
@@ -131,11 +132,24 @@ def test_logits_are_those_of_pytorch(models):
 def test_views_are_those_of_pytorch(models):
     torch_model, graph_model = models
     for pixels in IMAGES:
-        expected, actual = torch_model.view_logits(pixels), graph_model.view_logits(pixels)
+        image = DecodedImage(pixels, pixels.shape[:2])
+        expected, actual = torch_model.view_logits(image), graph_model.view_logits(image)
         assert actual.boxes == expected.boxes
         np.testing.assert_allclose(actual.logits, expected.logits, atol=0.02)
         np.testing.assert_allclose(actual.view_logits, expected.view_logits, atol=0.02)
         np.testing.assert_allclose(actual.weights, expected.weights, atol=0.02)
+
+
+def test_the_decoder_may_reduce_images_as_far_as_in_pytorch(models):
+    torch_model, graph_model = models
+    for size in ((3024, 4032), (480, 640), (40, 30), (100, 3000)):
+        assert graph_model.decode_size(size) == torch_model.decode_size(size)
+
+
+def test_boxes_are_those_of_the_image_before_it_was_reduced(models):
+    pixels = smooth_image(100, 150)
+    for model in models:
+        assert model.view_logits(DecodedImage(pixels, (400, 600))).boxes[0] == (0, 0, 600, 400)
 
 
 def test_a_single_view_has_the_logits_of_the_graph(models):
@@ -255,7 +269,7 @@ def test_many_views_are_run_in_chunks(models):
         sizes.append(len(images))
         return graph_model.graph(images)
 
-    counted = GraphModel(graph, SIZE, graph_model.fusion, graph_model.dense)
+    counted = GraphModel(graph, graph_model.description, graph_model.fusion, graph_model.dense)
     batch = [graph_model.prepare(IMAGES[0])] * 30
     logits = counted.logits(batch)
     np.testing.assert_allclose(logits, np.repeat(logits[:1], 30, axis=0), atol=1e-4)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from streetvision.data.image_file import decode_file
+from streetvision.data.image_file import DecodedImage, decode_file
 from streetvision.data.quality import measure_quality
 
 
@@ -17,7 +17,7 @@ def photo():
 
 
 def quality(image):
-    return measure_quality(np.asarray(image))
+    return measure_quality(DecodedImage(np.asarray(image), (image.height, image.width)))
 
 
 def test_each_value_moves_with_its_cause(photo):
@@ -41,4 +41,14 @@ def test_jpeg_quality_is_that_of_the_encoder(photo, setting):
     photo.save(content, "JPEG", quality=setting)
     decoded = decode_file(content.getvalue())
     assert decoded.jpeg_quality == pytest.approx(setting, abs=1.5)
-    assert measure_quality(decoded.pixels, decoded.jpeg_quality).jpeg_quality == decoded.jpeg_quality
+    assert measure_quality(decoded).jpeg_quality == decoded.jpeg_quality
+
+
+def test_a_reduced_image_has_its_full_size(photo):
+    content = io.BytesIO()
+    photo.save(content, "JPEG")
+    reduced = decode_file(content.getvalue(), decode_size=lambda _: (1, 1))
+    assert reduced.pixels.shape == (30, 40, 3)
+    measured = measure_quality(reduced)
+    assert (measured.width, measured.height) == (320, 240)
+    assert measured.brightness == pytest.approx(quality(photo).brightness, abs=0.02)

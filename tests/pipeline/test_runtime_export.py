@@ -11,8 +11,10 @@ from streetvision import load_bundle
 from streetvision.bundle.runtimes.onnx_graph import OnnxGraph
 from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.split_contracts import Split
 from streetvision.io.atomic import read_json
+from streetvision.pipeline.runtime_export import offer_openvino
 from streetvision.serving.server import ServingConfig, create_app
 
 RESIZING = 1e-3
@@ -67,6 +69,34 @@ def test_an_export_is_evaluated_and_exported_like_any_bundle(exported, command, 
     code, _, err = command("export", "--bundle", run / "onnx", "--out", tmp_path / "hub", "--format", "hub")
     assert code == 0, err
     assert load_bundle(tmp_path / "hub" / "bundle").manifest == load_bundle(run / "onnx").manifest
+
+
+def test_openvino_is_offered_where_it_passes_and_is_faster(exported, monkeypatch, capsys):
+    from streetvision.pipeline import runtime_export
+    from streetvision.pipeline.console import Console
+
+    def offered():
+        offer_openvino(exported / "export", Console())
+        return capsys.readouterr().out
+
+    def rejected(*_, **__):
+        raise ArtifactError("it is worse")
+
+    assert offered() == ""  # a small model
+    monkeypatch.setattr(runtime_export, "SMALLEST_OFFERED", 0)
+    monkeypatch.setattr(runtime_export, "OFFERED", ("fp32",))
+    monkeypatch.setattr(runtime_export, "_speed", lambda *_: 2.0)
+    lines = offered()
+    assert "fp32 runs the model 2.0 times as fast" in lines
+    assert "--runtime openvino --precision fp32" in " ".join(lines.split())
+    for name, value in (
+        ("_speed", lambda *_: 1.0),
+        ("check_parity", rejected),
+        ("find_spec", lambda _: None),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime_export, name, value)
+            assert offered() == ""
 
 
 def test_a_changed_byte_of_the_graph_is_refused(exported, command, paths, tmp_path):

@@ -15,9 +15,10 @@ from streetvision.bundle.runtimes.graph import DENSE, Graph, GraphOutput
 from streetvision.bundle.runtimes.registry import open_graph
 from streetvision.bundle.view_fusion import FusedViews, ViewFusion
 from streetvision.contracts.policies import Precision
-from streetvision.data.image_file import Pixels
+from streetvision.data.image_file import DecodedImage, Pixels
 from streetvision.io.resize import Box, ImageSize, fit_box, fit_pixels
 from streetvision.models.config import ClassifierDescription, FusionDescription, ViewsConfig
+from streetvision.models.preprocessing import input_decode_size
 from streetvision.models.views import (
     VIEW_CHUNK_SIZE,
     ViewArrays,
@@ -33,18 +34,27 @@ class GraphModel(BundleModel):
 
     Args:
         graph: Computes features and logits.
-        image_size: h, w.
+        description: The classifier that was exported.
         fusion: The fusion of views; None: each image is one view.
         dense: Computes the patches of a dense pass, if the fusion has one.
     """
 
     def __init__(
-        self, graph: Graph, image_size: ImageSize, fusion: ViewFusion | None = None, dense: Graph | None = None
+        self,
+        graph: Graph,
+        description: ClassifierDescription,
+        fusion: ViewFusion | None = None,
+        dense: Graph | None = None,
     ) -> None:
-        self.graph, self.image_size, self.fusion, self.dense = graph, image_size, fusion, dense
+        self.graph, self.description, self.fusion, self.dense = graph, description, fusion, dense
+        self.image_size = description.image_size
         if fusion is not None:
             self.inference = fusion.description.mode
-            self.views_per_image = views_per_image(fusion.description, image_size)
+            self.views_per_image = views_per_image(fusion.description, self.image_size)
+
+    def decode_size(self, image: ImageSize) -> ImageSize:
+        """Return the smallest size to which the decoder may reduce an image of H x W pixels before `prepare`."""
+        return input_decode_size(image, self.description, None if self.fusion is None else self.fusion.description)
 
     def prepare(self, pixels: Pixels) -> Prepared:
         """Resize a decoded image, uint8 (H, W, 3), or split it into views."""
@@ -71,10 +81,10 @@ class GraphModel(BundleModel):
             start = stop
         return ModelOutput(np.array(fused, dtype=np.float32), np.stack(whole))
 
-    def view_logits(self, pixels: Pixels) -> ViewLogits:
-        """Return the logits of a decoded image and of each of its views."""
-        height, width, _ = pixels.shape
-        prepared = self.prepare(pixels)
+    def view_logits(self, image: DecodedImage) -> ViewLogits:
+        """Return the logits of an image and of each of its views."""
+        height, width = image.size
+        prepared = self.prepare(image.pixels)
         if self.fusion is None or not isinstance(prepared, ViewArrays):
             logits = self.logits([prepared])
             return ViewLogits(logits[0], (Box(0, 0, width, height),), logits, np.ones(1, dtype=np.float32))
@@ -93,7 +103,7 @@ class GraphModel(BundleModel):
 
     def with_single_view(self) -> "GraphModel":
         """Return the same graph without a fusion of views."""
-        return GraphModel(self.graph, self.image_size)
+        return GraphModel(self.graph, self.description)
 
     def _fuse(self, output: GraphOutput, views: ViewArrays) -> FusedViews:
         """Fuse the views of one image."""
@@ -144,10 +154,10 @@ def open_graph_model(
         threads=threads,
     )
     if fusion is None:
-        return GraphModel(graph, description.image_size)
+        return GraphModel(graph, description)
     weights = None if fusion_weights is None else folder / fusion_weights
     if fusion.dense_size is None:
-        return GraphModel(graph, description.image_size, ViewFusion(fusion, feature_dim, weights))
+        return GraphModel(graph, description, ViewFusion(fusion, feature_dim, weights))
     check_dense_size(fusion.dense_size, description.image_size)
     of_patches = ViewFusion(fusion, None, weights)
     dense = open_graph(
@@ -159,7 +169,7 @@ def open_graph_model(
         threads=threads,
         part=DENSE,
     )
-    return GraphModel(graph, description.image_size, of_patches, dense)
+    return GraphModel(graph, description, of_patches, dense)
 
 
 def load_graph_model(bundle: Bundle, *, threads: int | None = None) -> GraphModel:

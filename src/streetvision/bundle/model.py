@@ -11,8 +11,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from streetvision.data.image_file import Pixels
-from streetvision.io.resize import Box
+from streetvision.data.image_file import DecodedImage, Pixels
+from streetvision.io.resize import Box, ImageSize
 from streetvision.models.views import ViewArrays
 
 SINGLE_VIEW = "single_view"
@@ -38,7 +38,7 @@ class ViewLogits:
     logits: Logits
     """(2,) after fusion."""
     boxes: tuple[Box, ...]
-    """Position of each view in the image, the whole image first."""
+    """Position of each view in the image before it was reduced, the whole image first."""
     view_logits: Logits
     """(V, 2) of each single view."""
     weights: NDArray[np.float32]
@@ -54,6 +54,10 @@ class BundleModel(ABC):
     """Number of views that one image is split into."""
 
     @abstractmethod
+    def decode_size(self, image: ImageSize) -> ImageSize:
+        """Return the smallest size to which the decoder may reduce an image of H x W pixels before `prepare`."""
+
+    @abstractmethod
     def prepare(self, pixels: Pixels) -> Prepared:
         """Resize a decoded image, uint8 (H, W, 3), or split it into views. Any number of threads may call."""
 
@@ -66,8 +70,8 @@ class BundleModel(ABC):
         return self.outputs(images).logits
 
     @abstractmethod
-    def view_logits(self, pixels: Pixels) -> ViewLogits:
-        """Return the logits of a decoded image and of each of its views; for a single view both are the same."""
+    def view_logits(self, image: DecodedImage) -> ViewLogits:
+        """Return the logits of an image and of each of its views; for a single view both are the same."""
 
     @abstractmethod
     def with_single_view(self) -> "BundleModel":

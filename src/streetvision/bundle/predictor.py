@@ -26,7 +26,7 @@ from streetvision.calibration.risk_control import abstained
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.policies import RiskControl, ScrcPolicy
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
-from streetvision.data.image_file import Pixels, check_decoders
+from streetvision.data.image_file import DecodedImage, Pixels, check_decoders
 from streetvision.data.image_input import ImageInput, decode_input, is_single_image
 from streetvision.data.quality import ImageQuality, measure_quality
 from streetvision.eval.metrics import positive_probability
@@ -169,6 +169,9 @@ class Predictor:
         The orientation in `image.getexif()` of a PIL image is applied, as it is for a file. `ImageOps.exif_transpose`
         removes it. `rotate` and `transpose` keep it: after them, use `del image.getexif()[0x0112]`.
 
+        A path, bytes, or a PIL image of an open file give the same result. Pixels that are already in memory are
+        resized from their full size, so the result for a large JPEG differs a little from that of its file.
+
         Args:
             images: Paths, encoded bytes, PIL images, uint8 arrays (H, W, 3) or uint8 tensors (3, H, W).
             batch_size: Views per batch; an image without fusion is one view.
@@ -212,14 +215,18 @@ class Predictor:
         """Decode an image to uint8 (H, W, 3) at full resolution; raises as `predict`."""
         return decode_input(image, limits=self.limits).pixels
 
+    def decode(self, image: ImageInput) -> DecodedImage:
+        """Decode an image for the model, which may need fewer pixels than it has; raises as `predict`."""
+        return decode_input(image, limits=self.limits, decode_size=self.model.decode_size)
+
     def prepare(self, image: ImageInput) -> Prepared:
         """Decode an image and resize it to the model's input, uint8 (3, h, w), or split it into views."""
         return self.prepare_with_note(image).content
 
     def prepare_with_note(self, image: ImageInput) -> PreparedImage:
         """Prepare an image, and keep what the decoder found wrong with it."""
-        decoded = decode_input(image, limits=self.limits)
-        quality = None if self.reference is None else measure_quality(decoded.pixels, decoded.jpeg_quality)
+        decoded = self.decode(image)
+        quality = None if self.reference is None else measure_quality(decoded)
         return PreparedImage(self.model.prepare(decoded.pixels), decoded.damage, quality)
 
     def predict_prepared(self, images: Sequence[PreparedImage]) -> list[Prediction]:
@@ -240,10 +247,10 @@ class Predictor:
             for prediction, image, margin, components in zip(*columns, strict=True)
         ]
 
-    def explain(self, image: ImageInput) -> Prediction:
-        """Predict one image, with the prediction of each of its views."""
-        decoded = decode_input(image, limits=self.limits)
-        output = self.model.view_logits(decoded.pixels)
+    def explain(self, image: "ImageInput | DecodedImage") -> Prediction:
+        """Predict one image, or the result of `decode`, with the prediction of each of its views."""
+        decoded = image if isinstance(image, DecodedImage) else self.decode(image)
+        output = self.model.view_logits(decoded)
         probabilities = positive_probability(output.view_logits).tolist()
         views = map(ViewPrediction, output.boxes, probabilities, output.weights.tolist())
         return replace(self.predictions(output.logits[None])[0], views=tuple(views), note=decoded.damage)

@@ -13,8 +13,8 @@ from torch.utils.data import default_collate
 
 from streetvision.bundle.format import Bundle, read_classifier_description, read_fusion_description
 from streetvision.bundle.model import BundleModel, ModelOutput, Prepared, ViewLogits
-from streetvision.data.image_file import Pixels
-from streetvision.io.resize import Box
+from streetvision.data.image_file import DecodedImage, Pixels
+from streetvision.io.resize import Box, ImageSize
 from streetvision.io.tensors import load_into, load_state
 from streetvision.models.device import pick_device
 from streetvision.models.fused import FusedClassifier, Model, load_fused
@@ -44,6 +44,10 @@ class TorchModel(BundleModel):
         assert isinstance(classifier, Classifier)
         return classifier
 
+    def decode_size(self, image: ImageSize) -> ImageSize:
+        """Return the smallest size to which the decoder may reduce an image of H x W pixels before `prepare`."""
+        return self.model.decode_size(image)
+
     def prepare(self, pixels: Pixels) -> Prepared:
         """Resize a decoded image, uint8 (H, W, 3), or split it into views."""
         prepared = self.model.prepare(torch.from_numpy(pixels).permute(2, 0, 1))
@@ -71,10 +75,10 @@ class TorchModel(BundleModel):
         return self.classifier.embed(torch.from_numpy(images).to(self.device)).float().cpu().numpy()
 
     @torch.inference_mode()
-    def view_logits(self, pixels: Pixels) -> ViewLogits:
-        """Return the logits of a decoded image and of each of its views."""
-        height, width, _ = pixels.shape
-        prepared = self.prepare(pixels)
+    def view_logits(self, image: DecodedImage) -> ViewLogits:
+        """Return the logits of an image and of each of its views."""
+        height, width = image.size
+        prepared = self.prepare(image.pixels)
         if not isinstance(self.model, FusedClassifier) or not isinstance(prepared, ViewArrays):
             logits = self.logits([prepared])
             return ViewLogits(logits[0], (Box(0, 0, width, height),), logits, np.ones(1, dtype=np.float32))

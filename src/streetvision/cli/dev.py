@@ -62,7 +62,8 @@ def bench(
     section: Annotated[
         str,
         typer.Argument(
-            help="calibration, data, gpu, growth, inference, pipeline, reward, startup, statistics, training or views"
+            help="calibration, data, gpu, growth, inference, photos, pipeline, reward, startup, statistics, training, "
+            "or views"
         ),
     ],
     page: Annotated[Path | None, typer.Option("--page", help="A Markdown page to write the table into.")] = None,

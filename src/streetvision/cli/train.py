@@ -1,5 +1,6 @@
 """streetvision train."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,7 @@ def train(
         best = launch_search(search, compose_config(overrides or [], file=config), console=console)
         console.next_command("streetvision", "train", "--config", best)
         return
+    started = time.time()
     schema = run_training(overrides or [], config, console)
     from streetvision.pipeline.label_rounds import print_round
     from streetvision.pipeline.run import is_current, print_artifact_paths
@@ -37,4 +39,8 @@ def train(
     print_round(schema, console)
     exit_if_collapsed(schema, console)
     if is_current(schema, "phase6"):
+        if schema.manifest("phase6").stat().st_mtime >= started:  # not for a bundle that is unchanged
+            from streetvision.pipeline.runtime_export import offer_openvino
+
+            offer_openvino(schema.export_dir, console)
         console.next_command("streetvision", "evaluate", "--bundle", schema.export_dir)

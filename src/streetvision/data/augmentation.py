@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torchvision.transforms import v2
 from streetvision.data.config import AugmentationConfig, Level
 from streetvision.data.transforms.color import ColorJitter
 from streetvision.data.transforms.validator_distortions import distort
-from streetvision.io.resize import ImageSize, as_size
+from streetvision.io.resize import DecodeSize, ImageSize, as_size, decode_size
 from streetvision.io.resize_tensor import fit_tensor, resize_tensor
 
 Transform = Callable[[Tensor], Any]
@@ -57,6 +58,21 @@ def get_train_transforms(
     erase = [v2.RandomErasing(config.erasing_probability)] if config.erasing_probability else []
     composed: Transform = v2.Compose([augment, *erase])
     return composed
+
+
+def train_decode_size(config: AugmentationConfig, *, image_size: ImageSize) -> DecodeSize | None:
+    """Return the smallest size to which an image may be reduced before `get_train_transforms`; None: it may not be.
+
+    The distortions of the subnet's validator start from the full size.
+    """
+    if config.validator_distortion_p:
+        return None
+    share = math.sqrt(config.crop_scale[0] / CROP_STRETCH)  # of a side, in the smallest crop
+    return partial(_crop_decode_size, share=share if config.crop_scale[0] < 1 else 1.0, target=image_size)
+
+
+def _crop_decode_size(image: ImageSize, *, share: float, target: ImageSize) -> ImageSize:
+    return decode_size(image, (share * image[0], share * image[1]), target)
 
 
 def get_batch_transform(config: AugmentationConfig, *, image_size: ImageSize, patch_size: int) -> BatchTransform | None:

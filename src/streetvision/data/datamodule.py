@@ -16,6 +16,7 @@ from streetvision.data.cache import ImageCache
 from streetvision.data.config import DecodeLimits
 from streetvision.data.decode import read_image, read_row
 from streetvision.data.image_file import UndecodableImage
+from streetvision.io.resize import DecodeSize
 
 if TYPE_CHECKING:
     # It imports torchvision, which takes as long as torch, and which only training needs.
@@ -44,9 +45,10 @@ class ImageDataset(Dataset[Sample]):
         limits: DecodeLimits,
         seed: int = 0,
         cache: ImageCache | None = None,
+        decode_size: DecodeSize | None = None,
     ) -> None:
         self.rows, self.transform, self.limits, self.seed = rows, transform, limits, seed
-        self.root, self.cache = root, cache
+        self.root, self.cache, self.decode_size = root, cache, decode_size
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -64,13 +66,14 @@ class ImageDataset(Dataset[Sample]):
         return self.transform(self.read(position))
 
     def read(self, position: int) -> Tensor:
-        """Return the image of a row, or its small copy, uint8 (3, H, W)."""
+        """Return the image of a row, or its small copy, uint8 (3, H, W), as small as `decode_size` allows."""
         row = self.rows[position]
         original = self.root / row.path
         path = original if self.cache is None else self.cache.path(row, root=self.root)
         if path == original:
-            return read_row(self.root, row, limits=self.limits)
-        return read_image(path, limits=self.limits)  # the name of a copy has the digest of the original
+            return read_row(self.root, row, limits=self.limits, decode_size=self.decode_size)
+        # The name of a copy has the digest of the original.
+        return read_image(path, limits=self.limits, decode_size=self.decode_size)
 
 
 class EpochBatchSampler(Sampler[list[Key]]):

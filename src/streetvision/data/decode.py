@@ -9,7 +9,8 @@ import torch
 
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
-from streetvision.data.image_file import Pixels, UndecodableImage, decode_pixels, read_pixels, read_recorded
+from streetvision.data.image_file import Pixels, UndecodableImage, decode_file, decode_pixels, read_file, read_recorded
+from streetvision.io.resize import DecodeSize
 
 
 def decode_image(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> torch.Tensor:
@@ -24,13 +25,15 @@ def decode_image(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> torch
     return as_tensor(decode_pixels(data, limits=limits))
 
 
-def read_image(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS) -> torch.Tensor:
-    """Decode the image file `path` to (3, H, W) uint8 RGB.
+def read_image(
+    path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS, decode_size: DecodeSize | None = None
+) -> torch.Tensor:
+    """Decode the image file `path` to (3, H, W) uint8 RGB; see `decode_file` for the arguments.
 
     Raises:
-        UndecodableImage: As `decode_pixels`; the message names the path.
+        UndecodableImage: As `decode_file`; the message names the path.
     """
-    return as_tensor(read_pixels(path, limits=limits))
+    return as_tensor(read_file(path, limits=limits, decode_size=decode_size).pixels)
 
 
 def as_tensor(pixels: Pixels) -> torch.Tensor:
@@ -38,14 +41,18 @@ def as_tensor(pixels: Pixels) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def read_row(root: Path, row: Row, *, limits: DecodeLimits = DEFAULT_LIMITS) -> torch.Tensor:
+def read_row(
+    root: Path, row: Row, *, limits: DecodeLimits = DEFAULT_LIMITS, decode_size: DecodeSize | None = None
+) -> torch.Tensor:
     """Decode the image of a row to (3, H, W) uint8 RGB, after its bytes were compared with the recorded digest.
 
+    See `decode_file` for the arguments.
+
     Raises:
-        UndecodableImage: As `decode_pixels`, or the file is missing or has changed; the message names the path.
+        UndecodableImage: As `decode_file`, or the file is missing or has changed; the message names the path.
     """
     data = read_recorded(root, row, limits=limits)
     try:
-        return decode_image(data, limits=limits)
+        return as_tensor(decode_file(data, limits=limits, decode_size=decode_size).pixels)
     except UndecodableImage as error:
         raise UndecodableImage(error.reason, name=repr(str(root / row.path))) from error

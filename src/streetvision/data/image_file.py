@@ -2,7 +2,8 @@
 
 The header is read first. No pixels are decoded before the format, the number of pixels and the number of scans are
 known to be within the limits. Every format gives the same kind of array: the first frame, three channels, EXIF
-orientation applied, transparency over white, grey of 12 or 16 bits scaled to 8. Colour profiles are not applied.
+orientation applied, transparency over white, grey of 12 or 16 bits scaled to 8. Colour profiles are not applied. A
+decoder may reduce a JPEG, which takes less time than to resize it.
 
 What a decoder finds wrong with a file that it decodes all the same is the `damage` of this file.
 
@@ -48,6 +49,7 @@ from streetvision.data.image_header import (
     UndecodableImage as UndecodableImage,
 )
 from streetvision.io.atomic import sha256_bytes
+from streetvision.io.resize import DecodeSize, ImageSize
 
 # Pillow warns of odd metadata, which is not used, and names no file.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -92,10 +94,13 @@ ORIENTATIONS: dict[int, tuple[bool, tuple[int, ...]]] = {
 """EXIF orientation -> (whether to swap H and W, axes of (H, W, 3) to flip after that). EXIF 2.32, tag 0x0112."""
 
 JPEG = b"\xff\xd8\xff"
+REDUCTIONS = (8, 4, 2)
+"""Factors by which a JPEG may be reduced: the scaled inverse DCTs of libjpeg."""
 MEMORY_FACTOR = 5
 """Memory per pixel of other images relative to a plain JPEG, at least. Their pixel limit is smaller by this factor."""
 
 START_OF_SCAN = b"\xff\xda"
+SCAN_NUMBER = int.from_bytes(START_OF_SCAN, "little")
 END_OF_IMAGE = b"\xff\xd9"
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """Any JPEG marker except restart markers, which occur inside a scan; 0xff00 is an escaped byte of the scan."""
@@ -120,18 +125,25 @@ class DecodedImage:
     """The pixels of an image, and what is wrong with them."""
 
     pixels: Pixels
+    """(H, W, 3), reduced if that was allowed."""
+    size: ImageSize
+    """H, W of the image, before it was reduced."""
     damage: str | None = None
     """What the decoder found wrong; completes the sentence "the image ..."; None: nothing."""
     jpeg_quality: float | None = None
     """Estimated quality setting of the encoder, from 1 to 100; None: not a JPEG file."""
 
 
-def decode_file(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> DecodedImage:
+def decode_file(
+    data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS, decode_size: DecodeSize | None = None
+) -> DecodedImage:
     """Decode one image file.
 
     Args:
         data: Content of the file.
         limits: Largest accepted image.
+        decode_size: Smallest size to which a JPEG may be reduced, by 2, 4 or 8 if its sides are multiples of that;
+            None: it is not reduced.
 
     Raises:
         UndecodableImage: The bytes are not a complete image within `limits`.
@@ -139,11 +151,11 @@ def decode_file(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Decode
     """
     try:
         try:
-            return _decode(data, limits)
+            return _decode(data, limits, decode_size)
         except Warning:  # with python -W error; a warning of a decoder is no fault of the program
             with _warnings_lock, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return _decode(data, limits)
+                return _decode(data, limits, decode_size)
     except UndecodableImage:
         raise
     except Exception as error:  # on damaged bytes, decoders raise errors of nearly every type
@@ -156,15 +168,17 @@ def decode_pixels(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Pixe
     return decode_file(data, limits=limits).pixels
 
 
-def read_file(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS) -> DecodedImage:
-    """Decode the image file `path`.
+def read_file(
+    path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS, decode_size: DecodeSize | None = None
+) -> DecodedImage:
+    """Decode the image file `path`; see `decode_file` for the arguments.
 
     Raises:
         UndecodableImage: As `decode_file`; the message names the path.
         MachineError: As `decode_file`.
     """
     try:
-        return decode_file(read_image_bytes(path, limits=limits), limits=limits)
+        return decode_file(read_image_bytes(path, limits=limits), limits=limits, decode_size=decode_size)
     except UndecodableImage as error:
         raise UndecodableImage(error.reason, name=repr(str(path))) from error
 
@@ -174,11 +188,13 @@ def read_pixels(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Pixels:
     return read_file(path, limits=limits).pixels
 
 
-def pillow_pixels(image: Image.Image, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Pixels:
+def decode_pillow(
+    image: Image.Image, *, limits: DecodeLimits = DEFAULT_LIMITS, decode_size: DecodeSize | None = None
+) -> DecodedImage:
     """Return the pixels of a Pillow image: the same as those of its file.
 
-    The EXIF orientation is applied if the image has one. Most methods of Pillow keep it, and `rotate` and `transpose`
-    do so too; `ImageOps.exif_transpose` removes it.
+    Only a JPEG whose pixels Pillow has not loaded can be reduced. The EXIF orientation is applied if the image has one.
+    Most methods of Pillow keep it, and `rotate` and `transpose` do so too; `ImageOps.exif_transpose` removes it.
 
     Raises:
         UndecodableImage: The image is larger than the limit, or its mode has no scale or no colours.
@@ -187,11 +203,29 @@ def pillow_pixels(image: Image.Image, *, limits: DecodeLimits = DEFAULT_LIMITS) 
         image.width * image.height, limits, plain=_is_plain_jpeg(image) or not isinstance(image, ImageFile.ImageFile)
     )
     try:
-        return _apply_orientation(_to_rgb(image), image)
+        if isinstance(image, JpegImageFile) and (data := _unread_bytes(image, limits)) is not None:
+            return _decode_jpeg(data, image, limits, decode_size)
+        pixels = _orient(_to_rgb(image), *_orientation(image))
+        return DecodedImage(pixels, pixels.shape[:2])
     except UndecodableImage:
         raise
     except Exception as error:  # as in decode_file; a file that was opened is read only now
         raise UndecodableImage(_reason(error)) from error
+
+
+def _unread_bytes(image: JpegImageFile, limits: DecodeLimits) -> bytes | None:
+    """The file of an image whose pixels have not been loaded; None if they have, or if `draft` or `seek` were used."""
+    file = image.fp
+    if file is None or not image.tile or image.tile[0].offset or image.decoderconfig:
+        return None
+    position = file.seek(0, io.SEEK_CUR)
+    file.seek(0)
+    try:
+        data = file.read(int(limits.max_megabytes * 1e6) + 1)
+    finally:
+        file.seek(position)
+    _check_size(len(data), limits)
+    return data
 
 
 @cache
@@ -200,7 +234,7 @@ def check_decoder(reader: type[ImageFile.ImageFile]) -> None:
     content = io.BytesIO()
     try:
         Image.new("RGB", (8, 8), "gray").save(content, reader.format)
-        _decode(content.getvalue(), DEFAULT_LIMITS)
+        _decode(content.getvalue(), DEFAULT_LIMITS, None)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise MachineError(
@@ -289,23 +323,19 @@ def _find_reader(data: bytes) -> type[ImageFile.ImageFile]:
     return next(reader for magic, reader in READERS.items() if data.startswith(magic))
 
 
-def _decode(data: bytes, limits: DecodeLimits) -> DecodedImage:
+def _decode(data: bytes, limits: DecodeLimits, decode_size: DecodeSize | None) -> DecodedImage:
     _check_size(len(data), limits)
     header = read_header(data)
     check_area(header.area, limits, plain=data.startswith(JPEG))
     image = open_image(data, header)
     check_area(header.area, limits, plain=_is_plain_jpeg(image))
-    damage = quality = None
     if isinstance(image, JpegImageFile):
-        quality = jpeg_quality(image)
-        if (scans := _count_scans(data, limits.max_scans)) > limits.max_scans:
-            raise UndecodableImage(f"has {scans:,} scans; the limit is {limits.max_scans}")
-        pixels, damage = _decode_jpeg(data, image)
-    else:
-        if isinstance(image, PngImageFile) and has_wrong_checksum(header.data):
-            damage = "has pixels with a wrong checksum"
-        pixels = _to_rgb(image)
-    return DecodedImage(_apply_orientation(pixels, image), damage, quality)
+        return _decode_jpeg(data, image, limits, decode_size)
+    damage = None
+    if isinstance(image, PngImageFile) and has_wrong_checksum(header.data):
+        damage = "has pixels with a wrong checksum"
+    pixels = _orient(_to_rgb(image), *_orientation(image))
+    return DecodedImage(pixels, pixels.shape[:2], damage)
 
 
 def jpeg_quality(image: JpegImageFile) -> float | None:
@@ -318,21 +348,50 @@ def jpeg_quality(image: JpegImageFile) -> float | None:
     return round(min(100.0, max(1.0, quality)), 1)
 
 
-def _decode_jpeg(data: bytes, image: JpegImageFile) -> tuple[Pixels, str | None]:
-    """Decode to RGB, with the warning of the decoder if there is one."""
+def _decode_jpeg(
+    data: bytes, image: JpegImageFile, limits: DecodeLimits, decode_size: DecodeSize | None
+) -> DecodedImage:
+    """Decode a file that Pillow has opened as `image`."""
+    if (scans := _count_scans(data, limits.max_scans)) > limits.max_scans:
+        raise UndecodableImage(f"has {scans:,} scans; the limit is {limits.max_scans}")
+    swap, flips = _orientation(image)
+    size = (image.width, image.height) if swap else (image.height, image.width)
+    stored = (image.height, image.width)
+    if decode_size is not None:
+        least = decode_size(size)
+        stored = _reduced(stored, least[::-1] if swap else least)
+    pixels, damage = _jpeg_pixels(data, image, stored)
+    return DecodedImage(_orient(pixels, swap, flips), size, damage, jpeg_quality(image))
+
+
+def _reduced(size: ImageSize, least: ImageSize) -> ImageSize:
+    """Height and width after the largest reduction that keeps `least`.
+
+    Both are multiples of the factor: otherwise the last row or column would cover pixels outside the image, and all
+    others would be moved by a part of a pixel.
+    """
+    for factor in REDUCTIONS:
+        if all(side % factor == 0 and side // factor >= needed for side, needed in zip(size, least, strict=True)):
+            return size[0] // factor, size[1] // factor
+    return size
+
+
+def _jpeg_pixels(data: bytes, image: JpegImageFile, size: ImageSize) -> tuple[Pixels, str | None]:
+    """Decode to RGB at `size`, with the warning of the decoder if there is one."""
     colorspace, channels = ("CMYK", 4) if image.mode == "CMYK" else ("RGB", 3)
-    # A buffer of the size in the header: the decoder refuses to write more than that.
-    buffer = np.empty((image.height, image.width, channels), np.uint8)
+    # A buffer of the size in the header, or of the reduced size: the decoder refuses to write more than that.
+    buffer = np.empty((*size, channels), np.uint8)
+    options = {"colorspace": colorspace, "buffer": buffer, "min_height": size[0], "min_width": size[1]}
     damage = None
     try:
-        pixels = simplejpeg.decode_jpeg(data, colorspace=colorspace, buffer=buffer)
+        pixels = simplejpeg.decode_jpeg(data, **options)
     except ValueError as error:
         message = str(error).splitlines()[0]
         if "premature end of jpeg file" in message.lower():
             raise UndecodableImage("is truncated") from error
         if "subsampling" in message:  # unusual sampling factors, which only Pillow decodes
             return _to_rgb(image), None
-        pixels = simplejpeg.decode_jpeg(data, colorspace=colorspace, buffer=buffer, strict=False)
+        pixels = simplejpeg.decode_jpeg(data, **options, strict=False)
         damage = f"is damaged: {message}"
     if colorspace == "CMYK":
         if image.tile[0].args and image.tile[0].args[0] == "CMYK;I":  # Adobe writes the inks inverted
@@ -350,7 +409,9 @@ def _check_size(size: int, limits: DecodeLimits) -> None:
 
 def _count_scans(data: bytes, limit: int) -> int:
     """The number of scans in a JPEG; up to `limit` an upper bound, which is fast to compute."""
-    bound = data.count(START_OF_SCAN)
+    # As numbers of two bytes, from the first byte and from the second: faster than bytes.count.
+    pairs = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
+    bound = sum(int(np.count_nonzero(numbers == SCAN_NUMBER)) for numbers in pairs)
     if bound <= limit:
         return bound
     # The marker bytes may also occur in the payload of a segment, or after the image, as in motion photos of phones.
@@ -396,16 +457,21 @@ def _tag(image: TiffImageFile, tag: TiffTag, default: int) -> tuple[int, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _apply_orientation(pixels: Pixels, image: Image.Image) -> Pixels:
-    """Undo the rotation of the camera in (H, W, 3)."""
+def _orientation(image: Image.Image) -> tuple[bool, tuple[int, ...]]:
+    """How the rotation of the camera is undone; see ORIENTATIONS."""
+    upright: tuple[bool, tuple[int, ...]] = (False, ())
     if (exif := image.info.get("exif")) and not is_bounded_exif(exif):
-        return pixels
+        return upright
     try:
         # Pillow has already applied the orientation of a TIFF, and removed the tag.
         orientation = image.getexif().get(ExifTag.Orientation, 1)
     except Exception:  # the pixels are valid even if EXIF is damaged; viewers show such a photo without rotation
-        return pixels
-    swap, flips = ORIENTATIONS.get(orientation, (False, ())) if isinstance(orientation, int) else (False, ())
+        return upright
+    return ORIENTATIONS.get(orientation, upright) if isinstance(orientation, int) else upright
+
+
+def _orient(pixels: Pixels, swap: bool, flips: tuple[int, ...]) -> Pixels:
+    """Undo the rotation of the camera in (H, W, 3)."""
     if swap:
         pixels = pixels.swapaxes(0, 1)
     return np.ascontiguousarray(np.flip(pixels, flips))  # torch takes no arrays with negative strides

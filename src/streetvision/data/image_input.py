@@ -17,9 +17,10 @@ from streetvision.data.image_file import (
     Pixels,
     check_area,
     decode_file,
-    pillow_pixels,
+    decode_pillow,
     read_file,
 )
+from streetvision.io.resize import DecodeSize
 from streetvision.io.user_paths import user_path
 
 if TYPE_CHECKING:
@@ -36,8 +37,15 @@ def is_single_image(value: object) -> "TypeGuard[ImageInput]":
     return isinstance(value, kinds) or _is_tensor(value)
 
 
-def decode_input(image: object, *, limits: DecodeLimits = DEFAULT_LIMITS) -> DecodedImage:
+def decode_input(
+    image: object, *, limits: DecodeLimits = DEFAULT_LIMITS, decode_size: DecodeSize | None = None
+) -> DecodedImage:
     """Return the pixels of an image.
+
+    Args:
+        image: An ImageInput.
+        limits: Largest accepted image.
+        decode_size: Smallest size to which a JPEG may be reduced; None: it is not reduced. Loaded pixels never are.
 
     Raises:
         UndecodableImage: A file or a Pillow image cannot be decoded or exceeds the limits; it is a DataError.
@@ -45,16 +53,20 @@ def decode_input(image: object, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Dec
         MachineError: A decoder does not work on this machine.
     """
     if isinstance(image, str | os.PathLike):
-        return read_file(user_path(os.fsdecode(image)), limits=limits)
+        return read_file(user_path(os.fsdecode(image)), limits=limits, decode_size=decode_size)
     if isinstance(image, bytes | bytearray | memoryview):
-        return decode_file(bytes(image), limits=limits)
+        return decode_file(bytes(image), limits=limits, decode_size=decode_size)
     if isinstance(image, Image.Image):
-        return DecodedImage(pillow_pixels(image, limits=limits))
+        return decode_pillow(image, limits=limits, decode_size=decode_size)
     if _is_tensor(image):
-        return DecodedImage(_tensor_pixels(image, limits))
+        return _whole(_tensor_pixels(image, limits))
     if isinstance(image, np.ndarray):
-        return DecodedImage(_array_pixels(image, limits, shape=image.shape))
+        return _whole(_array_pixels(image, limits, shape=image.shape))
     raise DataError(f"expected an image, got a value of type {type(image).__name__}", ARRAY_HINT)
+
+
+def _whole(pixels: Pixels) -> DecodedImage:
+    return DecodedImage(pixels, pixels.shape[:2])
 
 
 def _tensor_pixels(tensor: "Tensor", limits: DecodeLimits) -> Pixels:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from streetvision.data.image_file import Pixels
+from streetvision.data.image_file import DecodedImage
 
 GRID, CROP = 32, 64
 """Pixels per axis that brightness and contrast are measured on, and of the crop that sharpness is measured on."""
@@ -23,13 +23,14 @@ class ImageQuality(NamedTuple):
     contrast: float
     """Standard deviation of the luminance."""
     sharpness: float
-    """Standard deviation of the Laplacian at the centre, at full resolution, of values from 0 to 1."""
+    """Standard deviation of the Laplacian at the centre, at the resolution of the decoder, of values from 0 to 1."""
     jpeg_quality: float | None
     """Estimated quality setting of the encoder, from 1 to 100; None: not a JPEG file."""
 
 
-def measure_quality(pixels: Pixels, jpeg_quality: float | None = None) -> ImageQuality:
-    """Measure an image, uint8 (H, W, 3), on a part of its pixels, which takes a fraction of a millisecond."""
+def measure_quality(image: DecodedImage) -> ImageQuality:
+    """Measure an image on a part of its pixels, which takes a fraction of a millisecond."""
+    pixels = image.pixels
     height, width, _ = pixels.shape
     luma = pixels[:: max(1, height // GRID), :: max(1, width // GRID)].astype(np.float32) @ LUMA
     top, left = max(0, (height - CROP) // 2), max(0, (width - CROP) // 2)
@@ -39,4 +40,5 @@ def measure_quality(pixels: Pixels, jpeg_quality: float | None = None) -> ImageQ
         inner = green[1:-1, 1:-1]
         laplacian = green[:-2, 1:-1] + green[2:, 1:-1] + green[1:-1, :-2] + green[1:-1, 2:] - 4 * inner
         sharpness = float(laplacian.std()) / 255
-    return ImageQuality(float(width), float(height), float(luma.mean()), float(luma.std()), sharpness, jpeg_quality)
+    full_height, full_width = map(float, image.size)
+    return ImageQuality(full_width, full_height, float(luma.mean()), float(luma.std()), sharpness, image.jpeg_quality)

@@ -12,10 +12,12 @@ from streetvision.data.config import PairConfig
 from streetvision.data.datamodule import ImageDataset
 from streetvision.data.transforms.blur import RandomBlur
 from streetvision.data.transforms.color import ColorJitter
-from streetvision.io.resize import ImageSize, as_size
+from streetvision.io.resize import ImageSize, as_size, decode_size
 
 JITTER_PROBABILITY = 0.8
 BLUR_PROBABILITY = 0.5
+MOST_STRETCHED = 4 / 3
+"""Largest aspect ratio of a crop, and 1 / the smallest: the defaults of RandomResizedCrop."""
 BLUR_SIGMA = (0.1, 2.0)
 """Bounds of the standard deviation in pixels, for images of 224 x 224."""
 
@@ -37,6 +39,7 @@ class TwoViews(nn.Module):
         assert config.crop_scale != "auto"
         assert config.color_jitter != "auto"
         assert config.grayscale_p != "auto"
+        self.size, self.least_area = size, config.crop_scale[0]
         jitter = config.color_jitter
         steps: list[nn.Module] = [
             v2.RandomResizedCrop(
@@ -55,6 +58,11 @@ class TwoViews(nn.Module):
             low, high = (bound * side / 224 for bound in BLUR_SIGMA)
             steps.append(v2.RandomApply([RandomBlur(max(1, round(side / 20)), (low, high))], p=BLUR_PROBABILITY))
         self.draw = v2.Compose(steps)
+
+    def decode_size(self, image: ImageSize) -> ImageSize:
+        """Return the smallest size to which the decoder may reduce an image before `forward`."""
+        side = math.sqrt(image[0] * image[1] * self.least_area / MOST_STRETCHED)
+        return decode_size(image, (min(side, image[0]), min(side, image[1])), self.size)
 
     def forward(self, image: Tensor, other: Tensor | None = None) -> Tensor:
         """Images uint8 (3, H, W) -> views uint8 (2, 3, h, w): of `image`, and of `other` or `image` again."""

@@ -4,6 +4,8 @@
 Shapes: H, W pixels of an image; h, w pixels of the model's input.
 """
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,6 +14,11 @@ from PIL import Image
 
 ImageSize: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
+DecodeSize: TypeAlias = Callable[[ImageSize], ImageSize]
+"""Size of an image -> the smallest size to which a decoder may reduce it."""
+DECODE_MARGIN = 1.15
+"""Pixels per side of a reduced image relative to what it is resized to, at least. With less, pixels and
+probabilities change more: `scripts/measure_reduced_decoding.py`; a head fitted on such images is as good."""
 MAX_STRETCH = 2.0
 """Largest change of an image's aspect ratio by a resize. An image of a more different aspect ratio is padded."""
 
@@ -54,6 +61,21 @@ def fit_box(image: ImageSize, size: ImageSize) -> Box:
         inner_height = max(1, round(full_height * MAX_STRETCH * stretch))
     left, top = (full_width - inner_width) // 2, (full_height - inner_height) // 2
     return Box(left, top, left + inner_width, top + inner_height)
+
+
+def decode_size(image: ImageSize, part: tuple[float, float], target: ImageSize) -> ImageSize:
+    """Return the smallest size to which an image may be reduced before a part of it is resized.
+
+    Args:
+        image: H, W.
+        part: Height and width of the part, in pixels of the image.
+        target: Height and width to which the part is resized.
+    """
+    height, width = (
+        min(side, math.ceil(DECODE_MARGIN * pixels * side / length))
+        for side, length, pixels in zip(image, part, target, strict=True)
+    )
+    return height, width
 
 
 def resize_pixels(pixels: NDArray[np.uint8], size: ImageSize) -> NDArray[np.uint8]:

@@ -58,6 +58,8 @@ class MultiViewConfig(Section):
 
 AUTO = "auto"
 Side = Annotated[int, Field(ge=1, le=4096)]
+PreprocessingVersion = Literal[1, 2]
+"""See `streetvision.models.preprocessing`."""
 ImageSizeSetting = Literal["auto", "native"] | Side | tuple[Side, Side]
 
 
@@ -72,6 +74,9 @@ class ModelConfig(Section):
     image_tokens: int = Field(default=560, ge=1, le=65_536)
     """image_size=auto: about the number of patches of an image. Images that are smaller than that, and smaller than the
     images that the backbone was trained with, get fewer."""
+    preprocessing: PreprocessingVersion = 2
+    """2: JPEGs that are much larger than the input are reduced while they are decoded, which is faster; 1: they are
+    decoded at full size."""
     pooling: str = "auto"
     """How the tokens of a block become one vector: cls, mean and max (of the patch tokens), joined by an underscore,
     for example cls_mean. auto: phase 1 chooses by cross-validation on TRAIN."""
@@ -109,11 +114,18 @@ class ClassifierDescription(Artifact):
     """Argument of `build_backbone`."""
     image_size: tuple[Side, Side]
     """Height and width to which every image is resized."""
+    preprocessing: PreprocessingVersion = 1
+    """How an image is decoded before that. Bundles without this field have version 1."""
     pooling: str
     """Names in POOLINGS, joined by an underscore."""
     layers: int = Field(default=1, ge=1, le=512)
     """Number of last blocks that are pooled."""
     head: AnyHeadConfig
+
+    @property
+    def reduces(self) -> bool:
+        """Whether the decoder reduces large JPEGs."""
+        return self.preprocessing >= 2
 
 
 class AdapterConfig(Section):

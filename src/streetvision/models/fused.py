@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from streetvision.contracts.errors import ArtifactError
-from streetvision.io.resize import Box
+from streetvision.io.resize import Box, ImageSize
 from streetvision.io.tensors import load_into, load_state
 from streetvision.models.config import FusionConfig, FusionDescription
 from streetvision.models.evidence import EVIDENCE, EvidenceFusion
 from streetvision.models.fusion import InferenceCVFM, TrainableCVFM, influence, single_view
 from streetvision.models.module import N_CLASSES, Classifier, ImageClassifier
 from streetvision.models.multi_view import EmbeddedViews, Views, content_fraction, make_views, map_views
+from streetvision.models.preprocessing import input_decode_size
 from streetvision.models.views import (
     VIEW_CHUNK_SIZE,
     check_dense_size,
@@ -78,8 +79,12 @@ class FusedClassifier(nn.Module):
         """Number of views of one image; a dense pass counts as the views that have as many pixels."""
         return views_per_image(self.description, self.image_size)
 
+    def decode_size(self, image: ImageSize) -> ImageSize:
+        """Return the smallest size to which the decoder may reduce an image before `prepare`."""
+        return input_decode_size(image, self.classifier.description, self.description)
+
     def prepare(self, image: Tensor) -> Views:
-        """Split a decoded image, uint8 (3, H, W) at full resolution, into views."""
+        """Split a decoded image, uint8 (3, H, W), into views."""
         description = self.description
         return make_views(image, description.views, image_size=self.image_size, dense_size=description.dense_size)
 

@@ -24,11 +24,13 @@ from streetvision.models.config import (
     ImageSizeSetting,
     MlpHeadConfig,
     ModelConfig,
+    PreprocessingVersion,
 )
 from streetvision.models.device import uses_compiler
 from streetvision.models.losses import FocalLoss
 from streetvision.models.network import Backbone
 from streetvision.models.pooling import Pooling
+from streetvision.models.preprocessing import input_decode_size
 
 __all__ = [
     "N_CLASSES",
@@ -64,6 +66,10 @@ class ImageClassifier(nn.Module, ABC):
         """Fit a decoded image, uint8 (3, H, W), into the model's input, uint8 (3, h, w); see `fit_tensor`."""
         return fit_tensor(image, self.description.image_size)
 
+    def decode_size(self, image: ImageSize) -> ImageSize:
+        """Return the smallest size to which the decoder may reduce an image before `prepare`."""
+        return input_decode_size(image, self.description)
+
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
         """Map images, uint8 (B, 3, h, w), to features (B, P)."""
@@ -80,7 +86,15 @@ class Classifier(ImageClassifier):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone, *, pooling: str, head: HeadConfig, layers: int = 1) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        pooling: str,
+        head: HeadConfig,
+        layers: int = 1,
+        preprocessing: PreprocessingVersion = 2,
+    ) -> None:
         super().__init__()
         spec = backbone.spec
         self.pooling, self.layers = Pooling(pooling, layers, spec), layers
@@ -94,6 +108,7 @@ class Classifier(ImageClassifier):
             {
                 "backbone": dict(spec.architecture),
                 "image_size": spec.image_size,
+                "preprocessing": preprocessing,
                 "pooling": pooling,
                 "layers": layers,
                 "head": head.model_dump(),
@@ -173,7 +188,7 @@ def load_classifier(config: ModelConfig, size_rule: SizeRule | None = None) -> C
     if pooling == AUTO:
         pooling = "cls" if backbone.spec.class_token else "mean"
     layers = config.layers if isinstance(config.layers, int) else 1
-    return Classifier(backbone, pooling=pooling, head=config.head, layers=layers)
+    return Classifier(backbone, pooling=pooling, head=config.head, layers=layers, preprocessing=config.preprocessing)
 
 
 def fixed_size(image_size: ImageSizeSetting) -> SizeRule:
@@ -187,8 +202,13 @@ def fixed_size(image_size: ImageSizeSetting) -> SizeRule:
 def build_classifier(description: ClassifierDescription) -> Classifier:
     """Build the classifier that `description` defines, in eval mode and without its weights; works offline."""
     backbone = build_backbone(description.backbone)
-    head, layers = description.head, description.layers
-    return Classifier(backbone, pooling=description.pooling, head=head, layers=layers).eval()
+    return Classifier(
+        backbone,
+        pooling=description.pooling,
+        head=description.head,
+        layers=description.layers,
+        preprocessing=description.preprocessing,
+    ).eval()
 
 
 @overload

@@ -1,4 +1,4 @@
-"""The views of one image: the whole image, and overlapping tiles at its full resolution or a larger copy (dense pass).
+"""The views of one image: the whole image, and overlapping tiles at a higher resolution or a larger copy (dense pass).
 
 Shapes: H, W pixels of the image; h, w pixels of a view; H', W' pixels of the dense pass; B images, V views, M views
 that are not masked, T patches of the dense pass, P width of a view's features, Q width of a patch's.

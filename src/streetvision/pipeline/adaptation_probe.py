@@ -101,12 +101,14 @@ class AdaptationProbe:
         assert probe.fold_biases is not None
         rows, loader = [self.rows[position] for position in positions], self.context.settings(LoaderConfig)
         classifier, device = self.reader.classifier, pick_device()
+        views = TwoViews(config, image_size=classifier.description.image_size)
         dataset = ImageDataset(
             rows,
             root=self.context.data_root,
-            transform=TwoViews(config, image_size=classifier.description.image_size),
+            transform=views,
             limits=loader.limits,
             seed=self.context.settings(ExPLoRAConfig).seed,
+            decode_size=views.decode_size if classifier.description.reduces else None,
         )
         order = EpochBatchSampler(len(rows), batch_size=max(1, loader.batch_size // 2), shuffle=False)
         parts, progress = [], self.context.progress

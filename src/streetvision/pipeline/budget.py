@@ -39,7 +39,8 @@ def affordable_epochs(classifier: Classifier, context: Context, config: AutoConf
     model, device = copy.deepcopy(classifier), pick_device()
     prepare(model, config)
     model.to(device).train()
-    images = torch.stack([model.prepare(read_row(context.data_root, row, limits=limits)) for row in rows])
+    decoded = [read_row(context.data_root, row, limits=limits, decode_size=model.decode_size) for row in rows]
+    images = torch.stack([model.prepare(image) for image in decoded])
     images, labels = images.to(device), torch.tensor([row.label for row in rows], device=device)
     seconds = []
     for _ in range(2):  # the first step also warms up

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streetvision.bundle.batch.files import list_files, print_left_out
-from streetvision.bundle.format import BUNDLE_JSON, read_bundle
+from streetvision.bundle.format import BUNDLE_JSON, read_bundle, read_classifier_description
 from streetvision.bundle.predictor import load_bundle
 from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.contracts.artifact_schema import ArtifactSchema
@@ -97,6 +97,11 @@ def export_miner(request: ExportRequest, console: Console) -> None:
         console.warn(
             f"the subnet pins transformers {PINNED}, which cannot load this folder; use model=dinov2_small, vit_base "
             "or dinov3_convnext_tiny with model.pooling=cls"
+        )
+    if read_classifier_description(predictor.bundle).reduces:
+        console.warn(
+            "the miner decodes images at full size, so probabilities of JPEGs that are much larger than the input "
+            "differ; train with model.preprocessing=1 for the same pixels"
         )
     if miner.calibration.error > EXACT:
         console.warn(

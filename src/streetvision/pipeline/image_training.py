@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.phase import Context
 from streetvision.contracts.split_contracts import Row, Split
-from streetvision.data.augmentation import get_batch_transform, get_train_transforms
+from streetvision.data.augmentation import get_batch_transform, get_train_transforms, train_decode_size
 from streetvision.data.cache import ImageCache
 from streetvision.data.config import AugmentationConfig, LoaderConfig
 from streetvision.data.datamodule import EpochBatchSampler, ImageDataset, ImageLoader
@@ -78,6 +78,7 @@ def _train_loader(
         limits=loader.limits,
         seed=config.seed,
         cache=cached_images(rows, context),
+        decode_size=(train_decode_size(policy, image_size=spec.image_size) if classifier.description.reduces else None),
     )
     order = EpochBatchSampler(
         len(rows),

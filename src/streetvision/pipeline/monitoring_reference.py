@@ -23,8 +23,12 @@ from streetvision.data.image_file import decode_file, read_recorded
 from streetvision.data.quality import ImageQuality, measure_quality
 from streetvision.io.atomic import sha256_file, write_bytes_atomic
 from streetvision.io.manifests import read_manifest
+from streetvision.io.resize import DecodeSize
 from streetvision.io.scores import Scores
+from streetvision.io.validators import validate_json
+from streetvision.models.config import FusionDescription
 from streetvision.models.device import pick_device
+from streetvision.models.preprocessing import input_decode_size
 from streetvision.models.views import ViewArrays
 from streetvision.pipeline.scores import open_classifier, rows_of_folds
 
@@ -74,7 +78,10 @@ def _measure(context: Context, scores: Scores, rows: list[Row]) -> tuple[NDArray
     features: list[NDArray[np.float32]] = []
     quality: list[ImageQuality] = []
     batches = [rows[start : start + loader.batch_size] for start in range(0, len(rows), loader.batch_size)]
-    read = partial(_read, model, context.data_root, loader.limits)
+    # The decoder may reduce an image less for a fusion, whose tiles need more pixels.
+    fusion = None if scores.fusion is None else validate_json(schema.cvfm_config_json, FusionDescription)
+    decode_size = partial(input_decode_size, description=classifier.description, fusion=fusion)
+    read = partial(_read, model, context.data_root, loader.limits, decode_size)
     with ThreadPoolExecutor() as pool:
         for batch in context.progress.track(batches, total=len(batches), label="reference"):
             images, measured = zip(*pool.map(read, batch), strict=True)
@@ -87,8 +94,10 @@ def _checkpoint(scores: Scores, phase1: Path, retrained: Path) -> Path:
     return phase1 if sha256_file(phase1) == scores.model_sha256 else retrained
 
 
-def _read(model: TorchModel, root: Path, limits: DecodeLimits, row: Row) -> tuple[NDArray[np.uint8], ImageQuality]:
-    decoded = decode_file(read_recorded(root, row, limits=limits), limits=limits)
+def _read(
+    model: TorchModel, root: Path, limits: DecodeLimits, decode_size: DecodeSize, row: Row
+) -> tuple[NDArray[np.uint8], ImageQuality]:
+    decoded = decode_file(read_recorded(root, row, limits=limits), limits=limits, decode_size=decode_size)
     prepared = model.prepare(decoded.pixels)
     assert not isinstance(prepared, ViewArrays)
-    return prepared, measure_quality(decoded.pixels, decoded.jpeg_quality)
+    return prepared, measure_quality(decoded)

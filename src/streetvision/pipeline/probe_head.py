@@ -58,7 +58,7 @@ class FeatureReader:
         )
         widest = "_".join(part for part in POOLINGS if any(part in pooling.split("_") for pooling in poolings))
         return cls(
-            Classifier(backbone, pooling=widest, head=model.head, layers=layers[0]),
+            Classifier(backbone, pooling=widest, head=model.head, layers=layers[0], preprocessing=model.preprocessing),
             tuple(Representation(pooling, count) for count in layers for pooling in poolings),
         )
 
@@ -107,7 +107,13 @@ def fit_probe_head(classifier: Classifier, context: Context) -> ProbeResult:
         folds=np.array(context.fold_of_rows) if context.n_folds > 0 else None,
     )
     chosen = probe.chosen.representation
-    solved = Classifier(backbone, pooling=chosen.pooling, head=model.head, layers=chosen.layers)
+    solved = Classifier(
+        backbone,
+        pooling=chosen.pooling,
+        head=model.head,
+        layers=chosen.layers,
+        preprocessing=model.preprocessing,
+    )
     set_head(solved, probe.weight, probe.bias)
     save_tensors(context.schema.probe_head, solved.head.state_dict())
     write_json_atomic(
@@ -141,6 +147,7 @@ def open_probe_head(classifier: Classifier, context: Context) -> Classifier:
         pooling=str(probe["pooling"]),
         head=context.settings(ModelConfig).head,
         layers=int(probe["layers"]),
+        preprocessing=classifier.description.preprocessing,
     )
     load_into(solved.head, load_state(context.schema.probe_head), source=str(context.schema.probe_head))
     return solved

@@ -51,5 +51,5 @@ def draw_thumbnails(report: Report, root: Path, predictor: Predictor) -> dict[st
             thumbnails[mistake["thumbnail"]] = thumbnail(path, predictor.limits)
         else:
             pixels = predictor.read_image(path)
-            thumbnails[mistake["thumbnail"]] = draw_decisive(pixels, predictor.explain(pixels).views[1:])
+            thumbnails[mistake["thumbnail"]] = draw_decisive(pixels, predictor.explain(path).views[1:])
     return thumbnails

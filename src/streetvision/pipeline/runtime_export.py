@@ -1,8 +1,10 @@
 """Export of a bundle to another runtime: converted, compared on VAL_SELECT, and rejected if it is worse."""
 
 import importlib.metadata
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +20,7 @@ from streetvision.bundle.format import (
     read_fusion_description,
     write_bundle,
 )
-from streetvision.bundle.graph_model import open_graph_model
+from streetvision.bundle.graph_model import GraphModel, open_graph_model
 from streetvision.bundle.predictor import Predictor
 from streetvision.bundle.runtimes.capture import capture, capture_dense
 from streetvision.bundle.runtimes.graph import DENSE, Graph
@@ -27,15 +29,17 @@ from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.bundle.torch_model import load_classifier
 from streetvision.bundle.view_fusion import inference_keys
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.contracts.errors import ArtifactError, ConfigError, unknown_name
+from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError, unknown_name
 from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import Precision, RuntimeParity, RuntimeRef
+from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import LoaderConfig
 from streetvision.data.image_file import read_recorded
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json
 from streetvision.io.tensors import load_state
+from streetvision.models.device import pick_device
 from streetvision.models.views import ViewArrays
 from streetvision.pipeline.artifacts import open_bundle
 from streetvision.pipeline.config import compose_config
@@ -43,6 +47,15 @@ from streetvision.pipeline.console import Console
 
 CALIBRATION_IMAGES = 128
 """Images of TRAIN, evenly spaced over its rows, from which int8 ranges are taken."""
+
+
+OFFERED: tuple[Precision, ...] = ("bf16", "fp32")
+"""Precisions of OpenVINO that are tried after a training; the first one that passes and is faster is offered."""
+SMALLEST_OFFERED = 4_000_000
+"""Bytes of a model, below which no other runtime is offered: it is fast in any."""
+LEAST_SPEED = 1.1
+"""Times as fast as PyTorch, at least."""
+TIMED_IMAGES, TIMED_REPEATS = 16, 4
 
 
 @dataclass(frozen=True)
@@ -69,12 +82,22 @@ class RuntimeRequest:
         return graph
 
 
+@dataclass(frozen=True)
+class _Converted:
+    """An exported graph, before it is compared."""
+
+    model: GraphModel
+    files: tuple[str, ...]
+    feature_dim: int
+    calibration_images: int
+
+
 def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: Console) -> Bundle:
     """Write a bundle whose backbone runs in another runtime. A rejected export writes nothing.
 
     The images for the comparison are those of the run around the bundle, or of run_dir=.
     """
-    graph, out = request.graph, request.out
+    _, out = request.graph, request.out  # an unknown runtime is reported first
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{str(out)!r} is not an empty folder", "set --out to a new folder")
     context = _run_context(request.bundle, overrides, console)
@@ -89,44 +112,20 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
         )
     predictor = Predictor(bundle, limits=context.settings(LoaderConfig).limits)
     splits = next(context.folds(), context)  # under cross_fit, those of the first fold
-    images: list[NDArray[np.uint8]] = []
-    dense_images: list[NDArray[np.uint8]] = []
-    if request.precision in graph.calibrated:
-        images, dense_images = _calibration_images(predictor, splits)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        classifier = load_classifier(bundle)
-        fusion, files = read_fusion_description(bundle), graph.files
-        graph.write(capture(classifier), folder, request.precision, images)
-        if fusion is not None and fusion.dense_size is not None:
-            dense = capture_dense(classifier.patches_at(fusion.dense_size))
-            graph.write(dense, folder, request.precision, dense_images, DENSE)
-            files += graph.files_of(DENSE)
-        if manifest.fusion_weights is not None:
-            state = load_state(bundle.folder / manifest.fusion_weights)
-            save_file({key: state[key].numpy() for key in inference_keys(state)}, folder / FUSION_ARRAYS)
-        # The same model as in a prediction with the exported bundle, so the comparison measures what is exported.
-        model = open_graph_model(
-            folder,
-            classifier.description,
-            fusion,
-            runtime=request.runtime,
-            precision=request.precision,
-            feature_dim=classifier.width,
-            fusion_weights=None if manifest.fusion_weights is None else FUSION_ARRAYS,
-        )
-        rows = splits.rows(Split.VAL_SELECT)
-        for row in rows:
-            read_recorded(context.data_root, row, limits=predictor.limits)  # raises if a file has changed
-        paths = [context.data_root / row.path for row in rows]
-        expected, actual = (
-            compute_logits(candidate, paths, context.progress) for candidate in (predictor, predictor.with_model(model))
-        )
-        parity = measure_parity(predictor, expected, actual, [row.label for row in rows])
+        converted = _convert(predictor, request, splits, folder)
+        parity = _compare(predictor, converted.model, splits)
         _print_parity(parity, request, console)
         check_parity(parity, name=f"{request.runtime} {request.precision}")
         exported = _write(
-            bundle, request, folder, parity, files=files, feature_dim=classifier.width, calibration_images=len(images)
+            bundle,
+            request,
+            folder,
+            parity,
+            files=converted.files,
+            feature_dim=converted.feature_dim,
+            calibration_images=converted.calibration_images,
         )
     size = sum(entry.bytes for entry in exported.manifest.files.values())
     console.line("bundle", f"{exported.folder} ({size / 1e6:.1f} MB)")
@@ -134,6 +133,96 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
     run_dir = () if in_run else (f"run_dir={context.schema.output_dir}",)
     console.next_command("streetvision", "evaluate", "--bundle", exported.folder, *run_dir)
     return exported
+
+
+def offer_openvino(bundle: Path, console: Console) -> None:
+    """Print how much faster OpenVINO is than PyTorch on this CPU, and the command to export the bundle for it.
+
+    Nothing is printed if OpenVINO is not installed, if there is a GPU, for a small model, or if no precision passes the
+    comparison on VAL_SELECT and is faster.
+    """
+    if find_spec("openvino") is None or pick_device().type != "cpu":
+        return
+    context = _run_context(bundle, (), console)
+    opened = open_bundle(context, bundle)
+    if (opened.folder / opened.manifest.model_checkpoint).stat().st_size < SMALLEST_OFFERED:
+        return
+    predictor = Predictor(opened, limits=context.settings(LoaderConfig).limits)
+    splits = replace(next(context.folds(), context), progress=Silent())
+    for precision in OFFERED:
+        request = RuntimeRequest(opened.folder, opened.folder.parent / "openvino", "openvino", precision)
+        with TemporaryDirectory() as name:
+            try:
+                model = _convert(predictor, request, splits, Path(name)).model
+                parity = _compare(predictor, model, splits)
+                check_parity(parity, name=precision)
+            except StreetVisionError:
+                continue
+            speed = _speed(predictor, predictor.with_model(model), splits)
+        if speed >= LEAST_SPEED:
+            console.line(
+                "openvino",
+                f"{precision} runs the model {speed:.1f} times as fast on this CPU; MCC on VAL_SELECT "
+                f"{parity.mcc:.3f}, in PyTorch {parity.pytorch_mcc:.3f}",
+            )
+            arguments = ("--bundle", opened.folder, "--out", request.out, "--runtime", "openvino")
+            console.next_command("streetvision", "export", *arguments, "--precision", precision)
+            return
+
+
+def _speed(predictor: Predictor, other: Predictor, context: Context) -> float:
+    """How many times as fast another model predicts images of VAL_SELECT that are prepared."""
+    rows = context.rows(Split.VAL_SELECT)[:TIMED_IMAGES]
+    images = [predictor.prepare(read_recorded(context.data_root, row, limits=predictor.limits)) for row in rows]
+    seconds: dict[Predictor, list[float]] = {predictor: [], other: []}
+    for _ in range(TIMED_REPEATS):
+        for candidate, times in seconds.items():
+            started = time.perf_counter()
+            candidate.logits(images)
+            times.append(time.perf_counter() - started)
+    return min(seconds[predictor]) / min(seconds[other])
+
+
+def _convert(predictor: Predictor, request: RuntimeRequest, context: Context, folder: Path) -> _Converted:
+    """Write the graphs, and the weights of a trained fusion, to `folder`, and open them."""
+    bundle, graph = predictor.bundle, request.graph
+    images: list[NDArray[np.uint8]] = []
+    dense_images: list[NDArray[np.uint8]] = []
+    if request.precision in graph.calibrated:
+        images, dense_images = _calibration_images(predictor, context)
+    classifier, fusion, files = load_classifier(bundle), read_fusion_description(bundle), graph.files
+    graph.write(capture(classifier), folder, request.precision, images)
+    if fusion is not None and fusion.dense_size is not None:
+        dense = capture_dense(classifier.patches_at(fusion.dense_size))
+        graph.write(dense, folder, request.precision, dense_images, DENSE)
+        files += graph.files_of(DENSE)
+    weights = bundle.manifest.fusion_weights
+    if weights is not None:
+        state = load_state(bundle.folder / weights)
+        save_file({key: state[key].numpy() for key in inference_keys(state)}, folder / FUSION_ARRAYS)
+    # The same model as in a prediction with the exported bundle, so the comparison measures what is exported.
+    model = open_graph_model(
+        folder,
+        classifier.description,
+        fusion,
+        runtime=request.runtime,
+        precision=request.precision,
+        feature_dim=classifier.width,
+        fusion_weights=None if weights is None else FUSION_ARRAYS,
+    )
+    return _Converted(model, files, classifier.width, len(images))
+
+
+def _compare(predictor: Predictor, model: GraphModel, context: Context) -> RuntimeParity:
+    """Compare a model with that of the predictor, on VAL_SELECT."""
+    rows = context.rows(Split.VAL_SELECT)
+    for row in rows:
+        read_recorded(context.data_root, row, limits=predictor.limits)  # raises if a file has changed
+    paths = [context.data_root / row.path for row in rows]
+    expected, actual = (
+        compute_logits(candidate, paths, context.progress) for candidate in (predictor, predictor.with_model(model))
+    )
+    return measure_parity(predictor, expected, actual, [row.label for row in rows])
 
 
 def _run_context(bundle: Path, overrides: Sequence[str], console: Console) -> Context:

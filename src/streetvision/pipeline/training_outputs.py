@@ -30,4 +30,5 @@ def merge_check_images(classifier: Classifier, context: Context) -> Tensor:
     """Images (B, 3, h, w) of TRAIN, whose logits must stay the same when adapters are merged."""
     limits = context.settings(LoaderConfig).limits
     rows = context.rows(Split.TRAIN)[:MERGE_CHECK_IMAGES]
-    return torch.stack([classifier.prepare(read_row(context.data_root, row, limits=limits)) for row in rows])
+    images = (read_row(context.data_root, row, limits=limits, decode_size=classifier.decode_size) for row in rows)
+    return torch.stack([classifier.prepare(image) for image in images])

@@ -168,7 +168,8 @@ class Service:
     async def _explain(self, body: bytes) -> bytes:
         loop = asyncio.get_running_loop()
         pixels = await loop.run_in_executor(self._decoders, self._predictor.read_image, body)
-        prediction = await loop.run_in_executor(self.batcher.thread, self._predictor.explain, pixels)
+        decoded = await loop.run_in_executor(self._decoders, self._predictor.decode, body)
+        prediction = await loop.run_in_executor(self.batcher.thread, self._predictor.explain, decoded)
         return await loop.run_in_executor(self._decoders, draw_overlay, pixels, prediction)
 
     def _release(self, work: "asyncio.Task[Any]") -> None:

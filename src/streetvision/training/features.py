@@ -137,7 +137,8 @@ def feature_key(classifier: Classifier) -> list[object]:
     description, backbone = classifier.description, classifier.backbone
     normalisation = [*classifier.mean.flatten().tolist(), *classifier.std.flatten().tolist()]
     network = [dict(backbone.spec.architecture), state_digest(backbone)]
-    return [code_sha256(), *network, description.image_size, description.pooling, description.layers, *normalisation]
+    preprocessing = [description.image_size, description.preprocessing, *normalisation]
+    return [code_sha256(), *network, *preprocessing, description.pooling, description.layers]
 
 
 def _digests(file: dict[str, Tensor]) -> list[bytes]:

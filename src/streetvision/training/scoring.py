@@ -49,7 +49,9 @@ def score_rows(
 
 def evaluation_loader(model: Model, rows: tuple[Row, ...], *, root: Path, loader: LoaderConfig) -> ImageLoader:
     """Return a loader of `rows` in order, with each image prepared for `model`."""
-    dataset = ImageDataset(rows, root=root, transform=model.prepare, limits=loader.limits)
+    dataset = ImageDataset(
+        rows, root=root, transform=model.prepare, limits=loader.limits, decode_size=model.decode_size
+    )
     in_order = EpochBatchSampler(len(rows), batch_size=images_per_batch(model, loader.batch_size), shuffle=False)
     return ImageLoader(dataset, in_order, workers=loader.worker_count)
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from streetvision.bundle.batch.files import predict_images
 from streetvision.bundle.batch.predict import predict_sources
 from streetvision.bundle.batch.shards import lock_folder, open_folder
 from streetvision.bundle.format import read_bundle
@@ -94,6 +95,18 @@ def finished(export, photos, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "out"
     predict(export, photos, out)
     return out
+
+
+@pytest.mark.parametrize("decoders", [1, 3])
+def test_predictions_are_in_order_with_any_number_of_decoding_threads(export, photos, expected, decoders):
+    files = [(path.name, path) for path in sorted((photos / "folder").rglob("*.jpg"))]
+    rows = list(predict_images(load_bundle(export), files, decoders=decoders))
+    assert [row["image"] for row in rows] == [name for name, _ in files]
+    for row in rows:
+        assert row["image"] == "bad.jpg" or row["probability"] == pytest.approx(
+            expected[row["image"]].probability, abs=1e-6
+        )
+        assert ("error" in row) == (row["image"] == "bad.jpg")
 
 
 def test_folder_tar_and_parquet_have_the_predictions_of_the_bundle(finished, photos, expected):

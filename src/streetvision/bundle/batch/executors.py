@@ -34,18 +34,19 @@ class WorkerError:
 
 
 class ShardWorker:
-    """Predicts shards on one thread with its own predictor.
+    """Predicts shards with its own predictor, whose model runs on one CPU thread or on the GPU.
 
     Args:
         bundle: Folder of the bundle.
         root: Folder of the predictions.
+        decoders: Threads that decode images.
 
     Raises:
         ArtifactError: The bundle on this machine is not the one of the predictions.
     """
 
-    def __init__(self, bundle: Path, root: Path) -> None:
-        self.folder = ShardFolder(root)
+    def __init__(self, bundle: Path, root: Path, *, decoders: int = 1) -> None:
+        self.folder, self.decoders = ShardFolder(root), decoders
         limits = DecodeLimits(max_megapixels=self.folder.manifest.max_megapixels, setting="--max-megapixels")
         self.predictor = load_bundle(bundle, limits=limits, threads=1)
         if self.predictor.manifest.digest != self.folder.manifest.bundle:
@@ -59,7 +60,7 @@ class ShardWorker:
 
     def __call__(self, shard: int) -> ShardResult:
         """Predict one shard and write its predictions."""
-        return predict_shard(self.predictor, self.folder, shard)
+        return predict_shard(self.predictor, self.folder, shard, decoders=self.decoders)
 
 
 Executor: TypeAlias = Callable[[Bundle, Path, Sequence[int], int | None], Iterator[ShardResult]]
@@ -80,7 +81,9 @@ def run_local(bundle: Bundle, root: Path, shards: Sequence[int], workers: int | 
         StreetVisionError: A worker raised it.
     """
     count = min(workers or _default_workers(bundle), len(shards))
-    pool, remaining = [_WorkerProcess(bundle, root) for _ in range(count)], iter(shards)
+    # A single worker, as on a GPU, would wait for its images on one core.
+    decoders = max(1, usable_cores() // count)
+    pool, remaining = [_WorkerProcess(bundle, root, decoders) for _ in range(count)], iter(shards)
     try:
         for worker in pool:
             worker.send(next(remaining))
@@ -111,6 +114,7 @@ class _WorkerProcess:
 
     bundle: Bundle
     root: Path
+    decoders: int
     connection: Connection = field(init=False)
     process: BaseProcess = field(init=False)
     shard: int | None = None
@@ -119,7 +123,7 @@ class _WorkerProcess:
         model = "graph_model" if self.bundle.manifest.runtime else "torch_model"
         context = worker_context([__name__, f"streetvision.bundle.{model}"])
         self.connection, worker_side = context.Pipe()
-        arguments = (self.bundle.folder, self.root, worker_side)
+        arguments = (self.bundle.folder, self.root, self.decoders, worker_side)
         self.process = context.Process(target=_worker_loop, args=arguments, daemon=True)
         self.process.start()
         worker_side.close()
@@ -152,14 +156,14 @@ class _WorkerProcess:
         self.process.join()
 
 
-def _worker_loop(bundle: Path, root: Path, connection: Connection) -> None:
+def _worker_loop(bundle: Path, root: Path, decoders: int, connection: Connection) -> None:
     """Predict the shards that arrive, until the connection is closed, which also happens if the main process dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on an interrupt, the main process stops its workers
     worker: ShardWorker | None = None
     try:
         while True:
             shard = connection.recv()
-            worker = worker or ShardWorker(bundle, root)
+            worker = worker or ShardWorker(bundle, root, decoders=decoders)
             connection.send(worker(shard))
     except (EOFError, BrokenPipeError):
         return

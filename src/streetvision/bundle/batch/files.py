@@ -4,13 +4,16 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from streetvision.bundle.explain import draw_overlay
 from streetvision.bundle.predictor import Prediction, Predictor, PreparedImage, load_bundle
+from streetvision.bundle.runtimes.graph import usable_cores
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 from streetvision.data.file_search import LeftOut, printable, search_folder
@@ -56,7 +59,10 @@ def print_predictions(
         predictor.use_monitor_state(monitor_state)
     files = list_files(images, left_out)
     print_left_out(left_out)
-    rows = predict_images(predictor, files) if explain is None else _explain_files(predictor, files, explain)
+    if explain is None:
+        rows = predict_images(predictor, files, decoders=usable_cores())
+    else:
+        rows = _explain_files(predictor, files, explain)
     write_row, failures = WRITERS[output_format](), 0
     for row in rows:
         failures += "error" in row
@@ -99,18 +105,25 @@ def print_left_out(left_out: LeftOut) -> None:
         sys.stderr.write(f"{printable(line)}\n")
 
 
-def predict_images(predictor: Predictor, images: Iterable[NamedImage]) -> Iterator[PredictionRow]:
-    """Predict named images in batches, in their order. An image that cannot be decoded gets a row with the error."""
+def predict_images(predictor: Predictor, images: Iterable[NamedImage], *, decoders: int = 1) -> Iterator[PredictionRow]:
+    """Predict named images in batches, in their order. An image that cannot be decoded gets a row with the error.
+
+    Args:
+        predictor: The bundle.
+        images: Names and images.
+        decoders: Threads that decode the images of a batch.
+    """
     remaining, size = iter(images), predictor.images_per_batch(BATCH_SIZE)
-    while batch := list(islice(remaining, size)):
-        inputs = [_prepare(predictor, image) for _, image in batch]
-        prepared = [image for image in inputs if not isinstance(image, UndecodableImage)]
-        predictions = iter(predictor.predict_prepared(prepared) if prepared else [])
-        for (name, _), image in zip(batch, inputs, strict=True):
-            if isinstance(image, UndecodableImage):
-                yield {"image": name, "error": image.reason}
-            else:
-                yield _row(name, next(predictions))
+    with ThreadPoolExecutor(max_workers=decoders) as pool:
+        while batch := list(islice(remaining, size)):
+            inputs = list(pool.map(partial(_prepare, predictor), (image for _, image in batch)))
+            prepared = [image for image in inputs if not isinstance(image, UndecodableImage)]
+            predictions = iter(predictor.predict_prepared(prepared) if prepared else [])
+            for (name, _), image in zip(batch, inputs, strict=True):
+                if isinstance(image, UndecodableImage):
+                    yield {"image": name, "error": image.reason}
+                else:
+                    yield _row(name, next(predictions))
 
 
 def _prepare(predictor: Predictor, image: Path | bytes | UndecodableImage) -> PreparedImage | UndecodableImage:
@@ -133,7 +146,7 @@ def _explain_files(predictor: Predictor, images: list[NamedImage], folder: Path)
         except UndecodableImage as error:
             yield {"image": name, "error": error.reason}
             continue
-        prediction = predictor.explain(pixels)
+        prediction = predictor.explain(image)
         # A file name has at most 255 bytes on most file systems, and the temporary file has a longer one.
         stem = Path(name).stem.encode(errors="surrogateescape")[:MAX_STEM_BYTES].decode(errors="ignore")
         write_bytes_atomic(folder / f"{number:04d}-{stem}.png", draw_overlay(pixels, prediction))

@@ -224,13 +224,13 @@ def open_folder(
     return folder
 
 
-def predict_shard(predictor: Predictor, folder: ShardFolder, shard: int) -> ShardResult:
+def predict_shard(predictor: Predictor, folder: ShardFolder, shard: int, *, decoders: int = 1) -> ShardResult:
     """Predict the images of a shard, and write its predictions all at once; memory holds one batch of images."""
     refs = [ImageRef(**fields) for fields in _read_json_lines(folder.listing(shard))]
     images = ((ref.name, content) for ref, content in read_image_refs(refs, limits=predictor.limits))
     failures = 0
     with open_atomic(folder.predictions(shard)) as handle:
-        for row in predict_images(predictor, images):
+        for row in predict_images(predictor, images, decoders=decoders):
             failures += "error" in row
             handle.write(_json_line(row))
     return ShardResult(shard, len(refs), failures)

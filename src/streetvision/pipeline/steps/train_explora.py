@@ -19,6 +19,7 @@ from streetvision.data.sources.unlabeled import UnlabeledImages
 from streetvision.data.two_views import GroupPairDataset, TwoViews
 from streetvision.eval.report.training_plots import adaptation_curve
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
+from streetvision.io.resize import DecodeSize
 from streetvision.io.tensors import save_tensors
 from streetvision.io.validators import validate_json
 from streetvision.models.adapters import merge_adapters
@@ -204,6 +205,7 @@ def _train(
     def image_loader(
         loader_rows: Sequence[Row],
         transform: Transform,
+        decode_size: DecodeSize,
         dataset: type[ImageDataset] = ImageDataset,
         *,
         training: bool = False,
@@ -216,6 +218,7 @@ def _train(
             limits=loader.limits,
             seed=config.seed,
             cache=cached_images(loader_rows, context) if training else None,
+            decode_size=decode_size if description.reduces else None,
         )
         sampler = EpochBatchSampler(
             len(loader_rows),
@@ -227,17 +230,18 @@ def _train(
         )
         return ImageLoader(images, sampler, workers=loader.worker_count)
 
-    size, ranks = student.classifier.description.image_size, rank_and_world_size()
-    pairs, plain = TwoViews(views, image_size=size), get_val_transforms(image_size=size)
+    description, ranks = student.classifier.description, rank_and_world_size()
+    pairs = TwoViews(views, image_size=description.image_size)
+    plain = get_val_transforms(image_size=description.image_size)
     options = TrainerOptions(
         context.progress,
         checkpoint=context.schema.explora_training_checkpoint,
         resume_key=resume_key(context, unlabeled_inputs(context)),
     )
     with (
-        image_loader(train, pairs, pair_dataset, training=True, rank_of=ranks) as train_batches,
-        image_loader(select, pairs, pair_dataset, rank_of=ranks) as select_batches,
-        image_loader(probe, plain) as probe_batches,
+        image_loader(train, pairs, pairs.decode_size, pair_dataset, training=True, rank_of=ranks) as train_batches,
+        image_loader(select, pairs, pairs.decode_size, pair_dataset, rank_of=ranks) as select_batches,
+        image_loader(probe, plain, student.classifier.decode_size) as probe_batches,
     ):
         groups = [row.group or row.path for row in probe]
         monitor = CollapseMonitor(
