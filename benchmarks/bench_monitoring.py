@@ -2,7 +2,9 @@
 
 false_alarms  streams without a shift: how often the tests and the risk bound ever raise an alarm
 rate          updates a second, from predictions in files to the state
-shifts        drawn scenes that change: share detected and delay, with a two-sample KS test at the same level
+shifts        drawn scenes that change: share detected and delay, with a two-sample KS test, and with the martingale of
+              MAPIE on the same distances and margins if it is installed, at the same level
+prevalence    drawn scenes with other shares of the positive class: error of the estimate, and coverage of its interval
 overhead      time of predict with signals, compared with predict alone
 """
 
@@ -11,6 +13,7 @@ import json
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -94,15 +97,19 @@ def shifts(bundle: Path, repeats: int, alpha: float) -> None:
     calm, _ = draw_stream(predictor, "none", count=800, first_seed=10**6)
     for change in CHANGES:
         changed, _ = draw_stream(predictor, change, count=500, first_seed=2 * 10**6)
-        rows = {"martingale": [], "KS": []}  # type: dict[str, list[float]]
+        rows = {"streetvision": [], "KS": []}  # type: dict[str, list[float]]
+        if find_spec("mapie") is not None:
+            rows["MAPIE"] = []
         for repeat in range(repeats):
             rng = np.random.default_rng(repeat)
             stream = _join(_take(calm, rng, before), _take(changed, rng, after))
             running = Monitor(predictor.bundle, alpha, seed=repeat)
             running.add(stream)
             at = [test.alarm_at for test in running.status.tests.values() if test.alarm_at is not None]
-            rows["martingale"].append(min(at, default=10**9))
+            rows["streetvision"].append(min(at, default=10**9))
             rows["KS"].append(_ks_alarm(running, stream, alpha))
+            if "MAPIE" in rows:
+                rows["MAPIE"].append(_mapie_alarm(running, stream, alpha, repeat))
         cells = []
         for name, alarms in rows.items():
             early = float(np.mean([alarm <= before for alarm in alarms]))
@@ -114,9 +121,12 @@ def shifts(bundle: Path, repeats: int, alpha: float) -> None:
 
 
 def _take(batch: PredictionBatch, rng: np.random.Generator, count: int) -> PredictionBatch:
-    rows = rng.permutation(len(batch.names))[:count]
+    return _rows(batch, rng.permutation(len(batch.names))[:count])
+
+
+def _rows(batch: PredictionBatch, rows: NDArray[np.intp]) -> PredictionBatch:
     arrays: dict[str, Any] = {name: getattr(batch, name)[rows] for name in ARRAYS}
-    return replace(batch, names=[batch.names[row] for row in rows], groups=[None] * count, **arrays)
+    return replace(batch, names=[batch.names[row] for row in rows], groups=[None] * len(rows), **arrays)
 
 
 ARRAYS = ("margins", "probabilities", "decisions", "components", "quality", "times")
@@ -141,6 +151,53 @@ def _ks_alarm(running: Monitor, stream: PredictionBatch, alpha: float, every: in
     return 10**9
 
 
+def _mapie_alarm(running: Monitor, stream: PredictionBatch, alpha: float, seed: int) -> float:
+    """The simple jumper of MAPIE on the distances and on the margins, each at half of alpha."""
+    from mapie.exchangeability_testing import OnlineMartingaleTest  # type: ignore[import-not-found]
+
+    reference, alarms = running.reference, [10**9]
+    values = (
+        (reference.distances, reference.nearest(stream.components)),
+        (reference.margins, stream.margins),
+    )
+    for before, after in values:
+        test = OnlineMartingaleTest(test_level=alpha / 2, random_state=seed)
+        both = np.concatenate([before, after])
+        for position in range(len(before), len(both)):
+            test.update_simple_jumper_martingale(test.compute_p_value(both[position], both[:position]))
+            if test.current_martingale_value > test.reject_threshold:
+                alarms.append(position - len(before) + 1)
+                break
+    return min(alarms)
+
+
+def prevalence(bundle: Path, repeats: int, images: int) -> None:
+    """Print the error of the estimated share, and the coverage of its interval, for streams of other shares."""
+    from benchmarks.monitoring_scenes import draw_stream
+
+    predictor = load_bundle(bundle)
+    predictor.record_signals()
+    batch, labels = draw_stream(predictor, "none", count=2000, first_seed=10**6)
+    for share in (0.1, 0.2, 0.3, 0.5):
+        errors, covered = [], 0
+        for repeat in range(repeats):
+            rng = np.random.default_rng(repeat)
+            positives = rng.binomial(images, share)
+            rows = [rng.choice(np.flatnonzero(labels == k), n) for k, n in ((1, positives), (0, images - positives))]
+            order = rng.permutation(np.concatenate(rows))
+            running = Monitor(predictor.bundle, seed=repeat)
+            running.add(_rows(batch, order))
+            found = running.finish().prevalence
+            assert found is not None
+            assert found.estimate is not None and found.low is not None and found.high is not None
+            errors.append(abs(found.estimate - share))
+            covered += found.low <= share <= found.high
+        sys.stdout.write(
+            f"share {share}: mean error {np.mean(errors):.4f}, largest {max(errors):.4f}, "
+            f"interval covers {covered / repeats:.2f}\n"
+        )
+
+
 def overhead(bundle: Path, folder: Path, repeats: int) -> None:
     """Print the time of predict with signals, divided by that of predict alone, on the images of a folder."""
     plain, recording = load_bundle(bundle), load_bundle(bundle)
@@ -157,7 +214,7 @@ def overhead(bundle: Path, folder: Path, repeats: int) -> None:
 def main() -> None:
     """Run one section."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("section", choices=["false_alarms", "rate", "shifts", "overhead"])
+    parser.add_argument("section", choices=["false_alarms", "rate", "shifts", "prevalence", "overhead"])
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--images", type=Path, help="folder of images, for overhead")
     parser.add_argument("--streams", type=int, default=2000)
@@ -173,6 +230,8 @@ def main() -> None:
         rate(given.bundle, given.length)
     elif given.section == "shifts":
         shifts(given.bundle, given.repeats, given.alpha)
+    elif given.section == "prevalence":
+        prevalence(given.bundle, given.repeats, min(given.length, 2000))
     elif given.images is None:
         parser.error("--images is needed")
     else:
