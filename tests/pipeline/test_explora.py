@@ -98,7 +98,7 @@ def test_every_epoch_is_in_the_metrics_file_and_the_picture(adapted):
     assert adapted.explora_curve_plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_knn_probe_has_the_requested_size_and_the_same_seed_gives_the_same_weights(scenes, tmp_path, command):
+def test_the_knn_probe_has_its_size_and_a_seed_its_weights(scenes, tmp_path, command):
     few, many = runs = ArtifactSchema(tmp_path / "few"), ArtifactSchema(tmp_path / "many")
     line = ["train", f"data.root={scenes}", *SHORT, "pipeline.phases=[phase4a_explora]"]
     for schema, size in ((few, ["phase4a.knn_probe_size=5"]), (many, [])):

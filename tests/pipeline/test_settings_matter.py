@@ -47,7 +47,7 @@ SHOWN_BY = {
     "phase4a.gradient_accumulation_steps": "training/ssl/test_explora.py::test_accumulation_changes_the_step",
     "phase4a.grad_cache_chunk": "training/ssl/test_explora.py::test_the_cache_embeds_at_most_one_chunk_of_views",
     "phase4a.checkpoint_every_n_steps": "training/ssl/test_explora.py::test_an_interrupted_run_ends_in_equal_weights",
-    "phase4a.knn_probe_size": "pipeline/test_explora.py::test_the_knn_probe_has_the_requested_size_and_the_same_seed_gives_the_same_weights",
+    "phase4a.knn_probe_size": "pipeline/test_explora.py::test_the_knn_probe_has_its_size_and_a_seed_its_weights",
     "phase4a.tracker": "training/test_loggers.py::test_wandb_writes_a_file",
     "phase4a.tracker_offline": "training/test_loggers.py::test_online_mlflow_logs_to_the_uri_of_the_environment",
     "phase4a.seed": "pipeline/test_explora.py::test_phase_1_trains_again_after_another_adaptation",
