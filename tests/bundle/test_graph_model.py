@@ -197,12 +197,10 @@ def exported_run(finished_run, onnx_bundle, runtime, tmp_path_factory):
     """A bundle of a finished run for each runtime."""
     if runtime == "onnx":
         return onnx_bundle
-    from streetvision.pipeline.console import Console
-    from streetvision.pipeline.runtime_export import RuntimeRequest, export_runtime
-
     out = tmp_path_factory.mktemp("exported") / runtime
-    overrides = [f"run_dir={finished_run}"]
-    return export_runtime(RuntimeRequest(finished_run / "export", out, runtime, "fp32"), overrides, Console()).folder
+    options = ("--bundle", finished_run / "export", "--runtime", runtime, "--precision", "fp32", "--out", out)
+    run_python("-m", "streetvision", "export", *options, f"run_dir={finished_run}")
+    return out
 
 
 @pytest.fixture(scope="module")

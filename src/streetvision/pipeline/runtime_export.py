@@ -55,6 +55,8 @@ SMALLEST_OFFERED = 4_000_000
 """Bytes of a model, below which no other runtime is offered: it is fast in any."""
 LEAST_SPEED = 1.1
 """Times as fast as PyTorch, at least."""
+OFFER_IMAGES = 256
+"""Images of VAL_SELECT on which an offer is compared; an export is compared on all."""
 TIMED_IMAGES, TIMED_REPEATS = 16, 4
 
 
@@ -154,7 +156,7 @@ def offer_openvino(bundle: Path, console: Console) -> None:
         with TemporaryDirectory() as name:
             try:
                 model = _convert(predictor, request, splits, Path(name)).model
-                parity = _compare(predictor, model, splits)
+                parity = _compare(predictor, model, splits, OFFER_IMAGES)
                 check_parity(parity, name=precision)
             except StreetVisionError:
                 continue
@@ -213,9 +215,9 @@ def _convert(predictor: Predictor, request: RuntimeRequest, context: Context, fo
     return _Converted(model, files, classifier.width, len(images))
 
 
-def _compare(predictor: Predictor, model: GraphModel, context: Context) -> RuntimeParity:
-    """Compare a model with that of the predictor, on VAL_SELECT."""
-    rows = context.rows(Split.VAL_SELECT)
+def _compare(predictor: Predictor, model: GraphModel, context: Context, most: int | None = None) -> RuntimeParity:
+    """Compare a model with that of the predictor, on VAL_SELECT, or on its first images."""
+    rows = context.rows(Split.VAL_SELECT)[:most]
     for row in rows:
         read_recorded(context.data_root, row, limits=predictor.limits)  # raises if a file has changed
     paths = [context.data_root / row.path for row in rows]

@@ -111,7 +111,7 @@ def test_several_threads_get_their_own_outputs(original, written, name):
 
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_the_graph_of_another_model_is_rejected(written, name):
-    with pytest.raises(ArtifactError, match=r"features and logits of shapes \[\(1, 64\), \(1, 2\)\]"):
+    with pytest.raises(ArtifactError, match=r"outputs of shapes \[\(1, 64\), \(1, 2\)\]"):
         opened(written(name, "fp32"), name, feature_dim=32)
 
 
