@@ -33,8 +33,6 @@ from streetvision.models.module import load_classifier
 from streetvision.models.multi_view import make_views
 from streetvision.models.network import seeded
 
-pytestmark = pytest.mark.long  # first, in a process that has loaded no other runtime: OpenVINO has crashed in others
-
 SIZE, DENSE_SIZE = (64, 96), (128, 160)
 VIEWS = ViewsConfig(rows=1, columns=2)
 FUSIONS = {
