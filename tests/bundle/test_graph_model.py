@@ -181,6 +181,18 @@ predictor = streetvision.load_bundle(bundle)
 predictor.explain(image)
 print(json.dumps({"probability": prediction.probability, "loaded": [n for n in unwanted if n in sys.modules]}))
 """
+RELEASED = """
+import os, signal, sys
+from pathlib import Path
+from streetvision.bundle.runtimes.registry import RUNTIMES
+
+runtime, folder = RUNTIMES[sys.argv[1]], Path(sys.argv[2])
+graphs = [runtime(folder, "fp32", 1) for _ in range(2)]
+while graphs:
+    del graphs[0]
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
 COMMAND = """
 import runpy, sys
 
@@ -220,6 +232,10 @@ def test_the_python_api_does_not_import_torch(exported_run, finished_run, image)
     assert output["loaded"] == []
     pytorch = json.loads(run_python("-c", PROGRAM, finished_run / "export", image).stdout)
     assert output["probability"] == pytest.approx(pytorch["probability"], abs=0.01)
+
+
+def test_a_signal_after_models_were_released_in_any_order_does_not_crash(folder, runtime):
+    assert run_python("-c", RELEASED, runtime, folder).stdout == "handled\n"
 
 
 def test_a_prediction_leaves_no_file_in_the_home_folder(exported_run, image, tmp_path):

@@ -30,7 +30,7 @@ class OpenvinoGraph(Graph):
     package = "openvino"
 
     def __init__(self, folder: Path, precision: Precision, threads: int, name: str = MODEL) -> None:
-        core = _import_openvino().Core()
+        core = _core()
         network = core.read_model(*(folder / file for file in self.files_of(name)))
         settings = {
             # Set explicitly, because the default is bf16 where the CPU has it; an int8 graph has fp32 operations too.
@@ -90,6 +90,22 @@ def _quantize(network: Any, images: Sequence[NDArray[np.uint8]]) -> Any:
         nncf.set_log_level(logging.ERROR)
         dataset = nncf.Dataset(list(images))
         return nncf.quantize(network, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
+
+
+_cores: list[Any] = []
+_cores_lock = Lock()
+
+
+def _core() -> Any:
+    """Return the only Core of this process, which is never released.
+
+    Each Core sets an alternate signal stack and restores the stack before it when it is released. With several that are
+    released in another order, a freed stack would remain set, and the next signal would crash the process.
+    """
+    with _cores_lock:
+        if not _cores:
+            _cores.append(_import_openvino().Core())
+        return _cores[0]
 
 
 def _import_openvino() -> Any:
