@@ -116,12 +116,13 @@ def _replay(index: Index, features: FloatArray, test: NDArray[np.bool_], choose:
 
 
 def _planned(strategy: str) -> Choose:
-    """The next images by a queue of `streetvision label`."""
+    """The next images by a queue of `streetvision label`, which is planned again after each batch."""
 
     def choose(candidates: list[Candidate], features: FloatArray, seed: int) -> list[tuple[int, str]]:
         position = {candidate.sha256: i for i, candidate in enumerate(candidates)}
-        queue = plan_queue(candidates, features, strategy=strategy, count=BATCH, seed=seed)
-        return [(position[image.sha256], image.queue) for image in queue.images]
+        left = LABELS - sum(candidate.label is not None for candidate in candidates)
+        queue = plan_queue(candidates, features, strategy=strategy, count=left, seed=seed)
+        return [(position[image.sha256], image.queue) for image in queue.images[:BATCH]]
 
     return choose
 

@@ -1,11 +1,14 @@
 """The page's requests: nothing is lost or stored twice, and other web pages cannot send any."""
 
 import io
+import time
+from dataclasses import replace
 
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from streetvision.labeling.queue import Queue
 from streetvision.labeling.server import create_app
 from streetvision.labeling.session import LEASE_SECONDS
 from tests.labeling.conftest import NAMES
@@ -52,6 +55,47 @@ def test_the_same_decision_sent_again_is_stored_once_and_a_second_one_is_refused
     again, _ = client()
     assert decide(again, queue.images[0]).status_code == 200
     assert queue.images[0].sha256 not in shown(again)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "timeout"
+        time.sleep(0.01)
+
+
+def test_the_queue_is_planned_again_and_keeps_what_a_tab_has_received(client, queue, monkeypatch):
+    monkeypatch.setattr("streetvision.labeling.session.REPLANNED_AFTER", 2)
+    first, new = queue.images[0], replace(queue.images[0], sha256="a" * 64)
+    planned = []
+
+    def replan(events, count):
+        planned.append(([event.sha256 for event in events], count))
+        return Queue((first, new), 3)
+
+    page, session = client(session={"replan": replan})
+    received = shown(page)
+    decide(page, queue.images[0])
+    assert not planned
+    decide(page, queue.images[1], event=2)
+    wait_until(lambda: session.queue.worthwhile == 3)
+    assert planned == [(received[:2], 10)]
+    assert [image.sha256 for image in session.queue.images] == [*received, new.sha256]
+    assert shown(page) == [*received[2:], new.sha256]
+    progress = decide(page, new, event=3).json()
+    assert (progress["decided"], progress["total"], progress["worthwhile"]) == (3, len(received) + 1, 2)
+
+
+def test_a_plan_that_fails_leaves_the_queue(client, queue, monkeypatch, caplog):
+    monkeypatch.setattr("streetvision.labeling.session.REPLANNED_AFTER", 1)
+
+    def replan(events, count):
+        raise ValueError("no plan")
+
+    page, session = client(session={"replan": replan})
+    assert decide(page, queue.images[0]).status_code == 200
+    wait_until(lambda: "no plan" in caplog.text)
+    assert session.queue == queue
 
 
 def test_two_tabs_receive_different_images_until_a_lease_ends(client, queue):

@@ -83,7 +83,7 @@ def uninterrupted_run(root: Path) -> tuple[dict[str, str], float]:
     """Digests and duration, in seconds, of an uninterrupted run."""
     started = time.perf_counter()
     code = _wait(_start(root))
-    assert code == 0, f"the uninterrupted run ended with {code}; see {root}.log"
+    assert code == 0, f"the uninterrupted run ended with {code}:\n{Path(f'{root}.log').read_text()}"
     return digests(root), time.perf_counter() - started
 
 

@@ -107,22 +107,20 @@ def plan_queue(
     drawable.sort(key=lambda i: sha256(f"{seed} {candidates[i].sha256}".encode()).digest())
     n_random = count if strategy == RANDOM_QUEUE else math.ceil(RANDOM_SHARE * count)
     committee, model = _committee(candidates, features, seed)
-    chosen = (
+    parts = (
         []
         if strategy == RANDOM_QUEUE
         else list(_choose(candidates, features, committee, reserved, strategy, count - n_random, seed))
     )
     if strategy == MIXED:  # what the strategies lack is drawn at random
-        n_random = count - len(chosen)
-    drawn = [_entry(candidates[i], RANDOM_QUEUE, "drawn at random") for i in drawable[:n_random]]
+        n_random = count - sum(map(len, parts))
+    parts.append([_entry(candidates[i], RANDOM_QUEUE, "drawn at random") for i in drawable[:n_random]])
+    images = _mixed(parts)
     if committee is not None:
         probability = {c.sha256: float(p) for c, p in zip(candidates, committee.consensus, strict=True)}
-        chosen, drawn = (
-            [replace(image, probability=probability[image.sha256], model=model) for image in part]
-            for part in (chosen, drawn)
-        )
+        images = [replace(image, probability=probability[image.sha256], model=model) for image in images]
     worthwhile = None if committee is None else int(committee.disagrees[open_].sum())
-    return Queue(tuple(_mixed(chosen, drawn)), worthwhile)
+    return Queue(tuple(images), worthwhile)
 
 
 def reserved_units(candidates: Sequence[Candidate]) -> set[str]:
@@ -153,8 +151,8 @@ def _choose(
     strategy: str,
     count: int,
     seed: int,
-) -> Iterator[QueuedImage]:
-    """At most `count` images that a strategy chooses."""
+) -> Iterator[list[QueuedImage]]:
+    """At most `count` images that a strategy chooses, by its parts."""
     eligible = [i for i, c in enumerate(candidates) if c.unit not in reserved and not c.protected and not c.skipped]
     pool = [i for i in eligible if candidates[i].label is None]
     allowed, taken = set(eligible), set[int]()
@@ -174,18 +172,13 @@ def _choose(
             )
             name, found = "diverse", [rest[p] for p in positions]
         elif rest and features is not None and committee is not None:
-            positions = choose_uncertain(
-                features[rest],
-                [candidates[i].unit for i in rest],
-                committee.of(rest),
-                limit,
-                seed=seed,
-            )
+            positions = choose_uncertain([candidates[i].unit for i in rest], committee.entropy[rest], limit)
             found = [rest[p] for p in positions]
         taken.update(found)
-        for i in found:
-            reason = "copies of it have both labels" if candidates[i].in_conflict else REASONS[name]
-            yield _entry(candidates[i], name, reason)
+        yield [
+            _entry(candidates[i], name, "copies of it have both labels" if candidates[i].in_conflict else REASONS[name])
+            for i in found
+        ]
 
 
 MIXTURE = (("abstained", 0.3), ("suspicious", 0.1), ("uncertain", 1.0))
@@ -202,13 +195,11 @@ def _entry(candidate: Candidate, queue: str, reason: str) -> QueuedImage:
     return QueuedImage(candidate.sha256, candidate.path, candidate.group, queue, reason)
 
 
-def _mixed(chosen: Sequence[QueuedImage], drawn: Sequence[QueuedImage]) -> Iterator[QueuedImage]:
-    """The chosen images with those drawn at random at even distances, so that every part of the queue has its share."""
-    total = len(chosen) + len(drawn)
-    order = [((i + 0.5) / max(len(part), 1), image) for part in (chosen, drawn) for i, image in enumerate(part)]
+def _mixed(parts: Sequence[Sequence[QueuedImage]]) -> list[QueuedImage]:
+    """The images of all parts, each part at even distances, so that every section of the queue has its share."""
+    order = [((i + 0.5) / len(part), image) for part in parts for i, image in enumerate(part)]
     order.sort(key=lambda pair: pair[0])
-    assert len(order) == total
-    return (image for _, image in order)
+    return [image for _, image in order]
 
 
 def _committee(

@@ -1,9 +1,10 @@
 """A session of labelling: the queue, the decisions of one person, and images that are made ready in advance."""
 
+import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,12 +19,19 @@ from streetvision.data.labels.store import LabelEvent, LabelStore, label_event
 from streetvision.data.thumbnail import encode_jpeg, shrink
 from streetvision.labeling.queue import Queue, QueuedImage
 
+logger = logging.getLogger(__name__)
+
 DISPLAY_PIXELS = 1600
 """Longer side of an image as it is shown first."""
 AHEAD, KEPT = 24, 96
 """Images that are made ready before they are shown, and images in memory."""
+REPLANNED_AFTER = 10
+"""Decisions after which the queue is planned again."""
 LEASE_SECONDS = 600
 """Time after which an image that one browser tab has received may be sent to another one."""
+
+
+Replan = Callable[[Sequence[LabelEvent], int], Queue]
 
 
 class DecisionError(StreetVisionError):
@@ -88,6 +96,7 @@ class Session:
         store: Where decisions are written.
         labeler: Who decides.
         limits: Largest accepted image.
+        replan: Plans that many images after these decisions, in a thread; None: the queue stays as it is.
         clock: Seconds, for leases.
     """
 
@@ -98,9 +107,12 @@ class Session:
         *,
         labeler: str,
         limits: DecodeLimits,
+        replan: "Replan | None" = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.queue, self.store, self.labeler, self._clock = queue, store, labeler, clock
+        self._replan, self._planner = replan, ThreadPoolExecutor(1)
+        self._since_plan, self._labelled_at_plan = 0, 0
         self.display = DisplayImages(limits)
         self._by_sha256 = {image.sha256: image for image in queue.images}
         self._unreadable: set[str] = set()
@@ -168,6 +180,30 @@ class Session:
             )
             self.store.append([decision])
             self._decided[sha256] = decision
+            self._since_plan += 1
+            if self._replan is not None and self._since_plan >= REPLANNED_AFTER:
+                self._since_plan = 0
+                self._planner.submit(self._plan_again, self._replan, list(self.store.events), self._labelled())
+
+    def _plan_again(self, replan: Replan, events: Sequence[LabelEvent], labelled: int) -> None:
+        """Replace the images that no tab has received."""
+        total = len(self.queue.images)
+        try:
+            planned = replan(events, total)
+        except Exception:
+            logger.exception("the queue was not planned again and stays as it is")
+            return
+        with self._lock:
+            kept = [i for i in self._by_sha256.values() if i.sha256 in self._decided or i.sha256 in self._leases]
+            taken = {image.sha256 for image in kept}
+            new = [image for image in planned.images if image.sha256 not in taken]
+            self.queue = Queue((*kept, *new[: max(total - len(kept), 0)]), planned.worthwhile)
+            self._labelled_at_plan = labelled
+            # An image that leaves the queue may still be decided on.
+            self._by_sha256 |= {image.sha256: image for image in new}
+
+    def _labelled(self) -> int:
+        return sum(self._decided[digest].action == "label" for digest in self._by_sha256.keys() & self._decided.keys())
 
     def undo(self, *, event: str, undoes: str) -> None:
         """Withdraw a decision of this person; both stay in the file. The same event again changes nothing.
@@ -198,11 +234,11 @@ class Session:
         """How many images of the queue are decided."""
         with self._lock:
             decided = [self._decided[sha256] for sha256 in self._by_sha256.keys() & self._decided.keys()]
-        worthwhile = self.queue.worthwhile
-        labelled = sum(event.action == "label" for event in decided)
+            since_plan = self._labelled() - self._labelled_at_plan
+            worthwhile, total = self.queue.worthwhile, len(self.queue.images)
         return Progress(
             len(decided),
-            len(self.queue.images),
+            total,
             sum(event.queue == RANDOM_QUEUE for event in decided),
-            None if worthwhile is None else max(worthwhile - labelled, 0),
+            None if worthwhile is None else max(worthwhile - since_plan, 0),
         )

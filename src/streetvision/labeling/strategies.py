@@ -4,8 +4,6 @@ Shapes: N images of the pool, L labelled images, P width of the features, K imag
 
 References:
     Committee by bagging: Abe and Mamitsuka, "Query Learning Strategies Using Boosting and Bagging", ICML 1998.
-    Weighted clusters of the most uncertain images: Zhdanov, "Diverse mini-batch Active Learning", arXiv 1901.05954,
-    section 3.
 """
 
 import warnings
@@ -28,9 +26,6 @@ MEMBERS = 8
 """Classifiers of the committee."""
 STRENGTH = 3.0
 """Inverse L2 penalty of a member, for features of which a row has a squared length of about 1."""
-PRESELECTED = 2
-"""Uncertain groups per image that is chosen. They are clustered, and each cluster gives one image. More of them would
-dilute the uncertainty."""
 EPSILON = 1e-6
 
 
@@ -55,8 +50,35 @@ def choose_diverse(
         covered: (L, P) of images that are labelled; clusters that contain one of them are used last. None: none.
         seed: Seed of the clusters.
     """
-    known = np.empty((0, features.shape[1])) if covered is None else covered
-    return _one_of_each_cluster(features, groups, count, np.ones(len(features)), known=known, seed=seed)
+    count = min(count, len(features))
+    if count == 0:
+        return np.empty(0, dtype=np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct images than clusters
+        clusters = KMeans(count, n_init=1, random_state=seed).fit(features)
+    distance = np.square(features - clusters.cluster_centers_[clusters.labels_]).sum(axis=1)
+    sizes = np.bincount(clusters.labels_, minlength=count)
+    used_last = np.zeros(count, dtype=np.bool_)
+    if covered is not None and len(covered):
+        used_last[clusters.predict(covered)] = True
+    chosen: list[int] = []
+    used: set[object] = set()
+    for cluster in np.lexsort((-sizes, used_last)):
+        members = np.flatnonzero(clusters.labels_ == cluster)
+        for position in members[np.argsort(distance[members], kind="stable")].tolist():
+            if groups[position] not in used:
+                chosen.append(position)
+                used.add(groups[position])
+                break
+    # Clusters whose groups are all used leave places, which the nearest images of other groups fill, then any image.
+    for repeat in (False, True):
+        for position in np.argsort(distance, kind="stable").tolist():
+            if len(chosen) == count:
+                break
+            if position not in chosen and (repeat or groups[position] not in used):
+                chosen.append(position)
+                used.add(groups[position])
+    return np.array(chosen, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -72,10 +94,6 @@ class Committee:
     def entropy(self) -> FloatArray:
         """(N,) entropy in bits of the consensus."""
         return binary_entropy(self.consensus)
-
-    def of(self, positions: Sequence[int]) -> "Committee":
-        """The predictions for some images of the pool."""
-        return Committee(self.probabilities[:, positions], self.consensus[positions])
 
     @property
     def disagrees(self) -> NDArray[np.bool_]:
@@ -120,28 +138,22 @@ def fit_committee(
     return Committee(probabilities, predict(np.ones(len(labels), dtype=np.int64)))
 
 
-def choose_uncertain(
-    features: FloatArray, groups: Sequence[object], committee: Committee, count: int, *, seed: int = 0
-) -> IntArray:
-    """Return at most `count` positions: one image of each cluster of the groups with the highest entropy.
+def choose_uncertain(groups: Sequence[object], entropy: FloatArray, count: int) -> IntArray:
+    """Return at most `count` positions: the image with the highest entropy of each group, then the other images.
+
+    One of each cluster of uncertain images did worse where the committee is fitted again after few labels.
 
     Args:
-        features: (N, P) of the pool.
         groups: Group of each image (N,).
-        committee: Predictions for the pool.
+        entropy: (N,) of the predictions.
         count: K.
-        seed: Seed of the clusters.
     """
-    order = np.argsort(-committee.entropy, kind="stable")
-    most_uncertain = {groups[position]: position for position in reversed(order.tolist())}
-    first = np.array(sorted(most_uncertain.values(), key=lambda i: -committee.entropy[i]), dtype=np.int64)
-    if len(first) < count:  # fewer groups than images to choose
-        first = order
-    first = first[: PRESELECTED * count]
-    chosen = _one_of_each_cluster(
-        features[first], [groups[position] for position in first], count, committee.entropy[first], seed=seed
-    )
-    return first[chosen]
+    order = np.argsort(-entropy, kind="stable")
+    first = list({groups[i]: i for i in reversed(order.tolist())}.values())
+    repeated = np.ones(len(groups), dtype=np.bool_)
+    repeated[first] = False
+    chosen: IntArray = order[np.argsort(repeated[order], kind="stable")][:count]
+    return chosen
 
 
 def binary_entropy(probabilities: FloatArray) -> FloatArray:
@@ -149,44 +161,3 @@ def binary_entropy(probabilities: FloatArray) -> FloatArray:
     p = np.clip(probabilities, 1e-12, 1 - 1e-12)
     entropy: FloatArray = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
     return entropy
-
-
-def _one_of_each_cluster(
-    features: FloatArray,
-    groups: Sequence[object],
-    count: int,
-    weights: FloatArray,
-    *,
-    known: FloatArray | None = None,
-    seed: int,
-) -> IntArray:
-    """One image of each of `count` clusters: the nearest to the centre, of a group that no cluster has used."""
-    count = min(count, len(features))
-    if count == 0:
-        return np.empty(0, dtype=np.int64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct images than clusters
-        clusters = KMeans(count, n_init=1, random_state=seed).fit(features, sample_weight=weights + EPSILON)
-    distance = np.square(features - clusters.cluster_centers_[clusters.labels_]).sum(axis=1)
-    sizes = np.bincount(clusters.labels_, minlength=count)
-    covered = np.zeros(count, dtype=np.bool_)
-    if known is not None and len(known):
-        covered[clusters.predict(known)] = True
-    chosen: list[int] = []
-    used: set[object] = set()
-    for cluster in np.lexsort((-sizes, covered)):
-        members = np.flatnonzero(clusters.labels_ == cluster)
-        for position in members[np.argsort(distance[members], kind="stable")].tolist():
-            if groups[position] not in used:
-                chosen.append(position)
-                used.add(groups[position])
-                break
-    # Clusters whose groups are all used leave places, which the nearest images of other groups fill, then any image.
-    for repeat in (False, True):
-        for position in np.argsort(distance, kind="stable").tolist():
-            if len(chosen) == count:
-                break
-            if position not in chosen and (repeat or groups[position] not in used):
-                chosen.append(position)
-                used.add(groups[position])
-    return np.array(chosen, dtype=np.int64)

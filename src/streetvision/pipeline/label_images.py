@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -39,6 +40,8 @@ from streetvision.pipeline.settings import RunConfig
 DEFAULT_FOLDER = Path("outputs") / "labels"
 WITHOUT_FEATURES = ("random", "abstained")
 """Queues that need no backbone."""
+REPLANNED = (MIXED, "uncertain")
+"""Queues that are planned again during a session, because they depend on the labels."""
 MAX_NAMED = 3
 
 
@@ -82,10 +85,13 @@ def serve_labels(overrides: Sequence[str], options: LabelOptions, *, host: str, 
     labeler = options.labeler or getpass.getuser()
     with run_lock(store.path.parent / ".lock", option="data.labels=..."), open_listener(host, port) as listener:
         store = LabelStore(store.path, config.data.class_names)  # no other process adds labels from here on
+        replan = None
         if options.second_opinion:
             queue = second_opinions(store, labeler, options.count, options.seed)
         else:
-            queue = read_queue(config, options, store, console)
+            plan = partial(read_pool(config, options, store, console).plan, options=options)
+            queue = plan(store.events, options.count)
+            replan = plan if options.strategy in REPLANNED else None
         if not queue.images:
             raise DataError("no image is left to label in this queue", "give more --images, or another --queue")
         counts = {name: sum(image.queue == name for image in queue.images) for name in STRATEGIES}
@@ -94,7 +100,7 @@ def serve_labels(overrides: Sequence[str], options: LabelOptions, *, host: str, 
         for pair in agreements(store.events):
             kappa = "undefined" if pair.kappa is None else f"{pair.kappa:.2f}"
             console.line("agreement", f"{' and '.join(pair.labelers)}: {pair.agreed} of {pair.images}, kappa {kappa}")
-        session = Session(queue, store, labeler=labeler, limits=config.loader.limits)
+        session = Session(queue, store, labeler=labeler, limits=config.loader.limits, replan=replan)
         app = create_app(
             session,
             class_names=config.data.class_names,
@@ -134,39 +140,62 @@ def second_opinions(store: LabelStore, labeler: str, count: int, seed: int) -> Q
     )
 
 
-def read_queue(config: RunConfig, options: LabelOptions, store: LabelStore, console: Console) -> Queue:
-    """Read every image once, and plan the queue."""
+@dataclass(frozen=True)
+class Pool:
+    """The images that may be shown, each once."""
+
+    rows: tuple[Row, ...]
+    """N images; those on which a model abstained come first, the most uncertain before the others."""
+    features: FloatArray | None
+    """(N, P); None: the queue needs none."""
+    abstained: frozenset[str]
+    """Paths."""
+    in_conflict: frozenset[str]
+    """Paths of images with a copy that has the other label."""
+    protected: frozenset[str]
+    """sha256 of images in an evaluation split."""
+
+    def plan(self, events: Sequence[LabelEvent], count: int, options: LabelOptions) -> Queue:
+        """Return the next `count` images after these decisions."""
+        decisions = decide(events)
+        by_people = {image.sha256: image for image in decisions.images}
+        undecided = decisions.skipped | {event.sha256 for event in decisions.disputed}
+        candidates = [
+            Candidate(
+                row.sha256,
+                row.path,
+                row.group,
+                label=by_people[row.sha256].label
+                if row.sha256 in by_people
+                else (None if row.label == UNLABELED else row.label),
+                queue=by_people[row.sha256].queue if row.sha256 in by_people else None,
+                skipped=row.sha256 in undecided,
+                protected=row.sha256 in self.protected,
+                abstained=row.path in self.abstained,
+                in_conflict=row.path in self.in_conflict,
+            )
+            for row in self.rows
+        ]
+        return plan_queue(candidates, self.features, strategy=options.strategy, count=count, seed=options.seed)
+
+
+def read_pool(config: RunConfig, options: LabelOptions, store: LabelStore, console: Console) -> Pool:
+    """Read every image once."""
     rows, in_conflict, abstained = _read_images(config, options, store, console)
     features = None
     if options.strategy not in WITHOUT_FEATURES:
         features = _features(config, rows, store.path.parent, console)
-    decisions = decide(store.events)
-    by_people = {image.sha256: image for image in decisions.images}
-    undecided = decisions.skipped | {event.sha256 for event in decisions.disputed}
-    protected = _evaluated_images(config)
-    candidates = [
-        Candidate(
-            row.sha256,
-            row.path,
-            row.group,
-            label=by_people[row.sha256].label
-            if row.sha256 in by_people
-            else (None if row.label == UNLABELED else row.label),
-            queue=by_people[row.sha256].queue if row.sha256 in by_people else None,
-            skipped=row.sha256 in undecided,
-            protected=row.sha256 in protected,
-            abstained=row.path in abstained,
-            in_conflict=row.path in in_conflict,
-        )
-        for row in rows
-    ]
-    # Images with equal bytes are one image to a person. The abstained ones keep their order: the most uncertain first.
-    unique = {candidate.sha256: candidate for candidate in reversed(candidates)}
-    position = {row.sha256: number for number, row in enumerate(rows)}
+    # Images with equal bytes are one image to a person.
+    position = {row.sha256: number for number, row in reversed(list(enumerate(rows)))}
     rank = {path: number for number, path in enumerate(abstained)}
-    ordered = sorted(unique.values(), key=lambda c: (rank.get(c.path, len(rank)), position[c.sha256]))
-    matrix = None if features is None else features[[position[candidate.sha256] for candidate in ordered]]
-    return plan_queue(ordered, matrix, strategy=options.strategy, count=options.count, seed=options.seed)
+    order = sorted(position.values(), key=lambda i: (rank.get(rows[i].path, len(rows)), i))
+    return Pool(
+        tuple(rows[i] for i in order),
+        None if features is None else features[order],
+        frozenset(abstained),
+        frozenset(in_conflict),
+        frozenset(_evaluated_images(config)),
+    )
 
 
 def _read_images(
