@@ -27,8 +27,7 @@ from scipy.stats import t as student_t
 from sklearn.linear_model import LogisticRegression
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.contracts.phase import Context
-from streetvision.contracts.split_contracts import RANDOM_QUEUE, Index, Partition
+from streetvision.contracts.split_contracts import RANDOM_QUEUE, Index
 from streetvision.data.splitting.partition import assign_folds, unit_name
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc
@@ -37,7 +36,7 @@ from streetvision.labeling.strategies import STRENGTH, FloatArray, reduce_featur
 from streetvision.models.module import load_classifier
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.data.scan_data import scan_data
+from streetvision.pipeline.data.scan_data import scan_without_splits
 from streetvision.pipeline.input_size import input_size
 from streetvision.pipeline.probe_head import FeatureReader
 from streetvision.synthetic.scenes import write_scenes
@@ -87,18 +86,12 @@ def _features(settings: Sequence[str], folder: Path) -> tuple[Index, FloatArray]
         write_scenes(folder / "scenes", config.scenes, console)
         settings = [s for s in settings if not s.startswith("scenes.")]
         config = compose_config([*settings, f"data.root={folder / 'scenes'}"])
-    schema = ArtifactSchema(folder / "scan")
-    schema.ensure_output_dir()
-    index = scan_data(Context("data", schema, console, config.sections(), _no_partition)).index
+    index = scan_without_splits(config, ArtifactSchema(folder / "scan"), console).index
     classifier = load_classifier(config.model, input_size(config.model, index.rows))
     reader = FeatureReader.of(classifier.backbone, config.model)
     cache = FeatureCache(folder / "features", reader.classifier, loader=config.loader, progress=console)
     features, _ = cache.features(index.rows, root=index.root, name="all")
     return index, reduce_features(features.numpy())
-
-
-def _no_partition() -> Partition:
-    raise AssertionError("a scan opens no split")
 
 
 def _replay(index: Index, features: FloatArray, test: NDArray[np.bool_], choose: Choose, seed: int) -> FloatArray:

@@ -17,9 +17,8 @@ from threadpoolctl import threadpool_limits
 from streetvision.calibration.config import MAC_CAL
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError, DataError, StreetVisionError
-from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import EstimateWithInterval
-from streetvision.contracts.split_contracts import Index, Partition, Split
+from streetvision.contracts.split_contracts import Index, Split
 from streetvision.data.splitting.partition import count_units
 from streetvision.eval.bootstrap import paired_difference
 from streetvision.eval.cross_validated import cross_validated_intervals
@@ -43,7 +42,7 @@ from streetvision.models.device import default_jobs
 from streetvision.models.module import load_classifier
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.data.scan_data import scan_data
+from streetvision.pipeline.data.scan_data import scan_without_splits
 from streetvision.pipeline.input_size import input_size
 from streetvision.pipeline.phases import PRELOADED
 from streetvision.pipeline.probe_chain import fit_probe_chain
@@ -96,8 +95,7 @@ def launch_cross_validation(
     config = resolve_run_config(config, console=console)
     schema.ensure_output_dir()
     with run_lock(schema.lock_file):
-        scan_context = Context("data", schema, console, config.sections(), _no_partition)
-        grouped = scan_data(scan_context)
+        grouped = scan_without_splits(config, schema, console)
         index = grouped.index
         _check_units(index, settings)
         chains = list(plan_chains(index, config, overrides, file, schema.cross_validation_dir / "chains", console))
@@ -125,10 +123,6 @@ def launch_cross_validation(
         console.text(line)
     console.line("report", str(schema.cross_validation_html))
     return schema
-
-
-def _no_partition() -> Partition:
-    raise AssertionError("a scan opens no split")
 
 
 def _check_units(index: Index, settings: CrossValidationConfig) -> None:

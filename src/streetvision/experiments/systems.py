@@ -12,9 +12,8 @@ from pydantic import Field
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
-from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import Artifact, Digest
-from streetvision.contracts.split_contracts import Index, Partition, Split
+from streetvision.contracts.split_contracts import Index, Split
 from streetvision.eval.bootstrap import paired_difference
 from streetvision.eval.cross_validated import cross_validated_intervals
 from streetvision.eval.predictions import Predictions
@@ -33,7 +32,7 @@ from streetvision.io.validators import validate_json
 from streetvision.models.device import default_jobs
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.data.scan_data import scan_data
+from streetvision.pipeline.data.scan_data import scan_without_splits
 from streetvision.pipeline.settings import RunConfig
 
 ONE_PROCESS = "loader.num_workers=0"
@@ -243,17 +242,11 @@ def _scan(name: str, settings: Sequence[str], request: SystemsRequest, console: 
     """The images of a data set, with the groups that near-duplicates join."""
     root = request.out / "scans" / _slug(name)
     config = compose_config([*settings, f"run_dir={root}"])
-    schema = ArtifactSchema(root)
-    schema.ensure_output_dir()
-    return scan_data(Context("data", schema, console, config.sections(), _no_partition)).index
+    return scan_without_splits(config, ArtifactSchema(root), console).index
 
 
 def _slug(name: str) -> str:
     return re.sub(r"\W+", "_", name)
-
-
-def _no_partition() -> Partition:
-    raise AssertionError("a scan opens no split")
 
 
 def _plan(
@@ -324,6 +317,9 @@ def _rows(
         for cell, record in records:
             rows = [position[row.path] for row in cell.chain.partition.rows(Split.VAL_TEST)]
             p[rows], decisions[rows] = record.probabilities, record.decisions
+        if np.isnan(p).any():
+            yield replace(row, missing="a fold has too few groups to train on")
+            continue
         predictions = Predictions(labels, p, groups, decisions=decisions)
         seconds = [record.seconds for _, record in records if record.seconds is not None]
         memory = [record.memory for _, record in records if record.memory is not None]

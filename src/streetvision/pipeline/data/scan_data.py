@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.phase import Context
 from streetvision.contracts.progress import Progress
-from streetvision.contracts.split_contracts import Index, NearDuplicateClusters
+from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Partition
 from streetvision.data.config import DataConfig, GroupingConfig, LoaderConfig
 from streetvision.data.grouping.group_rows import copy_conflicts, group_rows
 from streetvision.data.labels.listing import Labels
@@ -12,6 +13,7 @@ from streetvision.data.scan import Scan, check_invalid_fraction, scan_images
 from streetvision.data.sources.discovery import class_names_warning
 from streetvision.io.atomic import write_json_atomic
 from streetvision.pipeline.artifacts import list_data
+from streetvision.pipeline.settings import RunConfig
 
 MAX_NAMED = 3
 """Left-out files that the warning names; data_report.json names all."""
@@ -30,6 +32,16 @@ class GroupedScan:
     def of(cls, scan: Scan, config: GroupingConfig, progress: Progress) -> "GroupedScan":
         """Group the rows of a scan."""
         return cls(scan, *group_rows(scan.index, scan.hashes, config, progress=progress))
+
+
+def scan_without_splits(config: RunConfig, schema: ArtifactSchema, progress: Progress) -> GroupedScan:
+    """scan_data for a command that has no run; the report is written to `schema`."""
+
+    def no_partition() -> Partition:
+        raise AssertionError("a scan opens no split")
+
+    schema.ensure_output_dir()
+    return scan_data(Context("data", schema, progress, config.sections(), no_partition))
 
 
 def scan_data(
