@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     given = parser.parse_args()
     with TemporaryDirectory() as name:
-        index, features = _features(given.settings, Path(name))
+        index, features = scan_features(given.settings, Path(name))
     curves: dict[str, list[FloatArray]] = {strategy: [] for strategy in STRATEGIES}
     full: list[float] = []
     for seed in range(given.seeds):
@@ -80,7 +80,8 @@ def main() -> None:
         )
 
 
-def _features(settings: Sequence[str], folder: Path) -> tuple[Index, FloatArray]:
+def scan_features(settings: Sequence[str], folder: Path) -> tuple[Index, FloatArray]:
+    """The images of a data set with their frozen features (N, P)."""
     config, console = compose_config(settings), Console(silent=True)
     if config.data.root is None:
         write_scenes(folder / "scenes", config.scenes, console)

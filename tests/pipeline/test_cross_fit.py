@@ -204,6 +204,22 @@ def test_the_mean_of_the_folds_weights_may_ship(phase1):
     assert "training.ship" in out
 
 
+def test_auto_trains_all_epochs_on_all_images_outside_the_fold(phase1):
+    auto = ["training=auto", "training.gate=off", "training.epochs=2", "training.batch_size=16"]
+    code, out, schema = phase1(*auto, "training.early_stopping_patience=1")
+    assert code == 2
+    assert "training.early_stopping_patience" in out
+    code, out, schema = phase1(*auto, "augmentation.gate=only_report", "augmentation.gate_epochs=1")
+    assert code in (0, 3), out
+    assert "auto, 2 epochs" in out
+    for fold in range(3):
+        assert len(read_json(schema.in_fold(fold).fold_json)["history"]) == 2
+        assert schema.in_fold(fold).augmentation_gate_json.is_file()
+    assert read_json(schema.finetuning_gate_json)["share"] == 1.0
+    assert schema.phase1_metrics_csv.read_text().startswith("epoch,train_loss,")
+    assert schema.learning_curve_plot.read_bytes().startswith(b"\x89PNG")
+
+
 def test_with_a_small_budget_a_model_is_trained_in_fewer_folds(phase1, monkeypatch):
     from streetvision.pipeline.steps import cross_fit_baseline
 

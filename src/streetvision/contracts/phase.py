@@ -74,7 +74,7 @@ class Context:
         """Fold of each row of TRAIN, under cross_fit and outside the folds."""
         return tuple(fold for fold in self._partition.folds or () if fold != NO_FOLD)
 
-    def folds(self) -> Iterator["Context"]:
+    def folds(self, *, select: bool = True) -> Iterator["Context"]:
         """Yield the context of each fold of cross_fit, which has the splits of `Partition.in_fold`."""
         partition = self._partition
         for fold in range(partition.n_folds):
@@ -82,7 +82,7 @@ class Context:
                 self,
                 fold=fold,
                 schema=self.schema.in_fold(fold),
-                load_partition=partial(partition.in_fold, fold),
+                load_partition=partial(partition.in_fold, fold, select=select),
             )
 
     @property

@@ -189,13 +189,18 @@ class Partition:
         role = Split.TRAIN if self.folds is not None and split is Split.VAL_CALIB else split
         return tuple(row for row, of_row in zip(self.index.rows, self.roles, strict=True) if of_row is role)
 
-    def in_fold(self, fold: int) -> "Partition":
+    def in_fold(self, fold: int, *, select: bool = True) -> "Partition":
         """Return the splits of one fold of cross_fit.
 
         Its rows are VAL_CALIB, the rows of the next fold are VAL_SELECT, and those of the other folds are TRAIN.
+
+        Args:
+            fold: From 0.
+            select: False: the rows of the next fold are TRAIN as well, and VAL_SELECT is empty.
         """
         assert self.folds is not None, "only cross_fit has folds"
-        select = (fold + 1) % self.n_folds
-        role_of_fold = {NO_FOLD: Split.VAL_TEST, fold: Split.VAL_CALIB, select: Split.VAL_SELECT}
+        role_of_fold = {NO_FOLD: Split.VAL_TEST, fold: Split.VAL_CALIB}
+        if select:
+            role_of_fold[(fold + 1) % self.n_folds] = Split.VAL_SELECT
         roles = tuple(role_of_fold.get(of_row, Split.TRAIN) for of_row in self.folds)
         return replace(self, roles=roles, folds=None)

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import Gate
-from streetvision.contracts.progress import Silent
-from streetvision.contracts.settings import GateSetting
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import LoaderConfig
 from streetvision.eval.metrics import nll, positive_probability
@@ -63,8 +61,6 @@ def pick_share(
 ) -> Interpolated:
     """Choose the share with the lowest NLL on VAL_SELECT, decide whether it ships, and write gate.json.
 
-    In a fold of cross_fit the best share above 0 is taken: the decision follows from the rows of all folds.
-
     Args:
         tuned: State dict after fine-tuning, with adapters merged.
         start: State dict of the probe.
@@ -72,21 +68,19 @@ def pick_share(
         config: Has the setting of the gate.
         description: The classifier.
     """
-    in_fold = context.fold is not None
-    setting: GateSetting = "only_report" if in_fold and config.gate == "on" else config.gate
     predictions: dict[float, Predictions] = {}
-    for share in SHARES if setting != "off" else ():
+    for share in SHARES if config.gate != "off" else ():
         predictions[share] = _predict(interpolate(tuned, start, share), context, description, share)
     losses = {share: nll(p.labels, p.probabilities) for share, p in predictions.items()}
     best = min(SHARES[1:], key=losses.__getitem__) if losses else 1.0
     gate = decide(
-        setting,
+        config.gate,
         predictions.get(best),
         predictions.get(0.0),
         stage="fine-tuning",
         section="training",
         path=context.schema.finetuning_gate_json,
-        progress=Silent() if in_fold else context.progress,
+        progress=context.progress,
         share=best,
         details={"nll_by_share": {str(share): loss for share, loss in losses.items()}},
     )

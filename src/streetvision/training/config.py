@@ -115,11 +115,13 @@ class TrainingConfig(LearningConfig):
     epochs: Count
     """Passes over the training images."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """Decay of an exponential moving average of the weights. Each epoch evaluates both; the better one ships."""
+    """Decay of an exponential moving average of the weights. Each epoch evaluates both, and the better one ships; under
+    data.protocol=cross_fit, the average."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
-    """Epochs without a better VAL_SELECT MCC (NLL breaks ties) after which training stops; null: never."""
+    """Epochs without a better VAL_SELECT MCC (NLL breaks ties) after which training stops; null: never. Not with
+    data.protocol=cross_fit."""
     save_top_k: Count = 1
-    """Number of checkpoints to keep, ranked on VAL_SELECT. The best one ships."""
+    """Number of checkpoints to keep, ranked on VAL_SELECT. The best one ships. Not with data.protocol=cross_fit."""
     loss: AnyLossConfig = CrossEntropyConfig()
     """The training loss."""
 

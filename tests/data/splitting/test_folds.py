@@ -53,6 +53,17 @@ def test_in_a_fold_every_row_has_one_role_and_roles_rotate():
     assert sorted(calib) == sorted(entry.path for entry in partition.rows(Split.TRAIN))
 
 
+def test_without_a_selection_all_rows_outside_the_fold_are_in_train():
+    partition = make(grouped([(2, 1)] * 9))
+    for fold in range(partition.n_folds):
+        with_select, without = partition.in_fold(fold), partition.in_fold(fold, select=False)
+        assert without.rows(Split.VAL_SELECT) == ()
+        assert without.rows(Split.VAL_CALIB) == with_select.rows(Split.VAL_CALIB)
+        rest = set(partition.rows(Split.TRAIN)) - set(with_select.rows(Split.VAL_CALIB))
+        assert set(without.rows(Split.TRAIN)) == rest
+        assert not {r.group for r in without.rows(Split.TRAIN)} & {r.group for r in without.rows(Split.VAL_CALIB)}
+
+
 def test_few_groups_give_fewer_folds_and_too_few_are_an_error():
     assert make(grouped([(2, 1)] * 6)).n_folds == 5
     assert make(grouped([(2, 1)] * 5)).n_folds == 4

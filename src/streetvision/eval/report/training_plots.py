@@ -15,9 +15,18 @@ MIN_SPAN = 0.1
 
 
 def learning_curve(history: Sequence[Mapping[str, float | int]], *, selected: int) -> bytes:
-    """Loss on TRAIN, and MCC and NLL on VAL_SELECT, by epoch; `selected` is the epoch of the checkpoint, from 1."""
+    """Loss on TRAIN, and MCC and NLL on VAL_SELECT, by epoch; `selected` is the epoch of the checkpoint, from 1.
+
+    Without a selection, only the loss.
+    """
     epochs = [row["epoch"] for row in history]
     row = history[selected - 1]
+    if "val_select_mcc" not in row:
+        with new_figure(f"Loss on TRAIN after {len(history)} epochs: {row['train_loss']:.3f}") as (figure, png):
+            axes = figure.subplots()
+            axes.plot(epochs, [row["train_loss"] for row in history], color=GREY, marker=".", label="loss on TRAIN")
+            _finish((axes,))
+        return png.getvalue()
     best = max(float(row["val_select_mcc"]), float(row.get("ema_val_select_mcc", -1.0)))
     with new_figure(f"Epoch {selected} of {len(history)} selected: VAL_SELECT MCC {best:.3f}") as (figure, png):
         above, below = figure.subplots(2, sharex=True)

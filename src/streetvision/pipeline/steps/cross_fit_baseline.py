@@ -1,8 +1,10 @@
 """phase1 under cross_fit: the model of each fold scores the images of this fold, which it did not see; one model ships.
 
 A linear head on the frozen backbone ships as the mean of the folds' heads. A fine-tuned model is trained once more on
-the images of all folds, with the median of the folds' epochs and shares of the weights, or is the mean of the folds'
-weights. The scores of both kinds are compared image by image.
+the images of all folds, or is the mean of the folds' weights. The scores of both kinds are compared image by image.
+
+A training with gradients has all its epochs, on all images outside the fold: with few images, more of them in TRAIN
+are worth more than a choice of the epoch on the rest, and the models of the folds are trained like the one that ships.
 
 References:
     Mean of the weights of models that were fine-tuned from the same weights: Wortsman et al. 2022, arXiv 2203.05482.
@@ -13,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.phase import Context, Metrics, Outcome
 from streetvision.contracts.policies import Artifact, Digest, Gate
+from streetvision.contracts.settings import no_effect
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import PLAIN, AugmentationConfig
 from streetvision.eval.counts import confusion_counts
@@ -35,14 +37,14 @@ from streetvision.models.adapters import merged_state_dict
 from streetvision.models.config import AUTO, ModelConfig
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs, starts_adapted
-from streetvision.pipeline.budget import VALIDATION_SHARE, affordable_epochs
-from streetvision.pipeline.classifier_training import described_probe, fit_head, train, trainer_options, within_budget
+from streetvision.pipeline.augmentation_gate import accepted_augmentation
+from streetvision.pipeline.budget import affordable_epochs
+from streetvision.pipeline.classifier_training import described_probe, fit_head, trainer_options, within_budget
 from streetvision.pipeline.fold_models import save_fold_heads, save_out_of_fold
 from streetvision.pipeline.gates import decide
 from streetvision.pipeline.image_training import fit_images
 from streetvision.pipeline.initialization import resume_key
-from streetvision.pipeline.interpolation import interpolate
-from streetvision.pipeline.probe_head import ProbeResult, fit_probe_head, two_logits
+from streetvision.pipeline.probe_head import fit_probe_head, two_logits
 from streetvision.pipeline.scores import cached_features, make_scores, open_scores
 from streetvision.pipeline.training_outputs import merge_check_images, metrics_csv
 from streetvision.training.callbacks import State, cpu_state_dict
@@ -51,6 +53,7 @@ from streetvision.training.distributed import rank_and_world_size
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.lightning_module import EpochRow
 from streetvision.training.loggers import open_loggers
+from streetvision.training.supervised import Weights
 from streetvision.training.trainer import seed_all
 
 FEWEST_TRAINED_FOLDS = 2
@@ -58,19 +61,14 @@ FEWEST_TRAINED_FOLDS = 2
 
 
 class FoldRecord(Artifact):
-    """The training in one fold, from which the training on all folds takes its number of epochs."""
+    """The training in one fold."""
 
     key: Digest
     """Digest of everything that affects the result."""
     model_sha256: Digest
     """Digest of the checkpoint."""
-    weights: Literal["raw", "ema"]
     augmented: bool
     """Whether the gate of the augmentation accepted it."""
-    share: float | None
-    """Share of the fine-tuned weights; None if there is no probe."""
-    epoch: int
-    """The selected epoch, from 1."""
     history: list[EpochRow]
 
 
@@ -87,10 +85,12 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
             "data.protocol=cross_fit trains in one process", "set data.protocol=split to train with several"
         )
     schema, config = context.schema, context.settings(TrainingConfig)
-    if config.save_top_k > 1:
-        context.progress.warn(
-            "training.save_top_k keeps checkpoints of the folds only, as cross_fit selects none on all images"
-        )
+    ignored = {
+        "early_stopping_patience": config.early_stopping_patience is not None,
+        "save_top_k": config.save_top_k > 1,
+    }
+    for name in (name for name, is_set in ignored.items() if is_set):
+        raise no_effect(f"training.{name}", "data.protocol=cross_fit trains all epochs", "set data.protocol=split")
     if isinstance(config, FinetuningConfig) and config.ship == "fold_mean":
         _check_same_features(context.settings(ModelConfig), config)
     rows = context.rows(Split.TRAIN)
@@ -131,7 +131,7 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
                 section="training",
                 path=schema.finetuning_gate_json,
                 progress=context.progress,
-                share=_median_share(records),
+                share=1.0,
             )
         if gate is None or gate.ships:
             logits, tuned_ships = tuned, True
@@ -150,15 +150,15 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         if isinstance(config, FinetuningConfig) and config.ship == "fold_mean":
             state, what_ships = _mean_of_folds(context, len(records)), f"mean of the weights of {len(records)} folds"
         else:
-            state, merge_error = _train_on_all(context, classifier, config, records, probe)
+            augmented = Counter(record.augmented for record in records).most_common(1)[0][0]
+            policy = context.settings(AugmentationConfig) if augmented else PLAIN
+            state, merge_error, _ = _train_all_epochs(context, classifier, config, policy)
             what_ships = "trained again on all folds"
         save_tensors(schema.phase1_checkpoint, state)
         schema.fold_heads.unlink(missing_ok=True)
-        history, selected = _mean_history(records), _median_epoch(records)
-        share = ""
-        if gate is not None:
-            share = f", {_median_share(records):.0%} of the change of the weights ({gate.reason})"
-        what = f"{config.mode}, {selected} of {config.epochs} epochs, {what_ships}{share}"
+        history, selected = _mean_history(records), config.epochs
+        reason = "" if gate is None else f" ({gate.reason})"
+        what = f"{config.mode}, {config.epochs} epochs, {what_ships}{reason}"
     save_tensors(schema.phase1_last_checkpoint, state)
     write_json_atomic(schema.model_config_json, classifier.description.model_dump(mode="json"))
 
@@ -212,9 +212,7 @@ def _within_budget(classifier: Classifier, config: AutoConfig, context: Context)
 
     Rather than with fewer epochs, a model is trained in fewer folds, but in two at least.
     """
-    folds = [
-        len(fold.rows(Split.TRAIN)) + VALIDATION_SHARE * len(fold.rows(Split.VAL_SELECT)) for fold in context.folds()
-    ]
+    folds = [len(fold.rows(Split.TRAIN)) for fold in context.folds(select=False)]
     images = 0 if config.ship == "fold_mean" else len(context.rows(Split.TRAIN))
     counts = range(len(folds), FEWEST_TRAINED_FOLDS - 1, -1)
     work = {count: sum(folds[:count]) + images for count in counts}
@@ -241,24 +239,21 @@ def _train_folds(
     """
     fold_of_rows = torch.tensor([fold for fold in context.fold_of_rows if fold < n_folds])
     logits, records = torch.empty(len(fold_of_rows), 2), []
-    for fold in islice(context.folds(), n_folds):
+    for fold in islice(context.folds(select=False), n_folds):
         path, key = fold.schema.fold_json, sha256_json([resume_key(fold, adapted_checkpoint_inputs(fold)), fold.fold])
         record = validate_json(path, FoldRecord) if path.is_file() else None
         if record is None or record.key != key or sha256_file(fold.schema.phase1_checkpoint) != record.model_sha256:
             path.unlink(missing_ok=True)
-            trained = train(fold, config, copy.deepcopy(initial))
+            policy = PLAIN
+            if isinstance(config, FinetuningConfig):
+                policy = _accepted_augmentation(context, fold, initial, config)
+            start = _with_solved_head(initial, fold, config)
+            state, _, history = _train_all_epochs(fold, start, config, policy)
+            save_tensors(fold.schema.phase1_checkpoint, state)
+            write_json_atomic(fold.schema.model_config_json, start.description.model_dump(mode="json"))
             make_scores(fold, fold.schema.phase1_checkpoint, SCORES)
-            fold.schema.phase1_training_checkpoint.unlink(missing_ok=True)
-            best = trained.fitted.checkpoints[0]
-            record = FoldRecord(
-                key=key,
-                model_sha256=sha256_file(fold.schema.phase1_checkpoint),
-                weights=best.weights,
-                augmented=trained.policy != PLAIN,
-                share=None if trained.interpolated is None else trained.interpolated.share,
-                epoch=best.epoch,
-                history=list(trained.fitted.history),
-            )
+            digest = sha256_file(fold.schema.phase1_checkpoint)
+            record = FoldRecord(key=key, model_sha256=digest, augmented=policy != PLAIN, history=list(history))
             write_json_atomic(path, record.model_dump(mode="json"))
         assert fold.fold is not None
         logits[fold_of_rows == fold.fold] = open_scores(fold, Split.VAL_CALIB).logits
@@ -266,40 +261,52 @@ def _train_folds(
     return logits, records
 
 
-def _train_on_all(
-    context: Context,
-    classifier: Classifier,
-    config: TrainingConfig,
-    records: Sequence[FoldRecord],
-    probe: ProbeResult | None,
-) -> tuple[State, float | None]:
-    """Train on the images of all folds as in the folds; return the state that ships, and the largest merge error."""
-    start = cpu_state_dict(classifier)
+def _accepted_augmentation(
+    context: Context, fold: Context, initial: Classifier, config: FinetuningConfig
+) -> AugmentationConfig:
+    """The augmentation of a fold; its gate compares on images that are in TRAIN afterwards."""
+    policy = context.settings(AugmentationConfig)
+    if policy.gate == "off":
+        return policy
+    with_select = next(islice(context.folds(), fold.fold, None))
+    start = _with_solved_head(initial, with_select, config)
+    prepare(start, config)
+    return accepted_augmentation(with_select, start, config)
+
+
+def _with_solved_head(initial: Classifier, context: Context, config: TrainingConfig) -> Classifier:
+    """A copy with a head that was solved on TRAIN, if the head and the loss have a solution."""
+    classifier = copy.deepcopy(initial)
+    solvable = is_solvable(context.settings(ModelConfig).head, config.loss)
+    return fit_probe_head(classifier, context).classifier if solvable else classifier
+
+
+def _train_all_epochs(
+    context: Context, classifier: Classifier, config: TrainingConfig, policy: AugmentationConfig
+) -> tuple[State, float | None, tuple[EpochRow, ...]]:
+    """Train on TRAIN; return the state after the last epoch, the largest merge error of a logit, and the history."""
     prepare(classifier, config)
     seed_all(config.seed)
-    epochs = _median_epoch(records)
-    weights = Counter(record.weights for record in records).most_common(1)[0][0]
-    augmented = Counter(record.augmented for record in records).most_common(1)[0][0]
+    weights: Weights = "raw" if config.ema_decay is None else "ema"
     with open_loggers(context.schema.phase1_logs_dir, config) as loggers:
         if isinstance(config, FinetuningConfig):
             fitted = fit_images(
                 classifier,
                 context,
                 config=config,
-                policy=context.settings(AugmentationConfig) if augmented else PLAIN,
+                policy=policy,
                 options=trainer_options(context, loggers),
-                stop_after=epochs,
+                stop_after=config.epochs,
                 weights=weights,
             )
         else:
             train = cached_features(context, classifier, Split.TRAIN)
-            fitted = fit_head(classifier, config, context, loggers, train, stop_after=epochs, weights=weights)
+            fitted = fit_head(classifier, config, context, loggers, train, stop_after=config.epochs, weights=weights)
     context.schema.phase1_training_checkpoint.unlink(missing_ok=True)
     prefix = "" if isinstance(config, FinetuningConfig) else "head."
     named = {f"{prefix}{name}": value for name, value in fitted.best.items()}
     images = merge_check_images(classifier, context) if config.mode == "peft" else None
-    state, merge_error = merged_state_dict(classifier, named, images)
-    return (state if probe is None else interpolate(state, start, _median_share(records))), merge_error
+    return *merged_state_dict(classifier, named, images), fitted.history
 
 
 def _check_same_features(model: ModelConfig, config: FinetuningConfig) -> None:
@@ -322,14 +329,6 @@ def _mean_of_folds(context: Context, count: int) -> State:
         else value
         for name, value in states[0].items()
     }
-
-
-def _median_epoch(records: Sequence[FoldRecord]) -> int:
-    return round(float(np.median([record.epoch for record in records])))
-
-
-def _median_share(records: Sequence[FoldRecord]) -> float:
-    return float(np.median([record.share for record in records if record.share is not None]))
 
 
 def _mean_history(records: Sequence[FoldRecord]) -> list[EpochRow]:
