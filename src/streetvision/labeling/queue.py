@@ -12,11 +12,18 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 
 from streetvision.calibration.crossfit import assign_folds
 from streetvision.contracts.split_contracts import RANDOM_QUEUE
-from streetvision.eval.out_of_fold import out_of_fold_probabilities
-from streetvision.labeling.strategies import Committee, FloatArray, choose_diverse, choose_uncertain, fit_committee
+from streetvision.labeling.strategies import (
+    EPSILON,
+    Committee,
+    FloatArray,
+    choose_diverse,
+    choose_uncertain,
+    fit_committee,
+)
 
 RANDOM_SHARE = 0.1
 """Share of every queue that is drawn at random, at least."""
@@ -25,6 +32,8 @@ RESERVED_SHARE = 0.1
 FEWEST_OF_CLASS = 2
 """Labelled images of each class from which on a committee is fitted."""
 FOLDS = 5
+SUSPICION_STRENGTH = 10.0
+"""Inverse L2 penalty of the classifiers of `label_suspicion`, for features with a squared length of about 1."""
 SUSPICIOUS_FROM = 0.5
 """Probability of the other class from which on a label is shown as suspicious."""
 MIXED = "mixed"
@@ -230,7 +239,28 @@ def _contradicted(candidates: Sequence[Candidate], features: FloatArray | None) 
 
 
 def label_suspicion(features: FloatArray, labels: np.ndarray, groups: Sequence[str]) -> FloatArray:
-    """Return (N,) the probability of the other class, by classifiers that did not see the group of the image."""
-    folds = assign_folds(groups, folds=FOLDS, seed=0)
-    probabilities = out_of_fold_probabilities(features, labels, folds)
-    return np.where(labels == 1, 1 - probabilities, probabilities)
+    """Return (N,) the probability of the other class, the mean of two classifiers.
+
+    The first did not see the group of the image, and finds groups with a wrong label. The second did not see the image
+    itself, and finds single images whose label differs from those of their group.
+
+    Args:
+        features: (N, P) of `reduce_features`.
+        labels: (N,) 0 or 1, with both classes.
+        groups: Group of each image (N,).
+    """
+    scale = np.sqrt(np.square(features).sum(axis=1).mean()) + EPSILON
+    images = [str(i) for i in range(len(labels))]
+    other_class = np.zeros(len(labels))
+    for units in (groups, images):
+        folds = assign_folds(units, folds=FOLDS, seed=0)
+        for fold in range(FOLDS):
+            held_out = folds == fold
+            if len(set(labels[~held_out].tolist())) < 2:
+                other_class[held_out] += 0.25
+                continue
+            model = LogisticRegression(C=SUSPICION_STRENGTH, max_iter=1000)
+            model.fit(features[~held_out] / scale, labels[~held_out])
+            p = model.predict_proba(features[held_out] / scale)[:, 1]
+            other_class[held_out] += np.where(labels[held_out] == 1, 1 - p, p) / 2
+    return other_class

@@ -29,7 +29,7 @@ STRENGTH = 3.0
 EPSILON = 1e-6
 
 
-def reduce_features(features: NDArray[np.float32], *, seed: int = 0) -> FloatArray:
+def reduce_features(features: NDArray[np.floating], *, seed: int = 0) -> FloatArray:
     """Return standardised features (N, P) as at most COMPONENTS principal components; distances are nearly kept."""
     x = features.astype(np.float64)
     x = (x - x.mean(axis=0)) / (x.std(axis=0) + EPSILON)

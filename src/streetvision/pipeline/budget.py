@@ -1,6 +1,7 @@
 """How long a fine-tuning takes on this machine, by an estimate, and how many epochs a budget allows."""
 
 import copy
+import math
 import time
 
 import torch
@@ -16,14 +17,23 @@ from streetvision.training.config import AutoConfig
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.precision import lightning_precision
 
-FEWEST_EPOCHS = 3
-"""Fewer are not worth a fine-tuning."""
+FEWEST_EPOCHS, MOST_EPOCHS = 3, 8
+"""Of training.epochs=null. Fewer are not worth a fine-tuning."""
+ENOUGH_IMAGES = 2400
+"""Images that the epochs of training.epochs=null have in all. With 292 photographs of roads, 8 epochs had a higher
+out-of-fold ROC-AUC than 5 (0.860, 0.839); with 1,428 crops of traffic signs, 3 reached an MCC of 0.974."""
 VALIDATION_SHARE = 0.4
 """Time of an image in a validation relative to a training step, which also has a backward pass."""
 
 
+def wanted_epochs(context: Context, config: AutoConfig) -> int:
+    """Return training.epochs, or the number that suits the images of TRAIN."""
+    by_images = math.ceil(ENOUGH_IMAGES / len(context.rows(Split.TRAIN)))
+    return config.epochs or min(max(by_images, FEWEST_EPOCHS), MOST_EPOCHS)
+
+
 def affordable_epochs(classifier: Classifier, context: Context, config: AutoConfig, work: float) -> tuple[int, float]:
-    """Return how many epochs fit into `budget_minutes`, at most `config.epochs`, and the minutes of these.
+    """Return how many epochs fit into `budget_minutes`, at most `wanted_epochs`, and the minutes of these.
 
     If even FEWEST_EPOCHS take longer, the number is 0 and the minutes are those of FEWEST_EPOCHS. One training step is
     timed, on a copy of the classifier and without the time to decode its images, which worker processes do.
@@ -51,7 +61,8 @@ def affordable_epochs(classifier: Classifier, context: Context, config: AutoConf
         float(loss.detach())  # waits for the device
         seconds.append(time.perf_counter() - start)
     per_epoch = min(seconds) / len(rows) * work / 60
-    epochs = min(config.epochs, int(config.budget_minutes / per_epoch))
-    if epochs < min(FEWEST_EPOCHS, config.epochs):
+    wanted = wanted_epochs(context, config)
+    epochs = min(wanted, int(config.budget_minutes / per_epoch))
+    if epochs < min(FEWEST_EPOCHS, wanted):
         return 0, FEWEST_EPOCHS * per_epoch
     return epochs, epochs * per_epoch

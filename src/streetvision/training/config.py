@@ -112,7 +112,7 @@ class TrainingConfig(LearningConfig):
     mode: str
     """auto: a head on frozen features, and fine-tuning where it is affordable and better; frozen: the head alone; peft:
     adapters; last_n: the last blocks; full: all weights."""
-    epochs: Count
+    epochs: Count | None
     """Passes over the training images."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights. Each epoch evaluates both, and the better one ships; under
@@ -128,6 +128,7 @@ class TrainingConfig(LearningConfig):
     @property
     def max_epochs(self) -> int:
         """Passes over the training images."""
+        assert self.epochs is not None, "training.mode=auto sets them by the number of images"
         return self.epochs
 
 
@@ -179,7 +180,6 @@ class PeftConfig(FinetuningConfig):
 class LayerDecayConfig(FinetuningConfig):
     """Weights of the backbone itself are trained."""
 
-    epochs: Count = 10
     batch_size: Count = 32
     weight_decay: NonNegative = 0.05
     layer_decay: float = Field(default=1.0, gt=0, le=1)
@@ -190,6 +190,7 @@ class LastNConfig(LayerDecayConfig):
     """The last blocks are trained."""
 
     mode: Literal["last_n"] = "last_n"
+    epochs: Count = 10
     learning_rate: Rate = 5e-4
     layer_decay: float = Field(default=0.75, gt=0, le=1)
     last_blocks: Count = 2
@@ -200,6 +201,7 @@ class FullConfig(LayerDecayConfig):
     """All weights are trained."""
 
     mode: Literal["full"] = "full"
+    epochs: Count = 10
     learning_rate: Rate = 2e-4
 
 
@@ -210,7 +212,8 @@ class AutoConfig(LayerDecayConfig):
     """
 
     mode: Literal["auto"] = "auto"
-    epochs: Count = 8
+    epochs: Count | None = None
+    """Passes over the training images; null: 3 to 8, the fewer the more images there are."""
     batch_size: Count = 16
     learning_rate: Rate = 1e-4
     layer_decay: float = Field(default=1.0, gt=0, le=1)

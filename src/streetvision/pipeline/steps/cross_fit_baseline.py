@@ -38,7 +38,7 @@ from streetvision.models.config import AUTO, ModelConfig
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs, starts_adapted
 from streetvision.pipeline.augmentation_gate import accepted_augmentation
-from streetvision.pipeline.budget import affordable_epochs
+from streetvision.pipeline.budget import affordable_epochs, wanted_epochs
 from streetvision.pipeline.classifier_training import described_probe, fit_head, trainer_options, within_budget
 from streetvision.pipeline.fold_models import save_fold_heads, save_out_of_fold
 from streetvision.pipeline.gates import decide
@@ -156,9 +156,9 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
             what_ships = "trained again on all folds"
         save_tensors(schema.phase1_checkpoint, state)
         schema.fold_heads.unlink(missing_ok=True)
-        history, selected = _mean_history(records), config.epochs
+        history, selected = _mean_history(records), config.max_epochs
         reason = "" if gate is None else f" ({gate.reason})"
-        what = f"{config.mode}, {config.epochs} epochs, {what_ships}{reason}"
+        what = f"{config.mode}, {config.max_epochs} epochs, {what_ships}{reason}"
     save_tensors(schema.phase1_last_checkpoint, state)
     write_json_atomic(schema.model_config_json, classifier.description.model_dump(mode="json"))
 
@@ -217,7 +217,7 @@ def _within_budget(classifier: Classifier, config: AutoConfig, context: Context)
     counts = range(len(folds), FEWEST_TRAINED_FOLDS - 1, -1)
     work = {count: sum(folds[:count]) + images for count in counts}
     epochs, minutes = affordable_epochs(classifier, context, config, work[FEWEST_TRAINED_FOLDS])
-    if epochs < config.epochs:
+    if epochs < wanted_epochs(context, config):
         return within_budget(classifier, config, context, work[FEWEST_TRAINED_FOLDS]), FEWEST_TRAINED_FOLDS
     per_work = minutes / work[FEWEST_TRAINED_FOLDS]
     count = next(count for count in counts if per_work * work[count] <= config.budget_minutes or count == counts[-1])
@@ -227,7 +227,7 @@ def _within_budget(classifier: Classifier, config: AutoConfig, context: Context)
         f"fine-tuning in {count} of {len(folds)} folds{' and once on all images' if images else ''} takes about "
         f"{max(1, round(per_work * work[count]))} min; {budget}",
     )
-    return config, count
+    return config.model_copy(update={"epochs": epochs}), count
 
 
 def _train_folds(
@@ -296,12 +296,14 @@ def _train_all_epochs(
                 config=config,
                 policy=policy,
                 options=trainer_options(context, loggers),
-                stop_after=config.epochs,
+                stop_after=config.max_epochs,
                 weights=weights,
             )
         else:
             train = cached_features(context, classifier, Split.TRAIN)
-            fitted = fit_head(classifier, config, context, loggers, train, stop_after=config.epochs, weights=weights)
+            fitted = fit_head(
+                classifier, config, context, loggers, train, stop_after=config.max_epochs, weights=weights
+            )
     context.schema.phase1_training_checkpoint.unlink(missing_ok=True)
     prefix = "" if isinstance(config, FinetuningConfig) else "head."
     named = {f"{prefix}{name}": value for name, value in fitted.best.items()}

@@ -102,10 +102,10 @@ def _described(trained: Trained) -> str:
         if interpolated is None:
             return what
         return f"{config.mode}: fine-tuning is left out ({interpolated.gate.reason}); {what}"
-    if len(fitted.history) < config.epochs:
+    if len(fitted.history) < config.max_epochs:
         stopped = f" (stopped after {len(fitted.history)})"
     averaged = ", averaged weights" if best.weights == "ema" else ""
     share = ""
     if interpolated is not None:
         share = f", {interpolated.share:.0%} of the change of the weights ({interpolated.gate.reason})"
-    return f"{config.mode}, epoch {best.epoch} of {config.epochs}{stopped}{averaged}{share}"
+    return f"{config.mode}, epoch {best.epoch} of {config.max_epochs}{stopped}{averaged}{share}"
