@@ -26,14 +26,14 @@ VALIDATION_SHARE = 0.4
 """Time of an image in a validation relative to a training step, which also has a backward pass."""
 
 
-def wanted_epochs(context: Context, config: AutoConfig) -> int:
+def requested_epochs(context: Context, config: AutoConfig) -> int:
     """Return training.epochs, or the number that suits the images of TRAIN."""
     by_images = math.ceil(ENOUGH_IMAGES / len(context.rows(Split.TRAIN)))
     return config.epochs or min(max(by_images, FEWEST_EPOCHS), MOST_EPOCHS)
 
 
 def affordable_epochs(classifier: Classifier, context: Context, config: AutoConfig, work: float) -> tuple[int, float]:
-    """Return how many epochs fit into `budget_minutes`, at most `wanted_epochs`, and the minutes of these.
+    """Return how many epochs fit into `budget_minutes`, at most `requested_epochs`, and the minutes of these.
 
     If even FEWEST_EPOCHS take longer, the number is 0 and the minutes are those of FEWEST_EPOCHS. One training step is
     timed, on a copy of the classifier and without the time to decode its images, which worker processes do.
@@ -61,8 +61,8 @@ def affordable_epochs(classifier: Classifier, context: Context, config: AutoConf
         float(loss.detach())  # waits for the device
         seconds.append(time.perf_counter() - start)
     per_epoch = min(seconds) / len(rows) * work / 60
-    wanted = wanted_epochs(context, config)
-    epochs = min(wanted, int(config.budget_minutes / per_epoch))
-    if epochs < min(FEWEST_EPOCHS, wanted):
+    requested = requested_epochs(context, config)
+    epochs = min(requested, int(config.budget_minutes / per_epoch))
+    if epochs < min(FEWEST_EPOCHS, requested):
         return 0, FEWEST_EPOCHS * per_epoch
     return epochs, epochs * per_epoch

@@ -38,7 +38,7 @@ from streetvision.models.config import AUTO, ModelConfig
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs, starts_adapted
 from streetvision.pipeline.augmentation_gate import accepted_augmentation
-from streetvision.pipeline.budget import affordable_epochs, wanted_epochs
+from streetvision.pipeline.budget import affordable_epochs, requested_epochs
 from streetvision.pipeline.classifier_training import described_probe, fit_head, trainer_options, within_budget
 from streetvision.pipeline.fold_models import save_fold_heads, save_out_of_fold
 from streetvision.pipeline.gates import decide
@@ -217,7 +217,7 @@ def _within_budget(classifier: Classifier, config: AutoConfig, context: Context)
     counts = range(len(folds), FEWEST_TRAINED_FOLDS - 1, -1)
     work = {count: sum(folds[:count]) + images for count in counts}
     epochs, minutes = affordable_epochs(classifier, context, config, work[FEWEST_TRAINED_FOLDS])
-    if epochs < wanted_epochs(context, config):
+    if epochs < requested_epochs(context, config):
         return within_budget(classifier, config, context, work[FEWEST_TRAINED_FOLDS]), FEWEST_TRAINED_FOLDS
     per_work = minutes / work[FEWEST_TRAINED_FOLDS]
     count = next(count for count in counts if per_work * work[count] <= config.budget_minutes or count == counts[-1])
