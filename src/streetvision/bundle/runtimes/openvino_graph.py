@@ -102,9 +102,10 @@ def _core() -> Any:
     Each Core sets an alternate signal stack and restores the stack before it when it is released. With several that are
     released in another order, a freed stack would remain set, and the next signal would crash the process.
     """
+    openvino = _import_openvino()
     with _cores_lock:
         if not _cores:
-            _cores.append(_import_openvino().Core())
+            _cores.append(openvino.Core())
         return _cores[0]
 
 
