@@ -240,7 +240,8 @@ def _train_folds(
     fold_of_rows = torch.tensor([fold for fold in context.fold_of_rows if fold < n_folds])
     logits, records = torch.empty(len(fold_of_rows), 2), []
     for fold in islice(context.folds(select=False), n_folds):
-        path, key = fold.schema.fold_json, sha256_json([resume_key(fold, adapted_checkpoint_inputs(fold)), fold.fold])
+        path = fold.schema.fold_json
+        key = sha256_json([resume_key(fold, adapted_checkpoint_inputs(fold)), fold.fold, config.max_epochs])
         record = validate_json(path, FoldRecord) if path.is_file() else None
         if record is None or record.key != key or sha256_file(fold.schema.phase1_checkpoint) != record.model_sha256:
             path.unlink(missing_ok=True)
