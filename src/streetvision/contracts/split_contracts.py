@@ -1,7 +1,8 @@
 """The four data splits, and which phase may open which of them."""
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -204,3 +205,8 @@ class Partition:
             role_of_fold[(fold + 1) % self.n_folds] = Split.VAL_SELECT
         roles = tuple(role_of_fold.get(of_row, Split.TRAIN) for of_row in self.folds)
         return replace(self, roles=roles, folds=None)
+
+
+def every_nth(rows: Sequence[Row], most: int) -> tuple[Row, ...]:
+    """At most `most` of the rows, evenly spaced."""
+    return tuple(rows[:: max(1, math.ceil(len(rows) / most))])

@@ -33,7 +33,7 @@ from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisi
 from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import Precision, RuntimeParity, RuntimeRef
 from streetvision.contracts.progress import Silent
-from streetvision.contracts.split_contracts import Split
+from streetvision.contracts.split_contracts import Split, every_nth
 from streetvision.data.config import LoaderConfig
 from streetvision.data.image_file import read_recorded
 from streetvision.data.splitting.splits_json import partition_from_json
@@ -164,7 +164,7 @@ def offer_openvino(bundle: Path, console: Console) -> None:
         if speed >= LEAST_SPEED:
             console.line(
                 "openvino",
-                f"{precision} runs the model {speed:.1f} times as fast on this CPU; MCC on VAL_SELECT "
+                f"{precision} runs the model {speed:.1f} times as fast on this CPU; MCC on {parity.n} images "
                 f"{parity.mcc:.3f}, in PyTorch {parity.pytorch_mcc:.3f}",
             )
             arguments = ("--bundle", opened.folder, "--out", request.out, "--runtime", "openvino")
@@ -216,8 +216,10 @@ def _convert(predictor: Predictor, request: RuntimeRequest, context: Context, fo
 
 
 def _compare(predictor: Predictor, model: GraphModel, context: Context, most: int | None = None) -> RuntimeParity:
-    """Compare a model with that of the predictor, on VAL_SELECT, or on its first images."""
-    rows = context.rows(Split.VAL_SELECT)[:most]
+    """Compare a model with that of the predictor, on VAL_SELECT, or on some of its images."""
+    rows = context.rows(Split.VAL_SELECT)
+    if most is not None:
+        rows = every_nth(rows, most)
     for row in rows:
         read_recorded(context.data_root, row, limits=predictor.limits)  # raises if a file has changed
     paths = [context.data_root / row.path for row in rows]

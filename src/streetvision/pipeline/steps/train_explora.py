@@ -11,7 +11,7 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.policies import Gate
 from streetvision.contracts.progress import Progress
-from streetvision.contracts.split_contracts import Row, Split
+from streetvision.contracts.split_contracts import Row, Split, every_nth
 from streetvision.data.augmentation import Transform, get_val_transforms
 from streetvision.data.config import DataConfig, LoaderConfig, PairConfig
 from streetvision.data.datamodule import EpochBatchSampler, ImageDataset, ImageLoader
@@ -251,11 +251,6 @@ def _train(
         heads = HeadTraining(config)
         resumed_step = train_module(module, train_batches, None, epoch_logger=monitor, options=options, before=(heads,))
     return monitor, heads, resumed_step
-
-
-def every_nth(rows: Sequence[Row], most: int) -> tuple[Row, ...]:
-    """At most `most` of the rows, evenly spaced."""
-    return tuple(rows[:: max(1, math.ceil(len(rows) / most))])
 
 
 def with_group_labels(rows: Sequence[Row]) -> tuple[Row, ...]:
