@@ -185,6 +185,12 @@ def test_fine_tuning_runs_in_each_fold_and_once_more_on_all_images(phase1):
     schema.manifest("phase1").unlink()
     assert phase1(*FULL)[0] in (0, 3)
     assert times == [fold.phase1_checkpoint.stat().st_mtime_ns for fold in folds]
+    # A record of another version counts as none.
+    folds[1].fold_json.write_text('{"share": 1}')
+    schema.manifest("phase1").unlink()
+    assert phase1(*FULL)[0] in (0, 3)
+    changed = [fold.phase1_checkpoint.stat().st_mtime_ns != time for fold, time in zip(folds, times, strict=True)]
+    assert changed == [False, True, False]
 
 
 def test_the_mean_of_the_folds_weights_may_ship(phase1):

@@ -17,12 +17,9 @@ from streetvision.data.grouping.group_rows import group_rows
 from streetvision.data.grouping.name_pattern import apply_patterns
 from streetvision.data.scan import Scan, scan_images
 from streetvision.data.sources.discovery import class_names_warning, list_images
-from streetvision.data.splitting.partition import unit_name
 from streetvision.eval.embeddings import EmbeddingDuplicates, embedding_duplicates
 from streetvision.eval.metrics import roc_auc
 from streetvision.eval.out_of_fold import out_of_fold_probabilities
-from streetvision.labeling.queue import label_suspicion
-from streetvision.labeling.strategies import reduce_features
 from streetvision.pipeline.settings import RunConfig
 
 FOLDS = 5
@@ -167,9 +164,12 @@ def _metadata_auc(rows: Sequence[Row]) -> float | None:
 
 
 def _suspicious_labels(rows: Sequence[Row], features: NDArray[np.float64]) -> tuple[SuspiciousLabel, ...]:
-    if _folds(rows) is None:
+    folds = _folds(rows)
+    if folds is None:
         return ()
-    other_class = label_suspicion(reduce_features(features), _labels(rows), [unit_name(row) for row in rows])
+    labels = _labels(rows)
+    probabilities = out_of_fold_probabilities(features, labels, folds)
+    other_class = np.where(labels == 1, 1 - probabilities, probabilities)
     order = [i for i in np.argsort(-other_class, kind="stable") if other_class[i] >= SUSPICIOUS_FROM]
     return tuple(SuspiciousLabel(rows[i], float(other_class[i])) for i in order)
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Context, Metrics, Outcome
 from streetvision.contracts.policies import Artifact, Digest, Gate
 from streetvision.contracts.settings import no_effect
@@ -242,8 +242,8 @@ def _train_folds(
     for fold in islice(context.folds(select=False), n_folds):
         path = fold.schema.fold_json
         key = sha256_json([resume_key(fold, adapted_checkpoint_inputs(fold)), fold.fold, config.max_epochs])
-        record = validate_json(path, FoldRecord) if path.is_file() else None
-        if record is None or record.key != key or sha256_file(fold.schema.phase1_checkpoint) != record.model_sha256:
+        record = _finished(fold, key)
+        if record is None:
             path.unlink(missing_ok=True)
             policy = PLAIN
             if isinstance(config, FinetuningConfig):
@@ -260,6 +260,17 @@ def _train_folds(
         logits[fold_of_rows == fold.fold] = open_scores(fold, Split.VAL_CALIB).logits
         records.append(record)
     return logits, records
+
+
+def _finished(fold: Context, key: str) -> FoldRecord | None:
+    """The record of a fold, if it was trained with these settings and data and its checkpoint is unchanged."""
+    checkpoint = fold.schema.phase1_checkpoint
+    try:
+        record = validate_json(fold.schema.fold_json, FoldRecord)
+    except ArtifactError:  # none, or one of another version
+        return None
+    unchanged = record.key == key and checkpoint.is_file() and sha256_file(checkpoint) == record.model_sha256
+    return record if unchanged else None
 
 
 def _accepted_augmentation(
