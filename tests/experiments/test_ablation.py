@@ -18,7 +18,7 @@ from streetvision.experiments.ablation import (
 )
 from streetvision.experiments.ablation_run import AblationRun
 from streetvision.experiments.ablation_table import AblationTable
-from streetvision.experiments.scene_data import drawn_or_given
+from streetvision.experiments.scene_data import drawn_or_given, with_environment
 from streetvision.experiments.tables import packaged_tables, read_table
 from streetvision.io.atomic import read_json
 from streetvision.io.predictions import read_predictions
@@ -129,6 +129,18 @@ def test_the_example_of_few_labels_composes(tmp_path):
     plan = plan_runs(table, table.data, request)
     assert len(plan) == 2 * 3 * 5
     assert len(set(plan.values())) == (2 + 3) * 5  # both pairs on scenes share the runs without phase 4a
+
+
+def test_a_data_set_without_its_environment_variable_is_left_out(table, tmp_path, command, monkeypatch):
+    monkeypatch.delenv("PHOTOS_OF_A_TEST", raising=False)
+    content = safe_load(table.read_text())
+    table.write_text(safe_dump({**content, "data": {"photos": ["data.root=$PHOTOS_OF_A_TEST/a"]}}))
+    code, _, err = command("dev", "ablate", table, "--out", tmp_path / "out")
+    assert code == 2
+    assert "'photos' is left out" in err
+    assert "no data set" in err
+    monkeypatch.setenv("PHOTOS_OF_A_TEST", "photos")
+    assert with_environment("photos", ["data.root=${PHOTOS_OF_A_TEST}/a"], Console()) == ("data.root=photos/a",)
 
 
 def test_invalid_settings_name_their_pair_before_anything_runs(table, tmp_path, command):

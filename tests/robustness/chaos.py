@@ -111,6 +111,7 @@ def _start(root: Path) -> int:
     log = os.open(f"{root}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    _use_one_thread()  # renews torch's thread pool; if several threads of a forked process do so, torch fails
     os._exit(_run(root))
 
 
@@ -193,6 +194,10 @@ def _load_libraries() -> None:
     """Import the libraries of a run before the first fork. None of them starts a thread."""
     for name in PRELOADED:
         import_module(name)
+    _use_one_thread()
+
+
+def _use_one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)

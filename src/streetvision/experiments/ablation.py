@@ -13,7 +13,13 @@ from streetvision.experiments.ablation_run import AblationRun, execute_run
 from streetvision.experiments.ablation_table import AblationTable, Arm, Pair
 from streetvision.experiments.comparison import ArmResult, ComparisonSettings, PairResults, compare
 from streetvision.experiments.doc_tables import split_page, write_table
-from streetvision.experiments.scene_data import NAME_DIGITS, drawn_or_given, split_scene_settings
+from streetvision.experiments.scene_data import (
+    NAME_DIGITS,
+    drawn_or_given,
+    no_data_sets,
+    split_scene_settings,
+    with_environment,
+)
 from streetvision.io.atomic import write_json_atomic, write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.predictions import read_predictions
@@ -69,11 +75,13 @@ def launch_ablation(request: AblationRequest, console: Console) -> bool:
         split_page(request.page, request.page_mark)  # fails now and not after hours of runs
     request.out.mkdir(parents=True, exist_ok=True)
     with run_lock(request.out / ".lock"):
-        names = dict.fromkeys(name for _, name in table.comparisons)
-        data = {
-            name: drawn_or_given(name, table.data[name], request.overrides, request.out / "data", console)
-            for name in names
-        }
+        data = {}
+        for name in dict.fromkeys(name for _, name in table.comparisons):
+            if (settings := with_environment(name, table.data[name], console)) is not None:
+                data[name] = drawn_or_given(name, settings, request.overrides, request.out / "data", console)
+        if not data:
+            raise no_data_sets()
+        table = table.model_copy(update={"data": data})
         plan = plan_runs(table, data, request)
         failed = execute_runs(list(dict.fromkeys(plan.values())), request.jobs, console)
         results = [_pair_results(pair, name, plan, failed) for pair, name in table.comparisons]

@@ -1,5 +1,7 @@
 """The data of an experiment: a labelled folder, or scenes that are drawn once."""
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +13,24 @@ from streetvision.synthetic.scenes import write_scenes
 
 NAME_DIGITS = 12
 """Digits of a settings digest in the name of a folder."""
+VARIABLE = re.compile(r"\$\{?(\w+)\}?")
+
+
+def with_environment(name: str, settings: Sequence[str], console: Console) -> tuple[str, ...] | None:
+    """Return the settings of a data set with the values of the environment variables in them.
+
+    None if one is not set; the console receives a warning that the data set is left out.
+    """
+    for variable in (found for setting in settings for found in VARIABLE.findall(setting)):
+        if variable not in os.environ:
+            console.warn(f"data set {name!r} is left out: the environment variable {variable} is not set")
+            return None
+    return tuple(map(os.path.expandvars, settings))
+
+
+def no_data_sets() -> ConfigError:
+    """Return the error of a table none of whose data sets is left."""
+    return ConfigError("no data set of the table is at hand", "set the environment variables that it names")
 
 
 def drawn_or_given(

@@ -1,6 +1,5 @@
 """Compare systems by cross-validation on the same images and folds: each cell runs in a process of its own."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from streetvision.experiments.ablation_run import spent_seconds
 from streetvision.experiments.chains import Chain, plan_chains, train_chain
 from streetvision.experiments.doc_tables import split_page, write_table
 from streetvision.experiments.peers import PEERS, PeerTask
-from streetvision.experiments.scene_data import drawn_or_given, split_scene_settings
+from streetvision.experiments.scene_data import drawn_or_given, no_data_sets, split_scene_settings, with_environment
 from streetvision.experiments.systems_page import SystemRow, as_csv, as_json, as_markdown, minutes_plot
 from streetvision.experiments.systems_table import System, SystemsData, SystemsTable
 from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic, write_json_atomic, write_text_atomic
@@ -37,7 +36,6 @@ from streetvision.pipeline.settings import RunConfig
 
 ONE_PROCESS = "loader.num_workers=0"
 """Default of every cell, because cells share the cores."""
-VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
 
 @dataclass(frozen=True)
@@ -119,10 +117,9 @@ def launch_systems(request: SystemsRequest, console: Console) -> bool:
         cells: list[Cell] = []
         for name, data in sets.items():
             unexpanded = [s for s in (*table.common, *data.settings) if s.partition("=")[0] not in overridden]
-            if (missing := _missing_variable(unexpanded)) is not None:
-                console.warn(f"data set {name!r} is left out: the environment variable {missing} is not set")
+            if (own := with_environment(name, unexpanded, console)) is None:
                 continue
-            expanded = (ONE_PROCESS, *map(os.path.expandvars, unexpanded))
+            expanded = (ONE_PROCESS, *own)
             chosen = drawn_or_given(_slug(name), expanded, request.overrides, request.out / "data", console)
             settings = (*chosen, *split_scene_settings(request.overrides)[1])
             indexes[name] = _scan(name, settings, request, console)
@@ -134,7 +131,7 @@ def launch_systems(request: SystemsRequest, console: Console) -> bool:
                     continue
                 cells += _plan(name, system, data, settings, indexes[name], request, console)
         if not cells:
-            raise ConfigError("no data set of the table is at hand", "set the environment variables that it names")
+            raise no_data_sets()
         failed = execute_cells(cells, request.jobs, console)
         rows = [
             row
@@ -231,11 +228,6 @@ def _data_sets(table: SystemsTable, request: SystemsRequest) -> dict[str, System
     """The data sets of the table, or the one of the command line."""
     root = dict(override.partition("=")[::2] for override in request.overrides).get("data.root")
     return table.data if root is None else {Path(root).resolve().name: SystemsData(settings=())}
-
-
-def _missing_variable(settings: Sequence[str]) -> str | None:
-    names = (name for setting in settings for name in VARIABLE.findall(setting))
-    return next((name for name in names if name not in os.environ), None)
 
 
 def _scan(name: str, settings: Sequence[str], request: SystemsRequest, console: Console) -> Index:

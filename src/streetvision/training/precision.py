@@ -22,24 +22,23 @@ def lightning_precision(name: PrecisionName, device: torch.device) -> Precision:
 
 
 class Bf16OnCpu(MixedPrecision):
-    """Autocast to bf16 on the CPU, except for attention, which is computed in fp32."""
+    """Autocast to bf16 on the CPU; where gradients are computed, attention is not fused."""
 
     def __init__(self) -> None:
         super().__init__("bf16-mixed", "cpu")
 
     @contextmanager
     def forward_context(self) -> Iterator[None]:
-        """Run a step under autocast, with attention in fp32."""
-        with super().forward_context(), AttentionInFp32():
+        """Run a step under autocast, with attention as matrix products."""
+        with super().forward_context(), UnfusedAttention():
             yield
 
 
-class AttentionInFp32(TorchFunctionMode):
-    """Under autocast on the CPU, compute attention in fp32 and round its result to the autocast type.
+class UnfusedAttention(TorchFunctionMode):
+    """Under autocast on the CPU, compute attention by two matrix products and a softmax where gradients are needed.
 
-    The backward pass of torch's fused attention is slow in bf16 on a CPU: a training step of the packaged ViT takes
-    longer with it than in fp32, and less time if everything but attention is in bf16.
-    `streetvision dev bench training` measures the three.
+    The backward pass of torch's fused attention is slow in bf16 on a CPU. Its forward pass is fast, so it is kept where
+    no gradient is needed. `streetvision dev bench training` compares a step with one that fuses attention.
     """
 
     def __torch_function__(
@@ -50,13 +49,30 @@ class AttentionInFp32(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Torch calls this in place of each of its functions."""
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention or not torch.is_autocast_enabled("cpu"):
-            return func(*args, **kwargs)
-        with torch.autocast("cpu", enabled=False):
-            attended = func(*map(_to_float32, args), **{name: _to_float32(value) for name, value in kwargs.items()})
-        return attended.to(torch.get_autocast_dtype("cpu"))
+        if func is F.scaled_dot_product_attention and torch.is_autocast_enabled("cpu"):
+            func = _attention
+        return func(*args, **(kwargs or {}))
 
 
-def _to_float32(value: object) -> object:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **options: Any,
+) -> Tensor:
+    """The same as F.scaled_dot_product_attention; a causal mask or another option is left to that."""
+    needs_gradient = query.requires_grad or key.requires_grad or value.requires_grad
+    if not needs_gradient or is_causal or any(options.values()):
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options
+        )
+    scores = (query * (scale or query.shape[-1] ** -0.5)) @ key.transpose(-2, -1)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype is torch.bool else scores + attn_mask
+    with torch.autocast("cpu", enabled=False):  # it would compute the softmax in fp32
+        shares = scores.softmax(-1)
+    return F.dropout(shares, dropout_p) @ value
