@@ -1,7 +1,9 @@
 """Phase 1 in its modes, on tiny data, through the command line."""
 
 import csv
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from streetvision.io.tensors import load_into, load_state
 from streetvision.io.validators import validate_json
 from streetvision.models.config import ClassifierDescription
 from streetvision.models.module import build_classifier
+from streetvision.pipeline import budget
 from streetvision.pipeline.interpolation import interpolate
 from tests.conftest import TINY_MODEL
 
@@ -86,6 +89,21 @@ def test_a_budget_that_is_too_short_ships_the_probe(phase1, frozen):
     assert "logistic regression" in out
     assert not schema.finetuning_gate_json.exists()
     assert schema.phase1_checkpoint.read_bytes() == frozen.phase1_checkpoint.read_bytes()
+
+
+@pytest.mark.parametrize(("affordable", "printed"), [(1.2, "training.epochs=1:"), (0.9, "training=frozen:")])
+def test_a_budget_allows_as_many_epochs_as_fit(phase1, frozen, monkeypatch, affordable, printed):
+    class Clock:
+        """Each training step, of 16 images, takes a minute."""
+
+        perf_counter = staticmethod(itertools.count(step=60).__next__)
+
+    monkeypatch.setattr(budget, "time", Clock)
+    splits = Counter(row["split"] for row in read_json(frozen.splits_json)["rows"])
+    steps = (splits["train"] + budget.VALIDATION_SHARE * splits["val_select"]) / 16
+    code, out, _ = phase1("training=auto", "training.epochs=2", f"training.budget_minutes={affordable * steps}")
+    assert code == 0, out
+    assert printed in out
 
 
 @pytest.mark.parametrize("mode", ["auto", "full"])

@@ -77,8 +77,8 @@ def launch_ablation(request: AblationRequest, console: Console) -> bool:
     with run_lock(request.out / ".lock"):
         data = {}
         for name in dict.fromkeys(name for _, name in table.comparisons):
-            if (settings := with_environment(name, table.data[name], console)) is not None:
-                data[name] = drawn_or_given(name, settings, request.overrides, request.out / "data", console)
+            if (own := with_environment(name, table.data[name], console)) is not None:
+                data[name] = drawn_or_given(name, own, request.overrides, request.out / "data", console)
         if not data:
             raise no_data_sets()
         table = table.model_copy(update={"data": data})

@@ -18,7 +18,7 @@ from streetvision.training.finetune_modes import prepare
 from streetvision.training.precision import lightning_precision
 
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 8
-"""Of training.epochs=null. Fewer are not worth a fine-tuning."""
+"""Of training.epochs=null. A budget may allow fewer."""
 ENOUGH_IMAGES = 2400
 """Images that the epochs of training.epochs=null have in all."""
 VALIDATION_SHARE = 0.4
@@ -34,8 +34,8 @@ def requested_epochs(context: Context, config: AutoConfig) -> int:
 def affordable_epochs(classifier: Classifier, context: Context, config: AutoConfig, work: float) -> tuple[int, float]:
     """Return how many epochs fit into `budget_minutes`, at most `requested_epochs`, and the minutes of these.
 
-    If even FEWEST_EPOCHS take longer, the number is 0 and the minutes are those of FEWEST_EPOCHS. One training step is
-    timed, on a copy of the classifier and without the time to decode its images, which worker processes do.
+    If even one takes longer, the number is 0 and the minutes are those of one. One training step is timed, on a copy of
+    the classifier and without the time to decode its images, which worker processes do.
 
     Args:
         classifier: Is timed.
@@ -60,8 +60,5 @@ def affordable_epochs(classifier: Classifier, context: Context, config: AutoConf
         float(loss.detach())  # waits for the device
         seconds.append(time.perf_counter() - start)
     per_epoch = min(seconds) / len(rows) * work / 60
-    requested = requested_epochs(context, config)
-    epochs = min(requested, int(config.budget_minutes / per_epoch))
-    if epochs < min(FEWEST_EPOCHS, requested):
-        return 0, FEWEST_EPOCHS * per_epoch
-    return epochs, epochs * per_epoch
+    epochs = min(requested_epochs(context, config), int(config.budget_minutes / per_epoch))
+    return epochs, max(epochs, 1) * per_epoch

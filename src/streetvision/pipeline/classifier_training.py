@@ -23,7 +23,7 @@ from streetvision.models.device import uses_compiler
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import adapted_checkpoint_inputs
 from streetvision.pipeline.augmentation_gate import accepted_augmentation
-from streetvision.pipeline.budget import FEWEST_EPOCHS, VALIDATION_SHARE, affordable_epochs
+from streetvision.pipeline.budget import VALIDATION_SHARE, affordable_epochs
 from streetvision.pipeline.image_training import fit_images
 from streetvision.pipeline.initialization import resume_key
 from streetvision.pipeline.interpolation import Interpolated, pick_share
@@ -108,7 +108,7 @@ def described_probe(probe: ProbeResult) -> str:
 
 
 def within_budget(classifier: Classifier, config: AutoConfig, context: Context, work: float) -> TrainingConfig:
-    """Return the settings with as many epochs as the budget allows; those of frozen if it does not allow enough.
+    """Return the settings with as many epochs as the budget allows; those of frozen if it does not allow one.
 
     Args:
         classifier: Is timed.
@@ -120,7 +120,7 @@ def within_budget(classifier: Classifier, config: AutoConfig, context: Context, 
     budget = f"training.budget_minutes={config.budget_minutes:g}"
     if epochs == 0:
         context.progress.auto_setting(
-            "training=frozen", f"{FEWEST_EPOCHS} epochs of fine-tuning would take about {minutes:.0f} min; {budget}"
+            "training=frozen", f"an epoch of fine-tuning would take about {minutes:.0f} min; {budget}"
         )
         shared = set(FrozenConfig.model_fields) - {"mode", "epochs", "batch_size", "learning_rate", "mixed_precision"}
         return FrozenConfig.model_validate(config.model_dump(include=shared & set(type(config).model_fields)))
