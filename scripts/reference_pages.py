@@ -25,8 +25,9 @@ def cli_page() -> str:
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 2 | a user error, one line on standard error with a hint; or some images failed |
+| 2 | a user error, one line on standard error with a hint; or some images, runs or comparisons failed |
 | 3 | the trained model predicts one class only |
+| 4 | `monitor`: an alarm |
 | 130 | interrupted; the same command resumes |
 """
     return "\n".join([header, *_verbs(typer.main.get_command(build_app()), ("streetvision",))])

@@ -36,7 +36,9 @@ def commands(page):
     for line in text.splitlines():
         match = COMMAND.search(line.strip()) if line.startswith("    ") else None
         if match:
-            rest = re.sub(r"\[(--[^\]]*)\]", r"\1", match["rest"].rstrip("'"))
+            rest = re.sub(r"\[(--[^\]]*)\]", r"\1", match["rest"])
+            if rest.count("'") % 2:  # the end of bash -c '...'
+                rest = rest.rstrip("'")
             for name, value in PLACEHOLDERS.items():
                 rest = rest.replace(name, value)
             yield [part for part in shlex.split(rest, comments=True) if part != "..."]

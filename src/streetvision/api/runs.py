@@ -159,7 +159,7 @@ def cross_validate(
     Args:
         root: As in `train`.
         config: As in `train`.
-        jobs: Processes at a time, if chains train; None: one a core, on a GPU one.
+        jobs: Processes at a time, if chains train; None: one per core, on a GPU one.
         progress: As in `train`.
         **settings: As in `train`, and `cross_validation={"folds": 5, "repeats": 3, "learning_curve": []}`.
 

@@ -14,7 +14,7 @@ from streetvision.contracts.errors import ConfigError
 
 def ablate(
     table: Annotated[
-        str, typer.Argument(help="A packaged table (specification, backbone, results, smoke), or a YAML file.")
+        str, typer.Argument(help="A packaged table (specification, backbone, stages, results, smoke), or a YAML file.")
     ],
     overrides: Overrides = None,
     out: Annotated[
@@ -28,7 +28,7 @@ def ablate(
         list[str] | None, typer.Option("--data", help="Only this data set of the systems; repeatable.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Splits by seeds 0 to N-1 instead of the table's.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one a core, on a GPU one.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one per core; GPU: one.")] = None,
     page: Annotated[Path | None, typer.Option("--page", help="A Markdown page to write the table into.")] = None,
 ) -> None:
     """Compare settings over seeds and data sets, or systems."""

@@ -17,7 +17,7 @@ def key_value(example: str) -> Any:
     return typer.Argument(metavar="KEY=VALUE", help=example)
 
 
-Overrides = Annotated[list[str] | None, key_value("Settings: training.epochs=5")]
+Overrides = Annotated[list[str] | None, key_value("Settings, for example loader.num_workers=2")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="A YAML file of settings (see examples/); KEY=VALUE wins over it.")
 ]

@@ -18,7 +18,7 @@ def predict(
         Path | None, typer.Option("--explain", metavar="FOLDER", help="Also draw each image with its views there.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for predictions of any number of images.")] = None,
-    workers: Annotated[int | None, typer.Option(help="With --out: worker processes; default: one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(help="With --out: worker processes; default: one per core.")] = None,
     engine: Annotated[
         Literal["local", "ray"] | None, typer.Option(help="With --out: local processes (default) or a Ray cluster.")
     ] = None,

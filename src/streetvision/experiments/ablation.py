@@ -55,7 +55,7 @@ class AblationRequest:
     seeds: tuple[int, ...] = ()
     """Empty: the table's."""
     jobs: int | None = None
-    """Processes at a time; None: one a core, on a GPU one."""
+    """Processes at a time; None: one per core, on a GPU one."""
     page: Path | None = None
     """A Markdown page whose copy of the table is updated."""
 

@@ -65,7 +65,7 @@ def launch_cross_validation(
     Args:
         overrides: Settings as KEY=VALUE.
         file: A YAML file of settings.
-        jobs: Processes at a time, for chains that train; None: one a core, on a GPU one.
+        jobs: Processes at a time, for chains that train; None: one per core, on a GPU one.
         console: Receives progress and result.
 
     Raises:

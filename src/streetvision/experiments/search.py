@@ -84,7 +84,7 @@ class SearchConfig(SearchSection):
     space: dict[str, Range | Categorical] = Field(min_length=1)
     """Setting -> its range or choices."""
     jobs: int | None = Field(default=None, ge=1)
-    """Trials at a time; null: one a core, on a GPU one. With one, the same seed gives the same trials."""
+    """Trials at a time; null: one per core, on a GPU one. With one, the same seed gives the same trials."""
     prune: bool = True
     """Stop a trial whose best VAL_SELECT MCC is below the median of the other trials at that epoch."""
     seed: Seed = 0

@@ -50,7 +50,7 @@ class SystemsRequest:
     overrides: tuple[str, ...] = ()
     """Settings of all data sets; data.root= among them replaces the table's data sets."""
     jobs: int | None = None
-    """Processes at a time; None: one a core, on a GPU one."""
+    """Processes at a time; None: one per core, on a GPU one."""
     page: Path | None = None
     """A Markdown page whose copy of the table is updated; the picture is written next to it."""
 
