@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 import pytest
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.contracts.errors import ConfigError, LeakageError
-from streetvision.contracts.split_contracts import Split
+from streetvision.contracts.errors import LeakageError
+from streetvision.contracts.split_contracts import NO_FOLD, Split
 from streetvision.data.labels.store import LabelStore, label_event
-from streetvision.data.splitting.partition import check_leakage, make_folds
+from streetvision.data.splitting.partition import check_leakage
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json
+from tests.conftest import TINY_MODEL
 
 NAMES = ("None", "Roadwork")
 
@@ -77,14 +78,62 @@ def test_old_images_keep_their_split_chosen_ones_are_in_train_and_random_ones_an
     assert "60 labels of data.labels, 30 of them drawn at random" in out
 
 
-def test_the_labels_alone_are_a_data_set_and_auto_chooses_four_splits(split, photos, tmp_path):
+@pytest.mark.parametrize(
+    ("protocol", "splits"),
+    [("split", {"train", "val_select", "val_calib", "val_test"}), ("auto", {"train", "val_test"})],  # auto: folds
+)
+def test_the_labels_alone_are_a_data_set(split, photos, tmp_path, protocol, splits):
     _, pool = photos
     store_labels(tmp_path, pool[:20], "diverse")
     labels = store_labels(tmp_path, pool[20:], "random", first=100)
-    rows, _ = split(f"data.labels={labels.parent}")
+    rows, _ = split(f"data.labels={labels.parent}", f"data.protocol={protocol}")
     assert len(rows) == 60
     assert all(row["split"] == "train" for row in rows if row["queue"] == "diverse")
-    assert {row["split"] for row in rows} == {"train", "val_select", "val_calib", "val_test"}
+    assert {row["split"] for row in rows} == splits
+
+
+@pytest.mark.long
+def test_under_cross_fit_chosen_images_are_trained_on_and_have_no_score(split, command, photos, tmp_path):
+    folder, pool = photos
+    settings = [f"data.root={folder}", "data.protocol=cross_fit", "data.folds=3"]
+    before, _ = split(*settings)
+    labels = store_labels(tmp_path, pool[:30], "uncertain")
+    schema = ArtifactSchema(tmp_path / "run")
+    model = [setting for setting in TINY_MODEL if not setting.startswith("data.protocol")]
+    fusion = ["pipeline.phases=[phase1,phase2,phase4c_cvfm,phase5,phase6]", "phase4c.views.rows=1", "phase4c.gate=off"]
+    tuning = ["training=full", "training.epochs=1", "training.batch_size=16", "training.gate=off"]
+    command_line = ["train", f"run_dir={schema.output_dir}", *settings, f"data.labels={labels}", *model]
+    code, out, err = command(*command_line, *fusion, *tuning, "phase4c.views.columns=2")
+    assert code in (0, 3), err
+    partition = partition_from_json(read_json(schema.splits_json), schema.splits_json)
+    assert {row.path: fold for row, fold in zip(partition.index.rows, partition.folds, strict=True)}.items() >= {
+        (row["path"], row.get("fold", NO_FOLD)) for row in before
+    }
+    chosen = [row for row in partition.index.rows if row.train_only]
+    assert len(chosen) == 30
+    assert set(chosen) <= set(partition.rows(Split.TRAIN))
+    for record in (schema.val_calib_scores_json, schema.cvfm_scores_json):
+        assert (
+            read_json(record)["reference"]["n"]
+            == len(partition.rows(Split.VAL_CALIB))
+            == len(before) - sum(row["split"] == "val_test" for row in before)
+        )
+    assert "30 that were chosen for their label" in out
+
+
+def test_a_confirmed_label_is_still_that_of_the_data_set(split, photos, tmp_path):
+    folder, _ = photos
+    settings = [f"data.root={folder}", "data.protocol=cross_fit", "data.folds=3"]
+    before, _ = split(*settings)
+    first, second = [row for row in before if row["split"] == "train"][:2]
+    confirmed = (folder / first["path"], first["label"])
+    corrected = (folder / second["path"], 1 - second["label"])
+    labels = store_labels(tmp_path, [confirmed, corrected], "suspicious")
+    after, out = split(*settings, f"data.labels={labels}")
+    queue = {row["path"]: row["queue"] for row in after}
+    assert queue[first["path"]] is None
+    assert queue[second["path"]] == "suspicious"
+    assert "2 labels of data.labels" in out
 
 
 def test_a_correction_changes_train_but_no_evaluation_split(split, photos, tmp_path):
@@ -120,7 +169,7 @@ def test_an_image_that_changed_since_it_was_labelled_is_reported(split, photos, 
     assert report["invalid"] == [{"path": str(pool[0][0]), "reason": "has changed since it was labelled"}]
 
 
-def test_the_contract_rejects_a_chosen_image_outside_train_and_in_folds(split, photos, tmp_path):
+def test_the_contract_rejects_a_chosen_image_outside_train(split, photos, tmp_path):
     folder, pool = photos
     labels = store_labels(tmp_path, pool[:5], "uncertain")
     split(f"data.root={folder}", f"data.labels={labels}", "data.protocol=split")
@@ -131,10 +180,6 @@ def test_the_contract_rejects_a_chosen_image_outside_train_and_in_folds(split, p
     moved[position] = Split.VAL_TEST
     with pytest.raises(LeakageError, match="uncertain"):
         check_leakage(replace(partition, roles=tuple(moved)), path)
-    with pytest.raises(ConfigError):
-        make_folds(partition.index, fractions=partition.fractions, folds=3, seed=0)
-    _, out = split(f"data.root={folder}", f"data.labels={labels}", "data.protocol=cross_fit", code=2)
-    assert "TRAIN only" in out
 
 
 def test_cross_validation_and_the_check_of_a_data_set_refuse_labels(command, photos, tmp_path):

@@ -74,6 +74,12 @@ class Context:
         """Fold of each row of TRAIN, under cross_fit and outside the folds."""
         return tuple(fold for fold in self._partition.folds or () if fold != NO_FOLD)
 
+    @property
+    def fold_of_evaluated_rows(self) -> tuple[int, ...]:
+        """The same without the rows that may be in TRAIN only: these have no out-of-fold scores."""
+        rows = zip(self._partition.index.rows, self._partition.folds or (), strict=self.n_folds > 0)
+        return tuple(fold for row, fold in rows if fold != NO_FOLD and not row.train_only)
+
     def folds(self, *, select: bool = True) -> Iterator["Context"]:
         """Yield the context of each fold of cross_fit, which has the splits of `Partition.in_fold`."""
         partition = self._partition

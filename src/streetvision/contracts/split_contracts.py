@@ -163,7 +163,9 @@ class Partition:
     near_duplicates: NearDuplicateClusters | None = None
     """None if near-duplicates were not searched."""
     folds: tuple[int, ...] | None = None
-    """Fold of each row under cross_fit, where its role is TRAIN; NO_FOLD for VAL_TEST. None under split."""
+    """Fold of each row under cross_fit, where its role is TRAIN; NO_FOLD for VAL_TEST. None under split.
+
+    A row that may be in TRAIN only is trained on in the other folds, and evaluated in none."""
 
     @property
     def protocol(self) -> Protocol:
@@ -186,14 +188,19 @@ class Partition:
         return hashlib.sha256("\n".join(assignment).encode()).hexdigest()
 
     def rows(self, split: Split) -> tuple[Row, ...]:
-        """Return the rows of one split, in index order. Under cross_fit, VAL_CALIB has the rows of all folds."""
-        role = Split.TRAIN if self.folds is not None and split is Split.VAL_CALIB else split
-        return tuple(row for row, of_row in zip(self.index.rows, self.roles, strict=True) if of_row is role)
+        """Return the rows of one split, in index order.
+
+        Under cross_fit, VAL_CALIB has the rows of all folds, without those that may be in TRAIN only.
+        """
+        if self.folds is not None and split is Split.VAL_CALIB:
+            return tuple(row for row in self.rows(Split.TRAIN) if not row.train_only)
+        return tuple(row for row, role in zip(self.index.rows, self.roles, strict=True) if role is split)
 
     def in_fold(self, fold: int, *, select: bool = True) -> "Partition":
         """Return the splits of one fold of cross_fit.
 
-        Its rows are VAL_CALIB, the rows of the next fold are VAL_SELECT, and those of the other folds are TRAIN.
+        Its rows are VAL_CALIB, the rows of the next fold are VAL_SELECT, and those of the other folds are TRAIN. Rows
+        that may be in TRAIN only are left out of the first two.
 
         Args:
             fold: From 0.
@@ -203,8 +210,10 @@ class Partition:
         role_of_fold = {NO_FOLD: Split.VAL_TEST, fold: Split.VAL_CALIB}
         if select:
             role_of_fold[(fold + 1) % self.n_folds] = Split.VAL_SELECT
-        roles = tuple(role_of_fold.get(of_row, Split.TRAIN) for of_row in self.folds)
-        return replace(self, roles=roles, folds=None)
+        of_rows = zip(self.index.rows, (role_of_fold.get(of_row, Split.TRAIN) for of_row in self.folds), strict=True)
+        kept = [(row, role) for row, role in of_rows if role is Split.TRAIN or not row.train_only]
+        index = replace(self.index, rows=tuple(row for row, _ in kept))
+        return replace(self, index=index, roles=tuple(role for _, role in kept), folds=None)
 
 
 def every_nth(rows: Sequence[Row], most: int) -> tuple[Row, ...]:

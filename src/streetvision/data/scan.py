@@ -15,7 +15,7 @@ from torch import Tensor
 
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress, Silent
-from streetvision.contracts.split_contracts import Index, Row
+from streetvision.contracts.split_contracts import RANDOM_QUEUE, Index, Row
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 from streetvision.data.decode import as_tensor
 from streetvision.data.file_search import missing_reason
@@ -120,7 +120,10 @@ def scan_images(
             row, damage, image_hash = result
             given = (labels or {}).get(row.sha256)
             if given is not None:
-                row = replace(row, label=given[0], queue=given[1])
+                label, queue = given
+                # A label of the data set that a person confirmed is still that of the data set.
+                if row.queue is not None or label != row.label or queue == RANDOM_QUEUE:
+                    row = replace(row, label=label, queue=queue)
             elif row.queue is not None:
                 invalid.append(RejectedFile(row.path, CHANGED))
                 continue

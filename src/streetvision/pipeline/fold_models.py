@@ -14,11 +14,11 @@ from streetvision.contracts.policies import FusionRef, ScoresRef
 from streetvision.contracts.split_contracts import Split
 from streetvision.io.atomic import sha256_bytes, sha256_file, sha256_json
 from streetvision.io.scores import Scores, rows_digest, save_scores
-from streetvision.io.tensors import load_into, load_state, save_tensors
+from streetvision.io.tensors import load_state, save_tensors
 from streetvision.models.module import Classifier
 from streetvision.models.network import state_digest
 from streetvision.pipeline.probe_head import set_head
-from streetvision.pipeline.scores import rows_of_folds
+from streetvision.pipeline.scores import open_classifier, rows_of_folds
 from streetvision.training.probe import LinearProbe
 
 
@@ -41,15 +41,17 @@ def fold_head_digests(path: Path, classifier: Classifier) -> tuple[str, ...]:
 
 
 def fold_classifiers(schema: ArtifactSchema, classifier: Classifier, n_folds: int) -> Iterator[Classifier]:
-    """Yield the classifier of each fold; `classifier` is the one that ships."""
+    """Yield the classifier of each fold; `classifier` is the one that ships.
+
+    A fine-tuned model of a fold may read other blocks, and pool them otherwise, than the one that ships.
+    """
     for fold in range(n_folds):
-        of_fold = copy.deepcopy(classifier)
         if schema.fold_heads.is_file():
-            heads = load_state(schema.fold_heads)
+            of_fold, heads = copy.deepcopy(classifier), load_state(schema.fold_heads)
             set_head(of_fold, heads["weights"][fold].numpy(), float(heads["biases"][fold]))
         else:
-            checkpoint = schema.in_fold(fold).phase1_checkpoint
-            load_into(of_fold, load_state(checkpoint), source=str(checkpoint))
+            files = schema.in_fold(fold)
+            of_fold = open_classifier(files, files.phase1_checkpoint)
         yield of_fold.eval()
 
 

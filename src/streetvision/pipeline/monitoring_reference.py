@@ -73,7 +73,7 @@ def _measure(context: Context, scores: Scores, rows: list[Row]) -> tuple[NDArray
     """Features (N, P) of the whole image, and quality, of rows; decoded as a bundle does."""
     schema, loader = context.schema, context.settings(LoaderConfig)
     retrained = schema.mac_cal_checkpoint
-    classifier = open_classifier(context, _checkpoint(scores, schema.phase1_checkpoint, retrained))
+    classifier = open_classifier(context.schema, _checkpoint(scores, schema.phase1_checkpoint, retrained))
     model = TorchModel(classifier, pick_device())  # the first view of a fusion is the image as the classifier takes it
     features: list[NDArray[np.float32]] = []
     quality: list[ImageQuality] = []

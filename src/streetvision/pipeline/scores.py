@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import FusionRef
@@ -22,12 +23,12 @@ from streetvision.training.scoring import score_rows
 
 def make_scores(context: Context, checkpoint: Path, artifacts: tuple[str, ...]) -> None:
     """Score VAL_CALIB with the saved checkpoint of phase 1."""
-    save_val_calib(context, open_classifier(context, checkpoint), checkpoint, artifacts=artifacts)
+    save_val_calib(context, open_classifier(context.schema, checkpoint), checkpoint, artifacts=artifacts)
 
 
-def open_classifier(context: Context, checkpoint: Path) -> Classifier:
-    """The classifier of a saved checkpoint of phase 1."""
-    classifier = build_classifier(validate_json(context.schema.model_config_json, ClassifierDescription))
+def open_classifier(schema: ArtifactSchema, checkpoint: Path) -> Classifier:
+    """The classifier of a saved checkpoint of phase 1, in a run or in a fold."""
+    classifier = build_classifier(validate_json(schema.model_config_json, ClassifierDescription))
     load_into(classifier, load_state(checkpoint), source=str(checkpoint))
     return classifier
 
@@ -73,9 +74,10 @@ def open_scores(context: Context, split: Split, artifacts: tuple[str, ...] = SCO
 
 
 def rows_of_folds(context: Context, split: Split, n_folds: int) -> tuple[Row, ...]:
-    """The rows of the first folds of cross_fit, for a phase outside the folds."""
-    rows = zip(context.rows(split), context.fold_of_rows, strict=True)
-    return tuple(row for row, fold in rows if fold < n_folds)
+    """The rows of the first folds of cross_fit that have out-of-fold scores, for a phase outside the folds."""
+    rows = (row for row in context.rows(split) if not row.train_only)
+    of_rows = zip(rows, context.fold_of_evaluated_rows, strict=True)
+    return tuple(row for row, fold in of_rows if fold < n_folds)
 
 
 def groups_of(context: Context, scores: Scores) -> list[str | None]:

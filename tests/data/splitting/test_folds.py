@@ -64,6 +64,29 @@ def test_without_a_selection_all_rows_outside_the_fold_are_in_train():
         assert not {r.group for r in without.rows(Split.TRAIN)} & {r.group for r in without.rows(Split.VAL_CALIB)}
 
 
+@given(sizes=group_sizes, chosen=st.sets(st.integers(0, 19), min_size=1), seed=st.integers(0, 3))
+@settings(max_examples=25, deadline=None)
+def test_rows_that_were_chosen_for_their_label_are_trained_on_and_evaluated_in_no_fold(sizes, chosen, seed):
+    others = [*grouped(sizes).rows, *ungrouped(14, 14).rows]
+    groups = [None, others[0].group, "new"]
+    more = [replace(row(f"more{i}.png", i % 2, group=groups[i % 3]), queue="uncertain") for i in sorted(chosen)]
+    partition = make(index_of([*others, *more]), seed=seed)
+    evaluated = set(partition.rows(Split.VAL_CALIB))
+    assert not any(entry.train_only for entry in (*evaluated, *partition.rows(Split.VAL_TEST)))
+    scored = []
+    for fold in range(partition.n_folds):
+        for select in (False, True):
+            splits = partition.in_fold(fold, select=select)
+            parts = {split: splits.rows(split) for split in Split}
+            assert not any(entry.train_only for split in Split if split is not Split.TRAIN for entry in parts[split])
+            names = [{entry.group or entry.path for entry in rows} for rows in parts.values()]
+            assert sum(map(len, names)) == len(set().union(*names))
+        scored += splits.rows(Split.VAL_CALIB)
+    assert sorted(scored, key=lambda entry: entry.path) == sorted(evaluated, key=lambda entry: entry.path)
+    content = json.loads(json.dumps(partition_to_json(partition)))
+    assert partition_from_json(content, SOURCE).folds == partition.folds
+
+
 def test_few_groups_give_fewer_folds_and_too_few_are_an_error():
     assert make(grouped([(2, 1)] * 6)).n_folds == 5
     assert make(grouped([(2, 1)] * 5)).n_folds == 4

@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import AfterValidator
 
-from streetvision.contracts.errors import ConfigError, DataError, LeakageError
+from streetvision.contracts.errors import DataError, LeakageError
 from streetvision.contracts.split_contracts import (
     NO_FOLD,
     RANDOM_QUEUE,
@@ -101,6 +101,8 @@ def make_folds(
 ) -> Partition:
     """Assign VAL_TEST and the folds of cross_fit to the rows of `index`, as `make_partition` assigns splits.
 
+    Rows that may be in TRAIN only, and their groups, are in folds; `Partition.in_fold` evaluates no such row.
+
     Args:
         index: The rows.
         fractions: The fraction of VAL_TEST is used.
@@ -114,27 +116,23 @@ def make_folds(
     Raises:
         DataError: VAL_TEST, or one of FEWEST_FOLDS folds, would lack a class.
         LeakageError: Two groups share an image or a near-duplicate, or a group has existing rows in two folds.
-        ConfigError: A row may be in TRAIN only, and each fold is VAL_CALIB in turn.
     """
-    if chosen := train_only(index.rows):
-        raise ConfigError(
-            f"{len(chosen):,} labelled images were not drawn at random and may be in TRAIN only, but each fold of "
-            "data.protocol=cross_fit is evaluated",
-            "set data.protocol=split, with a new run_dir if this run has folds",
-        )
-    existing, test = existing_folds or {}, fractions[Split.VAL_TEST]
-    fewest = max([FEWEST_FOLDS, *(fold + 1 for fold in existing.values())])
-    units = [count_units(index.rows, label) for label in range(N_CLASSES)]
+    known, test = existing_folds or {}, fractions[Split.VAL_TEST]
+    fewest = max([FEWEST_FOLDS, *(fold + 1 for fold in known.values())])
+    evaluated = [row for row in index.rows if not row.train_only]
+    units = [count_units(evaluated, label) for label in range(N_CLASSES)]
+    chosen = {unit_name(row) for row in index.rows if row.train_only}
     for count in range(max(fewest, min(folds, min(units) - 1)), fewest - 1, -1):
         names = [*(f"fold {fold}" for fold in range(count)), str(Split.VAL_TEST)]
-        places = _assign(
-            index.rows,
-            np.array([(1 - test) / count] * count + [test]),
-            names=names,
-            seed=seed,
-            existing={sha256: count if fold == NO_FOLD else fold for sha256, fold in existing.items()},
-            closed=count if keep_test else None,
+        shares = np.array([(1 - test) / count] * count + [test])
+        existing = {sha256: count if fold == NO_FOLD else fold for sha256, fold in known.items()}
+        # Rows that were chosen for their label do not affect where the others are; their groups are not in VAL_TEST.
+        others = [row for row in index.rows if unit_name(row) not in chosen]
+        of_others = _assign(
+            others, shares, names=names, seed=seed, existing=existing, closed=count if keep_test else None
         )
+        existing |= {row.sha256: place for row, place in zip(others, of_others, strict=True)}
+        places = _assign(index.rows, shares, names=names, seed=seed, existing=existing, closed=count)
         roles = tuple(Split.VAL_TEST if place == count else Split.TRAIN for place in places)
         of_row = tuple(NO_FOLD if place == count else place for place in places)
         partition = Partition(index, roles, dict(fractions), seed, near_duplicates, of_row)
@@ -238,18 +236,19 @@ def _places_of_random_rows(
 def split_conflicts(rows: Sequence[Row], existing: Mapping[str, object]) -> dict[str, str]:
     """Return path -> reason, of new rows whose group has existing rows in two splits or folds.
 
-    New rows that may be in TRAIN only are also returned if their group has existing rows in another split.
+    New rows that may be in TRAIN only are also returned if their group has existing rows in an evaluation split.
     """
     groups, _ = _units(rows, seed=0)
+    name_of_evaluation: dict[object, str] = {split: split.value for split in SPLITS if split is not Split.TRAIN}
+    name_of_evaluation[NO_FOLD] = Split.VAL_TEST.value
     conflicts = {}
     for members in groups:
-        others = {existing[rows[p].sha256] for p in members if rows[p].sha256 in existing} - {Split.TRAIN}
-        if others:
-            reason = f"was chosen for its label, and is related to images of {' and '.join(sorted(map(str, others)))}"
+        others = {existing[rows[p].sha256] for p in members if rows[p].sha256 in existing}
+        if evaluated := sorted({name_of_evaluation[place] for place in others if place in name_of_evaluation}):
+            reason = f"was chosen for its label, and is related to images of {' and '.join(evaluated)}"
             chosen = (rows[p] for p in members if rows[p].train_only and rows[p].sha256 not in existing)
             conflicts.update({row.path: reason for row in chosen})
-        old = {existing[rows[p].sha256] for p in members if rows[p].sha256 in existing}
-        if len(old) > 1:
+        if len(others) > 1:
             new = (rows[p].path for p in members if rows[p].sha256 not in existing)
             conflicts.update(dict.fromkeys(new, "is linked to images of two splits"))
     return conflicts
@@ -292,10 +291,10 @@ def count_units(rows: Iterable[Row], label: int | None = None) -> int:
 
 
 def count_fold_rows(partition: Partition) -> list[dict[str, int]]:
-    """Return the number of rows by class name, of each fold of cross_fit."""
+    """Return the number of rows by class name that are evaluated in each fold of cross_fit."""
     counts = [dict.fromkeys(partition.index.class_names, 0) for _ in range(partition.n_folds)]
     for row, fold in zip(partition.index.rows, partition.folds or (), strict=partition.folds is not None):
-        if fold != NO_FOLD:
+        if fold != NO_FOLD and not row.train_only:
             counts[fold][partition.index.class_names[row.label]] += 1
     return counts
 
@@ -303,7 +302,7 @@ def count_fold_rows(partition: Partition) -> list[dict[str, int]]:
 def check_leakage(partition: Partition, source: object) -> None:
     """Raise LeakageError if rows of one group, with the same bytes, or of one near-duplicate cluster are in two splits.
 
-    The folds of cross_fit count as splits. A row that may be in TRAIN only must be in TRAIN, and in no fold.
+    The folds of cross_fit count as splits. A row that may be in TRAIN only must have the role TRAIN.
 
     Args:
         partition: The rows and their splits.
@@ -316,9 +315,9 @@ def check_leakage(partition: Partition, source: object) -> None:
         role.value if fold == NO_FOLD else f"fold {fold}"
         for role, fold in zip(partition.roles, partition.folds or [NO_FOLD] * len(partition.roles), strict=True)
     ]
-    for row, role in zip(partition.index.rows, places, strict=True):
+    for row, split, role in zip(partition.index.rows, partition.roles, places, strict=True):
         role_of_path[row.path] = role
-        if row.train_only and role != Split.TRAIN:
+        if row.train_only and split is not Split.TRAIN:
             raise LeakageError(
                 f"{source}: row {row.path!r} is in {role}, but it may be in train only: the queue {row.queue!r} "
                 "chose it for its label",

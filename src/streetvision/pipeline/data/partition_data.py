@@ -9,7 +9,7 @@ from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import NO_FOLD, Index, NearDuplicateClusters, Partition, Protocol, Split
 from streetvision.data.config import DataConfig
-from streetvision.data.splitting.partition import count_units, make_folds, make_partition, train_only
+from streetvision.data.splitting.partition import count_units, make_folds, make_partition
 
 
 def existing_roles(earlier: Partition | None) -> dict[str, Split]:
@@ -73,13 +73,11 @@ def partition_rows(
 
     if protocol == Protocol.SPLIT:
         return four_splits()
-    if protocol == AUTO and train_only(index.rows):
-        progress.auto_setting("data.protocol=split", "data.labels has images that may be in TRAIN only")
-        return four_splits()
     if protocol == AUTO:
         label = {"fnr": 1, "fpr": 0, "error": None}[risk.kind]
         kind = "groups" if label is None else f"groups with {config.class_names[label]}"
-        needed, total = fewest_units(risk), count_units(index.rows, label)
+        evaluated = [row for row in index.rows if not row.train_only]
+        needed, total = fewest_units(risk), count_units(evaluated, label)
         try:
             split = four_splits()
         except DataError:
@@ -90,7 +88,7 @@ def partition_rows(
             if found >= needed:
                 return split
         missing = math.ceil(needed / config.fractions[Split.VAL_CALIB]) - total
-        more = math.ceil(missing * len(index.rows) / max(total, 1))
+        more = math.ceil(missing * len(evaluated) / max(total, 1))
         progress.auto_setting("data.protocol=cross_fit", f"{reason}; split needs about {more:,} more images")
     partition = make_folds(
         index,

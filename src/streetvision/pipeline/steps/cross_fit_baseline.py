@@ -24,7 +24,7 @@ from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Context, Metrics, Outcome
 from streetvision.contracts.policies import Artifact, Digest, Gate
 from streetvision.contracts.settings import no_effect
-from streetvision.contracts.split_contracts import Split
+from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.config import PLAIN, AugmentationConfig
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc, nll, positive_probability
@@ -45,7 +45,7 @@ from streetvision.pipeline.gates import decide
 from streetvision.pipeline.image_training import fit_images
 from streetvision.pipeline.initialization import resume_key
 from streetvision.pipeline.probe_head import fit_probe_head, two_logits
-from streetvision.pipeline.scores import cached_features, make_scores, open_scores
+from streetvision.pipeline.scores import cached_features, make_scores, open_scores, rows_of_folds
 from streetvision.pipeline.training_outputs import merge_check_images, metrics_csv
 from streetvision.training.callbacks import State, cpu_state_dict
 from streetvision.training.config import AutoConfig, FinetuningConfig, TrainingConfig, is_solvable
@@ -94,22 +94,16 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     if isinstance(config, FinetuningConfig) and config.ship == "fold_mean":
         _check_same_features(context.settings(ModelConfig), config)
     rows = context.rows(Split.TRAIN)
-    labels, groups = [row.label for row in rows], [row.group or row.sha256 for row in rows]
     initial, probe = classifier, None
     if is_solvable(context.settings(ModelConfig).head, config.loss):
         probe = fit_probe_head(classifier, context)
         classifier = probe.classifier
-    fold_of_rows, n_folds = np.array(context.fold_of_rows), context.n_folds
+    n_folds = context.n_folds
     if isinstance(config, AutoConfig):
         config, n_folds = _within_budget(classifier, config, context)
-    scored = fold_of_rows < n_folds
-    """The rows of the folds in which a fine-tuned model is trained."""
-
-    def predictions(logits: Tensor) -> Predictions:
-        """Of all rows, or of those that are `scored`."""
-        rows_of = np.flatnonzero(scored if len(logits) < len(labels) else scored | True).tolist()
-        p = positive_probability(logits.numpy())
-        return Predictions([labels[row] for row in rows_of], p, [groups[row] for row in rows_of])
+    in_folds = torch.tensor(context.fold_of_evaluated_rows) < n_folds
+    compared = rows_of_folds(context, Split.TRAIN, n_folds)
+    """The evaluated rows of the folds in which a fine-tuned model is trained."""
 
     logits, tuned_ships, merge_error = None, False, None
     gate: Gate | None = None
@@ -117,7 +111,7 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     records: list[FoldRecord] = []
     if probe is not None:
         assert probe.probe.out_of_fold is not None
-        logits = two_logits(probe.probe.out_of_fold)
+        logits = two_logits(probe.probe.out_of_fold)[torch.tensor([not row.train_only for row in rows])]
     if probe is None or config.mode != "frozen":
         tuned, records = _train_folds(context, initial, config, n_folds)
         if logits is not None:
@@ -125,8 +119,8 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
             compares = config.gate != "off"
             gate = decide(
                 config.gate,
-                predictions(tuned) if compares else None,
-                predictions(logits[torch.from_numpy(scored)]) if compares else None,
+                _predictions(compared, tuned) if compares else None,
+                _predictions(compared, logits[in_folds]) if compares else None,
                 stage="fine-tuning",
                 section="training",
                 path=schema.finetuning_gate_json,
@@ -162,7 +156,9 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     save_tensors(schema.phase1_last_checkpoint, state)
     write_json_atomic(schema.model_config_json, classifier.description.model_dump(mode="json"))
 
-    out_of_fold = predictions(logits)
+    out_of_fold = _predictions(
+        compared if tuned_ships else rows_of_folds(context, Split.TRAIN, context.n_folds), logits
+    )
     p = out_of_fold.probabilities
     summary_row: EpochRow = {
         "val_select_mcc": float(mcc(confusion_counts(out_of_fold.labels, p > 0.5))),
@@ -207,6 +203,11 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     )
 
 
+def _predictions(rows: Sequence[Row], logits: Tensor) -> Predictions:
+    groups = [row.group or row.sha256 for row in rows]
+    return Predictions([row.label for row in rows], positive_probability(logits.numpy()), groups)
+
+
 def _within_budget(classifier: Classifier, config: AutoConfig, context: Context) -> tuple[TrainingConfig, int]:
     """The settings with as many epochs as the budget allows, and the number of folds to train in.
 
@@ -233,11 +234,11 @@ def _within_budget(classifier: Classifier, config: AutoConfig, context: Context)
 def _train_folds(
     context: Context, initial: Classifier, config: TrainingConfig, n_folds: int
 ) -> tuple[Tensor, list[FoldRecord]]:
-    """Train in each of the first folds; return the logits (M, 2) of their rows, each by the model of its fold.
+    """Train in each of the first folds; return the logits (M, 2) of their evaluated rows, by the model of the fold.
 
     Finished folds are not trained again. `initial` has a new head: no label of any fold is in it.
     """
-    fold_of_rows = torch.tensor([fold for fold in context.fold_of_rows if fold < n_folds])
+    fold_of_rows = torch.tensor([fold for fold in context.fold_of_evaluated_rows if fold < n_folds])
     logits, records = torch.empty(len(fold_of_rows), 2), []
     for fold in islice(context.folds(select=False), n_folds):
         path = fold.schema.fold_json

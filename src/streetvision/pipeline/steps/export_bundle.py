@@ -27,7 +27,7 @@ def run(context: Context) -> Outcome:
     policy = PolicyValidator().validate(policy_files[0])
 
     if policy.scores.fold_models:
-        check_fold_models(schema, policy.scores, open_classifier(context, schema.phase1_checkpoint))
+        check_fold_models(schema, policy.scores, open_classifier(context.schema, schema.phase1_checkpoint))
 
     # The policy names the scores that it was fitted on, and so the model and the fusion to export.
     retrained = schema.mac_cal_checkpoint

@@ -5,7 +5,7 @@ from collections import Counter
 from streetvision.calibration.config import AUTO, RiskConfig
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.phase import Context, Outcome
-from streetvision.contracts.split_contracts import Partition, Protocol, Split
+from streetvision.contracts.split_contracts import RANDOM_QUEUE, Partition, Protocol, Split
 from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.grouping.seen_images import record_images
 from streetvision.data.labels.listing import read_labels
@@ -67,6 +67,8 @@ def run(context: Context) -> Outcome:
     else:
         test = counts[Split.VAL_TEST]
         divided = f"{len(rows) - test} in {partition.n_folds} folds of cross_fit, {test} in VAL_TEST"
+        if chosen := sum(row.train_only for row in rows):
+            divided += f" ({chosen} that were chosen for their label are trained on, and evaluated in no fold)"
     summary = (
         f"{len(rows)} images, {positives} {partition.index.class_names[1]}; "
         f"{divided} {by}; "
@@ -80,8 +82,8 @@ def run(context: Context) -> Outcome:
         **{split.value: counts[split] for split in Split if split in counts},
     }
     if labels is not None:
-        labelled = [row for row in rows if row.queue is not None]
-        at_random = sum(not row.train_only for row in labelled)
+        labelled = [row for row in rows if row.sha256 in labels.images]
+        at_random = sum(row.queue == RANDOM_QUEUE for row in labelled)
         summary += f"; {len(labelled)} labels of data.labels, {at_random} of them drawn at random"
         metrics |= {"labels": len(labelled), "labels_at_random": at_random}
     if not config.unlabeled:

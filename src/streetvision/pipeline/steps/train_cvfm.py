@@ -124,7 +124,7 @@ def run(context: Context) -> Outcome:
     """Fit the fusions that are compared, and score VAL_CALIB with the one that ships."""
     schema, config = context.schema, context.settings(CvfmConfig)
     assert isinstance(config, FusingConfig)
-    classifier = open_classifier(context, schema.phase1_checkpoint)
+    classifier = open_classifier(context.schema, schema.phase1_checkpoint)
     models = _models(context, config, classifier)
     of_run, n_folds = ViewsOf(context), 0
     if context.n_folds > 0:
@@ -166,7 +166,7 @@ def run(context: Context) -> Outcome:
     elif n_folds:
         save_out_of_fold(context, chosen.logits, CVFM_SCORES, classifier, n_folds=n_folds, fusion=reference)
     else:
-        original = open_classifier(context, schema.phase1_checkpoint)
+        original = open_classifier(context.schema, schema.phase1_checkpoint)
         saved = load_fused(original, description, weights, chunk_size=context.settings(LoaderConfig).batch_size)
         save_val_calib(context, saved, schema.phase1_checkpoint, artifacts=CVFM_SCORES, fusion=reference)
 
@@ -254,7 +254,7 @@ def _cross_fit(
         The candidates with their out-of-fold logits, those (M, 2) of the single view, and the time for views.
     """
     context = of_run.context
-    fold_of_rows = torch.tensor([fold for fold in context.fold_of_rows if fold < n_folds])
+    fold_of_rows = torch.tensor([fold for fold in context.fold_of_evaluated_rows if fold < n_folds])
     logits, single_view = torch.empty(len(models), len(fold_of_rows), 2), torch.empty(len(fold_of_rows), 2)
     fits: list[list[FusionFit]] = [[] for _ in models]
     seconds = 0.0

@@ -27,7 +27,7 @@ def run(context: Context) -> Outcome:
             "phase5_maccal needs VAL_CALIB, which data.protocol=cross_fit does not set aside",
             "set data.protocol=split, or leave out phase5_maccal and phase5.method=mac_cal",
         )
-    classifier = open_classifier(context, schema.phase1_checkpoint)
+    classifier = open_classifier(context.schema, schema.phase1_checkpoint)
     train, select = (cached_features(context, classifier, split) for split in (Split.TRAIN, Split.VAL_SELECT))
     torch.manual_seed(config.seed)
     description = classifier.description
