@@ -15,6 +15,7 @@ from streetvision.data.labels.store import LabelStore, label_event
 from streetvision.data.splitting.partition import check_leakage
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json
+from streetvision.labeling.rounds import read_rounds
 from tests.conftest import TINY_MODEL
 
 NAMES = ("None", "Roadwork")
@@ -119,6 +120,8 @@ def test_under_cross_fit_chosen_images_are_trained_on_and_have_no_score(split, c
             == len(before) - sum(row["split"] == "val_test" for row in before)
         )
     assert "30 that were chosen for their label" in out
+    (only_round,) = read_rounds(tmp_path)
+    assert (only_round.labels, only_round.evaluated) == (30, len(partition.rows(Split.VAL_CALIB)))
 
 
 def test_a_confirmed_label_is_still_that_of_the_data_set(split, photos, tmp_path):

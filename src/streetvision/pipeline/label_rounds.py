@@ -25,8 +25,7 @@ def print_round(schema: ArtifactSchema, console: Console) -> None:
         run=str(schema.output_dir.absolute()),
         labels=counts["labels"],
         images=counts["images"],
-        # Under cross_fit, every image outside VAL_TEST is VAL_CALIB in turn.
-        evaluated=counts.get("val_calib", counts["images"] - counts["val_test"]),
+        evaluated=counts["evaluated"],
         mcc=float(read_manifest(schema.manifest("phase2")).metrics["val_calib_mcc"] or 0),
     )
     for line in round_lines(add_round(labels_path(labels).absolute().parent, new)):

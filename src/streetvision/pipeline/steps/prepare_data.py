@@ -86,6 +86,7 @@ def run(context: Context) -> Outcome:
         at_random = sum(row.queue == RANDOM_QUEUE for row in labelled)
         summary += f"; {len(labelled)} labels of data.labels, {at_random} of them drawn at random"
         metrics |= {"labels": len(labelled), "labels_at_random": at_random}
+        metrics["evaluated"] = len(partition.rows(Split.VAL_CALIB))
     if not config.unlabeled:
         return Outcome(summary, dict(metrics), extra_outputs=tuple(outputs))
 
