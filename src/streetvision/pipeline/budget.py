@@ -17,9 +17,9 @@ from streetvision.training.config import AutoConfig
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.precision import lightning_precision
 
-FEWEST_EPOCHS, MOST_EPOCHS = 3, 8
+FEWEST_EPOCHS, MOST_EPOCHS = 3, 16
 """Of training.epochs=null. A budget may allow fewer."""
-ENOUGH_IMAGES = 2400
+ENOUGH_IMAGES = 4800
 """Images that the epochs of training.epochs=null have in all."""
 VALIDATION_SHARE = 0.4
 """Time of an image in a validation relative to a training step, which also has a backward pass."""

@@ -1,18 +1,43 @@
 """The gates of optional stages: a stage ships if its model is better than the model without it, on the same rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import JsonValue
+from torch import Tensor
 
+from streetvision.calibration.crossfit import CalibrationSet, crossfit
+from streetvision.calibration.parametric import PlattCalibrator
 from streetvision.contracts.policies import Gate
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.settings import GateSetting
+from streetvision.contracts.split_contracts import Row
 from streetvision.eval.gate import GateDecision, compare_nll
 from streetvision.eval.predictions import Predictions
 from streetvision.io.atomic import write_json_atomic
+
+CALIBRATION_FOLDS = 5
+
+
+def calibrated_predictions(logits: Tensor, rows: Sequence[Row], *, seed: int) -> Predictions:
+    """Return the predictions after Platt's calibration, cross-fitted by groups, as a model is used after calibration.
+
+    Args:
+        logits: (N, 2).
+        rows: N rows, of two groups at least.
+        seed: Of the folds of the calibration.
+    """
+    labels, groups = np.array([row.label for row in rows]), [row.group or row.sha256 for row in rows]
+    p = crossfit(
+        lambda part: PlattCalibrator().fit(part.logits, part.labels),
+        CalibrationSet(logits.numpy(), labels, groups),
+        folds=min(CALIBRATION_FOLDS, len(set(groups))),
+        seed=seed,
+    )
+    return Predictions(labels, p, groups)
 
 
 def decide(

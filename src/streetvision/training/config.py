@@ -213,7 +213,7 @@ class AutoConfig(LayerDecayConfig):
 
     mode: Literal["auto"] = "auto"
     epochs: Count | None = None
-    """Passes over the training images; null: 3 to 8, the fewer the more images there are."""
+    """Passes over the training images; null: 3 to 16, the fewer the more images there are."""
     batch_size: Count = 16
     learning_rate: Rate = 1e-4
     layer_decay: float = Field(default=1.0, gt=0, le=1)

@@ -24,11 +24,10 @@ from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Context, Metrics, Outcome
 from streetvision.contracts.policies import Artifact, Digest, Gate
 from streetvision.contracts.settings import no_effect
-from streetvision.contracts.split_contracts import Row, Split
+from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import PLAIN, AugmentationConfig
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc, nll, positive_probability
-from streetvision.eval.predictions import Predictions
 from streetvision.eval.report.training_plots import learning_curve
 from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import load_state, save_tensors
@@ -41,7 +40,7 @@ from streetvision.pipeline.augmentation_gate import accepted_augmentation
 from streetvision.pipeline.budget import affordable_epochs, requested_epochs
 from streetvision.pipeline.classifier_training import described_probe, fit_head, trainer_options, within_budget
 from streetvision.pipeline.fold_models import save_fold_heads, save_out_of_fold
-from streetvision.pipeline.gates import decide
+from streetvision.pipeline.gates import calibrated_predictions, decide
 from streetvision.pipeline.image_training import fit_images
 from streetvision.pipeline.initialization import resume_key
 from streetvision.pipeline.probe_head import fit_probe_head, two_logits
@@ -119,8 +118,8 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
             compares = config.gate != "off"
             gate = decide(
                 config.gate,
-                _predictions(compared, tuned) if compares else None,
-                _predictions(compared, logits[in_folds]) if compares else None,
+                calibrated_predictions(tuned, compared, seed=config.seed) if compares else None,
+                calibrated_predictions(logits[in_folds], compared, seed=config.seed) if compares else None,
                 stage="fine-tuning",
                 section="training",
                 path=schema.finetuning_gate_json,
@@ -156,13 +155,11 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     save_tensors(schema.phase1_last_checkpoint, state)
     write_json_atomic(schema.model_config_json, classifier.description.model_dump(mode="json"))
 
-    out_of_fold = _predictions(
-        compared if tuned_ships else rows_of_folds(context, Split.TRAIN, context.n_folds), logits
-    )
-    p = out_of_fold.probabilities
+    scored = compared if tuned_ships else rows_of_folds(context, Split.TRAIN, context.n_folds)
+    labels, p = np.array([row.label for row in scored]), positive_probability(logits.numpy())
     summary_row: EpochRow = {
-        "val_select_mcc": float(mcc(confusion_counts(out_of_fold.labels, p > 0.5))),
-        "val_select_nll": nll(out_of_fold.labels, p),
+        "val_select_mcc": float(mcc(confusion_counts(labels, p > 0.5))),
+        "val_select_nll": nll(labels, p),
         "val_select_positive_rate": float((p > 0.5).mean()),
     }
     if not history:
@@ -201,11 +198,6 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         metrics,
         extra_outputs=tuple(outputs),
     )
-
-
-def _predictions(rows: Sequence[Row], logits: Tensor) -> Predictions:
-    groups = [row.group or row.sha256 for row in rows]
-    return Predictions([row.label for row in rows], positive_probability(logits.numpy()), groups)
 
 
 def _within_budget(classifier: Classifier, config: AutoConfig, context: Context) -> tuple[TrainingConfig, int]:

@@ -7,22 +7,19 @@ TRAIN, and VAL_SELECT selects its epoch. The gate compares on VAL_SELECT; under 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from statistics import median
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from streetvision.calibration.crossfit import CalibrationSet, crossfit
-from streetvision.calibration.parametric import PlattCalibrator
 from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.contracts.phase import Context, Metrics, Outcome
 from streetvision.contracts.policies import FusionRef
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.config import LoaderConfig
 from streetvision.eval.counts import FloatArray
-from streetvision.eval.predictions import Predictions
 from streetvision.io.atomic import sha256_file, write_json_atomic, write_text_atomic
 from streetvision.io.resize import ImageSize
 from streetvision.io.scores import ScoresRecord
@@ -33,7 +30,7 @@ from streetvision.models.fused import FusedClassifier, load_fused
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import CVFM_SCORES
 from streetvision.pipeline.fold_models import fold_classifiers, save_out_of_fold
-from streetvision.pipeline.gates import Compared, decide_cheapest
+from streetvision.pipeline.gates import Compared, calibrated_predictions, decide_cheapest
 from streetvision.pipeline.input_size import LARGEST_PATCH, auto_image_size
 from streetvision.pipeline.scores import open_classifier, rows_of_folds, save_val_calib
 from streetvision.pipeline.training_outputs import metrics_csv
@@ -50,9 +47,6 @@ from streetvision.training.features import ViewCache, ViewFeatures
 from streetvision.training.fusion import FusionFit, argmax_mcc, evaluate_fusion, fit_fusion, fused_logits
 from streetvision.training.lightning_module import EpochRow
 from streetvision.training.probe import FeatureBank, Representation, fit_probe, grouped_folds
-
-CALIBRATION_FOLDS = 5
-"""Folds of the calibration with which the gate compares fusion and single view."""
 
 
 @dataclass(frozen=True)
@@ -339,18 +333,9 @@ def _compared(
 ) -> Compared:
     """The predictions of the candidates and of the single view, each after Platt's calibration."""
     names = [candidate.settings.mode for candidate in candidates]
-    labels, groups = np.array([row.label for row in rows]), [row.group or row.sha256 for row in rows]
-    folds = min(CALIBRATION_FOLDS, len(set(groups)))
-    if config.gate == "off" or folds < 2:
-        return Compared(tuple(names), problem=None if config.gate == "off" else "there is one group only")
-
-    def calibrated(logits: Tensor) -> Predictions:
-        p = crossfit(
-            lambda part: PlattCalibrator().fit(part.logits, part.labels),
-            CalibrationSet(logits.numpy(), labels, groups),
-            folds=folds,
-            seed=config.seed,
-        )
-        return Predictions(labels, p, groups)
-
+    if config.gate == "off":
+        return Compared(tuple(names))
+    if len({row.group or row.sha256 for row in rows}) < 2:
+        return Compared(tuple(names), problem="there is one group only")
+    calibrated = partial(calibrated_predictions, rows=rows, seed=config.seed)
     return Compared(tuple(names), tuple(calibrated(c.logits) for c in candidates), calibrated(single_view))
