@@ -30,6 +30,15 @@ def test_the_same_model_is_not_accepted():
     assert (decision.difference, decision.bound, decision.accepted) == (0.0, 0.0, False)
 
 
+def test_a_gain_that_is_certain_and_tiny_is_not_accepted():
+    model = drawn()
+    p = np.clip(model.probabilities, 0.01, 0.99)
+    gain = np.where(model.labels == 1, 1e-4, -1e-4)
+    decision = compare_nll(Predictions(model.labels, p + gain), Predictions(model.labels, p))
+    assert -0.001 < decision.difference < decision.bound < 0
+    assert not decision.accepted
+
+
 def test_dependent_rows_widen_the_bound():
     groups = [row // 20 for row in range(200)]
     generator = np.random.default_rng(1)

@@ -11,6 +11,8 @@ from streetvision.eval.predictions import Predictions
 
 LEVEL = 0.8
 """Confidence of the one-sided bound."""
+LEAST_GAIN = 1e-3
+"""Smallest gain in nats, so that a stage with no effect to speak of is left out."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class GateDecision:
     """Comparison of a candidate with its baseline by their negative log-likelihood (NLL)."""
 
     accepted: bool
-    """Whether `bound` is below 0."""
+    """Whether `bound` is below 0, and the gain is at least LEAST_GAIN."""
     candidate_nll: float
     baseline_nll: float
     difference: float
@@ -34,6 +36,7 @@ class GateDecision:
 def compare_nll(candidate: Predictions, baseline: Predictions, *, level: float = LEVEL) -> GateDecision:
     """Accept the candidate if the upper confidence bound of its NLL minus the baseline's is below 0.
 
+    A gain below LEAST_GAIN is not accepted.
     The bound is that of Student's t for the mean over rows, whose standard error is computed from the sums of groups.
 
     Args:
@@ -56,7 +59,7 @@ def compare_nll(candidate: Predictions, baseline: Predictions, *, level: float =
     error = float(np.sqrt(np.square(sums).sum() * units.count / (units.count - 1)) / len(per_row))
     bound = difference + float(student_t.ppf(level, units.count - 1)) * error
     return GateDecision(
-        accepted=bound < 0,
+        accepted=bound < 0 and difference <= -LEAST_GAIN,
         candidate_nll=float(losses[0].values.mean()),
         baseline_nll=float(losses[1].values.mean()),
         difference=difference,
