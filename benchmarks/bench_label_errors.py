@@ -7,7 +7,6 @@ In each seed, 5 % of the labels are flipped at random. `streetvision` ranks by t
 scikit-learn's cross_val_predict, which ignores groups, and find_label_issues by self-confidence.
 """
 
-import argparse
 import importlib.util
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from benchmarks.bench_labeling import scan_features
+from benchmarks.bench_labeling import parse_arguments, scan_features
 from streetvision.data.splitting.partition import unit_name
 from streetvision.labeling.queue import label_suspicion
 from streetvision.labeling.strategies import FloatArray
@@ -28,10 +27,7 @@ SHARE, FIRST = 0.05, 100
 
 def main() -> None:
     """Print precision and recall of each ranking."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", help="as for streetvision train")
-    parser.add_argument("--seeds", type=int, default=10)
-    given = parser.parse_args()
+    given = parse_arguments(__doc__)
     with TemporaryDirectory() as name:
         index, features = scan_features(given.settings, Path(name))
     labels, groups = np.array([row.label for row in index.rows]), [unit_name(row) for row in index.rows]

@@ -51,10 +51,7 @@ Choose = Callable[[list[Candidate], FloatArray, int], list[tuple[int, str]]]
 
 def main() -> None:
     """Print the area of each strategy, and its difference to random draws."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", help="as for streetvision train")
-    parser.add_argument("--seeds", type=int, default=10)
-    given = parser.parse_args()
+    given = parse_arguments(__doc__)
     with TemporaryDirectory() as name:
         index, features = scan_features(given.settings, Path(name))
     curves: dict[str, list[FloatArray]] = {strategy: [] for strategy in STRATEGIES}
@@ -78,6 +75,14 @@ def main() -> None:
             f"[{low:+.3f}, {high:+.3f}], MCC at {LABELS} labels {mean[-1]:.3f}, "
             f"labels for {ENOUGH:.0%} of all: {needed or f'more than {LABELS}'}\n"
         )
+
+
+def parse_arguments(description: str | None) -> argparse.Namespace:
+    """The settings of the data, and the number of seeds."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", help="as for streetvision train")
+    parser.add_argument("--seeds", type=int, default=10)
+    return parser.parse_args()
 
 
 def scan_features(settings: Sequence[str], folder: Path) -> tuple[Index, FloatArray]:
