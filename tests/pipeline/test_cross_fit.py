@@ -226,13 +226,30 @@ def test_auto_trains_all_epochs_on_all_images_outside_the_fold(phase1):
     assert schema.learning_curve_plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_with_a_small_budget_a_model_is_trained_in_fewer_folds(phase1, monkeypatch):
+@pytest.fixture
+def afford(monkeypatch):
+    """Let the budget allow a number of training steps of one image."""
     from streetvision.pipeline.steps import cross_fit_baseline
 
-    def affordable(_classifier, _context, config, work):
-        return config.epochs, work * config.budget_minutes / 300  # two folds of three fit into the budget
+    def set_steps(steps):
+        def affordable(_classifier, _context, config, work):
+            epochs = min(config.epochs, int(steps / work))
+            return epochs, epochs * work * config.budget_minutes / steps
 
-    monkeypatch.setattr(cross_fit_baseline, "affordable_epochs", affordable)
+        monkeypatch.setattr(cross_fit_baseline, "affordable_epochs", affordable)
+
+    return set_steps
+
+
+def test_with_a_small_budget_fewer_epochs_are_trained_before_folds_are_left_out(phase1, afford):
+    afford(1512)  # 3.5 epochs in three folds, 4.5 in two
+    code, out, _ = phase1("training=auto", "training.gate=off", "training.epochs=4", "training.batch_size=16")
+    assert code in (0, 3), out
+    assert "training.epochs=3: fine-tuning in 3 of 3 folds" in out
+
+
+def test_with_a_small_budget_a_model_is_trained_in_fewer_folds(phase1, afford):
+    afford(400)  # an epoch in two folds of three
     settings = [
         "training=auto",
         "training.gate=off",

@@ -11,6 +11,7 @@ References:
 """
 
 import copy
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ from streetvision.models.config import AUTO, ModelConfig
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs, starts_adapted
 from streetvision.pipeline.augmentation_gate import accepted_augmentation
-from streetvision.pipeline.budget import affordable_epochs, requested_epochs
+from streetvision.pipeline.budget import FEWEST_EPOCHS, affordable_epochs, requested_epochs
 from streetvision.pipeline.classifier_training import described_probe, fit_head, trainer_options, within_budget
 from streetvision.pipeline.fold_models import save_fold_heads, save_out_of_fold
 from streetvision.pipeline.gates import calibrated_predictions, decide
@@ -203,22 +204,27 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
 def _within_budget(classifier: Classifier, config: AutoConfig, context: Context) -> tuple[TrainingConfig, int]:
     """The settings with as many epochs as the budget allows, and the number of folds to train in.
 
-    Rather than with fewer epochs, a model is trained in fewer folds, but in two at least.
+    If the budget is short, epochs are left out, up to half of them and down to FEWEST_EPOCHS, then folds, down to
+    FEWEST_TRAINED_FOLDS, then epochs again.
     """
     folds = [len(fold.rows(Split.TRAIN)) for fold in context.folds(select=False)]
     images = 0 if config.ship == "fold_mean" else len(context.rows(Split.TRAIN))
     counts = range(len(folds), FEWEST_TRAINED_FOLDS - 1, -1)
     work = {count: sum(folds[:count]) + images for count in counts}
     epochs, minutes = affordable_epochs(classifier, context, config, work[FEWEST_TRAINED_FOLDS])
-    if epochs < requested_epochs(context, config):
+    requested = requested_epochs(context, config)
+    enough = min(requested, max(FEWEST_EPOCHS, math.ceil(requested / 2)))
+    if epochs < enough:
         return within_budget(classifier, config, context, work[FEWEST_TRAINED_FOLDS]), FEWEST_TRAINED_FOLDS
-    per_work = minutes / work[FEWEST_TRAINED_FOLDS]
-    count = next(count for count in counts if per_work * work[count] <= config.budget_minutes or count == counts[-1])
+    per_work = minutes / epochs / work[FEWEST_TRAINED_FOLDS]
+    affordable = {count: int(config.budget_minutes / (per_work * work[count])) for count in counts}
+    count = next((count for count in counts if affordable[count] >= enough), FEWEST_TRAINED_FOLDS)
+    epochs = min(requested, max(enough, affordable[count]))
     budget = f"training.budget_minutes={config.budget_minutes:g}"
     context.progress.auto_setting(
         f"training.epochs={epochs}",
         f"fine-tuning in {count} of {len(folds)} folds{' and once on all images' if images else ''} takes about "
-        f"{max(1, round(per_work * work[count]))} min; {budget}",
+        f"{max(1, round(per_work * work[count] * epochs))} min; {budget}",
     )
     return config.model_copy(update={"epochs": epochs}), count
 
