@@ -74,7 +74,7 @@ def train(context: Context, config: TrainingConfig, classifier: Classifier) -> T
         classifier = probe.classifier
     if isinstance(config, AutoConfig):
         work = len(context.rows(Split.TRAIN)) + VALIDATION_SHARE * len(context.rows(Split.VAL_SELECT))
-        config = within_budget(classifier, config, context, work)
+        config = within_budget(config, context, *affordable_epochs(classifier, context, config, work))
     start = cpu_state_dict(classifier)
     n_trainable = prepare(classifier, config)
     policy = None
@@ -107,16 +107,15 @@ def described_probe(probe: ProbeResult) -> str:
     return f"logistic regression on {representation.pooling} of {blocks}, C={strength:.1e}"
 
 
-def within_budget(classifier: Classifier, config: AutoConfig, context: Context, work: float) -> TrainingConfig:
+def within_budget(config: AutoConfig, context: Context, epochs: int, minutes: float) -> TrainingConfig:
     """Return the settings with as many epochs as the budget allows; those of frozen if it does not allow one.
 
     Args:
-        classifier: Is timed.
         config: Has the budget.
         context: Of phase 1.
-        work: Training steps of an image in each epoch, validation included.
+        epochs: The result of `affordable_epochs`, as `minutes`.
+        minutes: Of these epochs, or of one if there are none.
     """
-    epochs, minutes = affordable_epochs(classifier, context, config, work)
     budget = f"training.budget_minutes={config.budget_minutes:g}"
     if epochs == 0:
         context.progress.auto_setting(

@@ -70,7 +70,7 @@ def _attention(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options
         )
-    scores = (query * (scale or query.shape[-1] ** -0.5)) @ key.transpose(-2, -1)
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype is torch.bool else scores + attn_mask
     with torch.autocast("cpu", enabled=False):  # it would compute the softmax in fp32

@@ -87,6 +87,12 @@ def test_rows_that_were_chosen_for_their_label_are_trained_on_and_evaluated_in_n
     assert partition_from_json(content, SOURCE).folds == partition.folds
 
 
+def test_without_rows_that_may_be_evaluated_the_error_names_the_cause():
+    chosen = [replace(entry, queue="uncertain") for entry in ungrouped(20, 20).rows]
+    with pytest.raises(DataError, match="20 of them were not drawn at random"):
+        make(index_of(chosen))
+
+
 def test_few_groups_give_fewer_folds_and_too_few_are_an_error():
     assert make(grouped([(2, 1)] * 6)).n_folds == 5
     assert make(grouped([(2, 1)] * 5)).n_folds == 4

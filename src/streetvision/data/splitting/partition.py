@@ -281,6 +281,8 @@ def missing_class(partition: Partition, *, any_test: bool = False) -> str | None
             n_units = count_units(rows)
             few = ", fewer groups than splits" if n_units < len(counts) else ""
             found = f"its {len(rows):,} rows make {n_units:,} groups (a row without a group counts as one){few}"
+            if chosen := sum(row.train_only for row in rows):
+                found += f"; {chosen:,} of them were not drawn at random and may be in TRAIN only"
             return f"class {name!r} is missing from {', '.join(missing)}: {found}"
     return None
 

@@ -215,7 +215,7 @@ def _within_budget(classifier: Classifier, config: AutoConfig, context: Context)
     requested = requested_epochs(context, config)
     enough = min(requested, max(FEWEST_EPOCHS, math.ceil(requested / 2)))
     if epochs < enough:
-        return within_budget(classifier, config, context, work[FEWEST_TRAINED_FOLDS]), FEWEST_TRAINED_FOLDS
+        return within_budget(config, context, epochs, minutes), FEWEST_TRAINED_FOLDS
     per_work = minutes / epochs / work[FEWEST_TRAINED_FOLDS]
     affordable = {count: int(config.budget_minutes / (per_work * work[count])) for count in counts}
     count = next((count for count in counts if affordable[count] >= enough), FEWEST_TRAINED_FOLDS)
