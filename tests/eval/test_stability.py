@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from streetvision.contracts.errors import DataError
 from streetvision.eval.bootstrap import bootstrap_intervals
@@ -8,7 +8,7 @@ from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc
 from streetvision.eval.predictions import Predictions, units_of
 from streetvision.eval.resampling import Resampling, draw_weights
-from streetvision.eval.stability import mcc_band, threshold_interval
+from streetvision.eval.stability import bagged_threshold, mcc_band, threshold_interval
 from streetvision.eval.thresholds import threshold_for_prevalence
 
 
@@ -59,6 +59,33 @@ def test_threshold_interval_is_that_of_the_optima_of_the_resamples():
     expected = np.quantile(chosen, [0.025, 0.975])
     interval = threshold_interval(Predictions(labels, p), Resampling(n_resamples=200, seed=1))
     assert interval == pytest.approx(tuple(expected))
+
+
+@pytest.mark.parametrize("prevalence", [None, 0.5])
+def test_bagged_threshold_is_the_mean_of_the_optima_of_the_resamples(prevalence):
+    labels, p = rows(60)
+    groups = np.arange(20).repeat(3).tolist()
+    drawn = [row for weights in draw_weights(units_of(groups, 60), 100, seed=1) for row in weights]
+    chosen = [threshold_for_prevalence(np.repeat(labels, row), np.repeat(p, row), prevalence) for row in drawn]
+    found = bagged_threshold(Predictions(labels, p, groups), prevalence, seed=1)
+    assert found == pytest.approx(expit(np.mean(logit(chosen))))
+
+
+def test_bagged_threshold_of_separated_classes_is_between_them():
+    labels = np.arange(200) >= 150
+    p = np.where(labels, 0.9, 0.2) + np.random.default_rng(0).uniform(-0.1, 0.1, 200)
+    assert p[~labels].max() < bagged_threshold(Predictions(labels, p)) < p[labels].min()
+
+
+@pytest.mark.parametrize("p", [[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+def test_bagged_threshold_of_saturated_probabilities_is_inside_the_unit_interval(p):
+    assert 0 < bagged_threshold(Predictions([0, 0, 1, 1], p)) < 1
+
+
+def test_bagged_threshold_needs_both_classes_but_not_in_every_resample():
+    with pytest.raises(DataError, match="both classes"):
+        bagged_threshold(Predictions([1, 1], [0.5, 0.6]))
+    assert 0.1 < bagged_threshold(Predictions([0, 1], [0.1, 0.9])) < 0.9
 
 
 def test_more_rows_narrow_the_threshold_interval_and_copies_do_not():

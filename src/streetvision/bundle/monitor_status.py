@@ -65,7 +65,7 @@ class MonitorStatus(Artifact):
     recent_prevalence: EstimateWithInterval | None = None
     """The same for the last part of the stream."""
     suited_threshold: Probability | None = None
-    """Threshold of highest MCC at `recent_prevalence`; it is not applied."""
+    """Threshold for the MCC at `recent_prevalence`; it is not applied."""
     risk: RiskStatus
     withdrawn: str | None = None
     """Why the certificate is withdrawn; None: it is not."""

@@ -11,7 +11,8 @@ from streetvision.calibration.base import FittedCalibrator
 from streetvision.contracts.errors import DataError
 from streetvision.eval.counts import BoolArray, FloatArray
 from streetvision.eval.predictions import Predictions
-from streetvision.eval.thresholds import decide, threshold_for_prevalence
+from streetvision.eval.stability import bagged_threshold
+from streetvision.eval.thresholds import decide
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def crossfit(fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int) -> Flo
 def crossfit_decisions(
     fit: Fitter, rows: CalibrationSet, *, folds: int, seed: int, prevalence: float | None = None
 ) -> Predictions:
-    """Return cross-fitted probabilities, and decisions at thresholds that are optimal on the other folds.
+    """Return cross-fitted probabilities, and decisions at `bagged_threshold` of the other folds.
 
     The other arguments and errors are those of `crossfit`.
 
@@ -76,8 +77,8 @@ def crossfit_decisions(
         calibrator = fit(training)
         # With one class, no threshold is better than another.
         one_class = np.ptp(training.labels) == 0
-        scores = calibrator.probabilities(training.logits)
-        threshold = 0.5 if one_class else threshold_for_prevalence(training.labels, scores, prevalence)
+        scores = Predictions(training.labels, calibrator.probabilities(training.logits), training.groups)
+        threshold = 0.5 if one_class else bagged_threshold(scores, prevalence, seed=seed)
         probabilities[held_out] = calibrator.probabilities(rows.logits[held_out])
         decisions[held_out] = decide(probabilities[held_out], threshold)
     return Predictions(rows.labels, probabilities, rows.groups, decisions=decisions)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from streetvision.calibration.base import FittedCalibrator, margins
 from streetvision.calibration.config import ENSEMBLE, UNCALIBRATED, Phase5Config
@@ -26,7 +25,8 @@ from streetvision.eval.metrics import count_metrics
 from streetvision.eval.predictions import Predictions
 from streetvision.eval.reliability import ece_band
 from streetvision.eval.resampling import Resampling
-from streetvision.eval.thresholds import decide, threshold_for_prevalence
+from streetvision.eval.stability import bagged_threshold
+from streetvision.eval.thresholds import decide
 
 REPORTED_METRICS = ("nll", "brier", "ece", "mcc")
 """Metrics before and after calibration; MCC at thresholds that were selected on the other folds."""
@@ -64,8 +64,8 @@ def fit_scrc(
     selection = select_calibrator(rows, config) if base is None else select_retrained(rows, base, config)
     probabilities = selection.calibrator.probabilities(rows.logits)
     operating_points = {
-        "data": _operating_point(rows.labels, probabilities, None),
-        "balanced": _operating_point(rows.labels, probabilities, BALANCED_PREVALENCE),
+        "data": _operating_point(rows, probabilities, None, config.seed),
+        "balanced": _operating_point(rows, probabilities, BALANCED_PREVALENCE, config.seed),
     }
     uncalibrated = fit_named(UNCALIBRATED, rows, {})
 
@@ -95,9 +95,11 @@ def fit_scrc(
     return ScrcFit(params, selection, before.probabilities, after.probabilities, after)
 
 
-def _operating_point(labels: NDArray[np.int64], probabilities: FloatArray, prevalence: float | None) -> OperatingPoint:
-    threshold = threshold_for_prevalence(labels, probabilities, prevalence)
-    counts = confusion_counts(labels, decide(probabilities, threshold))
+def _operating_point(
+    rows: CalibrationSet, probabilities: FloatArray, prevalence: float | None, seed: int
+) -> OperatingPoint:
+    threshold = bagged_threshold(Predictions(rows.labels, probabilities, rows.groups), prevalence, seed=seed)
+    counts = confusion_counts(rows.labels, decide(probabilities, threshold))
     return OperatingPoint(threshold=threshold, metrics=count_metrics(counts))
 
 

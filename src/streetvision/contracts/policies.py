@@ -225,7 +225,7 @@ class ScrcParams(Artifact):
     threshold: Probability
     """MCC-optimal threshold of the classifier without abstention, at the prevalence of the data."""
     operating_points: dict[str, OperatingPoint]
-    """data: equal to `threshold`. balanced: highest MCC at prevalence 1/2."""
+    """data: equal to `threshold`. balanced: for prevalence 1/2. Both are means of the optima of resamples."""
     risk_control: RiskControl
     candidates: tuple[CandidateMetrics, ...]
     """All candidates of the selection, the uncalibrated scores first."""

@@ -13,7 +13,8 @@ from streetvision.bundle.reference import Reference
 from streetvision.calibration.calibrators import restore_calibrator
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.policies import EstimateWithInterval, RiskControl, ScrcPolicy
-from streetvision.eval.thresholds import threshold_for_prevalence
+from streetvision.eval.predictions import Predictions
+from streetvision.eval.stability import bagged_threshold
 from streetvision.monitoring.history import TESTS
 from streetvision.monitoring.martingale import BINS, bin_values
 from streetvision.monitoring.prevalence import estimate_prevalence, logit_bins
@@ -231,7 +232,7 @@ class Monitor:
             if estimate is not None:
                 found[name] = EstimateWithInterval(estimate=estimate.estimate, low=estimate.low, high=estimate.high)
                 share = float(np.clip(estimate.estimate, 1e-3, 1 - 1e-3))
-                found["suited_threshold"] = threshold_for_prevalence(labels, probabilities, share)
+                found["suited_threshold"] = bagged_threshold(Predictions(labels, probabilities), share)
         self.status = self.status.model_copy(update=found)
         return self.status
 

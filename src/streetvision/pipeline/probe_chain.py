@@ -13,7 +13,9 @@ from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Partition, Split
 from streetvision.eval.counts import BoolArray, FloatArray
 from streetvision.eval.metrics import positive_probability
-from streetvision.eval.thresholds import decide, select_threshold_max_mcc, threshold_for_prevalence
+from streetvision.eval.predictions import Predictions
+from streetvision.eval.stability import bagged_threshold
+from streetvision.eval.thresholds import decide, select_threshold_max_mcc
 from streetvision.models.losses import class_weights
 from streetvision.pipeline.probe_head import FeatureReader, two_logits
 from streetvision.pipeline.settings import RunConfig
@@ -77,5 +79,5 @@ def fit_probe_chain(
         return ProbeChain(probe, None, threshold)
     calibration = CalibrationSet(logits.numpy(), labels[scored], [groups[position] for position in scored])
     calibrator = select_calibrator(calibration, config.phase5).calibrator
-    probabilities = calibrator.probabilities(calibration.logits)
-    return ProbeChain(probe, calibrator, threshold_for_prevalence(calibration.labels, probabilities))
+    predictions = Predictions(calibration.labels, calibrator.probabilities(calibration.logits), calibration.groups)
+    return ProbeChain(probe, calibrator, bagged_threshold(predictions, seed=config.phase5.seed))

@@ -35,7 +35,7 @@ MEANINGS = {
 POLICY_MEANINGS = {
     "argmax": "the class with the larger logit",
     "threshold": "the softmax probability, with the threshold of highest MCC on VAL_CALIB",
-    "scrc": "the calibrated probability, with the threshold of highest MCC on VAL_CALIB",
+    "scrc": "the calibrated probability, with the mean of the thresholds of highest MCC on resamples of VAL_CALIB",
 }
 
 

@@ -18,7 +18,7 @@ from streetvision.eval.predictions import Predictions
 from streetvision.eval.report.plots import pareto_plot, reliability_diagram, risk_coverage_curve
 from streetvision.eval.resampling import Resampling
 from streetvision.eval.selective import risk_coverage, selective_metrics
-from streetvision.eval.thresholds import threshold_for_prevalence
+from streetvision.eval.stability import bagged_threshold
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.pipeline.artifacts import CVFM_SCORES, MAC_CAL_SCORES, SCORES, fuses
 from streetvision.pipeline.monitoring_reference import save_reference
@@ -80,7 +80,7 @@ def _draw_plots(fitted: ScrcFit, rows: CalibrationSet, context: Context) -> None
     calibrated = reliability_diagram(after, before=fitted.before, positive=positive, name=name)
     write_bytes_atomic(schema.reliability_plot, calibrated)
 
-    threshold = threshold_for_prevalence(after.labels, after.probabilities)
+    threshold = bagged_threshold(after, seed=context.settings(Phase5Config).seed)
     curve = risk_coverage(after, threshold=threshold, kind=control.kind)
     certified = None  # coverage and risk of the certified rule, on the rows that certify it
     if control.lo is not None and control.hi is not None:
