@@ -8,7 +8,7 @@ from benchmarks.figures import Curve, Figure
 from benchmarks.run import run_benchmarks
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Silent
-from streetvision.experiments.doc_tables import write_table
+from streetvision.experiments.doc_tables import commit_line, write_table
 
 
 def test_a_page_gets_the_table_between_its_marks_and_keeps_the_rest(tmp_path):
@@ -16,7 +16,8 @@ def test_a_page_gets_the_table_between_its_marks_and_keeps_the_rest(tmp_path):
     page.write_text("before\n<!-- ablate t -->\nold\n<!-- end -->\nafter\n")
     write_table(page, "ablate t", "new")
     write_table(page, "ablate t", "newer")
-    assert page.read_text() == "before\n<!-- ablate t -->\n\nnewer\n<!-- end -->\nafter\n"
+    begin, end = "before\n<!-- ablate t -->\n\nnewer\n", "\n<!-- end -->\nafter\n"
+    assert page.read_text() == f"{begin}{commit_line()}{end}"
     with pytest.raises(ConfigError, match="no place"):
         write_table(page, "ablate u", "new")
 

@@ -1,16 +1,32 @@
-"""Tables that a command writes into a documentation page, between two comments that mark the place."""
+"""Tables that a command writes into a documentation page, between two comments that mark the place.
+
+A table names the commit of the code that it was measured with; `tests/test_figures.py` compares it with the files that
+the figures depend on.
+"""
 
 from pathlib import Path
 
 from streetvision.contracts.errors import ConfigError
+from streetvision.io.manifests import git_sha
 
 END = "<!-- end -->"
+SHORT_SHA = 9
+"""Characters of a commit."""
 
 
 def write_table(page: Path, mark: str, table: str) -> None:
-    """Write `table` between `<!-- MARK -->` and `<!-- end -->` of a Markdown page; raises as `split_page` does."""
+    """Write `table` and the commit of the code between `<!-- MARK -->` and `<!-- end -->` of a Markdown page.
+
+    Raises as `split_page` does.
+    """
     before, after = split_page(page, mark)
-    page.write_text(f"{before}\n{table}\n{after}", encoding="utf-8")
+    page.write_text(f"{before}\n{table}\n{commit_line()}\n{after}", encoding="utf-8")
+
+
+def commit_line() -> str:
+    """The line that names the commit, with `+` if tracked files were modified."""
+    sha = git_sha()
+    return "Code outside a git checkout.\n" if sha is None else f"Commit {sha[:SHORT_SHA]}{'+' * sha.endswith('+')}.\n"
 
 
 def split_page(page: Path, mark: str) -> tuple[str, str]:
