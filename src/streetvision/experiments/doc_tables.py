@@ -10,6 +10,8 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.io.manifests import git_sha
 
 END = "<!-- end -->"
+CODE = ("src", "benchmarks", "scripts")
+"""Folders of a checkout whose files are measured."""
 SHORT_SHA = 9
 """Characters of a commit."""
 
@@ -24,8 +26,8 @@ def write_table(page: Path, mark: str, table: str) -> None:
 
 
 def commit_line() -> str:
-    """The line that names the commit, with `+` if tracked files were modified."""
-    sha = git_sha()
+    """The line that names the commit, with `+` if code was modified since."""
+    sha = git_sha(*CODE)
     return "Code outside a git checkout.\n" if sha is None else f"Commit {sha[:SHORT_SHA]}{'+' * sha.endswith('+')}.\n"
 
 

@@ -143,12 +143,17 @@ def code_sha256() -> str:
 
 
 @cache
-def git_sha() -> str | None:
-    """Return the commit of the code, followed by `+` if tracked files are modified; None outside a checkout."""
+def git_sha(*folders: str) -> str | None:
+    """Return the commit of the code, followed by `+` if tracked files are modified; None outside a checkout.
+
+    Args:
+        folders: Folders of the checkout whose modified files count; none: all.
+    """
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return None
-    return f"{commit}+" if _git("status", "--porcelain", "--untracked-files=no") else commit
+    paths = [f":/{folder}" for folder in folders]
+    return f"{commit}+" if _git("status", "--porcelain", "--untracked-files=no", "--", *paths) else commit
 
 
 def _git(*arguments: str) -> str | None:
