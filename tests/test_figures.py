@@ -1,7 +1,7 @@
 """Measured figures in the docs name the commit they were measured with, and what decides them is unchanged since.
 
-A table of figures is between `<!-- MARK -->` and `<!-- end -->`. `streetvision dev bench` and `dev ablate` write it with
-`--page`; a table of another command has the mark `measured NAME` and the same last line, "Commit ...".
+A table of figures is between `<!-- MARK -->` and `<!-- end -->`. `streetvision dev bench` and `dev ablate` write
+it with `--page`; a table of another command has the mark `measured NAME` and the same last line, "Commit ...".
 """
 
 import re
@@ -46,7 +46,7 @@ def blocks():
 
 
 def git(*arguments):
-    return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=False)  # noqa: S607
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -10,7 +10,6 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.eval.metrics import all_metrics
 from streetvision.experiments.ablation import (
     NO_RECORD,
-    AblationRequest,
     execute_runs,
     launch_ablation,
     plan_runs,
@@ -18,6 +17,7 @@ from streetvision.experiments.ablation import (
 )
 from streetvision.experiments.ablation_run import AblationRun
 from streetvision.experiments.ablation_table import AblationTable
+from streetvision.experiments.request import ExperimentRequest
 from streetvision.experiments.scene_data import drawn_or_given, with_environment
 from streetvision.experiments.tables import packaged_tables, read_table
 from streetvision.io.atomic import read_json
@@ -31,8 +31,8 @@ BROKEN = {"name": "broken", "variant": {"settings": ["training.learning_rate=1e3
 PAIR_TABLES = [name for name in packaged_tables() if isinstance(read_table(name), AblationTable)]
 
 
-def request_of(table, out, **options):
-    return AblationRequest(read_table(str(table)), str(table), out, **options)
+def request_of(table, out, *, page=None, overrides=(), **only):
+    return ExperimentRequest(read_table(str(table)).only(**only), str(table), out, overrides, page=page)
 
 
 @pytest.fixture

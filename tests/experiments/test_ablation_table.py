@@ -62,3 +62,15 @@ def test_some_pairs_alone_in_the_order_asked_for():
     ]
     with pytest.raises(ConfigError, match="no pair 'loss'"):
         table.only(("loss",))
+
+
+def test_some_data_sets_alone_and_the_pairs_that_are_compared_on_them():
+    table = read_table("stages").only(data=("small_roadwork",), seeds=(7,))
+    assert list(table.data) == ["small_roadwork"]
+    assert table.seeds == (7,)
+    assert {name for _, name in table.comparisons} == {"small_roadwork"}
+    assert "all phases" not in [pair.name for pair in table.pairs]
+    with pytest.raises(ConfigError, match="did you mean 'scenes'"):
+        read_table("stages").only(data=("scene",))
+    with pytest.raises(ConfigError, match="no pair is compared"):
+        read_table("stages").only(("all phases",), ("small_roadwork",))

@@ -24,36 +24,32 @@ def ablate(
     system: Annotated[
         list[str] | None, typer.Option("--system", help="Only this system and the first; repeatable.")
     ] = None,
-    data: Annotated[
-        list[str] | None, typer.Option("--data", help="Only this data set of the systems; repeatable.")
-    ] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", help="Only this data set; repeatable.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Splits by seeds 0 to N-1 instead of the table's.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one per core; GPU: one.")] = None,
     page: Annotated[Path | None, typer.Option("--page", help="A Markdown page to write the table into.")] = None,
 ) -> None:
     """Compare settings over seeds and data sets, or systems."""
+    from streetvision.experiments.request import ExperimentRequest
     from streetvision.experiments.systems_table import SystemsTable
     from streetvision.experiments.tables import read_table
 
     folder = out or Path("outputs") / f"ablation_{Path(table).stem}"
     content, settings = read_table(table), tuple(overrides or ())
     if isinstance(content, SystemsTable):
-        from streetvision.experiments.systems import SystemsRequest, launch_systems
+        from streetvision.experiments.systems import launch_systems
 
         if pair or seeds:
             raise ConfigError("a table of systems has no pairs and no seeds", "select systems with --system")
         content = content.only(tuple(system or ()), tuple(data or ()))
-        request = SystemsRequest(content, Path(table).stem, folder, settings, jobs, page)
-        finished = launch_systems(request, open_console())
+        finished = launch_systems(ExperimentRequest(content, table, folder, settings, jobs, page), open_console())
     else:
-        from streetvision.experiments.ablation import AblationRequest, launch_ablation
+        from streetvision.experiments.ablation import launch_ablation
 
-        if system or data:
-            raise ConfigError("--system and --data are for tables of systems", "select pairs with --pair")
-        finished = launch_ablation(
-            AblationRequest(content, table, folder, settings, tuple(pair or ()), tuple(range(seeds or 0)), jobs, page),
-            open_console(),
-        )
+        if system:
+            raise ConfigError("--system is for tables of systems", "select pairs with --pair")
+        pairs = content.only(tuple(pair or ()), tuple(data or ()), tuple(range(seeds or 0)))
+        finished = launch_ablation(ExperimentRequest(pairs, table, folder, settings, jobs, page), open_console())
     if not finished:
         raise typer.Exit(USER_ERROR)
 

@@ -1,7 +1,7 @@
 """Run an ablation table: plan the runs, execute the missing ones in processes, compare, write the table."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -13,6 +13,7 @@ from streetvision.experiments.ablation_run import AblationRun, execute_run
 from streetvision.experiments.ablation_table import AblationTable, Arm, Pair
 from streetvision.experiments.comparison import ArmResult, ComparisonSettings, PairResults, compare
 from streetvision.experiments.doc_tables import split_page, write_table
+from streetvision.experiments.request import ExperimentRequest
 from streetvision.experiments.scene_data import (
     NAME_DIGITS,
     drawn_or_given,
@@ -39,33 +40,7 @@ ArmKey = tuple[str, str, int, str]
 Plan = dict[ArmKey, AblationRun]
 
 
-@dataclass(frozen=True)
-class AblationRequest:
-    """What the command line requests."""
-
-    table: AblationTable
-    name: str
-    """Name of the table, or its file."""
-    out: Path
-    """Folder of the runs and of the results."""
-    overrides: tuple[str, ...] = ()
-    """Settings of every arm, which win over its own; data.root= among them replaces the table's data sets."""
-    pairs: tuple[str, ...] = ()
-    """Empty: all."""
-    seeds: tuple[int, ...] = ()
-    """Empty: the table's."""
-    jobs: int | None = None
-    """Processes at a time; None: one per core, on a GPU one."""
-    page: Path | None = None
-    """A Markdown page whose copy of the table is updated."""
-
-    @property
-    def page_mark(self) -> str:
-        """The comment that marks the table in `page`."""
-        return f"ablate {Path(self.name).stem}"
-
-
-def launch_ablation(request: AblationRequest, console: Console) -> bool:
+def launch_ablation(request: ExperimentRequest[AblationTable], console: Console) -> bool:
     """Run what is missing, then write ablation.json, .csv and .md; False when an arm failed.
 
     Raises ConfigError before anything runs when the table or a setting is invalid.
@@ -111,20 +86,18 @@ def launch_ablation(request: AblationRequest, console: Console) -> bool:
     return not failed
 
 
-def requested_table(request: AblationRequest) -> AblationTable:
-    """The table with the pairs, seeds and data of the request."""
+def requested_table(request: ExperimentRequest[AblationTable]) -> AblationTable:
+    """The table, with the data of the request instead of its own if there is a data.root."""
     table = request.table
-    table = table.only(request.pairs) if request.pairs else table
-    if request.seeds:
-        table = table.model_copy(update={"seeds": request.seeds})
-    root = dict(override.partition("=")[::2] for override in request.overrides).get("data.root")
-    if root is None:
+    if request.data_root is None:
         return table
     pairs = tuple(pair.model_copy(update={"data": None}) for pair in table.pairs)
-    return table.model_copy(update={"data": {Path(root).resolve().name: ()}, "pairs": pairs})
+    return table.model_copy(update={"data": {Path(request.data_root).resolve().name: ()}, "pairs": pairs})
 
 
-def plan_runs(table: AblationTable, data: Mapping[str, tuple[str, ...]], request: AblationRequest) -> Plan:
+def plan_runs(
+    table: AblationTable, data: Mapping[str, tuple[str, ...]], request: ExperimentRequest[AblationTable]
+) -> Plan:
     """The run of each arm; arms whose composed settings are equal share one run."""
     overrides = tuple(split_scene_settings(request.overrides)[1])
     plan: Plan = {}

@@ -77,10 +77,25 @@ class AblationTable(TableSection):
         """Every pair with the name of every data set that it is compared on."""
         return [(pair, name) for pair in self.pairs for name in self.data if pair.data is None or name in pair.data]
 
-    def only(self, names: tuple[str, ...]) -> Self:
-        """The table with these pairs alone; raises ConfigError for an unknown name."""
+    def only(self, pairs: tuple[str, ...] = (), data: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> Self:
+        """The table with these pairs, data sets and seeds alone; empty: all.
+
+        Raises:
+            ConfigError: A name is unknown, or no pair is compared on the data sets.
+        """
         known = {pair.name: pair for pair in self.pairs}
-        for name in names:
+        for name in pairs:
             if name not in known:
                 raise unknown_name("pair", name, known)
-        return self.model_copy(update={"pairs": tuple(known[name] for name in dict.fromkeys(names))})
+        for name in data:
+            if name not in self.data:
+                raise unknown_name("data set", name, self.data)
+        sets = {name: settings for name, settings in self.data.items() if not data or name in data}
+        kept = [known[name] for name in dict.fromkeys(pairs)] if pairs else list(self.pairs)
+        within = [
+            pair if pair.data is None else pair.model_copy(update={"data": tuple(n for n in pair.data if n in sets)})
+            for pair in kept
+        ]
+        if not (within := [pair for pair in within if pair.data is None or pair.data]):
+            raise ConfigError(f"no pair is compared on {', '.join(sets)}", "select other pairs or data sets")
+        return self.model_copy(update={"pairs": tuple(within), "data": sets, "seeds": seeds or self.seeds})

@@ -21,6 +21,7 @@ from streetvision.experiments.ablation_run import spent_seconds
 from streetvision.experiments.chains import Chain, plan_chains, train_chain
 from streetvision.experiments.doc_tables import split_page, write_table
 from streetvision.experiments.peers import PEERS, PeerTask
+from streetvision.experiments.request import ExperimentRequest
 from streetvision.experiments.scene_data import drawn_or_given, no_data_sets, split_scene_settings, with_environment
 from streetvision.experiments.systems_page import SystemRow, as_csv, as_json, as_markdown, minutes_plot
 from streetvision.experiments.systems_table import System, SystemsData, SystemsTable
@@ -36,28 +37,6 @@ from streetvision.pipeline.settings import RunConfig
 
 ONE_PROCESS = "loader.num_workers=0"
 """Default of every cell, because cells share the cores."""
-
-
-@dataclass(frozen=True)
-class SystemsRequest:
-    """What the command line requests."""
-
-    table: SystemsTable
-    name: str
-    """Name of the table."""
-    out: Path
-    """Folder of the cells and of the results."""
-    overrides: tuple[str, ...] = ()
-    """Settings of all data sets; data.root= among them replaces the table's data sets."""
-    jobs: int | None = None
-    """Processes at a time; None: one per core, on a GPU one."""
-    page: Path | None = None
-    """A Markdown page whose copy of the table is updated; the picture is written next to it."""
-
-    @property
-    def page_mark(self) -> str:
-        """The comment that marks the table in `page`."""
-        return f"ablate {self.name}"
 
 
 class CellRecord(Artifact):
@@ -100,7 +79,7 @@ class Cell:
         return record if record.key == self.key else None
 
 
-def launch_systems(request: SystemsRequest, console: Console) -> bool:
+def launch_systems(request: ExperimentRequest[SystemsTable], console: Console) -> bool:
     """Run what is missing, then write systems.json, .csv, .md and .png; False when a cell failed.
 
     Raises:
@@ -146,7 +125,7 @@ def launch_systems(request: SystemsRequest, console: Console) -> bool:
         write_bytes_atomic(request.out / "systems.png", picture)
         if request.page is not None:
             write_table(request.page, request.page_mark, markdown)
-            write_bytes_atomic(request.page.with_name(f"{request.name}.png"), picture)
+            write_bytes_atomic(request.page.with_name(f"{Path(request.name).stem}.png"), picture)
     for row in rows:
         console.line(row.data, f"{row.system}: {row.summary}")
     console.line("table", str(request.out / "systems.md"))
@@ -224,13 +203,13 @@ def _peak_memory() -> float | None:
     return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
 
 
-def _data_sets(table: SystemsTable, request: SystemsRequest) -> dict[str, SystemsData]:
+def _data_sets(table: SystemsTable, request: ExperimentRequest[SystemsTable]) -> dict[str, SystemsData]:
     """The data sets of the table, or the one of the command line."""
-    root = dict(override.partition("=")[::2] for override in request.overrides).get("data.root")
+    root = request.data_root
     return table.data if root is None else {Path(root).resolve().name: SystemsData(settings=())}
 
 
-def _scan(name: str, settings: Sequence[str], request: SystemsRequest, console: Console) -> Index:
+def _scan(name: str, settings: Sequence[str], request: ExperimentRequest[SystemsTable], console: Console) -> Index:
     """The images of a data set, with the groups that near-duplicates join."""
     root = request.out / "scans" / _slug(name)
     config = compose_config([*settings, f"run_dir={root}"])
@@ -247,7 +226,7 @@ def _plan(
     data: SystemsData,
     settings: Sequence[str],
     index: Index,
-    request: SystemsRequest,
+    request: ExperimentRequest[SystemsTable],
     console: Console,
 ) -> Iterator[Cell]:
     """The cells of one system on one data set, one for each outer fold."""

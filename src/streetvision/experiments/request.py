@@ -1,0 +1,34 @@
+"""What the command line requests of an experiment."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+Table = TypeVar("Table")
+
+
+@dataclass(frozen=True)
+class ExperimentRequest(Generic[Table]):
+    """A table and how to run it."""
+
+    table: Table
+    name: str
+    """Name of the table, or its file."""
+    out: Path
+    """Folder of the runs and of the results."""
+    overrides: tuple[str, ...] = ()
+    """Settings of every arm or system, which win over its own; data.root= replaces the data sets of the table."""
+    jobs: int | None = None
+    """Processes at a time; None: one per core, on a GPU one."""
+    page: Path | None = None
+    """A Markdown page whose copy of the table is updated; a picture is written next to it."""
+
+    @property
+    def page_mark(self) -> str:
+        """The comment that marks the table in `page`."""
+        return f"ablate {Path(self.name).stem}"
+
+    @property
+    def data_root(self) -> str | None:
+        """The data.root of the overrides."""
+        return dict(override.partition("=")[::2] for override in self.overrides).get("data.root")
