@@ -8,21 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.bench_reward import PUBLISHED, means_of_streams
 from streetvision.contracts.errors import DataError
 from streetvision.subnet.reward import Challenges, best_threshold, final_score, moving_average, rewards
 
 NO_RESPONSE = -1
-REFERENCE = {
-    (0.98, 0.98, 0.0): 0.917,
-    (0.95, 0.95, 0.0): 0.794,
-    (0.95, 0.95, 0.05): 0.751,
-    (0.92, 0.98, 0.0): 0.803,
-    (0.90, 0.90, 0.0): 0.620,
-    (0.85, 0.99, 0.0): 0.680,
-    (0.80, 0.80, 0.0): 0.314,
-    (0.50, 0.50, 0.0): 0.018,
-}
-"""(TPR, TNR, share of timeouts) -> mean reward, as the subnet's own logic was replayed."""
 
 
 class Window:
@@ -95,20 +85,12 @@ def test_rewards_and_scores_equal_a_replay_of_the_rules_on_1000_streams_exactly(
     assert 0.1 < np.mean(earned == 0) < 0.9
 
 
-@pytest.mark.parametrize(("rates", "mean"), REFERENCE.items())
+@pytest.mark.parametrize(("rates", "mean"), PUBLISHED.items())
 def test_the_reference_means_are_reproduced(rates, mean):
     """No error is written beside them: they must lie where the mean of one stream of 1,000 challenges does."""
-    *rates, timeouts = rates
-    found = means_of_streams(*rates, timeout_fraction=timeouts)
+    *rates, late = rates
+    found = means_of_streams(*rates, late=late)
     assert mean == pytest.approx(found.mean(), abs=2 * found.std())
-
-
-def means_of_streams(tpr, tnr, *, timeout_fraction, n=1000):
-    """The mean reward of each of 300 streams of a miner with these rates."""
-    labels = np.repeat([0, 1], n)
-    decisions = np.concatenate([np.arange(n) >= tnr * n, np.arange(n) < tpr * n])
-    challenges = Challenges.draw(labels, streams=300, steps=1000, seed=0)
-    return challenges.rewards(decisions, timeout_fraction=timeout_fraction).mean(axis=1)
 
 
 def test_1_7_keeps_the_reward_at_0_for_98_more_challenges():
