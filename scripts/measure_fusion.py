@@ -28,7 +28,8 @@ from streetvision.eval.gate import compare_nll
 from streetvision.eval.intervals import corrected_t_interval
 from streetvision.eval.metrics import mcc, positive_probability
 from streetvision.eval.predictions import Predictions
-from streetvision.eval.thresholds import decide, threshold_for_prevalence
+from streetvision.eval.stability import bagged_threshold
+from streetvision.eval.thresholds import decide
 from streetvision.io.atomic import sha256_file
 from streetvision.models.config import (
     AnyEvidencePoolingConfig,
@@ -117,9 +118,9 @@ def calibrated(logits: torch.Tensor, labels: torch.Tensor) -> Predictions:
 
 
 def test_mcc(logits: torch.Tensor, labels: torch.Tensor, calib: torch.Tensor, test: torch.Tensor) -> float:
-    """MCC on VAL_TEST at the threshold that is best on VAL_CALIB."""
+    """MCC on VAL_TEST at the threshold of VAL_CALIB."""
     p = positive_probability(logits.numpy())
-    threshold = threshold_for_prevalence(labels[calib].numpy(), p[calib])
+    threshold = bagged_threshold(Predictions(labels[calib].numpy(), p[calib]))
     return float(mcc(confusion_counts(labels[test].numpy(), decide(p[test], threshold))))
 
 
