@@ -19,16 +19,22 @@ def _fog(image: Image.Image, _: int) -> Image.Image:
     return Image.blend(image, Image.new("RGB", image.size, (200, 205, 210)), 0.4)
 
 
-CHANGES: Mapping[str, tuple[float, Change]] = {
-    "none": (0.5, lambda image, _: image),
-    "night": (0.5, lambda image, _: ImageEnhance.Brightness(image).enhance(0.45)),
-    "fog": (0.5, _fog),
-    "blur": (0.5, lambda image, _: image.filter(ImageFilter.GaussianBlur(1.2))),
-    "prevalence .1": (0.1, lambda image, _: image),
-    "camera of half the size": (0.5, lambda image, _: image.resize((image.width // 2, image.height // 2))),
-    "JPEG quality 25": (0.5, lambda image, _: _encoded(image, 25)),
+def _same(image: Image.Image, _: int) -> Image.Image:
+    return image
+
+
+DEFAULT = SceneConfig()
+CHANGES: Mapping[str, tuple[SceneConfig, Change]] = {
+    "none": (DEFAULT, _same),
+    "night": (DEFAULT, lambda image, _: ImageEnhance.Brightness(image).enhance(0.45)),
+    "fog": (DEFAULT, _fog),
+    "blur": (DEFAULT, lambda image, _: image.filter(ImageFilter.GaussianBlur(1.2))),
+    "prevalence .1": (SceneConfig(positive_fraction=0.1), _same),
+    "smaller roadwork": (SceneConfig(area_fraction=(0.005, 0.03)), _same),
+    "camera of half the size": (DEFAULT, lambda image, _: image.resize((image.width // 2, image.height // 2))),
+    "JPEG quality 25": (DEFAULT, lambda image, _: _encoded(image, 25)),
 }
-"""Name -> share of positives, and what happens to an image."""
+"""Name -> how scenes are drawn, and what happens to an image."""
 
 
 def _encoded(image: Image.Image, quality: int) -> Image.Image:
@@ -41,8 +47,7 @@ def draw_stream(
     predictor: Predictor, change: str, *, count: int, first_seed: int
 ) -> tuple[PredictionBatch, NDArray[np.int64]]:
     """Draw scenes with a change and predict them; return the predictions and the labels."""
-    share, alter = CHANGES[change]
-    config = SceneConfig(positive_fraction=share)
+    config, alter = CHANGES[change]
     labels, files = [], []
     for seed in range(first_seed, first_seed + count):
         scene = draw_scene(seed, config)
