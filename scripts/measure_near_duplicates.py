@@ -19,10 +19,12 @@ import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from streetvision.data.config import RADIUS
-from streetvision.data.decode import decode_image, read_image
+from streetvision.data.decode import as_tensor, read_image
 from streetvision.data.grouping.hamming import pairs_within
 from streetvision.data.grouping.near_duplicates import find_near_duplicates
 from streetvision.data.grouping.perceptual_hash import PerceptualHash, compute_hash, stack_hashes
+from streetvision.data.image_file import decode_file
+from streetvision.data.scan import scan_size
 from streetvision.synthetic.scenes import SceneConfig, draw_scene
 
 SCENES = 400
@@ -60,7 +62,7 @@ def jpeg_hash(image: Image.Image, quality: int) -> PerceptualHash:
     """The perceptual hash of an image after JPEG compression with `quality`."""
     jpeg = io.BytesIO()
     image.save(jpeg, "JPEG", quality=quality)
-    return compute_hash(decode_image(jpeg.getvalue()))
+    return compute_hash(as_tensor(decode_file(jpeg.getvalue(), decode_size=scan_size).pixels))
 
 
 def speed() -> None:
@@ -107,13 +109,13 @@ def photographs(folder: Path) -> None:
     """The measurement on the photographs of a folder, which must not contain copies."""
     paths = sorted(folder.iterdir())
     pictures = [Image.open(path).convert("RGB") for path in paths]
-    copies("photographs", pictures, [compute_hash(read_image(path)) for path in paths])
+    copies("photographs", pictures, [compute_hash(read_image(path, decode_size=scan_size)) for path in paths])
 
 
 def tracks(folder: Path) -> None:
     """Recall of neighbouring frames of a track, and merges of different tracks, for several correlation limits."""
     rows = list(csv.DictReader((folder / "index.csv").open()))
-    hashes = stack_hashes(compute_hash(read_image(folder / row["path"])) for row in rows)
+    hashes = stack_hashes(compute_hash(read_image(folder / row["path"], decode_size=scan_size)) for row in rows)
     track = np.array([row["group"] for row in rows])
     order = np.lexsort((np.array([row["path"] for row in rows]), track))
     neighbours = {tuple(sorted(pair)) for pair in pairwise(order) if track[pair[0]] == track[pair[1]]}

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,10 +16,13 @@ from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.data import scan as scan_module
 from streetvision.data.config import DecodeLimits
+from streetvision.data.decode import decode_image
+from streetvision.data.grouping.perceptual_hash import compute_hash
 from streetvision.data.records import ImageListing, ImageRecord, RejectedFile
 from streetvision.data.scan import check_invalid_fraction, mean_luminance, scan_images
 from streetvision.data.sources.discovery import list_images
 from streetvision.data.sources.unlabeled import scan_unlabeled
+from streetvision.synthetic.scenes import SceneConfig, draw_scene
 
 NAMES = ("None", "Roadwork")
 REAL_DATA = os.environ.get("STREETVISION_REAL_DATA")
@@ -160,6 +164,35 @@ class TestCopies:
             RejectedFile("b", "is the same image as a, which has the other label"),
             RejectedFile("c", "is the same image as a, which has the other label"),
         )
+
+
+def scene_jpeg(size: tuple[int, int], **options) -> bytes:
+    buffer = io.BytesIO()
+    scene = Image.fromarray(draw_scene(3, SceneConfig()).image).resize(size, Image.Resampling.BICUBIC)
+    scene.save(buffer, "JPEG", quality=90, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_reduced_and_its_row_describes_the_whole_image(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = scene_jpeg((2400, 1600), exif=exif)
+    scan = scan_of(tmp_path, [(ImageRecord("large.jpg", 1), data)], with_hashes=True)
+    row, pixels = scan.index.rows[0], decode_image(data)
+    assert (row.height, row.width) == tuple(pixels.shape[1:])
+    assert row.brightness == pytest.approx(mean_luminance(pixels), abs=0.002)
+    whole = compute_hash(pixels)
+    for found, expected in zip(scan.hashes.hashes[0].tolist(), whole.hashes, strict=True):
+        assert (found ^ expected).bit_count() <= 2
+    assert np.abs(scan.hashes.thumbnails[0].astype(int) - whole.thumbnail).mean() < 1
+
+
+def test_damage_at_the_end_of_a_large_jpeg_is_found(tmp_path):
+    data = bytearray(scene_jpeg((2400, 1600)))
+    data[-len(data) // 50 : -200] = b"\xff\x00" * ((len(data) // 50 - 200) // 2)
+    scan = scan_of(tmp_path, [(ImageRecord("large.jpg", 1), bytes(data)), (ImageRecord("b.png", 0), picture(0))])
+    assert [file.path for file in (*scan.damaged, *scan.invalid)][:1] == ["large.jpg"]
 
 
 def test_too_many_invalid_files_raise_and_name_the_report(tmp_path):

@@ -1,4 +1,7 @@
-"""Read every listed image once. Readable images become rows of the index; the others are reported with a reason."""
+"""Read every listed image once. Readable images become rows of the index; the others are reported with a reason.
+
+A large JPEG is reduced while it is decoded. All its data is read, so that damage is found.
+"""
 
 import os
 from collections import defaultdict
@@ -20,11 +23,20 @@ from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 from streetvision.data.decode import as_tensor
 from streetvision.data.file_search import missing_reason
 from streetvision.data.grouping.connected_components import join_groups
-from streetvision.data.grouping.perceptual_hash import PerceptualHash, PerceptualHashes, compute_hash, stack_hashes
+from streetvision.data.grouping.perceptual_hash import (
+    WORKING_SIZE,
+    PerceptualHash,
+    PerceptualHashes,
+    compute_hash,
+    stack_hashes,
+)
 from streetvision.data.image_file import MISSING_FILE, UndecodableImage, check_decoders, decode_file, read_image_bytes
 from streetvision.data.records import ImageListing, ImageRecord, RejectedFile, group_warnings
 from streetvision.io.atomic import sha256_bytes
+from streetvision.io.resize import ImageSize
 
+SCAN_SIDE = 2 * WORKING_SIZE
+"""Pixels per side that a large JPEG keeps at least."""
 CHANGED = "has changed since it was labelled"
 """Reason of an image of data.labels with other bytes than those that were labelled."""
 MAX_EXPLAINED = 20
@@ -178,17 +190,22 @@ def mean_luminance(image: Tensor) -> float:
     return round(total / (255 * image[0].numel()), 4)
 
 
+def scan_size(_: ImageSize) -> ImageSize:
+    """The least size to which a JPEG is reduced when it is scanned: its hash and brightness change by rounding only."""
+    return SCAN_SIDE, SCAN_SIDE
+
+
 def _scan_one(
     record: ImageRecord, *, root: Path, limits: DecodeLimits, with_hash: bool
 ) -> tuple[Row, str | None, PerceptualHash | None] | RejectedFile:
     """The row of an image, what is wrong with its data, and its hash; or why it cannot be decoded."""
     try:
         data = read_image_bytes(root / record.path, limits=limits)
-        decoded = decode_file(data, limits=limits)
+        decoded = decode_file(data, limits=limits, decode_size=scan_size)
     except UndecodableImage as error:
         return RejectedFile(record.path, error.reason)
     image = as_tensor(decoded.pixels)
-    _, height, width = image.shape
+    height, width = decoded.size
     row = Row(sha256=sha256_bytes(data), width=width, height=height, brightness=mean_luminance(image), **vars(record))
     return row, decoded.damage, compute_hash(image) if with_hash else None
 

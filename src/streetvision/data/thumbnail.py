@@ -1,12 +1,14 @@
 """Small JPEGs of images, for HTML pages. Does not import torch."""
 
 import io
+import math
 from pathlib import Path
 
 from PIL import Image
 
 from streetvision.data.config import DecodeLimits
-from streetvision.data.image_file import Pixels, read_pixels
+from streetvision.data.image_file import Pixels, read_file
+from streetvision.io.resize import ImageSize
 
 THUMBNAIL_PIXELS = 240
 
@@ -17,7 +19,24 @@ def thumbnail(path: Path, limits: DecodeLimits) -> bytes:
     Raises:
         UndecodableImage: The file cannot be decoded.
     """
-    return encode_jpeg(shrink(read_pixels(path, limits=limits), THUMBNAIL_PIXELS))
+    return smaller_jpeg(path, THUMBNAIL_PIXELS, limits)
+
+
+def smaller_jpeg(path: Path, max_side: int, limits: DecodeLimits) -> bytes:
+    """Return a JPEG of the image file, at most `max_side` pixels per side.
+
+    A large JPEG is reduced while it is decoded, to this size or more.
+
+    Raises:
+        UndecodableImage: The file cannot be decoded.
+    """
+
+    def least_size(size: ImageSize) -> ImageSize:
+        scale = min(1.0, max_side / max(size))
+        return math.ceil(scale * size[0]), math.ceil(scale * size[1])
+
+    pixels = read_file(path, limits=limits, decode_size=least_size).pixels
+    return encode_jpeg(shrink(pixels, max_side))
 
 
 def shrink(pixels: Pixels, max_side: int) -> Image.Image:

@@ -16,7 +16,7 @@ from streetvision.data.config import DecodeLimits
 from streetvision.data.image_file import UndecodableImage, read_pixels
 from streetvision.data.labels.decisions import valid_events
 from streetvision.data.labels.store import LabelEvent, LabelStore, label_event
-from streetvision.data.thumbnail import encode_jpeg, shrink
+from streetvision.data.thumbnail import encode_jpeg, shrink, smaller_jpeg
 from streetvision.labeling.queue import Queue, QueuedImage
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class DisplayImages:
             return future
 
     def _make(self, path: str) -> bytes:
-        return encode_jpeg(shrink(read_pixels(Path(path), limits=self._limits), DISPLAY_PIXELS))
+        return smaller_jpeg(Path(path), DISPLAY_PIXELS, self._limits)
 
 
 @dataclass(frozen=True)
