@@ -1,7 +1,8 @@
-"""`streetvision dev bench data`: the training loader compared with ImageFolder and with its own decoder."""
+"""`streetvision dev bench data`: the training loader compared with ImageFolder and its own decoder, and the scan."""
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.figures import Figure, interleaved_median
+from benchmarks.figures import Figure, interleaved_median, interleaved_medians
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.augmentation import get_train_transforms
@@ -17,12 +18,16 @@ from streetvision.data.cache import ImageCache
 from streetvision.data.config import DEFAULT_LIMITS, AugmentationConfig, PairConfig
 from streetvision.data.datamodule import EpochBatchSampler, ImageDataset, ImageLoader
 from streetvision.data.decode import read_image
+from streetvision.data.records import ImageListing, ImageRecord
+from streetvision.data.scan import scan_images
 from streetvision.data.two_views import TwoViews
 from streetvision.io.atomic import sha256_file
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
 
 IMAGES, WIDTH, HEIGHT = 96, 1024, 768
 SCENES = 8
+LARGE = (4032, 3024)
+"""Width and height of 12 megapixels."""
 GRAIN = 6.0
 """Standard deviation of the noise, in grey levels: files of about 250 kB."""
 IMAGE_SIZE, BATCH, CACHE_PIXELS = 224, 16, 256
@@ -50,6 +55,7 @@ def bench_data(progress: Progress) -> list[Figure]:
         ):
             seconds = interleaved_median(_walk(ours), baseline)
             figures.append(Figure(f"{label}, {IMAGES} images", seconds[0], baseline_label, seconds[1]))
+        figures.append(_scan(photographs(folder / "large", progress, count=2, size=LARGE)))
         return [*figures, _views(read_image(cache.path(rows[0], root=folder)))]
 
 
@@ -66,6 +72,24 @@ def photographs(folder: Path, progress: Progress, *, count: int, size: tuple[int
         paths.append(folder / f"{number:03}.jpg")
         Image.fromarray(pixels).save(paths[-1], quality=90)
     return paths
+
+
+def _scan(paths: list[Path]) -> Figure:
+    """CPU seconds to scan a photograph, with its hashes, compared with decoding it at full size."""
+    listing = ImageListing(paths[0].parent, tuple(ImageRecord(path.name, 0) for path in paths))
+    ours, theirs = interleaved_medians(
+        (
+            lambda: scan_images(listing, class_names=("no", "yes"), with_hashes=True),
+            lambda: [read_image(path) for path in paths],
+        ),
+        clock=time.process_time,
+    )
+    return Figure(
+        "scan of a JPEG of 12 megapixels, with its hashes",
+        ours / len(paths),
+        "decoding it at full size",
+        theirs / len(paths),
+    )
 
 
 def _ours(rows: list[Row], root: Path, cache: ImageCache | None) -> ImageLoader:
