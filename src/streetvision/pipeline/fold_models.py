@@ -41,10 +41,7 @@ def fold_head_digests(path: Path, classifier: Classifier) -> tuple[str, ...]:
 
 
 def fold_classifiers(schema: ArtifactSchema, classifier: Classifier, n_folds: int) -> Iterator[Classifier]:
-    """Yield the classifier of each fold; `classifier` is the one that ships.
-
-    A fine-tuned model of a fold may read other blocks, and pool them otherwise, than the one that ships.
-    """
+    """Yield the classifier of each fold; `classifier` is the one that ships."""
     for fold in range(n_folds):
         if schema.fold_heads.is_file():
             of_fold, heads = copy.deepcopy(classifier), load_state(schema.fold_heads)

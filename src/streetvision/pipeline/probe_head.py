@@ -83,7 +83,9 @@ class ProbeResult:
         return two_logits(bank.read(self.probe.chosen.representation) @ self.probe.weight + self.probe.bias)
 
 
-def fit_probe_head(classifier: Classifier, context: Context) -> ProbeResult:
+def fit_probe_head(
+    classifier: Classifier, context: Context, *, representation: Representation | None = None
+) -> ProbeResult:
     """Fit a head to the features of TRAIN, choose pooling and layers where these are auto, and write probe.json.
 
     Under cross_fit, outside the folds, the head is the mean of one head for each fold, which did not see its images.
@@ -91,10 +93,13 @@ def fit_probe_head(classifier: Classifier, context: Context) -> ProbeResult:
     Args:
         classifier: Its backbone is used; it is frozen and does not change.
         context: Of phase 1.
+        representation: The features that the head reads, of those that the settings allow; None: they are chosen.
     """
     model, config = context.settings(ModelConfig), context.settings(TrainingConfig)
     backbone, rows = classifier.backbone, context.rows(Split.TRAIN)
     reader = FeatureReader.of(backbone, model)
+    if representation is not None:
+        reader = replace(reader, representations=(representation,))
     train, labels = cached_features(context, reader.classifier, Split.TRAIN)
     probe = fit_probe(
         FeatureBank(train.numpy(), reader.pooling, reader.layers),

@@ -1,7 +1,8 @@
 """phase1 under cross_fit: the model of each fold scores the images of this fold, which it did not see; one model ships.
 
-A linear head on the frozen backbone ships as the mean of the folds' heads. A fine-tuned model is trained once more on
-the images of all folds, or is the mean of the folds' weights. The scores of both kinds are compared image by image.
+What ships is the mean of the folds' heads on the frozen backbone, or the mean of the weights of the folds' fine-tuned
+models, or a model that is trained once more on the images of all folds. The scores of heads and fine-tuned models are
+compared image by image. Pooling and layers are chosen once, by the heads, so that all folds read the same features.
 
 A training with gradients has all its epochs, on all images outside the fold: with few images, more of them in TRAIN
 are worth more than a choice of the epoch on the rest, and the models of the folds are trained like the one that ships.
@@ -25,16 +26,16 @@ from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Context, Metrics, Outcome
 from streetvision.contracts.policies import Artifact, Digest, Gate
 from streetvision.contracts.settings import no_effect
-from streetvision.contracts.split_contracts import Split
-from streetvision.data.config import PLAIN, AugmentationConfig
+from streetvision.contracts.split_contracts import Row, Split
+from streetvision.data.config import PLAIN, AugmentationConfig, LoaderConfig
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc, nll, positive_probability
 from streetvision.eval.report.training_plots import learning_curve
 from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic, write_json_atomic, write_text_atomic
-from streetvision.io.tensors import load_state, save_tensors
+from streetvision.io.tensors import load_into, load_state, save_tensors
 from streetvision.io.validators import validate_json
 from streetvision.models.adapters import merged_state_dict
-from streetvision.models.config import AUTO, ModelConfig
+from streetvision.models.config import ModelConfig
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs, starts_adapted
 from streetvision.pipeline.augmentation_gate import accepted_augmentation
@@ -53,11 +54,17 @@ from streetvision.training.distributed import rank_and_world_size
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.lightning_module import EpochRow
 from streetvision.training.loggers import open_loggers
+from streetvision.training.probe import Representation
+from streetvision.training.scoring import apply_to_batches, evaluation_loader
 from streetvision.training.supervised import Weights
 from streetvision.training.trainer import seed_all
 
 FEWEST_TRAINED_FOLDS = 2
 """Folds in which a fine-tuned model is trained at least."""
+
+
+IMAGES_OF_CHECK = 200
+"""Images on which the mean of the folds' models is checked."""
 
 
 class FoldRecord(Artifact):
@@ -91,13 +98,11 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     }
     for name in (name for name, is_set in ignored.items() if is_set):
         raise no_effect(f"training.{name}", "data.protocol=cross_fit trains all epochs", "set data.protocol=split")
-    if isinstance(config, FinetuningConfig) and config.ship == "fold_mean":
-        _check_same_features(context.settings(ModelConfig), config)
     rows = context.rows(Split.TRAIN)
-    initial, probe = classifier, None
+    initial, probe, representation = classifier, None, None
     if is_solvable(context.settings(ModelConfig).head, config.loss):
         probe = fit_probe_head(classifier, context)
-        classifier = probe.classifier
+        classifier, representation = probe.classifier, probe.probe.chosen.representation
     n_folds = context.n_folds
     if isinstance(config, AutoConfig):
         config, n_folds = _within_budget(classifier, config, context)
@@ -113,7 +118,7 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         assert probe.probe.out_of_fold is not None
         logits = two_logits(probe.probe.out_of_fold)[torch.tensor([not row.train_only for row in rows])]
     if probe is None or config.mode != "frozen":
-        tuned, records = _train_folds(context, initial, config, n_folds)
+        tuned, records = _train_folds(context, initial, representation, config, n_folds)
         if logits is not None:
             assert isinstance(config, FinetuningConfig)
             compares = config.gate != "off"
@@ -141,8 +146,11 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
             what = f"{config.mode}: fine-tuning is left out ({gate.reason}); {what}"
         history, selected = [], 1
     else:
+        mean = None
         if isinstance(config, FinetuningConfig) and config.ship == "fold_mean":
-            state, what_ships = _mean_of_folds(context, len(records)), f"mean of the weights of {len(records)} folds"
+            mean = _checked_mean_of_folds(context, classifier, compared, logits, len(records))
+        if mean is not None:
+            state, what_ships = mean, f"mean of the weights of {len(records)} folds"
         else:
             augmented = Counter(record.augmented for record in records).most_common(1)[0][0]
             policy = context.settings(AugmentationConfig) if augmented else PLAIN
@@ -230,11 +238,16 @@ def _within_budget(classifier: Classifier, config: AutoConfig, context: Context)
 
 
 def _train_folds(
-    context: Context, initial: Classifier, config: TrainingConfig, n_folds: int
+    context: Context,
+    initial: Classifier,
+    representation: Representation | None,
+    config: TrainingConfig,
+    n_folds: int,
 ) -> tuple[Tensor, list[FoldRecord]]:
     """Train in each of the first folds; return the logits (M, 2) of their evaluated rows, by the model of the fold.
 
-    Finished folds are not trained again. `initial` has a new head: no label of any fold is in it.
+    Finished folds are not trained again. `initial` has a new head: no label of any fold is in it. Heads that are solved
+    read `representation`.
     """
     fold_of_rows = torch.tensor([fold for fold in context.fold_of_evaluated_rows if fold < n_folds])
     logits, records = torch.empty(len(fold_of_rows), 2), []
@@ -246,8 +259,8 @@ def _train_folds(
             path.unlink(missing_ok=True)
             policy = PLAIN
             if isinstance(config, FinetuningConfig):
-                policy = _accepted_augmentation(context, fold, initial, config)
-            start = _with_solved_head(initial, fold, config)
+                policy = _accepted_augmentation(context, fold, initial, representation, config)
+            start = _with_solved_head(initial, representation, fold)
             state, _, history = _train_all_epochs(fold, start, config, policy)
             save_tensors(fold.schema.phase1_checkpoint, state)
             write_json_atomic(fold.schema.model_config_json, start.description.model_dump(mode="json"))
@@ -273,23 +286,28 @@ def _finished(fold: Context, key: str) -> FoldRecord | None:
 
 
 def _accepted_augmentation(
-    context: Context, fold: Context, initial: Classifier, config: FinetuningConfig
+    context: Context,
+    fold: Context,
+    initial: Classifier,
+    representation: Representation | None,
+    config: FinetuningConfig,
 ) -> AugmentationConfig:
     """The augmentation of a fold; its gate compares on images that are in TRAIN afterwards."""
     policy = context.settings(AugmentationConfig)
     if policy.gate == "off":
         return policy
     with_select = next(islice(context.folds(), fold.fold, None))
-    start = _with_solved_head(initial, with_select, config)
+    start = _with_solved_head(initial, representation, with_select)
     prepare(start, config)
     return accepted_augmentation(with_select, start, config)
 
 
-def _with_solved_head(initial: Classifier, context: Context, config: TrainingConfig) -> Classifier:
-    """A copy with a head that was solved on TRAIN, if the head and the loss have a solution."""
+def _with_solved_head(initial: Classifier, representation: Representation | None, context: Context) -> Classifier:
+    """A copy with a head on `representation` that was solved on TRAIN; None: the head and the loss have no solution."""
     classifier = copy.deepcopy(initial)
-    solvable = is_solvable(context.settings(ModelConfig).head, config.loss)
-    return fit_probe_head(classifier, context).classifier if solvable else classifier
+    if representation is None:
+        return classifier
+    return fit_probe_head(classifier, context, representation=representation).classifier
 
 
 def _train_all_epochs(
@@ -322,26 +340,39 @@ def _train_all_epochs(
     return *merged_state_dict(classifier, named, images), fitted.history
 
 
-def _check_same_features(model: ModelConfig, config: FinetuningConfig) -> None:
-    """Raise ConfigError if the folds' heads may read different features, so that their weights have no mean."""
-    if is_solvable(model.head, config.loss):
-        for name in ("pooling", "layers"):
-            if getattr(model, name) == AUTO:
-                raise ConfigError(
-                    f"training.ship=fold_mean needs the same features in every fold, but model.{name} is auto",
-                    "set model.pooling and model.layers, for example to cls_mean and 6",
-                )
+def _checked_mean_of_folds(
+    context: Context, classifier: Classifier, rows: Sequence[Row], logits: Tensor, count: int
+) -> State | None:
+    """The mean of the weights of the first folds' models; None, with a warning, if these weights have no useful mean.
 
-
-def _mean_of_folds(context: Context, count: int) -> State:
-    """The mean of the weights of the first folds' models; what is no floating-point number is of the first fold."""
+    Most of its models were trained on each of `rows`, so its NLL there must be below that of `logits` (M, 2), the
+    scores by models that did not see them. What is no floating-point number is of the first fold.
+    """
     states = [load_state(fold.schema.phase1_checkpoint) for fold in islice(context.folds(), count)]
-    return {
+    state = {
         name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(value.dtype)
         if value.is_floating_point()
         else value
         for name, value in states[0].items()
     }
+    mean = copy.deepcopy(classifier)
+    load_into(mean, state, source="the mean of the folds' models")
+    some = np.linspace(0, len(rows) - 1, min(len(rows), IMAGES_OF_CHECK)).astype(int)
+    checked = tuple(rows[position] for position in some)
+    loader = context.settings(LoaderConfig)
+    with evaluation_loader(mean, checked, root=context.data_root, loader=loader) as batches:
+        of_mean, _ = apply_to_batches(
+            mean, batches, total=len(batches), label="check the mean", progress=context.progress
+        )
+    labels = np.array([row.label for row in checked])
+    found, of_folds = (nll(labels, positive_probability(part.numpy())) for part in (of_mean, logits[some]))
+    if found <= of_folds:
+        return state
+    context.progress.warn(
+        f"the mean of the folds' models has an NLL of {found:.3f} on their images, above {of_folds:.3f} out of fold: "
+        "one more model is trained, as with training.ship=refit"
+    )
+    return None
 
 
 def _mean_history(records: Sequence[FoldRecord]) -> list[EpochRow]:

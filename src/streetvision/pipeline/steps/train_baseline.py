@@ -32,7 +32,7 @@ def run(context: Context) -> Outcome:
     log_image_size(context, classifier)
     if context.n_folds > 0:
         return run_cross_fit(context, classifier, started)
-    if isinstance(config, FinetuningConfig) and config.ship != "refit":
+    if isinstance(config, FinetuningConfig) and config.ship == "refit":
         raise no_effect("training.ship", "there are no folds", "set data.protocol=cross_fit")
     trained = train(context, config, classifier)
     fitted, probe, interpolated = trained.fitted, trained.probe, trained.interpolated
