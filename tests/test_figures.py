@@ -34,6 +34,16 @@ CLASSIFIER = (
 """Files of the package that an MCC depends on."""
 DECODING = ("data/decode.py", "data/image_file.py", "data/image_header.py", "io/resize.py", "io/resize_tensor.py")
 PREDICTION = (*DECODING, "bundle/predictor.py", "models/module.py", "models/network.py")
+FUSION = (
+    "eval/gate.py",
+    "eval/stability.py",
+    "models/evidence.py",
+    "models/fusion.py",
+    "models/views.py",
+    "training/evidence.py",
+    "training/fusion.py",
+    "training/probe.py",
+)
 DECISIVE = {
     "ablate backbone": CLASSIFIER,
     "ablate results": CLASSIFIER,
@@ -62,7 +72,7 @@ DECISIVE = {
     ),
     "bench training": ("models/module.py", "training"),
     "bench views": ("models/multi_view.py", "models/views.py"),
-    "measured fusion": CLASSIFIER,
+    "measured fusion": FUSION,
     "measured labeling": ("labeling/queue.py", "labeling/strategies.py", "training/probe.py"),
     "measured monitoring": ("monitoring",),
     "measured near-duplicates": ("data/grouping", "data/scan.py"),
