@@ -18,7 +18,7 @@ PUBLISHED = {
     (0.80, 0.80, 0.0): 0.314,
     (0.50, 0.50, 0.0): 0.018,
 }
-"""(TPR, TNR, share of late answers) -> mean reward, as the subnet's own logic was replayed; without an error."""
+"""(TPR, TNR, share of late predictions) -> mean reward, as the subnet's own logic was replayed; without an error."""
 
 
 def bench_reward(_: Progress) -> list[Figure]:
