@@ -15,11 +15,14 @@ from streetvision.contracts.policies import Gate
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.settings import GateSetting
 from streetvision.contracts.split_contracts import Row
-from streetvision.eval.gate import GateDecision, compare_nll
+from streetvision.eval.gate import LEVEL, GateDecision, compare_nll
 from streetvision.eval.predictions import Predictions
 from streetvision.io.atomic import write_json_atomic
 
 CALIBRATION_FOLDS = 5
+LEVEL_OF_FINE_TUNING = 0.5
+"""Confidence with which fine-tuning must be better: the lower NLL decides. It costs nothing in a prediction and helps
+on most data, so a comparison of few images that is in doubt must not leave it out."""
 
 
 def calibrated_predictions(logits: Tensor, rows: Sequence[Row], *, seed: int) -> Predictions:
@@ -53,6 +56,7 @@ def decide(
     share: float | None = None,
     details: Mapping[str, JsonValue] | None = None,
     addition: str = "",
+    level: float = LEVEL,
 ) -> Gate:
     """Decide whether a stage ships, and write gate.json.
 
@@ -68,6 +72,7 @@ def decide(
         share: Share of the weights of the stage in the candidate; None for a stage without shares.
         details: Further figures for gate.json.
         addition: Is added to the reason.
+        level: Confidence with which the stage must be better.
     """
     figures: dict[str, Any] = {}
     better = None
@@ -76,12 +81,12 @@ def decide(
     elif candidate is None or baseline is None:
         reason = f"it cannot be compared: {problem}"
     else:
-        comparison = compare_nll(candidate, baseline)
+        comparison = compare_nll(candidate, baseline, level=level)
         better = comparison.accepted
+        bound = f", {100 * level:.0f} % bound {comparison.bound:+.3f}" if level > LEVEL_OF_FINE_TUNING else ""
         reason = (
             f"NLL {comparison.candidate_nll:.3f} with it, {comparison.baseline_nll:.3f} without; "
-            f"difference {comparison.difference:+.3f}, {100 * comparison.level:.0f} % bound {comparison.bound:+.3f}"
-            f"{addition}"
+            f"difference {comparison.difference:+.3f}{bound}{addition}"
         )
         figures = asdict(comparison)
         del figures["accepted"]

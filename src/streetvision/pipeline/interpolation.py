@@ -18,7 +18,7 @@ from streetvision.eval.predictions import Predictions
 from streetvision.io.tensors import load_into
 from streetvision.models.config import ClassifierDescription
 from streetvision.models.module import build_classifier
-from streetvision.pipeline.gates import decide
+from streetvision.pipeline.gates import LEVEL_OF_FINE_TUNING, decide
 from streetvision.training.config import FinetuningConfig
 from streetvision.training.scoring import apply_to_batches, evaluation_loader
 
@@ -78,6 +78,7 @@ def pick_share(
         predictions.get(best),
         predictions.get(0.0),
         stage="fine-tuning",
+        level=LEVEL_OF_FINE_TUNING,
         section="training",
         path=context.schema.finetuning_gate_json,
         progress=context.progress,

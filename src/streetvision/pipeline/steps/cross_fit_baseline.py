@@ -42,7 +42,7 @@ from streetvision.pipeline.augmentation_gate import accepted_augmentation
 from streetvision.pipeline.budget import FEWEST_EPOCHS, affordable_epochs, requested_epochs
 from streetvision.pipeline.classifier_training import described_probe, fit_head, trainer_options, within_budget
 from streetvision.pipeline.fold_models import save_fold_heads, save_out_of_fold
-from streetvision.pipeline.gates import calibrated_predictions, decide
+from streetvision.pipeline.gates import LEVEL_OF_FINE_TUNING, calibrated_predictions, decide
 from streetvision.pipeline.image_training import fit_images
 from streetvision.pipeline.initialization import resume_key
 from streetvision.pipeline.probe_head import fit_probe_head, two_logits
@@ -127,6 +127,7 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
                 calibrated_predictions(tuned, compared, seed=config.seed) if compares else None,
                 calibrated_predictions(logits[in_folds], compared, seed=config.seed) if compares else None,
                 stage="fine-tuning",
+                level=LEVEL_OF_FINE_TUNING,
                 section="training",
                 path=schema.finetuning_gate_json,
                 progress=context.progress,
