@@ -45,7 +45,7 @@ def forced(monkeypatch):
         sign = -1 if accepted else 1
         same = compare_nll(*[Predictions([0, 1], [0.1, 0.9])] * 2)
         decision = replace(same, difference=0.5 * sign, bound=0.4 * sign, accepted=accepted)
-        monkeypatch.setattr("streetvision.pipeline.gates.compare_nll", lambda *_: decision)
+        monkeypatch.setattr("streetvision.pipeline.gates.compare_nll", lambda *_, **__: decision)
 
     return force
 
@@ -64,6 +64,19 @@ def test_a_stage_ships_if_it_is_better_or_the_setting_takes_it(tmp_path, setting
     assert read_json(path) == gate.model_dump(mode="json")
     assert gate.metrics["ships"] == int(ships)
     assert gate.difference == pytest.approx(gate.candidate_nll - gate.baseline_nll)
+
+
+def test_the_lower_nll_decides_at_a_level_of_one_half(tmp_path):
+    candidate, baseline = (predictions(sharpness) for sharpness in (1.02, 1.0))
+    noise = np.random.default_rng(1).normal(0, 0.05, 200)
+    candidate = Predictions(candidate.labels, np.clip(candidate.probabilities + noise, 0.01, 0.99))
+    options = {"stage": "a stage", "section": "s", "path": tmp_path / "gate.json", "progress": Silent()}
+    strict, lower = (decide("on", candidate, baseline, level=level, **options) for level in (0.999, 0.5))
+    assert strict.difference == lower.difference
+    assert not strict.ships
+    assert lower.ships == (lower.difference <= -0.001)
+    assert "bound" in strict.reason
+    assert "bound" not in lower.reason
 
 
 def test_an_open_gate_compares_nothing(tmp_path):
