@@ -107,7 +107,9 @@ def described_probe(probe: ProbeResult) -> str:
     return f"logistic regression on {representation.pooling} of {blocks}, C={strength:.1e}"
 
 
-def within_budget(config: AutoConfig, context: Context, epochs: int, minutes: float) -> TrainingConfig:
+def within_budget(
+    config: AutoConfig, context: Context, epochs: int, minutes: float, *, what: str = "fine-tuning"
+) -> TrainingConfig:
     """Return the settings with as many epochs as the budget allows; those of frozen if it does not allow one.
 
     Args:
@@ -115,16 +117,17 @@ def within_budget(config: AutoConfig, context: Context, epochs: int, minutes: fl
         context: Of phase 1.
         epochs: The result of `affordable_epochs`, as `minutes`.
         minutes: Of these epochs, or of one if there are none.
+        what: Names the training in the message.
     """
     budget = f"training.budget_minutes={config.budget_minutes:g}"
     if epochs == 0:
         context.progress.auto_setting(
-            "training=frozen", f"an epoch of fine-tuning would take about {minutes:.0f} min; {budget}"
+            "training=frozen", f"an epoch of {what} would take about {minutes:.0f} min; {budget}"
         )
         shared = set(FrozenConfig.model_fields) - {"mode", "epochs", "batch_size", "learning_rate", "mixed_precision"}
         return FrozenConfig.model_validate(config.model_dump(include=shared & set(type(config).model_fields)))
     context.progress.auto_setting(
-        f"training.epochs={epochs}", f"fine-tuning takes about {max(1, round(minutes))} min; {budget}"
+        f"training.epochs={epochs}", f"{what} takes about {max(1, round(minutes))} min; {budget}"
     )
     return config.model_copy(update={"epochs": epochs})
 

@@ -223,19 +223,18 @@ def _within_budget(classifier: Classifier, config: AutoConfig, context: Context)
     epochs, minutes = affordable_epochs(classifier, context, config, work[FEWEST_TRAINED_FOLDS])
     requested = requested_epochs(context, config)
     enough = min(requested, max(FEWEST_EPOCHS, math.ceil(requested / 2)))
+    names = {
+        count: f"fine-tuning in {count} of {len(folds)} folds{' and once on all images' if images else ''}"
+        for count in counts
+    }
     if epochs < enough:
-        return within_budget(config, context, epochs, minutes), FEWEST_TRAINED_FOLDS
+        count = FEWEST_TRAINED_FOLDS
+        return within_budget(config, context, epochs, minutes, what=names[count]), count
     per_work = minutes / epochs / work[FEWEST_TRAINED_FOLDS]
     affordable = {count: int(config.budget_minutes / (per_work * work[count])) for count in counts}
     count = next((count for count in counts if affordable[count] >= enough), FEWEST_TRAINED_FOLDS)
     epochs = min(requested, max(enough, affordable[count]))
-    budget = f"training.budget_minutes={config.budget_minutes:g}"
-    context.progress.auto_setting(
-        f"training.epochs={epochs}",
-        f"fine-tuning in {count} of {len(folds)} folds{' and once on all images' if images else ''} takes about "
-        f"{max(1, round(per_work * work[count] * epochs))} min; {budget}",
-    )
-    return config.model_copy(update={"epochs": epochs}), count
+    return within_budget(config, context, epochs, per_work * work[count] * epochs, what=names[count]), count
 
 
 def _train_folds(
