@@ -6,6 +6,7 @@ def test_every_pass_sees_the_same_images(monkeypatch):
     monkeypatch.setattr(bench_data, "IMAGES", 8)
     monkeypatch.setattr(bench_data, "WIDTH", 384)
     monkeypatch.setattr(bench_data, "HEIGHT", 288)
+    monkeypatch.setattr(bench_data, "LARGE", (640, 480))
     walked = []
 
     def once(ours, theirs):
@@ -13,6 +14,7 @@ def test_every_pass_sees_the_same_images(monkeypatch):
         return 1.0, 2.0
 
     monkeypatch.setattr(bench_data, "interleaved_median", once)
-    figures = bench_data.bench_data(Silent())
-    assert [figure.ratio for figure in figures] == [0.5] * 4
+    *loaders, scan, views = bench_data.bench_data(Silent())
+    assert [figure.ratio for figure in (*loaders, views)] == [0.5] * 4
+    assert min(scan.value, scan.baseline_value) > 0
     assert len(walked) == 4

@@ -136,7 +136,7 @@ def test_phase_1_is_the_baseline_of_phase_4c(fused_run):
 
 def test_a_fusion_below_the_single_view_gives_a_warning(finished_run, tmp_path, command, monkeypatch):
     reject = replace(compare_nll(*[Predictions([0, 1], [0.1, 0.9])] * 2), difference=0.5, bound=0.7, accepted=False)
-    monkeypatch.setattr("streetvision.pipeline.gates.compare_nll", lambda *_: reject)
+    monkeypatch.setattr("streetvision.pipeline.gates.compare_nll", lambda *_, **__: reject)
     run = shutil.copytree(finished_run, tmp_path / "run")
     arguments = ["train", f"run_dir={run}", "pipeline.phases=[phase4c_cvfm]"]
     code, _, err = command(*arguments, "phase4c.mode=multiview_mean", *GRID[:2], "phase4c.gate=only_report")
