@@ -103,7 +103,7 @@ def test_every_table_of_figures_is_in_a_marked_block(page):
         assert len(measured) <= 1, f"put <!-- measured NAME --> and <!-- end --> around the table of {measured[0]}"
 
 
-@pytest.mark.parametrize(("mark", "text"), blocks())
+@pytest.mark.parametrize(("mark", "text"), list(blocks()))
 def test_what_decides_a_figure_is_unchanged_since_its_commit(mark, text):
     if not FIGURE.search(text):
         return  # not measured

@@ -65,7 +65,7 @@ class MonitorStatus(Artifact):
     recent_prevalence: EstimateWithInterval | None = None
     """The same for the last part of the stream."""
     suited_threshold: Probability | None = None
-    """Threshold for the MCC at `recent_prevalence`; it is not applied."""
+    """The threshold that suits `recent_prevalence`, chosen as that of the bundle; it is not applied."""
     risk: RiskStatus
     withdrawn: str | None = None
     """Why the certificate is withdrawn; None: it is not."""

@@ -48,8 +48,8 @@ def ablate(
 
         if system:
             raise ConfigError("--system is for tables of systems", "select pairs with --pair")
-        pairs = content.only(tuple(pair or ()), tuple(data or ()), tuple(range(seeds or 0)))
-        finished = launch_ablation(ExperimentRequest(pairs, table, folder, settings, jobs, page), open_console())
+        content = content.only(tuple(pair or ()), tuple(data or ()), tuple(range(seeds or 0)))
+        finished = launch_ablation(ExperimentRequest(content, table, folder, settings, jobs, page), open_console())
     if not finished:
         raise typer.Exit(USER_ERROR)
 

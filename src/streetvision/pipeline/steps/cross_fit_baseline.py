@@ -345,8 +345,8 @@ def _checked_mean_of_folds(
 ) -> State | None:
     """The mean of the weights of the first folds' models; None, with a warning, if these weights have no useful mean.
 
-    Most of its models were trained on each of `rows`, so its NLL there must be below that of `logits` (M, 2), the
-    scores by models that did not see them. What is no floating-point number is of the first fold.
+    All of its models but one were trained on each of `rows`, so its NLL there must be below that of `logits` (M, 2),
+    the scores by the one that was not. What is no floating-point number is of the first fold.
     """
     states = [load_state(fold.schema.phase1_checkpoint) for fold in islice(context.folds(), count)]
     state = {
