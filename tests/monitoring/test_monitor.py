@@ -193,6 +193,12 @@ BREAKS = {
     "short features": lambda row: {**row, "signals": {**row["signals"], "features": "AAAA"}},
     "features are no base64": lambda row: {**row, "signals": {**row["signals"], "features": "!" * 88}},
     "quality is short": lambda row: {**row, "signals": {**row["signals"], "quality": [1]}},
+    "quality is text": lambda row: {**row, "signals": {**row["signals"], "quality": ["640", 480, 0.5, 0.2, 0.1, 90]}},
+    "no width": lambda row: {**row, "signals": {**row["signals"], "quality": [None, 480, 0.5, 0.2, 0.1, 90]}},
+    "JPEG quality is 101": lambda row: {
+        **row,
+        "signals": {**row["signals"], "quality": [640, 480, 0.5, 0.2, 0.1, 101]},
+    },
     "another bundle": lambda row: {**row, "bundle": "f" * 64},
     "group is a number": lambda row: {**row, "group": 3},
     "signals is a list": lambda row: {**row, "signals": []},
@@ -246,6 +252,13 @@ def test_state_of_another_bundle_or_alpha_is_refused(bundle, reference, finished
         monitor(finished_run / "export", [path], state=state)
     with pytest.raises(ArtifactError):
         load_bundle(finished_run / "export").use_monitor_state(state)
+
+
+def test_names_that_are_not_utf8_are_read(bundle, reference, tmp_path):
+    rows, _ = lines(reference, 3, 12)
+    rows[1]["image"] = "caf\udce9.jpg"
+    status = monitor(bundle, [write(tmp_path / "p.jsonl", rows)], state=tmp_path / "state")
+    assert status.images == 3
 
 
 def test_interrupted_update_leaves_the_state_before(bundle, reference, tmp_path, monkeypatch):

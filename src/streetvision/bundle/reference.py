@@ -40,8 +40,6 @@ FEATURE_LIMIT = 1e3
 SMALLEST_UNITS = np.array([0.02, 0.02, 0.02, 0.02, 0.05, 2.0])
 """(Q,) smallest units of the comparable quality values, for cameras with fixed settings."""
 LEAST_SHARPNESS, NO_JPEG = 1e-3, -500.0
-BLOCK = 1024
-"""Images whose quality is compared together."""
 NO_REFERENCE_HINT = "run phase5 and phase6 again with phase6.policy=scrc"
 
 
@@ -113,15 +111,12 @@ class Reference:
 
         Sizes and sharpness count by their ratio. The unit of each value is its standard deviation among the points.
         """
+        from scipy.spatial import KDTree  # not loaded for predictions
+
         points = _comparable(self.quality[: len(self.points)])
         unit, centre = np.maximum(points.std(axis=0), SMALLEST_UNITS), points.mean(axis=0)
-        rows, points = (_comparable(quality) - centre) / unit, (points - centre) / unit
-        nearest = np.empty(len(rows))
-        for start in range(0, len(rows), BLOCK):
-            block = rows[start : start + BLOCK]
-            squares = (points**2).sum(axis=1) - 2 * block @ points.T
-            nearest[start : start + BLOCK] = squares.min(axis=1) + (block**2).sum(axis=1)
-        distance: FloatArray = np.sqrt(np.maximum(nearest, 0))
+        tree = KDTree((points - centre) / unit)
+        distance: FloatArray = tree.query((_comparable(quality) - centre) / unit)[0]
         return distance
 
 
@@ -268,7 +263,7 @@ def decode_components(texts: Sequence[str], count: int) -> NDArray[np.float32]:
     if any(len(text) != size for text in texts):
         raise ValueError(f"features must have {size} characters")
     try:
-        data = b"".join([base64.b64decode(text, validate=True) for text in texts])
+        data = b"".join([binascii.a2b_base64(text, strict_mode=True) for text in texts])
     except (binascii.Error, ValueError) as error:
         raise ValueError("features are not base64") from error
     values = np.frombuffer(data, dtype="<f2").astype(np.float32).reshape(len(texts), count)

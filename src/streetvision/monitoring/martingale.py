@@ -31,6 +31,7 @@ RATES = np.array([1e-4, 1e-3, 1e-2])
 TILTS = (-1.9, -1.0, 1.0, 1.9)
 SMALLEST_P = 1e-6
 """Bound of p-values, at which all densities are finite."""
+_EARLIER = np.tri(RANK_BLOCK, k=-1, dtype=np.bool_)
 _N_BETS = len(TILTS) + 9
 _PRIOR = np.array([0.5, *[0.5 / _N_BETS] * _N_BETS])
 """(E,) initial capital: half of it does not bet."""
@@ -100,9 +101,9 @@ class ExchangeabilityTest:
         block, offset = divmod(self.steps, RANK_BLOCK)
         uniform = np.random.default_rng([self.seed, block]).random(RANK_BLOCK)[offset : offset + len(bins)]
         at_most = np.cumsum(self.counts)
-        earlier = np.tri(len(bins), k=-1, dtype=np.bool_)
-        greater = at_most[-1] - at_most[bins] + ((bins[None] > bins[:, None]) & earlier).sum(axis=1)
-        equal = self.counts[bins] + ((bins[None] == bins[:, None]) & earlier).sum(axis=1)
+        greater, equal = _earlier_values(bins)
+        greater += at_most[-1] - at_most[bins]
+        equal += self.counts[bins]
         total = at_most[-1] + np.arange(len(bins))
         self.counts += np.bincount(bins, minlength=BINS)
         p: FloatArray = (greater + uniform * (equal + 1)) / (total + 1)
@@ -110,17 +111,27 @@ class ExchangeabilityTest:
 
     def _bet(self, p: FloatArray) -> FloatArray:
         """Bet on the p-values of one block; return the log of the martingale after each."""
-        densities, path, start = bets(p), np.empty(len(p)), 0
+        densities, log_capital, start = bets(p), np.empty((len(p), len(RATES))), 0
         while start < len(p):
             stop = start + min(len(p) - start, BET_BLOCK - self.steps % BET_BLOCK)
             growth = np.cumprod(densities[start:stop], axis=0)
             capital = growth @ self.shares.T  # (n, R), relative to the scale
-            path[start:stop] = np.logaddexp.reduce(self.log_scale + np.log(capital), axis=1) - np.log(len(RATES))
+            log_capital[start:stop] = self.log_scale + np.log(capital)
             self.shares = self.shares * growth[-1] / capital[-1][:, None]
-            self.log_scale = self.log_scale + np.log(capital[-1])
+            self.log_scale = log_capital[stop - 1].copy()
             self.steps += stop - start
             if self.steps % BET_BLOCK == 0:
                 move = (1 - (1 - RATES) ** BET_BLOCK)[:, None]
                 self.shares = (1 - move) * self.shares + move * _PRIOR
             start = stop
+        path: FloatArray = np.logaddexp.reduce(log_capital, axis=1) - np.log(len(RATES))
         return path
+
+
+def _earlier_values(bins: BinArray) -> tuple[BinArray, BinArray]:
+    """For each value of a block, the number of earlier ones that are greater, and that are equal."""
+    small = bins.astype(np.int16)
+    earlier = _EARLIER[: len(bins), : len(bins)]
+    of_pairs = (small[None] > small[:, None]) & earlier, (small[None] == small[:, None]) & earlier
+    greater, equal = (pairs.view(np.uint8).sum(axis=1, dtype=np.uint16).astype(np.int64) for pairs in of_pairs)
+    return greater, equal
