@@ -295,6 +295,35 @@ def test_with_a_small_budget_a_model_is_trained_in_fewer_folds(phase1, afford):
     assert not (schema.in_fold(2).phase1_checkpoint).exists()
 
 
+def test_with_a_short_budget_the_fine_tuned_model_reads_fewer_patches(phase1, monkeypatch):
+    from streetvision.pipeline.steps import cross_fit_baseline
+
+    def affordable(classifier, _context, config, work):
+        """A budget that allows one epoch in two folds, and three of 8 patches."""
+        height, width = classifier.backbone.spec.image_size
+        epochs = 3 if height * width <= 8 * classifier.backbone.spec.patch_size**2 else 1
+        return min(config.epochs, epochs), config.budget_minutes
+
+    monkeypatch.setattr(cross_fit_baseline, "affordable_epochs", affordable)
+    monkeypatch.setattr(cross_fit_baseline, "FEWER_TOKENS", 8)
+    monkeypatch.setattr(cross_fit_baseline, "LEVEL_OF_FINE_TUNING", 1 - 1e-12)  # the gate keeps the probe
+    settings = ["training=auto", "training.epochs=6", "training.batch_size=16", "model.image_size=auto"]
+    sizes = {}
+    for gate in ("off", "on"):
+        phases = "pipeline.phases=[phase1,phase2,phase5,phase6]"
+        code, out, schema = phase1(*settings, f"training.gate={gate}", phases, name=gate)
+        assert code in (0, 3), out
+        assert "training.epochs=3: fine-tuning in 2 of 3 folds" in out
+        height, width = read_json(schema.model_config_json)["image_size"]
+        sizes[gate] = height * width
+        assert schema.bundle_json.is_file()
+    assert sizes["off"] <= 8 * 16**2 < sizes["on"]  # the probe keeps the size of the others
+
+    code, out, schema = phase1(*settings, "model.image_tokens=16", "training.gate=off", name="set")
+    assert code in (0, 3), out
+    assert "training.epochs=1: fine-tuning in 2 of 3 folds" in out
+
+
 def test_a_head_that_is_trained_with_gradients_is_trained_in_each_fold(phase1):
     code, out, schema = phase1("model.head.kind=mlp", "training.epochs=4")
     assert code in (0, 3), out

@@ -71,9 +71,10 @@ class ModelConfig(Section):
     image_size: ImageSizeSetting = "auto"
     """Size of the input: S (square), [height, width], native (the size that the backbone was trained with) or auto: the
     median aspect ratio of TRAIN, at about `model.image_tokens` tokens."""
-    image_tokens: int = Field(default=560, ge=1, le=65_536)
-    """image_size=auto: about the number of patches of an image. Images that are smaller than that, and smaller than the
-    images that the backbone was trained with, get fewer."""
+    image_tokens: Literal["auto"] | Annotated[int, Field(ge=1, le=65_536)] = "auto"
+    """image_size=auto: about the number of patches of an image; auto: 560, or 280 for a fine-tuning in folds that
+    training.budget_minutes is too short for with 560. Images that are smaller than that, and smaller than the images
+    that the backbone was trained with, get fewer."""
     preprocessing: PreprocessingVersion = 2
     """2: JPEGs that are much larger than the input are reduced while they are decoded, which is faster; 1: they are
     decoded at full size."""
@@ -93,7 +94,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check_effect(self) -> Self:
-        if self.image_size != AUTO and self.image_tokens != type(self).model_fields["image_tokens"].default:
+        if self.image_size != AUTO and self.image_tokens != AUTO:
             raise no_effect("model.image_tokens", f"model.image_size={self.image_size}", "set model.image_size=auto")
         return self
 

@@ -12,6 +12,7 @@ from streetvision.models.backbone_spec import token_count
 from streetvision.models.config import AUTO, ModelConfig
 from streetvision.models.device import has_fast_bf16, pick_device
 from streetvision.models.module import Classifier
+from streetvision.pipeline.input_size import TOKENS
 from streetvision.training.config import LearningConfig, TrainingConfig
 
 
@@ -43,9 +44,10 @@ def log_image_size(context: Context, classifier: Classifier) -> None:
         height, width = spec.image_size
         images = [(row.height, row.width) for row in context.rows(Split.TRAIN)]
         aspect = float(np.exp(np.median([np.log(w / h) for h, w in images])))
-        tokens = token_count(spec.image_size, spec.patch_size)
+        patches = token_count(spec.image_size, spec.patch_size)
+        tokens = TOKENS if config.image_tokens == AUTO else config.image_tokens
         context.progress.auto_setting(
             f"model.image_size=[{height},{width}]",
-            f"median aspect ratio of TRAIN {aspect:.2f}; {tokens} patches of {spec.patch_size} px; "
-            f"model.image_tokens={config.image_tokens}",
+            f"median aspect ratio of TRAIN {aspect:.2f}; {patches} patches of {spec.patch_size} px; "
+            f"model.image_tokens={tokens}",
         )

@@ -11,17 +11,21 @@ from streetvision.io.tensors import load_into, load_state
 from streetvision.models.config import ModelConfig
 from streetvision.models.module import Classifier, load_classifier
 from streetvision.pipeline.artifacts import adapted_backbone, weights_digest
-from streetvision.pipeline.input_size import input_size
+from streetvision.pipeline.input_size import TOKENS, input_size
 
 
-def initial_classifier(context: Context) -> Classifier:
+def initial_classifier(context: Context, *, tokens: int = TOKENS) -> Classifier:
     """A classifier with a new head from torch's global generator, on the adapted backbone if there is one.
+
+    Args:
+        context: Of phase 1.
+        tokens: Number of patches of an image where the settings leave it open.
 
     Raises:
         ArtifactError: The adapted weights do not fit the backbone. Keys and shapes are strict.
     """
     config = context.settings(ModelConfig)
-    classifier = load_classifier(config, input_size(config, context.rows(Split.TRAIN)))
+    classifier = load_classifier(config, input_size(config, context.rows(Split.TRAIN), tokens=tokens))
     if (adapted := adapted_backbone(context)) is not None:
         load_into(classifier.backbone, load_state(adapted), source=str(adapted))
     return classifier

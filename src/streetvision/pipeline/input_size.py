@@ -13,16 +13,28 @@ from streetvision.models.backbone_spec import SizeRule
 from streetvision.models.config import AUTO, ModelConfig
 from streetvision.models.module import fixed_size
 
+TOKENS = 560
+"""Of model.image_tokens=auto."""
+FEWER_TOKENS = 280
+"""Of model.image_tokens=auto, for a fine-tuning that the budget is too short for with TOKENS."""
 LARGEST_PATCH = 16
 """Pixels per side that count as one token of the budget for networks with a larger stride."""
 
 
-def input_size(config: ModelConfig, rows: Iterable[Row]) -> SizeRule:
-    """The rule for the size of the model's input: the size that is set, or one that fits the images of `rows`."""
+def input_size(config: ModelConfig, rows: Iterable[Row], *, tokens: int = TOKENS) -> SizeRule:
+    """The rule for the size of the model's input: the size that is set, or one that fits the images of `rows`.
+
+    Args:
+        config: The classifier.
+        rows: The images.
+        tokens: Number of patches where the settings leave it open.
+    """
     if config.image_size != AUTO:
         return fixed_size(config.image_size)
     images = [(row.height, row.width) for row in rows]
-    return partial(auto_image_size, images=images, tokens=config.image_tokens)
+    if isinstance(config.image_tokens, int):
+        tokens = config.image_tokens
+    return partial(auto_image_size, images=images, tokens=tokens)
 
 
 def auto_image_size(patch_size: int, native: ImageSize, *, images: Sequence[ImageSize], tokens: int) -> ImageSize:

@@ -35,7 +35,8 @@ from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic,
 from streetvision.io.tensors import load_into, load_state, save_tensors
 from streetvision.io.validators import validate_json
 from streetvision.models.adapters import merged_state_dict
-from streetvision.models.config import ModelConfig
+from streetvision.models.backbone_spec import token_count
+from streetvision.models.config import AUTO, ModelConfig
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs, starts_adapted
 from streetvision.pipeline.augmentation_gate import accepted_augmentation
@@ -44,7 +45,8 @@ from streetvision.pipeline.classifier_training import described_probe, fit_head,
 from streetvision.pipeline.fold_models import save_fold_heads, save_out_of_fold
 from streetvision.pipeline.gates import LEVEL_OF_FINE_TUNING, calibrated_predictions, decide
 from streetvision.pipeline.image_training import fit_images
-from streetvision.pipeline.initialization import resume_key
+from streetvision.pipeline.initialization import initial_classifier, resume_key
+from streetvision.pipeline.input_size import FEWER_TOKENS
 from streetvision.pipeline.probe_head import fit_probe_head, two_logits
 from streetvision.pipeline.scores import cached_features, make_scores, open_scores, rows_of_folds
 from streetvision.pipeline.training_outputs import merge_check_images, metrics_csv
@@ -105,7 +107,7 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         classifier, representation = probe.classifier, probe.probe.chosen.representation
     n_folds = context.n_folds
     if isinstance(config, AutoConfig):
-        config, n_folds = _within_budget(classifier, config, context)
+        config, n_folds, initial = _within_budget(initial, config, context)
     in_folds = torch.tensor(context.fold_of_evaluated_rows) < n_folds
     compared = rows_of_folds(context, Split.TRAIN, n_folds)
     """The evaluated rows of the folds in which a fine-tuned model is trained."""
@@ -147,6 +149,8 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
             what = f"{config.mode}: fine-tuning is left out ({gate.reason}); {what}"
         history, selected = [], 1
     else:
+        if initial.backbone.spec.image_size != classifier.backbone.spec.image_size:
+            classifier = _with_solved_head(initial, representation, context)
         mean = None
         if isinstance(config, FinetuningConfig) and config.ship == "fold_mean":
             mean = _checked_mean_of_folds(context, classifier, compared, logits, len(records))
@@ -210,31 +214,58 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     )
 
 
-def _within_budget(classifier: Classifier, config: AutoConfig, context: Context) -> tuple[TrainingConfig, int]:
-    """The settings with as many epochs as the budget allows, and the number of folds to train in.
+def _within_budget(initial: Classifier, config: AutoConfig, context: Context) -> tuple[TrainingConfig, int, Classifier]:
+    """The settings with as many epochs as the budget allows, the number of folds to train in, and the classifier.
 
     If the budget is short, epochs are left out, up to half of them and down to FEWEST_EPOCHS, then folds, down to
-    FEWEST_TRAINED_FOLDS, then epochs again.
+    FEWEST_TRAINED_FOLDS, then patches of an image, then epochs again.
     """
     folds = [len(fold.rows(Split.TRAIN)) for fold in context.folds(select=False)]
     images = 0 if config.ship == "fold_mean" else len(context.rows(Split.TRAIN))
     counts = range(len(folds), FEWEST_TRAINED_FOLDS - 1, -1)
     work = {count: sum(folds[:count]) + images for count in counts}
-    epochs, minutes = affordable_epochs(classifier, context, config, work[FEWEST_TRAINED_FOLDS])
+    epochs, minutes = affordable_epochs(initial, context, config, work[FEWEST_TRAINED_FOLDS])
     requested = requested_epochs(context, config)
     enough = min(requested, max(FEWEST_EPOCHS, math.ceil(requested / 2)))
+    if epochs < enough and (smaller := _smaller_input(initial, context)) is not None:
+        of_smaller = affordable_epochs(smaller, context, config, work[FEWEST_TRAINED_FOLDS])
+        if of_smaller[0] > 0:
+            patches, fewer = (
+                token_count(spec.image_size, spec.patch_size) for spec in (initial.backbone.spec, smaller.backbone.spec)
+            )
+            height, width = smaller.backbone.spec.image_size
+            context.progress.auto_setting(
+                f"model.image_size=[{height},{width}]",
+                f"for fine-tuning: {fewer} patches; with {patches}, "
+                f"training.budget_minutes={config.budget_minutes:g} allows {epochs} of {requested} epochs",
+            )
+            initial, (epochs, minutes) = smaller, of_smaller
     names = {
         count: f"fine-tuning in {count} of {len(folds)} folds{' and once on all images' if images else ''}"
         for count in counts
     }
     if epochs < enough:
         count = FEWEST_TRAINED_FOLDS
-        return within_budget(config, context, epochs, minutes, what=names[count]), count
+        return within_budget(config, context, epochs, minutes, what=names[count]), count, initial
     per_work = minutes / epochs / work[FEWEST_TRAINED_FOLDS]
     affordable = {count: int(config.budget_minutes / (per_work * work[count])) for count in counts}
     count = next((count for count in counts if affordable[count] >= enough), FEWEST_TRAINED_FOLDS)
     epochs = min(requested, max(enough, affordable[count]))
-    return within_budget(config, context, epochs, per_work * work[count] * epochs, what=names[count]), count
+    minutes = per_work * work[count] * epochs
+    return within_budget(config, context, epochs, minutes, what=names[count]), count, initial
+
+
+def _smaller_input(initial: Classifier, context: Context) -> Classifier | None:
+    """The classifier with fewer patches of an image; None if the settings do not allow it, or it has no fewer.
+
+    The position embeddings of an adapted backbone have its size.
+    """
+    model = context.settings(ModelConfig)
+    if (model.image_size, model.image_tokens) != (AUTO, AUTO) or adapted_backbone(context) is not None:
+        return None
+    smaller = initial_classifier(context, tokens=FEWER_TOKENS)
+    fewer = math.prod(smaller.backbone.spec.image_size) < math.prod(initial.backbone.spec.image_size)
+    return smaller if fewer else None
 
 
 def _train_folds(
