@@ -5,6 +5,7 @@ import itertools
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,6 +105,18 @@ def test_a_budget_allows_as_many_epochs_as_fit(phase1, frozen, monkeypatch, affo
     code, out, _ = phase1("training=auto", "training.epochs=2", f"training.budget_minutes={affordable * steps}")
     assert code == 0, out
     assert printed in out
+
+
+def test_a_run_that_resumes_trains_as_many_epochs_although_the_machine_is_slower(phase1, monkeypatch):
+    printed = []
+    for seconds in (60, 6000):
+        clock = SimpleNamespace(perf_counter=itertools.count(step=seconds).__next__)
+        monkeypatch.setattr(budget, "time", clock)
+        code, out, schema = phase1("training=auto", "training.epochs=1", "training.budget_minutes=1000")
+        assert code == 0, out
+        printed += [line for line in out.splitlines() if "training.epochs=" in line]
+        schema.phase1_checkpoint.unlink()
+    assert printed[0] == printed[1]
 
 
 @pytest.mark.parametrize("mode", ["auto", "full"])

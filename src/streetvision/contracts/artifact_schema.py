@@ -86,6 +86,8 @@ class ArtifactSchema:
     """The linear probe: the choices with their cross-validated NLL."""
     probe_head = _ArtifactPath("cache/probe_head.pt")
     """The head of the probe, for the other ranks of a distributed training."""
+    step_time_json = _ArtifactPath("phase1/step_time.json")
+    """training=auto: the time of a training step, from which the epochs follow."""
     fold_heads = _ArtifactPath("phase1/fold_heads.pth")
     """Under cross_fit with a linear head on the frozen backbone: the heads of the folds, whose mean ships."""
     fold_json = _ArtifactPath("phase1/fold.json")
