@@ -6,7 +6,9 @@ import pytest
 
 from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.data.labels.decisions import LabelledImage
+from streetvision.data.labels.store import read_events
 from streetvision.labeling.exchange import READERS, WRITERS, exchange_format, match_names, read_cvat, read_label_studio
+from tests.labeling.conftest import photo
 
 NAMES = ("None", "Roadwork")
 IMAGES = [
@@ -92,6 +94,67 @@ def test_a_name_that_fits_two_images_matches_none():
     assert match_names(["1.jpg", "south/1.jpg"], [image.path for image in IMAGES]) == {
         "south/1.jpg": "/photos/south/1.jpg"
     }
+
+
+@pytest.mark.parametrize(
+    ("names", "paths", "matched"),
+    [
+        (
+            ["front-001.jpg", "rideA/frame_0001.jpg", "rideB/frame_0001.jpg"],
+            ["/d/001.jpg", "/d/rideB/frame_0001.jpg"],
+            {"rideB/frame_0001.jpg": "/d/rideB/frame_0001.jpg"},
+        ),
+        (["rideA/1.jpg", "rideB/1.jpg"], ["/d/1.jpg"], {}),
+        (["9d2f0c1a-1.jpg", "1.jpg"], ["/d/1.jpg"], {"1.jpg": "/d/1.jpg"}),
+        (["x-9d2f0c1a-1.jpg"], ["/d/x-1.jpg", "/d/1.jpg"], {}),
+        (["1.jpg", "1.jpg"], ["/d/1.jpg"], {"1.jpg": "/d/1.jpg"}),
+    ],
+)
+def test_an_image_has_the_name_that_fits_it_best(names, paths, matched):
+    assert match_names(names, paths) == matched
+
+
+def cvat(*images):
+    tags = "".join(
+        f'<image id="{number}" name="{name}">' + "".join(f'<tag label="{label}"/>' for label in labels) + "</image>"
+        for number, (name, *labels) in enumerate(images)
+    )
+    return f"<annotations>{tags}</annotations>"
+
+
+@pytest.fixture
+def import_cvat(command, tmp_path):
+    """Import labels of three photographs; returns the exit code, what is stored as (file, class), and the messages."""
+    for number, name in enumerate(("pool/rideB/1.jpg", "pool/2.jpg", "pool/3.jpg")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        photo(tmp_path / name, number)
+
+    def run(*images, options=("--labeler", "ann")):
+        path, labels = tmp_path / "annotations.xml", tmp_path / "labels.parquet"
+        path.write_text(cvat(*images))
+        settings = ("--images", tmp_path / "pool", "--import", path, f"data.labels={labels}", *options)
+        code, out, err = command("label", *settings)
+        events = read_events(labels, NAMES) if labels.exists() else ()
+        return code, [(event.path.rpartition("/")[2], event.label) for event in events], out + err
+
+    return run
+
+
+def test_a_label_is_stored_for_the_image_with_its_name_only(import_cvat):
+    code, stored, text = import_cvat(
+        ("rideA/1.jpg", "None"), ("rideB/1.jpg", "Roadwork"), ("front-2.jpg", "Roadwork"), ("3.jpg", "None")
+    )
+    assert code == 0
+    assert sorted(stored) == [("1.jpg", 1), ("3.jpg", 0)]
+    assert "rideA/1.jpg" in text
+    assert "front-2.jpg" in text
+
+
+def test_both_classes_of_one_person_for_an_image_are_refused(import_cvat):
+    code, stored, text = import_cvat(("2.jpg", "None", "Roadwork"), ("3.jpg", "None"))
+    assert (code, stored) == (2, [])
+    assert "2.jpg" in text
+    assert import_cvat(("2.jpg", "None", "None"))[:2] == (0, [("2.jpg", 0), ("2.jpg", 0)])
 
 
 def test_malformed_files_are_rejected(tmp_path):

@@ -5,6 +5,7 @@ References:
     CVAT, "CVAT for image" annotation format, version 1.1, element `tag`.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,8 @@ from streetvision.io.atomic import parse_json, read_bytes, write_bytes_atomic, w
 CHOICE, IMAGE = "label", "image"
 """Names in the labeling configuration of Label Studio."""
 MAX_IMAGES = 1_000_000
+UPLOAD_PREFIX = re.compile("^[0-9a-f]{8}-")
+"""What Label Studio puts before the name of an uploaded file."""
 
 
 @dataclass(frozen=True)
@@ -173,11 +176,11 @@ def exchange_format(path: Path) -> str:
 
 
 def match_names(names: Sequence[str], paths: Sequence[str]) -> dict[str, str]:
-    """Return name -> path, of the names of another tool that belong to exactly one image.
+    """Return name -> path, of the names of another tool that belong to exactly one image, which has no better name.
 
-    Tools store images below other folders and put a prefix before the file name. So a name belongs to the image with
-    which it shares the most last parts of the path, or else to the one whose file name it ends with, after a dash as
-    Label Studio's upload puts it.
+    Tools store images below other folders. So a name belongs to the image of the same file name with which it shares
+    the most last parts of the path, or else to the one whose file name follows the upload prefix of Label Studio. Of
+    several names for one image, the one that shares the most parts is kept; on a tie, none is.
 
     Args:
         names: Names in the file.
@@ -186,21 +189,25 @@ def match_names(names: Sequence[str], paths: Sequence[str]) -> dict[str, str]:
     by_file: dict[str, list[str]] = {}
     for path in paths:
         by_file.setdefault(PurePosixPath(path).name, []).append(path)
-    matched = {}
-    for name in names:
-        parts = PurePosixPath(name).parts
-        file = parts[-1] if parts else ""
-        candidates = by_file.get(file) or by_file.get(file.partition("-")[2]) or []
-        common = [_common_parts(parts, PurePosixPath(path).parts) for path in candidates]
-        best = [path for path, count in zip(candidates, common, strict=True) if count == max(common)]
-        if len(best) == 1:
-            matched[name] = best[0]
-    return matched
+    by_path: dict[str, list[tuple[int, str]]] = {}
+    for name in dict.fromkeys(names):
+        file = PurePosixPath(name).name
+        candidates = by_file.get(file) or by_file.get(UPLOAD_PREFIX.sub("", file)) or []
+        for count, path in _only_best([(_common_parts(name, path), path) for path in candidates]):
+            by_path.setdefault(path, []).append((count, name))
+    return {name: path for path, found in by_path.items() for _, name in _only_best(found)}
 
 
-def _common_parts(first: Sequence[str], second: Sequence[str]) -> int:
+def _only_best(counted: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The item with the highest count; none if several have it."""
+    highest = max((count for count, _ in counted), default=0)
+    best = [item for item in counted if item[0] == highest]
+    return best if len(best) == 1 else []
+
+
+def _common_parts(first: str, second: str) -> int:
     count = 0
-    for a, b in zip(reversed(first), reversed(second), strict=False):
+    for a, b in zip(reversed(PurePosixPath(first).parts), reversed(PurePosixPath(second).parts), strict=False):
         if a != b:
             break
         count += 1

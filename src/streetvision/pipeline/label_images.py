@@ -311,6 +311,10 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
 
     The images are those of --images and data.unlabeled. Without --queue random, they are in TRAIN only, because the
     file does not record how its images were chosen.
+
+    Raises:
+        ConfigError: An option is invalid.
+        DataError: The file is malformed, or gives an image both classes by one person.
     """
     config, suffix = _config(overrides, options), exchange_format(source)
     if options.strategy not in (MIXED, "random"):
@@ -324,11 +328,17 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
     matched = match_names(names, list(images))
     labeler = options.labeler or getpass.getuser()
     events = []
+    labels: dict[tuple[str, str], int] = {}
     for number, label in enumerate(found):
         if label.name not in matched:
             continue
         path = matched[label.name]
         digest, who = sha256_file(Path(path)), label.labeler or labeler
+        if labels.setdefault((digest, who), label.label) != label.label:
+            raise DataError(
+                f"{str(source)!r} has both classes for {path!r} by {who!r}, and one label is allowed",
+                "remove one of the two labels",
+            )
         # The same file imported again has the same ids, so nothing is stored twice.
         content = f"{digest} {label.label} {who} {options.strategy} {found[:number].count(label)}"
         events.append(
@@ -350,7 +360,8 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
     console.line("import", f"{added} labels of {len(found)}, {len(found) - len(events)} without a matching image")
     console.line("labels", str(store.path))
     if unmatched := sorted(set(names) - matched.keys()):
-        console.warn(f"no single image matches {', '.join(unmatched[:MAX_NAMED])}")
+        named = ", ".join(unmatched[:MAX_NAMED])
+        console.warn(f"{len(unmatched):,} names are left out, which do not match one image each: {named}")
 
 
 def export_labels(overrides: Sequence[str], target: Path, *, console: Console) -> None:
