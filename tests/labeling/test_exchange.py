@@ -73,6 +73,33 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
     assert [matched[label.name] for label in found] == [image.path for image in IMAGES]
 
 
+@pytest.mark.parametrize("suffix", [".json", ".xml"])
+def test_paths_with_special_characters_are_read_back(tmp_path, suffix):
+    names = ["a+b.jpg", "a&b.jpg", "a#1.jpg", "a?d=1.jpg", "50%25.jpg", "ä b;c.jpg", "<a>'b\".jpg"]
+    images = [
+        LabelledImage(f"{number:064x}", f"/photos/{name}", 1, None, "random") for number, name in enumerate(names)
+    ]
+    path = tmp_path / f"labels{suffix}"
+    WRITERS[suffix](path, images, NAMES)
+    assert [label.name for label in READERS[suffix](path, NAMES)] == [f"photos/{name}" for name in names]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"version": "v2.1", "time": "2023-01-01T00:00:00.123Z", "image": "https://host/photos/1.jpg?token=2"},
+        {"version": "v2.1", "time": "2023-01-01T00:00:00.123Z", "photo": "s3://bucket/photos/1.JPG"},
+        {"photo": "/data/local-files/?d=photos/1.jpg"},
+        {"thumbnail": "small.jpg", "image": "photos/1"},
+    ],
+)
+def test_the_image_of_a_task_is_its_field_image_or_the_first_image_file(tmp_path, data):
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps([{"data": data, "annotations": LABEL_STUDIO[0]["annotations"]}]))
+    (found,) = read_label_studio(path, NAMES)
+    assert found.name.lower().lstrip("/") in {"photos/1.jpg", "photos/1"}
+
+
 def test_an_export_of_label_studio_is_read(tmp_path):
     path = tmp_path / "export.json"
     path.write_text(json.dumps(LABEL_STUDIO))

@@ -9,13 +9,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.data.labels.decisions import LabelledImage
-from streetvision.data.records import parse_label
+from streetvision.data.records import image_suffix, parse_label
 from streetvision.io.atomic import parse_json, read_bytes, write_bytes_atomic, write_json_atomic
 
 CHOICE, IMAGE = "label", "image"
@@ -39,7 +39,7 @@ def write_label_studio(path: Path, images: Iterable[LabelledImage], class_names:
     """Write tasks with one annotation each, as Label Studio imports them."""
     tasks = [
         {
-            "data": {IMAGE: f"/data/local-files/?d={image.path.lstrip('/')}", "sha256": image.sha256},
+            "data": {IMAGE: f"/data/local-files/?d={quote(image.path.lstrip('/'))}", "sha256": image.sha256},
             "annotations": [
                 {
                     "result": [
@@ -61,6 +61,8 @@ def write_label_studio(path: Path, images: Iterable[LabelledImage], class_names:
 def read_label_studio(path: Path, class_names: tuple[str, str]) -> list[ForeignLabel]:
     """Return the labels of a JSON or JSON-MIN export of Label Studio; tasks without a label are left out.
 
+    The image is the field IMAGE, or else the first field that names an image file.
+
     Raises:
         DataError: A task is malformed, or has a choice that is not a class.
     """
@@ -75,7 +77,7 @@ def read_label_studio(path: Path, class_names: tuple[str, str]) -> list[ForeignL
         where = f"{path.name} task {number}"
         try:
             data = task.get("data", task)
-            name = next(value for key, value in data.items() if key == IMAGE or _is_image(value))
+            name = data[IMAGE] if IMAGE in data else next(value for value in data.values() if _is_image(value))
             choices: list[tuple[object, object]] = []
             if "annotations" in task:
                 for annotation in task["annotations"]:
@@ -215,7 +217,7 @@ def _common_parts(first: str, second: str) -> int:
 
 
 def _is_image(value: object) -> bool:
-    return isinstance(value, str) and PurePosixPath(urlsplit(value).path).suffix != ""
+    return isinstance(value, str) and image_suffix(_local_path(value)) != ""
 
 
 def _local_path(name: str) -> str:
