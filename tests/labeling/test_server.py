@@ -109,6 +109,20 @@ def test_two_tabs_receive_different_images_until_a_lease_ends(client, queue):
     assert shown(page, "c")[0] == first[0]
 
 
+def test_a_failed_write_is_reported_and_the_decision_may_be_sent_again(client, queue, tmp_path):
+    page, session = client()
+    (tmp_path / "labels").write_text("a file in place of the folder")
+    response = decide(page, queue.images[0])
+    assert response.status_code == 507
+    assert str(session.store.path) in response.json()["detail"]
+    (tmp_path / "labels").unlink()
+    assert decide(page, queue.images[0]).status_code == 200
+    (tmp_path / "labels").rename(tmp_path / "moved")
+    (tmp_path / "labels").write_text("")
+    assert page.post("/undo", json={"event": f"{2:032x}", "undoes": f"{1:032x}"}).status_code == 507
+    assert [event.action for event in session.store.events] == ["label"]
+
+
 def test_undo_returns_the_image_and_keeps_both_decisions(client, queue):
     page, session = client()
     decide(page, queue.images[0])

@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError, DataError, unknown_name
@@ -19,7 +20,15 @@ from streetvision.data.grouping.name_pattern import apply_patterns
 from streetvision.data.grouping.perceptual_hash import PerceptualHashes, join_hashes
 from streetvision.data.labels.decisions import decide, valid_events
 from streetvision.data.labels.listing import labels_path
-from streetvision.data.labels.store import IMPORTED, LABELS, SECOND_OPINION, LabelEvent, LabelStore, label_event
+from streetvision.data.labels.store import (
+    IMPORTED,
+    LABELS,
+    SECOND_OPINION,
+    Labeler,
+    LabelEvent,
+    LabelStore,
+    label_event,
+)
 from streetvision.data.records import ImageListing, ImageRecord, RejectedFile
 from streetvision.data.scan import scan_images
 from streetvision.data.sources.discovery import UNLABELED, list_images, list_unlabeled
@@ -78,11 +87,10 @@ def serve_labels(overrides: Sequence[str], options: LabelOptions, *, host: str, 
     from streetvision.labeling.server import create_app
     from streetvision.serving.launch import KEY_VARIABLE, check_host, open_listener, run_app
 
-    config = _config(overrides, options)
+    config, labeler = _config(overrides, options), _labeler(options)
     key = os.environ.get(KEY_VARIABLE) or None
     check_host(host, key)
     store = _store(config)
-    labeler = options.labeler or getpass.getuser()
     with run_lock(store.path.parent / ".lock", option="data.labels=..."), open_listener(host, port) as listener:
         store = LabelStore(store.path, config.data.class_names)  # no other process adds labels from here on
         replan = None
@@ -121,6 +129,15 @@ def _config(overrides: Sequence[str], options: LabelOptions) -> RunConfig:
     if options.second_opinion and options.strategy != MIXED:
         raise ConfigError("--queue has no effect with --second-opinion", "leave one of them out")
     return compose_config(overrides)
+
+
+def _labeler(options: LabelOptions) -> str:
+    name = getpass.getuser() if options.labeler is None else options.labeler
+    try:
+        return TypeAdapter(Labeler).validate_python(name)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise ConfigError(f"--labeler {name!r}: {message}", "give a name of 1 to 100 characters") from error
 
 
 def second_opinions(store: LabelStore, labeler: str, count: int, seed: int) -> Queue:
@@ -316,7 +333,7 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
         ConfigError: An option is invalid.
         DataError: The file is malformed, or gives an image both classes by one person.
     """
-    config, suffix = _config(overrides, options), exchange_format(source)
+    config, labeler, suffix = _config(overrides, options), _labeler(options), exchange_format(source)
     if options.strategy not in (MIXED, "random"):
         raise ConfigError(f"--import has no --queue {options.strategy}", "leave it out, or set --queue random")
     sources = (*options.images, *config.data.unlabeled)
@@ -326,7 +343,6 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
     images = {image.path: image for image in list_unlabeled(sources).images}
     names = [label.name for label in found]
     matched = match_names(names, list(images))
-    labeler = options.labeler or getpass.getuser()
     events = []
     labels: dict[tuple[str, str], int] = {}
     for number, label in enumerate(found):
