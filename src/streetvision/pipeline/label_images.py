@@ -126,8 +126,6 @@ def serve_labels(overrides: Sequence[str], options: LabelOptions, *, host: str, 
 def _config(overrides: Sequence[str], options: LabelOptions) -> RunConfig:
     if options.strategy not in STRATEGIES:
         raise unknown_name("queue", options.strategy, STRATEGIES)
-    if options.second_opinion and options.strategy != MIXED:
-        raise ConfigError("--queue has no effect with --second-opinion", "leave one of them out")
     return compose_config(overrides)
 
 
