@@ -7,7 +7,15 @@ import pytest
 from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.data.labels.decisions import LabelledImage
 from streetvision.data.labels.store import read_events
-from streetvision.labeling.exchange import READERS, WRITERS, exchange_format, match_names, read_cvat, read_label_studio
+from streetvision.labeling.exchange import (
+    READERS,
+    WRITERS,
+    ForeignLabel,
+    exchange_format,
+    match_names,
+    read_cvat,
+    read_label_studio,
+)
 from tests.labeling.conftest import photo
 
 NAMES = ("None", "Roadwork")
@@ -182,6 +190,20 @@ def test_both_classes_of_one_person_for_an_image_are_refused(import_cvat):
     assert (code, stored) == (2, [])
     assert "2.jpg" in text
     assert import_cvat(("2.jpg", "None", "None"))[:2] == (0, [("2.jpg", 0), ("2.jpg", 0)])
+
+
+def test_the_work_of_an_import_grows_linearly(import_cvat, monkeypatch):
+    compared, compare = [], ForeignLabel.__eq__
+
+    def counted(one, other):
+        compared.append(one)
+        return compare(one, other)
+
+    monkeypatch.setattr(ForeignLabel, "__eq__", counted)
+    for _ in range(2):  # the second import adds nothing
+        code, stored, _ = import_cvat(("2.jpg", *["None"] * 200))
+        assert (code, len(stored)) == (0, 200)
+    assert len(compared) < 2000
 
 
 @pytest.mark.parametrize("labeler", ["a" * 101, "\udcff"])

@@ -2,6 +2,7 @@
 
 import getpass
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -37,7 +38,7 @@ from streetvision.io.atomic import cannot_write, read_json, sha256_file
 from streetvision.io.lock import run_lock
 from streetvision.labeling.abstained import abstained_images
 from streetvision.labeling.agreement import agreements
-from streetvision.labeling.exchange import READERS, WRITERS, exchange_format, match_names
+from streetvision.labeling.exchange import READERS, WRITERS, ForeignLabel, exchange_format, match_names
 from streetvision.labeling.queue import MIXED, STRATEGIES, Candidate, Queue, QueuedImage, plan_queue
 from streetvision.labeling.rounds import read_rounds
 from streetvision.labeling.session import Session
@@ -343,7 +344,8 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
     matched = match_names(names, list(images))
     events = []
     labels: dict[tuple[str, str], int] = {}
-    for number, label in enumerate(found):
+    earlier: Counter[ForeignLabel] = Counter()
+    for label in found:
         if label.name not in matched:
             continue
         path = matched[label.name]
@@ -354,7 +356,8 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
                 "remove one of the two labels",
             )
         # The same file imported again has the same ids, so nothing is stored twice.
-        content = f"{digest} {label.label} {who} {options.strategy} {found[:number].count(label)}"
+        content = f"{digest} {label.label} {who} {options.strategy} {earlier[label]}"
+        earlier[label] += 1
         events.append(
             label_event(
                 event=sha256(content.encode()).hexdigest()[:32],
