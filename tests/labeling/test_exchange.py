@@ -211,10 +211,23 @@ def test_a_name_that_cannot_be_stored_is_refused(import_cvat, labeler):
     assert import_cvat(("2.jpg", "None"), options=("--labeler", labeler))[:2] == (2, [])
 
 
+@pytest.mark.parametrize("error", [KeyError("uid not found: 1234"), OSError("No username set")])
+def test_an_account_without_a_name_needs_the_labeler(import_cvat, monkeypatch, error):
+    def getuser():
+        raise error
+
+    monkeypatch.setattr("getpass.getuser", getuser)
+    code, stored, text = import_cvat(("2.jpg", "None"), options=())
+    assert (code, stored) == (2, [])
+    assert "--labeler" in text
+
+
 def test_malformed_files_are_rejected(tmp_path):
     path = tmp_path / "annotations.xml"
     bomb = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><annotations><version>&b;</version></annotations>'
-    for text in ("", "<annotations>", "<task/>", bomb, CVAT.replace('<tag label="Roadwork"', '<tag label="Cat"')):
+    other_class = CVAT.replace('<tag label="Roadwork"', '<tag label="Cat"')
+    encodings = [f'<?xml version="1.0" encoding="{name}"?><annotations/>' for name in ("foo", "shift_jis")]
+    for text in ("", "<annotations>", "<task/>", bomb, other_class, *encodings):
         path.write_text(text)
         with pytest.raises(DataError):
             read_cvat(path, NAMES)
@@ -223,6 +236,8 @@ def test_malformed_files_are_rejected(tmp_path):
         {},
         [1],
         [{"data": {}}],
+        [{"image": "http://[x/a.jpg", "choice": "None"}],
+        [{"photo": "http://[x/a.jpg", "choice": "None"}],
         [{"data": {"image": "a.jpg"}, "annotations": [{}]}],
         [{"image": "a.jpg", "choice": "Cat"}],
     ):

@@ -77,7 +77,8 @@ def read_label_studio(path: Path, class_names: tuple[str, str]) -> list[ForeignL
         where = f"{path.name} task {number}"
         try:
             data = task.get("data", task)
-            name = data[IMAGE] if IMAGE in data else next(value for value in data.values() if _is_image(value))
+            image = data[IMAGE] if IMAGE in data else next(value for value in data.values() if _is_image(value))
+            name = _local_path(str(image))
             choices: list[tuple[object, object]] = []
             if "annotations" in task:
                 for annotation in task["annotations"]:
@@ -92,13 +93,13 @@ def read_label_studio(path: Path, class_names: tuple[str, str]) -> list[ForeignL
             else:
                 value = task.get("choice", task.get(CHOICE))
                 choices = [] if value is None else [(value, task.get("annotator"))]
-        except (AttributeError, KeyError, TypeError, StopIteration) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, StopIteration) as error:
             raise DataError(
-                f"{where} has no image or no list of choices", "export from Label Studio as JSON"
+                f"{where} has no image, an invalid address or no list of choices", "export from Label Studio as JSON"
             ) from error
         for choice, by in choices:
             label = parse_label(str(choice), class_names=class_names, where=where)
-            found.append(ForeignLabel(_local_path(str(name)), label, _person(by)))
+            found.append(ForeignLabel(name, label, _person(by)))
     return found
 
 
@@ -152,8 +153,8 @@ def _check_xml(data: bytes, path: Path) -> None:
     parser.StartDoctypeDeclHandler = reject
     try:
         parser.Parse(data, True)
-    except expat.ExpatError as error:
-        raise DataError(f"{str(path)!r} is not XML: {error}") from error
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the last two: its encoding
+        raise DataError(f"{str(path)!r} is not XML: {error}", "export as 'CVAT for images 1.1', in UTF-8") from error
 
 
 READERS: Mapping[str, Callable[[Path, tuple[str, str]], list[ForeignLabel]]] = {

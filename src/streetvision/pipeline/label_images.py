@@ -131,7 +131,10 @@ def _config(overrides: Sequence[str], options: LabelOptions) -> RunConfig:
 
 
 def _labeler(options: LabelOptions) -> str:
-    name = getpass.getuser() if options.labeler is None else options.labeler
+    try:
+        name = getpass.getuser() if options.labeler is None else options.labeler
+    except (KeyError, OSError) as error:
+        raise ConfigError("there is no labeler: this account has no name", "set --labeler NAME") from error
     try:
         return TypeAdapter(Labeler).validate_python(name)
     except ValidationError as error:
@@ -228,7 +231,10 @@ def _read_images(
         abstained = [str(path) for path in found]
         pool |= {path: ImageRecord(path, UNLABELED) for path in abstained if path not in pool}
         if missing:
-            console.warn(f"{missing:,} images of {options.predictions} are not files of this machine and are left out")
+            console.warn(
+                f"{missing:,} images of {options.predictions} are left out: they are not files of this machine, or "
+                "their names are not UTF-8"
+            )
     elif options.strategy == "abstained":
         raise ConfigError("--queue abstained needs --predictions", "give the folder of `streetvision predict --out`")
     for image in decide(store.events).images:
