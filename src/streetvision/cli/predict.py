@@ -21,7 +21,7 @@ def predict(
     engine: Annotated[
         Literal["local", "ray"] | None, typer.Option(help="With --out: local processes (default) or a Ray cluster.")
     ] = None,
-    shard_size: Annotated[int | None, typer.Option(help="With --out: images a shard; default: 500.")] = None,
+    shard_size: Annotated[int | None, typer.Option(help="With --out: images per shard; default: 500.")] = None,
     signals: Annotated[
         bool, typer.Option("--signals", help="With --out: also write what streetvision monitor reads.")
     ] = False,

@@ -1,6 +1,6 @@
 """The part of the subnet's reference miner that touches a model: load a folder, predict images, print JSON lines.
 
-    python reference_miner.py FOLDER < PATHS    (one path a line)
+    python reference_miner.py FOLDER < PATHS    (one path per line)
 
 It runs in any environment with transformers (the subnet pins 4.45.2), so it imports nothing of streetvision.
 """
