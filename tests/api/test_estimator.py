@@ -17,6 +17,7 @@ from streetvision.api import estimator as module
 from streetvision.bundle.predictor import Prediction
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import DataError
+from streetvision.data.records import parse_label
 from streetvision.io.atomic import read_json, write_json_atomic
 
 
@@ -54,10 +55,10 @@ def quick(monkeypatch):
         calls.append({"rows": rows, **settings})
         run = QuickRun(run_dir)
         run.artifacts.export_dir.mkdir(parents=True)
-        means = [
-            np.mean([np.asarray(Image.open(row["path"])).mean() for row in rows if row["label"] == label])
-            for label in "01"
-        ]
+        names = tuple(settings["data.class_names"])
+        labels = [parse_label(row["label"], class_names=names, where="") for row in rows]
+        levels = np.array([np.asarray(Image.open(row["path"])).mean() for row in rows])
+        means = [levels[np.array(labels) == label].mean() for label in (0, 1)]
         write_json_atomic(run.artifacts.export_dir / "means.json", means)
         return run
 
@@ -141,6 +142,12 @@ def test_every_form_of_images_gives_the_same_model(quick, images, tmp_path):
         assert classifier.predict(form).tolist() == y.tolist()
         assert classifier.score(form, y) == 1
     assert classifier.classes_.tolist() == ["no", "yes"]
+
+
+@pytest.mark.parametrize("labels", [[1, 2], [1, 10], ["1", "yes"], [-1.0, 1.0], [False, True], ["true", "false"]])
+def test_any_two_labels_are_learned(quick, images, labels):
+    y = np.array(labels * 10)
+    assert StreetvisionClassifier().fit(images, y).predict(images).tolist() == y.tolist()
 
 
 def test_parameters_and_groups_reach_the_run(quick, images):

@@ -117,6 +117,30 @@ def test_predict_prints_json_lines_and_csv(command, finished_run, scenes):
     assert [float(row["probability"]) for row in rows] == [prediction["probability"] for prediction in predictions]
 
 
+PAGE_OPTIONS = [
+    ("--predictions", "p"),
+    ("--count", 5),
+    ("--second-opinion",),
+    ("--show-model",),
+    ("--seed", 0),
+    ("--host", "127.0.0.1"),
+    ("--port", 0),
+]
+PLAN_OPTIONS = [("--images", "pool"), ("--queue", "mixed")]
+
+
+@pytest.mark.parametrize(
+    ("action", "option"),
+    [(("--export", "labels.json"), option) for option in (*PAGE_OPTIONS, *PLAN_OPTIONS, ("--labeler", "ann"))]
+    + [(("--import", "labels.json"), option) for option in PAGE_OPTIONS]
+    + [(("--second-opinion",), option) for option in (PAGE_OPTIONS[0], *PLAN_OPTIONS)],
+)
+def test_label_refuses_an_option_without_effect(command, action, option):
+    code, _, err = command("label", *action, *option)
+    assert code == 2
+    assert f"{option[0]} has no effect with {action[0]}" in err
+
+
 @pytest.mark.slow
 def test_data_check_prints_counts(command, scenes, tmp_path):
     code, out, _ = command("data", "check", scenes, "--page", tmp_path / "check.html")

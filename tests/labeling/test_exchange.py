@@ -6,7 +6,17 @@ import pytest
 
 from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.data.labels.decisions import LabelledImage
-from streetvision.labeling.exchange import READERS, WRITERS, exchange_format, match_names, read_cvat, read_label_studio
+from streetvision.data.labels.store import read_events
+from streetvision.labeling.exchange import (
+    READERS,
+    WRITERS,
+    ForeignLabel,
+    exchange_format,
+    match_names,
+    read_cvat,
+    read_label_studio,
+)
+from tests.labeling.conftest import photo
 
 NAMES = ("None", "Roadwork")
 IMAGES = [
@@ -71,6 +81,33 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
     assert [matched[label.name] for label in found] == [image.path for image in IMAGES]
 
 
+@pytest.mark.parametrize("suffix", [".json", ".xml"])
+def test_paths_with_special_characters_are_read_back(tmp_path, suffix):
+    names = ["a+b.jpg", "a&b.jpg", "a#1.jpg", "a?d=1.jpg", "50%25.jpg", "ä b;c.jpg", "<a>'b\".jpg"]
+    images = [
+        LabelledImage(f"{number:064x}", f"/photos/{name}", 1, None, "random") for number, name in enumerate(names)
+    ]
+    path = tmp_path / f"labels{suffix}"
+    WRITERS[suffix](path, images, NAMES)
+    assert [label.name for label in READERS[suffix](path, NAMES)] == [f"photos/{name}" for name in names]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"version": "v2.1", "time": "2023-01-01T00:00:00.123Z", "image": "https://host/photos/1.jpg?token=2"},
+        {"version": "v2.1", "time": "2023-01-01T00:00:00.123Z", "photo": "s3://bucket/photos/1.JPG"},
+        {"photo": "/data/local-files/?d=photos/1.jpg"},
+        {"thumbnail": "small.jpg", "image": "photos/1"},
+    ],
+)
+def test_the_image_of_a_task_is_its_field_image_or_the_first_image_file(tmp_path, data):
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps([{"data": data, "annotations": LABEL_STUDIO[0]["annotations"]}]))
+    (found,) = read_label_studio(path, NAMES)
+    assert found.name.lower().lstrip("/") in {"photos/1.jpg", "photos/1"}
+
+
 def test_an_export_of_label_studio_is_read(tmp_path):
     path = tmp_path / "export.json"
     path.write_text(json.dumps(LABEL_STUDIO))
@@ -94,10 +131,103 @@ def test_a_name_that_fits_two_images_matches_none():
     }
 
 
+@pytest.mark.parametrize(
+    ("names", "paths", "matched"),
+    [
+        (
+            ["front-001.jpg", "rideA/frame_0001.jpg", "rideB/frame_0001.jpg"],
+            ["/d/001.jpg", "/d/rideB/frame_0001.jpg"],
+            {"rideB/frame_0001.jpg": "/d/rideB/frame_0001.jpg"},
+        ),
+        (["rideA/1.jpg", "rideB/1.jpg"], ["/d/1.jpg"], {}),
+        (["9d2f0c1a-1.jpg", "1.jpg"], ["/d/1.jpg"], {"1.jpg": "/d/1.jpg"}),
+        (["x-9d2f0c1a-1.jpg"], ["/d/x-1.jpg", "/d/1.jpg"], {}),
+        (["1.jpg", "1.jpg"], ["/d/1.jpg"], {"1.jpg": "/d/1.jpg"}),
+    ],
+)
+def test_an_image_has_the_name_that_fits_it_best(names, paths, matched):
+    assert match_names(names, paths) == matched
+
+
+def cvat(*images):
+    tags = "".join(
+        f'<image id="{number}" name="{name}">' + "".join(f'<tag label="{label}"/>' for label in labels) + "</image>"
+        for number, (name, *labels) in enumerate(images)
+    )
+    return f"<annotations>{tags}</annotations>"
+
+
+@pytest.fixture
+def import_cvat(command, tmp_path):
+    """Import labels of three photographs; returns the exit code, what is stored as (file, class), and the messages."""
+    for number, name in enumerate(("pool/rideB/1.jpg", "pool/2.jpg", "pool/3.jpg")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        photo(tmp_path / name, number)
+
+    def run(*images, options=("--labeler", "ann")):
+        path, labels = tmp_path / "annotations.xml", tmp_path / "labels.parquet"
+        path.write_text(cvat(*images))
+        settings = ("--images", tmp_path / "pool", "--import", path, f"data.labels={labels}", *options)
+        code, out, err = command("label", *settings)
+        events = read_events(labels, NAMES) if labels.exists() else ()
+        return code, [(event.path.rpartition("/")[2], event.label) for event in events], out + err
+
+    return run
+
+
+def test_a_label_is_stored_for_the_image_with_its_name_only(import_cvat):
+    code, stored, text = import_cvat(
+        ("rideA/1.jpg", "None"), ("rideB/1.jpg", "Roadwork"), ("front-2.jpg", "Roadwork"), ("3.jpg", "None")
+    )
+    assert code == 0
+    assert sorted(stored) == [("1.jpg", 1), ("3.jpg", 0)]
+    assert "rideA/1.jpg" in text
+    assert "front-2.jpg" in text
+
+
+def test_both_classes_of_one_person_for_an_image_are_refused(import_cvat):
+    code, stored, text = import_cvat(("2.jpg", "None", "Roadwork"), ("3.jpg", "None"))
+    assert (code, stored) == (2, [])
+    assert "2.jpg" in text
+    assert import_cvat(("2.jpg", "None", "None"))[:2] == (0, [("2.jpg", 0), ("2.jpg", 0)])
+
+
+def test_the_work_of_an_import_grows_linearly(import_cvat, monkeypatch):
+    compared, compare = [], ForeignLabel.__eq__
+
+    def counted(one, other):
+        compared.append(one)
+        return compare(one, other)
+
+    monkeypatch.setattr(ForeignLabel, "__eq__", counted)
+    for _ in range(2):  # the second import adds nothing
+        code, stored, _ = import_cvat(("2.jpg", *["None"] * 200))
+        assert (code, len(stored)) == (0, 200)
+    assert len(compared) < 2000
+
+
+@pytest.mark.parametrize("labeler", ["a" * 101, "\udcff"])
+def test_a_name_that_cannot_be_stored_is_refused(import_cvat, labeler):
+    assert import_cvat(("2.jpg", "None"), options=("--labeler", labeler))[:2] == (2, [])
+
+
+@pytest.mark.parametrize("error", [KeyError("uid not found: 1234"), OSError("No username set")])
+def test_an_account_without_a_name_needs_the_labeler(import_cvat, monkeypatch, error):
+    def getuser():
+        raise error
+
+    monkeypatch.setattr("getpass.getuser", getuser)
+    code, stored, text = import_cvat(("2.jpg", "None"), options=())
+    assert (code, stored) == (2, [])
+    assert "--labeler" in text
+
+
 def test_malformed_files_are_rejected(tmp_path):
     path = tmp_path / "annotations.xml"
     bomb = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><annotations><version>&b;</version></annotations>'
-    for text in ("", "<annotations>", "<task/>", bomb, CVAT.replace('<tag label="Roadwork"', '<tag label="Cat"')):
+    other_class = CVAT.replace('<tag label="Roadwork"', '<tag label="Cat"')
+    encodings = [f'<?xml version="1.0" encoding="{name}"?><annotations/>' for name in ("foo", "shift_jis")]
+    for text in ("", "<annotations>", "<task/>", bomb, other_class, *encodings):
         path.write_text(text)
         with pytest.raises(DataError):
             read_cvat(path, NAMES)
@@ -106,6 +236,8 @@ def test_malformed_files_are_rejected(tmp_path):
         {},
         [1],
         [{"data": {}}],
+        [{"image": "http://[x/a.jpg", "choice": "None"}],
+        [{"photo": "http://[x/a.jpg", "choice": "None"}],
         [{"data": {"image": "a.jpg"}, "annotations": [{}]}],
         [{"image": "a.jpg", "choice": "Cat"}],
     ):

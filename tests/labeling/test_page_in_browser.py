@@ -116,3 +116,17 @@ def test_every_decision_is_stored_once(browser, server):
     assert width <= screen
     assert all(url.startswith((address, f"blob:{address}")) for url in requested)
     assert logged == []
+
+
+def test_a_failed_write_is_shown_and_the_decision_is_sent_again(browser, server):
+    start, address, path = server
+    start()
+    page = browser.new_context().new_page()
+    page.goto(address)
+    page.wait_for_selector("#image:not([hidden])")
+    path.mkdir()  # the file cannot replace it
+    made = press(page, "y")
+    page.get_by_text(f"cannot write '{path}'").wait_for()
+    path.rmdir()
+    page.wait_for_function(CONFIRMED)
+    assert [event.sha256 for event in read_events(path, NAMES)] == [made]

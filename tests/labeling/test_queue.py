@@ -1,10 +1,13 @@
 """Queues: the random share is there, reserved groups are only drawn at random, and wrong labels come first."""
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from streetvision.contracts.errors import ArtifactError
+from streetvision.labeling.abstained import abstained_images
 from streetvision.labeling.queue import Candidate, plan_queue, reserved_units
 from streetvision.labeling.strategies import choose_diverse, reduce_features
 
@@ -65,7 +68,7 @@ def test_without_labels_the_queue_is_diverse_and_there_is_no_model(pool):
     candidates = [Candidate(c.sha256, c.path, c.group) for c in pool[0]]
     queue = plan_queue(candidates, pool[1], strategy="mixed", count=20, seed=0)
     assert Counter(image.queue for image in queue.images) == {"diverse": 18, "random": 2}
-    assert queue.worthwhile is None
+    assert queue.disagreements is None
     assert {image.model for image in queue.images} == {None}
 
 
@@ -106,3 +109,26 @@ def test_diverse_images_are_of_different_clusters_and_groups():
     assert sorted(chosen // 30) == list(range(6))
     rest = choose_diverse(features, [0] * 180, 3, covered=features[:90])
     assert len(set(rest.tolist())) == 3
+
+
+def test_abstentions_are_read_and_a_name_that_is_not_utf8_is_counted(tmp_path):
+    rows = [
+        ("a.jpg", 0.9, None),
+        ("b.jpg", 0.6, None),
+        ("c.jpg", 0.5, 1),
+        ("\udcff.jpg", 0.5, None),
+        ("d.jpg", 0.5, None),
+    ]
+    lines = [
+        json.dumps({"image": str(tmp_path / name), "probability": probability, "certified": certified})
+        for name, probability, certified in rows
+    ]
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("\n".join([*lines, json.dumps({"image": str(tmp_path / "e.jpg"), "error": "\udcff.jpg"})]))
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).touch()
+    assert abstained_images(path) == ([tmp_path / "b.jpg", tmp_path / "a.jpg"], 2)
+    for line in ("[" * 100_000, '{"image": 1}', "\u00ff", "1"):
+        path.write_text(line)
+        with pytest.raises(ArtifactError):
+            abstained_images(path)

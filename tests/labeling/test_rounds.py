@@ -1,11 +1,15 @@
 """Rounds: what moved since the last one of the same run, and the curve."""
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 
+from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError
 from streetvision.labeling.rounds import Round, add_round, read_rounds, round_lines
+from streetvision.pipeline import label_rounds
+from streetvision.pipeline.console import Console
 
 
 def new_round(labels, mcc, run="/runs/a"):
@@ -23,6 +27,16 @@ def test_rounds_of_a_run_make_a_curve_and_training_again_replaces_the_last_one(t
     assert "40 labels (+20)" in first
     assert curve == "curve: 20 labels 0.500, 40 labels 0.625"
     assert len(round_lines(rounds[:2])) == 1
+
+
+def test_a_round_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, capsys):
+    (tmp_path / "share").write_text("a file in place of the folder")
+    config = {"DataConfig": {"labels": str(tmp_path / "share" / "labels.parquet")}}
+    metrics = {"labels": 20, "images": 500, "evaluated": 80, "val_calib_mcc": 0.5}
+    monkeypatch.setattr(label_rounds, "is_current", lambda *_: True)
+    monkeypatch.setattr(label_rounds, "read_manifest", lambda _: SimpleNamespace(config=config, metrics=metrics))
+    label_rounds.print_round(ArtifactSchema(tmp_path / "run"), Console())
+    assert str(tmp_path / "share" / "rounds.json") in capsys.readouterr().err
 
 
 def test_a_damaged_file_is_reported(tmp_path):

@@ -185,10 +185,11 @@ class Recorder(Silent):
 def test_another_interpreter_loads_it_too_and_both_show_their_progress(bundle_of, images, tmp_path):
     predictor = bundle_of("vit")
     write_miner(predictor, tmp_path / "miner", SUBMISSION)
+    images = [shutil.copy(images[0], tmp_path / os.fsdecode(b"\xff.jpg")), images[1]]
     found = []
     for python in (None, sys.executable):
         progress = Recorder()
-        found.append(check_miner(predictor, tmp_path / "miner", images[:2], python=python, progress=progress))
+        found.append(check_miner(predictor, tmp_path / "miner", images, python=python, progress=progress))
         assert progress.counts == {"miner": (2, 2), "bundle": (2, 2)}
     here, there = found
     assert replace(there, p95_seconds=here.p95_seconds) == here
@@ -199,6 +200,17 @@ def test_an_interpreter_that_cannot_be_run_is_a_user_error(bundle_of, images, tm
     write_miner(predictor, tmp_path / "miner", SUBMISSION)
     with pytest.raises(ConfigError, match="cannot be run"):
         check_miner(predictor, tmp_path / "miner", images[:2], python=tmp_path / "none")
+
+
+@pytest.mark.parametrize("output", ["loading", "loading\\377", "1", "{}", '{"probability": 1}', ""])
+def test_an_interpreter_that_prints_no_predictions_is_an_error(bundle_of, images, tmp_path, output):
+    predictor = bundle_of("vit")
+    write_miner(predictor, tmp_path / "miner", SUBMISSION)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nprintf '{output}'\n")
+    python.chmod(0o755)
+    with pytest.raises(ArtifactError, match="the reference miner fails"):
+        check_miner(predictor, tmp_path / "miner", images[:2], python=python)
 
 
 def test_the_files_and_labels_are_those_that_the_miner_asks_for(bundle_of, tmp_path):

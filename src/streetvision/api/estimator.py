@@ -92,6 +92,7 @@ class StreetvisionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
                 f"Only binary classification is supported. y has {len(classes)} class{'es' * (len(classes) > 1)}",
                 "pass labels of two classes",
             )
+        class_names = [str(name) for name in classes]
         units = [""] * len(images) if groups is None else [str(group) for group in column_or_1d(groups)]
         self._folder = TemporaryDirectory(prefix="streetvision-", ignore_cleanup_errors=True)
         root = Path(self._folder.name)
@@ -99,8 +100,8 @@ class StreetvisionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             writer = csv.writer(file)
             writer.writerow(["path", "label", "group"])
             for number, (image, target, unit) in enumerate(zip(images, targets, units, strict=True)):
-                writer.writerow([_image_file(image, root / f"{number}.png"), target, unit])
-        settings: dict[str, Any] = self._settings([str(name) for name in classes])
+                writer.writerow([_image_file(image, root / f"{number}.png"), class_names[target], unit])
+        settings: dict[str, Any] = self._settings(class_names)
         self.run_ = train(root / "index.csv", progress=self.progress, run_dir=root / "run", **settings)
         self.classes_, self.bundle_ = classes, self.run_.bundle
         return self

@@ -111,7 +111,7 @@ def train(
     In a script, call it below `if __name__ == "__main__":`, because worker processes import the script.
 
     Args:
-        root: The images: a folder with one folder a class, an index.csv, or another data set (docs: Prepare data).
+        root: The images: a folder with one folder per class, an index.csv, or another data set (docs: Prepare data).
             None: the data of the run in `run_dir`, or else drawn scenes.
         config: A YAML file of settings; `settings` win over it.
         progress: Print what the command line prints; False: nothing, and warnings go to `warnings`.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streetvision.cli.errors import COLLAPSED
+from streetvision.contracts.errors import ConfigError
 
 if TYPE_CHECKING:
     from streetvision.contracts.artifact_schema import ArtifactSchema
@@ -29,6 +30,13 @@ def open_console() -> "Console":
     from streetvision.pipeline.console import Console
 
     return Console()
+
+
+def refuse_options(reason: str, **options: object) -> None:
+    """Raise ConfigError for the first option that is given, so is not None."""
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} {reason}", "leave it out")
 
 
 def run_training(overrides: list[str], config: Path | None, console: "Console") -> "ArtifactSchema":

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from streetvision.cli.errors import USER_ERROR
-from streetvision.cli.options import BundlePath, open_console
-from streetvision.contracts.errors import ConfigError
+from streetvision.cli.options import BundlePath, open_console, refuse_options
 
 
 def predict(
@@ -22,7 +21,7 @@ def predict(
     engine: Annotated[
         Literal["local", "ray"] | None, typer.Option(help="With --out: local processes (default) or a Ray cluster.")
     ] = None,
-    shard_size: Annotated[int | None, typer.Option(help="With --out: images a shard; default: 500.")] = None,
+    shard_size: Annotated[int | None, typer.Option(help="With --out: images per shard; default: 500.")] = None,
     signals: Annotated[
         bool, typer.Option("--signals", help="With --out: also write what streetvision monitor reads.")
     ] = False,
@@ -38,14 +37,14 @@ def predict(
 
     limits = DecodeLimits(max_megapixels=max_megapixels, setting="--max-megapixels")
     if out is None:
-        _refuse_options("needs --out", workers=workers, engine=engine, shard_size=shard_size, signals=signals or None)
+        refuse_options("needs --out", workers=workers, engine=engine, shard_size=shard_size, signals=signals or None)
         from streetvision.bundle.batch.files import print_predictions
 
         failures = print_predictions(
             bundle, images, output_format=form, explain=explain, monitor_state=monitor_state, limits=limits
         )
     else:
-        _refuse_options("has no effect with --out", explain=explain, format=None if form == "jsonl" else form)
+        refuse_options("has no effect with --out", explain=explain, format=None if form == "jsonl" else form)
         from streetvision.bundle.batch.predict import predict_sources
 
         finished = predict_sources(
@@ -63,9 +62,3 @@ def predict(
         failures = finished.failures or 0
     if failures:
         raise typer.Exit(USER_ERROR)
-
-
-def _refuse_options(reason: str, **options: object) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise ConfigError(f"--{name.replace('_', '-')} {reason}", "leave it out")

@@ -40,7 +40,7 @@ class SystemRow:
         """The result in a line."""
         if self.metrics is None:
             return f"no result: {self.missing}"
-        minutes = "" if self.minutes is None else f", {self.minutes:.1f} min a fold"
+        minutes = "" if self.minutes is None else f", {self.minutes:.1f} min per fold"
         return f"MCC {_interval(self.metrics['mcc'])}, ROC-AUC {self.metrics['roc_auc'].estimate:.3f}{minutes}"
 
 

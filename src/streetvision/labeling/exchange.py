@@ -5,21 +5,24 @@ References:
     CVAT, "CVAT for image" annotation format, version 1.1, element `tag`.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.parsers import expat
 
 from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.data.labels.decisions import LabelledImage
-from streetvision.data.records import parse_label
+from streetvision.data.records import image_suffix, parse_label
 from streetvision.io.atomic import parse_json, read_bytes, write_bytes_atomic, write_json_atomic
 
 CHOICE, IMAGE = "label", "image"
 """Names in the labeling configuration of Label Studio."""
 MAX_IMAGES = 1_000_000
+UPLOAD_PREFIX = re.compile("^[0-9a-f]{8}-")
+"""What Label Studio puts before the name of an uploaded file."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def write_label_studio(path: Path, images: Iterable[LabelledImage], class_names:
     """Write tasks with one annotation each, as Label Studio imports them."""
     tasks = [
         {
-            "data": {IMAGE: f"/data/local-files/?d={image.path.lstrip('/')}", "sha256": image.sha256},
+            "data": {IMAGE: f"/data/local-files/?d={quote(image.path.lstrip('/'))}", "sha256": image.sha256},
             "annotations": [
                 {
                     "result": [
@@ -58,6 +61,8 @@ def write_label_studio(path: Path, images: Iterable[LabelledImage], class_names:
 def read_label_studio(path: Path, class_names: tuple[str, str]) -> list[ForeignLabel]:
     """Return the labels of a JSON or JSON-MIN export of Label Studio; tasks without a label are left out.
 
+    The image is the field IMAGE, or else the first field that names an image file.
+
     Raises:
         DataError: A task is malformed, or has a choice that is not a class.
     """
@@ -72,7 +77,8 @@ def read_label_studio(path: Path, class_names: tuple[str, str]) -> list[ForeignL
         where = f"{path.name} task {number}"
         try:
             data = task.get("data", task)
-            name = next(value for key, value in data.items() if key == IMAGE or _is_image(value))
+            image = data[IMAGE] if IMAGE in data else next(value for value in data.values() if _is_image(value))
+            name = _local_path(str(image))
             choices: list[tuple[object, object]] = []
             if "annotations" in task:
                 for annotation in task["annotations"]:
@@ -87,13 +93,13 @@ def read_label_studio(path: Path, class_names: tuple[str, str]) -> list[ForeignL
             else:
                 value = task.get("choice", task.get(CHOICE))
                 choices = [] if value is None else [(value, task.get("annotator"))]
-        except (AttributeError, KeyError, TypeError, StopIteration) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, StopIteration) as error:
             raise DataError(
-                f"{where} has no image or no list of choices", "export from Label Studio as JSON"
+                f"{where} has no image, an invalid address or no list of choices", "export from Label Studio as JSON"
             ) from error
         for choice, by in choices:
             label = parse_label(str(choice), class_names=class_names, where=where)
-            found.append(ForeignLabel(_local_path(str(name)), label, _person(by)))
+            found.append(ForeignLabel(name, label, _person(by)))
     return found
 
 
@@ -147,8 +153,8 @@ def _check_xml(data: bytes, path: Path) -> None:
     parser.StartDoctypeDeclHandler = reject
     try:
         parser.Parse(data, True)
-    except expat.ExpatError as error:
-        raise DataError(f"{str(path)!r} is not XML: {error}") from error
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the last two: its encoding
+        raise DataError(f"{str(path)!r} is not XML: {error}", "export as 'CVAT for images 1.1', in UTF-8") from error
 
 
 READERS: Mapping[str, Callable[[Path, tuple[str, str]], list[ForeignLabel]]] = {
@@ -173,11 +179,11 @@ def exchange_format(path: Path) -> str:
 
 
 def match_names(names: Sequence[str], paths: Sequence[str]) -> dict[str, str]:
-    """Return name -> path, of the names of another tool that belong to exactly one image.
+    """Return name -> path, of the names of another tool that belong to exactly one image, which has no better name.
 
-    Tools store images below other folders and put a prefix before the file name. So a name belongs to the image with
-    which it shares the most last parts of the path, or else to the one whose file name it ends with, after a dash as
-    Label Studio's upload puts it.
+    Tools store images below other folders. So a name belongs to the image of the same file name with which it shares
+    the most last parts of the path, or else to the one whose file name follows the upload prefix of Label Studio. Of
+    several names for one image, the one that shares the most parts is kept; on a tie, none is.
 
     Args:
         names: Names in the file.
@@ -186,21 +192,25 @@ def match_names(names: Sequence[str], paths: Sequence[str]) -> dict[str, str]:
     by_file: dict[str, list[str]] = {}
     for path in paths:
         by_file.setdefault(PurePosixPath(path).name, []).append(path)
-    matched = {}
-    for name in names:
-        parts = PurePosixPath(name).parts
-        file = parts[-1] if parts else ""
-        candidates = by_file.get(file) or by_file.get(file.partition("-")[2]) or []
-        common = [_common_parts(parts, PurePosixPath(path).parts) for path in candidates]
-        best = [path for path, count in zip(candidates, common, strict=True) if count == max(common)]
-        if len(best) == 1:
-            matched[name] = best[0]
-    return matched
+    by_path: dict[str, list[tuple[int, str]]] = {}
+    for name in dict.fromkeys(names):
+        file = PurePosixPath(name).name
+        candidates = by_file.get(file) or by_file.get(UPLOAD_PREFIX.sub("", file)) or []
+        for count, path in _only_best([(_common_parts(name, path), path) for path in candidates]):
+            by_path.setdefault(path, []).append((count, name))
+    return {name: path for path, found in by_path.items() for _, name in _only_best(found)}
 
 
-def _common_parts(first: Sequence[str], second: Sequence[str]) -> int:
+def _only_best(counted: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The item with the highest count; none if several have it."""
+    highest = max((count for count, _ in counted), default=0)
+    best = [item for item in counted if item[0] == highest]
+    return best if len(best) == 1 else []
+
+
+def _common_parts(first: str, second: str) -> int:
     count = 0
-    for a, b in zip(reversed(first), reversed(second), strict=False):
+    for a, b in zip(reversed(PurePosixPath(first).parts), reversed(PurePosixPath(second).parts), strict=False):
         if a != b:
             break
         count += 1
@@ -208,7 +218,7 @@ def _common_parts(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def _is_image(value: object) -> bool:
-    return isinstance(value, str) and PurePosixPath(urlsplit(value).path).suffix != ""
+    return isinstance(value, str) and image_suffix(_local_path(value)) != ""
 
 
 def _local_path(name: str) -> str:

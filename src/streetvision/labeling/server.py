@@ -8,10 +8,11 @@ from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from streetvision.contracts.errors import ArtifactError
 from streetvision.data.image_file import UndecodableImage
 from streetvision.data.labels.store import EventId
 from streetvision.eval.report.html import environment
@@ -115,6 +116,10 @@ def create_app(
 
     def state() -> dict[str, Any]:
         return asdict(session.progress())
+
+    @app.exception_handler(ArtifactError)
+    async def report_failed_write(_: Request, error: ArtifactError) -> JSONResponse:
+        return JSONResponse({"detail": error.message}, 507)
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> HTMLResponse:

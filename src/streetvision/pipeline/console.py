@@ -1,4 +1,4 @@
-"""Terminal output of a run: one line a phase and progress bars on standard output, warnings on standard error."""
+"""Terminal output of a run: one line per phase and progress bars on standard output, warnings on standard error."""
 
 import os
 import shlex

@@ -159,7 +159,7 @@ def check_miner_folder(
         "decisions",
         f"{check.disagreements} differ; {check.invalid} predictions are missing, 0.5, or outside [0, 1]",
     )
-    console.line("time", f"{check.p95_seconds:.2f} s an image at the 95th percentile, with decoding")
+    console.line("time", f"{check.p95_seconds:.2f} s per image at the 95th percentile, with decoding")
     if check.p95_seconds > MAX_SECONDS:
         console.warn(
             f"slower than {MAX_SECONDS:g} s: the subnet's timeout is 9 s with the network; use a smaller model"

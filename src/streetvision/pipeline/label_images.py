@@ -2,6 +2,7 @@
 
 import getpass
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError, DataError, unknown_name
@@ -19,7 +21,15 @@ from streetvision.data.grouping.name_pattern import apply_patterns
 from streetvision.data.grouping.perceptual_hash import PerceptualHashes, join_hashes
 from streetvision.data.labels.decisions import decide, valid_events
 from streetvision.data.labels.listing import labels_path
-from streetvision.data.labels.store import IMPORTED, LABELS, SECOND_OPINION, LabelEvent, LabelStore, label_event
+from streetvision.data.labels.store import (
+    IMPORTED,
+    LABELS,
+    SECOND_OPINION,
+    Labeler,
+    LabelEvent,
+    LabelStore,
+    label_event,
+)
 from streetvision.data.records import ImageListing, ImageRecord, RejectedFile
 from streetvision.data.scan import scan_images
 from streetvision.data.sources.discovery import UNLABELED, list_images, list_unlabeled
@@ -28,7 +38,7 @@ from streetvision.io.atomic import cannot_write, read_json, sha256_file
 from streetvision.io.lock import run_lock
 from streetvision.labeling.abstained import abstained_images
 from streetvision.labeling.agreement import agreements
-from streetvision.labeling.exchange import READERS, WRITERS, exchange_format, match_names
+from streetvision.labeling.exchange import READERS, WRITERS, ForeignLabel, exchange_format, match_names
 from streetvision.labeling.queue import MIXED, STRATEGIES, Candidate, Queue, QueuedImage, plan_queue
 from streetvision.labeling.rounds import read_rounds
 from streetvision.labeling.session import Session
@@ -78,11 +88,10 @@ def serve_labels(overrides: Sequence[str], options: LabelOptions, *, host: str, 
     from streetvision.labeling.server import create_app
     from streetvision.serving.launch import KEY_VARIABLE, check_host, open_listener, run_app
 
-    config = _config(overrides, options)
+    config, labeler = _config(overrides, options), _labeler(options)
     key = os.environ.get(KEY_VARIABLE) or None
     check_host(host, key)
     store = _store(config)
-    labeler = options.labeler or getpass.getuser()
     with run_lock(store.path.parent / ".lock", option="data.labels=..."), open_listener(host, port) as listener:
         store = LabelStore(store.path, config.data.class_names)  # no other process adds labels from here on
         replan = None
@@ -118,9 +127,19 @@ def serve_labels(overrides: Sequence[str], options: LabelOptions, *, host: str, 
 def _config(overrides: Sequence[str], options: LabelOptions) -> RunConfig:
     if options.strategy not in STRATEGIES:
         raise unknown_name("queue", options.strategy, STRATEGIES)
-    if options.second_opinion and options.strategy != MIXED:
-        raise ConfigError("--queue has no effect with --second-opinion", "leave one of them out")
     return compose_config(overrides)
+
+
+def _labeler(options: LabelOptions) -> str:
+    try:
+        name = getpass.getuser() if options.labeler is None else options.labeler
+    except (KeyError, OSError) as error:
+        raise ConfigError("there is no labeler: this account has no name", "set --labeler NAME") from error
+    try:
+        return TypeAdapter(Labeler).validate_python(name)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise ConfigError(f"--labeler {name!r}: {message}", "give a name of 1 to 100 characters") from error
 
 
 def second_opinions(store: LabelStore, labeler: str, count: int, seed: int) -> Queue:
@@ -212,7 +231,10 @@ def _read_images(
         abstained = [str(path) for path in found]
         pool |= {path: ImageRecord(path, UNLABELED) for path in abstained if path not in pool}
         if missing:
-            console.warn(f"{missing:,} images of {options.predictions} are not files of this machine and are left out")
+            console.warn(
+                f"{missing:,} images of {options.predictions} are left out: they are not files of this machine, or "
+                "their names are not UTF-8"
+            )
     elif options.strategy == "abstained":
         raise ConfigError("--queue abstained needs --predictions", "give the folder of `streetvision predict --out`")
     for image in decide(store.events).images:
@@ -311,8 +333,12 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
 
     The images are those of --images and data.unlabeled. Without --queue random, they are in TRAIN only, because the
     file does not record how its images were chosen.
+
+    Raises:
+        ConfigError: An option is invalid.
+        DataError: The file is malformed, or gives an image both classes by one person.
     """
-    config, suffix = _config(overrides, options), exchange_format(source)
+    config, labeler, suffix = _config(overrides, options), _labeler(options), exchange_format(source)
     if options.strategy not in (MIXED, "random"):
         raise ConfigError(f"--import has no --queue {options.strategy}", "leave it out, or set --queue random")
     sources = (*options.images, *config.data.unlabeled)
@@ -322,15 +348,22 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
     images = {image.path: image for image in list_unlabeled(sources).images}
     names = [label.name for label in found]
     matched = match_names(names, list(images))
-    labeler = options.labeler or getpass.getuser()
     events = []
-    for number, label in enumerate(found):
+    labels: dict[tuple[str, str], int] = {}
+    earlier: Counter[ForeignLabel] = Counter()
+    for label in found:
         if label.name not in matched:
             continue
         path = matched[label.name]
         digest, who = sha256_file(Path(path)), label.labeler or labeler
+        if labels.setdefault((digest, who), label.label) != label.label:
+            raise DataError(
+                f"{str(source)!r} has both classes for {path!r} by {who!r}, and one label is allowed",
+                "remove one of the two labels",
+            )
         # The same file imported again has the same ids, so nothing is stored twice.
-        content = f"{digest} {label.label} {who} {options.strategy} {found[:number].count(label)}"
+        content = f"{digest} {label.label} {who} {options.strategy} {earlier[label]}"
+        earlier[label] += 1
         events.append(
             label_event(
                 event=sha256(content.encode()).hexdigest()[:32],
@@ -350,7 +383,8 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
     console.line("import", f"{added} labels of {len(found)}, {len(found) - len(events)} without a matching image")
     console.line("labels", str(store.path))
     if unmatched := sorted(set(names) - matched.keys()):
-        console.warn(f"no single image matches {', '.join(unmatched[:MAX_NAMED])}")
+        named = ", ".join(unmatched[:MAX_NAMED])
+        console.warn(f"{len(unmatched):,} names are left out, which do not match one image each: {named}")
 
 
 def export_labels(overrides: Sequence[str], target: Path, *, console: Console) -> None:

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.errors import ArtifactError
 from streetvision.data.config import DataConfig
 from streetvision.data.labels.listing import labels_path
 from streetvision.io.manifests import read_manifest
@@ -12,7 +13,10 @@ from streetvision.pipeline.run import is_current
 
 
 def print_round(schema: ArtifactSchema, console: Console) -> None:
-    """Record a finished training with data.labels as a round, and print how MCC has moved since the last one."""
+    """Record a finished training with data.labels as a round, and print how MCC has moved since the last one.
+
+    The run is complete without the record, so a file that cannot be read or written is a warning.
+    """
     if not is_current(schema, "phase2"):
         return
     manifest = read_manifest(schema.manifest("data"))
@@ -28,5 +32,10 @@ def print_round(schema: ArtifactSchema, console: Console) -> None:
         evaluated=counts["evaluated"],
         mcc=float(read_manifest(schema.manifest("phase2")).metrics["val_calib_mcc"] or 0),
     )
-    for line in round_lines(add_round(labels_path(labels).absolute().parent, new)):
+    try:
+        rounds = add_round(labels_path(labels).absolute().parent, new)
+    except ArtifactError as error:
+        console.warn(f"this training is not recorded as a round of labels: {error.message}")
+        return
+    for line in round_lines(rounds):
         console.line("labels", line)

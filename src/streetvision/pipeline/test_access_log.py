@@ -29,7 +29,7 @@ class TestAccess:
     number: int
     """1 for the first access."""
     earlier: list[EarlierTestAccesses]
-    """One entry a bundle, the latest first."""
+    """One entry per bundle, the latest first."""
 
 
 def record_test_access(path: Path, bundle_sha256: str) -> TestAccess:

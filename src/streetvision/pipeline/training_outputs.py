@@ -18,7 +18,7 @@ MERGE_CHECK_IMAGES = 8
 
 
 def metrics_csv(history: Sequence[EpochRow]) -> str:
-    """The content of metrics.csv: a header, and one row an epoch."""
+    """The content of metrics.csv: a header, and one row per epoch."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
     writer.writeheader()

@@ -1,6 +1,7 @@
 """The folder that the subnet's reference miner loads, and the check that it predicts what the bundle predicts."""
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -247,21 +248,34 @@ def _predict_here(folder: Path, paths: list[str]) -> Iterator[dict[str, Any]]:
 def _predict_with(folder: Path, paths: list[str], python: Path) -> Iterator[dict[str, Any]]:
     command = [str(python), str(Path(reference_miner.__file__)), str(folder.resolve())]
     # Files, because a full pipe would stop the miner.
-    with tempfile.TemporaryFile("w+") as names, tempfile.TemporaryFile("w+") as messages:
-        names.write("\n".join(paths))
+    with tempfile.TemporaryFile() as names, tempfile.TemporaryFile("w+", errors="replace") as messages:
+        names.write(os.fsencode("\n".join(paths)))
         names.seek(0)
         try:
-            miner = subprocess.Popen(command, stdin=names, stdout=subprocess.PIPE, stderr=messages, text=True)  # noqa: S603
+            miner = subprocess.Popen(command, stdin=names, stdout=subprocess.PIPE, stderr=messages)  # noqa: S603
         except OSError as error:
             raise ConfigError(
                 f"{str(python)!r} cannot be run: {error.strerror}", "give --python the path of a Python interpreter"
             ) from error
+        printed = 0
         with miner:
             assert miner.stdout is not None
-            yield from map(json.loads, miner.stdout)
+            for line in miner.stdout:
+                yield _parse_row(folder, line)
+                printed += 1
         if miner.returncode:
             messages.seek(0)
             raise _loading_error(folder, (messages.read().strip().splitlines() or ["no message"])[-1])
+    if printed != len(paths):
+        raise _loading_error(folder, f"it printed {printed} predictions, expected {len(paths)}")
+
+
+def _parse_row(folder: Path, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        return {name: row[name] for name in ("probability", "seconds", "transformers")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise _loading_error(folder, f"it printed {line[:80]!r} in place of a prediction") from error
 
 
 def _loading_error(folder: Path, reason: str) -> ArtifactError:

@@ -1,14 +1,16 @@
 """The part of the subnet's reference miner that touches a model: load a folder, predict images, print JSON lines.
 
-    python reference_miner.py FOLDER < PATHS    (one path a line)
+    python reference_miner.py FOLDER < PATHS    (one path per line)
 
 It runs in any environment with transformers (the subnet pins 4.45.2), so it imports nothing of streetvision.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
 
 
 def predictions(folder: str, paths: Iterable[str]) -> Iterator[dict[str, object]]:
@@ -34,6 +36,9 @@ def predictions(folder: str, paths: Iterable[str]) -> Iterator[dict[str, object]
 
 
 if __name__ == "__main__":
-    for row in predictions(sys.argv[1], (line.rstrip("\n") for line in sys.stdin)):
-        sys.stdout.write(json.dumps(row) + "\n")
-        sys.stdout.flush()  # the reader shows the progress
+    output = sys.stdout
+    with redirect_stdout(sys.stderr):  # some libraries print
+        # From bytes: a path may have bytes that are not text.
+        for row in predictions(sys.argv[1], (os.fsdecode(line.rstrip(b"\n")) for line in sys.stdin.buffer)):
+            output.write(json.dumps(row) + "\n")
+            output.flush()  # the reader shows the progress
