@@ -61,6 +61,15 @@ def run(source, folder, **options):
     return counts, listing
 
 
+def write_tar(path, files):
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
 @pytest.fixture
 def photos(tmp_path):
     root = tmp_path / "photos"
@@ -166,11 +175,7 @@ class TestSources:
         assert all((listing.root / image.path).parent == tmp_path / "index" / "images" for image in listing.images)
 
     def test_invalid_unicode_in_json(self, tmp_path):
-        with tarfile.open(tmp_path / "a.tar", "w") as archive:
-            for suffix, content in {"jpg": photo(1), "json": b'{"label": 0, "place": "\\ud800"}'}.items():
-                info = tarfile.TarInfo(f"1.{suffix}")
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
+        write_tar(tmp_path / "a.tar", {"1.jpg": photo(1), "1.json": b'{"label": 0, "place": "\\ud800"}'})
         with pytest.raises(DataError, match=r"a\.tar/1\.json is not valid JSON"):
             run(tmp_path / "a.tar", tmp_path / "index")
 
@@ -236,6 +241,30 @@ class TestResume:
         (photos / "None" / "00.jpg").write_bytes(photo(3))
         with pytest.raises(DataError, match="unfinished import"):
             run(photos, tmp_path / "index")
+
+    def test_a_damaged_archive_is_still_an_error(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(importer, "PART_SIZE", 3)
+        (tmp_path / "shards").mkdir()
+        for name in ("a", "b"):
+            parts = [(f"{n}.jpg", photo(n)) for n in range(6)] + [(f"{n}.cls", b"%d" % (n % 2)) for n in range(6)]
+            samples = dict(sorted(parts))
+            write_tar(tmp_path / "shards" / f"{name}.tar", samples)
+        whole = (tmp_path / "shards" / "a.tar").read_bytes()
+        (tmp_path / "shards" / "a.tar").write_bytes(whole[: whole.index(b"5.jpg")])
+        append, appended = importer.IndexParts.append, []
+
+        def stop(*arguments, **options):
+            if len(appended) == 3:
+                raise KeyboardInterrupt
+            appended.append(append(*arguments, **options))
+
+        monkeypatch.setattr(importer.IndexParts, "append", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "shards", tmp_path / "index")
+        monkeypatch.setattr(importer.IndexParts, "append", append)
+        with pytest.raises(DataError, match=r"a\.tar.*to its end"):
+            run(tmp_path / "shards", tmp_path / "index")
+        assert len(listed(tmp_path / "index").images) == 11
 
 
 class TestDamagedIndex:

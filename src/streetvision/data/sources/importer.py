@@ -33,7 +33,7 @@ PART_SIZE = 1000
 """Entries per part of the index. An interrupted import repeats at most this many."""
 IMAGES = "images"
 MAX_DAMAGED_NAMED = 3
-"""Damaged archives that an error names; warnings name all."""
+"""Damaged archives that an error names; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def import_images(
         )
     write_json_atomic(note, request_json)
 
-    unreadable, left_out, damaged = LeftOut(), LeftOut(), list[DamagedShard]()
+    unreadable, left_out = LeftOut(), LeftOut()
     total = max(0, opened.total - done)
     for file in opened.skipped:
         left_out.add(file)
@@ -131,18 +131,17 @@ def import_images(
         ]
         rows = []
         for entry in accepted:
-            if isinstance(entry, DamagedShard):
-                damaged.append(entry)
             row = entry if isinstance(entry, RejectedFile) else _index_row(entry, folder, copy=copy)
             if isinstance(row, RejectedFile):
                 unreadable.add(row)
             else:
                 rows.append(row)
         skipped = {"inconsistent": len(batch) - len(accepted), "unreadable": len(accepted) - len(rows)}
-        parts.append(rows, until=done, skipped=skipped)
+        shards = [entry for entry in batch if isinstance(entry, DamagedShard)]
+        parts.append(rows, until=done, skipped=skipped, damaged=shards)
     for line in (*unreadable.lines(), *left_out.lines(), *opened.warnings):
         progress.warn(line.strip())
-    counts = parts.finish()
+    counts, damaged = parts.finish()
     if damaged:
         raise DataError(
             "; ".join(f"{shard.path!r} {shard.reason}" for shard in damaged[:MAX_DAMAGED_NAMED])

@@ -1,5 +1,6 @@
 """index.parquet, which `streetvision data import` writes: one row per image. It is written in parts to be resumable."""
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from streetvision.data.file_search import existing_name
 from streetvision.data.records import (
     ImageListing,
     ImageRecord,
+    RejectedFile,
     check_both_classes,
     class_names_hint,
     count_classes,
@@ -23,6 +25,8 @@ from streetvision.data.sources.csv_json import ColumnNames
 from streetvision.io.atomic import open_atomic
 
 INDEX = "index.parquet"
+DAMAGED = "damaged"
+"""Key in the metadata of a part."""
 SCHEMA = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),
@@ -70,35 +74,46 @@ class IndexParts:
         # The name of a part has the number of entries processed up to its end.
         return max((int(path.stem.partition("-")[2]) for path in self._paths()), default=0)
 
-    def append(self, rows: Sequence[Mapping[str, Any]], *, until: int, skipped: Mapping[str, int]) -> None:
+    def append(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        until: int,
+        skipped: Mapping[str, int],
+        damaged: Sequence[RejectedFile] = (),
+    ) -> None:
         """Write the next part.
 
         Args:
             rows: Rows of the part.
             until: Number of entries of the source processed after this part.
             skipped: Reason -> number of entries of this part that did not become rows.
+            damaged: Archives that ended in this part and cannot be read to their end.
         """
         metadata = {reason: str(count) for reason, count in skipped.items()}
+        metadata[DAMAGED] = json.dumps([[file.path, file.reason] for file in damaged])
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
         with open_atomic(self.parts / f"part-{until:012d}.parquet") as handle:
             pq.write_table(table, handle)
 
-    def finish(self) -> Counter[str]:
+    def finish(self) -> tuple[Counter[str], list[RejectedFile]]:
         """Join the parts into the index, with one part in memory at a time, and remove them.
 
         Returns:
-            The number of `rows`, and for each reason the number of skipped entries.
+            The number of `rows` and for each reason the number of skipped entries; and the damaged archives.
         """
         counts: Counter[str] = Counter()
+        damaged: list[RejectedFile] = []
         with open_atomic(self.folder / INDEX) as handle, pq.ParquetWriter(handle, SCHEMA) as writer:
             for path in sorted(self._paths()):
                 table = pq.read_table(path)
                 counts["rows"] += len(table)
-                metadata = table.schema.metadata or {}
-                counts.update({reason.decode(): int(count) for reason, count in metadata.items()})
+                metadata = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
+                damaged += [RejectedFile(*file) for file in json.loads(metadata.pop(DAMAGED, b"[]"))]
+                counts.update({reason: int(count) for reason, count in metadata.items()})
                 writer.write_table(table.cast(SCHEMA))
         shutil.rmtree(self.parts)
-        return counts
+        return counts, damaged
 
     def _paths(self) -> list[Path]:
         return list(self.parts.glob(f"part-{'[0-9]' * 12}.parquet"))
