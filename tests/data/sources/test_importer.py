@@ -13,10 +13,12 @@ from PIL import Image
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Silent
 from streetvision.data.config import DataConfig
+from streetvision.data.records import RejectedFile
 from streetvision.data.sources import importer
 from streetvision.data.sources.discovery import list_images
 from streetvision.data.sources.exif import read_exif
 from streetvision.data.sources.importer import Consistency, import_images
+from streetvision.data.sources.webdataset import TarSample, read_shard
 
 CONFIG = DataConfig()
 BERLIN = {1: "N", 2: (52.0, 31.0, 12.0), 3: "E", 4: (13.0, 24.0, 18.0)}
@@ -210,6 +212,19 @@ def test_an_import_of_too_few_readable_files_is_an_error(photos, tmp_path):
     (photos / "None" / "empty.jpg").write_bytes(b"")
     with pytest.raises(DataError, match="1 of 11 images"):
         run(photos, tmp_path / "index")
+
+
+def test_the_samples_of_a_tar_with_any_suffix_and_dots_in_names(tmp_path):
+    names = ["1.jfif", "1.cls", "2.heic", "2.cls", "IMG.24.01.jpg", "IMG.24.01.cls", "IMG.24.02.jpg", "IMG.24.02.cls"]
+    names += ["4.cls", "4.depth.jpg", "4.depth.npy", "4.jpg", "5.depth.png", "5.jpg", "5.seg.png", "5.txt"]
+    names += ["6.5.jpg", "6.5.txt", "6.jpg", "6.txt", "7.heic", "7.json", "stray.json"]
+    contents = {".cls": b"1", ".txt": b"1", ".npy": bytes(2**20 + 1), ".json": b'{"label": 1}'}
+    files = {name: contents.get(Path(name).suffix, name.encode()) for name in names} | {"stray.json": b"{}"}
+    found = list(read_shard(write_tar(tmp_path / "x.tar", files)))
+    images = {entry.name: entry.image.decode() for entry in found if isinstance(entry, TarSample)}
+    expected = ["1.jfif", "IMG.24.01.jpg", "IMG.24.02.jpg", "4.jpg", "5.jpg", "6.5.jpg", "6.jpg"]
+    assert images == {f"x.tar/{name.rpartition('.')[0]}": name for name in expected}
+    assert [entry.path for entry in found if isinstance(entry, RejectedFile)] == ["x.tar/2", "x.tar/7"]
 
 
 class TestResume:

@@ -1,4 +1,7 @@
-"""Samples of WebDataset tars: files with the same name and different suffixes. Nothing is unpacked to disk."""
+"""Samples of WebDataset tars: files with the same name and different suffixes. Nothing is unpacked to disk.
+
+Only images, .json, .cls and .txt are read. An image such as 1.depth.png belongs to the sample 1 and is not its image.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -6,12 +9,16 @@ from pathlib import Path, PurePosixPath
 
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import DEFAULT_LIMITS
+from streetvision.data.file_search import is_ignored
 from streetvision.data.image_file import UndecodableImage
-from streetvision.data.records import RejectedFile
+from streetvision.data.records import IMAGE_SUFFIXES, RejectedFile
 from streetvision.data.sources.tar_reader import open_tar
 from streetvision.io.atomic import parse_json
 
-IMAGE_PARTS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+PREFERRED = (".jpg", ".jpeg", ".png")
+IMAGE_PARTS = (*PREFERRED, *sorted(IMAGE_SUFFIXES.difference(PREFERRED)))
+"""Suffixes of images. Of several images with the same name, the one with the first of these is the image."""
+LABEL_PARTS = (".cls", ".txt")
 MAX_TEXT_BYTES = 2**20
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 UNREADABLE = "/"
@@ -55,12 +62,15 @@ def read_shard(shard: Path) -> Iterator[TarSample | RejectedFile]:
         with open_tar(shard) as archive:
             for member in archive:
                 path = PurePosixPath(member.name)
-                if path.name.startswith("."):
+                suffix = path.suffix.lower()
+                if is_ignored(path.name) or suffix not in (*IMAGE_PARTS, *LABEL_PARTS, ".json"):
                     continue
-                stem, _, suffix = path.name.partition(".")
-                name, suffix = str(path.with_name(stem)) if stem else str(path), suffix.lower()
+                name = str(path.with_suffix(""))
+                if key and suffix in IMAGE_PARTS and name.startswith(f"{key}."):
+                    continue
                 if name != key:
-                    yield from _sample(shard, key, parts)
+                    if not key.startswith(f"{name}.") or not set(parts) <= set(IMAGE_PARTS):
+                        yield from _sample(shard, key, parts)
                     key, parts = name, {}
                 limit = DEFAULT_LIMITS.max_megabytes * 1e6 if suffix in IMAGE_PARTS else MAX_TEXT_BYTES
                 try:
@@ -79,22 +89,26 @@ def read_shard(shard: Path) -> Iterator[TarSample | RejectedFile]:
         yield DamagedShard(str(shard), f"cannot be read as a tar: {error}")
 
 
-def _sample(shard: Path, key: str, parts: Mapping[str, bytes]) -> Iterator[TarSample]:
-    """The sample of the files of one key; none if they have no image, or one of them cannot be read."""
-    suffix = next((suffix for suffix in IMAGE_PARTS if suffix in parts), None)
-    if suffix is None or UNREADABLE in parts:
+def _sample(shard: Path, key: str, parts: Mapping[str, bytes]) -> Iterator[TarSample | RejectedFile]:
+    """The sample of the files of one key; none if they have neither image nor label, or one of them cannot be read."""
+    if UNREADABLE in parts:
         return
     where = f"{shard.name}/{key}"
+    suffix = next((suffix for suffix in IMAGE_PARTS if suffix in parts), None)
     try:
-        values = parse_json(parts.get("json", b"{}"))
+        values = parse_json(parts.get(".json", b"{}"))
     except ValueError as error:
         raise DataError(f"{where}.json is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise DataError(f"{where}.json holds a {type(values).__name__}, not an object")
     fields = {name: str(value) for name, value in values.items() if isinstance(value, str | int | float)}
-    for label_part in ("cls", "txt"):
+    for label_part in LABEL_PARTS:
         if label_part in parts:
             fields.setdefault("label", parts[label_part].decode("utf-8", "replace").strip())
+    if suffix is None:
+        if "label" in fields:
+            yield RejectedFile(where, "has no image of a supported format")
+        return
     if "label" not in fields:
         raise DataError(f"{where} has no label", "add a .cls or .txt with the label, or a field label to the .json")
-    yield TarSample(where, parts[suffix], f".{suffix}", fields)
+    yield TarSample(where, parts[suffix], suffix, fields)
