@@ -114,6 +114,11 @@ def test_an_index_gives_the_files_that_it_lists(folder, tmp_path):
     assert len(contents(tmp_path / "import")) == 1
 
 
+def test_a_file_that_is_listed_twice_is_read_twice(folder):
+    (ref,) = list_image_refs([folder / "a.jpg"])
+    assert [data for _, data in read_image_refs([ref, ref])] == [PICTURES["a.jpg"]] * 2
+
+
 def test_unreadable_content_is_reported_and_the_rest_is_read(tmp_path):
     whole = write_tar(tmp_path / "whole.tar", {"a.jpg": b"a" * 600, "b.jpg": b"b" * 2000}).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:2500])

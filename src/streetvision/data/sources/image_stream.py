@@ -211,8 +211,8 @@ def _image_column(schema: "pa.Schema") -> str | None:
     return IMAGE_COLUMN if types.is_binary(column_type) or types.is_large_binary(column_type) else None
 
 
-def _read_file(path: Path, _: Sequence[ImageRef], limits: DecodeLimits) -> Iterator[Content]:
-    yield read_image_bytes(path, limits=limits)
+def _read_file(path: Path, refs: Sequence[ImageRef], limits: DecodeLimits) -> Iterator[Content]:
+    return (read_image_bytes(path, limits=limits) for _ in refs)
 
 
 def _read_tar(path: Path, refs: Sequence[ImageRef], limits: DecodeLimits) -> Iterator[Content]:
