@@ -392,6 +392,11 @@ class TestDataset:
         assert len(listing_of(folder).images) == 3
         assert error_of(folder, hf_split="test").hint == "set data.hf_split=train"
 
+    def test_a_split_of_a_dataset_that_was_saved_without_splits(self, tmp_path, pictures):
+        dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1])
+        dataset.save_to_disk(folder)
+        assert "data.hf_split" in error_of(folder, hf_split="test").hint
+
     def test_a_split_without_a_hugging_face_dataset(self, scenes):
         assert "is not a Hugging Face dataset" in error_of(scenes, hf_split="test").message
 

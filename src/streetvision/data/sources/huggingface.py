@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streetvision.contracts.errors import DataError
+from streetvision.data.config import HF_SPLIT
 from streetvision.data.image_file import READERS, UndecodableImage, read_image_bytes
 from streetvision.data.records import (
     ImageListing,
@@ -119,6 +120,8 @@ def _load(root: str, split: str) -> "Dataset":
         if any((Path(root) / name).is_file() for name in SAVED_DATASET):
             saved = datasets.load_from_disk(root)
             if not isinstance(saved, datasets.DatasetDict):
+                if split not in (HF_SPLIT, str(saved.split)):
+                    raise DataError(f"data.root {root!r} has no splits", "leave data.hf_split out")
                 return saved
             if split not in saved:
                 raise _no_split(root, split, list(saved))
