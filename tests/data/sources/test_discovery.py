@@ -380,6 +380,22 @@ class TestDataset:
         dataset.save_to_disk(folder)
         assert error_of(folder).message.endswith("row 2: label '2' is not 0, 1, 'None' or 'Roadwork'")
 
+    def test_a_further_class_label_without_a_name_is_left_out(self, tmp_path, pictures):
+        datasets = pytest.importorskip("datasets")
+        dataset, _ = self.save(tmp_path, pictures, labels=[0, 1, 1], names=["None", "Roadwork"])
+        weather = datasets.ClassLabel(names=["rain", "sun"])
+        dataset.add_column("weather", [0, -1, 1]).cast_column("weather", weather).save_to_disk(tmp_path / "set")
+        columns = [image.columns for image in listing_of(tmp_path / "set").images]
+        assert columns == [{"weather": "rain"}, {}, {"weather": "sun"}]
+
+    @pytest.mark.parametrize("label", [-1, 2])
+    def test_a_label_without_a_name_is_refused_with_its_row(self, tmp_path, pictures, label, monkeypatch):
+        dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1], names=["None", "Roadwork"])
+        dataset.save_to_disk(folder)
+        rows = [{"image": {"bytes": b"x", "path": None}, "label": value} for value in (0, 1, label)]
+        monkeypatch.setattr("streetvision.data.sources.huggingface._examples", lambda *_: iter(rows))
+        assert f"row 2: label {label}" in error_of(folder).message
+
     def test_a_feature_that_is_missing(self, tmp_path, pictures):
         dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1])
         dataset.rename_column("image", "photo").save_to_disk(folder)
