@@ -305,6 +305,8 @@ class TestLabelsJson:
             ([{"label": 0}], "labels.json entry 1: the file name is empty"),
             ([{"filename": "a.png", "label": [1]}], "labels.json entry 1: 'label' is [1], neither text nor a"),
             ([{"filename": ["a.png"], "label": 0}], "labels.json entry 1: 'path' is ['a.png'], neither text nor a"),
+            ([{"filename": "a.png", "label": 1, "Label": 0}], "labels.json entry 1: a field occurs twice"),
+            ([{"filename": "a.png", "path": "b.png", "label": 1}], "labels.json entry 1: a field occurs twice"),
             ([{"filename": "a.png", "label": 5}], "labels.json entry 1: label '5' is not 0, 1"),
             ([], "has no images of class 'None' (found: nothing)"),
         ],

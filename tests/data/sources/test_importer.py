@@ -282,6 +282,15 @@ class TestResume:
         assert len(listed(tmp_path / "index").images) == 11
 
 
+@pytest.mark.parametrize("column", ["ride", "Ride"])
+def test_a_column_of_an_index_with_empty_values_may_be_the_group(photos, tmp_path, column):
+    rows = ["None/0.jpg,0,r1", "None/1.jpg,0,", "Roadwork/0.jpg,1,r2"]
+    (photos / "index.csv").write_text("\n".join(["path,label,ride", *rows]))
+    run(photos, tmp_path / "index")
+    images = listed(tmp_path / "index", group_column=column).images
+    assert [(image.group, image.columns) for image in images] == [("r1", {}), (None, {}), ("r2", {})]
+
+
 class TestDamagedIndex:
     def test_a_file_that_is_not_an_index(self, tmp_path):
         (tmp_path / "index.parquet").write_bytes(b"no parquet")

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ def list_parquet(
     """List the images of an index.parquet.
 
     Raises:
-        DataError: The file was not written by `streetvision data import`, or a class has no images.
+        DataError: The file was not written by `streetvision data import`, lacks a given column, or has no images of a
+            class.
     """
     images: list[ImageRecord] = []
     try:
@@ -133,27 +135,31 @@ def list_parquet(
             if not file.schema_arrow.equals(SCHEMA):
                 raise DataError(f"{str(path)!r} is not an index: its columns are {', '.join(file.schema_arrow.names)}")
             for batch in file.iter_batches():
-                images += [_image_record(row, path, columns) for row in batch.to_pylist()]
+                images += [_image_record(row, path) for row in batch.to_pylist()]
     except DAMAGED_PARQUET as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{str(path)!r} cannot be read as Parquet: {reason}") from error
+    if requested := [field for field, name in vars(columns).items() if name is not None]:
+        # A row has no entry for an empty value: a column exists if any row has it.
+        present = dict.fromkeys(name for image in images for name in image.columns)
+        resolved = columns.resolve(present, repr(str(path)))
+        images = [_with_metadata(image, {field: resolved[field] for field in requested}) for image in images]
     counts = count_classes(images, class_names)
     hint = f"import images of both classes; {class_names_hint(class_names)}"
     check_both_classes(path, counts, class_names=class_names, hint=hint, one_class=one_class)
     return ImageListing(path.parent, tuple(images), numbered=True)
 
 
-def _image_record(row: dict[str, Any], path: Path, columns: ColumnNames) -> ImageRecord:
+def _image_record(row: dict[str, Any], path: Path) -> ImageRecord:
     if row["label"] not in (0, 1) or not row["path"]:
         raise DataError(f"{str(path)!r}: {row['path']!r} has label {row['label']!r}, which is not 0 or 1")
-    others = dict(row["columns"])
-    metadata = {"group": parse_group(row["group"]), "source": parse_group(row["source"])}
-    for field, requested in (("group", columns.group), ("source", columns.source)):
-        if requested is not None:
-            if requested not in others:
-                raise DataError(
-                    f"{str(path)!r} has no column {requested!r}, which is set by data.{field}_column",
-                    f"set data.{field}_column to one of its columns, or leave it out",
-                )
-            metadata[field] = parse_group(others.pop(requested))
-    return ImageRecord(existing_name(path.parent, row["path"]), row["label"], **metadata, columns=others)
+    group, source = parse_group(row["group"]), parse_group(row["source"])
+    name = existing_name(path.parent, row["path"])
+    return ImageRecord(name, row["label"], group, source, dict(row["columns"]))
+
+
+def _with_metadata(image: ImageRecord, chosen: Mapping[str, str]) -> ImageRecord:
+    """The image with its group or source from the chosen columns."""
+    metadata = {field: parse_group(image.columns.get(column)) for field, column in chosen.items()}
+    others = {name: text for name, text in image.columns.items() if name not in chosen.values()}
+    return replace(image, **metadata, columns=others)
