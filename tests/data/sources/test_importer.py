@@ -176,6 +176,23 @@ class TestSources:
         assert listing.images[0].columns == {"weather": "fog"}
         assert all((listing.root / image.path).parent == tmp_path / "index" / "images" for image in listing.images)
 
+    def test_tars_next_to_other_labelled_images_are_refused(self, photos, tmp_path):
+        tar = write_tar(photos / "old.tar", {"1.jpg": photo(1), "1.cls": b"1"})
+        with pytest.raises(DataError, match=r"old\.tar.*None"):
+            run(photos, tmp_path / "index")
+        (photos / "index.csv").write_text("path,label\nNone/0.jpg,0\n")
+        with pytest.raises(DataError, match=r"old\.tar.*index\.csv"):
+            run(photos, tmp_path / "index")
+        tar.rename(photos / "._old.tar")
+        (photos / "index.csv").unlink()
+        assert run(photos, tmp_path / "index")[0]["rows"] == 10
+
+    def test_suffixes_of_tars_in_any_case(self, tmp_path):
+        (tmp_path / "shards" / "Roadwork").mkdir(parents=True)
+        samples = {"0.jpg": photo(1), "0.cls": b"0", "1.jpg": photo(2), "1.cls": b"1"}
+        write_tar(tmp_path / "shards" / "A.TAR", samples)
+        assert run(tmp_path / "shards", tmp_path / "index")[0]["rows"] == 2
+
     def test_invalid_unicode_in_json(self, tmp_path):
         write_tar(tmp_path / "a.tar", {"1.jpg": photo(1), "1.json": b'{"label": 0, "place": "\\ud800"}'})
         with pytest.raises(DataError, match=r"a\.tar/1\.json is not valid JSON"):

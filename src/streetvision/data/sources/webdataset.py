@@ -46,8 +46,9 @@ class DamagedShard(RejectedFile):
 def find_shards(root: Path) -> list[Path]:
     """Return the tar that `root` is, or the tars in the folder `root`, sorted by name; they may be compressed."""
     if root.is_file():
-        return [root] if root.name.endswith(TAR_SUFFIXES) else []
-    return sorted(path for path in root.iterdir() if path.name.endswith(TAR_SUFFIXES)) if root.is_dir() else []
+        return [root] if root.name.lower().endswith(TAR_SUFFIXES) else []
+    entries = root.iterdir() if root.is_dir() else ()
+    return sorted(path for path in entries if path.name.lower().endswith(TAR_SUFFIXES) and not is_ignored(path.name))
 
 
 def read_shard(shard: Path) -> Iterator[TarSample | RejectedFile]:
