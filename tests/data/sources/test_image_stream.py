@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import DecodeLimits
+from streetvision.data.file_search import LeftOut, search_folder
 from streetvision.data.image_file import UndecodableImage
 from streetvision.data.sources.image_stream import list_image_refs, read_image_refs
 from streetvision.data.sources.parquet_index import IndexParts
@@ -68,6 +69,18 @@ def test_a_tar_gives_the_bytes_of_each_image_and_is_not_unpacked(tmp_path):
     found = contents(tar)
     assert found == {f"{tar}/{name}": data for name, data in PICTURES.items()} | {f"{tar}/../../evil.jpg": b"outside"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.tar"]
+
+
+@pytest.mark.parametrize("source", [".", "x.tar"])
+def test_images_of_other_formats_in_a_tar_are_left_out_with_a_reason(tmp_path, source):
+    write_tar(tmp_path / "x.tar", {"x.heic": b"x", "y.jpg": b"y", "y.cls": b"1", "._z.heic": b"z"})
+    left_out = LeftOut()
+    assert [ref.size for ref in list_image_refs([tmp_path / source], left_out=left_out)] == [1]
+    (file,) = left_out.first
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "x.heic").touch()
+    assert file.path == str(tmp_path / "x.tar" / "x.heic")
+    assert file.reason == next(search_folder(tmp_path / "photos")).reason
 
 
 @pytest.mark.parametrize("as_struct", [True, False])

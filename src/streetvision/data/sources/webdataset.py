@@ -19,6 +19,8 @@ PREFERRED = (".jpg", ".jpeg", ".png")
 IMAGE_PARTS = (*PREFERRED, *sorted(IMAGE_SUFFIXES.difference(PREFERRED)))
 """Suffixes of images. Of several images with the same name, the one with the first of these is the image."""
 LABEL_PARTS = (".cls", ".txt")
+TEXT_PARTS = (*LABEL_PARTS, ".json")
+"""Suffixes of the label and the metadata of a sample."""
 MAX_TEXT_BYTES = 2**20
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 UNREADABLE = "/"
@@ -64,7 +66,7 @@ def read_shard(shard: Path) -> Iterator[TarSample | RejectedFile]:
             for member in archive:
                 path = PurePosixPath(member.name)
                 suffix = path.suffix.lower()
-                if is_ignored(path.name) or suffix not in (*IMAGE_PARTS, *LABEL_PARTS, ".json"):
+                if is_ignored(path.name) or suffix not in (*IMAGE_PARTS, *TEXT_PARTS):
                     continue
                 name = str(path.with_suffix(""))
                 if key and suffix in IMAGE_PARTS and name.startswith(f"{key}."):
