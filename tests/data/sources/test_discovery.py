@@ -7,10 +7,12 @@ from PIL import Image
 from pydantic import ValidationError
 
 from streetvision.contracts.errors import DataError
+from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Split
-from streetvision.data.config import DataConfig
+from streetvision.data.config import DEFAULT_LIMITS, DataConfig, GroupingConfig
 from streetvision.data.records import ImageRecord, RejectedFile, group_warnings, parse_label
-from streetvision.data.sources.discovery import list_images
+from streetvision.data.sources.discovery import list_images, list_unlabeled
+from streetvision.data.sources.unlabeled import scan_unlabeled, select_unlabeled
 
 NAMES = ("None", "Roadwork")
 REAL_DATA = os.environ.get("STREETVISION_REAL_DATA")
@@ -467,3 +469,35 @@ def test_labels_with_the_text_of_a_missing_value_are_named(tmp_path, pictures):
     for text, expected in (("None", 1), ("0", 0)):
         (tmp_path / "index.csv").write_text(f"path,label\n{pictures[0]},{text}\n{pictures[1]},Roadwork\n")
         assert len(listing_of(tmp_path / "index.csv").warnings) == expected
+
+
+@pytest.fixture
+def rides(tmp_path, pictures):
+    """A folder of unlabeled images, two with the same bytes, and a table with the group of the first."""
+    folder = tmp_path / "rides"
+    folder.mkdir()
+    for name, picture in (("a", 0), ("b", 1), ("c", 1)):
+        (folder / f"{name}.png").write_bytes(pictures[picture].read_bytes())
+    (tmp_path / "r.csv").write_text("path,group\nrides/a.png,ride7\n")
+    return folder
+
+
+@pytest.mark.parametrize("table_first", [True, False])
+def test_the_group_of_an_unlabeled_image_does_not_depend_on_the_order(rides, tmp_path, table_first):
+    sources = [tmp_path / "r.csv", rides]
+    images = list_unlabeled(sources if table_first else sources[::-1]).images
+    assert {Path(image.path).name: image.group for image in images} == {"a.png": "ride7", "b.png": None, "c.png": None}
+
+
+def test_two_groups_of_an_unlabeled_image_are_refused(rides, tmp_path):
+    (tmp_path / "s.csv").write_text("path,group\nrides/a.png,ride8\n")
+    with pytest.raises(DataError, match="ride7"):
+        list_unlabeled([tmp_path / "r.csv", tmp_path / "s.csv"])
+
+
+def test_unlabeled_images_with_the_same_content_are_named(rides):
+    scan = scan_unlabeled([rides], limits=DEFAULT_LIMITS, progress=Silent())
+    roles = [Split.TRAIN] * len(scan.index.rows)
+    selected = select_unlabeled(scan, scan, roles, GroupingConfig())
+    assert [Path(row.path).name for row in selected.rows] == ["a.png", "b.png"]
+    assert {Path(path).name: Path(reason).name for path, reason in selected.excluded.items()} == {"c.png": "b.png"}
