@@ -4,6 +4,7 @@ import io
 import struct
 import tarfile
 import time
+import tracemalloc
 
 import pytest
 
@@ -161,6 +162,30 @@ def test_a_member_with_a_bad_extended_header_fails_alone(tmp_path, name):
     found, fault = read(tmp_path / "x.tar")
     assert {key: found[key] for key in ("a.jpg", "c.jpg", "d.jpg")} == whole("a.jpg", "c.jpg", "d.jpg")
     assert isinstance(found["b.jpg"], str) or fault
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (block("g", record(b"key %d" % number, b"v" * 10_000), kind=b"g") for number in range(300)),
+        [block("n", kind=b"L")] * 12_000,
+    ],
+    ids=["records", "faults"],
+)
+def test_memory_does_not_grow_with_the_headers(tmp_path, headers):
+    (tmp_path / "x.tar").write_bytes(b"".join([*headers, *files("a.jpg"), END]))
+    tracemalloc.start()
+    try:
+        found, _ = read(tmp_path / "x.tar")
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert list(found.values()) == [b"a" * 700]
+
+
+def test_faults_beyond_the_first_are_counted(tmp_path):
+    (tmp_path / "x.tar").write_bytes(b"".join([block("n", kind=b"L")] * 101 + files("a.jpg") + [END]))
+    assert read(tmp_path / "x.tar")[1].endswith("; and 95 more faults")
 
 
 def test_links_and_sparse_files_are_named(tmp_path):
