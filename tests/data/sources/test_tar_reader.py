@@ -1,14 +1,16 @@
 """Damaged and hostile archives: what can be read is read, what is lost is named, and nothing hangs."""
 
+import errno
 import io
 import struct
 import tarfile
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
-from streetvision.contracts.errors import DataError
+from streetvision.contracts.errors import DataError, MachineError
 from streetvision.contracts.progress import Silent
 from streetvision.data.config import DataConfig
 from streetvision.data.image_file import UndecodableImage
@@ -17,6 +19,7 @@ from streetvision.data.sources.image_stream import list_image_refs, read_image_r
 from streetvision.data.sources.importer import import_images
 from streetvision.data.sources.parquet_index import list_parquet
 from streetvision.data.sources.tar_reader import open_tar
+from streetvision.data.sources.webdataset import read_shard
 
 NAMES = [f"{letter}.jpg" for letter in "abcdef"]
 BLOCK, END = 512, bytes(1024)
@@ -229,6 +232,30 @@ def test_an_import_reads_what_it_can_and_fails(tmp_path):
         import_images(str(tmp_path / "shards"), tmp_path / "out", config=DataConfig(), progress=Silent())
     listing = list_parquet(tmp_path / "out" / "index.parquet", class_names=("None", "Roadwork"), columns=ColumnNames())
     assert [image.label for image in listing.images] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(errno.EACCES, DataError), (errno.EIO, MachineError), (errno.EMFILE, MachineError)]
+)
+@pytest.mark.parametrize("good_blocks", [0, 1, 5])
+def test_a_system_error_is_not_damage(tmp_path, monkeypatch, number, expected, good_blocks):
+    class Failing(io.BytesIO):
+        reads = 0
+
+        def read(self, size=-1):
+            self.reads += 1
+            if self.reads > good_blocks:
+                raise OSError(number, "no")
+            return super().read(size)
+
+    data = b"".join([*files("a.jpg"), block("a.cls", b"1"), END])
+    (tmp_path / "x.tar").write_bytes(data)
+    monkeypatch.setattr(Path, "open", lambda *_: Failing(data))
+    with pytest.raises(expected) as raised:
+        list(read_shard(tmp_path / "x.tar"))
+    assert raised.value.code == expected.code
+    (ref,) = (ref for ref in list_image_refs([tmp_path / "x.tar"]) if ref.reason)
+    assert ref.kind == "unreadable"
 
 
 def test_a_header_with_signed_checksum_is_read(tmp_path):

@@ -86,18 +86,24 @@ class TarReader:
         return "; ".join(self._faults) + (f"; and {more} more faults" if more > 0 else "")
 
     def __iter__(self) -> Iterator[TarMember]:
-        """Yield files and links; other members are skipped. A member that cannot be read has a reason."""
+        """Yield files and links; other members are skipped. A member that cannot be read has a reason.
+
+        Raises:
+            OSError: The operating system cannot read the file.
+        """
         try:
             yield from self._members()
         except STREAM_ERRORS as error:
+            _raise_system_error(error)
             self._add_fault(f"cannot be read after byte {self._stream.seek(0, os.SEEK_CUR):,}: {error}")
 
     def read(self, member: TarMember) -> bytes:
-        """Return the content of a member; raises UndecodableImage if the archive ends before."""
+        """Return the content of a member; raises UndecodableImage if the archive ends before, OSError as above."""
         try:
             self._stream.seek(member.offset)
             data = self._stream.read(member.size)
         except STREAM_ERRORS as error:
+            _raise_system_error(error)
             raise UndecodableImage(f"cannot be read: {error}") from error
         if len(data) < member.size:
             raise UndecodableImage("is truncated")
@@ -268,6 +274,12 @@ def _parse_extended(body: bytes, kind: bytes) -> dict[str, str] | None:
             records[key] = body[match.end() : end - 1].decode(errors="surrogateescape")
         position = end
     return records
+
+
+def _raise_system_error(error: Exception) -> None:
+    """Raise an error of the operating system again; one of the content of an archive has no `errno`."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
 
 
 def _padded(size: int) -> int:

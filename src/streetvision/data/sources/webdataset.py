@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from streetvision.contracts.errors import DataError
+from streetvision.contracts.errors import DataError, MachineError
 from streetvision.data.config import DEFAULT_LIMITS
 from streetvision.data.file_search import is_ignored
 from streetvision.data.image_file import UndecodableImage
@@ -57,7 +57,8 @@ def read_shard(shard: Path) -> Iterator[TarSample | RejectedFile]:
     """Yield the samples of one tar, with one sample in memory at a time, and what of it cannot be read.
 
     Raises:
-        DataError: A sample has no label.
+        DataError: A sample has no label, or there is no permission to read the tar.
+        MachineError: The operating system cannot read the tar.
     """
     # The files of one sample follow each other, so a new key ends the sample.
     key, parts = "", dict[str, bytes]()
@@ -89,6 +90,10 @@ def read_shard(shard: Path) -> Iterator[TarSample | RejectedFile]:
             if archive.fault:
                 yield DamagedShard(str(shard), f"cannot be read as a tar to its end: it {archive.fault}")
     except (OSError, ValueError) as error:
+        if isinstance(error, PermissionError):
+            raise DataError(f"{str(shard)!r} cannot be read: {error.strerror}", "give read permission") from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise MachineError(f"cannot read {str(shard)!r}: {error.strerror}") from error
         yield DamagedShard(str(shard), f"cannot be read as a tar: {error}")
 
 
