@@ -98,8 +98,8 @@ def list_coco(
             if isinstance(value, str | int | float) and str(value).strip()
         }
         metadata = {field: parse_group(values.pop(column, None)) for field, column in fields.items()}
-        others = {key: value for key, value in values.items() if key not in OWN_FIELDS}
-        images.append(ImageRecord(name, int(objects[identity] > 0), **metadata, columns=others))
+        further = {key: value for key, value in values.items() if key not in OWN_FIELDS}
+        images.append(ImageRecord(name, int(objects[identity] > 0), **metadata, columns=further))
     if config.negatives is not None:
         negatives = config.negatives.absolute()
         if not negatives.is_dir():

@@ -102,7 +102,7 @@ def stream_dataset(
         text = _text(value, label_names)
         if text is None:
             raise DataError(
-                f"{where}: label {value} is not one of the {len(label_names)} classes of the dataset",
+                f"{where}: label {value} is not one of the {len(label_names or ())} classes of the dataset",
                 "drop the row from the dataset, or add the class",
             )
         if texts is not None and isinstance(value, str):

@@ -160,6 +160,6 @@ def _image_record(row: dict[str, Any], path: Path) -> ImageRecord:
 
 def _with_metadata(image: ImageRecord, chosen: Mapping[str, str]) -> ImageRecord:
     """The image with its group or source from the chosen columns."""
-    metadata = {field: parse_group(image.columns.get(column)) for field, column in chosen.items()}
+    metadata: dict[str, Any] = {field: parse_group(image.columns.get(column)) for field, column in chosen.items()}
     others = {name: text for name, text in image.columns.items() if name not in chosen.values()}
     return replace(image, **metadata, columns=others)
