@@ -118,6 +118,19 @@ def test_a_run_without_a_bundle_is_an_artifact_error(tmp_path):
         Run(tmp_path).evaluate(progress=False)
 
 
+def test_an_evaluation_on_a_dataset_of_the_hub_keeps_its_name(tmp_path, monkeypatch):
+    received = []
+
+    def stop(*_, data, **__):
+        received.append(data)
+        raise DataError("enough")
+
+    monkeypatch.setattr("streetvision.pipeline.run.launch_evaluation", stop)
+    with pytest.raises(DataError):
+        Run(tmp_path).evaluate("hf://owner/name", progress=False)
+    assert received == ["hf://owner/name"]
+
+
 def test_a_silent_console_warns_through_python(capfd):
     console = Console(silent=True)
     console.line("label", "text")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from streetvision.contracts.errors import DataError
 from streetvision.pipeline.config import compose_config
 
 
@@ -54,6 +55,26 @@ class TestHome:
         code, _, err = command("data", "check", "~photos")
         assert code == 2
         assert "has no images" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "function"),
+    [
+        (("data", "check", "hf://owner/name"), "streetvision.pipeline.data.check.check_data"),
+        (("data", "import", "hf://owner/name", "--to", "x"), "streetvision.pipeline.data.import_data.import_data"),
+        (("evaluate", "--bundle", "x", "--data", "hf://owner/name"), "streetvision.pipeline.run.launch_evaluation"),
+    ],
+)
+def test_a_dataset_of_the_hub_keeps_its_name(command, monkeypatch, words, function):
+    received = []
+
+    def stop(*arguments, **options):
+        received.extend([*arguments, *options.values()])
+        raise DataError("enough")
+
+    monkeypatch.setattr(function, stop)
+    assert command(*words)[0] == 2
+    assert "hf://owner/name" in received
 
 
 @pytest.mark.parametrize(

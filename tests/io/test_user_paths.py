@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from streetvision.contracts.errors import ConfigError
-from streetvision.io.user_paths import user_path
+from streetvision.io.user_paths import user_path, user_source
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +35,9 @@ def test_an_unknown_home_directory_is_an_error(monkeypatch):
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(ConfigError, match="home directory is not known"):
         user_path("~/photos")
+
+
+def test_a_name_on_the_hub_keeps_its_slashes_and_a_path_is_expanded(home):
+    assert user_source("hf://owner/name") == "hf://owner/name"
+    assert user_source("~/photos") == str(home / "photos")
+    assert user_source(Path("photos")) == "photos"

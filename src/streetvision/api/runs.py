@@ -11,7 +11,7 @@ from streetvision.bundle.predictor import Predictor, load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.policies import EstimateWithInterval
 from streetvision.io.atomic import read_json
-from streetvision.io.user_paths import user_path
+from streetvision.io.user_paths import user_path, user_source
 from streetvision.io.validators import validate_json
 from streetvision.pipeline.config import compose_config, format_overrides
 from streetvision.pipeline.console import Console
@@ -89,7 +89,7 @@ class Run:
         """
         from streetvision.pipeline.run import launch_evaluation
 
-        other = None if data is None else str(user_path(Path(data)))
+        other = None if data is None else user_source(data)
         console = Console(silent=not progress)
         config = compose_config(format_overrides(settings))
         schema = launch_evaluation(self.artifacts.export_dir, config, data=other, console=console)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from streetvision.cli.options import key_value, open_console
-from streetvision.io.user_paths import user_path
+from streetvision.io.user_paths import user_source
 
 CONSISTENT_HELP = (
     "Leave out class-1 images whose COLUMN contains no WORD, and class-0 images whose COLUMN contains one."
@@ -30,7 +30,7 @@ def check(
     from streetvision.pipeline.data.check import check_data
 
     check_data(
-        str(user_path(root)), overrides or [], labels=labels, embeddings=embeddings, page=page, console=open_console()
+        user_source(root), overrides or [], labels=labels, embeddings=embeddings, page=page, console=open_console()
     )
 
 
@@ -47,9 +47,7 @@ def import_(
     """
     from streetvision.pipeline.data.import_data import import_data
 
-    import_data(
-        str(user_path(source)), folder, overrides or [], copy=copy, consistent=consistent, console=open_console()
-    )
+    import_data(user_source(source), folder, overrides or [], copy=copy, consistent=consistent, console=open_console())
 
 
 def scenes(

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from streetvision.cli.options import BundlePath, key_value, open_console, print_evaluation
-from streetvision.io.user_paths import user_path
+from streetvision.io.user_paths import user_source
 
 
 def evaluate(
@@ -24,5 +24,5 @@ def evaluate(
     from streetvision.pipeline.run import launch_evaluation
 
     config = compose_config([*(overrides or []), *([f"evaluation.mode={mode}"] if mode else [])])
-    schema = launch_evaluation(bundle, config, data=None if data is None else str(user_path(data)), console=console)
+    schema = launch_evaluation(bundle, config, data=None if data is None else user_source(data), console=console)
     print_evaluation(schema, bundle, console)

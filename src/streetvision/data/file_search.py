@@ -95,8 +95,11 @@ def _reason_against(entry: "os.DirEntry[str]", suffixes: Collection[str]) -> str
     suffix = PurePath(entry.name).suffix.lower()
     if entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112 (Path.is_dir raises if the target is closed)
         return "is a link to a folder, which is not followed"
-    if suffix in suffixes:
-        return ""
+    return "" if suffix in suffixes else reason_against_suffix(suffix)
+
+
+def reason_against_suffix(suffix: str) -> str:
+    """Return why a file with this lower-case suffix is not used; the suffix is not that of a supported image."""
     if suffix in UNSUPPORTED_FORMATS:
         return f"has a format that is not read ({suffix[1:].upper()}): convert it to JPEG or PNG"
     return "is an archive" if suffix in ARCHIVES else NO_IMAGE

@@ -21,3 +21,13 @@ def user_path(path: str | Path) -> Path:
     if expanded.startswith("~") and text.partition("/")[0] == "~":
         raise ConfigError(f"{text!r} starts with ~, and the home directory is not known", "write the whole path")
     return Path(expanded)
+
+
+def user_source(source: str | os.PathLike[str]) -> str:
+    """Return a data set that a user gave: a path as `user_path` returns it; hf://owner/name stays as it is.
+
+    Raises:
+        ConfigError: As for `user_path`.
+    """
+    text = os.fspath(source)
+    return text if "://" in text else str(user_path(text))

@@ -61,6 +61,17 @@ def test_objects_of_the_categories_decide_the_label(tmp_path):
     assert list(labels_of(listed(path, categories=("cone",))).values()) == [1, 0, 1, 0]
 
 
+def test_any_field_of_an_image_may_be_its_group(tmp_path):
+    content = copy.deepcopy(CONTENT)
+    for number, image in enumerate(content["images"]):
+        image["date_captured"] = f"2026-05-0{number // 2 + 1}"
+    listing = list_images(
+        str(write(tmp_path, content)), class_names=NAMES, import_to=Path("unused"), group_column="date_captured"
+    )
+    assert [image.group for image in listing.images] == ["2026-05-01"] * 2 + ["2026-05-02"] * 2
+    assert listing.images[0].columns == {"weather": "rain", "group": "a"}
+
+
 def test_small_objects_are_left_out_and_named(tmp_path):
     listing = listed(write(tmp_path), categories=("Cone",), min_area=0.01)
     assert labels_of(listing) == {"pgh01_0001.jpg": 1, "pgh01_0002.jpg": 0, "boston_1_2_0004.jpg": 0}

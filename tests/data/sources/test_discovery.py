@@ -7,10 +7,12 @@ from PIL import Image
 from pydantic import ValidationError
 
 from streetvision.contracts.errors import DataError
+from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Split
-from streetvision.data.config import DataConfig
+from streetvision.data.config import DEFAULT_LIMITS, DataConfig, GroupingConfig
 from streetvision.data.records import ImageRecord, RejectedFile, group_warnings, parse_label
-from streetvision.data.sources.discovery import list_images
+from streetvision.data.sources.discovery import list_images, list_unlabeled
+from streetvision.data.sources.unlabeled import scan_unlabeled, select_unlabeled
 
 NAMES = ("None", "Roadwork")
 REAL_DATA = os.environ.get("STREETVISION_REAL_DATA")
@@ -305,6 +307,8 @@ class TestLabelsJson:
             ([{"label": 0}], "labels.json entry 1: the file name is empty"),
             ([{"filename": "a.png", "label": [1]}], "labels.json entry 1: 'label' is [1], neither text nor a"),
             ([{"filename": ["a.png"], "label": 0}], "labels.json entry 1: 'path' is ['a.png'], neither text nor a"),
+            ([{"filename": "a.png", "label": 1, "Label": 0}], "labels.json entry 1: a field occurs twice"),
+            ([{"filename": "a.png", "path": "b.png", "label": 1}], "labels.json entry 1: a field occurs twice"),
             ([{"filename": "a.png", "label": 5}], "labels.json entry 1: label '5' is not 0, 1"),
             ([], "has no images of class 'None' (found: nothing)"),
         ],
@@ -380,6 +384,22 @@ class TestDataset:
         dataset.save_to_disk(folder)
         assert error_of(folder).message.endswith("row 2: label '2' is not 0, 1, 'None' or 'Roadwork'")
 
+    def test_a_further_class_label_without_a_name_is_left_out(self, tmp_path, pictures):
+        datasets = pytest.importorskip("datasets")
+        dataset, _ = self.save(tmp_path, pictures, labels=[0, 1, 1], names=["None", "Roadwork"])
+        weather = datasets.ClassLabel(names=["rain", "sun"])
+        dataset.add_column("weather", [0, -1, 1]).cast_column("weather", weather).save_to_disk(tmp_path / "set")
+        columns = [image.columns for image in listing_of(tmp_path / "set").images]
+        assert columns == [{"weather": "rain"}, {}, {"weather": "sun"}]
+
+    @pytest.mark.parametrize("label", [-1, 2])
+    def test_a_label_without_a_name_is_refused_with_its_row(self, tmp_path, pictures, label, monkeypatch):
+        dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1], names=["None", "Roadwork"])
+        dataset.save_to_disk(folder)
+        rows = [{"image": {"bytes": b"x", "path": None}, "label": value} for value in (0, 1, label)]
+        monkeypatch.setattr("streetvision.data.sources.huggingface._examples", lambda *_: iter(rows))
+        assert f"row 2: label {label}" in error_of(folder).message
+
     def test_a_feature_that_is_missing(self, tmp_path, pictures):
         dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1])
         dataset.rename_column("image", "photo").save_to_disk(folder)
@@ -391,6 +411,11 @@ class TestDataset:
         datasets.DatasetDict({"train": dataset}).save_to_disk(folder)
         assert len(listing_of(folder).images) == 3
         assert error_of(folder, hf_split="test").hint == "set data.hf_split=train"
+
+    def test_a_split_of_a_dataset_that_was_saved_without_splits(self, tmp_path, pictures):
+        dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1])
+        dataset.save_to_disk(folder)
+        assert "data.hf_split" in error_of(folder, hf_split="test").hint
 
     def test_a_split_without_a_hugging_face_dataset(self, scenes):
         assert "is not a Hugging Face dataset" in error_of(scenes, hf_split="test").message
@@ -444,3 +469,35 @@ def test_labels_with_the_text_of_a_missing_value_are_named(tmp_path, pictures):
     for text, expected in (("None", 1), ("0", 0)):
         (tmp_path / "index.csv").write_text(f"path,label\n{pictures[0]},{text}\n{pictures[1]},Roadwork\n")
         assert len(listing_of(tmp_path / "index.csv").warnings) == expected
+
+
+@pytest.fixture
+def rides(tmp_path, pictures):
+    """A folder of unlabeled images, two with the same bytes, and a table with the group of the first."""
+    folder = tmp_path / "rides"
+    folder.mkdir()
+    for name, picture in (("a", 0), ("b", 1), ("c", 1)):
+        (folder / f"{name}.png").write_bytes(pictures[picture].read_bytes())
+    (tmp_path / "r.csv").write_text("path,group\nrides/a.png,ride7\n")
+    return folder
+
+
+@pytest.mark.parametrize("table_first", [True, False])
+def test_the_group_of_an_unlabeled_image_does_not_depend_on_the_order(rides, tmp_path, table_first):
+    sources = [tmp_path / "r.csv", rides]
+    images = list_unlabeled(sources if table_first else sources[::-1]).images
+    assert {Path(image.path).name: image.group for image in images} == {"a.png": "ride7", "b.png": None, "c.png": None}
+
+
+def test_two_groups_of_an_unlabeled_image_are_refused(rides, tmp_path):
+    (tmp_path / "s.csv").write_text("path,group\nrides/a.png,ride8\n")
+    with pytest.raises(DataError, match="ride7"):
+        list_unlabeled([tmp_path / "r.csv", tmp_path / "s.csv"])
+
+
+def test_unlabeled_images_with_the_same_content_are_named(rides):
+    scan = scan_unlabeled([rides], limits=DEFAULT_LIMITS, progress=Silent())
+    roles = [Split.TRAIN] * len(scan.index.rows)
+    selected = select_unlabeled(scan, scan, roles, GroupingConfig())
+    assert [Path(row.path).name for row in selected.rows] == ["a.png", "b.png"]
+    assert {Path(path).name: Path(reason).name for path, reason in selected.excluded.items()} == {"c.png": "b.png"}

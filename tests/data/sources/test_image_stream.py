@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import DecodeLimits
+from streetvision.data.file_search import LeftOut, search_folder
 from streetvision.data.image_file import UndecodableImage
 from streetvision.data.sources.image_stream import list_image_refs, read_image_refs
 from streetvision.data.sources.parquet_index import IndexParts
@@ -70,6 +71,18 @@ def test_a_tar_gives_the_bytes_of_each_image_and_is_not_unpacked(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.tar"]
 
 
+@pytest.mark.parametrize("source", [".", "x.tar"])
+def test_images_of_other_formats_in_a_tar_are_left_out_with_a_reason(tmp_path, source):
+    write_tar(tmp_path / "x.tar", {"x.heic": b"x", "y.jpg": b"y", "y.cls": b"1", "._z.heic": b"z"})
+    left_out = LeftOut()
+    assert [ref.size for ref in list_image_refs([tmp_path / source], left_out=left_out)] == [1]
+    (file,) = left_out.first
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "x.heic").touch()
+    assert file.path == str(tmp_path / "x.tar" / "x.heic")
+    assert file.reason == next(search_folder(tmp_path / "photos")).reason
+
+
 @pytest.mark.parametrize("as_struct", [True, False])
 def test_parquet_gives_the_bytes_of_each_row(tmp_path, as_struct):
     images = list(PICTURES.values())
@@ -112,6 +125,11 @@ def test_an_index_gives_the_files_that_it_lists(folder, tmp_path):
     found = list(contents(tmp_path / "import" / "index.parquet").values())
     assert found == [b"A", PICTURES["b.jpg"], "does not exist", "does not exist"]
     assert len(contents(tmp_path / "import")) == 1
+
+
+def test_a_file_that_is_listed_twice_is_read_twice(folder):
+    (ref,) = list_image_refs([folder / "a.jpg"])
+    assert [data for _, data in read_image_refs([ref, ref])] == [PICTURES["a.jpg"]] * 2
 
 
 def test_unreadable_content_is_reported_and_the_rest_is_read(tmp_path):

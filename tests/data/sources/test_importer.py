@@ -13,10 +13,12 @@ from PIL import Image
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Silent
 from streetvision.data.config import DataConfig
+from streetvision.data.records import RejectedFile
 from streetvision.data.sources import importer
 from streetvision.data.sources.discovery import list_images
 from streetvision.data.sources.exif import read_exif
 from streetvision.data.sources.importer import Consistency, import_images
+from streetvision.data.sources.webdataset import TarSample, read_shard
 
 CONFIG = DataConfig()
 BERLIN = {1: "N", 2: (52.0, 31.0, 12.0), 3: "E", 4: (13.0, 24.0, 18.0)}
@@ -59,6 +61,15 @@ def run(source, folder, **options):
     listing = listed(folder)
     assert counts["rows"] == len(listing.images)
     return counts, listing
+
+
+def write_tar(path, files):
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
 
 
 @pytest.fixture
@@ -165,12 +176,25 @@ class TestSources:
         assert listing.images[0].columns == {"weather": "fog"}
         assert all((listing.root / image.path).parent == tmp_path / "index" / "images" for image in listing.images)
 
+    def test_tars_next_to_other_labelled_images_are_refused(self, photos, tmp_path):
+        tar = write_tar(photos / "old.tar", {"1.jpg": photo(1), "1.cls": b"1"})
+        with pytest.raises(DataError, match=r"old\.tar.*None"):
+            run(photos, tmp_path / "index")
+        (photos / "index.csv").write_text("path,label\nNone/0.jpg,0\n")
+        with pytest.raises(DataError, match=r"old\.tar.*index\.csv"):
+            run(photos, tmp_path / "index")
+        tar.rename(photos / "._old.tar")
+        (photos / "index.csv").unlink()
+        assert run(photos, tmp_path / "index")[0]["rows"] == 10
+
+    def test_suffixes_of_tars_in_any_case(self, tmp_path):
+        (tmp_path / "shards" / "Roadwork").mkdir(parents=True)
+        samples = {"0.jpg": photo(1), "0.cls": b"0", "1.jpg": photo(2), "1.cls": b"1"}
+        write_tar(tmp_path / "shards" / "A.TAR", samples)
+        assert run(tmp_path / "shards", tmp_path / "index")[0]["rows"] == 2
+
     def test_invalid_unicode_in_json(self, tmp_path):
-        with tarfile.open(tmp_path / "a.tar", "w") as archive:
-            for suffix, content in {"jpg": photo(1), "json": b'{"label": 0, "place": "\\ud800"}'}.items():
-                info = tarfile.TarInfo(f"1.{suffix}")
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
+        write_tar(tmp_path / "a.tar", {"1.jpg": photo(1), "1.json": b'{"label": 0, "place": "\\ud800"}'})
         with pytest.raises(DataError, match=r"a\.tar/1\.json is not valid JSON"):
             run(tmp_path / "a.tar", tmp_path / "index")
 
@@ -207,6 +231,19 @@ def test_an_import_of_too_few_readable_files_is_an_error(photos, tmp_path):
         run(photos, tmp_path / "index")
 
 
+def test_the_samples_of_a_tar_with_any_suffix_and_dots_in_names(tmp_path):
+    names = ["1.jfif", "1.cls", "2.heic", "2.cls", "IMG.24.01.jpg", "IMG.24.01.cls", "IMG.24.02.jpg", "IMG.24.02.cls"]
+    names += ["4.cls", "4.depth.jpg", "4.depth.npy", "4.jpg", "5.depth.png", "5.jpg", "5.seg.png", "5.txt"]
+    names += ["6.5.jpg", "6.5.txt", "6.jpg", "6.txt", "7.heic", "7.json", "stray.json"]
+    contents = {".cls": b"1", ".txt": b"1", ".npy": bytes(2**20 + 1), ".json": b'{"label": 1}'}
+    files = {name: contents.get(Path(name).suffix, name.encode()) for name in names} | {"stray.json": b"{}"}
+    found = list(read_shard(write_tar(tmp_path / "x.tar", files)))
+    images = {entry.name: entry.image.decode() for entry in found if isinstance(entry, TarSample)}
+    expected = ["1.jfif", "IMG.24.01.jpg", "IMG.24.02.jpg", "4.jpg", "5.jpg", "6.5.jpg", "6.jpg"]
+    assert images == {f"x.tar/{name.rpartition('.')[0]}": name for name in expected}
+    assert [entry.path for entry in found if isinstance(entry, RejectedFile)] == ["x.tar/2", "x.tar/7"]
+
+
 class TestResume:
     @pytest.fixture
     def interrupted(self, photos, tmp_path, monkeypatch):
@@ -236,6 +273,39 @@ class TestResume:
         (photos / "None" / "00.jpg").write_bytes(photo(3))
         with pytest.raises(DataError, match="unfinished import"):
             run(photos, tmp_path / "index")
+
+    def test_a_damaged_archive_is_still_an_error(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(importer, "PART_SIZE", 3)
+        (tmp_path / "shards").mkdir()
+        for name in ("a", "b"):
+            parts = [(f"{n}.jpg", photo(n)) for n in range(6)] + [(f"{n}.cls", b"%d" % (n % 2)) for n in range(6)]
+            samples = dict(sorted(parts))
+            write_tar(tmp_path / "shards" / f"{name}.tar", samples)
+        whole = (tmp_path / "shards" / "a.tar").read_bytes()
+        (tmp_path / "shards" / "a.tar").write_bytes(whole[: whole.index(b"5.jpg")])
+        append, appended = importer.IndexParts.append, []
+
+        def stop(*arguments, **options):
+            if len(appended) == 3:
+                raise KeyboardInterrupt
+            appended.append(append(*arguments, **options))
+
+        monkeypatch.setattr(importer.IndexParts, "append", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "shards", tmp_path / "index")
+        monkeypatch.setattr(importer.IndexParts, "append", append)
+        with pytest.raises(DataError, match=r"a\.tar.*to its end"):
+            run(tmp_path / "shards", tmp_path / "index")
+        assert len(listed(tmp_path / "index").images) == 11
+
+
+@pytest.mark.parametrize("column", ["ride", "Ride"])
+def test_a_column_of_an_index_with_empty_values_may_be_the_group(photos, tmp_path, column):
+    rows = ["None/0.jpg,0,r1", "None/1.jpg,0,", "Roadwork/0.jpg,1,r2"]
+    (photos / "index.csv").write_text("\n".join(["path,label,ride", *rows]))
+    run(photos, tmp_path / "index")
+    images = listed(tmp_path / "index", group_column=column).images
+    assert [(image.group, image.columns) for image in images] == [("r1", {}), (None, {}), ("r2", {})]
 
 
 class TestDamagedIndex:

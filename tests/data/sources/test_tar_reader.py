@@ -1,13 +1,16 @@
 """Damaged and hostile archives: what can be read is read, what is lost is named, and nothing hangs."""
 
+import errno
 import io
 import struct
 import tarfile
 import time
+import tracemalloc
+from pathlib import Path
 
 import pytest
 
-from streetvision.contracts.errors import DataError
+from streetvision.contracts.errors import DataError, MachineError
 from streetvision.contracts.progress import Silent
 from streetvision.data.config import DataConfig
 from streetvision.data.image_file import UndecodableImage
@@ -16,6 +19,7 @@ from streetvision.data.sources.image_stream import list_image_refs, read_image_r
 from streetvision.data.sources.importer import import_images
 from streetvision.data.sources.parquet_index import list_parquet
 from streetvision.data.sources.tar_reader import open_tar
+from streetvision.data.sources.webdataset import read_shard
 
 NAMES = [f"{letter}.jpg" for letter in "abcdef"]
 BLOCK, END = 512, bytes(1024)
@@ -163,6 +167,30 @@ def test_a_member_with_a_bad_extended_header_fails_alone(tmp_path, name):
     assert isinstance(found["b.jpg"], str) or fault
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (block("g", record(b"key %d" % number, b"v" * 10_000), kind=b"g") for number in range(300)),
+        [block("n", kind=b"L")] * 12_000,
+    ],
+    ids=["records", "faults"],
+)
+def test_memory_does_not_grow_with_the_headers(tmp_path, headers):
+    (tmp_path / "x.tar").write_bytes(b"".join([*headers, *files("a.jpg"), END]))
+    tracemalloc.start()
+    try:
+        found, _ = read(tmp_path / "x.tar")
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert list(found.values()) == [b"a" * 700]
+
+
+def test_faults_beyond_the_first_are_counted(tmp_path):
+    (tmp_path / "x.tar").write_bytes(b"".join([block("n", kind=b"L")] * 101 + files("a.jpg") + [END]))
+    assert read(tmp_path / "x.tar")[1].endswith("; and 95 more faults")
+
+
 def test_links_and_sparse_files_are_named(tmp_path):
     parts = [*files("a.jpg"), block("l.jpg", kind=b"2"), block("h.jpg", kind=b"1"), block("s.jpg", b"s" * 9, kind=b"S")]
     (tmp_path / "x.tar").write_bytes(b"".join([*parts, *files("b.jpg"), END]))
@@ -204,6 +232,30 @@ def test_an_import_reads_what_it_can_and_fails(tmp_path):
         import_images(str(tmp_path / "shards"), tmp_path / "out", config=DataConfig(), progress=Silent())
     listing = list_parquet(tmp_path / "out" / "index.parquet", class_names=("None", "Roadwork"), columns=ColumnNames())
     assert [image.label for image in listing.images] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(errno.EACCES, DataError), (errno.EIO, MachineError), (errno.EMFILE, MachineError)]
+)
+@pytest.mark.parametrize("good_blocks", [0, 1, 5])
+def test_a_system_error_is_not_damage(tmp_path, monkeypatch, number, expected, good_blocks):
+    class Failing(io.BytesIO):
+        reads = 0
+
+        def read(self, size=-1):
+            self.reads += 1
+            if self.reads > good_blocks:
+                raise OSError(number, "no")
+            return super().read(size)
+
+    data = b"".join([*files("a.jpg"), block("a.cls", b"1"), END])
+    (tmp_path / "x.tar").write_bytes(data)
+    monkeypatch.setattr(Path, "open", lambda *_: Failing(data))
+    with pytest.raises(expected) as raised:
+        list(read_shard(tmp_path / "x.tar"))
+    assert raised.value.code == expected.code
+    (ref,) = (ref for ref in list_image_refs([tmp_path / "x.tar"]) if ref.reason)
+    assert ref.kind == "unreadable"
 
 
 def test_a_header_with_signed_checksum_is_read(tmp_path):

@@ -28,7 +28,7 @@ FORMAT_HINT = (
     "COCO has lists `images` (id, file_name, width, height), `annotations` (image_id, category_id), `categories`"
 )
 OWN_FIELDS = frozenset({"id", "file_name", "width", "height", "license", "flickr_url", "coco_url", "date_captured"})
-"""Fields of an image that are no metadata."""
+"""Fields of an image that are no metadata, except as its group or source."""
 MAX_SIDE = 2**20
 """Pixels; a larger width or height is not one."""
 IMAGES = "images"
@@ -95,10 +95,11 @@ def list_coco(
         values = {
             fold_name(key): str(value)
             for key, value in image.items()
-            if key not in OWN_FIELDS and isinstance(value, str | int | float) and str(value).strip()
+            if isinstance(value, str | int | float) and str(value).strip()
         }
         metadata = {field: parse_group(values.pop(column, None)) for field, column in fields.items()}
-        images.append(ImageRecord(name, int(objects[identity] > 0), **metadata, columns=values))
+        further = {key: value for key, value in values.items() if key not in OWN_FIELDS}
+        images.append(ImageRecord(name, int(objects[identity] > 0), **metadata, columns=further))
     if config.negatives is not None:
         negatives = config.negatives.absolute()
         if not negatives.is_dir():

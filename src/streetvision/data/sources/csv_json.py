@@ -149,8 +149,11 @@ def _read_labels_json(path: Path) -> Iterator[TableRow]:
         where = f"{path.name} entry {number}"
         if not isinstance(entry, dict):
             raise DataError(f"{where}: {entry!r} is not an object", JSON_HINT)
+        names = [_field_name(name) for name in entry]
+        if len(set(names)) < len(names):
+            raise DataError(f"{where}: a field occurs twice (found: {', '.join(entry)})", JSON_HINT)
         fields = {}
-        for name, value in {_field_name(name): value for name, value in entry.items()}.items():
+        for name, value in zip(names, entry.values(), strict=True):
             if name in TYPED_FIELDS and not isinstance(value, str | int | float | None):
                 raise DataError(f"{where}: {name!r} is {value!r}, neither text nor a number", JSON_HINT)
             if not isinstance(value, list | dict):

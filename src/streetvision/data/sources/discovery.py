@@ -191,7 +191,7 @@ def list_unlabeled(sources: Sequence[Path]) -> ImageListing:
         sources: Folders, or CSVs with the column path and optionally group.
 
     Raises:
-        DataError: A source has no images.
+        DataError: A source has no images, or two sources give one image different groups.
     """
     images: dict[str, ImageRecord] = {}
     skipped: list[RejectedFile] = []
@@ -209,5 +209,12 @@ def list_unlabeled(sources: Sequence[Path]) -> ImageListing:
             )
         if not records:
             raise DataError(f"data.unlabeled {str(source)!r} has no images", "remove it from data.unlabeled")
-        images |= {record.path: record for record in records}
+        for record in records:
+            earlier = images.get(record.path, record)
+            if len(groups := {earlier.group, record.group} - {None}) > 1:
+                found = " and ".join(map(repr, groups))
+                raise DataError(
+                    f"data.unlabeled {str(source)!r}: {record.path!r} has the groups {found}", "give it one group"
+                )
+            images[record.path] = earlier if record.group is None else record
     return ImageListing(Path("/"), tuple(images.values()), tuple(skipped))

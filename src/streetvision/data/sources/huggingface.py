@@ -1,12 +1,13 @@
 """Images of a Hugging Face dataset, from the hub or from a local folder."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streetvision.contracts.errors import DataError
+from streetvision.data.config import HF_SPLIT
 from streetvision.data.image_file import READERS, UndecodableImage, read_image_bytes
 from streetvision.data.records import (
     ImageListing,
@@ -89,7 +90,7 @@ def stream_dataset(
             found = ", ".join(dataset.column_names)
             raise DataError(f"data.root {root!r} has no feature {name!r} (found: {found})", "rename the feature")
     optional = columns.resolve(dataset.column_names, f"data.root {root!r}")
-    others = _text_converters(dataset, exclude={"image", "label", *optional.values()})
+    others = _further_features(dataset, exclude={"image", "label", *optional.values()})
     label_names = getattr(dataset.features["label"], "names", None)
     for number, example in enumerate(_examples(dataset, root)):
         where = f"data.root {root!r} row {number}"
@@ -98,7 +99,12 @@ def stream_dataset(
         if value is None or value != value:  # NaN is not equal to itself
             raise DataError(f"{where} has no label", "drop the rows without a label from the dataset")
         # Labels are mapped by name: the dataset may number its classes in another order than class_names.
-        text = label_names[value] if label_names and value >= 0 else str(value)
+        text = _text(value, label_names)
+        if text is None:
+            raise DataError(
+                f"{where}: label {value} is not one of the {len(label_names or ())} classes of the dataset",
+                "drop the row from the dataset, or add the class",
+            )
         if texts is not None and isinstance(value, str):
             texts[text] += 1
         metadata = {field: parse_group(example[column]) for field, column in optional.items()}
@@ -106,7 +112,7 @@ def stream_dataset(
             path="",
             label=parse_label(text, class_names=class_names, where=where),
             **metadata,
-            columns={name: convert(example[name]) for name, convert in others.items() if example[name] is not None},
+            columns={name: text for name, names in others.items() if (text := _text(example[name], names)) is not None},
         )
         yield _image_bytes(example["image"], where), example["image"].get("path"), record
 
@@ -119,6 +125,8 @@ def _load(root: str, split: str) -> "Dataset":
         if any((Path(root) / name).is_file() for name in SAVED_DATASET):
             saved = datasets.load_from_disk(root)
             if not isinstance(saved, datasets.DatasetDict):
+                if split not in (HF_SPLIT, str(saved.split)):
+                    raise DataError(f"data.root {root!r} has no splits", "leave data.hf_split out")
                 return saved
             if split not in saved:
                 raise _no_split(root, split, list(saved))
@@ -144,15 +152,22 @@ def _no_split(root: str, split: str, splits: Sequence[str]) -> DataError:
     )
 
 
-def _text_converters(dataset: "Dataset", exclude: set[str]) -> dict[str, Callable[[Any], str]]:
-    """Conversion to text of each further feature with a single value; a class label becomes its name."""
+def _further_features(dataset: "Dataset", exclude: set[str]) -> dict[str, Sequence[str] | None]:
+    """Names of the classes of each further feature with a single value; None for one that is not a class label."""
     import datasets
 
     return {
-        name: feature.int2str if isinstance(feature, datasets.ClassLabel) else str
+        name: getattr(feature, "names", None)
         for name, feature in dataset.features.items()
         if name not in exclude and isinstance(feature, datasets.ClassLabel | datasets.Value)
     }
+
+
+def _text(value: Any, names: Sequence[str] | None) -> str | None:
+    """The text of a value, or the name of a class label; None for a missing value and a label without a name."""
+    if value is None or names is None:
+        return None if value is None else str(value)
+    return names[value] if 0 <= value < len(names) else None
 
 
 def _examples(dataset: "Dataset", root: str) -> Iterator[dict[str, Any]]:

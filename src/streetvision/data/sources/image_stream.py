@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
-from streetvision.data.file_search import LeftOut, is_ignored, search_folder
+from streetvision.data.file_search import LeftOut, is_ignored, reason_against_suffix, search_folder
 from streetvision.data.image_file import UndecodableImage, read_image_bytes
 from streetvision.data.records import IMAGE_SUFFIXES, RejectedFile
 from streetvision.data.sources.tar_reader import open_tar
+from streetvision.data.sources.webdataset import TEXT_PARTS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,7 +58,7 @@ def list_image_refs(sources: Sequence[Path], *, left_out: LeftOut | None = None)
 
     Args:
         sources: Image files, folders, tars and Parquet files.
-        left_out: Counts the files in folders that are neither.
+        left_out: Counts the files in folders and tars that are neither.
 
     Raises:
         DataError: A source does not exist, is inside another source, or has no images.
@@ -99,7 +100,9 @@ def _list_source(source: Path, left_out: LeftOut) -> Iterator[ImageRef]:
     if source.is_dir():
         return _list_folder(source, left_out)
     suffix = source.suffix.lower()
-    return _list_given_parquet(source) if suffix == ".parquet" else LISTERS.get(suffix, _list_file)(source)
+    if suffix == ".parquet":
+        return _list_given_parquet(source)
+    return LISTERS.get(suffix, _list_file)(source, left_out)
 
 
 def _list_folder(folder: Path, left_out: LeftOut) -> Iterator[ImageRef]:
@@ -110,7 +113,7 @@ def _list_folder(folder: Path, left_out: LeftOut) -> Iterator[ImageRef]:
         elif found.reason:
             left_out.add(RejectedFile(found.path, found.reason))
         else:
-            refs = LISTERS.get(path.suffix.lower(), _list_file)(path)
+            refs = LISTERS.get(path.suffix.lower(), _list_file)(path, left_out)
             first = next(refs, None)
             if first is None:
                 left_out.add(RejectedFile(found.path, "has no images"))
@@ -119,23 +122,31 @@ def _list_folder(folder: Path, left_out: LeftOut) -> Iterator[ImageRef]:
                 yield from refs
 
 
-def _list_file(path: Path) -> Iterator[ImageRef]:
+def _list_file(path: Path, _: LeftOut | None = None) -> Iterator[ImageRef]:
     try:
         yield ImageRef(str(path), "file", str(path), path.stat().st_size)
     except OSError as error:
         yield _unreadable(path, error.strerror or str(error))
 
 
-def _list_tar(path: Path) -> Iterator[ImageRef]:
-    """The images of a tar; links to images and damaged members get a reason, and so does the tar as a whole."""
+def _list_tar(path: Path, left_out: LeftOut) -> Iterator[ImageRef]:
+    """The images of a tar; links to images and damaged members get a reason, and so does the tar as a whole.
+
+    Other members are left out; labels and metadata of WebDataset are not counted.
+    """
     try:
         with open_tar(path, compressed=False) as archive:
             for member in archive:
                 name = PurePosixPath(member.name)
                 hidden = any(is_ignored(part) for part in name.parts if part not in {".", ".."})
-                if name.suffix.lower() in IMAGE_SUFFIXES and not hidden:
+                suffix = name.suffix.lower()
+                if hidden or suffix in TEXT_PARTS:
+                    continue
+                full_name = f"{path}/{member.name}"
+                if suffix not in IMAGE_SUFFIXES:
+                    left_out.add(RejectedFile(full_name, reason_against_suffix(suffix)))
+                else:
                     kind = "unreadable" if member.reason else "tar"
-                    full_name = f"{path}/{member.name}"
                     yield ImageRef(full_name, kind, str(path), member.size, member.offset, member.reason)
             if archive.fault:
                 yield _unreadable(path, f"as an uncompressed tar: it {archive.fault}")
@@ -143,7 +154,7 @@ def _list_tar(path: Path) -> Iterator[ImageRef]:
         yield _unreadable(path, f"as an uncompressed tar: {error}")
 
 
-def _list_parquet(path: Path) -> Iterator[ImageRef]:
+def _list_parquet(path: Path, _: LeftOut | None = None) -> Iterator[ImageRef]:
     """The rows of a Parquet file with images; nothing of another Parquet file."""
     # Imported here, as below, because PyArrow comes with the extra `train`.
     from streetvision.data.sources.parquet_index import DAMAGED_PARQUET, open_parquet
@@ -191,7 +202,7 @@ def _list_indexed_file(path: Path) -> Iterator[ImageRef]:
         yield ImageRef(str(path), "unreadable", str(path), 0, reason="does not exist")
 
 
-LISTERS: Mapping[str, Callable[[Path], Iterator[ImageRef]]] = {".tar": _list_tar, ".parquet": _list_parquet}
+LISTERS: Mapping[str, Callable[[Path, LeftOut], Iterator[ImageRef]]] = {".tar": _list_tar, ".parquet": _list_parquet}
 """Suffix of a file that contains images -> function that lists them."""
 
 
@@ -211,8 +222,8 @@ def _image_column(schema: "pa.Schema") -> str | None:
     return IMAGE_COLUMN if types.is_binary(column_type) or types.is_large_binary(column_type) else None
 
 
-def _read_file(path: Path, _: Sequence[ImageRef], limits: DecodeLimits) -> Iterator[Content]:
-    yield read_image_bytes(path, limits=limits)
+def _read_file(path: Path, refs: Sequence[ImageRef], limits: DecodeLimits) -> Iterator[Content]:
+    return (read_image_bytes(path, limits=limits) for _ in refs)
 
 
 def _read_tar(path: Path, refs: Sequence[ImageRef], limits: DecodeLimits) -> Iterator[Content]:

@@ -11,11 +11,12 @@ from typing import Any
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress
 from streetvision.data.config import DataConfig
-from streetvision.data.file_search import LeftOut
+from streetvision.data.file_search import LeftOut, search_folder
 from streetvision.data.image_file import UndecodableImage, read_image_bytes
 from streetvision.data.records import (
     ImageRecord,
     RejectedFile,
+    fold_name,
     group_warnings,
     image_suffix,
     parse_group,
@@ -33,7 +34,7 @@ PART_SIZE = 1000
 """Entries per part of the index. An interrupted import repeats at most this many."""
 IMAGES = "images"
 MAX_DAMAGED_NAMED = 3
-"""Damaged archives that an error names; warnings name all."""
+"""Damaged archives that an error names; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def import_images(
         )
     write_json_atomic(note, request_json)
 
-    unreadable, left_out, damaged = LeftOut(), LeftOut(), list[DamagedShard]()
+    unreadable, left_out = LeftOut(), LeftOut()
     total = max(0, opened.total - done)
     for file in opened.skipped:
         left_out.add(file)
@@ -131,18 +132,17 @@ def import_images(
         ]
         rows = []
         for entry in accepted:
-            if isinstance(entry, DamagedShard):
-                damaged.append(entry)
             row = entry if isinstance(entry, RejectedFile) else _index_row(entry, folder, copy=copy)
             if isinstance(row, RejectedFile):
                 unreadable.add(row)
             else:
                 rows.append(row)
         skipped = {"inconsistent": len(batch) - len(accepted), "unreadable": len(accepted) - len(rows)}
-        parts.append(rows, until=done, skipped=skipped)
+        shards = [entry for entry in batch if isinstance(entry, DamagedShard)]
+        parts.append(rows, until=done, skipped=skipped, damaged=shards)
     for line in (*unreadable.lines(), *left_out.lines(), *opened.warnings):
         progress.warn(line.strip())
-    counts = parts.finish()
+    counts, damaged = parts.finish()
     if damaged:
         raise DataError(
             "; ".join(f"{shard.path!r} {shard.reason}" for shard in damaged[:MAX_DAMAGED_NAMED])
@@ -162,6 +162,11 @@ def import_images(
 def _open_source(source: str, config: DataConfig) -> _Source:
     path = Path(source)
     if shards := find_shards(path):
+        if other := _other_listing(path, config.class_names):
+            raise DataError(
+                f"{source!r} has tars ({shards[0].name}) and other labelled images ({other})",
+                "import the tars from a folder of their own",
+            )
         sizes = [[shard.name, shard.stat().st_size] for shard in shards]
         return _Source(_shard_entries(shards, config), 0, sizes)
     if source.startswith(HUB_PREFIX) or is_local_dataset(path):
@@ -178,6 +183,20 @@ def _open_source(source: str, config: DataConfig) -> _Source:
     names = sha256_json([[record.path, record.label] for record in listing.images])
     warnings = [*group_warnings(listing.images), *listing.warnings]
     return _Source(entries, len(listing.images), names, listing.skipped, warnings)
+
+
+def _other_listing(folder: Path, class_names: tuple[str, str]) -> str | None:
+    """A table or a class folder with images in a folder of tars; None if there is neither.
+
+    An index.parquet is none: it may be the result of this import.
+    """
+    for name in ("index.csv", "labels.json"):
+        if (folder / name).is_file():
+            return name
+    names = {fold_name(name) for name in class_names}
+    children = sorted(folder.iterdir()) if folder.is_dir() else []
+    class_folders = (child for child in children if fold_name(child.name) in names and child.is_dir())
+    return next((child.name for child in class_folders if any(not f.reason for f in search_folder(child))), None)
 
 
 def _file_entry(record: ImageRecord, root: Path) -> SourceEntry:

@@ -1,8 +1,10 @@
 """index.parquet, which `streetvision data import` writes: one row per image. It is written in parts to be resumable."""
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from streetvision.data.file_search import existing_name
 from streetvision.data.records import (
     ImageListing,
     ImageRecord,
+    RejectedFile,
     check_both_classes,
     class_names_hint,
     count_classes,
@@ -23,6 +26,8 @@ from streetvision.data.sources.csv_json import ColumnNames
 from streetvision.io.atomic import open_atomic
 
 INDEX = "index.parquet"
+DAMAGED = "damaged"
+"""Key in the metadata of a part."""
 SCHEMA = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),
@@ -70,35 +75,46 @@ class IndexParts:
         # The name of a part has the number of entries processed up to its end.
         return max((int(path.stem.partition("-")[2]) for path in self._paths()), default=0)
 
-    def append(self, rows: Sequence[Mapping[str, Any]], *, until: int, skipped: Mapping[str, int]) -> None:
+    def append(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        until: int,
+        skipped: Mapping[str, int],
+        damaged: Sequence[RejectedFile] = (),
+    ) -> None:
         """Write the next part.
 
         Args:
             rows: Rows of the part.
             until: Number of entries of the source processed after this part.
             skipped: Reason -> number of entries of this part that did not become rows.
+            damaged: Archives that ended in this part and cannot be read to their end.
         """
         metadata = {reason: str(count) for reason, count in skipped.items()}
+        metadata[DAMAGED] = json.dumps([[file.path, file.reason] for file in damaged])
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
         with open_atomic(self.parts / f"part-{until:012d}.parquet") as handle:
             pq.write_table(table, handle)
 
-    def finish(self) -> Counter[str]:
+    def finish(self) -> tuple[Counter[str], list[RejectedFile]]:
         """Join the parts into the index, with one part in memory at a time, and remove them.
 
         Returns:
-            The number of `rows`, and for each reason the number of skipped entries.
+            The number of `rows` and for each reason the number of skipped entries; and the damaged archives.
         """
         counts: Counter[str] = Counter()
+        damaged: list[RejectedFile] = []
         with open_atomic(self.folder / INDEX) as handle, pq.ParquetWriter(handle, SCHEMA) as writer:
             for path in sorted(self._paths()):
                 table = pq.read_table(path)
                 counts["rows"] += len(table)
-                metadata = table.schema.metadata or {}
-                counts.update({reason.decode(): int(count) for reason, count in metadata.items()})
+                metadata = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
+                damaged += [RejectedFile(*file) for file in json.loads(metadata.pop(DAMAGED, b"[]"))]
+                counts.update({reason: int(count) for reason, count in metadata.items()})
                 writer.write_table(table.cast(SCHEMA))
         shutil.rmtree(self.parts)
-        return counts
+        return counts, damaged
 
     def _paths(self) -> list[Path]:
         return list(self.parts.glob(f"part-{'[0-9]' * 12}.parquet"))
@@ -110,7 +126,8 @@ def list_parquet(
     """List the images of an index.parquet.
 
     Raises:
-        DataError: The file was not written by `streetvision data import`, or a class has no images.
+        DataError: The file was not written by `streetvision data import`, lacks a given column, or has no images of a
+            class.
     """
     images: list[ImageRecord] = []
     try:
@@ -118,27 +135,31 @@ def list_parquet(
             if not file.schema_arrow.equals(SCHEMA):
                 raise DataError(f"{str(path)!r} is not an index: its columns are {', '.join(file.schema_arrow.names)}")
             for batch in file.iter_batches():
-                images += [_image_record(row, path, columns) for row in batch.to_pylist()]
+                images += [_image_record(row, path) for row in batch.to_pylist()]
     except DAMAGED_PARQUET as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{str(path)!r} cannot be read as Parquet: {reason}") from error
+    if requested := [field for field, name in vars(columns).items() if name is not None]:
+        # A row has no entry for an empty value: a column exists if any row has it.
+        present = dict.fromkeys(name for image in images for name in image.columns)
+        resolved = columns.resolve(present, repr(str(path)))
+        images = [_with_metadata(image, {field: resolved[field] for field in requested}) for image in images]
     counts = count_classes(images, class_names)
     hint = f"import images of both classes; {class_names_hint(class_names)}"
     check_both_classes(path, counts, class_names=class_names, hint=hint, one_class=one_class)
     return ImageListing(path.parent, tuple(images), numbered=True)
 
 
-def _image_record(row: dict[str, Any], path: Path, columns: ColumnNames) -> ImageRecord:
+def _image_record(row: dict[str, Any], path: Path) -> ImageRecord:
     if row["label"] not in (0, 1) or not row["path"]:
         raise DataError(f"{str(path)!r}: {row['path']!r} has label {row['label']!r}, which is not 0 or 1")
-    others = dict(row["columns"])
-    metadata = {"group": parse_group(row["group"]), "source": parse_group(row["source"])}
-    for field, requested in (("group", columns.group), ("source", columns.source)):
-        if requested is not None:
-            if requested not in others:
-                raise DataError(
-                    f"{str(path)!r} has no column {requested!r}, which is set by data.{field}_column",
-                    f"set data.{field}_column to one of its columns, or leave it out",
-                )
-            metadata[field] = parse_group(others.pop(requested))
-    return ImageRecord(existing_name(path.parent, row["path"]), row["label"], **metadata, columns=others)
+    group, source = parse_group(row["group"]), parse_group(row["source"])
+    name = existing_name(path.parent, row["path"])
+    return ImageRecord(name, row["label"], group, source, dict(row["columns"]))
+
+
+def _with_metadata(image: ImageRecord, chosen: Mapping[str, str]) -> ImageRecord:
+    """The image with its group or source from the chosen columns."""
+    metadata: dict[str, Any] = {field: parse_group(image.columns.get(column)) for field, column in chosen.items()}
+    others = {name: text for name, text in image.columns.items() if name not in chosen.values()}
+    return replace(image, **metadata, columns=others)

@@ -34,6 +34,9 @@ MAX_FAULTS = 5
 REGULAR, LINKS, WITHOUT_DATA = b"0\x007", b"12", b"123456"
 """Types of members: regular files, links, and everything without data."""
 PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=\n]{1,200})=")
+SPARSE = "GNU.sparse."
+"""Start of the keys of a sparse file."""
+USED_RECORDS = frozenset({"path", "size", SPARSE})
 COMPRESSED: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
     b"BZh": bz2.BZ2File,
@@ -72,32 +75,44 @@ class TarReader:
         if isinstance(stream, io.BufferedReader):
             self._length = os.fstat(stream.fileno()).st_size
         self._faults: list[str] = []
+        self._n_faults = 0
 
     @property
     def fault(self) -> str | None:
         """What is wrong with the archive as a whole, after the last member; None: nothing."""
         if not self._faults:
             return None
-        more = len(self._faults) - MAX_FAULTS
-        return "; ".join(self._faults[:MAX_FAULTS]) + (f"; and {more} more faults" if more > 0 else "")
+        more = self._n_faults - len(self._faults)
+        return "; ".join(self._faults) + (f"; and {more} more faults" if more > 0 else "")
 
     def __iter__(self) -> Iterator[TarMember]:
-        """Yield files and links; other members are skipped. A member that cannot be read has a reason."""
+        """Yield files and links; other members are skipped. A member that cannot be read has a reason.
+
+        Raises:
+            OSError: The operating system cannot read the file.
+        """
         try:
             yield from self._members()
         except STREAM_ERRORS as error:
-            self._faults.append(f"cannot be read after byte {self._stream.seek(0, os.SEEK_CUR):,}: {error}")
+            _raise_system_error(error)
+            self._add_fault(f"cannot be read after byte {self._stream.seek(0, os.SEEK_CUR):,}: {error}")
 
     def read(self, member: TarMember) -> bytes:
-        """Return the content of a member; raises UndecodableImage if the archive ends before."""
+        """Return the content of a member; raises UndecodableImage if the archive ends before, OSError as above."""
         try:
             self._stream.seek(member.offset)
             data = self._stream.read(member.size)
         except STREAM_ERRORS as error:
+            _raise_system_error(error)
             raise UndecodableImage(f"cannot be read: {error}") from error
         if len(data) < member.size:
             raise UndecodableImage("is truncated")
         return data
+
+    def _add_fault(self, fault: str) -> None:
+        self._n_faults += 1
+        if len(self._faults) < MAX_FAULTS:
+            self._faults.append(fault)
 
     def _members(self) -> Iterator[TarMember]:
         position, zeros, searching = 0, 0, False
@@ -106,30 +121,30 @@ class TarReader:
         problem, pending = "", b""
         while True:
             if self._limit is not None and position > self._limit:
-                self._faults.append(f"expands to more than {MAX_EXPANSION} times its size; the rest is not read")
+                self._add_fault(f"expands to more than {MAX_EXPANSION} times its size; the rest is not read")
                 return
             self._stream.seek(position)
             block = self._stream.read(BLOCK)
             if len(block) < BLOCK:
                 self._length = position + len(block)
                 if not zeros:
-                    self._faults.append(f"ends at byte {self._length:,} without the mark of its end")
+                    self._add_fault(f"ends at byte {self._length:,} without the mark of its end")
                 return
             start, position = position, position + BLOCK
             if block == ZEROS:
                 zeros += 1
                 if zeros * BLOCK > MAX_PADDING:
-                    self._faults.append(f"has more than {MAX_PADDING // 2**20} MiB of zeros before byte {position:,}")
+                    self._add_fault(f"has more than {MAX_PADDING // 2**20} MiB of zeros before byte {position:,}")
                     return
                 continue
             header = _parse_header(block, strict=searching)
             if header is None:
                 if not searching:
-                    self._faults.append(f"has a damaged header at byte {start:,}")
+                    self._add_fault(f"has a damaged header at byte {start:,}")
                 searching, zeros, extended, problem, pending = True, 0, {}, "", b""
                 continue
             if zeros == 1 and not searching:
-                self._faults.append(f"has a single block of zeros at byte {start - BLOCK:,}")
+                self._add_fault(f"has a single block of zeros at byte {start - BLOCK:,}")
             zeros, searching = 0, False
             name, size, kind = header
 
@@ -138,11 +153,12 @@ class TarReader:
                 body = self._stream.read(size) if bounded else b""
                 records = _parse_extended(body, kind) if bounded and len(body) == size else None
                 if kind in pending:
-                    self._faults.append(f"has an extended header without a member before byte {start:,}")
-                pending += kind if kind != b"g" else b""
+                    self._add_fault(f"has an extended header without a member before byte {start:,}")
+                elif kind != b"g":
+                    pending += kind
                 if records is None:
                     # The name of the next member may be that of an image.
-                    self._faults.append(f"has a damaged or too large extended header at byte {start:,}")
+                    self._add_fault(f"has a damaged or too large extended header at byte {start:,}")
                     problem = "has a damaged or too large extended header"
                 elif kind == b"g":
                     defaults |= records
@@ -161,7 +177,7 @@ class TarReader:
             if "size" in records:
                 digits = records["size"]
                 size = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 20 else -1
-            if kind == b"S" or any(key.startswith("GNU.sparse.") for key in records):
+            if kind == b"S" or SPARSE in records:
                 problem = problem or "is a sparse file, which is not read"
             has_data = kind not in WITHOUT_DATA and not (kind in REGULAR and name.endswith("/"))
             if has_data and (size < 0 or not self._is_inside(position + size)):
@@ -242,7 +258,7 @@ def _parse_number(field: bytes) -> int:
 
 
 def _parse_extended(body: bytes, kind: bytes) -> dict[str, str] | None:
-    """The records of an extended header; None if one is damaged."""
+    """The USED_RECORDS of an extended header; None if a record is damaged."""
     if kind in b"LK":
         name = body.partition(b"\0")[0].decode(errors="surrogateescape")
         return {"path": name} if kind == b"L" else {}
@@ -253,10 +269,17 @@ def _parse_extended(body: bytes, kind: bytes) -> dict[str, str] | None:
         end = position + int(match[1]) if match else 0
         if match is None or not match.end() < end <= len(body) or body[end - 1 : end] != b"\n":
             return None
-        value = body[match.end() : end - 1].decode(errors="surrogateescape")
-        records[match[2].decode(errors="replace")] = value
+        key = SPARSE if match[2].startswith(SPARSE.encode()) else match[2].decode(errors="replace")
+        if key in USED_RECORDS:
+            records[key] = body[match.end() : end - 1].decode(errors="surrogateescape")
         position = end
     return records
+
+
+def _raise_system_error(error: Exception) -> None:
+    """Raise an error of the operating system again; one of the content of an archive has no `errno`."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
 
 
 def _padded(size: int) -> int:

@@ -91,7 +91,9 @@ def select_unlabeled(unlabeled: Scan, labeled: Scan, roles: Sequence[Split], con
     for row, component in zip(candidates, component_of, strict=False):
         if component in held_out_components:
             excluded[row.path] = "is linked to an image of an evaluation split"
+        elif row.sha256 in selected:
+            excluded[row.path] = f"has the content of {selected[row.sha256].path}"
         else:
             record = {name: getattr(row, name) for name in UnlabeledRow.model_fields}
-            selected.setdefault(row.sha256, UnlabeledRow.model_validate(record))
+            selected[row.sha256] = UnlabeledRow.model_validate(record)
     return UnlabeledImages(rows=tuple(selected.values()), excluded=excluded)

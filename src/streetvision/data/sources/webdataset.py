@@ -1,17 +1,26 @@
-"""Samples of WebDataset tars: files with the same name and different suffixes. Nothing is unpacked to disk."""
+"""Samples of WebDataset tars: files with the same name and different suffixes. Nothing is unpacked to disk.
+
+Only images, .json, .cls and .txt are read. An image such as 1.depth.png belongs to the sample 1 and is not its image.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from streetvision.contracts.errors import DataError
+from streetvision.contracts.errors import DataError, MachineError
 from streetvision.data.config import DEFAULT_LIMITS
+from streetvision.data.file_search import is_ignored
 from streetvision.data.image_file import UndecodableImage
-from streetvision.data.records import RejectedFile
+from streetvision.data.records import IMAGE_SUFFIXES, RejectedFile
 from streetvision.data.sources.tar_reader import open_tar
 from streetvision.io.atomic import parse_json
 
-IMAGE_PARTS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+PREFERRED = (".jpg", ".jpeg", ".png")
+IMAGE_PARTS = (*PREFERRED, *sorted(IMAGE_SUFFIXES.difference(PREFERRED)))
+"""Suffixes of images. Of several images with the same name, the one with the first of these is the image."""
+LABEL_PARTS = (".cls", ".txt")
+TEXT_PARTS = (*LABEL_PARTS, ".json")
+"""Suffixes of the label and the metadata of a sample."""
 MAX_TEXT_BYTES = 2**20
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 UNREADABLE = "/"
@@ -39,15 +48,17 @@ class DamagedShard(RejectedFile):
 def find_shards(root: Path) -> list[Path]:
     """Return the tar that `root` is, or the tars in the folder `root`, sorted by name; they may be compressed."""
     if root.is_file():
-        return [root] if root.name.endswith(TAR_SUFFIXES) else []
-    return sorted(path for path in root.iterdir() if path.name.endswith(TAR_SUFFIXES)) if root.is_dir() else []
+        return [root] if root.name.lower().endswith(TAR_SUFFIXES) else []
+    entries = root.iterdir() if root.is_dir() else ()
+    return sorted(path for path in entries if path.name.lower().endswith(TAR_SUFFIXES) and not is_ignored(path.name))
 
 
 def read_shard(shard: Path) -> Iterator[TarSample | RejectedFile]:
     """Yield the samples of one tar, with one sample in memory at a time, and what of it cannot be read.
 
     Raises:
-        DataError: A sample has no label.
+        DataError: A sample has no label, or there is no permission to read the tar.
+        MachineError: The operating system cannot read the tar.
     """
     # The files of one sample follow each other, so a new key ends the sample.
     key, parts = "", dict[str, bytes]()
@@ -55,12 +66,15 @@ def read_shard(shard: Path) -> Iterator[TarSample | RejectedFile]:
         with open_tar(shard) as archive:
             for member in archive:
                 path = PurePosixPath(member.name)
-                if path.name.startswith("."):
+                suffix = path.suffix.lower()
+                if is_ignored(path.name) or suffix not in (*IMAGE_PARTS, *TEXT_PARTS):
                     continue
-                stem, _, suffix = path.name.partition(".")
-                name, suffix = str(path.with_name(stem)) if stem else str(path), suffix.lower()
+                name = str(path.with_suffix(""))
+                if key and suffix in IMAGE_PARTS and name.startswith(f"{key}."):
+                    continue
                 if name != key:
-                    yield from _sample(shard, key, parts)
+                    if not key.startswith(f"{name}.") or not set(parts) <= set(IMAGE_PARTS):
+                        yield from _sample(shard, key, parts)
                     key, parts = name, {}
                 limit = DEFAULT_LIMITS.max_megabytes * 1e6 if suffix in IMAGE_PARTS else MAX_TEXT_BYTES
                 try:
@@ -76,25 +90,33 @@ def read_shard(shard: Path) -> Iterator[TarSample | RejectedFile]:
             if archive.fault:
                 yield DamagedShard(str(shard), f"cannot be read as a tar to its end: it {archive.fault}")
     except (OSError, ValueError) as error:
+        if isinstance(error, PermissionError):
+            raise DataError(f"{str(shard)!r} cannot be read: {error.strerror}", "give read permission") from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise MachineError(f"cannot read {str(shard)!r}: {error.strerror}") from error
         yield DamagedShard(str(shard), f"cannot be read as a tar: {error}")
 
 
-def _sample(shard: Path, key: str, parts: Mapping[str, bytes]) -> Iterator[TarSample]:
-    """The sample of the files of one key; none if they have no image, or one of them cannot be read."""
-    suffix = next((suffix for suffix in IMAGE_PARTS if suffix in parts), None)
-    if suffix is None or UNREADABLE in parts:
+def _sample(shard: Path, key: str, parts: Mapping[str, bytes]) -> Iterator[TarSample | RejectedFile]:
+    """The sample of the files of one key; none if they have neither image nor label, or one of them cannot be read."""
+    if UNREADABLE in parts:
         return
     where = f"{shard.name}/{key}"
+    suffix = next((suffix for suffix in IMAGE_PARTS if suffix in parts), None)
     try:
-        values = parse_json(parts.get("json", b"{}"))
+        values = parse_json(parts.get(".json", b"{}"))
     except ValueError as error:
         raise DataError(f"{where}.json is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise DataError(f"{where}.json holds a {type(values).__name__}, not an object")
     fields = {name: str(value) for name, value in values.items() if isinstance(value, str | int | float)}
-    for label_part in ("cls", "txt"):
+    for label_part in LABEL_PARTS:
         if label_part in parts:
             fields.setdefault("label", parts[label_part].decode("utf-8", "replace").strip())
+    if suffix is None:
+        if "label" in fields:
+            yield RejectedFile(where, "has no image of a supported format")
+        return
     if "label" not in fields:
         raise DataError(f"{where} has no label", "add a .cls or .txt with the label, or a field label to the .json")
-    yield TarSample(where, parts[suffix], f".{suffix}", fields)
+    yield TarSample(where, parts[suffix], suffix, fields)
