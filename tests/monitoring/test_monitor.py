@@ -139,6 +139,34 @@ def test_resumed_and_growing_files_equal_one_update(bundle, reference, tmp_path)
     assert parts.prevalence == whole.prevalence
 
 
+def test_files_with_the_same_first_line_are_one_file_only_if_one_is_the_beginning_of_the_other(
+    bundle, reference, tmp_path
+):
+    rows, _ = lines(reference, 60, 3)
+    monday = write(tmp_path / "mon.jsonl", rows[:20])
+    longer = write(tmp_path / "mon_longer.jsonl", rows[:40])
+    tuesday = write(tmp_path / "tue.jsonl", [rows[0], *rows[30:]])
+    for number, both in enumerate(([monday, longer], [longer, monday])):
+        assert monitor(bundle, both, state=tmp_path / f"{number}").images == 40
+    with pytest.raises(DataError) as error:
+        monitor(bundle, [monday, tuesday], state=tmp_path / "both")
+    assert all(repr(str(path)) in error.value.message for path in (monday, tuesday))
+
+    monitor(bundle, [monday], state=tmp_path / "days")
+    with pytest.raises(ArtifactError):
+        monitor(bundle, [tuesday], state=tmp_path / "days")
+    assert monitor(bundle, [longer], state=tmp_path / "days").images == 40
+    with pytest.raises(ArtifactError):
+        monitor(bundle, [monday], state=tmp_path / "days")
+
+
+def test_a_first_line_that_is_too_long_is_an_error(bundle, reference, tmp_path):
+    rows, _ = lines(reference, 1, 3)
+    path = write(tmp_path / "long.jsonl", [{**rows[0], "more": "x" * 2**16}])
+    with pytest.raises(DataError):
+        monitor(bundle, [path], state=tmp_path / "state")
+
+
 def test_frames_of_a_group_count_once(bundle, reference, tmp_path):
     rows = []
     for track in range(40):

@@ -17,7 +17,7 @@ from streetvision.io.lock import run_lock
 from streetvision.io.user_paths import user_path
 from streetvision.monitoring.monitor import ALPHA, Monitor
 from streetvision.monitoring.report import write_report
-from streetvision.monitoring.rows import PredictionBatch, PredictionFile, list_files, read_batches
+from streetvision.monitoring.rows import BEGIN, PredictionBatch, PredictionFile, list_files, read_batches
 
 
 def monitor(
@@ -81,8 +81,8 @@ def monitor(
 
 
 def _read_file(running: Monitor, file: PredictionFile, pattern: str | None) -> None:
-    offset, components = running.state.files.get(file.key, 0), len(running.reference.scale)
-    for batch, end in read_batches(file.path, offset, components=components, bundle=running.status.bundle):
+    start, components = running.state.files.get(file.key, BEGIN), len(running.reference.scale)
+    for batch, end in read_batches(file.path, start, components=components, bundle=running.status.bundle):
         running.add(_grouped(batch, pattern))
         running.state.files[file.key] = end
 
@@ -106,8 +106,8 @@ def _read_labels(running: Monitor, path: Path, files: Sequence[PredictionFile], 
     found: dict[str, tuple[str | None, float, int]] = {}
     components, bundle = len(running.reference.scale), running.status.bundle
     for file in files if pending else []:
-        end = running.state.files.get(file.key, 0)
-        for batch, _ in read_batches(file.path, 0, components=components, bundle=bundle, end=end):
+        end = running.state.files.get(file.key, BEGIN).offset
+        for batch, _ in read_batches(file.path, BEGIN, components=components, bundle=bundle, end=end):
             named = _grouped(batch, pattern)
             for index, name in enumerate(named.names):
                 if name in pending:
