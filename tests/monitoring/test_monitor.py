@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from streetvision.bundle import monitor_status
 from streetvision.bundle.format import read_bundle, write_bundle
 from streetvision.bundle.monitor_status import read_status
 from streetvision.bundle.predictor import load_bundle
@@ -18,6 +19,7 @@ from streetvision.bundle.reference import (
 from streetvision.contracts.errors import ArtifactError, ConfigError, DataError, StreetVisionError
 from streetvision.contracts.policies import RiskControl, ScrcPolicy
 from streetvision.data.quality import ImageQuality
+from streetvision.monitoring.monitor import Monitor
 from streetvision.monitoring.state import MonitorState
 from streetvision.monitoring.update import monitor
 
@@ -280,6 +282,22 @@ def test_state_of_another_bundle_or_alpha_is_refused(bundle, reference, finished
         monitor(finished_run / "export", [path], state=state)
     with pytest.raises(ArtifactError):
         load_bundle(finished_run / "export").use_monitor_state(state)
+
+
+def test_a_state_that_is_replaced_while_it_is_read_is_read_again(bundle, tmp_path, monkeypatch):
+    running, path = Monitor(read_bundle(bundle)), tmp_path / "state"
+    running.state.write(path, running.status)
+    read = monitor_status.read_status
+
+    def read_and_replace(path, **options):
+        status = read(path, **options)
+        running.state.write(path, running.status.model_copy(update={"withdrawn": "the risk is too high"}))
+        return status
+
+    monkeypatch.setattr(monitor_status, "read_status", read_and_replace)
+    file = monitor_status.StatusFile(path, running.status.bundle)
+    monkeypatch.setattr(monitor_status, "read_status", read)
+    assert file.withdrawn == "the risk is too high"
 
 
 def test_names_that_are_not_utf8_are_read(bundle, reference, tmp_path):

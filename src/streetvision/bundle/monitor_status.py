@@ -106,7 +106,7 @@ class StatusFile:
     _status: MonitorStatus | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self._status, self._stamp = self._read(), self._stat()
+        self._read()  # for its errors only: `status` takes the stamp before it reads
 
     @property
     def status(self) -> MonitorStatus | None:
