@@ -16,7 +16,7 @@ from streetvision.bundle.reference import (
     encode_components,
     reference_bytes,
 )
-from streetvision.contracts.errors import ArtifactError, ConfigError, DataError, StreetVisionError
+from streetvision.contracts.errors import ArtifactError, ConfigError, DataError
 from streetvision.contracts.policies import RiskControl, ScrcPolicy
 from streetvision.data.quality import ImageQuality
 from streetvision.monitoring.monitor import Monitor
@@ -278,8 +278,9 @@ def test_state_of_another_bundle_or_alpha_is_refused(bundle, reference, finished
     monitor(bundle, [path], state=state)
     with pytest.raises(ConfigError):
         monitor(bundle, [path], state=state, alpha=0.05)
-    with pytest.raises(StreetVisionError):
+    with pytest.raises(ArtifactError) as error:
         monitor(finished_run / "export", [path], state=state)
+    assert read_bundle(bundle).manifest.digest[:12] in error.value.message
     with pytest.raises(ArtifactError):
         load_bundle(finished_run / "export").use_monitor_state(state)
 

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from streetvision.bundle.monitor_status import STATE_HINT, MonitorStatus, read_status
+from streetvision.bundle.monitor_status import STATE_HINT, MonitorStatus
 from streetvision.contracts.errors import ArtifactError, DataError
 from streetvision.contracts.policies import Artifact
 from streetvision.io.atomic import write_bytes_atomic
@@ -128,22 +128,21 @@ class MonitorState:
         write_bytes_atomic(path, save(content, {"status": status.model_dump_json(), "state": header.model_dump_json()}))
 
 
-def read_state(path: Path, expected: MonitorState) -> tuple[MonitorState, MonitorStatus]:
-    """Read a state and its status.
+def read_state(path: Path, expected: MonitorState) -> MonitorState:
+    """Read a state without its status.
 
     Args:
         path: The state file.
         expected: A new state for the same bundle, whose arrays have the right types and shapes.
 
     Raises:
-        ArtifactError: The file is missing, damaged, or not for this bundle.
+        ArtifactError: The file is missing or damaged.
     """
-    status = read_status(path)
     try:
         with safe_open(path, framework="numpy") as file:
             header = StateHeader.model_validate_json((file.metadata() or {}).get("state", ""))
             arrays: dict[str, NDArray[Any]] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _restore(header, arrays, expected), status
+        return _restore(header, arrays, expected)
     except (SafetensorError, ValidationError, ValueError, KeyError, OSError) as error:
         reason = one_line(error)
         raise ArtifactError(f"cannot read the monitoring state {str(path)!r}: {reason}", STATE_HINT) from error
