@@ -182,6 +182,17 @@ def test_frames_of_a_group_count_once(bundle, reference, tmp_path):
     assert monitor(bundle, [path], state=tmp_path / "without").without_group == 1200
 
 
+def test_an_option_without_effect_is_refused(bundle, reference, tmp_path):
+    rows, _ = lines(reference, 3, 1)
+    path, state = write(tmp_path / "p.jsonl", rows), tmp_path / "state"
+    for options in ({"images": tmp_path}, {"group_pattern": r"(track\d+)_"}):
+        with pytest.raises(ConfigError):
+            monitor(bundle, [path], state=state, **options)
+        assert not state.exists()
+    assert monitor(bundle, [path], state=state, group_pattern=r"(image)_").units == 1
+    monitor(bundle, [path], state=state, group_pattern=r"(track\d+)_")  # no new predictions
+
+
 def test_labels_withdraw_the_certificate(bundle, reference, tmp_path):
     rows, labels = lines(reference, 1200, 5)
     rows = [{**row, "signals": {**row["signals"], "margin": -2.0}} for row in rows]  # every positive is missed

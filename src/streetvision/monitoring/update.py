@@ -53,8 +53,10 @@ def monitor(
     Raises:
         ArtifactError: The bundle has no reference, or the state or the predictions do not belong to it.
         DataError: Predictions or labels are damaged.
-        ConfigError: A setting is invalid.
+        ConfigError: A setting is invalid or has no effect.
     """
+    if images is not None and report is None:
+        raise ConfigError("--images has no effect without --report", "add --report FILE, or leave --images out")
     if group_pattern is not None:
         try:
             re.compile(group_pattern)
@@ -67,9 +69,12 @@ def monitor(
     with run_lock(path.with_name(f".{path.name}.lock"), option="--state ..."):
         if path.exists():
             running.load(path)
+        before = running.status
         files = list_files([user_path(source) for source in predictions], bundle=running.status.bundle)
         for file in (progress or Silent()).track(files, total=len(files), label="predictions"):
             _read_file(running, file, group_pattern)
+        if group_pattern is not None:
+            _check_pattern(group_pattern, before, running.status)
         unmatched = 0 if labels is None else _read_labels(running, user_path(labels), files, group_pattern)
         status = running.finish()
         if report is not None:
@@ -85,6 +90,18 @@ def _read_file(running: Monitor, file: PredictionFile, pattern: str | None) -> N
     for batch, end in read_batches(file.path, start, components=components, bundle=running.status.bundle):
         running.add(_grouped(batch, pattern))
         running.state.files[file.key] = end
+
+
+def _check_pattern(pattern: str, before: MonitorStatus, after: MonitorStatus) -> None:
+    """Raise ConfigError if there are new predictions and none of them has a group."""
+    images, failures, without_group = (
+        getattr(after, name) - getattr(before, name) for name in ("images", "failures", "without_group")
+    )
+    if 0 < images - failures == without_group:
+        raise ConfigError(
+            f"--group-pattern {pattern!r} matches no name of {without_group:,} new predictions",
+            "the pattern is a regular expression; the group is what its first parentheses match",
+        )
 
 
 def _grouped(batch: PredictionBatch, pattern: str | None) -> PredictionBatch:
