@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from streetvision import load_bundle
-from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.serving.launch import is_loopback, serving_config
 from streetvision.serving.server import ServingConfig, create_app, render_page
 
@@ -394,7 +394,6 @@ def test_log_has_what_the_monitor_reads_and_no_image(predictor, files, tmp_path)
     from streetvision.monitoring.update import monitor
 
     log = tmp_path / "served.jsonl"
-    log.write_bytes(b'{"unfinished')  # by a process that was killed
     app = create_app(predictor, ServingConfig(log=log))
 
     async def talk(client):
@@ -411,6 +410,44 @@ def test_log_has_what_the_monitor_reads_and_no_image(predictor, files, tmp_path)
     assert rows[0]["image"] == hashlib.sha256(files[0]).hexdigest()
     status = monitor(predictor.bundle.folder, [log], state=tmp_path / "state")
     assert (status.images, status.units, status.without_group) == (6, 4, 2)
+
+    interrupted = tmp_path / "interrupted.jsonl"
+    interrupted.write_bytes(log.read_bytes() + b'{"unfinished')  # by a process that was killed
+    create_app(predictor, ServingConfig(log=interrupted))
+    assert interrupted.read_bytes() == log.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content", [b"image,label\na.jpg,1\nb.jpg,0", b'{"image": "a.jpg", "label": 1}', b"[1]\n", b"\0"]
+)
+def test_a_file_that_is_not_a_log_is_not_changed(content, predictor, tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError):
+        create_app(predictor, ServingConfig(log=path))
+    assert path.read_bytes() == content
+
+
+def test_one_server_writes_to_a_log_and_errors_are_counted(predictor, files, tmp_path, monkeypatch):
+    log = tmp_path / "served.jsonl"
+    app = create_app(predictor, ServingConfig(log=log))
+    with pytest.raises(ArtifactError):
+        create_app(predictor, ServingConfig(log=log))
+    run_client(app, lambda client: client.post("/predict", **as_form(files[0])))
+    written = log.read_bytes()
+
+    class FullDisk(io.FileIO):
+        def write(self, data):
+            return super().write(data[:9])
+
+        def truncate(self, size=None):
+            super().truncate(size)
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(app.state.service._log, "_file", FullDisk(log, "a+"))
+    assert run_client(app, lambda client: client.post("/predict", **as_form(files[0]))).status_code == 200
+    assert log.read_bytes() == written
+    assert "streetvision_log_errors_total 1" in app.state.service.metrics()
 
 
 def test_monitor_state_withdraws_the_certificate_and_is_in_the_metrics(predictor, files, tmp_path):
