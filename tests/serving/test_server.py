@@ -138,6 +138,23 @@ def test_an_explanation_is_a_drawing_with_the_limits_of_a_prediction(predictor, 
     assert Image.open(io.BytesIO(drawn.content)).width >= 960
 
 
+def test_explanations_hold_as_many_images_as_there_are_decoders(predictor, files, monkeypatch):
+    calls = []
+
+    def recorded(name, function):
+        return lambda body: calls.append(name) or function(body)
+
+    for name in ("read_image", "decode"):
+        monkeypatch.setattr(predictor, name, recorded(name, getattr(predictor, name)))
+
+    async def conversation(client):
+        return await asyncio.gather(*(client.post("/explain", **as_form(data)) for data in files[:3]))
+
+    responses = run_client(create_app(predictor, ServingConfig(decoders=1)), conversation)
+    assert [response.status_code for response in responses] == [200] * 3
+    assert calls == ["read_image", "decode"] * 3
+
+
 @pytest.mark.parametrize(
     ("request_", "limit"),
     [

@@ -102,6 +102,7 @@ class Service:
         if config.monitor_state is not None:
             predictor.use_monitor_state(user_path(config.monitor_state))
         self._decoders = ThreadPoolExecutor(max_workers=config.decoders)
+        self._explanations = asyncio.Semaphore(config.decoders)
         self.batcher: Batcher[PreparedImage, Prediction] = Batcher(
             predictor.predict_prepared, max_batch=config.max_batch
         )
@@ -167,10 +168,11 @@ class Service:
 
     async def _explain(self, body: bytes) -> bytes:
         loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(self._decoders, self._predictor.read_image, body)
-        decoded = await loop.run_in_executor(self._decoders, self._predictor.decode, body)
-        prediction = await loop.run_in_executor(self.batcher.thread, self._predictor.explain, decoded)
-        return await loop.run_in_executor(self._decoders, draw_overlay, pixels, prediction)
+        async with self._explanations:  # each holds an image of full resolution until it is drawn
+            pixels = await loop.run_in_executor(self._decoders, self._predictor.read_image, body)
+            decoded = await loop.run_in_executor(self._decoders, self._predictor.decode, body)
+            prediction = await loop.run_in_executor(self.batcher.thread, self._predictor.explain, decoded)
+            return await loop.run_in_executor(self._decoders, draw_overlay, pixels, prediction)
 
     def _release(self, work: "asyncio.Task[Any]") -> None:
         self.in_flight -= 1
