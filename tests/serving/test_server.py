@@ -12,6 +12,7 @@ import struct
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import httpx
@@ -19,7 +20,7 @@ import pytest
 from PIL import Image
 
 from streetvision import load_bundle
-from streetvision.contracts.errors import ArtifactError, ConfigError
+from streetvision.contracts.errors import ArtifactError, ConfigError, MachineError
 from streetvision.serving.launch import is_loopback, serving_config
 from streetvision.serving.server import ServingConfig, create_app, render_page
 
@@ -323,6 +324,18 @@ def test_health_metrics_and_openapi_schema(predictor, files):
     assert docs.status_code == 404
 
 
+@pytest.mark.parametrize(("error", "status"), [(MachineError("no decoder"), 503), (RuntimeError("out of memory"), 500)])
+def test_faults_of_the_server_are_in_the_metrics(error, status, predictor, files, monkeypatch):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(predictor, "prepare_with_note", fail)
+    app = create_app(predictor, ServingConfig())
+    with suppress(RuntimeError):  # the transport of this test raises the error of a response 500
+        assert post(app, **as_form(files[0])).status_code == status
+    assert f'streetvision_requests_total{{status="{status}"}} 1' in app.state.service.metrics().splitlines()
+
+
 def test_the_page_escapes_the_class_names_and_its_policy_allows_only_its_own_script(predictor):
     manifest = predictor.manifest.model_copy(update={"class_names": ("clear", "</script><b>&")})
     predictor.manifest = manifest
@@ -471,6 +484,7 @@ def test_monitor_state_withdraws_the_certificate_and_is_in_the_metrics(predictor
     from streetvision.monitoring.monitor import Monitor
 
     running, path = Monitor(predictor.bundle), tmp_path / "state"
+    running.status = running.status.model_copy(update={"images": 1_234_567})
     running.state.write(path, running.status)
     app = create_app(predictor, ServingConfig(monitor_state=path))
 
@@ -484,4 +498,5 @@ def test_monitor_state_withdraws_the_certificate_and_is_in_the_metrics(predictor
     assert "withdrawn" not in before
     assert (after["certified"], after["withdrawn"]) == (None, "the risk is too high")
     assert "streetvision_certificate_withdrawn 1" in metrics
+    assert "streetvision_monitor_images 1234567" in metrics.splitlines()
     assert 'streetvision_monitor_log10_martingale{test="scores"} 0' in metrics

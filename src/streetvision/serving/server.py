@@ -27,7 +27,7 @@ from streetvision.bundle.format import read_classifier_description
 from streetvision.bundle.monitor_status import StatusFile
 from streetvision.bundle.predictor import Prediction, Predictor, PreparedImage
 from streetvision.calibration.config import UNCALIBRATED
-from streetvision.contracts.errors import DataError
+from streetvision.contracts.errors import DataError, MachineError
 from streetvision.contracts.policies import ScrcPolicy
 from streetvision.contracts.settings import Section
 from streetvision.eval.report.html import environment
@@ -154,6 +154,8 @@ class Service:
             return await compute(body)
         except DataError as error:
             raise HTTPException(422, error.message) from error
+        except MachineError as error:
+            raise HTTPException(503, error.message, RETRY_HEADERS) from error
 
     async def _predict(self, body: bytes, *, name: str | None, group: str | None) -> Prediction:
         started = time.perf_counter()
@@ -229,7 +231,7 @@ def monitor_metrics(state: StatusFile) -> list[str]:
         if metric not in typed:
             lines.append(f"# TYPE {metric} gauge")
             typed.add(metric)
-        lines.append(f"{label} {value:g}")
+        lines.append(f"{label} {value}")
     return lines
 
 
@@ -258,7 +260,7 @@ ERRORS = {
     413: "the body is too long",
     422: "the body contains no valid image",
     507: "the temporary folder of the server is full",
-    503: "overloaded: retry after the number of seconds in Retry-After",
+    503: "overloaded, or a fault of the machine: retry after the number of seconds in Retry-After",
 }
 """HTTP status -> its description in the OpenAPI schema."""
 
@@ -280,8 +282,8 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
             if config.api_key is not None and not hmac.compare_digest(config.api_key.encode(), key.encode()):
                 raise HTTPException(401, "send the API key of this server in the header X-API-Key")
             result = await respond(request)
-        except HTTPException as error:
-            service.statuses[error.status_code] += 1
+        except Exception as error:
+            service.statuses[error.status_code if isinstance(error, HTTPException) else 500] += 1
             raise
         service.statuses[200] += 1
         return result
