@@ -4,16 +4,19 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from streetvision.bundle import monitor_status
 from streetvision.bundle.format import read_bundle, write_bundle
 from streetvision.bundle.monitor_status import read_status
 from streetvision.bundle.predictor import load_bundle
 from streetvision.bundle.reference import (
+    ARRAYS,
     REFERENCE,
     ReferenceHeader,
     build_reference,
     encode_components,
+    read_reference,
     reference_bytes,
 )
 from streetvision.contracts.errors import ArtifactError, ConfigError, DataError
@@ -347,6 +350,14 @@ def test_command_reports_and_exits_with_4(command, bundle, reference, tmp_path):
     code, _, error = command("monitor", "--bundle", bundle, tmp_path / "none.jsonl", "--state", tmp_path / "state")
     assert code == 2
     assert "none.jsonl" in error
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_reference_with_an_array_without_dimensions_is_damaged(name, reference, tmp_path):
+    arrays = load(reference_bytes(reference)) | {name: np.array(0, dtype=ARRAYS[name])}
+    (tmp_path / REFERENCE).write_bytes(save(arrays, {"header": reference.header.model_dump_json()}))
+    with pytest.raises(ArtifactError):
+        read_reference(tmp_path / REFERENCE)
 
 
 def test_old_bundle_without_reference_is_one_error(bundle, finished_run, tmp_path):

@@ -21,7 +21,7 @@ from PIL import Image
 
 from streetvision import load_bundle
 from streetvision.contracts.errors import ArtifactError, ConfigError, MachineError
-from streetvision.serving.launch import is_loopback, serving_config
+from streetvision.serving.launch import is_loopback, open_listener, serving_config
 from streetvision.serving.server import ServingConfig, create_app, render_page
 
 
@@ -418,6 +418,12 @@ def test_a_port_in_use_is_a_user_error(command, finished_run):
         code, _, err = command("serve", "--bundle", finished_run / "export", "--port", port)
     assert code == 2
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in err
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 70])
+def test_a_host_that_is_no_name_is_a_user_error(host):
+    with pytest.raises(ConfigError):
+        open_listener(host, 0)
 
 
 def test_log_has_what_the_monitor_reads_and_no_image(predictor, files, tmp_path):

@@ -19,6 +19,7 @@ from streetvision.bundle.runtimes.graph import usable_cores
 from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
 from streetvision.data.config import DecodeLimits
 from streetvision.io.process_pool import worker_context
+from streetvision.models.backbone_spec import one_line
 
 RESUME_HINT = "run the same command again to resume; fewer --workers need less memory"
 MAX_RESTARTS = 2
@@ -185,7 +186,7 @@ def run_on_ray(bundle: Bundle, root: Path, shards: Sequence[int], workers: int |
             PyTorch bundle, else one per CPU core.
 
     Raises:
-        ConfigError: Ray is not installed.
+        ConfigError: Ray is not installed or cannot be reached, or the cluster has no CPU.
         ArtifactError: Actors died.
         StreetVisionError: An actor raised it.
     """
@@ -194,7 +195,9 @@ def run_on_ray(bundle: Bundle, root: Path, shards: Sequence[int], workers: int |
 
     resources = ray.cluster_resources()
     on_gpu = bundle.manifest.runtime is None and bool(resources.get("GPU"))
-    most = int(resources["GPU" if on_gpu else "CPU"])
+    most = int(resources.get("GPU" if on_gpu else "CPU", 0))
+    if not most:
+        raise ConfigError("the Ray cluster has no CPU", "add a machine with CPUs, or use --engine local")
     options = {"num_cpus": 1, "num_gpus": int(on_gpu), "max_restarts": MAX_RESTARTS, "max_task_retries": MAX_RESTARTS}
     actor = ray.remote(**options)(_RayWorker)
     actors = [actor.remote(bundle.folder, root) for _ in range(min(workers or most, most, len(shards)))]
@@ -233,7 +236,14 @@ def _start_ray() -> Any:
     import ray
 
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(
+                f"cannot connect to the Ray cluster {os.environ.get('RAY_ADDRESS', 'of this machine')!r}: "
+                f"{one_line(error)}",
+                "set RAY_ADDRESS to the address of a running cluster, or unset it to start one here",
+            ) from error
     return ray
 
 
