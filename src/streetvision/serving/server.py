@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect
 
 from streetvision.bundle.explain import draw_overlay
 from streetvision.bundle.format import read_classifier_description
+from streetvision.bundle.model import SINGLE_VIEW
 from streetvision.bundle.monitor_status import StatusFile
 from streetvision.bundle.predictor import Prediction, Predictor, PreparedImage
 from streetvision.calibration.config import UNCALIBRATED
@@ -253,7 +254,6 @@ UPLOAD_SCHEMA = {
         },
     },
 }
-SINGLE_VIEW = "single_view"
 ERRORS = {
     401: "the API key is missing or wrong",
     408: "the body took too long to arrive",
@@ -277,10 +277,7 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
     async def checked(request: Request, respond: Callable[[Request], Coroutine[None, None, Result]]) -> Result:
         """Check the key, respond, and count the status."""
         try:
-            key = request.headers.get("x-api-key", "")
-            # compare_digest takes the same time for every wrong key.
-            if config.api_key is not None and not hmac.compare_digest(config.api_key.encode(), key.encode()):
-                raise HTTPException(401, "send the API key of this server in the header X-API-Key")
+            check_key(request, config.api_key)
             result = await respond(request)
         except Exception as error:
             service.statuses[error.status_code if isinstance(error, HTTPException) else 500] += 1
@@ -326,6 +323,14 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
         return HTMLResponse(page, headers=page_headers)
 
     return app
+
+
+def check_key(request: Request, api_key: str | None) -> None:
+    """Raise HTTPException with status 401 unless the request has the API key of the server; None: no key is needed."""
+    key = request.headers.get("x-api-key", "")
+    # compare_digest takes the same time for every wrong key.
+    if api_key is not None and not hmac.compare_digest(api_key.encode(), key.encode()):
+        raise HTTPException(401, "send the API key of this server in the header X-API-Key")
 
 
 def render_page(predictor: Predictor, config: ServingConfig) -> str:
