@@ -22,7 +22,7 @@ from streetvision.bundle.batch.predict import predict_sources
 from streetvision.bundle.batch.shards import lock_folder, open_folder
 from streetvision.bundle.format import read_bundle
 from streetvision.bundle.predictor import load_bundle
-from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
+from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.data.sources.image_stream import list_image_refs
 from streetvision.io.atomic import read_json
 from streetvision.pipeline.console import Console
@@ -273,7 +273,7 @@ def test_the_error_of_a_worker_is_reported(finished, export, photos, tmp_path):
     out = shutil.copytree(finished, tmp_path / "out")
     (out / "listing" / "00000003.jsonl").unlink()
     (out / "predictions" / "00000003.jsonl").unlink()
-    with pytest.raises(StreetVisionError, match=r"cannot read .*00000003\.jsonl"):
+    with pytest.raises(ArtifactError, match=r"cannot read .*00000003\.jsonl"):
         predict(export, photos, out)
 
 
@@ -354,7 +354,7 @@ class TestRay:
         assert deleted.read_bytes() == before
         deleted.unlink()
         (out / "listing" / "00000003.jsonl").unlink()
-        with pytest.raises(StreetVisionError, match=r"cannot read .*00000003\.jsonl"):
+        with pytest.raises(ArtifactError, match=r"cannot read .*00000003\.jsonl"):
             predict(export, photos, out, engine="ray", workers=2)
 
     def test_without_ray_the_error_names_the_extra(self, export, photos, tmp_path, monkeypatch):

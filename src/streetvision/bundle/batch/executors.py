@@ -26,14 +26,6 @@ MAX_RESTARTS = 2
 """Restarts of a Ray actor that died, before the run stops."""
 
 
-@dataclass(frozen=True)
-class WorkerError:
-    """A StreetVisionError of a worker, in a form that can be sent between processes."""
-
-    message: str
-    hint: str | None
-
-
 class ShardWorker:
     """Predicts shards with its own predictor, whose model runs on one CPU thread or on the GPU.
 
@@ -145,8 +137,8 @@ class _WorkerProcess:
             code = self.process.exitcode or 0
             end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
             raise ArtifactError(f"worker process {self.process.pid} {end} on shard {self.shard}", RESUME_HINT) from None
-        if isinstance(result, WorkerError):
-            raise StreetVisionError(result.message, result.hint)
+        if isinstance(result, StreetVisionError):
+            raise result
         assert isinstance(result, ShardResult)
         return result
 
@@ -169,7 +161,7 @@ def _worker_loop(bundle: Path, root: Path, decoders: int, connection: Connection
     except (EOFError, BrokenPipeError):
         return
     except StreetVisionError as error:
-        connection.send(WorkerError(error.message, error.hint))
+        connection.send(error)
 
 
 def run_on_ray(bundle: Bundle, root: Path, shards: Sequence[int], workers: int | None) -> Iterator[ShardResult]:
@@ -203,8 +195,8 @@ def run_on_ray(bundle: Bundle, root: Path, shards: Sequence[int], workers: int |
     actors = [actor.remote(bundle.folder, root) for _ in range(min(workers or most, most, len(shards)))]
     try:
         for result in ActorPool(actors).map_unordered(lambda worker, shard: worker.predict.remote(shard), list(shards)):
-            if isinstance(result, WorkerError):
-                raise StreetVisionError(result.message, result.hint)
+            if isinstance(result, StreetVisionError):
+                raise result
             yield result
     except ray.exceptions.RayError as error:
         raise ArtifactError(f"a Ray worker failed: {str(error).splitlines()[-1]}", RESUME_HINT) from error
@@ -220,12 +212,12 @@ class _RayWorker:
         self.bundle, self.root = bundle, root
         self.worker: ShardWorker | None = None  # created in `predict`, which can return its errors
 
-    def predict(self, shard: int) -> ShardResult | WorkerError:
+    def predict(self, shard: int) -> ShardResult | StreetVisionError:
         try:
             self.worker = self.worker or ShardWorker(self.bundle, self.root)
             return self.worker(shard)
         except StreetVisionError as error:
-            return WorkerError(error.message, error.hint)
+            return error
 
 
 def _start_ray() -> Any:
