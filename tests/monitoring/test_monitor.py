@@ -4,20 +4,25 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
+from streetvision.bundle import monitor_status
 from streetvision.bundle.format import read_bundle, write_bundle
 from streetvision.bundle.monitor_status import read_status
 from streetvision.bundle.predictor import load_bundle
 from streetvision.bundle.reference import (
+    ARRAYS,
     REFERENCE,
     ReferenceHeader,
     build_reference,
     encode_components,
+    read_reference,
     reference_bytes,
 )
-from streetvision.contracts.errors import ArtifactError, ConfigError, DataError, StreetVisionError
+from streetvision.contracts.errors import ArtifactError, ConfigError, DataError
 from streetvision.contracts.policies import RiskControl, ScrcPolicy
 from streetvision.data.quality import ImageQuality
+from streetvision.monitoring.monitor import Monitor
 from streetvision.monitoring.state import MonitorState
 from streetvision.monitoring.update import monitor
 
@@ -139,6 +144,34 @@ def test_resumed_and_growing_files_equal_one_update(bundle, reference, tmp_path)
     assert parts.prevalence == whole.prevalence
 
 
+def test_files_with_the_same_first_line_are_one_file_only_if_one_is_the_beginning_of_the_other(
+    bundle, reference, tmp_path
+):
+    rows, _ = lines(reference, 60, 3)
+    monday = write(tmp_path / "mon.jsonl", rows[:20])
+    longer = write(tmp_path / "mon_longer.jsonl", rows[:40])
+    tuesday = write(tmp_path / "tue.jsonl", [rows[0], *rows[30:]])
+    for number, both in enumerate(([monday, longer], [longer, monday])):
+        assert monitor(bundle, both, state=tmp_path / f"{number}").images == 40
+    with pytest.raises(DataError) as error:
+        monitor(bundle, [monday, tuesday], state=tmp_path / "both")
+    assert all(repr(str(path)) in error.value.message for path in (monday, tuesday))
+
+    monitor(bundle, [monday], state=tmp_path / "days")
+    with pytest.raises(ArtifactError):
+        monitor(bundle, [tuesday], state=tmp_path / "days")
+    assert monitor(bundle, [longer], state=tmp_path / "days").images == 40
+    with pytest.raises(ArtifactError):
+        monitor(bundle, [monday], state=tmp_path / "days")
+
+
+def test_a_first_line_that_is_too_long_is_an_error(bundle, reference, tmp_path):
+    rows, _ = lines(reference, 1, 3)
+    path = write(tmp_path / "long.jsonl", [{**rows[0], "more": "x" * 2**16}])
+    with pytest.raises(DataError):
+        monitor(bundle, [path], state=tmp_path / "state")
+
+
 def test_frames_of_a_group_count_once(bundle, reference, tmp_path):
     rows = []
     for track in range(40):
@@ -150,6 +183,17 @@ def test_frames_of_a_group_count_once(bundle, reference, tmp_path):
     own = write(tmp_path / "own.jsonl", [{**row, "group": row["image"].partition("_")[0]} for row in rows])
     assert monitor(bundle, [own], state=tmp_path / "own").units == 40
     assert monitor(bundle, [path], state=tmp_path / "without").without_group == 1200
+
+
+def test_an_option_without_effect_is_refused(bundle, reference, tmp_path):
+    rows, _ = lines(reference, 3, 1)
+    path, state = write(tmp_path / "p.jsonl", rows), tmp_path / "state"
+    for options in ({"images": tmp_path}, {"group_pattern": r"(track\d+)_"}):
+        with pytest.raises(ConfigError):
+            monitor(bundle, [path], state=state, **options)
+        assert not state.exists()
+    assert monitor(bundle, [path], state=state, group_pattern=r"(image)_").units == 1
+    monitor(bundle, [path], state=state, group_pattern=r"(track\d+)_")  # no new predictions
 
 
 def test_labels_withdraw_the_certificate(bundle, reference, tmp_path):
@@ -248,10 +292,27 @@ def test_state_of_another_bundle_or_alpha_is_refused(bundle, reference, finished
     monitor(bundle, [path], state=state)
     with pytest.raises(ConfigError):
         monitor(bundle, [path], state=state, alpha=0.05)
-    with pytest.raises(StreetVisionError):
+    with pytest.raises(ArtifactError) as error:
         monitor(finished_run / "export", [path], state=state)
+    assert read_bundle(bundle).manifest.digest[:12] in error.value.message
     with pytest.raises(ArtifactError):
         load_bundle(finished_run / "export").use_monitor_state(state)
+
+
+def test_a_state_that_is_replaced_while_it_is_read_is_read_again(bundle, tmp_path, monkeypatch):
+    running, path = Monitor(read_bundle(bundle)), tmp_path / "state"
+    running.state.write(path, running.status)
+    read = monitor_status.read_status
+
+    def read_and_replace(path, **options):
+        status = read(path, **options)
+        running.state.write(path, running.status.model_copy(update={"withdrawn": "the risk is too high"}))
+        return status
+
+    monkeypatch.setattr(monitor_status, "read_status", read_and_replace)
+    file = monitor_status.StatusFile(path, running.status.bundle)
+    monkeypatch.setattr(monitor_status, "read_status", read)
+    assert file.withdrawn == "the risk is too high"
 
 
 def test_names_that_are_not_utf8_are_read(bundle, reference, tmp_path):
@@ -289,6 +350,14 @@ def test_command_reports_and_exits_with_4(command, bundle, reference, tmp_path):
     code, _, error = command("monitor", "--bundle", bundle, tmp_path / "none.jsonl", "--state", tmp_path / "state")
     assert code == 2
     assert "none.jsonl" in error
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_reference_with_an_array_without_dimensions_is_damaged(name, reference, tmp_path):
+    arrays = load(reference_bytes(reference)) | {name: np.array(0, dtype=ARRAYS[name])}
+    (tmp_path / REFERENCE).write_bytes(save(arrays, {"header": reference.header.model_dump_json()}))
+    with pytest.raises(ArtifactError):
+        read_reference(tmp_path / REFERENCE)
 
 
 def test_old_bundle_without_reference_is_one_error(bundle, finished_run, tmp_path):

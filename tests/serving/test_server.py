@@ -12,6 +12,7 @@ import struct
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import httpx
@@ -19,8 +20,8 @@ import pytest
 from PIL import Image
 
 from streetvision import load_bundle
-from streetvision.contracts.errors import ConfigError
-from streetvision.serving.launch import is_loopback, serving_config
+from streetvision.contracts.errors import ArtifactError, ConfigError, MachineError
+from streetvision.serving.launch import is_loopback, open_listener, serving_config
 from streetvision.serving.server import ServingConfig, create_app, render_page
 
 
@@ -136,6 +137,23 @@ def test_an_explanation_is_a_drawing_with_the_limits_of_a_prediction(predictor, 
     assert (drawn.status_code, damaged.status_code, without_key.status_code) == (200, 422, 401)
     assert drawn.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(drawn.content)).width >= 960
+
+
+def test_explanations_hold_as_many_images_as_there_are_decoders(predictor, files, monkeypatch):
+    calls = []
+
+    def recorded(name, function):
+        return lambda body: calls.append(name) or function(body)
+
+    for name in ("read_image", "decode"):
+        monkeypatch.setattr(predictor, name, recorded(name, getattr(predictor, name)))
+
+    async def conversation(client):
+        return await asyncio.gather(*(client.post("/explain", **as_form(data)) for data in files[:3]))
+
+    responses = run_client(create_app(predictor, ServingConfig(decoders=1)), conversation)
+    assert [response.status_code for response in responses] == [200] * 3
+    assert calls == ["read_image", "decode"] * 3
 
 
 @pytest.mark.parametrize(
@@ -306,6 +324,18 @@ def test_health_metrics_and_openapi_schema(predictor, files):
     assert docs.status_code == 404
 
 
+@pytest.mark.parametrize(("error", "status"), [(MachineError("no decoder"), 503), (RuntimeError("out of memory"), 500)])
+def test_faults_of_the_server_are_in_the_metrics(error, status, predictor, files, monkeypatch):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(predictor, "prepare_with_note", fail)
+    app = create_app(predictor, ServingConfig())
+    with suppress(RuntimeError):  # the transport of this test raises the error of a response 500
+        assert post(app, **as_form(files[0])).status_code == status
+    assert f'streetvision_requests_total{{status="{status}"}} 1' in app.state.service.metrics().splitlines()
+
+
 def test_the_page_escapes_the_class_names_and_its_policy_allows_only_its_own_script(predictor):
     manifest = predictor.manifest.model_copy(update={"class_names": ("clear", "</script><b>&")})
     predictor.manifest = manifest
@@ -390,11 +420,16 @@ def test_a_port_in_use_is_a_user_error(command, finished_run):
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in err
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 70])
+def test_a_host_that_is_no_name_is_a_user_error(host):
+    with pytest.raises(ConfigError):
+        open_listener(host, 0)
+
+
 def test_log_has_what_the_monitor_reads_and_no_image(predictor, files, tmp_path):
     from streetvision.monitoring.update import monitor
 
     log = tmp_path / "served.jsonl"
-    log.write_bytes(b'{"unfinished')  # by a process that was killed
     app = create_app(predictor, ServingConfig(log=log))
 
     async def talk(client):
@@ -412,11 +447,50 @@ def test_log_has_what_the_monitor_reads_and_no_image(predictor, files, tmp_path)
     status = monitor(predictor.bundle.folder, [log], state=tmp_path / "state")
     assert (status.images, status.units, status.without_group) == (6, 4, 2)
 
+    interrupted = tmp_path / "interrupted.jsonl"
+    interrupted.write_bytes(log.read_bytes() + b'{"unfinished')  # by a process that was killed
+    create_app(predictor, ServingConfig(log=interrupted))
+    assert interrupted.read_bytes() == log.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content", [b"image,label\na.jpg,1\nb.jpg,0", b'{"image": "a.jpg", "label": 1}', b"[1]\n", b"\0"]
+)
+def test_a_file_that_is_not_a_log_is_not_changed(content, predictor, tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError):
+        create_app(predictor, ServingConfig(log=path))
+    assert path.read_bytes() == content
+
+
+def test_one_server_writes_to_a_log_and_errors_are_counted(predictor, files, tmp_path, monkeypatch):
+    log = tmp_path / "served.jsonl"
+    app = create_app(predictor, ServingConfig(log=log))
+    with pytest.raises(ArtifactError):
+        create_app(predictor, ServingConfig(log=log))
+    run_client(app, lambda client: client.post("/predict", **as_form(files[0])))
+    written = log.read_bytes()
+
+    class FullDisk(io.FileIO):
+        def write(self, data):
+            return super().write(data[:9])
+
+        def truncate(self, size=None):
+            super().truncate(size)
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(app.state.service._log, "_file", FullDisk(log, "a+"))
+    assert run_client(app, lambda client: client.post("/predict", **as_form(files[0]))).status_code == 200
+    assert log.read_bytes() == written
+    assert "streetvision_log_errors_total 1" in app.state.service.metrics()
+
 
 def test_monitor_state_withdraws_the_certificate_and_is_in_the_metrics(predictor, files, tmp_path):
     from streetvision.monitoring.monitor import Monitor
 
     running, path = Monitor(predictor.bundle), tmp_path / "state"
+    running.status = running.status.model_copy(update={"images": 1_234_567})
     running.state.write(path, running.status)
     app = create_app(predictor, ServingConfig(monitor_state=path))
 
@@ -430,4 +504,5 @@ def test_monitor_state_withdraws_the_certificate_and_is_in_the_metrics(predictor
     assert "withdrawn" not in before
     assert (after["certified"], after["withdrawn"]) == (None, "the risk is too high")
     assert "streetvision_certificate_withdrawn 1" in metrics
+    assert "streetvision_monitor_images 1234567" in metrics.splitlines()
     assert 'streetvision_monitor_log10_martingale{test="scores"} 0' in metrics

@@ -77,15 +77,29 @@ class MonitorStatus(Artifact):
         return [*tests, *(["risk"] if self.withdrawn else [])]
 
 
-def read_status(path: Path) -> MonitorStatus:
-    """Read the status in a state file; raises ArtifactError if it is missing or damaged."""
+def read_status(path: Path, *, bundle: str | None = None) -> MonitorStatus:
+    """Read the status in a state file.
+
+    Args:
+        path: The state file.
+        bundle: Digest of the bundle that it must belong to; None: any.
+
+    Raises:
+        ArtifactError: The file is missing or damaged, or belongs to another bundle.
+    """
     try:
         check_regular(path, limit=MAX_STATE_BYTES)
         with safe_open(path, framework="numpy") as file:
-            return MonitorStatus.model_validate_json((file.metadata() or {}).get("status", ""))
+            status = MonitorStatus.model_validate_json((file.metadata() or {}).get("status", ""))
     except (SafetensorError, ValidationError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"cannot read the monitoring state {str(path)!r}: {reason}", STATE_HINT) from error
+    if bundle is not None and bundle != status.bundle:
+        raise ArtifactError(
+            f"the monitoring state {str(path)!r} belongs to bundle {status.bundle[:12]}, not to {bundle[:12]}",
+            "give the bundle of this state, or another state file",
+        )
+    return status
 
 
 @dataclass
@@ -106,7 +120,7 @@ class StatusFile:
     _status: MonitorStatus | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self._status, self._stamp = self._read(), self._stat()
+        self._read()  # for its errors only: `status` takes the stamp before it reads
 
     @property
     def status(self) -> MonitorStatus | None:
@@ -130,11 +144,4 @@ class StatusFile:
         return status.st_ino, status.st_mtime_ns, status.st_size
 
     def _read(self) -> MonitorStatus:
-        status = read_status(self.path)
-        if status.bundle != self.bundle:
-            raise ArtifactError(
-                f"the monitoring state {str(self.path)!r} belongs to bundle {status.bundle[:12]}, not to "
-                f"{self.bundle[:12]}",
-                "give the state file of this bundle",
-            )
-        return status
+        return read_status(self.path, bundle=self.bundle)

@@ -227,6 +227,8 @@ def _problem(arrays: dict[str, NDArray[Any]]) -> str | None:
     for name, dtype in ARRAYS.items():
         if arrays[name].dtype != dtype:
             return f"{name} is {arrays[name].dtype}"
+        if arrays[name].ndim == 0:
+            return f"{name} has shape ()"
         if name != "quality" and not np.isfinite(arrays[name].astype(np.float64)).all():
             return f"{name} is not finite"
     projection, points, quality = arrays["projection"], arrays["points"], arrays["quality"]

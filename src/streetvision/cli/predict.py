@@ -1,5 +1,6 @@
 """streetvision predict."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,6 +36,8 @@ def predict(
     """Predict labels and calibrated probabilities of images."""
     from streetvision.data.config import DecodeLimits
 
+    if math.isnan(max_megapixels):  # which is in every range of Click
+        raise ConfigError("--max-megapixels nan is not a number", "give millions of pixels, from 0.001 to 178")
     limits = DecodeLimits(max_megapixels=max_megapixels, setting="--max-megapixels")
     if out is None:
         refuse_options("needs --out", workers=workers, engine=engine, shard_size=shard_size, signals=signals or None)

@@ -20,7 +20,7 @@ def serve(
 ) -> None:
     """Serve a bundle over HTTP.
 
-    Routes: /predict, /healthz, /metrics, and a page at /.
+    Routes: /predict, /explain, /healthz, /metrics, /openapi.json, and a page at /.
     """
     from streetvision.serving.launch import serve_bundle
 

@@ -1,7 +1,6 @@
 """The page to label on, served to this machine: one process, one person, any number of browser tabs."""
 
 import asyncio
-import hmac
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from streetvision.labeling.agreement import agreements
 from streetvision.labeling.queue import QueuedImage
 from streetvision.labeling.rounds import Round
 from streetvision.labeling.session import DecisionError, Session
-from streetvision.serving.server import content_security_policy
+from streetvision.serving.server import check_key, content_security_policy
 
 MAX_BODY = 4096
 """Bytes of a request."""
@@ -89,13 +88,8 @@ def create_app(
     )
     headers = {"Content-Security-Policy": content_security_policy(page), "X-Content-Type-Options": "nosniff"}
 
-    def check_key(request: Request) -> None:
-        key = request.headers.get("x-api-key", "")
-        if api_key is not None and not hmac.compare_digest(api_key.encode(), key.encode()):
-            raise HTTPException(401, "send the API key of this server in the header X-API-Key")
-
     async def body(request: Request, kind: type[Body]) -> Body:
-        check_key(request)
+        check_key(request, api_key)
         # A form of another web page cannot send this type.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise HTTPException(415, "send application/json")
@@ -127,7 +121,7 @@ def create_app(
 
     @app.get("/next")
     async def next_images(request: Request, tab: str) -> dict[str, Any]:
-        check_key(request)
+        check_key(request, api_key)
         if not TAB.fullmatch(tab):
             raise HTTPException(422, "tab must be 1 to 32 hexadecimal digits")
         images = session.next_images(tab, PREFETCHED)
@@ -135,7 +129,7 @@ def create_app(
 
     @app.get("/images/{sha256}")
     async def show(request: Request, sha256: str, full: bool = False) -> Response:
-        check_key(request)
+        check_key(request, api_key)
         image = session.image(sha256) if DIGEST.fullmatch(sha256) else None
         if image is None:
             raise HTTPException(404, "the image is not in the queue")
@@ -166,7 +160,7 @@ def create_app(
 
     @app.get("/agreement")
     async def agreement(request: Request) -> list[dict[str, Any]]:
-        check_key(request)
+        check_key(request, api_key)
         return [asdict(pair) for pair in agreements(session.store.events)]
 
     return app

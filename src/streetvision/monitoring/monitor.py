@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streetvision.bundle.format import Bundle, read_bundle_reference
-from streetvision.bundle.monitor_status import MonitorStatus, RiskStatus, TestName, TestStatus
+from streetvision.bundle.monitor_status import MonitorStatus, RiskStatus, TestName, TestStatus, read_status
 from streetvision.bundle.reference import Reference
 from streetvision.calibration.calibrators import restore_calibrator
-from streetvision.contracts.errors import ArtifactError, ConfigError
+from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.policies import EstimateWithInterval, RiskControl, ScrcPolicy
 from streetvision.eval.predictions import Predictions
 from streetvision.eval.stability import bagged_threshold
@@ -105,20 +105,17 @@ class Monitor:
         """Continue from a state file.
 
         Raises:
-            ArtifactError: The file is damaged, or belongs to another bundle or another alpha.
+            ArtifactError: The file is damaged, or belongs to another bundle.
+            ConfigError: It has another alpha.
         """
-        state, status = read_state(path, self.new_state())
-        if status.bundle != self.bundle.manifest.digest:
-            raise ArtifactError(
-                f"the monitoring state {str(path)!r} belongs to bundle {status.bundle[:12]}",
-                "give its bundle, or another --state file",
-            )
+        # The status first: the arrays of another bundle would be reported as damaged.
+        status = read_status(path, bundle=self.bundle.manifest.digest)
         if status.alpha != self.alpha:
             raise ConfigError(
                 f"the monitoring state {str(path)!r} has alpha {status.alpha:g}, not {self.alpha:g}",
                 f"use --alpha {status.alpha:g}, or another --state file",
             )
-        self.state, self.status = state, status
+        self.state, self.status = read_state(path, self.new_state()), status
 
     def add(self, batch: PredictionBatch) -> None:
         """Add predictions in their order; of each group, the first image counts."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pydantic_core
@@ -27,6 +27,8 @@ FloatArray = NDArray[np.float64]
 
 BATCH_BYTES = 4 * 2**20
 MAX_LINE_BYTES = 64 * 2**10
+TAIL_BYTES = 4096
+"""Bytes before a position whose digest identifies what was read."""
 MAX_VALUE = 1e9
 """Bound of margins, quality values and times."""
 DAMAGED = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
@@ -65,15 +67,28 @@ class PredictionFile:
     """Digest of its first line, 64 bits: a file that is renamed or grows keeps it."""
 
 
+class FilePosition(NamedTuple):
+    """How far a file was read."""
+
+    offset: int
+    """Bytes that were read."""
+    tail: int
+    """Digest of the last TAIL_BYTES of them, 64 bits."""
+
+
+BEGIN = FilePosition(0, 0)
+
+
 def list_files(sources: Sequence[Path], *, bundle: str) -> list[PredictionFile]:
-    """List the files of predictions; empty files are left out.
+    """List the files of predictions; empty files are left out, and so is a file that is the beginning of another.
 
     Args:
         sources: Files, folders of `predict --out`, and other folders with .jsonl files.
         bundle: Digest of the bundle that the predictions must come from.
 
     Raises:
-        DataError: A source does not exist, or a folder has no files of predictions.
+        DataError: A source does not exist, a folder has no files of predictions, two different files have the same
+            first line, or a first line is too long.
         ArtifactError: A folder has predictions of another bundle, or without signals.
     """
     files: dict[int, PredictionFile] = {}
@@ -82,9 +97,34 @@ def list_files(sources: Sequence[Path], *, bundle: str) -> list[PredictionFile]:
             with _open(path) as handle:
                 first = handle.readline(MAX_LINE_BYTES)
             if first.endswith(b"\n"):
-                key = int.from_bytes(hashlib.blake2b(first, digest_size=8).digest(), "little")
-                files.setdefault(key, PredictionFile(path, key))
+                key = _digest(first)
+                files[key] = PredictionFile(_longer(files[key].path, path) if key in files else path, key)
+            elif len(first) == MAX_LINE_BYTES:
+                raise _long_line(path, 0)
     return list(files.values())
+
+
+def _digest(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _longer(first: Path, second: Path) -> Path:
+    """The longer one of two files of which one is the beginning of the other."""
+    with _open(first) as one, _open(second) as two:
+        while True:
+            left, right = one.read(BATCH_BYTES), two.read(BATCH_BYTES)
+            common = min(len(left), len(right))
+            if left[:common] != right[:common]:
+                raise DataError(
+                    f"{str(first)!r} and {str(second)!r} have the same first line and different lines after it",
+                    "give one of them: each image must be predicted once",
+                )
+            if common < BATCH_BYTES:
+                return first if len(left) >= len(right) else second
+
+
+def _long_line(path: Path, offset: int) -> DataError:
+    return DataError(f"{str(path)!r} has a line of more than {MAX_LINE_BYTES:,} bytes at {offset:,}")
 
 
 def _paths(source: Path, bundle: str) -> list[Path]:
@@ -116,27 +156,28 @@ def _open(path: Path) -> BinaryIO:
 
 
 def read_batches(
-    path: Path, offset: int, *, components: int, bundle: str, end: int | None = None
-) -> Iterator[tuple[PredictionBatch, int]]:
-    """Yield the complete lines of a file in batches, each with the offset of its end.
+    path: Path, start: FilePosition, *, components: int, bundle: str, end: int | None = None
+) -> Iterator[tuple[PredictionBatch, FilePosition]]:
+    """Yield the complete lines of a file in batches, each with the position of its end.
 
     Args:
         path: The file.
-        offset: Where to start, in bytes.
+        start: Where to start: BEGIN, or the position after an earlier batch of this file.
         components: C.
         bundle: Digest of the bundle; lines that name another one are refused.
-        end: Where to stop; None: at the last complete line.
+        end: Where to stop, in bytes; None: at the last complete line.
 
     Raises:
-        ArtifactError: The file is shorter than `offset`.
+        ArtifactError: The file has other content before `start`.
         DataError: A line is damaged or has no signals.
     """
     with _open(path) as handle:
-        size = handle.seek(0, 2) if end is None else end
-        if size < offset:
+        size, offset = handle.seek(0, 2) if end is None else end, start.offset
+        if start != BEGIN and (offset > size or _position(handle, offset) != start):
             raise ArtifactError(
-                f"{str(path)!r} has {size:,} bytes; {offset:,} were read before",
-                "restore the file, or leave it out if it was replaced",
+                f"{str(path)!r} has other content than the file with the same first line of which {offset:,} bytes "
+                "were read before",
+                "restore that file, or leave this one out: each image must be predicted once",
             )
         handle.seek(offset)
         while offset < size:
@@ -144,11 +185,18 @@ def read_batches(
             complete = data[: data.rfind(b"\n") + 1]
             if not complete:
                 if len(data) > MAX_LINE_BYTES:
-                    raise DataError(f"{str(path)!r} has a line of more than {MAX_LINE_BYTES:,} bytes at {offset:,}")
+                    raise _long_line(path, offset)
                 return  # a line that is still being written
-            yield _parse(complete, f"{str(path)!r} from byte {offset:,}", components, bundle), offset + len(complete)
+            batch = _parse(complete, f"{str(path)!r} from byte {offset:,}", components, bundle)
             offset += len(complete)
+            yield batch, _position(handle, offset)
             handle.seek(offset)
+
+
+def _position(handle: BinaryIO, offset: int) -> FilePosition:
+    length = min(TAIL_BYTES, offset)
+    handle.seek(offset - length)
+    return FilePosition(offset, _digest(handle.read(length)))
 
 
 def _parse(data: bytes, where: str, components: int, bundle: str) -> PredictionBatch:

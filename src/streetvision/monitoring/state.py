@@ -14,12 +14,14 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from streetvision.bundle.monitor_status import STATE_HINT, MonitorStatus, read_status
+from streetvision.bundle.monitor_status import STATE_HINT, MonitorStatus
 from streetvision.contracts.errors import ArtifactError, DataError
 from streetvision.contracts.policies import Artifact
 from streetvision.io.atomic import write_bytes_atomic
+from streetvision.models.backbone_spec import one_line
 from streetvision.monitoring.history import MAX_WINDOWS, History
 from streetvision.monitoring.martingale import ExchangeabilityTest
+from streetvision.monitoring.rows import FilePosition
 
 MAX_GROUPS = 10_000_000
 MAX_FILES = 200_000
@@ -31,7 +33,7 @@ HISTORY_ARRAYS = ("count", "probability", "quality", "components", "martingale",
 class StateHeader(Artifact):
     """The numbers of the state that are not arrays."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     seed: int = Field(ge=0, lt=2**31)
     steps: dict[str, int]
     log_max: dict[str, float]
@@ -49,8 +51,8 @@ class MonitorState:
     seed: int
     tests: dict[str, ExchangeabilityTest]
     history: History
-    files: dict[int, int] = field(default_factory=dict)
-    """Key of each file -> bytes that were read of it."""
+    files: dict[int, FilePosition] = field(default_factory=dict)
+    """Key of each file -> how far it was read."""
     groups: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, dtype=np.uint32))
     """(U,) sorted hashes of the groups that were counted."""
     seen_labels: set[int] = field(default_factory=set)
@@ -109,7 +111,7 @@ class MonitorState:
             errors=self.errors,
             examples=tuple(self.examples),
         )
-        files = np.array(list(self.files.items()), dtype=np.uint64).reshape(-1, 2)
+        files = np.array([(key, *position) for key, position in self.files.items()], dtype=np.uint64).reshape(-1, 3)
         arrays: dict[str, NDArray[Any]] = {
             "files": files,
             "groups": self.groups,
@@ -126,24 +128,23 @@ class MonitorState:
         write_bytes_atomic(path, save(content, {"status": status.model_dump_json(), "state": header.model_dump_json()}))
 
 
-def read_state(path: Path, expected: MonitorState) -> tuple[MonitorState, MonitorStatus]:
-    """Read a state and its status.
+def read_state(path: Path, expected: MonitorState) -> MonitorState:
+    """Read a state without its status.
 
     Args:
         path: The state file.
         expected: A new state for the same bundle, whose arrays have the right types and shapes.
 
     Raises:
-        ArtifactError: The file is missing, damaged, or not for this bundle.
+        ArtifactError: The file is missing or damaged.
     """
-    status = read_status(path)
     try:
         with safe_open(path, framework="numpy") as file:
             header = StateHeader.model_validate_json((file.metadata() or {}).get("state", ""))
             arrays: dict[str, NDArray[Any]] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _restore(header, arrays, expected), status
+        return _restore(header, arrays, expected)
     except (SafetensorError, ValidationError, ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise ArtifactError(f"cannot read the monitoring state {str(path)!r}: {reason}", STATE_HINT) from error
 
 
@@ -174,7 +175,7 @@ def _restore(header: StateHeader, arrays: dict[str, NDArray[Any]], expected: Mon
     parts = {name: take(f"history.{name}", getattr(empty, name), MAX_WINDOWS) for name in HISTORY_ARRAYS}
     if len({len(part) for part in parts.values()}) != 1 or (parts["count"] < 0).any():
         raise ValueError("the history has windows of different length")
-    files = take("files", np.zeros((0, 2), dtype=np.uint64), MAX_FILES)
+    files = take("files", np.zeros((0, 3), dtype=np.uint64), MAX_FILES)
     groups = take("groups", np.zeros(0, dtype=np.uint32), MAX_GROUPS)
     labels = take("seen_labels", np.zeros(0, dtype=np.uint64), MAX_LABELS)
     if (np.diff(groups.astype(np.int64)) <= 0).any() or header.errors > header.labels:
@@ -183,7 +184,7 @@ def _restore(header: StateHeader, arrays: dict[str, NDArray[Any]], expected: Mon
         header.seed,
         tests,
         History(header.width, **parts),
-        dict(files.tolist()),
+        {key: FilePosition(offset, tail) for key, offset, tail in files.tolist()},
         groups,
         set(labels.tolist()),
         header.labels,

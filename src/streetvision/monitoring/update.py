@@ -17,7 +17,7 @@ from streetvision.io.lock import run_lock
 from streetvision.io.user_paths import user_path
 from streetvision.monitoring.monitor import ALPHA, Monitor
 from streetvision.monitoring.report import write_report
-from streetvision.monitoring.rows import PredictionBatch, PredictionFile, list_files, read_batches
+from streetvision.monitoring.rows import BEGIN, PredictionBatch, PredictionFile, list_files, read_batches
 
 
 def monitor(
@@ -53,8 +53,10 @@ def monitor(
     Raises:
         ArtifactError: The bundle has no reference, or the state or the predictions do not belong to it.
         DataError: Predictions or labels are damaged.
-        ConfigError: A setting is invalid.
+        ConfigError: A setting is invalid or has no effect.
     """
+    if images is not None and report is None:
+        raise ConfigError("--images has no effect without --report", "add --report FILE, or leave --images out")
     if group_pattern is not None:
         try:
             re.compile(group_pattern)
@@ -67,9 +69,12 @@ def monitor(
     with run_lock(path.with_name(f".{path.name}.lock"), option="--state ..."):
         if path.exists():
             running.load(path)
+        before = running.status
         files = list_files([user_path(source) for source in predictions], bundle=running.status.bundle)
         for file in (progress or Silent()).track(files, total=len(files), label="predictions"):
             _read_file(running, file, group_pattern)
+        if group_pattern is not None:
+            _check_pattern(group_pattern, before, running.status)
         unmatched = 0 if labels is None else _read_labels(running, user_path(labels), files, group_pattern)
         status = running.finish()
         if report is not None:
@@ -81,10 +86,22 @@ def monitor(
 
 
 def _read_file(running: Monitor, file: PredictionFile, pattern: str | None) -> None:
-    offset, components = running.state.files.get(file.key, 0), len(running.reference.scale)
-    for batch, end in read_batches(file.path, offset, components=components, bundle=running.status.bundle):
+    start, components = running.state.files.get(file.key, BEGIN), len(running.reference.scale)
+    for batch, end in read_batches(file.path, start, components=components, bundle=running.status.bundle):
         running.add(_grouped(batch, pattern))
         running.state.files[file.key] = end
+
+
+def _check_pattern(pattern: str, before: MonitorStatus, after: MonitorStatus) -> None:
+    """Raise ConfigError if there are new predictions and none of them has a group."""
+    images, failures, without_group = (
+        getattr(after, name) - getattr(before, name) for name in ("images", "failures", "without_group")
+    )
+    if 0 < images - failures == without_group:
+        raise ConfigError(
+            f"--group-pattern {pattern!r} matches no name of {without_group:,} new predictions",
+            "the pattern is a regular expression; the group is what its first parentheses match",
+        )
 
 
 def _grouped(batch: PredictionBatch, pattern: str | None) -> PredictionBatch:
@@ -106,8 +123,8 @@ def _read_labels(running: Monitor, path: Path, files: Sequence[PredictionFile], 
     found: dict[str, tuple[str | None, float, int]] = {}
     components, bundle = len(running.reference.scale), running.status.bundle
     for file in files if pending else []:
-        end = running.state.files.get(file.key, 0)
-        for batch, _ in read_batches(file.path, 0, components=components, bundle=bundle, end=end):
+        end = running.state.files.get(file.key, BEGIN).offset
+        for batch, _ in read_batches(file.path, BEGIN, components=components, bundle=bundle, end=end):
             named = _grouped(batch, pattern)
             for index, name in enumerate(named.names):
                 if name in pending:

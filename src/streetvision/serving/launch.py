@@ -46,7 +46,7 @@ def open_listener(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # ValueError: the host is no possible name
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}", "use another --port or --host") from error
 

@@ -4,13 +4,17 @@ import hashlib
 import json
 import os
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from streetvision.bundle.predictor import Prediction
 from streetvision.contracts.errors import ConfigError
+from streetvision.io.lock import run_lock
 
-TAIL_BYTES = 2**16
-"""Longest incomplete line at the end of a log."""
+MAX_LINE_BYTES = 2**16
+"""Longest line of a log."""
+FIELDS = {"image", "time", "bundle", "signals"}
+"""Fields of each line, by which a log is recognised."""
 
 
 class PredictionLog:
@@ -21,20 +25,25 @@ class PredictionLog:
         bundle: Digest of the bundle, which each line names.
 
     Raises:
-        ConfigError: The file cannot be written.
+        ConfigError: The file cannot be written, or has other content than predictions of a server.
+        ArtifactError: Another server writes to it.
     """
 
     def __init__(self, path: Path, *, bundle: str) -> None:
         self._bundle = bundle
         self.errors = 0
         """Number of predictions that could not be written."""
+        self._lock = ExitStack()
         try:
             self._file = path.open("a+b", buffering=0)
-            self._end = self._file.seek(0, os.SEEK_END)
-            self._file.seek(max(0, self._end - TAIL_BYTES))
+            self._lock.enter_context(run_lock(path.with_name(f".{path.name}.lock"), option="log=FILE"))
+            end = self._file.seek(0, os.SEEK_END)
+            self._file.seek(0)
+            if end and not _is_prediction(self._file.read(MAX_LINE_BYTES).partition(b"\n")[0]):
+                raise ConfigError(f"{str(path)!r} is not a log of predictions", "set log= to another file")
+            self._file.seek(max(0, end - MAX_LINE_BYTES))
             tail = self._file.read()
-            self._end -= len(tail) - tail.rfind(b"\n") - 1
-            self._file.truncate(self._end)
+            self._file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot write the log {str(path)!r}: {error}", "set log= to another file") from error
 
@@ -62,10 +71,17 @@ class PredictionLog:
         if group is not None:
             row["group"] = group
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        try:
-            if self._file.write(line) != len(line):
-                raise OSError("the disk is full")
-            self._end += len(line)
-        except OSError:  # a prediction is still a prediction; /metrics counts what the log lacks
-            self.errors += 1
-            self._file.truncate(self._end)
+        with suppress(OSError):
+            end = self._file.seek(0, os.SEEK_END)
+            if self._file.write(line) == len(line):
+                return
+            self._file.truncate(end)  # the disk is full, and a part of the line was written
+        self.errors += 1  # a prediction is still a prediction; /metrics counts what the log lacks
+
+
+def _is_prediction(line: bytes) -> bool:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and row.keys() >= FIELDS

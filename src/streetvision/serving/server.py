@@ -24,10 +24,11 @@ from starlette.requests import ClientDisconnect
 
 from streetvision.bundle.explain import draw_overlay
 from streetvision.bundle.format import read_classifier_description
+from streetvision.bundle.model import SINGLE_VIEW
 from streetvision.bundle.monitor_status import StatusFile
 from streetvision.bundle.predictor import Prediction, Predictor, PreparedImage
 from streetvision.calibration.config import UNCALIBRATED
-from streetvision.contracts.errors import DataError
+from streetvision.contracts.errors import DataError, MachineError
 from streetvision.contracts.policies import ScrcPolicy
 from streetvision.contracts.settings import Section
 from streetvision.eval.report.html import environment
@@ -102,6 +103,7 @@ class Service:
         if config.monitor_state is not None:
             predictor.use_monitor_state(user_path(config.monitor_state))
         self._decoders = ThreadPoolExecutor(max_workers=config.decoders)
+        self._explanations = asyncio.Semaphore(config.decoders)
         self.batcher: Batcher[PreparedImage, Prediction] = Batcher(
             predictor.predict_prepared, max_batch=config.max_batch
         )
@@ -153,6 +155,8 @@ class Service:
             return await compute(body)
         except DataError as error:
             raise HTTPException(422, error.message) from error
+        except MachineError as error:
+            raise HTTPException(503, error.message, RETRY_HEADERS) from error
 
     async def _predict(self, body: bytes, *, name: str | None, group: str | None) -> Prediction:
         started = time.perf_counter()
@@ -167,10 +171,11 @@ class Service:
 
     async def _explain(self, body: bytes) -> bytes:
         loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(self._decoders, self._predictor.read_image, body)
-        decoded = await loop.run_in_executor(self._decoders, self._predictor.decode, body)
-        prediction = await loop.run_in_executor(self.batcher.thread, self._predictor.explain, decoded)
-        return await loop.run_in_executor(self._decoders, draw_overlay, pixels, prediction)
+        async with self._explanations:  # each holds an image of full resolution until it is drawn
+            pixels = await loop.run_in_executor(self._decoders, self._predictor.read_image, body)
+            decoded = await loop.run_in_executor(self._decoders, self._predictor.decode, body)
+            prediction = await loop.run_in_executor(self.batcher.thread, self._predictor.explain, decoded)
+            return await loop.run_in_executor(self._decoders, draw_overlay, pixels, prediction)
 
     def _release(self, work: "asyncio.Task[Any]") -> None:
         self.in_flight -= 1
@@ -227,7 +232,7 @@ def monitor_metrics(state: StatusFile) -> list[str]:
         if metric not in typed:
             lines.append(f"# TYPE {metric} gauge")
             typed.add(metric)
-        lines.append(f"{label} {value:g}")
+        lines.append(f"{label} {value}")
     return lines
 
 
@@ -249,14 +254,13 @@ UPLOAD_SCHEMA = {
         },
     },
 }
-SINGLE_VIEW = "single_view"
 ERRORS = {
     401: "the API key is missing or wrong",
     408: "the body took too long to arrive",
     413: "the body is too long",
     422: "the body contains no valid image",
     507: "the temporary folder of the server is full",
-    503: "overloaded: retry after the number of seconds in Retry-After",
+    503: "overloaded, or a fault of the machine: retry after the number of seconds in Retry-After",
 }
 """HTTP status -> its description in the OpenAPI schema."""
 
@@ -273,13 +277,10 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
     async def checked(request: Request, respond: Callable[[Request], Coroutine[None, None, Result]]) -> Result:
         """Check the key, respond, and count the status."""
         try:
-            key = request.headers.get("x-api-key", "")
-            # compare_digest takes the same time for every wrong key.
-            if config.api_key is not None and not hmac.compare_digest(config.api_key.encode(), key.encode()):
-                raise HTTPException(401, "send the API key of this server in the header X-API-Key")
+            check_key(request, config.api_key)
             result = await respond(request)
-        except HTTPException as error:
-            service.statuses[error.status_code] += 1
+        except Exception as error:
+            service.statuses[error.status_code if isinstance(error, HTTPException) else 500] += 1
             raise
         service.statuses[200] += 1
         return result
@@ -322,6 +323,14 @@ def create_app(predictor: Predictor, config: ServingConfig) -> FastAPI:
         return HTMLResponse(page, headers=page_headers)
 
     return app
+
+
+def check_key(request: Request, api_key: str | None) -> None:
+    """Raise HTTPException with status 401 unless the request has the API key of the server; None: no key is needed."""
+    key = request.headers.get("x-api-key", "")
+    # compare_digest takes the same time for every wrong key.
+    if api_key is not None and not hmac.compare_digest(api_key.encode(), key.encode()):
+        raise HTTPException(401, "send the API key of this server in the header X-API-Key")
 
 
 def render_page(predictor: Predictor, config: ServingConfig) -> str:

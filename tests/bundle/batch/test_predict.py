@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from streetvision.bundle.batch.executors import EXECUTORS
 from streetvision.bundle.batch.files import predict_images
 from streetvision.bundle.batch.predict import predict_sources
 from streetvision.bundle.batch.shards import lock_folder, open_folder
 from streetvision.bundle.format import read_bundle
 from streetvision.bundle.predictor import load_bundle
-from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
+from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.data.sources.image_stream import list_image_refs
 from streetvision.io.atomic import read_json
 from streetvision.pipeline.console import Console
@@ -175,6 +176,15 @@ def test_the_limit_of_pixels_is_an_option_that_the_error_names(command, export, 
     assert "--max-megapixels 4" in err
 
 
+@pytest.mark.parametrize("limit", ["nan", "inf"])
+def test_a_limit_of_pixels_that_is_not_finite_is_refused(limit, command, export, tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "small.png")
+    for out in ([], ["--out", tmp_path / "out"]):
+        code, _, err = command("predict", "--bundle", export, tmp_path / "small.png", *out, "--max-megapixels", limit)
+        assert code == 2
+        assert "--max-megapixels" in err
+
+
 def test_a_killed_run_leaves_no_partial_shard_and_resumes(export, photos, expected, tmp_path):
     out, sources = tmp_path / "out", [photos / "folder", photos / "photos.tar", photos / "photos.parquet"]
     line = [sys.executable, "-m", "streetvision", "predict", "--bundle", export, *sources, "--out", out]
@@ -263,7 +273,7 @@ def test_the_error_of_a_worker_is_reported(finished, export, photos, tmp_path):
     out = shutil.copytree(finished, tmp_path / "out")
     (out / "listing" / "00000003.jsonl").unlink()
     (out / "predictions" / "00000003.jsonl").unlink()
-    with pytest.raises(StreetVisionError, match=r"cannot read .*00000003\.jsonl"):
+    with pytest.raises(ArtifactError, match=r"cannot read .*00000003\.jsonl"):
         predict(export, photos, out)
 
 
@@ -344,10 +354,26 @@ class TestRay:
         assert deleted.read_bytes() == before
         deleted.unlink()
         (out / "listing" / "00000003.jsonl").unlink()
-        with pytest.raises(StreetVisionError, match=r"cannot read .*00000003\.jsonl"):
+        with pytest.raises(ArtifactError, match=r"cannot read .*00000003\.jsonl"):
             predict(export, photos, out, engine="ray", workers=2)
 
     def test_without_ray_the_error_names_the_extra(self, export, photos, tmp_path, monkeypatch):
         monkeypatch.setattr("streetvision.bundle.batch.executors.find_spec", lambda _: None)
         with pytest.raises(ConfigError, match=r"streetvision\[ray\]"):
             predict(export, photos, tmp_path / "out", engine="ray")
+
+
+def test_a_ray_cluster_without_cpus_or_that_cannot_be_reached_is_a_user_error(export, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"memory": 1.0})
+    with pytest.raises(ConfigError):
+        next(EXECUTORS["ray"](read_bundle(export), tmp_path, [0], None))
+
+    def fail(**_):
+        raise ConnectionError("Ray cannot connect")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(ConfigError):
+        next(EXECUTORS["ray"](read_bundle(export), tmp_path, [0], None))

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from streetvision.bundle.runtimes.capture import capture
 from streetvision.bundle.runtimes.onnx_graph import OnnxGraph
 from streetvision.bundle.runtimes.registry import RUNTIMES, open_graph
-from streetvision.contracts.errors import ArtifactError, ConfigError
+from streetvision.contracts.errors import ArtifactError, ConfigError, MachineError
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import MlpHeadConfig, ModelConfig
 from streetvision.models.device import has_fast_bf16
@@ -121,6 +121,16 @@ def test_a_damaged_graph_is_rejected(tmp_path, name):
         (tmp_path / file).write_bytes(b"no graph at all")
     with pytest.raises(ArtifactError, match=rf"{RUNTIMES[name].files[0]}' is not a graph that {name} can run"):
         opened(tmp_path, name)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), PermissionError(13, "Permission denied")])
+def test_a_fault_of_the_machine_is_not_one_of_the_graph(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(OnnxGraph, "__init__", fail)
+    with pytest.raises(MachineError):
+        opened(tmp_path, "onnx")
 
 
 @pytest.mark.parametrize(("name", "module"), [("onnx", "onnxruntime"), ("openvino", "openvino")])

@@ -19,18 +19,11 @@ from streetvision.bundle.runtimes.graph import usable_cores
 from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
 from streetvision.data.config import DecodeLimits
 from streetvision.io.process_pool import worker_context
+from streetvision.models.backbone_spec import one_line
 
 RESUME_HINT = "run the same command again to resume; fewer --workers need less memory"
 MAX_RESTARTS = 2
 """Restarts of a Ray actor that died, before the run stops."""
-
-
-@dataclass(frozen=True)
-class WorkerError:
-    """A StreetVisionError of a worker, in a form that can be sent between processes."""
-
-    message: str
-    hint: str | None
 
 
 class ShardWorker:
@@ -144,8 +137,8 @@ class _WorkerProcess:
             code = self.process.exitcode or 0
             end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
             raise ArtifactError(f"worker process {self.process.pid} {end} on shard {self.shard}", RESUME_HINT) from None
-        if isinstance(result, WorkerError):
-            raise StreetVisionError(result.message, result.hint)
+        if isinstance(result, StreetVisionError):
+            raise result
         assert isinstance(result, ShardResult)
         return result
 
@@ -168,7 +161,7 @@ def _worker_loop(bundle: Path, root: Path, decoders: int, connection: Connection
     except (EOFError, BrokenPipeError):
         return
     except StreetVisionError as error:
-        connection.send(WorkerError(error.message, error.hint))
+        connection.send(error)
 
 
 def run_on_ray(bundle: Bundle, root: Path, shards: Sequence[int], workers: int | None) -> Iterator[ShardResult]:
@@ -185,7 +178,7 @@ def run_on_ray(bundle: Bundle, root: Path, shards: Sequence[int], workers: int |
             PyTorch bundle, else one per CPU core.
 
     Raises:
-        ConfigError: Ray is not installed.
+        ConfigError: Ray is not installed or cannot be reached, or the cluster has no CPU.
         ArtifactError: Actors died.
         StreetVisionError: An actor raised it.
     """
@@ -194,14 +187,16 @@ def run_on_ray(bundle: Bundle, root: Path, shards: Sequence[int], workers: int |
 
     resources = ray.cluster_resources()
     on_gpu = bundle.manifest.runtime is None and bool(resources.get("GPU"))
-    most = int(resources["GPU" if on_gpu else "CPU"])
+    most = int(resources.get("GPU" if on_gpu else "CPU", 0))
+    if not most:
+        raise ConfigError("the Ray cluster has no CPU", "add a machine with CPUs, or use --engine local")
     options = {"num_cpus": 1, "num_gpus": int(on_gpu), "max_restarts": MAX_RESTARTS, "max_task_retries": MAX_RESTARTS}
     actor = ray.remote(**options)(_RayWorker)
     actors = [actor.remote(bundle.folder, root) for _ in range(min(workers or most, most, len(shards)))]
     try:
         for result in ActorPool(actors).map_unordered(lambda worker, shard: worker.predict.remote(shard), list(shards)):
-            if isinstance(result, WorkerError):
-                raise StreetVisionError(result.message, result.hint)
+            if isinstance(result, StreetVisionError):
+                raise result
             yield result
     except ray.exceptions.RayError as error:
         raise ArtifactError(f"a Ray worker failed: {str(error).splitlines()[-1]}", RESUME_HINT) from error
@@ -217,12 +212,12 @@ class _RayWorker:
         self.bundle, self.root = bundle, root
         self.worker: ShardWorker | None = None  # created in `predict`, which can return its errors
 
-    def predict(self, shard: int) -> ShardResult | WorkerError:
+    def predict(self, shard: int) -> ShardResult | StreetVisionError:
         try:
             self.worker = self.worker or ShardWorker(self.bundle, self.root)
             return self.worker(shard)
         except StreetVisionError as error:
-            return WorkerError(error.message, error.hint)
+            return error
 
 
 def _start_ray() -> Any:
@@ -233,7 +228,14 @@ def _start_ray() -> Any:
     import ray
 
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(
+                f"cannot connect to the Ray cluster {os.environ.get('RAY_ADDRESS', 'of this machine')!r}: "
+                f"{one_line(error)}",
+                "set RAY_ADDRESS to the address of a running cluster, or unset it to start one here",
+            ) from error
     return ray
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from streetvision.bundle.runtimes.graph import MODEL, Graph, default_threads
 from streetvision.bundle.runtimes.onnx_graph import OnnxGraph
 from streetvision.bundle.runtimes.openvino_graph import OpenvinoGraph
-from streetvision.contracts.errors import ArtifactError, StreetVisionError
+from streetvision.contracts.errors import ArtifactError, MachineError, StreetVisionError
 from streetvision.contracts.policies import Precision
 from streetvision.io.resize import ImageSize
 from streetvision.models.backbone_spec import one_line
@@ -41,6 +41,7 @@ def open_graph(
     Raises:
         ConfigError: The runtime is not installed.
         ArtifactError: The runtime cannot run the graph, or its outputs have other shapes.
+        MachineError: There is too little memory, or the file cannot be read.
     """
     file = RUNTIMES[name].files_of(part)[0]
     try:
@@ -48,6 +49,11 @@ def open_graph(
         shapes = [output.shape for output in graph.run(np.zeros((1, 3, *image_size), dtype=np.uint8))]
     except StreetVisionError:
         raise
+    except (MemoryError, OSError) as error:
+        raise MachineError(
+            f"this machine cannot open {file!r} with {name}: {one_line(error)}",
+            "free memory, and allow this user to read the file",
+        ) from error
     except Exception as error:  # on damaged graphs, runtimes raise errors of nearly every type
         raise ArtifactError(f"{file!r} is not a graph that {name} can run: {one_line(error)}") from error
     # The number of patches depends on the backbone.

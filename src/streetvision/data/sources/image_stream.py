@@ -51,7 +51,9 @@ class ImageRef:
 
 
 def list_image_refs(sources: Sequence[Path], *, left_out: LeftOut | None = None) -> Iterator[ImageRef]:
-    """Yield each image of the sources once. A file or folder that cannot be listed yields a reference with the reason.
+    """Yield the images of the sources. A file or folder that cannot be listed yields a reference with the reason.
+
+    Each image is listed once, except that an index yields a path as often as it has it.
 
     Folders are searched by the rules of `search_folder` for images, tars and Parquet files with images, in the order of
     the file system.
