@@ -22,6 +22,7 @@ CODES = {
     "DataError": "data",
     "ArtifactError": "artifact",
     "LeakageError": "leakage",
+    "MachineError": "machine",
     "NotFittedError": "not_fitted",
 }
 

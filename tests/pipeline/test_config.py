@@ -333,3 +333,9 @@ def test_defaults_replace_what_the_command_does_not_set_at_any_depth():
     data = config.with_defaults({"data": dict(recorded)}).data
     assert (data.root, data.class_names, data.seed) == ("photos", ("a", "b"), 3)
     assert (data.grouping.by, data.grouping.metres, data.grouping.radius) == (("column", "place"), 50, 14)
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan"])
+def test_a_number_must_be_finite(value):
+    with pytest.raises(ConfigError, match="budget_minutes"):
+        compose_config([f"training.budget_minutes={value}"])

@@ -8,6 +8,7 @@ import typer
 
 from streetvision.cli.errors import USER_ERROR
 from streetvision.cli.options import BundlePath, open_console, refuse_options
+from streetvision.contracts.errors import ConfigError
 
 
 def predict(

@@ -24,9 +24,9 @@ GateSetting = Annotated[Literal["on", "off", "only_report"], GATE_WORDS]
 
 
 class Section(BaseModel):
-    """A part of the configuration. It cannot be changed, and unknown keys are errors."""
+    """A part of the configuration. It cannot be changed; unknown keys and numbers that are not finite are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def result_affecting(section: BaseModel) -> dict[str, JsonValue]:
