@@ -68,7 +68,7 @@ def test_without_labels_the_queue_is_diverse_and_there_is_no_model(pool):
     candidates = [Candidate(c.sha256, c.path, c.group) for c in pool[0]]
     queue = plan_queue(candidates, pool[1], strategy="mixed", count=20, seed=0)
     assert Counter(image.queue for image in queue.images) == {"diverse": 18, "random": 2}
-    assert queue.disagreements is None
+    assert queue.worthwhile is None
     assert {image.model for image in queue.images} == {None}
 
 

@@ -35,7 +35,7 @@ def test_a_decision_is_stored_with_who_when_why_and_how_long(client, queue):
     page, session = client()
     response = decide(page, queue.images[0], seconds=1.5)
     assert response.status_code == 200
-    assert response.json() == {"probability": 0.25, "decided": 1, "total": 10, "at_random": 0, "disagreements": 6}
+    assert response.json() == {"probability": 0.25, "decided": 1, "total": 10, "at_random": 0, "worthwhile": 6}
     (event,) = session.store.events
     assert (event.label, event.labeler, event.queue, event.model, event.seconds) == (
         1,
@@ -78,12 +78,12 @@ def test_the_queue_is_planned_again_and_keeps_what_a_tab_has_received(client, qu
     decide(page, queue.images[0])
     assert not planned
     decide(page, queue.images[1], event=2)
-    wait_until(lambda: session.queue.disagreements == 3)
+    wait_until(lambda: session.queue.worthwhile == 3)
     assert planned == [(received[:2], 10)]
     assert [image.sha256 for image in session.queue.images] == [*received, new.sha256]
     assert shown(page) == [*received[2:], new.sha256]
     progress = decide(page, new, event=3).json()
-    assert (progress["decided"], progress["total"], progress["disagreements"]) == (3, len(received) + 1, 2)
+    assert (progress["decided"], progress["total"], progress["worthwhile"]) == (3, len(received) + 1, 2)
 
 
 def test_a_plan_that_fails_leaves_the_queue(client, queue, monkeypatch, caplog):

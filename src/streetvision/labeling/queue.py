@@ -84,10 +84,10 @@ class QueuedImage:
 
 @dataclass(frozen=True)
 class Queue:
-    """The images to show, and the number of images on which the committee disagrees."""
+    """The images to show, and how many further images are worth a label."""
 
     images: tuple[QueuedImage, ...]
-    disagreements: int | None
+    worthwhile: int | None
     """Images without a label, on which the members of the committee disagree; None: there is no committee yet."""
 
 
@@ -128,8 +128,8 @@ def plan_queue(
     if committee is not None:
         probability = {c.sha256: float(p) for c, p in zip(candidates, committee.consensus, strict=True)}
         images = [replace(image, probability=probability[image.sha256], model=model) for image in images]
-    disagreements = None if committee is None else int(committee.disagrees[open_].sum())
-    return Queue(tuple(images), disagreements)
+    worthwhile = None if committee is None else int(committee.disagrees[open_].sum())
+    return Queue(tuple(images), worthwhile)
 
 
 def reserved_units(candidates: Sequence[Candidate]) -> set[str]:

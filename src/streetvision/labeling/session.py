@@ -84,7 +84,7 @@ class Progress:
     total: int
     at_random: int
     """Labels of images that were drawn at random, of all decided ones."""
-    disagreements: int | None
+    worthwhile: int | None
     """Images on which the models disagree, and that have no label yet; None: no models yet."""
 
 
@@ -197,7 +197,7 @@ class Session:
             kept = [i for i in self._by_sha256.values() if i.sha256 in self._decided or i.sha256 in self._leases]
             taken = {image.sha256 for image in kept}
             new = [image for image in planned.images if image.sha256 not in taken]
-            self.queue = Queue((*kept, *new[: max(total - len(kept), 0)]), planned.disagreements)
+            self.queue = Queue((*kept, *new[: max(total - len(kept), 0)]), planned.worthwhile)
             self._labelled_at_plan = labelled
             # An image that leaves the queue may still be decided on.
             self._by_sha256 |= {image.sha256: image for image in new}
@@ -235,10 +235,10 @@ class Session:
         with self._lock:
             decided = [self._decided[sha256] for sha256 in self._by_sha256.keys() & self._decided.keys()]
             since_plan = self._labelled() - self._labelled_at_plan
-            disagreements, total = self.queue.disagreements, len(self.queue.images)
+            worthwhile, total = self.queue.worthwhile, len(self.queue.images)
         return Progress(
             len(decided),
             total,
             sum(event.queue == RANDOM_QUEUE for event in decided),
-            None if disagreements is None else max(disagreements - since_plan, 0),
+            None if worthwhile is None else max(worthwhile - since_plan, 0),
         )
