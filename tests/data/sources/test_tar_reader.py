@@ -134,9 +134,10 @@ def test_a_member_with_an_impossible_size_fails_alone(tmp_path, size, compress):
     bad = block("bad.jpg", b"x" * 700, size=size)
     data = b"".join([*files("a.jpg"), bad, *files("b.jpg", "c.jpg"), END])
     (tmp_path / "x.tar").write_bytes(gzip.compress(data) if compress else data)
-    found, _ = read(tmp_path / "x.tar")
+    found, fault = read(tmp_path / "x.tar")
     assert {key: found[key] for key in ("a.jpg", "b.jpg", "c.jpg")} == whole("a.jpg", "b.jpg", "c.jpg")
     assert isinstance(found["bad.jpg"], str)
+    assert fault is not None  # members without a readable header may be behind it
 
 
 def record(key: bytes, value: bytes) -> bytes:

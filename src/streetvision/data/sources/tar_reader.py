@@ -182,6 +182,8 @@ class TarReader:
             has_data = kind not in WITHOUT_DATA and not (kind in REGULAR and name.endswith("/"))
             if has_data and (size < 0 or not self._is_inside(position + size)):
                 problem = "is truncated" if 0 <= size < 2**32 else "has an impossible size"
+                # Members up to the next header that is found are lost without a name.
+                self._add_fault(f"has a member with a wrong size at byte {start:,}")
                 searching, size = True, max(size, 0)
             elif kind in LINKS:
                 problem = problem or "is a link, which is not followed"
