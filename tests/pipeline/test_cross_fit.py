@@ -332,6 +332,14 @@ def test_a_head_that_is_trained_with_gradients_is_trained_in_each_fold(phase1):
     assert len(set(read_json(schema.val_calib_scores_json)["reference"]["fold_models"])) == 3
 
 
+def test_without_a_budget_a_head_that_is_trained_with_gradients_is_trained_in_each_fold(phase1):
+    code, out, schema = phase1("training=auto", "model.head.kind=mlp", "training.budget_minutes=0")
+    assert code in (0, 3), out
+    assert "training=frozen: training.budget_minutes=0" in out
+    assert not schema.step_time_json.exists()
+    assert len(set(read_json(schema.val_calib_scores_json)["reference"]["fold_models"])) == 3
+
+
 TILES = ["phase4c.views.rows=1", "phase4c.views.columns=2"]
 
 

@@ -61,6 +61,8 @@ def affordable_epochs(classifier: Classifier, context: Context, config: AutoConf
         config: Has the budget.
         work: Training steps of an image in each epoch; an image that is only validated counts VALIDATION_SHARE.
     """
+    if config.budget_minutes == 0:
+        return 0, 0.0
     per_epoch = _stored_step_time(classifier, context, config) * work / 60
     epochs = min(requested_epochs(context, config), int(config.budget_minutes / per_epoch))
     return epochs, max(epochs, 1) * per_epoch
@@ -76,7 +78,9 @@ def _stored_step_time(classifier: Classifier, context: Context, config: AutoConf
         stored = StepTime(key=key, seconds={})
     seconds = stored.seconds if stored.key == key else {}
     if size not in seconds:
-        seconds = {**seconds, size: _step_time(classifier, context, config)}
+        with torch.random.fork_rng():  # a run that resumes does not measure, and draws the same numbers
+            measured = _step_time(classifier, context, config)
+        seconds = {**seconds, size: measured}
         write_json_atomic(path, StepTime(key=key, seconds=seconds).model_dump(mode="json"))
     return seconds[size]
 

@@ -15,7 +15,7 @@ from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc as mcc_of_counts
 from streetvision.eval.metrics import nll, positive_probability
 from streetvision.eval.report.training_plots import learning_curve
-from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
+from streetvision.io.atomic import sha256_json, write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.tensors import save_tensors
 from streetvision.models.adapters import merged_state_dict
 from streetvision.models.config import HardwareConfig, ModelConfig
@@ -85,7 +85,7 @@ def train(context: Context, config: TrainingConfig, classifier: Classifier) -> T
                 context.progress.auto_setting("hardware.compile=true", "there is a GPU")
             elif hardware.compile == "auto":
                 context.progress.auto_setting("hardware.compile=false", "no GPU: compiling costs more than it saves")
-            options = trainer_options(context, loggers)
+            options = trainer_options(context, config, classifier, loggers)
             policy = accepted_augmentation(context, classifier, config)
             seed_all(config.seed)  # the gate draws from the generators
             broadcast(context.phase)
@@ -116,14 +116,13 @@ def within_budget(
         config: Has the budget.
         context: Of phase 1.
         epochs: The result of `affordable_epochs`, as `minutes`.
-        minutes: Of these epochs, or of one if there are none.
+        minutes: Of these epochs, or of one if there are none; 0: unknown.
         what: Names the training in the message.
     """
     budget = f"training.budget_minutes={config.budget_minutes:g}"
     if epochs == 0:
-        context.progress.auto_setting(
-            "training=frozen", f"an epoch of {what} would take about {minutes:.0f} min; {budget}"
-        )
+        estimate = f"an epoch of {what} would take about {minutes:.0f} min; " if minutes else ""
+        context.progress.auto_setting("training=frozen", f"{estimate}{budget}")
         shared = set(FrozenConfig.model_fields) - {"mode", "epochs", "batch_size", "learning_rate", "mixed_precision"}
         return FrozenConfig.model_validate(config.model_dump(include=shared & set(type(config).model_fields)))
     context.progress.auto_setting(
@@ -183,13 +182,19 @@ def fit_head(
     )
 
 
-def trainer_options(context: Context, loggers: Sequence[Logger] = ()) -> TrainerOptions:
-    """Return the options of a training of phase 1, which resumes if it was interrupted."""
+def trainer_options(
+    context: Context, config: TrainingConfig, classifier: Classifier, loggers: Sequence[Logger] = ()
+) -> TrainerOptions:
+    """Return the options of a training of phase 1, which resumes if it was interrupted.
+
+    Epochs and size of the input may follow from the time of a step, so they are a part of the key.
+    """
+    key = resume_key(context, adapted_checkpoint_inputs(context))
     return TrainerOptions(
         context.progress,
         loggers,
         checkpoint=context.schema.phase1_training_checkpoint,
-        resume_key=resume_key(context, adapted_checkpoint_inputs(context)),
+        resume_key=sha256_json([key, config.max_epochs, classifier.backbone.spec.image_size]),
     )
 
 

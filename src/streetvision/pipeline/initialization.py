@@ -10,7 +10,7 @@ from streetvision.io.manifests import code_sha256
 from streetvision.io.tensors import load_into, load_state
 from streetvision.models.config import ModelConfig
 from streetvision.models.module import Classifier, load_classifier
-from streetvision.pipeline.artifacts import adapted_backbone, weights_digest
+from streetvision.pipeline.artifacts import adapted_backbone, starts_adapted, weights_digest
 from streetvision.pipeline.input_size import TOKENS, input_size
 
 
@@ -26,7 +26,7 @@ def initial_classifier(context: Context, *, tokens: int = TOKENS) -> Classifier:
     """
     config = context.settings(ModelConfig)
     classifier = load_classifier(config, input_size(config, context.rows(Split.TRAIN), tokens=tokens))
-    if (adapted := adapted_backbone(context)) is not None:
+    if (adapted := adapted_backbone(context)) is not None and starts_adapted(context):
         load_into(classifier.backbone, load_state(adapted), source=str(adapted))
     return classifier
 

@@ -227,7 +227,7 @@ def _within_budget(initial: Classifier, config: AutoConfig, context: Context) ->
     epochs, minutes = affordable_epochs(initial, context, config, work[FEWEST_TRAINED_FOLDS])
     requested = requested_epochs(context, config)
     enough = min(requested, max(FEWEST_EPOCHS, math.ceil(requested / 2)))
-    if epochs < enough and (smaller := _smaller_input(initial, context)) is not None:
+    if epochs < enough and config.budget_minutes > 0 and (smaller := _smaller_input(initial, context)) is not None:
         of_smaller = affordable_epochs(smaller, context, config, work[FEWEST_TRAINED_FOLDS])
         if of_smaller[0] > 0:
             patches, fewer = (
@@ -245,7 +245,7 @@ def _within_budget(initial: Classifier, config: AutoConfig, context: Context) ->
         for count in counts
     }
     if epochs < enough:
-        count = FEWEST_TRAINED_FOLDS
+        count = FEWEST_TRAINED_FOLDS if epochs else len(folds)
         return within_budget(config, context, epochs, minutes, what=names[count]), count, initial
     per_work = minutes / epochs / work[FEWEST_TRAINED_FOLDS]
     affordable = {count: int(config.budget_minutes / (per_work * work[count])) for count in counts}
@@ -260,8 +260,9 @@ def _smaller_input(initial: Classifier, context: Context) -> Classifier | None:
 
     The position embeddings of an adapted backbone have its size.
     """
+    seed_all(context.settings(TrainingConfig).seed)  # of the new head
     model = context.settings(ModelConfig)
-    if (model.image_size, model.image_tokens) != (AUTO, AUTO) or adapted_backbone(context) is not None:
+    if (model.image_size, model.image_tokens) != (AUTO, AUTO) or starts_adapted(context):
         return None
     smaller = initial_classifier(context, tokens=FEWER_TOKENS)
     fewer = math.prod(smaller.backbone.spec.image_size) < math.prod(initial.backbone.spec.image_size)
@@ -284,7 +285,8 @@ def _train_folds(
     logits, records = torch.empty(len(fold_of_rows), 2), []
     for fold in islice(context.folds(select=False), n_folds):
         path = fold.schema.fold_json
-        key = sha256_json([resume_key(fold, adapted_checkpoint_inputs(fold)), fold.fold, config.max_epochs])
+        size = initial.backbone.spec.image_size
+        key = sha256_json([resume_key(fold, adapted_checkpoint_inputs(fold)), fold.fold, config.max_epochs, size])
         record = _finished(fold, key)
         if record is None:
             path.unlink(missing_ok=True)
@@ -329,6 +331,7 @@ def _accepted_augmentation(
         return policy
     with_select = next(islice(context.folds(), fold.fold, None))
     start = _with_solved_head(initial, representation, with_select)
+    seed_all(config.seed)  # adapters are drawn
     prepare(start, config)
     return accepted_augmentation(with_select, start, config)
 
@@ -345,6 +348,7 @@ def _train_all_epochs(
     context: Context, classifier: Classifier, config: TrainingConfig, policy: AugmentationConfig
 ) -> tuple[State, float | None, tuple[EpochRow, ...]]:
     """Train on TRAIN; return the state after the last epoch, the largest merge error of a logit, and the history."""
+    seed_all(config.seed)  # adapters are drawn
     prepare(classifier, config)
     seed_all(config.seed)
     weights: Weights = "raw" if config.ema_decay is None else "ema"
@@ -355,7 +359,7 @@ def _train_all_epochs(
                 context,
                 config=config,
                 policy=policy,
-                options=trainer_options(context, loggers),
+                options=trainer_options(context, config, classifier, loggers),
                 stop_after=config.max_epochs,
                 weights=weights,
             )

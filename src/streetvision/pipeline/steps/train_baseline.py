@@ -86,7 +86,7 @@ def run_worker(context: Context) -> None:
     if is_solvable(context.settings(ModelConfig).head, config.loss):
         classifier = open_probe_head(classifier, context)
     prepare(classifier, config)
-    policy, options = context.settings(AugmentationConfig), trainer_options(context)
+    policy, options = context.settings(AugmentationConfig), trainer_options(context, config, classifier)
     seed_all(config.seed)
     fit_images(classifier, context, config=config, policy=policy, options=options)
 
