@@ -153,7 +153,8 @@ def test_chains_that_train_run_in_processes(cross_validate, tmp_path):
     assert code == 0, out
     assert len(content["by_repeat"]) == 1
     assert content["gain"] is None
-    splits = [schema.cross_validation_dir / "chains" / f"repeat0_fold{fold}_100" / "splits.json" for fold in (0, 1)]
+    chains = schema.cross_validation_dir / "chains"
+    splits = [next(chains.glob(f"repeat0_fold{fold}_100_*/splits.json")) for fold in (0, 1)]
     tests = [{row.sha256 for row in partition_from_json(read_json(p), p).rows(Split.VAL_TEST)} for p in splits]
     assert not tests[0] & tests[1]
     assert sum(map(len, tests)) == 160
@@ -174,6 +175,7 @@ def test_a_chain_that_fails_is_reported(cross_validate):
         (["cross_validation.folds=200"], "less than or equal to 100"),
         (["cross_validation.learning_curve=[1.5]"], "learning_curve"),
         (["phase5.method=mac_cal"], "mac_cal"),
+        (["cross_validation.learning_curve=[0.5,0.5]"], "learning_curve"),
     ],
 )
 def test_bad_settings_are_one_error(cross_validate, settings, message):

@@ -2,6 +2,7 @@
 
 import shutil
 
+import pytest
 import yaml
 
 from streetvision import load_bundle
@@ -45,7 +46,16 @@ def test_the_card_has_the_metrics_of_the_evaluation_and_the_bundle_loads(finishe
     assert load_bundle(out / "bundle").predict(image) == load_bundle(bundle).predict(image)
     code, _, err = command(*arguments)
     assert code == 2
-    assert "is not empty" in err
+    assert "is not an empty folder" in err
+
+
+@pytest.mark.parametrize("form", ["hub", "miner"])
+def test_an_export_into_the_bundle_is_refused(finished_run, command, tmp_path, form):
+    bundle = shutil.copytree(finished_run, tmp_path / "run") / "export"
+    code, _, err = command("export", "--bundle", bundle, "--out", bundle / form, "--format", form)
+    assert code == 2
+    assert "must be outside the bundle" in err
+    assert not (bundle / form).exists()
 
 
 def test_metrics_of_another_bundle_are_not_used(finished_run, command, tmp_path):

@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import os
 import signal
@@ -6,7 +7,7 @@ import sys
 
 import pytest
 
-from streetvision.contracts.errors import ArtifactError
+from streetvision.contracts.errors import ArtifactError, MachineError
 from streetvision.io.lock import run_lock
 
 HOLD = """
@@ -104,3 +105,12 @@ def test_a_lock_file_that_is_a_link_is_rejected(tmp_path, link):
     with pytest.raises(ArtifactError, match="lock"), run_lock(tmp_path / ".lock"):
         pass
     assert (tmp_path / "other.txt").read_text() == "content"
+
+
+def test_a_file_system_without_locks_is_a_fault_of_the_machine(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    with pytest.raises(MachineError, match="cannot lock"), run_lock(tmp_path / ".lock"):
+        pass

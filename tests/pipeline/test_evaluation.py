@@ -121,10 +121,11 @@ def test_other_data_is_evaluated_in_its_own_folder(run_copy, others, command):
     assert "(unchanged)" in command("evaluate", "--bundle", run_copy.export_dir, "--data", others, FEW)[1]
 
 
-def test_other_data_is_not_split(run_copy, others, command):
-    code, _, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", others, "data.seed=1")
+@pytest.mark.parametrize("setting", ["data.seed=1", "data.protocol=split", "data.root=x", "evaluation.bundle=b"])
+def test_other_data_is_not_split_and_settings_do_not_replace_options(run_copy, others, command, setting):
+    code, _, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", others, setting)
     assert code == 2
-    assert "data.seed has no effect when --data is given" in err
+    assert setting.partition("=")[0] in err
 
 
 def test_images_that_made_the_bundle_are_refused(run_copy, tmp_path, command):

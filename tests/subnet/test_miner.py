@@ -294,7 +294,7 @@ def test_a_model_that_answers_otherwise_leaves_no_folder(bundle_of, tmp_path, mo
 def test_a_folder_that_holds_something_is_left_alone(bundle_of, tmp_path):
     (tmp_path / "miner").mkdir()
     (tmp_path / "miner" / "mine").write_text("")
-    with pytest.raises(ConfigError, match="is not empty"):
+    with pytest.raises(ConfigError, match="is not an empty folder"):
         write_miner(bundle_of("vit"), tmp_path / "miner", SUBMISSION)
     assert (tmp_path / "miner" / "mine").exists()
 

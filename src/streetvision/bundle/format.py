@@ -12,7 +12,7 @@ from types import MappingProxyType
 from pydantic import ValidationError
 
 from streetvision.bundle.reference import NO_REFERENCE_HINT, REFERENCE, Reference, read_reference
-from streetvision.contracts.errors import ArtifactError
+from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.policies import BundleManifest, RuntimeRef, ScrcPolicy, ThresholdPolicy
 from streetvision.io.atomic import open_atomic, write_json_atomic
 from streetvision.io.manifests import file_digest, versions
@@ -117,6 +117,22 @@ def bundle_folder(path: Path) -> Path:
     """
     folder = path.parent if path.name == BUNDLE_JSON else path
     return folder.resolve() if folder.name in {"", ".."} or folder.is_symlink() else folder
+
+
+def check_export_folder(out: Path, bundle: Path) -> None:
+    """Check that an export may be written.
+
+    Args:
+        out: Its folder.
+        bundle: Folder of the bundle.
+
+    Raises:
+        ConfigError: `out` is not a new or empty folder, or is in the bundle, which would then have unknown files.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {str(out)!r} is not an empty folder", "set --out to a new folder")
+    if bundle.resolve() in (out.resolve(), *out.resolve().parents):
+        raise ConfigError(f"--out {str(out)!r} must be outside the bundle", "set --out to a folder next to the bundle")
 
 
 def read_bundle(path: Path) -> Bundle:

@@ -274,7 +274,7 @@ class FileDigest(Artifact):
     """Digest and size of one file."""
 
     sha256: Digest
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, lt=2**63)
 
 
 class RuntimeParity(Artifact):

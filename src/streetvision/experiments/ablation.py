@@ -49,7 +49,7 @@ def launch_ablation(request: ExperimentRequest[AblationTable], console: Console)
     if request.page is not None:
         split_page(request.page, request.page_mark)  # fails now and not after hours of runs
     request.out.mkdir(parents=True, exist_ok=True)
-    with run_lock(request.out / ".lock"):
+    with run_lock(request.out / ".lock", option="--out ..."):
         data = {}
         for name in dict.fromkeys(name for _, name in table.comparisons):
             if (own := with_environment(name, table.data[name], console)) is not None:

@@ -29,7 +29,16 @@ from streetvision.pipeline.data.partition_data import partition_rows
 from streetvision.pipeline.run import launch_training
 from streetvision.pipeline.settings import CrossValidationConfig, RunConfig
 
-OWN_SETTINGS = ("data.root", "data.group", "data.source", "data.coco", "data.protocol", "run_dir", "cross_validation.")
+OWN_SETTINGS = (
+    "data.root",
+    "data.group",
+    "data.source",
+    "data.coco",
+    "data.protocol",
+    "run_dir",
+    "scenes.",
+    "cross_validation.",
+)
 """Prefixes of the settings that a chain in its own process does not get."""
 USER_ERROR = 2
 MAX_SOURCE_FOLDS = 20
@@ -73,7 +82,12 @@ class Chain:
         """Name of its files."""
         if self.by_source:
             return f"source_fold{self.fold}"
-        return f"repeat{self.repeat}_fold{self.fold}_{self.share:.0%}".replace("%", "")
+        return f"repeat{self.repeat}_fold{self.fold}_{100 * self.share:g}"
+
+    @property
+    def run_folder(self) -> Path:
+        """Run of a chain in its own process. Other settings or data have another folder, whose splits do not differ."""
+        return self.folder / f"{self.name}_{self.key[:12]}"
 
     @property
     def record(self) -> Path:
@@ -208,7 +222,7 @@ def train_chain(chain: Chain, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    root, source = chain.folder / chain.name, chain.partition.index.root
+    root, source = chain.run_folder, chain.partition.index.root
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "group"])

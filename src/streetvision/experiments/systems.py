@@ -89,7 +89,7 @@ def launch_systems(request: ExperimentRequest[SystemsTable], console: Console) -
     if request.page is not None:
         split_page(request.page, request.page_mark)  # fails now and not after hours
     request.out.mkdir(parents=True, exist_ok=True)
-    with run_lock(request.out / ".lock"):
+    with run_lock(request.out / ".lock", option="--out ..."):
         overridden = {override.partition("=")[0] for override in request.overrides}
         sets = _data_sets(table, request)
         indexes: dict[str, Index] = {}
@@ -149,7 +149,7 @@ def execute_cells(cells: Sequence[Cell], jobs: int | None, console: Console) -> 
 
 def run_cell(cell: Cell, threads: int) -> None:
     """Train, predict the fold and write the record; call it in a process of its own, whose output becomes the log."""
-    scratch = cell.chain.folder / cell.chain.name
+    scratch = cell.chain.run_folder
     resumed = scratch.exists()
     started = spent_seconds()
     if cell.system.peer is None:
@@ -185,7 +185,7 @@ def _predict_with_peer(cell: Cell, threads: int) -> list[float]:
         root=partition.index.root,
         config=cell.config,
         epochs=cell.epochs,
-        folder=cell.chain.folder / cell.chain.name,
+        folder=cell.chain.run_folder,
     )
     task.folder.mkdir(parents=True, exist_ok=True)
     assert cell.system.peer is not None

@@ -11,8 +11,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle
-from streetvision.contracts.errors import ConfigError
+from streetvision.bundle.format import BUNDLE_JSON, Bundle, check_export_folder, read_bundle
 from streetvision.contracts.policies import ScrcPolicy
 from streetvision.eval.report.html import environment
 from streetvision.io.atomic import write_text_atomic
@@ -81,10 +80,9 @@ def write_hub(bundle: Bundle, folder: Path, card: Card, report: EvaluationSummar
         report: the evaluation of this bundle; None: the card has no metrics.
 
     Raises:
-        ConfigError: `folder` is not empty.
+        ConfigError: `folder` is not a new or empty folder, or is in the bundle.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"--out {str(folder)!r} is not empty", "set --out to a new folder")
+    check_export_folder(folder, bundle.folder)
     (folder / BUNDLE_FOLDER).mkdir(parents=True)
     try:
         for name in (*bundle.manifest.files, BUNDLE_JSON):

@@ -1,5 +1,6 @@
 """The lock of a run folder: one writer at a time."""
 
+import errno
 import os
 import stat
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from streetvision.contracts.errors import ArtifactError
+from streetvision.contracts.errors import ArtifactError, MachineError
 from streetvision.io.atomic import cannot_write
 
 if sys.platform == "win32":
@@ -52,6 +53,7 @@ def run_lock(path: Path, *, option: str = "run_dir=...") -> Iterator[None]:
 
     Raises:
         ArtifactError: another process holds the lock, or the lock file cannot be created or is a link.
+        MachineError: the file system has no locks.
     """
     # O_NOFOLLOW and the link count: the lock is written to, so it must not lead to another file.
     no_links = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -66,6 +68,11 @@ def run_lock(path: Path, *, option: str = "run_dir=...") -> Iterator[None]:
         try:
             _lock(descriptor)
         except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
+                raise MachineError(
+                    f"the file system of {str(path.parent)!r} cannot lock files: {error.strerror}",
+                    f"use a folder on a local disk: {option}",
+                ) from error
             holder = handle.read().strip() or "another process"
             raise ArtifactError(
                 f"folder {str(path.parent)!r} is in use by {holder}",

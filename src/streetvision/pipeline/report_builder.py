@@ -254,7 +254,7 @@ def _selective(guarantee: RiskGuarantee, evaluation: EvaluationInput, resampling
             )
             risk = {"estimate": estimate, "low": low, "high": high}
         else:
-            risk = _figure(intervals[kind])
+            risk = _figures(intervals, labels)[kind]
     return Selective(
         risk_kind=kind,
         guarantee=guarantee.control.reason,

@@ -34,7 +34,7 @@ from streetvision.training.distributed import (
     worker_loop,
 )
 
-SPLIT_SETTINGS = ("data.fractions", "data.seed", "data.unlabeled", "data.labels")
+SPLIT_SETTINGS = ("data.fractions", "data.seed", "data.protocol", "data.folds", "data.unlabeled", "data.labels")
 """Settings without effect in an evaluation on --data, which is not split."""
 COLLAPSED_WARNING = "the model predicts one class only: check the labels, training.learning_rate and training.epochs"
 
@@ -91,6 +91,7 @@ def launch_evaluation(bundle: Path, config: RunConfig, *, data: str | None = Non
     """
     if data is None:
         return _run_on_bundle(bundle, config, phase="evaluate", section="evaluation", console=console)
+    _refuse_settings_of_options(config, "evaluation.bundle", "data.root")
     opened = read_bundle(bundle)
     if ignored := sorted(key for key in config.overrides if key.startswith(SPLIT_SETTINGS)):
         raise ConfigError(f"{ignored[0]} has no effect when --data is given: all images are evaluated", "leave it out")
@@ -116,8 +117,17 @@ def launch_reward(bundle: Path, config: RunConfig, *, console: Console) -> Artif
     return _run_on_bundle(bundle, config, phase="reward", section="reward", console=console)
 
 
+def _refuse_settings_of_options(config: RunConfig, *names: str) -> None:
+    """Raise ConfigError for a setting that the options --bundle or --data give as well."""
+    for name in names:
+        if name in config.overrides:
+            option = "--data" if name == "data.root" else "--bundle"
+            raise ConfigError(f"{name} and {option} exclude each other", f"give {option} alone")
+
+
 def _run_on_bundle(bundle: Path, config: RunConfig, *, phase: str, section: str, console: Console) -> ArtifactSchema:
     """Run a phase that reads a bundle in the run around it, or in run_dir=; data.root= is a new place of its data."""
+    _refuse_settings_of_options(config, f"{section}.bundle")
     folder = bundle_folder(bundle)
     config = config.with_defaults({section: {"bundle": folder}, "run_dir": folder.parent})
     schema = ArtifactSchema(config.root)

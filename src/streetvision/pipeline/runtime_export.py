@@ -16,6 +16,7 @@ from streetvision.bundle.format import (
     FUSION_ARRAYS,
     Bundle,
     bundle_folder,
+    check_export_folder,
     read_bundle,
     read_fusion_description,
     write_bundle,
@@ -39,6 +40,7 @@ from streetvision.data.image_file import read_recorded
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json
 from streetvision.io.tensors import load_state
+from streetvision.models.backbone_spec import one_line
 from streetvision.models.device import pick_device
 from streetvision.models.views import ViewArrays
 from streetvision.pipeline.artifacts import open_bundle
@@ -100,12 +102,9 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
     The images for the comparison are those of the run around the bundle, or of run_dir=.
     """
     _, out = request.graph, request.out  # an unknown runtime is reported first
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{str(out)!r} is not an empty folder", "set --out to a new folder")
+    check_export_folder(out, request.bundle)  # before the images are read
     context = _run_context(request.bundle, overrides, console)
     bundle = open_bundle(context, request.bundle)
-    if bundle.folder.resolve() in out.resolve().parents:
-        raise ConfigError(f"--out {str(out)!r} must be outside the bundle", "set --out to a folder next to the bundle")
     manifest = bundle.manifest
     if manifest.runtime is not None:
         raise ConfigError(
@@ -160,6 +159,9 @@ def offer_openvino(bundle: Path, console: Console) -> None:
                 check_parity(parity, name=precision)
             except StreetVisionError:
                 continue
+            except RuntimeError as error:  # the converter lacks an operation of the model
+                console.warn(f"OpenVINO cannot convert this model: {one_line(error)}")
+                return
             speed = _speed(predictor, predictor.with_model(model), splits)
         if speed >= LEAST_SPEED:
             console.line(

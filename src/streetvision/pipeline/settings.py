@@ -97,6 +97,12 @@ class CrossValidationConfig(Section):
     seed: Seed = 0
     """Seed of the outer folds and the resamples."""
 
+    @model_validator(mode="after")
+    def _check_shares(self) -> Self:
+        if len(set(self.learning_curve)) < len(self.learning_curve):
+            raise ConfigError("cross_validation.learning_curve has a share twice", "give each share once")
+        return self
+
 
 class RewardConfig(Section):
     """The simulation of the subnet's reward on VAL_TEST."""

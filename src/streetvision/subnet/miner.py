@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from safetensors.torch import save
 from scipy.special import expit, logit
 
+from streetvision.bundle.format import check_export_folder
 from streetvision.bundle.predictor import Predictor
 from streetvision.bundle.torch_model import load_classifier
 from streetvision.contracts.errors import ArtifactError, ConfigError
@@ -89,10 +90,9 @@ def write_miner(predictor: Predictor, folder: Path, submission: Submission) -> M
 
     Raises:
         ArtifactError: the classifier cannot be exported, or its logits differ.
-        ConfigError: the folder is not empty, or the bundle is fused or exported to another runtime.
+        ConfigError: the folder is not empty or is in the bundle, or the bundle is fused or exported to another runtime.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{str(folder)!r} is not empty", "give a folder of its own: --out ...")
+    check_export_folder(folder, predictor.bundle.folder)
     if predictor.manifest.fusion_description is not None:
         raise ConfigError(
             f"this bundle fuses views (phase4c.mode={predictor.inference}), and the reference miner uses one view",
@@ -233,7 +233,7 @@ def check_miner(
         images=len(rows),
         difference=float(np.abs(theirs - expit(logit(p) - logit(threshold))).max()),
         disagreements=int(((np.round(theirs) == 1) != decide(p, threshold)).sum()),
-        invalid=int(((theirs == 0.5) | (theirs < 0) | (theirs > 1)).sum()),
+        invalid=int((~((theirs >= 0) & (theirs <= 1)) | (theirs == 0.5)).sum()),
         p95_seconds=float(np.percentile([row["seconds"] for row in rows], 95)),
     )
 
@@ -273,7 +273,8 @@ def _predict_with(folder: Path, paths: list[str], python: Path) -> Iterator[dict
 def _parse_row(folder: Path, line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
-        return {name: row[name] for name in ("probability", "seconds", "transformers")}
+        numbers = {name: float(row[name]) for name in ("probability", "seconds")}
+        return {**numbers, "transformers": row["transformers"]}
     except (ValueError, KeyError, TypeError) as error:
         raise _loading_error(folder, f"it printed {line[:80]!r} in place of a prediction") from error
 

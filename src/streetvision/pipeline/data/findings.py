@@ -131,7 +131,7 @@ def find_problems(
         )
         index, near_duplicates = group_rows(scan.index, scan.hashes, data.grouping, progress=progress)
         features = None
-        if labels or embeddings:
+        if (labels or embeddings) and index.rows:
             # These load torchvision, which takes seconds; a check without features does not need it.
             from streetvision.models.module import load_classifier
             from streetvision.pipeline.input_size import input_size

@@ -29,7 +29,7 @@ def import_data(
     except OSError as error:
         raise cannot_write(folder, error) from error
     started = time.perf_counter()
-    with run_lock(folder / ".lock"):
+    with run_lock(folder / ".lock", option="--to ..."):
         remove_stray_temps(folder)
         counts = import_images(source, folder, config=config, copy=copy, consistency=consistency, progress=console)
     left_out = f"{counts['unreadable']} unreadable and {counts['inconsistent']} inconsistent images left out"

@@ -89,7 +89,8 @@ def partition_rows(
                 return split
         missing = math.ceil(needed / config.fractions[Split.VAL_CALIB]) - total
         more = math.ceil(missing * len(evaluated) / max(total, 1))
-        progress.auto_setting("data.protocol=cross_fit", f"{reason}; split needs about {more:,} more images")
+        needs = f"; split needs about {more:,} more images" if more > 0 else ""
+        progress.auto_setting("data.protocol=cross_fit", f"{reason}{needs}")
     partition = make_folds(
         index,
         fractions=config.fractions,
