@@ -246,7 +246,7 @@ def _read(lines: list[bytes], components: int, bundle: str) -> PredictionBatch:
 
 
 def _from_json(data: bytes) -> Any:
-    """Parse with pydantic, which takes half of the time; names that are not UTF-8 need the parser of Python."""
+    """Parse with pydantic, which is faster; names that are not UTF-8 need the parser of Python."""
     try:
         return pydantic_core.from_json(data)
     except ValueError:
