@@ -20,6 +20,7 @@ import torch
 
 from streetvision.calibration.crossfit import CalibrationSet, crossfit
 from streetvision.calibration.parametric import PlattCalibrator
+from streetvision.eval.stability import bagged_threshold
 from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import LoaderConfig
@@ -28,7 +29,6 @@ from streetvision.eval.gate import compare_nll
 from streetvision.eval.intervals import corrected_t_interval
 from streetvision.eval.metrics import mcc, positive_probability
 from streetvision.eval.predictions import Predictions
-from streetvision.eval.stability import bagged_threshold
 from streetvision.eval.thresholds import decide
 from streetvision.io.atomic import sha256_file
 from streetvision.models.config import (
@@ -97,9 +97,8 @@ def fit(settings: FusionSettings, model: FusedClassifier, train: ViewFeatures, s
         fit_fusion(model, train, select, config=settings, progress=Silent())
         return
     assert model.description.pooling is not None
-    instances = (train.features[:, 1:], train.mask[:, 1:]) if model.dense is None else train[3:5]
     fitted = fit_evidence(
-        *instances,
+        *model.instances(train.embedded),
         labels,
         probe.out_of_fold,
         groups,

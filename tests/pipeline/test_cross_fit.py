@@ -366,6 +366,30 @@ def test_a_fitted_fusion_is_fitted_in_each_fold(copied, command, mode):
     assert code == 2, err
 
 
+def test_evidence_is_fitted_on_views_by_models_that_did_not_see_the_image(phase1, command, monkeypatch):
+    code, out, schema = phase1(*FULL, "training.epochs=1", "training.gate=off")
+    assert code == 0, out
+    from streetvision.pipeline.steps import train_cvfm
+
+    fits = []
+    fit = train_cvfm.fit_evidence
+
+    def recorded(features, mask, labels, base, groups, **settings):
+        fits.append(torch.from_numpy(base))
+        return fit(features, mask, labels, base, groups, **settings)
+
+    monkeypatch.setattr(train_cvfm, "fit_evidence", recorded)
+    arguments = ["train", f"run_dir={schema.output_dir}", "pipeline.phases=[phase4c_cvfm]", "phase4c=mil", *TILES]
+    code, out, err = command(*arguments)
+    assert code == 0, out + err
+    fold_of_rows = torch.tensor([fold for fold in partition(schema).folds if fold >= 0])
+    margins = logits(schema).double() @ torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    assert len(fits) == 4
+    for fold, base in enumerate(fits[:3]):
+        torch.testing.assert_close(base, margins[fold_of_rows != fold], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(fits[3], margins, atol=1e-4, rtol=1e-4)
+
+
 def test_mac_cal_needs_val_calib(copied, command):
     code, _, err = command("train", f"run_dir={copied.output_dir}", "pipeline.phases=[phase5_maccal]")
     assert code == 2

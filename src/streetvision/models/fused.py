@@ -99,6 +99,12 @@ class FusedClassifier(nn.Module):
         inside = torch.from_numpy(patch_mask(views.content[:, 0].cpu().numpy(), self.image_size, grid))
         return EmbeddedViews(features, views.mask, content, self.dense(views.dense[:, 0]), inside.to(features.device))
 
+    def instances(self, views: EmbeddedViews) -> tuple[Tensor, Tensor]:
+        """Return the features (B, T, P) that evidence is pooled over, of tiles or patches, and their mask (B, T)."""
+        if self.dense is None:
+            return views.features[:, 1:], views.mask[:, 1:]
+        return views.patches, views.patch_mask
+
     def fuse(self, views: EmbeddedViews) -> Tensor:
         """Fuse the views of B images to logits (B, C)."""
         return self._details(views).logits
@@ -118,7 +124,7 @@ class FusedClassifier(nn.Module):
 
     def _details(self, views: EmbeddedViews) -> FusionOutput:
         """The result of the fusion; without the influence of the views if the fusion has no parameters."""
-        features, mask, content, patches, patch_mask = views
+        features, mask, content, _, patch_mask = views
         logits: Tensor = self.classifier.head(features)
         if isinstance(self.fusion, InferenceCVFM):
             return FusionOutput(self.fusion(logits, mask, content), logits, mask.to(logits.dtype), mask)
@@ -126,8 +132,7 @@ class FusedClassifier(nn.Module):
             output = self.fusion(features, logits, mask, content)
             return FusionOutput(output.logits, logits, output.weights, mask)
         whole = single_view(logits, mask)
-        instances, counted = (features[:, 1:], mask[:, 1:]) if self.dense is None else (patches, patch_mask)
-        evidence = self.fusion(instances, counted)
+        evidence = self.fusion(*self.instances(views))
         fused = add_margin(whole, evidence.margin)
         weights = torch.cat([mask[:, :1].to(evidence.weights.dtype), evidence.weights], dim=1)
         if self.dense is not None:

@@ -1,12 +1,14 @@
 """phase4c_cvfm: fuse the views of each image as phase4c.mode defines, and score VAL_CALIB with the fusion that ships.
 
-Backbone and head are those of phase 1 and do not change. Evidence is fitted on TRAIN. A trained fusion is fitted on
-TRAIN, and VAL_SELECT selects its epoch. The gate compares on VAL_SELECT; under cross_fit, out of fold.
+Backbone and head are those of phase 1 and do not change. Evidence is fitted on TRAIN; under cross_fit, on views by the
+models of the folds that did not see the image. A trained fusion is fitted on TRAIN, and VAL_SELECT selects its epoch.
+The gate compares on VAL_SELECT; under cross_fit, out of fold.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from statistics import median
@@ -26,7 +28,7 @@ from streetvision.io.scores import ScoresRecord
 from streetvision.io.tensors import load_into, save_tensors
 from streetvision.io.validators import validate_json
 from streetvision.models.config import FusionDescription
-from streetvision.models.fused import FusedClassifier, load_fused
+from streetvision.models.fused import FusedClassifier, add_margin, load_fused
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import CVFM_SCORES
 from streetvision.pipeline.fold_models import fold_classifiers, save_out_of_fold
@@ -44,7 +46,14 @@ from streetvision.training.config import (
 )
 from streetvision.training.evidence import fit_evidence
 from streetvision.training.features import ViewCache, ViewFeatures
-from streetvision.training.fusion import FusionFit, argmax_mcc, evaluate_fusion, fit_fusion, fused_logits
+from streetvision.training.fusion import (
+    FusionFit,
+    argmax_mcc,
+    evaluate_fusion,
+    evidence_margins,
+    fit_fusion,
+    fused_logits,
+)
 from streetvision.training.lightning_module import EpochRow
 from streetvision.training.probe import FeatureBank, Representation, fit_probe, grouped_folds
 
@@ -64,12 +73,11 @@ class Candidate:
 
 @dataclass
 class ViewsOf:
-    """The views of the rows of a run or of a fold, and the margins of the single view on rows that it did not see."""
+    """The views of the rows of a run or of a fold."""
 
     context: Context
     seconds: float = 0.0
     """Time for computing or reading views."""
-    base: dict[tuple[Split, ...], FloatArray] = field(default_factory=dict)
 
     def features(self, model: FusedClassifier, split: Split) -> ViewFeatures:
         """Return the features of all views of `split`."""
@@ -80,38 +88,6 @@ class ViewsOf:
         views = cache.features(self.context.rows(split), root=self.context.data_root, name=split.value)
         self.seconds += time.perf_counter() - started
         return views
-
-    def base_margins(
-        self, model: FusedClassifier, views: Sequence[ViewFeatures], splits: tuple[Split, ...]
-    ) -> FloatArray:
-        """Return margins (N,) of a probe on the single views of `splits`, cross-validated on the same rows.
-
-        The margins of the model itself would be too good on the rows that it was trained on.
-        """
-        if splits not in self.base:
-            config, description = self.context.settings(CvfmConfig), model.classifier.description
-            features = torch.cat([part.features[:, 0] for part in views]).numpy()
-            labels, groups = torch.cat([part.labels for part in views]).numpy(), self.groups(splits)
-            try:
-                probe = fit_probe(
-                    FeatureBank(features, description.pooling, description.layers),
-                    labels,
-                    groups,
-                    representations=[Representation(description.pooling, description.layers)],
-                    class_weights=lambda _: (1.0, 1.0),
-                    seed=config.seed,
-                    progress=self.context.progress,
-                    folds=grouped_folds(labels, groups, seed=config.seed),
-                )
-            except DataError as error:
-                raise DataError(error.message, "add images of other places, or set phase4c=single_view") from error
-            assert probe.out_of_fold is not None
-            self.base[splits] = probe.out_of_fold
-        return self.base[splits]
-
-    def groups(self, splits: Sequence[Split]) -> list[str]:
-        """Return the group of each row of `splits`."""
-        return [row.group or row.sha256 for split in splits for row in self.context.rows(split)]
 
 
 def run(context: Context) -> Outcome:
@@ -230,10 +206,18 @@ def _size(model: FusedClassifier) -> str:
 
 def _split(of_run: ViewsOf, models: Sequence[tuple[FusionSettings, FusedClassifier]]) -> tuple[list[Candidate], Tensor]:
     """Fit each candidate; return them with their logits of VAL_SELECT, and those (M, 2) of the single view."""
-    candidates = []
+    candidates, context = [], of_run.context
+    groups = _groups(context.rows(Split.TRAIN))
+    base = None
     for settings, model in models:
         select = of_run.features(model, Split.VAL_SELECT)
-        fitted = _fit(of_run, settings, model, (Split.TRAIN,), select)
+        if model.description.pooling is None:
+            fitted = _fit(of_run, settings, model, select)
+        else:
+            train = of_run.features(model, Split.TRAIN)
+            if base is None:
+                base = _cross_validated_margins(context, model, train, groups)
+            fitted = _fit_evidence(context, model, train, base, groups)
         candidates.append(Candidate(settings, model, fitted, fused_logits(model, select)))
     with torch.no_grad():
         return candidates, model.classifier.head(select.features[:, 0])
@@ -251,6 +235,7 @@ def _cross_fit(
     fold_of_rows = torch.tensor([fold for fold in context.fold_of_evaluated_rows if fold < n_folds])
     logits, single_view = torch.empty(len(models), len(fold_of_rows), 2), torch.empty(len(fold_of_rows), 2)
     fits: list[list[FusionFit]] = [[] for _ in models]
+    out_of_fold: list[list[ViewFeatures]] = [[] for _ in models]
     seconds = 0.0
     of_folds = zip(context.folds(), fold_classifiers(context.schema, classifier, n_folds), strict=False)
     for number, (fold, fold_classifier) in enumerate(of_folds):
@@ -259,38 +244,78 @@ def _cross_fit(
             torch.manual_seed(settings.seed)
             model = _fused(context, fold_classifier, shipped.description)
             calib = of_fold.features(model, Split.VAL_CALIB)
-            if isinstance(settings, CvfmTrainedConfig):
-                select = of_fold.features(model, Split.VAL_SELECT)
-                fits[index].append(_fit(of_fold, settings, model, (Split.TRAIN,), select))
-            else:
-                # The gate compares on VAL_CALIB, so that VAL_SELECT is free.
-                fits[index].append(_fit(of_fold, settings, model, (Split.TRAIN, Split.VAL_SELECT), calib))
-            logits[index, in_fold] = fused_logits(model, calib)
             with torch.no_grad():
                 single_view[in_fold] = fold_classifier.head(calib.features[:, 0])
+            if model.description.pooling is not None:
+                out_of_fold[index].append(calib)
+                continue
+            # Only a trained fusion has epochs to select. The gate compares on VAL_CALIB.
+            select = of_fold.features(model, Split.VAL_SELECT) if isinstance(settings, CvfmTrainedConfig) else calib
+            fits[index].append(_fit(of_fold, settings, model, select))
+            logits[index, in_fold] = fused_logits(model, calib)
         seconds += of_fold.seconds
     candidates = []
     for index, (settings, model) in enumerate(models):
-        stop_after = round(median(fitted.best_epoch for fitted in fits[index]))
         torch.manual_seed(settings.seed)
-        fitted = _fit(of_run, settings, model, (Split.TRAIN,), None, stop_after=stop_after)
+        if model.description.pooling is not None:
+            rows = rows_of_folds(context, Split.TRAIN, n_folds)
+            candidates.append(
+                _cross_fit_evidence(context, settings, model, out_of_fold[index], single_view, fold_of_rows, rows)
+            )
+            continue
+        stop_after = round(median(fitted.best_epoch for fitted in fits[index]))
+        fitted = _fit(of_run, settings, model, None, stop_after=stop_after)
         weights = tuple(fitted.best for fitted in fits[index])
         candidates.append(Candidate(settings, model, fitted, logits[index], weights))
     return candidates, single_view, seconds + of_run.seconds
+
+
+def _cross_fit_evidence(
+    context: Context,
+    settings: FusionSettings,
+    model: FusedClassifier,
+    parts: Sequence[ViewFeatures],
+    single_view: Tensor,
+    fold_of_rows: Tensor,
+    rows: Sequence[Row],
+) -> Candidate:
+    """Fit the evidence of each fold to the rows of the other folds, and that of `model` to all.
+
+    The views of a row are by the model of its fold, since a fine-tuned backbone separates the images that it was
+    trained on too well for anything to be learnt from their tiles.
+
+    Args:
+        context: Of the phase.
+        settings: Of the candidate.
+        model: The fused classifier that ships; its fusion is fitted in place.
+        parts: Views of the rows of each fold.
+        single_view: (M, 2) out-of-fold logits.
+        fold_of_rows: (M,) fold of each row.
+        rows: The M rows.
+    """
+    order = torch.cat([(fold_of_rows == fold).nonzero()[:, 0] for fold in range(len(parts))]).argsort()
+    views = ViewFeatures(*(torch.cat(part)[order] for part in zip(*parts, strict=True)))
+    base = (single_view[:, 1] - single_view[:, 0]).double().numpy()
+    groups = _groups(rows)
+    logits, states = torch.empty_like(single_view), []
+    for fold in range(len(parts)):
+        test = fold_of_rows == fold
+        others = [group for group, tested in zip(groups, test, strict=True) if not tested]
+        states.append(_fit_evidence(context, model, views.select(~test), base[~test.numpy()], others).best)
+        logits[test] = add_margin(single_view[test], evidence_margins(model, views.select(test)))
+    fitted = _fit_evidence(context, model, views, base, groups)
+    return Candidate(settings, model, fitted, logits, tuple(states))
 
 
 def _fit(
     views: ViewsOf,
     settings: FusionSettings,
     model: FusedClassifier,
-    splits: tuple[Split, ...],
     select: ViewFeatures | None,
     *,
     stop_after: int | None = None,
 ) -> FusionFit:
-    """Fit the fusion of `model` to `splits` if its mode has weights; `select` selects the epoch of a trained fusion."""
-    if model.description.pooling is not None:
-        return _fit_evidence(views, model, splits)
+    """Fit a trained fusion of `model` to TRAIN, where `select` selects the epoch; other modes have no weights."""
     if isinstance(settings, CvfmTrainedConfig):
         train = views.features(model, Split.TRAIN)
         progress = views.context.progress
@@ -299,25 +324,45 @@ def _fit(
     return FusionFit(best={}, history=({"epoch": 0, **metrics},), best_epoch=0)
 
 
-def _fit_evidence(views: ViewsOf, model: FusedClassifier, splits: tuple[Split, ...]) -> FusionFit:
-    """Fit the evidence of tiles or patches to `splits`, on base margins of rows that their probe did not see."""
-    config, pooling = views.context.settings(CvfmConfig), model.description.pooling
+def _cross_validated_margins(
+    context: Context, model: FusedClassifier, views: ViewFeatures, groups: Sequence[str]
+) -> FloatArray:
+    """Return margins (N,) of a probe on single views, cross-validated on the same rows.
+
+    The margins of the model itself would be too good on the rows that it was trained on.
+    """
+    description, labels, seed = model.classifier.description, views.labels.numpy(), context.settings(CvfmConfig).seed
+    with _too_few_groups():
+        probe = fit_probe(
+            FeatureBank(views.features[:, 0].numpy(), description.pooling, description.layers),
+            labels,
+            groups,
+            representations=[Representation(description.pooling, description.layers)],
+            class_weights=lambda _: (1.0, 1.0),
+            seed=seed,
+            progress=context.progress,
+            folds=grouped_folds(labels, groups, seed=seed),
+        )
+    assert probe.out_of_fold is not None
+    return probe.out_of_fold
+
+
+def _fit_evidence(
+    context: Context, model: FusedClassifier, views: ViewFeatures, base: FloatArray, groups: Sequence[str]
+) -> FusionFit:
+    """Fit the evidence of tiles or patches to N views, on base margins (N,) of models that did not see the rows."""
+    pooling = model.description.pooling
     assert pooling is not None
-    parts = [views.features(model, split) for split in splits]
-    if model.dense is None:
-        features, mask = [part.features[:, 1:] for part in parts], [part.mask[:, 1:] for part in parts]
-    else:
-        features, mask = [part.patches for part in parts], [part.patch_mask for part in parts]
-    evidence = fit_evidence(
-        torch.cat(features),
-        torch.cat(mask),
-        torch.cat([part.labels for part in parts]).numpy(),
-        views.base_margins(model, parts, splits),
-        views.groups(splits),
-        pooling=pooling,
-        seed=config.seed,
-        progress=views.context.progress,
-    )
+    with _too_few_groups():
+        evidence = fit_evidence(
+            *model.instances(views.embedded),
+            views.labels.numpy(),
+            base,
+            groups,
+            pooling=pooling,
+            seed=context.settings(CvfmConfig).seed,
+            progress=context.progress,
+        )
     load_into(model.fusion, evidence.state, source="the fitted evidence")
     row: EpochRow = {
         "epoch": 0,
@@ -328,6 +373,19 @@ def _fit_evidence(views: ViewsOf, model: FusedClassifier, splits: tuple[Split, .
     return FusionFit(best=evidence.state, history=(row,), best_epoch=0)
 
 
+@contextmanager
+def _too_few_groups() -> Iterator[None]:
+    """Give the error of a class with one group a hint that fits this phase."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(error.message, "add images of other places, or set phase4c=single_view") from error
+
+
+def _groups(rows: Sequence[Row]) -> list[str]:
+    return [row.group or row.sha256 for row in rows]
+
+
 def _compared(
     config: FusingConfig, candidates: Sequence[Candidate], single_view: Tensor, rows: Sequence[Row]
 ) -> Compared:
@@ -335,7 +393,7 @@ def _compared(
     names = [candidate.settings.mode for candidate in candidates]
     if config.gate == "off":
         return Compared(tuple(names))
-    if len({row.group or row.sha256 for row in rows}) < 2:
+    if len(set(_groups(rows))) < 2:
         return Compared(tuple(names), problem="there is one group only")
     calibrated = partial(calibrated_predictions, rows=rows, seed=config.seed)
     return Compared(tuple(names), tuple(calibrated(c.logits) for c in candidates), calibrated(single_view))
