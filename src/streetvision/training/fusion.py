@@ -13,7 +13,6 @@ from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc
-from streetvision.models.evidence import EvidenceFusion
 from streetvision.models.fused import FusedClassifier
 from streetvision.models.fusion import TrainableCVFM
 from streetvision.training.callbacks import State, cpu_state_dict
@@ -113,15 +112,6 @@ def fused_logits(model: FusedClassifier, views: ViewFeatures) -> Tensor:
     model.eval()
     batches = (views.select(rows) for rows in torch.split(torch.arange(len(views.labels)), EVALUATION_BATCH))
     return torch.cat([model.fuse(batch.embedded) for batch in batches])
-
-
-@torch.no_grad()
-def evidence_margins(model: FusedClassifier, views: ViewFeatures) -> Tensor:
-    """Return what the evidence of cached views adds to the log-odds (N,)."""
-    fusion = model.fusion
-    assert isinstance(fusion, EvidenceFusion)
-    batches = (views.select(rows) for rows in torch.split(torch.arange(len(views.labels)), EVALUATION_BATCH))
-    return torch.cat([fusion(*model.instances(batch.embedded)).margin for batch in batches])
 
 
 def evaluate_fusion(model: FusedClassifier, select: ViewFeatures) -> dict[str, float]:

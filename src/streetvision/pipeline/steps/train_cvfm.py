@@ -28,6 +28,7 @@ from streetvision.io.scores import ScoresRecord
 from streetvision.io.tensors import load_into, save_tensors
 from streetvision.io.validators import validate_json
 from streetvision.models.config import FusionDescription
+from streetvision.models.evidence import EvidenceFusion
 from streetvision.models.fused import FusedClassifier, add_margin, load_fused
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import CVFM_SCORES
@@ -47,10 +48,10 @@ from streetvision.training.config import (
 from streetvision.training.evidence import fit_evidence
 from streetvision.training.features import ViewCache, ViewFeatures
 from streetvision.training.fusion import (
+    EVALUATION_BATCH,
     FusionFit,
     argmax_mcc,
     evaluate_fusion,
-    evidence_margins,
     fit_fusion,
     fused_logits,
 )
@@ -302,7 +303,7 @@ def _cross_fit_evidence(
         test = fold_of_rows == fold
         others = [group for group, tested in zip(groups, test, strict=True) if not tested]
         states.append(_fit_evidence(context, model, views.select(~test), base[~test.numpy()], others).best)
-        logits[test] = add_margin(single_view[test], evidence_margins(model, views.select(test)))
+        logits[test] = add_margin(single_view[test], _evidence_margins(model, views.select(test)))
     fitted = _fit_evidence(context, model, views, base, groups)
     return Candidate(settings, model, fitted, logits, tuple(states))
 
@@ -371,6 +372,14 @@ def _fit_evidence(
         "base_nll": evidence.base_nll,
     }
     return FusionFit(best=evidence.state, history=(row,), best_epoch=0)
+
+
+@torch.no_grad()
+def _evidence_margins(model: FusedClassifier, views: ViewFeatures) -> Tensor:
+    """Return what the evidence of cached views adds to the log-odds (N,)."""
+    assert isinstance(model.fusion, EvidenceFusion)
+    batches = (views.select(rows) for rows in torch.split(torch.arange(len(views.labels)), EVALUATION_BATCH))
+    return torch.cat([model.fusion(*model.instances(batch.embedded)).margin for batch in batches])
 
 
 @contextmanager
