@@ -20,7 +20,6 @@ import torch
 
 from streetvision.calibration.crossfit import CalibrationSet, crossfit
 from streetvision.calibration.parametric import PlattCalibrator
-from streetvision.eval.stability import bagged_threshold
 from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import LoaderConfig
@@ -29,6 +28,7 @@ from streetvision.eval.gate import compare_nll
 from streetvision.eval.intervals import corrected_t_interval
 from streetvision.eval.metrics import mcc, positive_probability
 from streetvision.eval.predictions import Predictions
+from streetvision.eval.stability import bagged_threshold
 from streetvision.eval.thresholds import decide
 from streetvision.io.atomic import sha256_file
 from streetvision.models.config import (
