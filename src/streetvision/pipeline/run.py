@@ -22,7 +22,7 @@ from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine, changed_input, needs_data, phase_order
 from streetvision.pipeline.moved_data import adopt_data_root
 from streetvision.pipeline.phases import PHASES
-from streetvision.pipeline.settings import RunConfig, without_effect
+from streetvision.pipeline.settings import RunConfig, refuse_settings_of_options, warn_without_effect
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
 from streetvision.training.config import AnyCvfmConfig, CvfmConfig
 from streetvision.training.distributed import (
@@ -59,7 +59,7 @@ def launch_training(config: RunConfig, *, console: Console, only: Collection[str
                 "pretrained backbone"
             )
         phases = phase_order(config.pipeline.phases, PHASES)
-        _warn_of_settings_without_effect(config, phases, console, also_read={SceneConfig, DataConfig})
+        warn_without_effect(config, {SceneConfig, DataConfig, *_read_by(phases)}, _names(phases), console)
         if "data.unlabeled" in config.overrides and not config.adapts:
             console.warn("data.unlabeled has no effect when phase4a_explora is not in pipeline.phases")
         if only is not None:
@@ -91,7 +91,7 @@ def launch_evaluation(bundle: Path, config: RunConfig, *, data: str | None = Non
     """
     if data is None:
         return _run_on_bundle(bundle, config, phase="evaluate", section="evaluation", console=console)
-    _refuse_settings_of_options(config, "evaluation.bundle", "data.root")
+    refuse_settings_of_options(config, {"evaluation.bundle": "--bundle", "data.root": "--data"})
     opened = read_bundle(bundle)
     if ignored := sorted(key for key in config.overrides if key.startswith(SPLIT_SETTINGS)):
         raise ConfigError(f"{ignored[0]} has no effect when --data is given: all images are evaluated", "leave it out")
@@ -117,17 +117,9 @@ def launch_reward(bundle: Path, config: RunConfig, *, console: Console) -> Artif
     return _run_on_bundle(bundle, config, phase="reward", section="reward", console=console)
 
 
-def _refuse_settings_of_options(config: RunConfig, *names: str) -> None:
-    """Raise ConfigError for a setting that the options --bundle or --data give as well."""
-    for name in names:
-        if name in config.overrides:
-            option = "--data" if name == "data.root" else "--bundle"
-            raise ConfigError(f"{name} and {option} exclude each other", f"give {option} alone")
-
-
 def _run_on_bundle(bundle: Path, config: RunConfig, *, phase: str, section: str, console: Console) -> ArtifactSchema:
     """Run a phase that reads a bundle in the run around it, or in run_dir=; data.root= is a new place of its data."""
-    _refuse_settings_of_options(config, f"{section}.bundle")
+    refuse_settings_of_options(config, {f"{section}.bundle": "--bundle"})
     folder = bundle_folder(bundle)
     config = config.with_defaults({section: {"bundle": folder}, "run_dir": folder.parent})
     schema = ArtifactSchema(config.root)
@@ -145,23 +137,18 @@ def _run_on_bundle(bundle: Path, config: RunConfig, *, phase: str, section: str,
 
 def _run_phase(name: str, config: RunConfig, console: Console) -> ArtifactSchema:
     schema, phases = ArtifactSchema(config.root), phase_order([name], PHASES)
-    _warn_of_settings_without_effect(config, phases, console, keys=set(config.overrides) - {"data.root"})
+    keys = config.overrides.keys() - {"data.root"}
+    warn_without_effect(config, _read_by(phases), _names(phases), console, keys=keys)
     Engine(schema, PHASES, config.sections(), console).run(phases)
     return schema
 
 
-def _warn_of_settings_without_effect(
-    config: RunConfig,
-    phases: Sequence[Phase],
-    console: Console,
-    *,
-    also_read: Collection[type[BaseModel]] = (),
-    keys: Collection[str] | None = None,
-) -> None:
-    read = {section for phase in phases for section in phase.config}
-    if ignored := without_effect(config.overrides if keys is None else keys, {*also_read, *read}):
-        verb = "has" if len(ignored) == 1 else "have"
-        console.warn(f"{', '.join(ignored)} {verb} no effect on {', '.join(phase.id for phase in phases)}")
+def _read_by(phases: Sequence[Phase]) -> set[type[BaseModel]]:
+    return {section for phase in phases for section in phase.config}
+
+
+def _names(phases: Sequence[Phase]) -> str:
+    return ", ".join(phase.id for phase in phases)
 
 
 def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
