@@ -131,8 +131,9 @@ def test_int8_takes_its_ranges_from_images_of_train(exported, command, monkeypat
     )  # a tiny model on 24 images: not what is tested
     monkeypatch.setattr("streetvision.pipeline.runtime_export.CALIBRATION_IMAGES", 6)
     arguments = ["export", "--bundle", exported / "export", "--out", tmp_path / "int8", "--runtime", "openvino"]
-    code, out, err = command(*arguments, "--precision", "int8", f"run_dir={exported}")
+    code, out, err = command(*arguments, "--precision", "int8", f"run_dir={exported}", "phase5.folds=3")
     assert code == 0, err
+    assert "phase5.folds has no effect on export --runtime" in " ".join(err.split())
     assert f"run_dir={exported}" in out
     runtime = load_bundle(tmp_path / "int8").manifest.runtime
     assert (runtime.precision, runtime.calibration_images) == ("int8", 6)

@@ -46,6 +46,7 @@ from streetvision.models.views import ViewArrays
 from streetvision.pipeline.artifacts import open_bundle
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
+from streetvision.pipeline.settings import warn_without_effect
 
 CALIBRATION_IMAGES = 128
 """Images of TRAIN, evenly spaced over its rows, from which int8 ranges are taken."""
@@ -235,6 +236,7 @@ def _run_context(bundle: Path, overrides: Sequence[str], console: Console) -> Co
     """The splits of the run around the bundle, as far as an export may open them."""
     folder = bundle_folder(bundle)
     config = compose_config(overrides, base={"run_dir": str(folder.absolute().parent)})
+    warn_without_effect(config, {LoaderConfig}, "export --runtime", console)
     schema = ArtifactSchema(config.root)
     read_bundle(folder)  # a missing bundle is reported before a missing run
     if not schema.splits_json.is_file():

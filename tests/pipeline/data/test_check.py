@@ -161,3 +161,10 @@ def test_settings_of_other_data_and_of_phases_are_reported(arguments, command, s
     code, _, err = command("data", verb, scenes, *options, "phase5.folds=3", "phase2.n_resamples=200")
     assert code == 0, err
     assert f"phase2.n_resamples, phase5.folds have no effect on data {verb}" in " ".join(err.split())
+
+
+def test_scenes_report_settings_without_effect(command, tmp_path):
+    size = ["scenes.count=8", "scenes.width=64", "scenes.height=64"]
+    code, _, err = command("data", "scenes", tmp_path / "scenes", *size, "phase5.folds=3")
+    assert code == 0, err
+    assert "phase5.folds has no effect on data scenes" in " ".join(err.split())
