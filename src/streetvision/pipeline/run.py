@@ -4,6 +4,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -13,7 +14,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Phase
 from streetvision.contracts.progress import Silent
-from streetvision.data.config import DataConfig
+from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.io.atomic import read_json, sha256_file
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest, relative
@@ -34,6 +35,7 @@ from streetvision.training.distributed import (
     worker_loop,
 )
 
+Recorded = TypeVar("Recorded", DataConfig, LoaderConfig)
 SPLIT_SETTINGS = ("data.fractions", "data.seed", "data.protocol", "data.folds", "data.unlabeled", "data.labels")
 """Settings without effect in an evaluation on --data, which is not split."""
 COLLAPSED_WARNING = "the model predicts one class only: check the labels, training.learning_rate and training.epochs"
@@ -129,7 +131,7 @@ def _run_on_bundle(bundle: Path, config: RunConfig, *, phase: str, section: str,
             f"{str(schema.output_dir)!r} is not the run that made this bundle: it has no splits.json",
             "set run_dir=... to that run, or evaluate on other images with --data",
         )
-    recorded, root = _recorded_data(schema), config.data.root
+    recorded, root = recorded_settings(schema, DataConfig), config.data.root
     if recorded is not None and root is not None and not _same_path(str(recorded.root), root):
         adopt_data_root(schema, root, console)
     return _run_phase(phase, config, console)
@@ -161,7 +163,7 @@ def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
         ConfigError: The run folder belongs to another data set.
     """
     schema = ArtifactSchema(config.root)
-    recorded = _recorded_data(schema)
+    recorded = recorded_settings(schema, DataConfig)
     names_data = any(key == "data.root" or key.startswith("scenes.") for key in config.overrides)
     if recorded is not None and not names_data:
         return config.with_defaults({"data": dict(recorded), "run_dir": config.root})
@@ -234,13 +236,13 @@ def _same_path(first: str, second: str) -> bool:
     return first == second or Path(first).absolute() == Path(second).absolute()
 
 
-def _recorded_data(schema: ArtifactSchema) -> DataConfig | None:
-    """The data settings of the run's splits.json, if it has one."""
+def recorded_settings(schema: ArtifactSchema, kind: type[Recorded]) -> Recorded | None:
+    """Return the settings in section `kind` with which the run's splits.json was made, if it has one."""
     manifest = schema.manifest("data")
     if not manifest.is_file():
         return None
     try:
-        return DataConfig.model_validate(read_manifest(manifest).config.get("DataConfig"))
+        return kind.model_validate(read_manifest(manifest).config.get(kind.__name__))
     except ValidationError as error:
         raise ArtifactError(
             f"{str(manifest)!r} does not record the data of this run", "set run_dir=... to another folder"
