@@ -238,7 +238,7 @@ def _plan(
     except ConfigError as error:
         raise ConfigError(f"system {system.name!r}: {error.message}", error.hint) from error
     folder = request.out / "cells" / folder_name(name) / folder_name(system.name)
-    for chain in plan_chains(index, config, own, None, folder, console):
+    for chain in plan_chains(index, config, folder, console):
         if chain.share != data.groups:
             continue
         key = chain.key
