@@ -21,7 +21,7 @@ from streetvision.io.manifests import read_manifest, relative
 from streetvision.io.validators import validate_json
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine, changed_input, needs_data, phase_order
-from streetvision.pipeline.moved_data import adopt_data_root
+from streetvision.pipeline.moved_data import adopt_data_root, complete_move
 from streetvision.pipeline.phases import PHASES
 from streetvision.pipeline.settings import RunConfig, refuse_settings_of_options, warn_without_effect
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
@@ -131,6 +131,7 @@ def _run_on_bundle(bundle: Path, config: RunConfig, *, phase: str, section: str,
             f"{str(schema.output_dir)!r} is not the run that made this bundle: it has no splits.json",
             "set run_dir=... to that run, or evaluate on other images with --data",
         )
+    complete_move(schema)
     recorded, root = recorded_settings(schema, DataConfig), config.data.root
     if recorded is not None and root is not None and not _same_path(str(recorded.root), root):
         adopt_data_root(schema, root, console)
@@ -163,6 +164,7 @@ def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
         ConfigError: The run folder belongs to another data set.
     """
     schema = ArtifactSchema(config.root)
+    complete_move(schema)
     recorded = recorded_settings(schema, DataConfig)
     names_data = any(key == "data.root" or key.startswith("scenes.") for key in config.overrides)
     if recorded is not None and not names_data:
