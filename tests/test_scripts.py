@@ -3,6 +3,7 @@
 import csv
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,3 +50,24 @@ def test_evaluate_cli_takes_the_path_of_bundle_json(run_script, finished_run, tm
     run = shutil.copytree(finished_run, tmp_path / "run")
     bundle = run / "export" / "bundle.json"
     assert "MCC" in run_script("evaluate_cli.py", "--bundle", bundle, "evaluation.n_resamples=100")
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr", "code", "printed"),
+    [
+        ('{"dependencies": [{"name": "a", "version": "1", "vulns": [{"id": "CVE-1"}]}]}', "Found 1", 1, "CVE-1"),
+        ('{"dependencies": [{"name": "a", "version": "1", "vulns": []}]}', "", 0, "0 vulnerabilities"),
+        ("", "ERROR:pip_audit._cli:requirement a is not pinned", 1, "a is not pinned"),
+        ("", "No module named pip_audit", 1, "No module named pip_audit"),
+        ("", "ERROR:pip_audit._cli:Tip: your network may be blocking this service.", 0, "unreachable"),
+        ("", "requests.exceptions.ProxyError: HTTPSConnectionPool(host='pypi.org')", 0, "unreachable"),
+    ],
+)
+def test_an_audit_is_skipped_only_without_a_network(monkeypatch, capsys, stdout, stderr, code, printed):
+    process = subprocess.CompletedProcess([], 1, stdout, stderr)
+    main = runpy.run_path(str(ROOT / "scripts" / "audit_dependencies.py"))["main"]
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: process)
+    assert main() == code
+    out = capsys.readouterr().out
+    assert printed in out
+    assert ("unreachable" in out) == (printed == "unreachable")

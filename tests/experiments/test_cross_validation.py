@@ -145,12 +145,14 @@ def test_the_head_alone_is_the_default(scenes, tmp_path, command):
 
 
 @pytest.mark.long
-def test_chains_that_train_run_in_processes(cross_validate, tmp_path):
-    (tmp_path / "data.yaml").write_text("data: {source_column: source}")
-    settings = ["model.head.kind=mlp", "training.epochs=2", "cross_validation.repeats=1", "--config"]
-    settings.append(str(tmp_path / "data.yaml"))
-    code, out, content, schema = cross_validate(*settings, "cross_validation.learning_curve=[]")
-    assert code == 0, out
+def test_chains_that_train_run_in_processes(command, tmp_path):
+    schema, file = ArtifactSchema(tmp_path / "cv"), tmp_path / "settings.yaml"
+    file.write_text("data: {source_column: source}\nscenes: {count: 160, width: 96, height: 72}\n")
+    settings = ["model.head.kind=mlp", "training.epochs=2", "cross_validation.repeats=1"]
+    arguments = [f"run_dir={schema.output_dir}", *TINY_MODEL, *SMALL, *settings, "cross_validation.learning_curve=[]"]
+    code, out, err = command("cross-validate", *arguments, "--config", file)
+    assert code == 0, out + err
+    content = read_json(schema.cross_validation_json)
     assert len(content["by_repeat"]) == 1
     assert content["gain"] is None
     chains = schema.cross_validation_dir / "chains"

@@ -129,6 +129,8 @@ def test_a_system_that_has_no_result_is_in_the_table():
     [
         ({"systems": [{"name": "a"}]}, "at least 2"),
         ({"systems": [{"name": "a"}, {"name": "a"}]}, "'a' occurs twice"),
+        ({"systems": [{"name": "lr=1"}, {"name": "LR-1"}]}, "'lr=1' and 'LR-1'"),
+        ({"data": {"a b": {"settings": []}, "a,b": {"settings": []}}}, "'a b' and 'a,b'"),
         ({"systems": [{"name": "a"}, {"name": "b", "peer": "tim"}]}, "did you mean 'timm'"),
         ({"systems": [{"name": "a"}, {"name": "b", "peer": "timm", "settings": ["training=frozen"]}]}, "no settings"),
         ({"systems": [{"name": "a"}, {"name": "b", "data": ["tin"]}]}, "did you mean 'tiny'"),

@@ -405,6 +405,22 @@ def test_another_runtime_and_the_reward_read_no_image_that_they_may_not(copied, 
     assert read_json(copied.reward_report_json)["best"] == {}
 
 
+def test_few_images_get_fewer_folds_in_phase_5_unless_they_are_set(scenes, tmp_path, command):
+    header, *rows = (scenes / "index.csv").read_text().splitlines()
+    of_class = {label: [row for row in rows if row.split(",")[1] == label][:4] for label in ("0", "1")}
+    lines = [f"{scenes}/{row}" for chosen in of_class.values() for row in chosen]
+    (tmp_path / "index.csv").write_text("\n".join([header, *lines]))
+    model = [setting for setting in TINY_MODEL if not setting.startswith(("data.protocol", "phase5.folds"))]
+    run = ["train", f"data.root={tmp_path / 'index.csv'}", f"run_dir={tmp_path / 'run'}", *model]
+    code, _, err = command(*run, "phase5.folds=5")
+    assert code == 2
+    assert "phase5.folds is 5" in err
+    code, out, err = command(*run)
+    assert code == 0, err
+    assert out.count("phase5.folds=4: VAL_CALIB has 6 groups") == 1
+    assert ArtifactSchema(tmp_path / "run").bundle_json.is_file()
+
+
 def test_too_few_groups_are_an_error_with_the_class(scenes, tmp_path, command):
     rows = (scenes / "index.csv").read_text().splitlines()
     lines = [f"{scenes}/{line},g{number % 3}" for number, line in enumerate(rows[1:])]

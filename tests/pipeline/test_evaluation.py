@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from streetvision import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.progress import Silent
 from streetvision.io.atomic import read_json
+from streetvision.pipeline import moved_data
+from streetvision.pipeline.config import compose_config
+from streetvision.pipeline.console import Console
+from streetvision.pipeline.run import resolve_run_config
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
 from tests.conftest import edit_bundle_json
 
@@ -299,6 +304,45 @@ def test_moved_data_is_accepted_by_evaluate_and_train(run_copy, command, tmp_pat
     assert code == 0, err
     assert "unchanged" in out
     assert run_copy.phase1_checkpoint.stat().st_mtime_ns == before
+
+
+def test_a_move_of_the_data_resumes_after_an_interruption_at_any_write(finished_run, monkeypatch, tmp_path):
+    """Each write of the move is the last one of a killed process; the next command ends as if it were not."""
+    root = read_json(ArtifactSchema(finished_run).splits_json)["root"]
+    photos = shutil.copytree(root, tmp_path / "photos")
+    writes = []
+
+    def content(run):
+        return {path.relative_to(run): path.read_bytes() for path in run.rglob("*.json")}
+
+    def moved(name, last=None, *settings):
+        run = shutil.copytree(finished_run, tmp_path / name)
+        writes.clear()
+
+        def interruptible(write):
+            def record(*arguments):
+                if len(writes) == last:
+                    raise KeyboardInterrupt
+                writes.append(arguments[0])
+                write(*arguments)
+
+            return record
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            for writer in ("write_json_atomic", "write_text_atomic"):
+                patch.setattr(moved_data, writer, interruptible(getattr(moved_data, writer)))
+            moved_data.adopt_data_root(ArtifactSchema(run), str(photos), Console())
+        config = compose_config([f"run_dir={run}", "pipeline.phases=[phase2]", *settings])
+        assert resolve_run_config(config, console=Console()).data.root == str(photos)
+        return content(run)
+
+    expected = moved("complete")
+    assert content(finished_run) != expected
+    assert len(writes) > 5
+    for last in range(len(writes)):
+        assert moved(f"again_{last}", last, f"data.root={photos}") == expected
+        if last > 0:
+            assert moved(f"without_{last}", last) == expected
 
 
 def test_a_bundle_without_its_run_and_hashes_prints_that_overlap_was_not_checked(run_copy, command, tmp_path):

@@ -13,7 +13,9 @@ from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.split_contracts import Split
-from streetvision.io.atomic import read_json
+from streetvision.io.atomic import read_json, write_json_atomic
+from streetvision.pipeline import runtime_export
+from streetvision.pipeline.console import Console
 from streetvision.pipeline.runtime_export import offer_openvino
 from streetvision.serving.server import ServingConfig, create_app
 
@@ -72,9 +74,6 @@ def test_an_export_is_evaluated_and_exported_like_any_bundle(exported, command, 
 
 
 def test_openvino_is_offered_where_it_passes_and_is_faster(exported, monkeypatch, capsys):
-    from streetvision.pipeline import runtime_export
-    from streetvision.pipeline.console import Console
-
     def offered():
         offer_openvino(exported / "export", Console())
         return capsys.readouterr().out
@@ -90,6 +89,7 @@ def test_openvino_is_offered_where_it_passes_and_is_faster(exported, monkeypatch
     assert "fp32 runs the model 2.0 times as fast" in lines
     assert "--runtime openvino --precision fp32" in " ".join(lines.split())
     for name, value in (
+        ("FEWEST_OFFER_IMAGES", 25),
         ("_speed", lambda *_: 1.0),
         ("check_parity", rejected),
         ("find_spec", lambda _: None),
@@ -97,6 +97,28 @@ def test_openvino_is_offered_where_it_passes_and_is_faster(exported, monkeypatch
         with monkeypatch.context() as patch:
             patch.setattr(runtime_export, name, value)
             assert offered() == ""
+
+
+def test_images_are_read_with_the_limits_of_the_run(exported, command, monkeypatch, tmp_path):
+    schema = ArtifactSchema(shutil.copytree(exported, tmp_path / "run"))
+    manifest = schema.manifest("data")
+    content = read_json(manifest)
+    content["config"]["LoaderConfig"]["max_megapixels"] = 150.0
+    write_json_atomic(manifest, content)
+    limits = []
+
+    def no_conversion(predictor, *_):
+        limits.append(predictor.limits.max_megapixels)
+        raise ArtifactError("stop")
+
+    monkeypatch.setattr(runtime_export, "SMALLEST_OFFERED", 0)
+    monkeypatch.setattr(runtime_export, "OFFERED", ("fp32",))
+    monkeypatch.setattr(runtime_export, "_convert", no_conversion)
+    offer_openvino(schema.export_dir, Console())
+    arguments = ["export", "--bundle", schema.export_dir, "--out", tmp_path / "out", "--runtime", "onnx"]
+    assert command(*arguments)[0] == 2
+    assert command(*arguments, "loader.max_megapixels=120")[0] == 2
+    assert limits == [150, 150, 120]
 
 
 def test_a_changed_byte_of_the_graph_is_refused(exported, command, paths, tmp_path):
@@ -131,8 +153,9 @@ def test_int8_takes_its_ranges_from_images_of_train(exported, command, monkeypat
     )  # a tiny model on 24 images: not what is tested
     monkeypatch.setattr("streetvision.pipeline.runtime_export.CALIBRATION_IMAGES", 6)
     arguments = ["export", "--bundle", exported / "export", "--out", tmp_path / "int8", "--runtime", "openvino"]
-    code, out, err = command(*arguments, "--precision", "int8", f"run_dir={exported}")
+    code, out, err = command(*arguments, "--precision", "int8", f"run_dir={exported}", "phase5.folds=3")
     assert code == 0, err
+    assert "phase5.folds has no effect on export --runtime" in " ".join(err.split())
     assert f"run_dir={exported}" in out
     runtime = load_bundle(tmp_path / "int8").manifest.runtime
     assert (runtime.precision, runtime.calibration_images) == ("int8", 6)

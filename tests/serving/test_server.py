@@ -22,6 +22,7 @@ from PIL import Image
 from streetvision import load_bundle
 from streetvision.contracts.errors import ArtifactError, ConfigError, MachineError
 from streetvision.serving.launch import is_loopback, open_listener, serving_config
+from streetvision.serving.prediction_log import PredictionLog
 from streetvision.serving.server import ServingConfig, create_app, render_page
 
 
@@ -453,8 +454,21 @@ def test_log_has_what_the_monitor_reads_and_no_image(predictor, files, tmp_path)
     assert interrupted.read_bytes() == log.read_bytes()
 
 
+@pytest.mark.parametrize("name", ["image-1", 'a"\\\u00e9', "", "n" * 99])
+def test_an_incomplete_first_line_is_removed(name, tmp_path):
+    log, interrupted = tmp_path / "served.jsonl", tmp_path / "interrupted.jsonl"
+    signals = SimpleNamespace(margin=1.0, features=2.0, quality=(3.0,))
+    prediction = SimpleNamespace(label="a", decision=0, probability=0.5, certified=None, signals=signals)
+    PredictionLog(log, bundle="0" * 64).write(prediction, b"image", name=name, group=None)
+    line = log.read_bytes()
+    for length in (*range(0, len(line), 7), len(line) - 1):
+        interrupted.write_bytes(line[:length])
+        PredictionLog(interrupted, bundle="0" * 64)
+        assert interrupted.read_bytes() == b""
+
+
 @pytest.mark.parametrize(
-    "content", [b"image,label\na.jpg,1\nb.jpg,0", b'{"image": "a.jpg", "label": 1}', b"[1]\n", b"\0"]
+    "content", [b"image,label\na.jpg,1\nb.jpg,0", b'{"image": "a.jpg", "label": 1}', b"[1]\n", b"\0", b"{\n"]
 )
 def test_a_file_that_is_not_a_log_is_not_changed(content, predictor, tmp_path):
     path = tmp_path / "labels.csv"

@@ -56,8 +56,11 @@ def scenes(
 ) -> None:
     """Draw procedural street scenes with a CSV index."""
     from streetvision.pipeline.config import compose_config
-    from streetvision.synthetic.scenes import write_scenes
+    from streetvision.pipeline.settings import warn_without_effect
+    from streetvision.synthetic.scenes import SceneConfig, write_scenes
 
     console = open_console()
-    config = compose_config(overrides or []).scenes
+    composed = compose_config(overrides or [])
+    warn_without_effect(composed, {SceneConfig}, "data scenes", console)
+    config = composed.scenes
     console.line("data", f"{config.count} scenes: {write_scenes(folder, config, console)}")

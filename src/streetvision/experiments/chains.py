@@ -16,14 +16,13 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, DataError, StreetVisionError
 from streetvision.contracts.policies import Artifact, Digest
 from streetvision.contracts.split_contracts import NO_FOLD, Index, Partition, Row, Split
-from streetvision.data.config import HF_SPLIT
 from streetvision.data.splitting.partition import assign_folds, unit_name
 from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
 from streetvision.io.atomic import read_json, sha256_json, write_json_atomic, write_text_atomic
 from streetvision.io.manifests import code_sha256
 from streetvision.io.process_pool import write_output_to
 from streetvision.io.validators import validate_json
-from streetvision.pipeline.config import compose_config, settings_sha256
+from streetvision.pipeline.config import compose_config, format_overrides, settings_sha256
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.data.partition_data import partition_rows
 from streetvision.pipeline.run import launch_training
@@ -34,6 +33,7 @@ OWN_SETTINGS = (
     "data.group",
     "data.source",
     "data.coco",
+    "data.hf_split",
     "data.protocol",
     "run_dir",
     "scenes.",
@@ -72,8 +72,7 @@ class Chain:
     key: str
     folder: Path
     overrides: tuple[str, ...]
-    """Settings, and `file` with further ones, of a chain in its own process."""
-    file: Path | None
+    """Settings of a chain in its own process, as KEY=VALUE."""
     by_source: bool = False
     """Whether the outer fold consists of whole sources."""
 
@@ -120,12 +119,11 @@ class Chain:
         write_json_atomic(self.record, result.model_dump(mode="json"))
 
 
-def plan_chains(
-    index: Index, config: RunConfig, overrides: Sequence[str], file: Path | None, folder: Path, console: Console
-) -> Iterator[Chain]:
+def plan_chains(index: Index, config: RunConfig, folder: Path, console: Console) -> Iterator[Chain]:
     """The chains of all repeats and outer folds; those of the learning curve in the first repeat only."""
     settings = config.cross_validation
-    kept = tuple(setting for setting in overrides if not setting.startswith(OWN_SETTINGS))
+    given = {key: value for key, value in config.overrides.items() if not key.startswith(OWN_SETTINGS)}
+    kept = tuple(format_overrides(given))
     base = [code_sha256(), settings_sha256(config.model_copy(update={"cross_validation": CrossValidationConfig()}))]
 
     def chain(train: Sequence[Row], test: Sequence[Row], repeat: int, fold: int, share: float = 1.0) -> Chain:
@@ -133,7 +131,7 @@ def plan_chains(
         rows = tuple(row for row in index.rows if row.path in paths)
         partition = _partition(replace(index, rows=rows), test, config, console)
         key = sha256_json([*base, index.fingerprint, partition.split_sha256])
-        return Chain(repeat, fold, share, partition, key, folder, kept, file)
+        return Chain(repeat, fold, share, partition, key, folder, kept)
 
     for repeat in range(settings.repeats):
         outer = assign_folds(index.rows, settings.folds, seed=settings.seed + repeat)
@@ -229,17 +227,8 @@ def train_chain(chain: Chain, threads: int) -> None:
     writer.writerows([(source / row.path).absolute(), row.label, row.group or ""] for row in chain.partition.index.rows)
     settings = [
         *chain.overrides,
-        # The index has the group of each image; settings of the file that describe the original data are taken back.
+        # The index has the group of each image.
         f"data.root={root / 'index.csv'}",
-        "data.group_column=null",
-        "data.group_pattern=null",
-        "data.source_column=null",
-        "data.source_pattern=null",
-        f"data.hf_split={HF_SPLIT}",
-        "data.coco.images=null",
-        "data.coco.categories=[]",
-        "data.coco.min_area=0",
-        "data.coco.negatives=null",
         "data.grouping.by=[column]",
         f"data.protocol={chain.partition.protocol.value}",
         f"run_dir={root}",
@@ -248,7 +237,7 @@ def train_chain(chain: Chain, threads: int) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         write_text_atomic(root / "index.csv", text.getvalue())
-        config = compose_config(settings, file=chain.file)
+        config = compose_config(settings)
         if not schema.splits_json.is_file():
             absolute = [replace(row, path=str((source / row.path).absolute())) for row in chain.partition.index.rows]
             index = replace(chain.partition.index, root=root, rows=tuple(absolute))

@@ -98,7 +98,7 @@ def launch_cross_validation(
         grouped = scan_without_splits(config, schema, console)
         index = grouped.index
         _check_units(index, settings)
-        chains = list(plan_chains(index, config, overrides, file, schema.cross_validation_dir / "chains", console))
+        chains = list(plan_chains(index, config, schema.cross_validation_dir / "chains", console))
         in_memory = _runs_in_memory(config)
         started = time.perf_counter()
         waiting = [chain for chain in chains if chain.result() is None]

@@ -1,6 +1,5 @@
 """Compare systems by cross-validation on the same images and folds: each cell runs in a process of its own."""
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from streetvision.experiments.peers import PEERS, PeerTask
 from streetvision.experiments.request import ExperimentRequest
 from streetvision.experiments.scene_data import drawn_or_given, no_data_sets, split_scene_settings, with_environment
 from streetvision.experiments.systems_page import SystemRow, as_csv, as_json, as_markdown, minutes_plot
-from streetvision.experiments.systems_table import System, SystemsData, SystemsTable
+from streetvision.experiments.systems_table import System, SystemsData, SystemsTable, folder_name
 from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.process_pool import failure_reason, run_in_processes, write_output_to
@@ -99,7 +98,7 @@ def launch_systems(request: ExperimentRequest[SystemsTable], console: Console) -
             if (own := with_environment(name, unexpanded, console)) is None:
                 continue
             expanded = (ONE_PROCESS, *own)
-            chosen = drawn_or_given(_slug(name), expanded, request.overrides, request.out / "data", console)
+            chosen = drawn_or_given(folder_name(name), expanded, request.overrides, request.out / "data", console)
             settings = (*chosen, *split_scene_settings(request.overrides)[1])
             indexes[name] = _scan(name, settings, request, console)
             for system in table.systems:
@@ -211,13 +210,9 @@ def _data_sets(table: SystemsTable, request: ExperimentRequest[SystemsTable]) ->
 
 def _scan(name: str, settings: Sequence[str], request: ExperimentRequest[SystemsTable], console: Console) -> Index:
     """The images of a data set, with the groups that near-duplicates join."""
-    root = request.out / "scans" / _slug(name)
+    root = request.out / "scans" / folder_name(name)
     config = compose_config([*settings, f"run_dir={root}"])
     return scan_without_splits(config, ArtifactSchema(root), console).index
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"\W+", "_", name)
 
 
 def _plan(
@@ -242,8 +237,8 @@ def _plan(
         config = compose_config([*own, *folds])
     except ConfigError as error:
         raise ConfigError(f"system {system.name!r}: {error.message}", error.hint) from error
-    folder = request.out / "cells" / _slug(name) / _slug(system.name)
-    for chain in plan_chains(index, config, own, None, folder, console):
+    folder = request.out / "cells" / folder_name(name) / folder_name(system.name)
+    for chain in plan_chains(index, config, folder, console):
         if chain.share != data.groups:
             continue
         key = chain.key

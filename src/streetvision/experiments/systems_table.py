@@ -1,5 +1,6 @@
 """What a comparison of systems contains: this product with some settings, and other tools, over data sets."""
 
+import re
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -8,6 +9,11 @@ from streetvision.contracts.errors import ConfigError, unknown_name
 from streetvision.contracts.settings import Seed
 from streetvision.experiments.ablation_table import TableSection
 from streetvision.experiments.peers import PEERS
+
+
+def folder_name(name: str) -> str:
+    """Return the name of the folder of a system or a data set."""
+    return re.sub(r"\W+", "_", name)
 
 
 class System(TableSection):
@@ -61,6 +67,15 @@ class SystemsTable(TableSection):
         names = [system.name for system in self.systems]
         if repeated := [name for name in names if names.count(name) > 1]:
             raise ConfigError(f"system {repeated[0]!r} occurs twice in the table", "list each once")
+        for kind, all_names in (("systems", names), ("data sets", self.data)):
+            of_folder: dict[str, str] = {}
+            for name in all_names:
+                other = of_folder.setdefault(folder_name(name).casefold(), name)  # some file systems ignore case
+                if other != name:
+                    raise ConfigError(
+                        f"{kind} {other!r} and {name!r} of the table would have the same folder",
+                        "rename one, so that they differ in letters or digits",
+                    )
         for system in self.systems:
             for name in system.data or ():
                 if name not in self.data:

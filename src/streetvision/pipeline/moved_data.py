@@ -3,12 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.errors import ConfigError, StreetVisionError
 from streetvision.contracts.policies import FileDigest
+from streetvision.contracts.split_contracts import Partition
+from streetvision.data.config import DataConfig
 from streetvision.data.image_file import UndecodableImage, read_recorded
 from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
-from streetvision.io.atomic import read_json, write_json_atomic
+from streetvision.io.atomic import json_text, read_json, sha256_bytes, write_json_atomic, write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import file_digest, read_manifest, relative
 from streetvision.pipeline.console import Console
@@ -21,14 +25,14 @@ MAX_NAMED = 3
 def adopt_data_root(schema: ArtifactSchema, root: str, console: Console) -> None:
     """Record a new data.root in a run, if the images there are those of the run.
 
-    splits.json changes in its field `root` only, and the manifests follow, so no phase has to run again.
+    splits.json changes in its field `root` only, and the manifests with it, so no phase has to run again. The next
+    command completes an interrupted move.
 
     Raises:
         ConfigError: An image of the run is missing in `root`, or has another content.
     """
     partition = partition_from_json(read_json(schema.splits_json), schema.splits_json)
-    folder = Path(root).absolute()
-    folder = folder.parent if folder.is_file() else folder
+    folder = _folder(root)
     rows, differing = partition.index.rows, list[str]()
     for row in console.track(rows, total=len(rows), label="compare"):
         try:
@@ -43,26 +47,60 @@ def adopt_data_root(schema: ArtifactSchema, root: str, console: Console) -> None
             "set run_dir=... to another folder",
         )
     with run_lock(schema.lock_file):
-        before = file_digest(schema.splits_json)
-        moved = replace(partition, index=replace(partition.index, root=folder))
-        write_json_atomic(schema.splits_json, partition_to_json(moved))
-        _replace_digest(schema, before, file_digest(schema.splits_json), root)
+        after = _digest(_splits_text(partition, root))
+        # With this manifest alone, `complete_move` can do the rest.
+        _replace_digest(schema, schema.manifest("data"), file_digest(schema.splits_json), after, root)
+    complete_move(schema)
     console.line("data", f"moved to {root}: its {len(rows):,} images are those of the run")
 
 
-def _replace_digest(schema: ArtifactSchema, before: FileDigest, after: FileDigest, root: str) -> None:
-    """Let the manifests of the run name the new splits.json where they named the earlier one."""
-    name = relative(schema.splits_json, schema.output_dir)
-    for path in (schema.manifest(phase) for phase in PHASES):
-        if not path.is_file():
-            continue
-        manifest = read_manifest(path)
-        update: dict[str, object] = {
-            field: {**files, name: after}
-            for field, files in (("inputs", manifest.inputs), ("outputs", manifest.outputs))
-            if files.get(name) == before
-        }
-        recorded = manifest.config.get("DataConfig")
-        if isinstance(recorded, dict):
-            update["config"] = {**manifest.config, "DataConfig": {**recorded, "root": root}}
-        write_json_atomic(path, manifest.model_copy(update=update).model_dump(mode="json"))
+def complete_move(schema: ArtifactSchema) -> None:
+    """Complete a move of the data that was recorded in the manifest of `data`, and interrupted there."""
+    path = schema.manifest("data")
+    if not path.is_file() or not schema.splits_json.is_file():
+        return
+    manifest, before = read_manifest(path), file_digest(schema.splits_json)
+    after, recorded = manifest.outputs.get(relative(schema.splits_json, schema.output_dir)), manifest.config
+    if after is None or before == after:
+        return
+    try:
+        root = DataConfig.model_validate(recorded.get("DataConfig")).root
+        partition = partition_from_json(read_json(schema.splits_json), schema.splits_json)
+    except (ValidationError, StreetVisionError):
+        return  # the phase that reads it reports it
+    if root is None or _digest(text := _splits_text(partition, root)) != after:
+        return  # another change, which the engine finds
+    with run_lock(schema.lock_file):
+        for other in (schema.manifest(phase) for phase in PHASES):
+            if other.is_file():
+                _replace_digest(schema, other, before, after, root)
+        write_text_atomic(schema.splits_json, text)
+
+
+def _folder(root: str) -> Path:
+    path = Path(root).absolute()
+    return path.parent if path.is_file() else path
+
+
+def _splits_text(partition: Partition, root: str) -> str:
+    """The content of splits.json for images in `root`."""
+    return json_text(partition_to_json(replace(partition, index=replace(partition.index, root=_folder(root)))))
+
+
+def _digest(text: str) -> FileDigest:
+    content = text.encode()
+    return FileDigest(sha256=sha256_bytes(content), bytes=len(content))
+
+
+def _replace_digest(schema: ArtifactSchema, path: Path, before: FileDigest, after: FileDigest, root: str) -> None:
+    """Let a manifest name the new splits.json where it named the earlier one, and the new place of the data."""
+    name, manifest = relative(schema.splits_json, schema.output_dir), read_manifest(path)
+    update: dict[str, object] = {
+        field: {**files, name: after}
+        for field, files in (("inputs", manifest.inputs), ("outputs", manifest.outputs))
+        if files.get(name) == before
+    }
+    recorded = manifest.config.get("DataConfig")
+    if isinstance(recorded, dict):
+        update["config"] = {**manifest.config, "DataConfig": {**recorded, "root": root}}
+    write_json_atomic(path, manifest.model_copy(update=update).model_dump(mode="json"))

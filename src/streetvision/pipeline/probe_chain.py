@@ -17,6 +17,7 @@ from streetvision.eval.predictions import Predictions
 from streetvision.eval.stability import bagged_threshold
 from streetvision.eval.thresholds import decide, select_threshold_max_mcc
 from streetvision.models.losses import class_weights
+from streetvision.pipeline.calibration_folds import with_possible_folds
 from streetvision.pipeline.probe_head import FeatureReader, two_logits
 from streetvision.pipeline.settings import RunConfig
 from streetvision.training.probe import FeatureBank, LinearProbe, fit_probe
@@ -78,6 +79,7 @@ def fit_probe_chain(
         )
         return ProbeChain(probe, None, threshold)
     calibration = CalibrationSet(logits.numpy(), labels[scored], [groups[position] for position in scored])
-    calibrator = select_calibrator(calibration, config.phase5).calibrator
+    settings = with_possible_folds(config.phase5, calibration.groups, Silent())
+    calibrator = select_calibrator(calibration, settings).calibrator
     predictions = Predictions(calibration.labels, calibrator.probabilities(calibration.logits), calibration.groups)
     return ProbeChain(probe, calibrator, bagged_threshold(predictions, seed=config.phase5.seed))

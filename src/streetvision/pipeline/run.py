@@ -4,6 +4,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -13,16 +14,16 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Phase
 from streetvision.contracts.progress import Silent
-from streetvision.data.config import DataConfig
+from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.io.atomic import read_json, sha256_file
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest, relative
 from streetvision.io.validators import validate_json
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine, changed_input, needs_data, phase_order
-from streetvision.pipeline.moved_data import adopt_data_root
+from streetvision.pipeline.moved_data import adopt_data_root, complete_move
 from streetvision.pipeline.phases import PHASES
-from streetvision.pipeline.settings import RunConfig, without_effect
+from streetvision.pipeline.settings import RunConfig, refuse_settings_of_options, warn_without_effect
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
 from streetvision.training.config import AnyCvfmConfig, CvfmConfig
 from streetvision.training.distributed import (
@@ -34,6 +35,7 @@ from streetvision.training.distributed import (
     worker_loop,
 )
 
+Recorded = TypeVar("Recorded", DataConfig, LoaderConfig)
 SPLIT_SETTINGS = ("data.fractions", "data.seed", "data.protocol", "data.folds", "data.unlabeled", "data.labels")
 """Settings without effect in an evaluation on --data, which is not split."""
 COLLAPSED_WARNING = "the model predicts one class only: check the labels, training.learning_rate and training.epochs"
@@ -59,7 +61,7 @@ def launch_training(config: RunConfig, *, console: Console, only: Collection[str
                 "pretrained backbone"
             )
         phases = phase_order(config.pipeline.phases, PHASES)
-        _warn_of_settings_without_effect(config, phases, console, also_read={SceneConfig, DataConfig})
+        warn_without_effect(config, {SceneConfig, DataConfig, *_read_by(phases)}, _names(phases), console)
         if "data.unlabeled" in config.overrides and not config.adapts:
             console.warn("data.unlabeled has no effect when phase4a_explora is not in pipeline.phases")
         if only is not None:
@@ -91,7 +93,7 @@ def launch_evaluation(bundle: Path, config: RunConfig, *, data: str | None = Non
     """
     if data is None:
         return _run_on_bundle(bundle, config, phase="evaluate", section="evaluation", console=console)
-    _refuse_settings_of_options(config, "evaluation.bundle", "data.root")
+    refuse_settings_of_options(config, {"evaluation.bundle": "--bundle", "data.root": "--data"})
     opened = read_bundle(bundle)
     if ignored := sorted(key for key in config.overrides if key.startswith(SPLIT_SETTINGS)):
         raise ConfigError(f"{ignored[0]} has no effect when --data is given: all images are evaluated", "leave it out")
@@ -117,17 +119,9 @@ def launch_reward(bundle: Path, config: RunConfig, *, console: Console) -> Artif
     return _run_on_bundle(bundle, config, phase="reward", section="reward", console=console)
 
 
-def _refuse_settings_of_options(config: RunConfig, *names: str) -> None:
-    """Raise ConfigError for a setting that the options --bundle or --data give as well."""
-    for name in names:
-        if name in config.overrides:
-            option = "--data" if name == "data.root" else "--bundle"
-            raise ConfigError(f"{name} and {option} exclude each other", f"give {option} alone")
-
-
 def _run_on_bundle(bundle: Path, config: RunConfig, *, phase: str, section: str, console: Console) -> ArtifactSchema:
     """Run a phase that reads a bundle in the run around it, or in run_dir=; data.root= is a new place of its data."""
-    _refuse_settings_of_options(config, f"{section}.bundle")
+    refuse_settings_of_options(config, {f"{section}.bundle": "--bundle"})
     folder = bundle_folder(bundle)
     config = config.with_defaults({section: {"bundle": folder}, "run_dir": folder.parent})
     schema = ArtifactSchema(config.root)
@@ -137,7 +131,8 @@ def _run_on_bundle(bundle: Path, config: RunConfig, *, phase: str, section: str,
             f"{str(schema.output_dir)!r} is not the run that made this bundle: it has no splits.json",
             "set run_dir=... to that run, or evaluate on other images with --data",
         )
-    recorded, root = _recorded_data(schema), config.data.root
+    complete_move(schema)
+    recorded, root = recorded_settings(schema, DataConfig), config.data.root
     if recorded is not None and root is not None and not _same_path(str(recorded.root), root):
         adopt_data_root(schema, root, console)
     return _run_phase(phase, config, console)
@@ -145,23 +140,18 @@ def _run_on_bundle(bundle: Path, config: RunConfig, *, phase: str, section: str,
 
 def _run_phase(name: str, config: RunConfig, console: Console) -> ArtifactSchema:
     schema, phases = ArtifactSchema(config.root), phase_order([name], PHASES)
-    _warn_of_settings_without_effect(config, phases, console, keys=set(config.overrides) - {"data.root"})
+    keys = config.overrides.keys() - {"data.root"}
+    warn_without_effect(config, _read_by(phases), _names(phases), console, keys=keys)
     Engine(schema, PHASES, config.sections(), console).run(phases)
     return schema
 
 
-def _warn_of_settings_without_effect(
-    config: RunConfig,
-    phases: Sequence[Phase],
-    console: Console,
-    *,
-    also_read: Collection[type[BaseModel]] = (),
-    keys: Collection[str] | None = None,
-) -> None:
-    read = {section for phase in phases for section in phase.config}
-    if ignored := without_effect(config.overrides if keys is None else keys, {*also_read, *read}):
-        verb = "has" if len(ignored) == 1 else "have"
-        console.warn(f"{', '.join(ignored)} {verb} no effect on {', '.join(phase.id for phase in phases)}")
+def _read_by(phases: Sequence[Phase]) -> set[type[BaseModel]]:
+    return {section for phase in phases for section in phase.config}
+
+
+def _names(phases: Sequence[Phase]) -> str:
+    return ", ".join(phase.id for phase in phases)
 
 
 def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
@@ -174,7 +164,8 @@ def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
         ConfigError: The run folder belongs to another data set.
     """
     schema = ArtifactSchema(config.root)
-    recorded = _recorded_data(schema)
+    complete_move(schema)
+    recorded = recorded_settings(schema, DataConfig)
     names_data = any(key == "data.root" or key.startswith("scenes.") for key in config.overrides)
     if recorded is not None and not names_data:
         return config.with_defaults({"data": dict(recorded), "run_dir": config.root})
@@ -247,13 +238,13 @@ def _same_path(first: str, second: str) -> bool:
     return first == second or Path(first).absolute() == Path(second).absolute()
 
 
-def _recorded_data(schema: ArtifactSchema) -> DataConfig | None:
-    """The data settings of the run's splits.json, if it has one."""
+def recorded_settings(schema: ArtifactSchema, kind: type[Recorded]) -> Recorded | None:
+    """Return the settings in section `kind` with which the run's splits.json was made, if it has one."""
     manifest = schema.manifest("data")
     if not manifest.is_file():
         return None
     try:
-        return DataConfig.model_validate(read_manifest(manifest).config.get("DataConfig"))
+        return kind.model_validate(read_manifest(manifest).config.get(kind.__name__))
     except ValidationError as error:
         raise ArtifactError(
             f"{str(manifest)!r} does not record the data of this run", "set run_dir=... to another folder"

@@ -46,6 +46,8 @@ from streetvision.models.views import ViewArrays
 from streetvision.pipeline.artifacts import open_bundle
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
+from streetvision.pipeline.run import recorded_settings
+from streetvision.pipeline.settings import warn_without_effect
 
 CALIBRATION_IMAGES = 128
 """Images of TRAIN, evenly spaced over its rows, from which int8 ranges are taken."""
@@ -59,6 +61,8 @@ LEAST_SPEED = 1.1
 """Times as fast as PyTorch, at least."""
 OFFER_IMAGES = 256
 """Images of VAL_SELECT on which an offer is compared; an export is compared on all."""
+FEWEST_OFFER_IMAGES = 20
+"""Images of VAL_SELECT, below which no other runtime is offered: too few to compare."""
 TIMED_IMAGES, TIMED_REPEATS = 16, 4
 
 
@@ -139,8 +143,8 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
 def offer_openvino(bundle: Path, console: Console) -> None:
     """Print how much faster OpenVINO is than PyTorch on this CPU, and the command to export the bundle for it.
 
-    Nothing is printed if OpenVINO is not installed, if there is a GPU, for a small model, or if no precision passes the
-    comparison on VAL_SELECT and is faster.
+    Nothing is printed if OpenVINO is not installed, if there is a GPU, if the model is small or VAL_SELECT has few
+    images, or if no precision passes the comparison on VAL_SELECT and is faster.
     """
     if find_spec("openvino") is None or pick_device().type != "cpu":
         return
@@ -150,6 +154,8 @@ def offer_openvino(bundle: Path, console: Console) -> None:
         return
     predictor = Predictor(opened, limits=context.settings(LoaderConfig).limits)
     splits = replace(next(context.folds(), context), progress=Silent())
+    if len(splits.rows(Split.VAL_SELECT)) < FEWEST_OFFER_IMAGES:
+        return
     for precision in OFFERED:
         request = RuntimeRequest(opened.folder, opened.folder.parent / "openvino", "openvino", precision)
         with TemporaryDirectory() as name:
@@ -232,9 +238,10 @@ def _compare(predictor: Predictor, model: GraphModel, context: Context, most: in
 
 
 def _run_context(bundle: Path, overrides: Sequence[str], console: Console) -> Context:
-    """The splits of the run around the bundle, as far as an export may open them."""
+    """The splits of the run around the bundle, as far as an export may open them, and its limits of image files."""
     folder = bundle_folder(bundle)
     config = compose_config(overrides, base={"run_dir": str(folder.absolute().parent)})
+    warn_without_effect(config, {LoaderConfig}, "export --runtime", console)
     schema = ArtifactSchema(config.root)
     read_bundle(folder)  # a missing bundle is reported before a missing run
     if not schema.splits_json.is_file():
@@ -243,6 +250,8 @@ def _run_context(bundle: Path, overrides: Sequence[str], console: Console) -> Co
             "compared on the run's VAL_SELECT",
             "set run_dir=... to that run",
         )
+    if (recorded := recorded_settings(schema, LoaderConfig)) is not None:
+        config = config.with_defaults({"loader": {"max_megapixels": recorded.max_megapixels}})
     return Context(
         phase="export_runtime",
         schema=schema,

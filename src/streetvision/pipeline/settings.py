@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
 from streetvision.calibration.config import MAC_CAL, Phase5Config, RiskConfig
 from streetvision.contracts.errors import ConfigError
+from streetvision.contracts.progress import Progress
 from streetvision.contracts.settings import Section, Seed, common_base, no_effect, section_class, variants
 from streetvision.data.config import AugmentationConfig, DataConfig, LoaderConfig
 from streetvision.models.config import HardwareConfig, ModelConfig
@@ -366,6 +367,31 @@ def without_effect(keys: Iterable[str], read: Collection[type[BaseModel]]) -> li
     classes = {name: section_class(field) for name, field in RunConfig.model_fields.items() if variants(field)}
     known = {name for name, kind in classes.items() if kind in {PipelineConfig, *read}}
     return sorted(key for key in keys if key != "run_dir" and key.partition(".")[0] not in known)
+
+
+def warn_without_effect(
+    config: RunConfig,
+    read: Collection[type[BaseModel]],
+    command: str,
+    progress: Progress,
+    *,
+    keys: Collection[str] | None = None,
+) -> None:
+    """Warn of settings of the command, or those of them in `keys`, whose section `command` does not read."""
+    if ignored := without_effect(config.overrides if keys is None else keys, read):
+        progress.warn(f"{', '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no effect on {command}")
+
+
+def refuse_settings_of_options(config: RunConfig, options: Mapping[str, str]) -> None:
+    """Raise ConfigError for a setting that an option or an argument gives as well.
+
+    Args:
+        config: The settings.
+        options: Setting -> the option or argument.
+    """
+    for key, option in options.items():
+        if key in config.overrides:
+            raise ConfigError(f"{key} and {option} exclude each other", f"give {option} alone")
 
 
 OTHER_NAMES = {

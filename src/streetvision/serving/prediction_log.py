@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,6 +16,9 @@ MAX_LINE_BYTES = 2**16
 """Longest line of a log."""
 FIELDS = {"image", "time", "bundle", "signals"}
 """Fields of each line, by which a log is recognised."""
+LINE_START = b'{"image": "", "time": '
+"""Start of a line, without the name of the image."""
+IMAGE_NAME = re.compile(rb'(?<=^\{"image": ")([^"\\]|\\.?)*')
 
 
 class PredictionLog:
@@ -39,7 +43,9 @@ class PredictionLog:
             self._lock.enter_context(run_lock(path.with_name(f".{path.name}.lock"), option="log=FILE"))
             end = self._file.seek(0, os.SEEK_END)
             self._file.seek(0)
-            if end and not _is_prediction(self._file.read(MAX_LINE_BYTES).partition(b"\n")[0]):
+            first, newline, _ = self._file.read(MAX_LINE_BYTES).partition(b"\n")
+            is_incomplete = not newline and len(first) == end and _is_start_of_line(first)
+            if not (is_incomplete or _is_prediction(first)):
                 raise ConfigError(f"{str(path)!r} is not a log of predictions", "set log= to another file")
             self._file.seek(max(0, end - MAX_LINE_BYTES))
             tail = self._file.read()
@@ -85,3 +91,9 @@ def _is_prediction(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and row.keys() >= FIELDS
+
+
+def _is_start_of_line(text: bytes) -> bool:
+    """Whether a process that was killed while it wrote a line may have left this."""
+    unnamed = IMAGE_NAME.sub(b"", text, count=1)
+    return unnamed.startswith(LINE_START) or LINE_START.startswith(unnamed)

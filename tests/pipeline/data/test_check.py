@@ -148,3 +148,23 @@ def test_positions_suggest_places(command, potholes, tmp_path):
     (potholes / "index.csv").write_text("\n".join([f"{header},latitude,longitude", *lines]))
     _, out, _ = command("data", "check", potholes, "--page", tmp_path / "page.html")
     assert "'data.grouping.by=[column,near_duplicates,place]' gives 4 places" in out
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["import", "--to", "imported"]])
+def test_settings_of_other_data_and_of_phases_are_reported(arguments, command, scenes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    verb, *options = arguments
+    code, _, err = command("data", verb, scenes, *options, f"data.root={tmp_path}")
+    assert code == 2
+    assert "data.root" in err
+    assert list(tmp_path.iterdir()) == []
+    code, _, err = command("data", verb, scenes, *options, "phase5.folds=3", "phase2.n_resamples=200")
+    assert code == 0, err
+    assert f"phase2.n_resamples, phase5.folds have no effect on data {verb}" in " ".join(err.split())
+
+
+def test_scenes_report_settings_without_effect(command, tmp_path):
+    size = ["scenes.count=8", "scenes.width=64", "scenes.height=64"]
+    code, _, err = command("data", "scenes", tmp_path / "scenes", *size, "phase5.folds=3")
+    assert code == 0, err
+    assert "phase5.folds has no effect on data scenes" in " ".join(err.split())

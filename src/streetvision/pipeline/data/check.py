@@ -6,16 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
-from streetvision.data.config import GroupingConfig
+from streetvision.data.config import DataConfig, GroupingConfig, LoaderConfig
 from streetvision.data.grouping.geo import LATITUDE, LONGITUDE, geo_keys
 from streetvision.data.grouping.name_pattern import suggest_pattern
 from streetvision.data.records import RejectedFile
 from streetvision.data.scan import check_invalid_fraction
 from streetvision.io.atomic import write_text_atomic
+from streetvision.models.config import ModelConfig
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.data.findings import Findings, find_problems
 from streetvision.pipeline.data.page import render_findings
+from streetvision.pipeline.settings import refuse_settings_of_options, warn_without_effect
 
 MAX_LINES = 10
 
@@ -28,9 +30,13 @@ def check_data(
     The default of `page` is outputs/NAME_check.html, named after the data set.
 
     Raises:
+        ConfigError: data.root is set as well.
         DataError: No image is usable, or more than data.max_invalid_fraction are not.
     """
     config = compose_config(overrides, base={"data": {"root": root}})
+    refuse_settings_of_options(config, {"data.root": "the argument ROOT"})
+    model = {ModelConfig} if labels or embeddings else set()
+    warn_without_effect(config, {DataConfig, LoaderConfig, *model}, "data check", console)
     zero, one = config.data.class_names
     console.line("classes", f"0 = {zero}, 1 = {one} (data.class_names)")
     findings = find_problems(root, config, labels=labels, embeddings=embeddings, progress=console)

@@ -6,18 +6,23 @@ from pathlib import Path
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.settings import no_effect
+from streetvision.data.config import DataConfig
 from streetvision.data.sources.importer import Consistency, import_images
 from streetvision.io.atomic import cannot_write, remove_stray_temps
 from streetvision.io.lock import run_lock
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
+from streetvision.pipeline.settings import refuse_settings_of_options, warn_without_effect
 
 
 def import_data(
     source: str, folder: Path, overrides: Sequence[str], *, copy: bool, consistent: str | None, console: Console
 ) -> None:
     """Index `source` in `folder`; `consistent` is COLUMN=WORD,WORD."""
-    config = compose_config(overrides, base={"data": {"root": source}}).data
+    composed = compose_config(overrides, base={"data": {"root": source}})
+    refuse_settings_of_options(composed, {"data.root": "the argument SOURCE"})
+    warn_without_effect(composed, {DataConfig}, "data import", console)
+    config = composed.data
     if config.labels is not None:
         raise no_effect("data.labels", "images are imported", "set it for train")
     for name in ("group_pattern", "source_pattern"):

@@ -21,6 +21,7 @@ from streetvision.eval.selective import risk_coverage, selective_metrics
 from streetvision.eval.stability import bagged_threshold
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
 from streetvision.pipeline.artifacts import CVFM_SCORES, MAC_CAL_SCORES, SCORES, fuses
+from streetvision.pipeline.calibration_folds import with_possible_folds
 from streetvision.pipeline.monitoring_reference import save_reference
 from streetvision.pipeline.scores import groups_of, open_scores
 
@@ -31,6 +32,7 @@ def run(context: Context) -> Outcome:
     artifacts = MAC_CAL_SCORES if config.method == MAC_CAL else CVFM_SCORES if fuses(context) else SCORES
     scores = open_scores(context, Split.VAL_CALIB, artifacts)
     rows = CalibrationSet(scores.logits.numpy(), scores.labels.numpy(), groups_of(context, scores))
+    config = with_possible_folds(config, rows.groups, context.progress)
     base = None
     if config.method == MAC_CAL:
         # The retrained head is compared with phase 1's.
