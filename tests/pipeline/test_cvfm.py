@@ -239,8 +239,9 @@ def test_another_mode_removes_the_weights_of_the_previous_mode(trained, command)
     assert not trained.cvfm_weights.exists()
     assert load_bundle(trained.export_dir).inference == "multiview_mean"
     line = ["train", f"run_dir={trained.output_dir}", "pipeline.phases=[phase5,phase6]", "phase5.folds=2"]
-    code, _, err = command(*line, "phase4c=single_view")
+    code, out, err = command(*line, "phase4c=single_view")
     assert code == 0, err
+    assert "built-in backbone" not in out + err  # phases that read no setting of the backbone
     assert load_bundle(trained.export_dir).inference == "single_view"
 
 

@@ -19,6 +19,7 @@ from streetvision.io.atomic import read_json, sha256_file
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest, relative
 from streetvision.io.validators import validate_json
+from streetvision.models.config import ModelConfig
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.engine import Engine, changed_input, needs_data, phase_order
 from streetvision.pipeline.moved_data import adopt_data_root, complete_move
@@ -55,12 +56,12 @@ def launch_training(config: RunConfig, *, console: Console, only: Collection[str
         config = use_earlier_results(config, schema, console=console)
         broadcast(config)
         is_drawn = config.data.root is None or _same_path(config.data.root, str(schema.scenes_dir))
-        if needs_data(config.pipeline.phases) and config.model.backbone.source == "embedded" and not is_drawn:
+        phases = phase_order(config.pipeline.phases, PHASES)
+        if ModelConfig in _read_by(phases) and config.model.backbone.source == "embedded" and not is_drawn:
             console.warn(
                 "the built-in backbone was trained on drawn scenes; for photographs set model=dinov2_small or another "
                 "pretrained backbone"
             )
-        phases = phase_order(config.pipeline.phases, PHASES)
         warn_without_effect(config, {SceneConfig, DataConfig, *_read_by(phases)}, _names(phases), console)
         if "data.unlabeled" in config.overrides and not config.adapts:
             console.warn("data.unlabeled has no effect when phase4a_explora is not in pipeline.phases")
