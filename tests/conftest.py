@@ -1,7 +1,9 @@
 """Shared fixtures: the command line, a tiny data set, a finished run, a browser, and real data if available."""
 
+import gc
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,22 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Leave the libraries, which have a million objects and no garbage, out of every garbage collection."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure():
+    """Let the libraries release their objects as usual."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def command(capsys):
     """Run the command line in this process; returns (exit code, standard output, standard error)."""
@@ -110,6 +128,17 @@ def no_fsync():
     """The files of a test need not survive a power failure, and a run waits for the disk dozens of times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_onnx_registry():
+    """The table of ONNX operations is made once, not for each export: that takes half of the time."""
+    from torch.onnx._internal.exporter import _registration
+
+    made = _registration.ONNXRegistry.from_torchlib
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(cache(made)))
         yield
 
 
