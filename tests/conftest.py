@@ -1,5 +1,6 @@
 """Shared fixtures: the command line, a tiny data set, a finished run, a browser, and real data if available."""
 
+import atexit
 import gc
 import os
 import shutil
@@ -80,11 +81,7 @@ def pytest_collection():
     finally:
         gc.freeze()
         gc.enable()
-
-
-def pytest_unconfigure():
-    """Let the libraries release their objects as usual."""
-    gc.unfreeze()
+        atexit.register(gc.unfreeze)  # libraries report what was not released
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ def test_the_ratio_is_ours_over_theirs():
 
 def test_start_up_is_measured_of_commands_that_end_as_they_should(monkeypatch):
     monkeypatch.setattr(bench_startup, "REPEATS", 1)
+    monkeypatch.setattr(bench_startup, "SCENES", 8)
     monkeypatch.setattr(bench_inference, "SceneConfig", partial(SceneConfig, width=96, height=72))
     monkeypatch.setattr(
         bench_startup, "interleaved_median", lambda *functions: tuple(timed_once(each) for each in functions)
