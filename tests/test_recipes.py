@@ -43,14 +43,19 @@ def run(command, words, *settings):
     return out + err
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A folder of drawn scenes."""
+    return write_scenes(tmp_path_factory.mktemp("drawn"), SceneConfig(count=240, width=96, height=72), Silent()).parent
+
+
 @pytest.fixture
-def scene_files(tmp_path, monkeypatch):
-    """Drawn scenes by label, in the working folder."""
-    write_scenes(tmp_path / "drawn", SceneConfig(count=240, width=96, height=72), Silent())
+def scene_files(drawn, tmp_path, monkeypatch):
+    """Drawn scenes by label; the examples are in the working folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(EXAMPLES)
-    rows = [line.split(",")[:2] for line in (tmp_path / "drawn" / "index.csv").read_text().splitlines()[1:]]
-    return [[tmp_path / "drawn" / path for path, label in rows if int(label) == value] for value in (0, 1)]
+    rows = [line.split(",")[:2] for line in (drawn / "index.csv").read_text().splitlines()[1:]]
+    return [[drawn / path for path, label in rows if int(label) == value] for value in (0, 1)]
 
 
 @pytest.mark.slow

@@ -1,63 +1,49 @@
-"""torchrun, but its processes are forked from one that has loaded the libraries: loading them takes 10 s in each."""
+"""torchrun without its launcher: two processes forked from one that has loaded the libraries, which takes 10 s."""
 
-import json
 import os
-import subprocess
-import sys
+import socket
+from multiprocessing.connection import wait
 from pathlib import Path
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
 from streetvision.cli.app import main
-from streetvision.io.process_pool import worker_context
+from streetvision.io.process_pool import worker_context, write_output_to
 from streetvision.pipeline.phases import PRELOADED
 
 
-def torchrun(arguments: list[str], logs: Path) -> tuple[int, str, str]:
+def torchrun(arguments: list[str], log: Path) -> tuple[int, str]:
     """Run a command line of streetvision in two processes on the CPU.
 
-    The launcher has a process of its own: its threads outlive the launch, and crashed the process of later tests.
-
     Returns:
-        1 if a process failed, else 0; standard output and standard error of both processes.
+        1 if a process failed, else 0; what both processes printed, which is in the file `log`.
     """
-    logs.mkdir()
-    given = json.dumps([arguments, str(logs)])
-    root = Path(__file__).parents[1]
-    code = subprocess.run([sys.executable, "-m", "tests.torchrun", given], cwd=root, check=False).returncode
-    return code, *(
-        "".join(path.read_text() for path in sorted(logs.rglob(name))) for name in ("stdout.log", "stderr.log")
-    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    context = worker_context(PRELOADED)
+    processes = [context.Process(target=_run, args=(arguments, rank, port, log)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    running = {process.sentinel: process for process in processes}
+    while running:
+        for sentinel in wait(list(running)):
+            process = running.pop(sentinel)
+            process.join()
+            if process.exitcode:  # as torchrun does
+                for other in running.values():
+                    other.terminate()
+    return int(any(process.exitcode for process in processes)), log.read_text()
 
 
-def _launch(arguments: list[str], logs: str) -> int:
-    worker_context(PRELOADED)
-    launch = elastic_launch(
-        LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=2,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            max_restarts=0,
-            start_method="forkserver",
-            logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=Std.ALL),
-        ),
-        _run,
-    )
-    try:
-        launch(arguments)
-    except ChildFailedError:
-        return 1
-    return 0
-
-
-def _run(arguments: list[str]) -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+def _run(arguments: list[str], rank: int, port: int, log: Path) -> None:
+    write_output_to(log)
+    environment = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "GROUP_RANK": 0,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "TORCHELASTIC_RUN_ID": port,
+    }
+    os.environ.update({"CUDA_VISIBLE_DEVICES": ""} | {name: str(value) for name, value in environment.items()})
     main(arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(_launch(*json.loads(sys.argv[1])))

@@ -1,11 +1,14 @@
 """Every runtime that passes the gate is timed on the same files as the peer, and a rejected one gives a warning."""
 
+from functools import partial
+
 import numpy as np
 
 from benchmarks import bench_data, bench_inference
 from streetvision.bundle.runtimes.onnx_graph import OnnxGraph
 from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.models.backbone import BackboneConfig, load_backbone
+from streetvision.synthetic.scenes import SceneConfig
 
 TINY = BackboneConfig(source="random", width=32, depth=1, heads=2)
 
@@ -36,8 +39,10 @@ def test_accepted_runtimes_are_timed_and_rejected_ones_give_a_warning(monkeypatc
     monkeypatch.setattr(bench_inference, "PHOTOGRAPHS", 2)
     for name, size in {"WIDTH": 32, "DEPTH": 1, "HEADS": 2, "HIDDEN": 64, "SIDE": 32}.items():
         monkeypatch.setattr(bench_inference, name, size)
+    monkeypatch.setattr(bench_inference, "SceneConfig", partial(SceneConfig, width=96, height=72))
     monkeypatch.setattr(bench_inference, "FITTED", 8)
-    monkeypatch.setattr(bench_inference, "EVALUATED", 8)
+    few = partial(bench_inference.scene_bundle, fitted=8, evaluated=8)
+    monkeypatch.setattr(bench_inference, "scene_bundle", few)
     monkeypatch.setattr(bench_data, "WIDTH", 384)
     monkeypatch.setattr(bench_data, "HEIGHT", 288)
     monkeypatch.setattr(bench_inference, "STEPS", 5)

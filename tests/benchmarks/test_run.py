@@ -1,13 +1,15 @@
 import time
+from functools import partial
 from importlib import import_module
 
 import pytest
 
-from benchmarks import bench_startup
+from benchmarks import bench_inference, bench_startup
 from benchmarks.figures import Figure, interleaved_median
 from benchmarks.run import SECTIONS, run_benchmarks
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Silent
+from streetvision.synthetic.scenes import SceneConfig
 
 
 def test_both_are_called_in_turn_with_one_warm_up():
@@ -21,6 +23,9 @@ def test_the_ratio_is_ours_over_theirs():
 
 
 def test_start_up_is_measured_of_commands_that_end_as_they_should(monkeypatch):
+    monkeypatch.setattr(bench_startup, "REPEATS", 1)
+    monkeypatch.setattr(bench_startup, "SCENES", 8)
+    monkeypatch.setattr(bench_inference, "SceneConfig", partial(SceneConfig, width=96, height=72))
     monkeypatch.setattr(
         bench_startup, "interleaved_median", lambda *functions: tuple(timed_once(each) for each in functions)
     )

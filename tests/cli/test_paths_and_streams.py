@@ -105,10 +105,10 @@ def long_name(scenes, tmp_path):
 
 
 @pytest.mark.parametrize("explain", [False, True])
-def test_a_long_file_name_is_predicted_and_drawn_like_others(finished_run, long_name, tmp_path, explain):
+def test_a_long_file_name_is_predicted_and_drawn_like_others(onnx_bundle, long_name, tmp_path, explain):
     folder, name = long_name
     options = ["--explain", str(tmp_path / "drawings")] if explain else []
-    done = run("predict", "--bundle", str(finished_run / "export"), str(folder), *options)
+    done = run("predict", "--bundle", str(onnx_bundle), str(folder), *options)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [Path(row["image"]).name for row in rows] == ["a.jpg", name, "c.jpg"]
@@ -118,9 +118,9 @@ def test_a_long_file_name_is_predicted_and_drawn_like_others(finished_run, long_
 
 
 @pytest.mark.parametrize("reader", ["true", "head -1"])
-def test_a_reader_that_closes_the_pipe_ends_predict_without_a_traceback(finished_run, scenes, reader):
+def test_a_reader_that_closes_the_pipe_ends_predict_without_a_traceback(onnx_bundle, scenes, reader):
     folders = " ".join([str(scenes)] * 20)  # more than a pipe holds
-    script = f"predict --bundle {finished_run / 'export'} {folders}"
+    script = f"predict --bundle {onnx_bundle} {folders}"
     done = run(script, redirect=f" | {reader}; exit ${{PIPESTATUS[0]}}")
     assert done.returncode == 2
     assert "Broken pipe" in done.stderr

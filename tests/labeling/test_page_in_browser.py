@@ -39,7 +39,7 @@ def server(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     lines = []
-    for number in range(36):
+    for number in range(24):
         path = tmp_path / f"{number}.jpg"
         lines.append(f"{photo(path, number)} {path}")
     (tmp_path / "queue").write_text("\n".join(lines))
@@ -86,7 +86,7 @@ def test_every_decision_is_stored_once(browser, server):
         page.goto(address)
         page.wait_for_selector("#image:not([hidden])")
     made = Counter()
-    for number in range(20):
+    for number in range(12):
         page = pages[number % 2]
         made[press(page, "yn"[number // 2 % 2])] += 1
     os.kill(process.pid, signal.SIGKILL)
@@ -103,7 +103,7 @@ def test_every_decision_is_stored_once(browser, server):
     pages[0].wait_for_function("sha256 => document.getElementById('image').dataset.sha256 === sha256", arg=undone)
     while not pages[0].is_visible("#empty"):
         made[press(pages[0], "y")] += 1
-        if len(made) > 36:
+        if len(made) > 24:
             break
     pages[0].wait_for_function(CONFIRMED)
     events = read_events(path, NAMES)

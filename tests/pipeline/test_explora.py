@@ -296,8 +296,8 @@ def test_two_processes_adapt_like_one(scenes, tmp_path, command):
     line = ["train", f"data.root={scenes}", *SHORT, "pipeline.phases=[phase4a_explora]", even]
     assert command(*line, f"run_dir={single.output_dir}")[0] == 0
     arguments = [*line, f"run_dir={double.output_dir}", "hardware.devices=2"]
-    code, _, err = torchrun(arguments, tmp_path / "logs")
-    assert code == 0, err
+    code, out = torchrun(arguments, tmp_path / "log")
+    assert code == 0, out
     rows = [list(csv.DictReader(schema.explora_metrics_csv.open())) for schema in (single, double)]
     for alone, shared in zip(*rows, strict=True):
         for name in ("select_loss", "alignment", "uniformity", "effective_rank"):

@@ -50,8 +50,8 @@ def test_two_processes_train_like_one(scenes, tmp_path, command, settings):
     assert command("train", f"data.root={scenes}", f"run_dir={double.output_dir}", *data_only)[0] == 0
     without_data = [setting for setting in all_settings if not setting.startswith("data.")]  # the run knows its data
     arguments = ["train", f"run_dir={double.output_dir}", *without_data, "hardware.devices=2"]
-    double_code, out, err = torchrun(arguments, tmp_path / "logs")
-    assert (double_code == 0) == (code == 0), err
+    double_code, out = torchrun(arguments, tmp_path / "log")
+    assert (double_code == 0) == (code == 0), out
     assert out.count("VAL_SELECT MCC") == 1  # only rank 0 prints
     histories = [list(csv.DictReader(schema.phase1_metrics_csv.open())) for schema in (single, double)]
     assert len(histories[0]) == len(histories[1]) == 2
