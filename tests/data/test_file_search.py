@@ -89,14 +89,20 @@ def closed_folder(photos, monkeypatch):
     """A sub-folder that may not be read, also for root."""
     closed = photos / "Roadwork" / "closed"
     closed.mkdir()
-    scandir = os.scandir
+    scandir, stat = os.scandir, os.stat
 
-    def refuse(path):
+    def refuse_scandir(path):
         if Path(path) == closed:
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)
+    def refuse_stat(path, **options):
+        if isinstance(path, str | Path) and closed in Path(path).parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "scandir", refuse_scandir)
+    monkeypatch.setattr(os, "stat", refuse_stat)
     return closed
 
 
@@ -140,6 +146,14 @@ def test_deep_folders_do_not_exhaust_the_stack(tmp_path):
         assert len(list(list_image_refs([tmp_path]))) == 1
     finally:
         sys.setrecursionlimit(1000)
+
+
+def test_a_path_that_is_too_long_is_listed_for_its_error(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    given = [Path("x" * 300 + ".jpg"), tmp_path / "a.jpg"]
+    assert [path for _, path in list_files(given, LeftOut())] == given
+    with pytest.raises(DataError, match="cannot be read"):
+        list(list_image_refs(given))
 
 
 class TestUnicode:

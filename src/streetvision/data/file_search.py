@@ -79,8 +79,8 @@ def search_folder(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> I
                     if is_ignored(entry.name):
                         continue
                     if entry.is_dir(follow_symlinks=False):
-                        # The plots of a run are not photographs.
-                        if ArtifactSchema(Path(entry.path)).splits_json.is_file():
+                        # The plots of a run are not photographs. Path.is_file raises if the folder is closed.
+                        if os.path.isfile(ArtifactSchema(Path(entry.path)).splits_json):  # noqa: PTH113
                             yield FoundFile(entry.path, "is the folder of a run")
                         else:
                             pending.append(entry.path)

@@ -119,10 +119,12 @@ def test_an_index_gives_the_files_that_it_lists(folder, tmp_path):
     (parts.parts / "part-of-someone.parquet").parent.mkdir()
     (parts.parts / "part-of-someone.parquet").write_bytes(b"")
     missing = [{"path": name, **row} for name in ("images/missing.jpg", "images/a\0.jpg")]
-    parts.append([*indexed, *missing], until=4, skipped={})
-    assert parts.done() == 4
+    too_long = {"path": f"{'x' * 300}.jpg", **row}
+    parts.append([too_long, *indexed, *missing], until=5, skipped={})
+    assert parts.done() == 5
     parts.finish()
     found = list(contents(tmp_path / "import" / "index.parquet").values())
+    assert found.pop(0).startswith("cannot be read: ")
     assert found == [b"A", PICTURES["b.jpg"], "does not exist", "does not exist"]
     assert len(contents(tmp_path / "import")) == 1
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -84,7 +85,7 @@ def list_files(images: Iterable[Path], left_out: LeftOut) -> list[NamedImage]:
     """
     listed: list[NamedImage] = []
     for path in images:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises if the path is too long or closed)
             listed.append((str(path), path))
             continue
         found = sorted(search_folder(path), key=lambda file: Path(file.path))

@@ -68,8 +68,10 @@ def list_image_refs(sources: Sequence[Path], *, left_out: LeftOut | None = None)
     absolute = [source.absolute() for source in sources]
     resolved = [source.resolve() for source in absolute]
     for number, (source, path) in enumerate(zip(absolute, resolved, strict=True)):
-        if not path.exists():
-            raise DataError(f"{str(source)!r} does not exist", SOURCE_HINT)
+        try:
+            _file_size(path)
+        except UndecodableImage as error:
+            raise DataError(f"{str(source)!r} {error.reason}", SOURCE_HINT) from error
         others = resolved[:number] + resolved[number + 1 :]
         if parent := next((other for other in others if path.is_relative_to(other)), None):
             raise DataError(
@@ -126,9 +128,19 @@ def _list_folder(folder: Path, left_out: LeftOut) -> Iterator[ImageRef]:
 
 def _list_file(path: Path, _: LeftOut | None = None) -> Iterator[ImageRef]:
     try:
-        yield ImageRef(str(path), "file", str(path), path.stat().st_size)
+        yield ImageRef(str(path), "file", str(path), _file_size(path))
+    except UndecodableImage as error:
+        yield ImageRef(str(path), "unreadable", str(path), 0, reason=error.reason)
+
+
+def _file_size(path: Path) -> int:
+    """Size in bytes; raises UndecodableImage if there is no such file or it cannot be read."""
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UndecodableImage("does not exist") from error
     except OSError as error:
-        yield _unreadable(path, error.strerror or str(error))
+        raise UndecodableImage(f"cannot be read: {error.strerror or error}") from error
 
 
 def _list_tar(path: Path, left_out: LeftOut) -> Iterator[ImageRef]:
@@ -184,7 +196,7 @@ def _list_given_parquet(path: Path) -> Iterator[ImageRef]:
             if schema.equals(SCHEMA):
                 for batch in file.iter_batches(columns=["path"]):
                     for name in batch.column(0).to_pylist():
-                        yield from _list_indexed_file(path.parent / name)
+                        yield from _list_file(path.parent / name)
                 return
     except DAMAGED_PARQUET as error:
         yield _unreadable(path, f"as Parquet: {_first_line(error)}")
@@ -195,13 +207,6 @@ def _list_given_parquet(path: Path) -> Iterator[ImageRef]:
             "rename the column",
         )
     yield from _list_parquet(path)
-
-
-def _list_indexed_file(path: Path) -> Iterator[ImageRef]:
-    if path.exists():
-        yield from _list_file(path)
-    else:
-        yield ImageRef(str(path), "unreadable", str(path), 0, reason="does not exist")
 
 
 LISTERS: Mapping[str, Callable[[Path, LeftOut], Iterator[ImageRef]]] = {".tar": _list_tar, ".parquet": _list_parquet}
