@@ -259,8 +259,9 @@ def test_damaged_predictions_are_one_error_and_keep_the_state(kind, bundle, refe
     bad = BREAKS[kind](more[1])
     bad = bad if isinstance(bad, bytes) else json.dumps(bad).encode()
     (tmp_path / "bad.jsonl").write_bytes(json.dumps(more[0]).encode() + b"\n" + bad + b"\n")
-    with pytest.raises(DataError):
+    with pytest.raises(DataError) as raised:
         monitor(bundle, [tmp_path / "bad.jsonl"], state=state)
+    assert ("--signals" in (raised.value.hint or "")) == (kind == "no signals")
     assert state.read_bytes() == before
 
 

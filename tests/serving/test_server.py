@@ -478,6 +478,16 @@ def test_a_file_that_is_not_a_log_is_not_changed(content, predictor, tmp_path):
     assert path.read_bytes() == content
 
 
+def test_a_log_of_another_bundle_is_not_continued(predictor, tmp_path):
+    path = tmp_path / "served.jsonl"
+    path.write_text(json.dumps({"image": "a", "time": 0.0, "bundle": "f" * 64, "signals": {}}) + "\n")
+    content = path.read_bytes()
+    with pytest.raises(ConfigError) as raised:
+        create_app(predictor, ServingConfig(log=path))
+    assert "log=" in raised.value.hint
+    assert path.read_bytes() == content
+
+
 def test_one_server_writes_to_a_log_and_errors_are_counted(predictor, files, tmp_path, monkeypatch):
     log = tmp_path / "served.jsonl"
     app = create_app(predictor, ServingConfig(log=log))

@@ -34,6 +34,15 @@ MAX_VALUE = 1e9
 DAMAGED = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
 """What a damaged line raises."""
 NO_SIGNALS_HINT = "predict with --out and --signals, or serve with log=FILE"
+OTHER_BUNDLE_HINT = "give the bundle that made the predictions"
+
+
+class _UnusableLineError(ValueError):
+    """A prediction that is not damaged."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,7 @@ def _paths(source: Path, bundle: str) -> list[Path]:
         if manifest.bundle != bundle:
             raise ArtifactError(
                 f"{str(source)!r} has predictions of bundle {manifest.bundle[:12]}, not of {bundle[:12]}",
-                "give the bundle that made the predictions",
+                OTHER_BUNDLE_HINT,
             )
         if not manifest.signals:
             raise ArtifactError(f"{str(source)!r} has predictions without signals", NO_SIGNALS_HINT)
@@ -210,7 +219,8 @@ def _parse(data: bytes, where: str, components: int, bundle: str) -> PredictionB
                 _read([line], components, bundle)
             except DAMAGED as error:
                 reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
-                raise DataError(f"{where}, line {number}: {reason}", NO_SIGNALS_HINT) from error
+                hint = error.hint if isinstance(error, _UnusableLineError) else None
+                raise DataError(f"{where}, line {number}: {reason}", hint) from error
         raise
 
 
@@ -223,9 +233,9 @@ def _read(lines: list[bytes], components: int, bundle: str) -> PredictionBatch:
     if failures:
         rows = [row for row in rows if "error" not in row]
     if any(row.get("bundle", bundle) != bundle for row in rows):
-        raise ValueError("the prediction comes from another bundle")
+        raise _UnusableLineError("the prediction comes from another bundle", OTHER_BUNDLE_HINT)
     if not all("signals" in row for row in rows):
-        raise ValueError("the prediction has no signals")
+        raise _UnusableLineError("the prediction has no signals", NO_SIGNALS_HINT)
     signals = [row["signals"] for row in rows]
     names, groups = [row["image"] for row in rows], [row.get("group") for row in rows]
     if not set(map(type, names)) <= {str}:

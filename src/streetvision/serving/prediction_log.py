@@ -29,7 +29,7 @@ class PredictionLog:
         bundle: Digest of the bundle, which each line names.
 
     Raises:
-        ConfigError: The file cannot be written, or has other content than predictions of a server.
+        ConfigError: The file cannot be written, or has other content than predictions of a server with this bundle.
         ArtifactError: Another server writes to it.
     """
 
@@ -45,8 +45,13 @@ class PredictionLog:
             self._file.seek(0)
             first, newline, _ = self._file.read(MAX_LINE_BYTES).partition(b"\n")
             is_incomplete = not newline and len(first) == end and _is_start_of_line(first)
-            if not (is_incomplete or _is_prediction(first)):
+            logged = bundle if is_incomplete else _bundle(first)
+            if logged is None:
                 raise ConfigError(f"{str(path)!r} is not a log of predictions", "set log= to another file")
+            if logged != bundle:
+                raise ConfigError(
+                    f"{str(path)!r} is a log of bundle {logged[:12]}, not of {bundle[:12]}", "set log= to another file"
+                )
             self._file.seek(max(0, end - MAX_LINE_BYTES))
             tail = self._file.read()
             self._file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)
@@ -85,12 +90,13 @@ class PredictionLog:
         self.errors += 1  # a prediction is still a prediction; /metrics counts what the log lacks
 
 
-def _is_prediction(line: bytes) -> bool:
+def _bundle(line: bytes) -> str | None:
+    """The digest of the bundle that a line names; None if it is not a line of a log."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(row, dict) and row.keys() >= FIELDS
+        return None
+    return str(row["bundle"]) if isinstance(row, dict) and row.keys() >= FIELDS else None
 
 
 def _is_start_of_line(text: bytes) -> bool:
