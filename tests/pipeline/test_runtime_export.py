@@ -192,10 +192,11 @@ def test_exporting_an_export_or_into_a_used_folder_is_an_error(exported, command
     assert code == 2
     assert "is not an empty folder" in err
     inside = exported / "export" / "o"
-    code, _, err = command("export", "--bundle", exported / "export", "--out", inside, "--runtime", "onnx")
-    assert code == 2
-    assert "must be outside the bundle" in err
-    assert not inside.exists()
+    for bundle in (exported / "export", exported / "export" / "bundle.json"):
+        code, _, err = command("export", "--bundle", bundle, "--out", inside, "--runtime", "onnx")
+        assert code == 2
+        assert "must be outside the bundle" in err
+        assert not inside.exists()
     code, _, err = command("export", "--bundle", exported / "onnx", "--out", exported / "o", "--runtime", "onnx")
     assert code == 2
     assert "already runs in onnx" in err

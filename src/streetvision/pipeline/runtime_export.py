@@ -106,7 +106,7 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
     The images for the comparison are those of the run around the bundle, or of run_dir=.
     """
     _, out = request.graph, request.out  # an unknown runtime is reported first
-    check_export_folder(out, request.bundle)  # before the images are read
+    check_export_folder(out, bundle_folder(request.bundle))  # before the images are read
     context = _run_context(request.bundle, overrides, console)
     bundle = open_bundle(context, request.bundle)
     manifest = bundle.manifest
