@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -144,6 +145,18 @@ def test_a_worse_graph_is_refused_with_the_figure_and_leaves_nothing(exported, c
     assert "onnx fp32 is rejected" in err
     assert "decisions differ" in err
     assert "MCC" in out
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_interrupted_export_leaves_nothing(exported, command, monkeypatch, tmp_path):
+    def interrupt(folder, *_, **__):
+        folder.mkdir()
+        (folder / "model.onnx").write_bytes(b"incomplete")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runtime_export, "write_bundle", interrupt)
+    with suppress(KeyboardInterrupt):
+        command("export", "--bundle", exported / "export", "--out", tmp_path / "o", "--runtime", "onnx")
     assert not (tmp_path / "o").exists()
 
 

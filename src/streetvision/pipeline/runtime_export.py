@@ -1,6 +1,7 @@
 """Export of a bundle to another runtime: converted, compared on VAL_SELECT, and rejected if it is worse."""
 
 import importlib.metadata
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -308,16 +309,20 @@ def _write(
     )
     originals = {name: bundle.folder / name for name in manifest.files}
     exported = files if fusion_weights is None else (*files, fusion_weights)
-    return write_bundle(
-        request.out,
-        {**originals, **{name: folder / name for name in exported}},
-        policy=manifest.policy,
-        class_names=manifest.class_names,
-        data_fingerprint=manifest.data_fingerprint,
-        split_sha256=manifest.split_sha256,
-        runtime=reference,
-        extra_versions={graph.package: importlib.metadata.version(graph.package)},
-    )
+    try:
+        return write_bundle(
+            request.out,
+            {**originals, **{name: folder / name for name in exported}},
+            policy=manifest.policy,
+            class_names=manifest.class_names,
+            data_fingerprint=manifest.data_fingerprint,
+            split_sha256=manifest.split_sha256,
+            runtime=reference,
+            extra_versions={graph.package: importlib.metadata.version(graph.package)},
+        )
+    except BaseException:
+        shutil.rmtree(request.out, ignore_errors=True)  # the same command would be refused
+        raise
 
 
 def _print_parity(parity: RuntimeParity, request: RuntimeRequest, console: Console) -> None:
