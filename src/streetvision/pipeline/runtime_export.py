@@ -27,7 +27,7 @@ from streetvision.bundle.predictor import Predictor
 from streetvision.bundle.runtimes.capture import capture, capture_dense
 from streetvision.bundle.runtimes.graph import DENSE, Graph
 from streetvision.bundle.runtimes.parity import check_parity, compute_logits, measure_parity
-from streetvision.bundle.runtimes.registry import RUNTIMES
+from streetvision.bundle.runtimes.registry import RUNTIMES, write_graph
 from streetvision.bundle.torch_model import load_classifier
 from streetvision.bundle.view_fusion import inference_keys
 from streetvision.contracts.artifact_schema import ArtifactSchema
@@ -41,7 +41,6 @@ from streetvision.data.image_file import read_recorded
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json
 from streetvision.io.tensors import load_state
-from streetvision.models.backbone_spec import one_line
 from streetvision.models.device import pick_device
 from streetvision.models.views import ViewArrays
 from streetvision.pipeline.artifacts import open_bundle
@@ -145,7 +144,7 @@ def offer_openvino(bundle: Path, console: Console) -> None:
     """Print how much faster OpenVINO is than PyTorch on this CPU, and the command to export the bundle for it.
 
     Nothing is printed if OpenVINO is not installed, if there is a GPU, if the model is small or VAL_SELECT has few
-    images, or if no precision passes the comparison on VAL_SELECT and is faster.
+    images, or if no precision can be converted, passes the comparison on VAL_SELECT and is faster.
     """
     if find_spec("openvino") is None or pick_device().type != "cpu":
         return
@@ -166,9 +165,6 @@ def offer_openvino(bundle: Path, console: Console) -> None:
                 check_parity(parity, name=precision)
             except StreetVisionError:
                 continue
-            except RuntimeError as error:  # the converter lacks an operation of the model
-                console.warn(f"OpenVINO cannot convert this model: {one_line(error)}")
-                return
             speed = _speed(predictor, predictor.with_model(model), splits)
         if speed >= LEAST_SPEED:
             console.line(
@@ -202,10 +198,10 @@ def _convert(predictor: Predictor, request: RuntimeRequest, context: Context, fo
     if request.precision in graph.calibrated:
         images, dense_images = _calibration_images(predictor, context)
     classifier, fusion, files = load_classifier(bundle), read_fusion_description(bundle), graph.files
-    graph.write(capture(classifier), folder, request.precision, images)
+    write_graph(capture(classifier), folder, name=request.runtime, precision=request.precision, images=images)
     if fusion is not None and fusion.dense_size is not None:
         dense = capture_dense(classifier.patches_at(fusion.dense_size))
-        graph.write(dense, folder, request.precision, dense_images, DENSE)
+        write_graph(dense, folder, name=request.runtime, precision=request.precision, images=dense_images, part=DENSE)
         files += graph.files_of(DENSE)
     weights = bundle.manifest.fusion_weights
     if weights is not None:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from streetvision.bundle.runtimes.capture import capture
 from streetvision.bundle.runtimes.onnx_graph import OnnxGraph
-from streetvision.bundle.runtimes.registry import RUNTIMES, open_graph
+from streetvision.bundle.runtimes.registry import RUNTIMES, open_graph, write_graph
 from streetvision.contracts.errors import ArtifactError, ConfigError, MachineError
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import MlpHeadConfig, ModelConfig
@@ -131,6 +131,16 @@ def test_a_fault_of_the_machine_is_not_one_of_the_graph(tmp_path, monkeypatch, e
     monkeypatch.setattr(OnnxGraph, "__init__", fail)
     with pytest.raises(MachineError):
         opened(tmp_path, "onnx")
+
+
+@pytest.mark.parametrize(("error", "kind"), [(Exception("no rule"), ArtifactError), (MemoryError(), MachineError)])
+def test_an_error_of_a_converter_is_one_of_the_command(program, tmp_path, monkeypatch, error, kind):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("torch.onnx.export", fail)
+    with pytest.raises(kind):
+        write_graph(program, tmp_path, name="onnx", precision="fp32", images=[])
 
 
 @pytest.mark.parametrize(("name", "module"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
