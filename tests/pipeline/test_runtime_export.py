@@ -122,6 +122,23 @@ def test_images_are_read_with_the_limits_of_the_run(exported, command, monkeypat
     assert limits == [150, 150, 120]
 
 
+def test_data_that_was_moved_is_found_with_data_root(exported, command, monkeypatch, tmp_path):
+    schema = ArtifactSchema(shutil.copytree(exported, tmp_path / "run"))
+    photos = shutil.copytree(read_json(schema.splits_json)["root"], tmp_path / "photos")
+    roots = []
+
+    def no_conversion(predictor, request, context, folder):
+        roots.append(context.data_root)
+        raise ArtifactError("stop")
+
+    monkeypatch.setattr(runtime_export, "_convert", no_conversion)
+    arguments = ["export", "--bundle", schema.export_dir, "--out", tmp_path / "out", "--runtime", "onnx"]
+    code, _, err = command(*arguments, f"data.root={photos}")
+    assert (code, roots) == (2, [photos])
+    assert "no effect" not in err
+    assert read_json(schema.splits_json)["root"] == str(photos)
+
+
 def test_a_changed_byte_of_the_graph_is_refused(exported, command, paths, tmp_path):
     folder = shutil.copytree(exported / "onnx", tmp_path / "onnx")
     content = bytearray((folder / "model.onnx").read_bytes())

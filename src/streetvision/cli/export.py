@@ -11,7 +11,9 @@ from streetvision.cli.options import BundlePath, key_value, open_console
 def export(
     bundle: BundlePath,
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
-    overrides: Annotated[list[str] | None, key_value("With --runtime: run_dir=RUN of a bundle that was moved.")] = None,
+    overrides: Annotated[
+        list[str] | None, key_value("With --runtime: run_dir=RUN of a moved bundle, data.root=DIR of moved images.")
+    ] = None,
     form: Annotated[
         Literal["miner", "hub"] | None,
         typer.Option("--format", help="miner: for the subnet's reference miner; hub: for the Hugging Face hub."),

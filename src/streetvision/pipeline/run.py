@@ -132,11 +132,25 @@ def _run_on_bundle(bundle: Path, config: RunConfig, *, phase: str, section: str,
             f"{str(schema.output_dir)!r} is not the run that made this bundle: it has no splits.json",
             "set run_dir=... to that run, or evaluate on other images with --data",
         )
+    follow_data(schema, config.data.root, console)
+    return _run_phase(phase, config, console)
+
+
+def follow_data(schema: ArtifactSchema, root: str | None, console: Console) -> None:
+    """Record a new place of the data in a run whose split exists, and complete an interrupted move.
+
+    Args:
+        schema: The run.
+        root: data.root of the command; None: the data is where the run recorded it.
+        console: Prints progress.
+
+    Raises:
+        ConfigError: The images in `root` are not those of the run.
+    """
     complete_move(schema)
-    recorded, root = recorded_settings(schema, DataConfig), config.data.root
+    recorded = recorded_settings(schema, DataConfig)
     if recorded is not None and root is not None and not _same_path(str(recorded.root), root):
         adopt_data_root(schema, root, console)
-    return _run_phase(phase, config, console)
 
 
 def _run_phase(name: str, config: RunConfig, console: Console) -> ArtifactSchema:

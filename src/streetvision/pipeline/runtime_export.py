@@ -46,7 +46,7 @@ from streetvision.models.views import ViewArrays
 from streetvision.pipeline.artifacts import open_bundle
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.run import recorded_settings
+from streetvision.pipeline.run import follow_data, recorded_settings
 from streetvision.pipeline.settings import warn_without_effect
 
 CALIBRATION_IMAGES = 128
@@ -103,7 +103,8 @@ class _Converted:
 def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: Console) -> Bundle:
     """Write a bundle whose backbone runs in another runtime. A rejected export writes nothing.
 
-    The images for the comparison are those of the run around the bundle, or of run_dir=.
+    The images for the comparison are those of the run around the bundle, or of run_dir=; data.root= is a new place of
+    them.
     """
     _, out = request.graph, request.out  # an unknown runtime is reported first
     check_export_folder(out, bundle_folder(request.bundle))  # before the images are read
@@ -238,7 +239,8 @@ def _run_context(bundle: Path, overrides: Sequence[str], console: Console) -> Co
     """The splits of the run around the bundle, as far as an export may open them, and its limits of image files."""
     folder = bundle_folder(bundle)
     config = compose_config(overrides, base={"run_dir": str(folder.absolute().parent)})
-    warn_without_effect(config, {LoaderConfig}, "export --runtime", console)
+    keys = config.overrides.keys() - {"data.root"}
+    warn_without_effect(config, {LoaderConfig}, "export --runtime", console, keys=keys)
     schema = ArtifactSchema(config.root)
     read_bundle(folder)  # a missing bundle is reported before a missing run
     if not schema.splits_json.is_file():
@@ -247,6 +249,7 @@ def _run_context(bundle: Path, overrides: Sequence[str], console: Console) -> Co
             "compared on the run's VAL_SELECT",
             "set run_dir=... to that run",
         )
+    follow_data(schema, config.data.root, console)
     if (recorded := recorded_settings(schema, LoaderConfig)) is not None:
         config = config.with_defaults({"loader": {"max_megapixels": recorded.max_megapixels}})
     return Context(
