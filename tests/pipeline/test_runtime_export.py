@@ -89,6 +89,10 @@ def test_openvino_is_offered_where_it_passes_and_is_faster(exported, monkeypatch
     lines = offered()
     assert "fp32 runs the model 2.0 times as fast" in lines
     assert "--runtime openvino --precision fp32" in " ".join(lines.split())
+    assert f"--out {exported / 'openvino'} " in " ".join(lines.split())
+    (exported / "openvino").mkdir()
+    assert f"--out {exported / 'openvino_2'} " in " ".join(offered().split())
+    (exported / "openvino").rmdir()
     for name, value in (
         ("FEWEST_OFFER_IMAGES", 25),
         ("_speed", lambda *_: 1.0),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import chain, count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -158,7 +159,7 @@ def offer_openvino(bundle: Path, console: Console) -> None:
     if len(splits.rows(Split.VAL_SELECT)) < FEWEST_OFFER_IMAGES:
         return
     for precision in OFFERED:
-        request = RuntimeRequest(opened.folder, opened.folder.parent / "openvino", "openvino", precision)
+        request = RuntimeRequest(opened.folder, _new_folder(opened.folder.parent / "openvino"), "openvino", precision)
         with TemporaryDirectory() as name:
             try:
                 model = _convert(predictor, request, splits, Path(name)).model
@@ -176,6 +177,12 @@ def offer_openvino(bundle: Path, console: Console) -> None:
             arguments = ("--bundle", opened.folder, "--out", request.out, "--runtime", "openvino")
             console.next_command("streetvision", "export", *arguments, "--precision", precision)
             return
+
+
+def _new_folder(path: Path) -> Path:
+    """The path, or PATH_2 and so on, whichever is the first that does not exist."""
+    numbered = (path.with_name(f"{path.name}_{number}") for number in count(2))
+    return next(candidate for candidate in chain([path], numbered) if not candidate.exists())
 
 
 def _speed(predictor: Predictor, other: Predictor, context: Context) -> float:
@@ -269,11 +276,11 @@ def _calibration_images(
     And those of the dense pass, if there is one.
     """
     rows = context.rows(Split.TRAIN)
-    count = min(len(rows), CALIBRATION_IMAGES)
+    n_images = min(len(rows), CALIBRATION_IMAGES)
     images: list[NDArray[np.uint8]] = []
     dense: list[NDArray[np.uint8]] = []
-    for number in range(count):
-        row = rows[number * len(rows) // count]
+    for number in range(n_images):
+        row = rows[number * len(rows) // n_images]
         prepared = predictor.prepare(read_recorded(context.data_root, row, limits=predictor.limits))
         if isinstance(prepared, ViewArrays):
             dense += [prepared.dense] if len(prepared.dense) else []
