@@ -284,11 +284,12 @@ def test_a_body_that_does_not_arrive_times_out(predictor):
     assert app.state.service.in_flight == 0
 
 
-def test_a_prediction_that_times_out_stays_in_flight_until_it_is_done(predictor, files, monkeypatch):
+def test_a_prediction_that_times_out_stays_in_flight_until_it_is_done(predictor, files, monkeypatch, tmp_path):
+    log = tmp_path / "served.jsonl"
     release = threading.Event()
     predict = predictor.predict_prepared
     monkeypatch.setattr(predictor, "predict_prepared", lambda images: release.wait(10) and predict(images))
-    app = create_app(predictor, ServingConfig(timeout_seconds=0.2, max_in_flight=1))
+    app = create_app(predictor, ServingConfig(timeout_seconds=0.2, max_in_flight=1, log=log))
 
     async def conversation(client):
         timed_out = await client.post("/predict", **as_form(files[0]))
@@ -302,6 +303,7 @@ def test_a_prediction_that_times_out_stays_in_flight_until_it_is_done(predictor,
     timed_out, rejected, in_flight = run_client(app, conversation)
     assert (timed_out.status_code, rejected, in_flight) == (503, 503, 1)
     assert "Retry-After" in timed_out.headers
+    assert log.read_bytes() == b""  # the client did not get the prediction
 
 
 def test_health_metrics_and_openapi_schema(predictor, files):

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,7 +122,10 @@ class Service:
         name, group = (request.query_params.get(key) for key in ("id", "group"))
         if any(value is not None and not 0 < len(value) <= MAX_NAME for value in (name, group)):
             raise HTTPException(422, f"id and group must have 1 to {MAX_NAME} characters")
-        return await self._within_limits(request, partial(self._predict, name=name, group=group))
+        prediction, body = await self._within_limits(request, self._predict)
+        if self._log is not None:  # not before: the client sends an image again that was not predicted in time
+            self._log.write(prediction, body, name=name, group=group)
+        return prediction
 
     async def explain(self, request: Request) -> bytes:
         """Return a PNG of the image of a request with the prediction of each of its views; raises as `predict`."""
@@ -158,16 +160,15 @@ class Service:
         except MachineError as error:
             raise HTTPException(503, error.message, RETRY_HEADERS) from error
 
-    async def _predict(self, body: bytes, *, name: str | None, group: str | None) -> Prediction:
+    async def _predict(self, body: bytes) -> tuple[Prediction, bytes]:
+        """The prediction for an image file, and the file."""
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
         image = await loop.run_in_executor(self._decoders, self._predictor.prepare_with_note, body)
         prediction = await self.batcher.submit(image)
         self.predictions += 1
-        if self._log is not None:
-            self._log.write(prediction, body, name=name, group=group)
         self.seconds += time.perf_counter() - started
-        return prediction
+        return prediction, body
 
     async def _explain(self, body: bytes) -> bytes:
         loop = asyncio.get_running_loop()
