@@ -21,7 +21,7 @@ from PIL import Image
 
 from streetvision import load_bundle
 from streetvision.contracts.errors import ArtifactError, ConfigError, MachineError
-from streetvision.serving.launch import is_loopback, open_listener, serving_config
+from streetvision.serving.launch import is_loopback, key_from_environment, open_listener, serving_config
 from streetvision.serving.prediction_log import PredictionLog
 from streetvision.serving.server import ServingConfig, create_app, render_page
 
@@ -421,6 +421,14 @@ def test_a_port_in_use_is_a_user_error(command, finished_run):
         code, _, err = command("serve", "--bundle", finished_run / "export", "--port", port)
     assert code == 2
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in err
+
+
+@pytest.mark.parametrize("key", ["secret\n", " secret", "se\ncret", "gehe\u00efm", "se\tcret"])
+def test_a_key_that_no_client_can_send_is_refused_and_not_printed(key, monkeypatch):
+    monkeypatch.setenv("STREETVISION_API_KEY", key)
+    with pytest.raises(ConfigError) as raised:
+        key_from_environment()
+    assert key.strip() not in str(raised.value)
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 70])

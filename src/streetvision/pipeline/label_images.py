@@ -1,7 +1,6 @@
 """streetvision label: read the images, plan the queue, and serve the page; exchange labels with other tools."""
 
 import getpass
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -86,10 +85,10 @@ def serve_labels(overrides: Sequence[str], options: LabelOptions, *, host: str, 
         ConfigError: An option is invalid, or there is nothing to label.
     """
     from streetvision.labeling.server import create_app
-    from streetvision.serving.launch import KEY_VARIABLE, check_host, open_listener, run_app
+    from streetvision.serving.launch import check_host, key_from_environment, open_listener, run_app
 
     config, labeler = _config(overrides, options), _labeler(options)
-    key = os.environ.get(KEY_VARIABLE) or None
+    key = key_from_environment()
     check_host(host, key)
     store = _store(config)
     with run_lock(store.path.parent / ".lock", option="data.labels=..."), open_listener(host, port) as listener:

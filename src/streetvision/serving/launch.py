@@ -23,13 +23,28 @@ def serve_bundle(bundle: Path, overrides: Sequence[str], *, host: str, port: int
     Raises:
         ConfigError: a setting is invalid, the address cannot be used, or it is public and there is no API key.
     """
-    config = serving_config(overrides, api_key=os.environ.get(KEY_VARIABLE))
+    config = serving_config(overrides, api_key=key_from_environment())
     check_host(host, config.api_key)
     with open_listener(host, port) as listener:
         app = create_app(load_bundle(bundle), config)
         address = f"http://{host}:{listener.getsockname()[1]}/"
         console.line("serving", f"{address}  (at most {config.max_in_flight} requests in flight)")
         run_app(app, listener)
+
+
+def key_from_environment() -> str | None:
+    """Return the API key in the environment; None: there is none.
+
+    Raises:
+        ConfigError: No client can send the key in a header.
+    """
+    key = os.environ.get(KEY_VARIABLE) or None
+    if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise ConfigError(
+            f"the API key in {KEY_VARIABLE} has white space at an end, or a character that is not printable ASCII",
+            "set a key of ASCII letters and digits; a file that is read into the variable may end with a line break",
+        )
+    return key
 
 
 def check_host(host: str, api_key: str | None) -> None:
@@ -81,7 +96,7 @@ def serving_config(overrides: Sequence[str], *, api_key: str | None) -> ServingC
         if name not in allowed:
             raise unknown_name("setting of serve", name, allowed)
     try:
-        return ServingConfig.model_validate({**values, "api_key": api_key or None})
+        return ServingConfig.model_validate({**values, "api_key": api_key})
     except ValidationError as error:
         first = error.errors()[0]
         name, message = ".".join(map(str, first["loc"])), first["msg"]
