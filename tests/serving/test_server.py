@@ -12,7 +12,7 @@ import struct
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
 import httpx
@@ -21,6 +21,7 @@ from PIL import Image
 
 from streetvision import load_bundle
 from streetvision.contracts.errors import ArtifactError, ConfigError, MachineError
+from streetvision.serving import launch
 from streetvision.serving.launch import is_loopback, key_from_environment, open_listener, serving_config
 from streetvision.serving.prediction_log import PredictionLog
 from streetvision.serving.server import ServingConfig, create_app, render_page
@@ -421,6 +422,17 @@ def test_a_port_in_use_is_a_user_error(command, finished_run):
         code, _, err = command("serve", "--bundle", finished_run / "export", "--port", port)
     assert code == 2
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in err
+
+
+@pytest.mark.parametrize(("host", "expected"), [("::1", "http://[::1]:8123/"), ("127.0.0.1", "http://127.0.0.1:8123/")])
+def test_the_printed_address_can_be_opened(host, expected, finished_run, monkeypatch, capsys):
+    from streetvision.pipeline.console import Console
+
+    listener = nullcontext(SimpleNamespace(getsockname=lambda: (host, 8123)))
+    monkeypatch.setattr(launch, "open_listener", lambda *_: listener)
+    monkeypatch.setattr(launch, "run_app", lambda *_: None)
+    launch.serve_bundle(finished_run / "export", [], host=host, port=8123, console=Console())
+    assert expected in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("key", ["secret\n", " secret", "se\ncret", "gehe\u00efm", "se\tcret"])

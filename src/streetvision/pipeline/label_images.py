@@ -85,7 +85,7 @@ def serve_labels(overrides: Sequence[str], options: LabelOptions, *, host: str, 
         ConfigError: An option is invalid, or there is nothing to label.
     """
     from streetvision.labeling.server import create_app
-    from streetvision.serving.launch import check_host, key_from_environment, open_listener, run_app
+    from streetvision.serving.launch import check_host, key_from_environment, open_listener, run_app, url_host
 
     config, labeler = _config(overrides, options), _labeler(options)
     key = key_from_environment()
@@ -114,11 +114,11 @@ def serve_labels(overrides: Sequence[str], options: LabelOptions, *, host: str, 
             class_names=config.data.class_names,
             show_model=options.show_model,
             api_key=key,
-            hosts=("127.0.0.1", "localhost", "[::1]", host),
+            hosts=("127.0.0.1", "localhost", "[::1]", url_host(host)),
             rounds=read_rounds(store.path.parent),
         )
         console.line("labels", str(store.path))
-        console.line("page", f"http://{host}:{listener.getsockname()[1]}/  (y, n, s: skip, u: undo, z: zoom)")
+        console.line("page", f"http://{url_host(host)}:{listener.getsockname()[1]}/  (y, n, s: skip, u: undo, z: zoom)")
         run_app(app, listener)
     console.next_command("streetvision", "train", f"data.labels={store.path}", *overrides)
 

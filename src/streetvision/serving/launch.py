@@ -27,7 +27,7 @@ def serve_bundle(bundle: Path, overrides: Sequence[str], *, host: str, port: int
     check_host(host, config.api_key)
     with open_listener(host, port) as listener:
         app = create_app(load_bundle(bundle), config)
-        address = f"http://{host}:{listener.getsockname()[1]}/"
+        address = f"http://{url_host(host)}:{listener.getsockname()[1]}/"
         console.line("serving", f"{address}  (at most {config.max_in_flight} requests in flight)")
         run_app(app, listener)
 
@@ -63,7 +63,14 @@ def open_listener(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError, ValueError) as error:  # ValueError: the host is no possible name
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"cannot listen on {host}:{port}: {reason}", "use another --port or --host") from error
+        raise ConfigError(
+            f"cannot listen on {url_host(host)}:{port}: {reason}", "use another --port or --host"
+        ) from error
+
+
+def url_host(host: str) -> str:
+    """Return a host as an address has it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def run_app(app: FastAPI, listener: socket.socket) -> None:
