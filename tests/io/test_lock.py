@@ -64,6 +64,14 @@ def test_a_holder_without_a_pid_is_called_another_process(tmp_path):
     assert raised.value.hint.endswith("out=DIR")
 
 
+def test_the_error_names_the_file_that_the_lock_is_for(tmp_path, holder):
+    file = tmp_path / "served.jsonl"
+    with pytest.raises(ArtifactError) as raised, run_lock(tmp_path / ".lock", option="log=FILE", file=file):
+        pass
+    assert raised.value.message == f"file {str(file)!r} is in use by process {holder.pid}"
+    assert "another file: log=FILE" in raised.value.hint
+
+
 def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"cannot write .*\.lock"), run_lock(tmp_path / "file" / ".lock"):

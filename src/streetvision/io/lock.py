@@ -1,4 +1,4 @@
-"""The lock of a run folder: one writer at a time."""
+"""The lock of a folder or a file: one writer at a time."""
 
 import errno
 import os
@@ -44,17 +44,19 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
 
 
 @contextmanager
-def run_lock(path: Path, *, option: str = "run_dir=...") -> Iterator[None]:
+def run_lock(path: Path, *, option: str = "run_dir=...", file: Path | None = None) -> Iterator[None]:
     """Hold the lock file at `path`. The kernel releases it when the process ends for any reason.
 
     Args:
         path: the lock file; created if missing.
-        option: the command line option that selects another folder, for the hint.
+        option: the command line option that selects another folder or file, for the hint.
+        file: the file that the lock is for; None: the folder of the lock file.
 
     Raises:
         ArtifactError: another process holds the lock, or the lock file cannot be created or is a link.
         MachineError: the file system has no locks.
     """
+    kind, locked = ("folder", path.parent) if file is None else ("file", file)
     # O_NOFOLLOW and the link count: the lock is written to, so it must not lead to another file.
     no_links = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
@@ -71,12 +73,12 @@ def run_lock(path: Path, *, option: str = "run_dir=...") -> Iterator[None]:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
                 raise MachineError(
                     f"the file system of {str(path.parent)!r} cannot lock files: {error.strerror}",
-                    f"use a folder on a local disk: {option}",
+                    f"use a {kind} on a local disk: {option}",
                 ) from error
             holder = handle.read().strip() or "another process"
             raise ArtifactError(
-                f"folder {str(path.parent)!r} is in use by {holder}",
-                f"wait for it to end, or use another folder: {option}",
+                f"{kind} {str(locked)!r} is in use by {holder}",
+                f"wait for it to end, or use another {kind}: {option}",
             ) from error
         handle.truncate()
         handle.write(f"process {os.getpid()}")

@@ -66,7 +66,7 @@ def monitor(
     running = Monitor(read_bundle(user_path(bundle)), alpha, seed)
     if not path.parent.is_dir():
         raise ConfigError(f"the folder of the state {str(path)!r} does not exist", "create it")
-    with run_lock(path.with_name(f".{path.name}.lock"), option="--state ..."):
+    with run_lock(path.with_name(f".{path.name}.lock"), option="--state ...", file=path):
         if path.exists():
             running.load(path)
         before = running.status

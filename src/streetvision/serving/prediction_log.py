@@ -40,7 +40,8 @@ class PredictionLog:
         self._lock = ExitStack()
         try:
             self._file = path.open("a+b", buffering=0)
-            self._lock.enter_context(run_lock(path.with_name(f".{path.name}.lock"), option="log=FILE"))
+            lock = run_lock(path.with_name(f".{path.name}.lock"), option="log=FILE", file=path)
+            self._lock.enter_context(lock)
             end = self._file.seek(0, os.SEEK_END)
             self._file.seek(0)
             first, newline, _ = self._file.read(MAX_LINE_BYTES).partition(b"\n")
