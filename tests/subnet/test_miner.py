@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from scipy.special import expit, logit
 from streetvision.bundle.format import write_bundle
 from streetvision.bundle.predictor import Predictor
 from streetvision.calibration.calibrators import CALIBRATORS
-from streetvision.contracts.errors import ArtifactError, ConfigError
+from streetvision.contracts.errors import ArtifactError, ConfigError, DataError
 from streetvision.contracts.policies import CalibratorState
 from streetvision.contracts.progress import Silent
 from streetvision.io.atomic import read_json, sha256_file, write_json_atomic
@@ -193,6 +194,34 @@ def test_another_interpreter_loads_it_too_and_both_show_their_progress(bundle_of
         assert progress.counts == {"miner": (2, 2), "bundle": (2, 2)}
     here, there = found
     assert replace(there, p95_seconds=here.p95_seconds) == here
+
+
+@pytest.mark.parametrize("python", [None, Path(sys.executable)])
+def test_an_image_that_cannot_be_decoded_is_named_and_the_others_are_compared(bundle_of, images, python, tmp_path):
+    predictor = bundle_of("vit")
+    write_miner(predictor, tmp_path / "miner", SUBMISSION)
+    damaged = tmp_path / "damaged.jpg"
+    damaged.write_bytes(images[0].read_bytes()[:100])
+    found = check_miner(predictor, tmp_path / "miner", [damaged, *images[:2]], python=python)
+    assert ([file.path for file in found.skipped], found.failures, found.images) == ([str(damaged)], (), 2)
+    assert (found.disagreements, found.invalid) == (0, 0)
+    with pytest.raises(DataError, match=r"damaged\.jpg"):
+        check_miner(predictor, tmp_path / "miner", [damaged], python=python)
+
+
+def test_an_image_on_which_the_miner_alone_fails_is_named_and_counted(bundle_of, images, monkeypatch, tmp_path):
+    predictor = bundle_of("vit")
+    write_miner(predictor, tmp_path / "miner", SUBMISSION)
+    copy = shutil.copy(images[0], tmp_path / "copy.jpg")
+    predict_prepared = predictor.predict_prepared
+
+    def predict_and_damage(prepared):
+        copy.write_bytes(b"no image")
+        return predict_prepared(prepared)
+
+    monkeypatch.setattr(predictor, "predict_prepared", predict_and_damage)
+    found = check_miner(predictor, tmp_path / "miner", [copy, *images[1:3]])
+    assert ([file.path for file in found.failures], found.skipped, found.invalid) == ([str(copy)], (), 1)
 
 
 def test_an_interpreter_that_cannot_be_run_is_a_user_error(bundle_of, images, tmp_path):

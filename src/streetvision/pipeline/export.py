@@ -12,7 +12,7 @@ from streetvision.bundle.runtimes.registry import RUNTIMES
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.contracts.policies import Precision
-from streetvision.data.file_search import LeftOut
+from streetvision.data.file_search import LeftOut, printable
 from streetvision.export.hub import BUNDLE_FOLDER, Card, EvaluatedBundle, EvaluationSummary, write_hub
 from streetvision.io.atomic import sha256_file
 from streetvision.io.validators import validate_json
@@ -153,6 +153,10 @@ def check_miner_folder(
         files.append(image)
     print_left_out(left_out)
     check = check_miner(load_bundle(bundle), folder, files, python=python, progress=console)
+    for file in check.skipped:
+        console.warn(f"{printable(file.path)} is skipped: it {file.reason}")
+    for file in check.failures:
+        console.warn(f"the reference miner fails on {printable(file.path)}: {file.reason}")
     console.line("loaded", f"as in the reference miner, with transformers {check.transformers}; {check.images} images")
     console.line("predictions", f"probabilities differ by at most {check.difference:.1e}")
     console.line(

@@ -17,11 +17,14 @@ from pydantic import JsonValue
 from safetensors.torch import save
 from scipy.special import expit, logit
 
+from streetvision.bundle.batch.files import predict_images
 from streetvision.bundle.format import check_export_folder
 from streetvision.bundle.predictor import Predictor
+from streetvision.bundle.runtimes.graph import usable_cores
 from streetvision.bundle.torch_model import load_classifier
-from streetvision.contracts.errors import ArtifactError, ConfigError
+from streetvision.contracts.errors import ArtifactError, ConfigError, DataError
 from streetvision.contracts.progress import Progress, Silent
+from streetvision.data.records import RejectedFile
 from streetvision.eval.counts import FloatArray
 from streetvision.eval.thresholds import decide
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic
@@ -193,6 +196,11 @@ class MinerCheck:
     transformers: str
     """Version in the miner's environment."""
     images: int
+    """Images that are compared."""
+    skipped: tuple[RejectedFile, ...]
+    """Images that the bundle cannot decode; they are not compared."""
+    failures: tuple[RejectedFile, ...]
+    """Images on which the miner alone fails."""
     difference: float
     """Largest difference from the bundle's probability, shifted so that its threshold is at 0.5."""
     disagreements: int
@@ -213,24 +221,42 @@ def check_miner(
 ) -> MinerCheck:
     """Run the reference miner, in the environment of `python` or in this one, and compare with the bundle.
 
-    Raises ArtifactError when it cannot load the folder or predict an image.
+    Raises:
+        ArtifactError: It cannot load the folder, or predicts no image.
+        DataError: The bundle can decode none of the images.
     """
-    progress, n = progress or Silent(), len(images)
+    progress = progress or Silent()
     if not (folder / "config.json").is_file():
         raise ArtifactError(
             f"there is no miner folder at {str(folder)!r} (expected one with config.json)",
             "make one with: streetvision export --format miner",
         )
-    paths = [str(path.resolve()) for path in images]
+    predicted = predict_images(predictor, [(str(path), path) for path in images], decoders=usable_cores())
+    ours = list(progress.track(predicted, total=len(images), label="bundle"))
+    skipped = tuple(RejectedFile(row["image"], row["error"]) for row in ours if "error" in row)
+    if len(skipped) == len(images):
+        raise DataError(
+            "the bundle can decode none of the images"
+            + (f": {skipped[0].path} {skipped[0].reason}" if skipped else ""),
+            "give other images",
+        )
+    ours = [row for row in ours if "error" not in row]
+    paths = [str(Path(row["image"]).resolve()) for row in ours]
     predictions = _predict_here(folder, paths) if python is None else _predict_with(folder, paths, python)
-    rows = list(progress.track(predictions, total=n, label="miner"))
+    rows = list(progress.track(predictions, total=len(paths), label="miner"))
+    failures = tuple(
+        RejectedFile(our["image"], row["error"]) for our, row in zip(ours, rows, strict=True) if "error" in row
+    )
+    if len(failures) == len(rows):
+        raise _loading_error(folder, f"{failures[0].path}: {failures[0].reason}")
+    p = np.array([row["probability"] for row in ours])
     theirs = np.array([row["probability"] for row in rows], dtype=np.float64)
-    ours = (prediction for batch in predictor.stream(images) for prediction in batch)
-    p = np.array([prediction.probability for prediction in progress.track(ours, total=n, label="bundle")])
     threshold = predictor.manifest.policy.balanced_threshold
     return MinerCheck(
         transformers=str(rows[0]["transformers"]),
         images=len(rows),
+        skipped=skipped,
+        failures=failures,
         difference=float(np.abs(theirs - expit(logit(p) - logit(threshold))).max()),
         disagreements=int(((np.round(theirs) == 1) != decide(p, threshold)).sum()),
         invalid=int((~((theirs >= 0) & (theirs <= 1)) | (theirs == 0.5)).sum()),
@@ -274,7 +300,8 @@ def _parse_row(folder: Path, line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
         numbers = {name: float(row[name]) for name in ("probability", "seconds")}
-        return {**numbers, "transformers": row["transformers"]}
+        failure = {"error": str(row["error"])} if "error" in row else {}
+        return {**numbers, **failure, "transformers": row["transformers"]}
     except (ValueError, KeyError, TypeError) as error:
         raise _loading_error(folder, f"it printed {line[:80]!r} in place of a prediction") from error
 

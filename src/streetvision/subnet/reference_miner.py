@@ -14,7 +14,10 @@ from contextlib import redirect_stdout
 
 
 def predictions(folder: str, paths: Iterable[str]) -> Iterator[dict[str, object]]:
-    """`output["Roadwork"]` of the image-classification pipeline for each image; -1 when it is missing."""
+    """`output["Roadwork"]` of the image-classification pipeline for each image; -1 when it is missing.
+
+    An image on which the pipeline fails has -1 too, and the error.
+    """
     import transformers
     from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
@@ -24,14 +27,18 @@ def predictions(folder: str, paths: Iterable[str]) -> Iterator[dict[str, object]
     classify = pipeline("image-classification", model=model, device="cpu", **{processing: processor})
     for path in paths:
         started = time.perf_counter()
-        scores = {entry["label"]: entry["score"] for entry in classify(path)}
-        seconds = time.perf_counter() - started
-        probability = scores.get("Roadwork", -1)
+        scores: dict[str, float] = {}
+        failure: dict[str, object] = {}
+        try:
+            scores = {entry["label"]: entry["score"] for entry in classify(path)}
+        except Exception as error:  # Pillow and transformers raise many types for a damaged image
+            failure = {"error": " ".join(str(error).split()) or type(error).__name__}
         yield {
             "image": path,
-            "probability": probability,
-            "seconds": seconds,
+            "probability": scores.get("Roadwork", -1),
+            "seconds": time.perf_counter() - started,
             "transformers": transformers.__version__,
+            **failure,
         }
 
 
