@@ -176,6 +176,15 @@ def test_the_limit_of_pixels_is_an_option_that_the_error_names(command, export, 
     assert "--max-megapixels 4" in err
 
 
+def test_a_folder_without_images_is_reported_with_the_files_that_are_left_out(command, export, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.heic").touch()
+    for out in ([], ["--out", tmp_path / "out"]):
+        code, _, err = command("predict", "--bundle", export, tmp_path / "photos", *out)
+        assert code == 2
+        assert "HEIC" in err
+
+
 @pytest.mark.parametrize("limit", ["nan", "inf"])
 def test_a_limit_of_pixels_that_is_not_finite_is_refused(limit, command, export, tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "small.png")

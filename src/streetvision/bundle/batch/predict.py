@@ -61,17 +61,19 @@ def predict_sources(
         StatusFile(monitor_state, opened.manifest.digest)
     left_out = LeftOut()
     with lock_folder(out):
-        folder = open_folder(
-            out,
-            sources,
-            bundle=opened.manifest.digest,
-            shard_size=shard_size,
-            max_megapixels=limits.max_megapixels,
-            signals=signals,
-            monitor_state=None if monitor_state is None else str(monitor_state),
-            left_out=left_out,
-        )
-        print_left_out(left_out)
+        try:
+            folder = open_folder(
+                out,
+                sources,
+                bundle=opened.manifest.digest,
+                shard_size=shard_size,
+                max_megapixels=limits.max_megapixels,
+                signals=signals,
+                monitor_state=None if monitor_state is None else str(monitor_state),
+                left_out=left_out,
+            )
+        finally:
+            print_left_out(left_out)  # also why a folder has no images
         manifest, missing = folder.manifest, list(folder.missing())
         n_done = manifest.shards - len(missing)
         done = f"; {n_done} of them are already done" if n_done else ""
