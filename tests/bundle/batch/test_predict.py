@@ -176,6 +176,22 @@ def test_the_limit_of_pixels_is_an_option_that_the_error_names(command, export, 
     assert "--max-megapixels 4" in err
 
 
+@pytest.mark.parametrize("name", ["photos.tar", "photos.parquet"])
+def test_a_tar_or_a_parquet_file_needs_out(command, export, photos, name):
+    code, text, err = command("predict", "--bundle", export, photos / name)
+    assert (code, text) == (2, "")
+    assert "--out" in err
+
+
+@pytest.mark.parametrize("name", ["photos.tar.gz", "photos.TGZ", "photos.zip"])
+def test_a_compressed_archive_is_refused(command, export, name, tmp_path):
+    (tmp_path / name).touch()
+    for out in ([], ["--out", tmp_path / "out"]):
+        code, text, err = command("predict", "--bundle", export, tmp_path / name, *out)
+        assert (code, text) == (2, "")
+        assert "compressed archive" in err
+
+
 def test_a_folder_without_images_is_reported_with_the_files_that_are_left_out(command, export, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.heic").touch()

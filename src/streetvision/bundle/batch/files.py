@@ -15,11 +15,12 @@ from typing import Any, Literal, TypeAlias
 from streetvision.bundle.explain import draw_overlay
 from streetvision.bundle.predictor import Prediction, Predictor, PreparedImage, load_bundle
 from streetvision.bundle.runtimes.graph import usable_cores
-from streetvision.contracts.errors import DataError
+from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 from streetvision.data.file_search import LeftOut, printable, search_folder
 from streetvision.data.image_file import UndecodableImage
 from streetvision.data.records import RejectedFile
+from streetvision.data.sources.image_stream import LISTERS, refuse_compressed
 from streetvision.io.atomic import write_bytes_atomic
 
 BATCH_SIZE = 64
@@ -54,7 +55,14 @@ def print_predictions(
 
     Returns:
         The number of images that cannot be decoded.
+
+    Raises:
+        ConfigError: A tar or a Parquet file is given.
+        DataError: A compressed archive is given, or a folder has no images.
     """
+    images = list(images)
+    for path in images:
+        _refuse_archive(path)
     predictor, left_out = load_bundle(bundle, limits=limits), LeftOut()
     if monitor_state is not None:
         predictor.use_monitor_state(monitor_state)
@@ -69,6 +77,12 @@ def print_predictions(
         failures += "error" in row
         write_row(row)
     return failures
+
+
+def _refuse_archive(path: Path) -> None:
+    refuse_compressed(path)
+    if path.suffix.lower() in LISTERS and not os.path.isdir(path):  # noqa: PTH112 (as in list_files)
+        raise ConfigError(f"{str(path)!r} is read with --out only", "add --out FOLDER")
 
 
 def list_files(images: Iterable[Path], left_out: LeftOut) -> list[NamedImage]:

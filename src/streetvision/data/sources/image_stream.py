@@ -4,6 +4,7 @@ Images are listed as a stream of small references, so memory does not grow with 
 of the image: a byte offset in a tar, a row in a Parquet file.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
-from streetvision.data.file_search import LeftOut, is_ignored, reason_against_suffix, search_folder
+from streetvision.data.file_search import ARCHIVES, LeftOut, is_ignored, reason_against_suffix, search_folder
 from streetvision.data.image_file import UndecodableImage, read_image_bytes
 from streetvision.data.records import IMAGE_SUFFIXES, RejectedFile
 from streetvision.data.sources.tar_reader import open_tar
@@ -63,7 +64,7 @@ def list_image_refs(sources: Sequence[Path], *, left_out: LeftOut | None = None)
         left_out: Counts the files in folders and tars that are neither.
 
     Raises:
-        DataError: A source does not exist, is inside another source, or has no images.
+        DataError: A source does not exist, is a compressed archive, is inside another source, or has no images.
     """
     absolute = [source.absolute() for source in sources]
     resolved = [source.resolve() for source in absolute]
@@ -72,6 +73,7 @@ def list_image_refs(sources: Sequence[Path], *, left_out: LeftOut | None = None)
             _file_size(path)
         except UndecodableImage as error:
             raise DataError(f"{str(source)!r} {error.reason}", SOURCE_HINT) from error
+        refuse_compressed(source)
         others = resolved[:number] + resolved[number + 1 :]
         if parent := next((other for other in others if path.is_relative_to(other)), None):
             raise DataError(
@@ -84,6 +86,15 @@ def list_image_refs(sources: Sequence[Path], *, left_out: LeftOut | None = None)
             yield ref
         if empty:
             raise DataError(f"{str(source)!r} has no images", SOURCE_HINT)
+
+
+def refuse_compressed(source: Path) -> None:
+    """Raise DataError for a file with the suffix of a compressed archive."""
+    if source.suffix.lower() in ARCHIVES - LISTERS.keys() and not os.path.isdir(source):  # noqa: PTH112 (Path.is_dir may raise)
+        raise DataError(
+            f"{str(source)!r} is a compressed archive; tars are read if they are not compressed",
+            "unpack it, and give the folder",
+        )
 
 
 def read_image_refs(
