@@ -7,7 +7,7 @@ from PIL import Image
 
 from streetvision.bundle.explain import COLOR_0, COLOR_1, WIDTH, draw_decisive, draw_overlay
 from streetvision.bundle.predictor import Prediction, ViewPrediction
-from streetvision.models.views import Box
+from streetvision.models.views import Box, plan_patches
 
 
 def draw(*views, height=300, width=400):
@@ -56,6 +56,17 @@ def test_of_many_patches_the_few_of_largest_weight_are_shown():
     scale = (WIDTH - 32) / 400
     patch = drawn[round(84 + 3 * scale), round(16 + (boxes[7].left + 3) * scale)]
     assert patch[0] - patch[2] > 50, "the patch of largest weight has the color of its probability"
+
+
+def test_patches_of_an_image_of_a_few_pixels():
+    whole = ViewPrediction(Box(0, 0, 3, 2), 0.5, 1.0)
+    views = [ViewPrediction(box, 1.0, 0.1) for box in plan_patches(2, 3, (64, 64), 64)]
+    assert any(view.box.left == view.box.right for view in views)
+    drawn = draw(whole, *views, height=2, width=3)
+    assert drawn.shape[1] == WIDTH
+    assert (drawn == COLOR_1).all(axis=2).any()
+    assert draw_decisive(np.zeros((2, 3, 3), dtype=np.uint8), views)
+    assert draw_decisive(np.zeros((900, 1200, 3), dtype=np.uint8), [ViewPrediction(Box(1, 1, 2, 2), 1.0, 0.1)])
 
 
 def test_a_thumbnail_frames_the_tiles_of_largest_weight():

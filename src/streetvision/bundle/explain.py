@@ -49,6 +49,7 @@ def draw_overlay(pixels: Pixels, prediction: Prediction) -> bytes:
         A PNG, WIDTH pixels wide. All text is outside the picture, except the numbers of the tiles.
     """
     whole, *views = prediction.views
+    views = _visible(views)
     tiles = views
     if len(views) > MAX_TILES:
         tiles = nlargest(MAX_CARDS, views, key=lambda view: abs(view.weight))
@@ -132,7 +133,7 @@ def _fit(image: Image.Image, width: int) -> Image.Image:
 def draw_decisive(pixels: Pixels, tiles: Sequence[ViewPrediction]) -> bytes:
     """Draw a thumbnail of an image (H, W, 3) with frames around the tiles of largest weight, and return a JPEG."""
     image = shrink(pixels, THUMBNAIL_PIXELS)
-    decisive = nlargest(MAX_FRAMES, tiles, key=lambda view: abs(view.weight))
+    decisive = nlargest(MAX_FRAMES, _visible(tiles), key=lambda view: abs(view.weight))
     _draw_frames(image, decisive, image.width / pixels.shape[1], max_width=4)
     return encode_jpeg(image)
 
@@ -143,7 +144,13 @@ def _draw_frames(image: Image.Image, tiles: Sequence[ViewPrediction], scale: flo
     for view in sorted(tiles, key=lambda view: abs(view.weight)):  # tiles overlap, so the most important is drawn last
         left, top, right, bottom = (round(edge * scale) for edge in view.box)
         width = 1 + round((max_width - 1) * abs(view.weight) / largest)
-        draw.rectangle([left, top, right - 1, bottom - 1], outline=_color(view.probability), width=width)
+        corner = (max(left, right - 1), max(top, bottom - 1))  # a tile may be smaller than a pixel of the drawing
+        draw.rectangle([(left, top), corner], outline=_color(view.probability), width=width)
+
+
+def _visible(views: Sequence[ViewPrediction]) -> list[ViewPrediction]:
+    """Those that show a part of the image: in an image of a few pixels, many patches of a dense pass show none."""
+    return [view for view in views if view.box.left < view.box.right and view.box.top < view.box.bottom]
 
 
 def _view_text(view: ViewPrediction) -> str:
