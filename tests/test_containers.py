@@ -14,11 +14,25 @@ from streetvision.serving.launch import KEY_VARIABLE, serving_config
 DOCKER = Path(__file__).parents[1] / "docker"
 DOCKERFILES = ["Dockerfile.serve", "Dockerfile.train"]
 DEPLOYMENT, SERVICE = safe_load_all((DOCKER / "kubernetes.yaml").read_text())
+(POD,) = DEPLOYMENT["spec"]["template"]["spec"]["containers"]
 COMPOSE = safe_load((DOCKER / "compose.yaml").read_text())
 
 
 def instruction(text, name):
     return re.findall(rf"^{name} (.*(?:\\\n.*)*)", text, re.M)
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit"),
+    [
+        (POD["args"], POD["resources"]["limits"]["memory"]),
+        (COMPOSE["services"]["serve"]["command"], COMPOSE["services"]["serve"]["mem_limit"]),
+    ],
+)
+def test_the_uploads_in_flight_fit_into_the_memory(settings, limit):
+    config = serving_config(settings, api_key="x")
+    assert limit in {"2Gi", "2g"}
+    assert config.max_in_flight * config.max_megabytes * 1e6 < 2 * 2**30 / 2
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
@@ -40,15 +54,13 @@ def test_the_image_of_the_server_starts_a_valid_command():
     assert (program, verb, parsed["host"], parsed["port"]) == ("streetvision", "serve", "0.0.0.0", 8000)  # noqa: S104
 
 
-def test_the_pod_is_restricted_and_its_settings_exist():
+def test_the_pod_is_restricted():
     spec = DEPLOYMENT["spec"]["template"]["spec"]
-    (container,) = spec["containers"]
     assert spec["securityContext"]["runAsNonRoot"]
-    assert container["securityContext"]["readOnlyRootFilesystem"]
-    assert serving_config(container["args"], api_key="x").max_in_flight == 128
-    assert {volume["name"] for volume in spec["volumes"]} == {mount["name"] for mount in container["volumeMounts"]}
+    assert POD["securityContext"]["readOnlyRootFilesystem"]
+    assert {volume["name"] for volume in spec["volumes"]} == {mount["name"] for mount in POD["volumeMounts"]}
     assert SERVICE["spec"]["selector"].items() <= DEPLOYMENT["spec"]["template"]["metadata"]["labels"].items()
-    assert KEY_VARIABLE in {variable["name"] for variable in container["env"]}
+    assert KEY_VARIABLE in {variable["name"] for variable in POD["env"]}
 
 
 def test_the_composed_server_is_restricted_and_read_by_prometheus():
