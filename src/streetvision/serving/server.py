@@ -56,7 +56,7 @@ class ServingConfig(Section):
     max_megapixels: float = Field(default=50.0, gt=0)
     """Largest size of a JPEG in millions of pixels. Other formats may have a fifth of it."""
     timeout_seconds: float = Field(default=10.0, gt=0)
-    """Time limit in seconds for reading a request, and again for the prediction."""
+    """Time limit in seconds for reading a request. Reading and prediction together may take twice as long."""
     decoders: int = Field(default=2, ge=1)
     """Threads that decode images."""
     log: Path | None = None
