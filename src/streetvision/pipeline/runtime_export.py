@@ -180,7 +180,7 @@ def offer_openvino(bundle: Path, console: Console) -> None:
 
 
 def _new_folder(path: Path) -> Path:
-    """The path, or PATH_2 and so on, whichever is the first that does not exist."""
+    """The first of PATH, PATH_2, PATH_3 and so on that does not exist."""
     numbered = (path.with_name(f"{path.name}_{number}") for number in count(2))
     return next(candidate for candidate in chain([path], numbered) if not candidate.exists())
 
