@@ -30,7 +30,7 @@ session = Session(Queue(tuple(images), None), store, labeler="ann", limits=DEFAU
 uvicorn.run(create_app(session, class_names=("None", "Roadwork")), port=port, log_level="error")
 """
 
-CONFIRMED = "() => JSON.parse(sessionStorage.getItem('pending')).length === 0"
+CONFIRMED = "() => storage('pending').length === 0"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The page's requests: nothing is lost or stored twice, and other web pages cannot send any."""
 
 import io
+import re
 import time
 from dataclasses import replace
 
@@ -45,6 +46,16 @@ def test_a_decision_is_stored_with_who_when_why_and_how_long(client, queue):
         1.5,
     )
     assert decide(page, queue.images[4], event=2).json()["at_random"] == 1
+
+
+def test_only_the_same_session_finds_the_decisions_that_a_tab_keeps(client):
+    def session_id(labeler, names=NAMES):
+        session = client(session={"labeler": labeler})[1]
+        page = TestClient(create_app(session, class_names=names)).get("/").text
+        return re.search(r'const session = "(\w+)"', page)[1]
+
+    assert session_id("ann") == session_id("ann")
+    assert len({session_id("ann"), session_id("bob"), session_id("ann", ("None", "Sign"))}) == 3
 
 
 def test_the_same_decision_sent_again_is_stored_once_and_a_second_one_is_refused(client, queue):
