@@ -1,6 +1,7 @@
 """Cross-validation of the whole chain, through the command line, on tiny data."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,13 +9,15 @@ import pytest
 from streetvision import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.progress import Silent
-from streetvision.contracts.split_contracts import Row, Split
+from streetvision.contracts.split_contracts import Index, Row, Split
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.cross_validated import cross_validated_intervals
 from streetvision.eval.metrics import METRICS, all_metrics
 from streetvision.eval.predictions import Predictions
+from streetvision.eval.resampling import Resampling
 from streetvision.experiments.chains import without_sources
+from streetvision.experiments.cross_validation import _unseen_sources
 from streetvision.io.atomic import read_json
 from streetvision.models.module import load_classifier
 from streetvision.pipeline.config import compose_config
@@ -123,6 +126,17 @@ def test_one_source_cannot_be_left_out(scenes, tmp_path, cross_validate):
     code, out, _, _ = cross_validate("--leave-out", "source", "cross_validation.learning_curve=[]", root=index)
     assert code == 2
     assert "needs images of two sources or more (found: 1)" in out
+
+
+def test_a_rate_of_a_class_that_a_source_lacks_is_undefined():
+    labels, sources = [0, 0, 1, 1, 0, 1], ["no"] * 2 + ["yes"] * 2 + ["both"] * 2
+    rows = [Row(f"{n}.jpg", label, f"{n:064d}", 8, 8, 0.5, source=sources[n]) for n, label in enumerate(labels)]
+    p = np.array([0.2, 0.7, 0.4, 0.9, 0.1, 0.8])
+    unseen = Predictions(labels, p, sources)
+    ordinary = Predictions(labels, p)
+    found = _unseen_sources(Index(Path(), ("None", "Roadwork"), tuple(rows)), ordinary, unseen, Resampling(50, 0.9, 0))
+    rates = {source.name: (source.mcc, source.recall, source.fpr) for source in found.sources}
+    assert rates == {"no": (None, None, 0.5), "yes": (None, 0.5, None), "both": (1.0, 1.0, 0.0)}
 
 
 def test_folds_of_sources_share_neither_source_nor_group():

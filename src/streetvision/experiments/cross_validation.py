@@ -266,15 +266,15 @@ def _unseen_sources(
     for name in sorted(set(names.tolist())):
         of_source = names == name
         labels, p, decisions = (values[of_source] for values in (unseen.labels, unseen.probabilities, unseen.decisions))
-        metrics = all_metrics(labels, p, decisions)
+        metrics, positives = all_metrics(labels, p, decisions), int(labels.sum())
         sources.append(
             SourceResult(
                 name=name,
                 images=len(labels),
-                positives=int(labels.sum()),
-                mcc=_none_if_nan(metrics["mcc"]) if 0 < labels.sum() < len(labels) else None,
-                recall=_none_if_nan(metrics["recall"]),
-                fpr=_none_if_nan(metrics["fpr"]),
+                positives=positives,
+                mcc=_none_if_nan(metrics["mcc"]) if 0 < positives < len(labels) else None,
+                recall=_none_if_nan(metrics["recall"]) if positives else None,
+                fpr=_none_if_nan(metrics["fpr"]) if positives < len(labels) else None,
             )
         )
     folds = min(len(sources), MAX_SOURCE_FOLDS)
