@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -36,6 +37,14 @@ def one_process(monkeypatch):
 
     monkeypatch.setattr(searching, "run_in_processes", one_after_another)
     monkeypatch.setattr(searching, "write_output_to", lambda log: None)
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Trials that only have the metrics of phase 1."""
+    metrics = {"val_select_mcc": 0.9, "shipped_val_select_mcc": 0.3}
+    monkeypatch.setattr(searching, "run_in_processes", lambda _, tasks, *__, **___: ((task, 0) for task in tasks))
+    monkeypatch.setattr(searching, "read_manifest", lambda _: SimpleNamespace(metrics=metrics))
 
 
 @pytest.fixture
@@ -89,6 +98,13 @@ def test_a_search_leaves_settings_that_train_takes_and_goes_on(one_process, scen
     code, _, err = command("train", "--search", space(3), *asked, "training.weight_decay=0.3")
     assert code == 2
     assert "is of a search with another space or other settings" in err
+
+
+def test_the_next_command_trains_in_the_run_folder_of_the_search(no_training, scenes, tmp_path, space, command):
+    run = tmp_path / "elsewhere"
+    code, out, err = command("train", "--search", space(1), f"data.root={scenes}", f"run_dir={run}", *MLP)
+    assert code == 0, err
+    assert out.rstrip().endswith(f"train --config {run / 'search' / 'best.yaml'} run_dir={run}")
 
 
 def test_a_trial_that_fails_is_reported_and_no_trial_at_all_is_an_error(one_process, scenes, tmp_path, space, command):
