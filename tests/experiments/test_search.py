@@ -107,6 +107,14 @@ def test_the_next_command_trains_in_the_run_folder_of_the_search(no_training, sc
     assert out.rstrip().endswith(f"train --config {run / 'search' / 'best.yaml'} run_dir={run}")
 
 
+def test_a_resumed_search_samples_other_trials(no_training, scenes, tmp_path, space, command):
+    asked = [f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *MLP]
+    for count in (3, 6):
+        assert command("train", "--search", space(count), *asked)[0] == 0
+    rates = [trial.params["training.learning_rate"] for trial in study_of(tmp_path / "run").trials]
+    assert len(set(rates)) == 6
+
+
 def test_a_trial_that_fails_is_reported_and_no_trial_at_all_is_an_error(one_process, scenes, tmp_path, space, command):
     only = {"training.learning_rate": {"low": 1e30, "high": 2e30}}
     code, out, err = command(

@@ -174,7 +174,6 @@ def _open_study(home: Path, config: SearchConfig, common: Mapping[str, object]) 
             study_name="phase1",
             direction="maximize",
             load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=config.seed),
         )
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise ArtifactError(
@@ -185,6 +184,8 @@ def _open_study(home: Path, config: SearchConfig, common: Mapping[str, object]) 
     if study.user_attrs.setdefault("search", digest) != digest:
         raise ConfigError(f"{str(file)!r} is of a search with another space or other settings", "give another run_dir=")
     study.set_user_attr("search", digest)
+    # With the same seed, a resumed search would sample its first trials again.
+    study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         study.set_user_attr(f"interrupted {trial.number}", True)
