@@ -82,7 +82,7 @@ def test_a_search_leaves_settings_that_train_takes_and_goes_on(one_process, scen
         "pipeline.phases=[phase1]",
     ]
     assert command(*again)[0] == 0
-    found = read_json(tmp_path / "best" / "phase1" / "manifest.json")["metrics"]["val_select_mcc"]
+    found = read_json(tmp_path / "best" / "phase1" / "manifest.json")["metrics"]["shipped_val_select_mcc"]
     assert found == pytest.approx(study_of(run).best_value)
 
     study_of(run).ask(
@@ -113,6 +113,11 @@ def test_a_resumed_search_samples_other_trials(no_training, scenes, tmp_path, sp
         assert command("train", "--search", space(count), *asked)[0] == 0
     rates = [trial.params["training.learning_rate"] for trial in study_of(tmp_path / "run").trials]
     assert len(set(rates)) == 6
+
+
+def test_trials_are_compared_by_the_model_that_ships(no_training, scenes, tmp_path, space, command):
+    assert command("train", "--search", space(1), f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *MLP)[0] == 0
+    assert study_of(tmp_path / "run").best_value == 0.3
 
 
 def test_a_trial_that_fails_is_reported_and_no_trial_at_all_is_an_error(one_process, scenes, tmp_path, space, command):

@@ -223,7 +223,8 @@ def _run_trials(
             study.tell(trial.number, state=TrialState.FAIL)
             outcome = f"failed: {failure_reason(trial.log, exit_code)}"
         else:
-            value = _objective(read_manifest(ArtifactSchema(trial.root).manifest("phase1")).metrics)
+            metrics = read_manifest(ArtifactSchema(trial.root).manifest("phase1")).metrics
+            value = float(metrics["shipped_val_select_mcc"] or 0)  # after interpolation and its gate
             study.tell(trial.number, value)
             outcome = f"VAL_SELECT MCC {value:.3f}"
         console.line("", f"trial {trial.number}: {outcome}")
