@@ -145,7 +145,7 @@ def test_a_trial_that_fails_is_reported_and_no_trial_at_all_is_an_error(one_proc
         ({"training.loss.name": {"choices": ["focal", "fokal"]}}, "fokal"),
         ({"training.learning_rate": {"low": 0.1, "high": 0.01}}, "is not a range"),
         ({"training.weight_decay": {"low": 0.0, "high": 0.1, "log": True}}, "is not a range"),
-        ({"training.epochs": {"from": 1}}, "docs/how-to/train.md"),
+        ({"training.epochs": {"from": 1}}, "examples/search.yaml"),
         ({"training.learning_rate": {"low": 0.1, "high": float("inf")}}, "finite"),
     ],
 )

@@ -140,7 +140,11 @@ def launch_search(search: Path, run: RunConfig, *, console: Console) -> Path:
 
 def read_search(path: Path) -> SearchConfig:
     """The search that a YAML file declares; raises ConfigError when it is invalid."""
-    return read_yaml_model(path, SearchConfig, hint="docs/how-to/train.md shows such a file")
+    return read_yaml_model(
+        path,
+        SearchConfig,
+        hint="examples/search.yaml is such a file: trials, and space with a range or choices of each setting",
+    )
 
 
 def _check_space(config: SearchConfig, common: Mapping[str, object]) -> None:
