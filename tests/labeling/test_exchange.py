@@ -185,6 +185,12 @@ def test_a_label_is_stored_for_the_image_with_its_name_only(import_cvat):
     assert "front-2.jpg" in text
 
 
+def test_files_that_are_left_out_are_named(import_cvat, tmp_path):
+    import_cvat()
+    (tmp_path / "pool" / "4.heic").write_bytes(b"")
+    assert "4.heic" in import_cvat(("2.jpg", "None"))[2]
+
+
 def test_both_classes_of_one_person_for_an_image_are_refused(import_cvat):
     code, stored, text = import_cvat(("2.jpg", "None", "Roadwork"), ("3.jpg", "None"))
     assert (code, stored) == (2, [])

@@ -30,7 +30,7 @@ from streetvision.data.labels.store import (
     LabelStore,
     label_event,
 )
-from streetvision.data.records import ImageListing, ImageRecord, RejectedFile
+from streetvision.data.records import ImageListing, ImageRecord
 from streetvision.data.scan import scan_images
 from streetvision.data.sources.discovery import UNLABELED, list_images, list_unlabeled
 from streetvision.data.splitting.splits_json import partition_from_json
@@ -45,6 +45,7 @@ from streetvision.labeling.session import Session
 from streetvision.labeling.strategies import FloatArray, reduce_features
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
+from streetvision.pipeline.data.scan_data import left_out_warnings
 from streetvision.pipeline.settings import RunConfig
 
 DEFAULT_FOLDER = Path("outputs") / "labels"
@@ -222,9 +223,8 @@ def _read_images(
 ) -> tuple[tuple[Row, ...], set[str], list[str]]:
     """All images, by absolute path and with groups; copies with both labels; images on which a model abstained."""
     data, limits = config.data, config.loader.limits
-    pool: dict[str, ImageRecord] = {}
-    if sources := (*options.images, *data.unlabeled):
-        pool |= {image.path: image for image in list_unlabeled(sources).images}
+    listed = list_unlabeled((*options.images, *data.unlabeled))
+    pool = {image.path: image for image in listed.images}
     abstained: list[str] = []
     if options.predictions is not None:
         found, missing = abstained_images(options.predictions)
@@ -248,7 +248,7 @@ def _read_images(
     hashed = "near_duplicates" in data.grouping.by
     rows: list[Row] = []
     hashes: PerceptualHashes | None = None
-    rejected: list[RejectedFile] = []
+    warnings: list[str] = []
     if data.root is not None:
         listing = list_images(
             data.root,
@@ -269,10 +269,11 @@ def _read_images(
             progress=console,
         )
         rows += [replace(row, path=str(scan.index.root / row.path)) for row in scan.index.rows]
-        hashes, rejected = scan.hashes, [*rejected, *scan.invalid]
+        hashes = scan.hashes
+        warnings += left_out_warnings(scan, data)
     if pool:
         scan = scan_images(
-            apply_patterns(ImageListing(Path("/"), tuple(pool.values())), data),
+            apply_patterns(ImageListing(Path("/"), tuple(pool.values()), listed.skipped), data),
             class_names=data.class_names,
             limits=limits,
             damaged_images=data.damaged_images,
@@ -285,10 +286,9 @@ def _read_images(
         if scan.hashes is not None:
             kept = scan.hashes.where(new)
             hashes = kept if hashes is None else join_hashes(hashes, kept)
-        rejected += scan.invalid
-    if rejected:
-        first = "; ".join(f"{file.path} {file.reason}" for file in rejected[:MAX_NAMED])
-        console.warn(f"{len(rejected):,} images cannot be used and are left out: {first}")
+        warnings += left_out_warnings(scan, data)
+    for warning in warnings:
+        console.warn(warning)
     if not rows:
         raise DataError("none of the images can be decoded", "check the files with `streetvision data check`")
     index, near_duplicates = group_rows(
@@ -345,7 +345,8 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
     if not sources:
         raise ConfigError("--import needs the images of the labels", "give --images FOLDER")
     found = READERS[suffix](source, config.data.class_names)
-    images = {image.path: image for image in list_unlabeled(sources).images}
+    listed = list_unlabeled(sources)
+    images = {image.path: image for image in listed.images}
     names = [label.name for label in found]
     matched = match_names(names, list(images))
     events = []
@@ -382,6 +383,9 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
         added = LabelStore(store.path, config.data.class_names).append(events)
     console.line("import", f"{added} labels of {len(found)}, {len(found) - len(events)} without a matching image")
     console.line("labels", str(store.path))
+    if listed.skipped:
+        first = "; ".join(f"{file.path} {file.reason}" for file in listed.skipped[:MAX_NAMED])
+        console.warn(f"{len(listed.skipped):,} files of the images are left out: {first}")
     if unmatched := sorted(set(names) - matched.keys()):
         named = ", ".join(unmatched[:MAX_NAMED])
         console.warn(f"{len(unmatched):,} names are left out, which do not match one image each: {named}")
