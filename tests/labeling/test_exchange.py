@@ -191,6 +191,12 @@ def test_files_that_are_left_out_are_named(import_cvat, tmp_path):
     assert "4.heic" in import_cvat(("2.jpg", "None"))[2]
 
 
+def test_a_label_that_changed_back_is_stored_again(import_cvat):
+    for label in ("None", "Roadwork", "Roadwork", "None", "None"):
+        stored = import_cvat(("2.jpg", label))[1]
+    assert [label for _, label in stored] == [0, 1, 0]
+
+
 def test_both_classes_of_one_person_for_an_image_are_refused(import_cvat):
     code, stored, text = import_cvat(("2.jpg", "None", "Roadwork"), ("3.jpg", "None"))
     assert (code, stored) == (2, [])

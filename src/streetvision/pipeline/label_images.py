@@ -2,13 +2,13 @@
 
 import getpass
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -38,7 +38,7 @@ from streetvision.io.atomic import cannot_write, read_json, sha256_file
 from streetvision.io.lock import run_lock
 from streetvision.labeling.abstained import abstained_images
 from streetvision.labeling.agreement import agreements
-from streetvision.labeling.exchange import READERS, WRITERS, ForeignLabel, exchange_format, match_names
+from streetvision.labeling.exchange import READERS, WRITERS, exchange_format, match_names
 from streetvision.labeling.queue import MIXED, STRATEGIES, Candidate, Queue, QueuedImage, plan_queue
 from streetvision.labeling.rounds import read_rounds
 from streetvision.labeling.session import Session
@@ -329,7 +329,7 @@ def _evaluated_images(config: RunConfig) -> set[str]:
 
 
 def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path, *, console: Console) -> None:
-    """Add the labels of a file of Label Studio or CVAT to the store.
+    """Add the labels of a file of Label Studio or CVAT to the store, where they differ from those of the same person.
 
     The images are those of --images and data.unlabeled. Without --queue random, they are in TRAIN only, because the
     file does not record how its images were chosen.
@@ -351,7 +351,6 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
     matched = match_names(names, list(images))
     events = []
     labels: dict[tuple[str, str], int] = {}
-    earlier: Counter[ForeignLabel] = Counter()
     for label in found:
         if label.name not in matched:
             continue
@@ -362,12 +361,9 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
                 f"{str(source)!r} has both classes for {path!r} by {who!r}, and one label is allowed",
                 "remove one of the two labels",
             )
-        # The same file imported again has the same ids, so nothing is stored twice.
-        content = f"{digest} {label.label} {who} {options.strategy} {earlier[label]}"
-        earlier[label] += 1
         events.append(
             label_event(
-                event=sha256(content.encode()).hexdigest()[:32],
+                event=uuid4().hex,
                 action="label",
                 sha256=digest,
                 path=path,
@@ -380,7 +376,9 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
         )
     store = _store(config)
     with run_lock(store.path.parent / ".lock", option="data.labels=..."):
-        added = LabelStore(store.path, config.data.class_names).append(events)
+        store = LabelStore(store.path, config.data.class_names)
+        present = {key: event.label for key, event in valid_events(store.events).items()}
+        added = store.append([event for event in events if present.get((event.sha256, event.labeler)) != event.label])
     console.line("import", f"{added} labels of {len(found)}, {len(found) - len(events)} without a matching image")
     console.line("labels", str(store.path))
     if listed.skipped:
