@@ -1,6 +1,7 @@
 """Label Studio and CVAT: files in their published form are read, and ours are read back."""
 
 import json
+import time
 
 import pytest
 
@@ -147,6 +148,13 @@ def test_a_name_that_fits_two_images_matches_none():
 )
 def test_an_image_has_the_name_that_fits_it_best(names, paths, matched):
     assert match_names(names, paths) == matched
+
+
+def test_the_work_of_equal_file_names_grows_linearly():
+    names = [f"{ride}/front.jpg" for ride in range(2000)]
+    started = time.process_time()
+    assert match_names(names, [f"/d/{name}" for name in names]) == {name: f"/d/{name}" for name in names}
+    assert time.process_time() - started < 2
 
 
 def cvat(*images):
