@@ -1,6 +1,7 @@
 """Cross-validation of the whole chain, through the command line, on tiny data."""
 
 import csv
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ from streetvision import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Index, Row, Split
+from streetvision.data.sources.discovery import list_images
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.cross_validated import cross_validated_intervals
 from streetvision.eval.metrics import METRICS, all_metrics
 from streetvision.eval.predictions import Predictions
 from streetvision.eval.resampling import Resampling
-from streetvision.experiments.chains import without_sources
+from streetvision.experiments import chains
+from streetvision.experiments.chains import plan_chains, train_chain, without_sources
 from streetvision.experiments.cross_validation import _unseen_sources
 from streetvision.io.atomic import read_json
 from streetvision.models.module import load_classifier
@@ -148,6 +151,32 @@ def test_folds_of_sources_share_neither_source_nor_group():
         assert not {row.group for row in train} & {row.group for row in test}
         tested += test
     assert len(tested) == len({row.path for row in tested}) == 400
+
+
+@pytest.fixture
+def settings_of_chain(tmp_path, monkeypatch):
+    """Returns the settings with which a chain in its own process trains, and the index of its images."""
+
+    def run(*settings):
+        rows = [Row(f"{n}.jpg", n % 2, f"{n:012d}".ljust(64, "0"), 8, 8, 0.5) for n in range(80)]
+        config = compose_config([*settings, "cross_validation.folds=2", "cross_validation.learning_curve=[]"])
+        index = Index(tmp_path, config.data.class_names, tuple(rows))
+        chain = next(plan_chains(index, config, tmp_path / "chains", Console(silent=True)))
+        composed = []
+        monkeypatch.setattr(chains, "write_output_to", lambda log: None)
+        monkeypatch.setattr(chains, "launch_training", lambda config, console: composed.append(config) or sys.exit(0))
+        with pytest.raises(SystemExit):
+            train_chain(chain, 1)
+        return composed[0], chain.partition.index
+
+    return run
+
+
+def test_a_chain_has_the_labels_of_the_data_whatever_the_class_names(settings_of_chain):
+    config, index = settings_of_chain("data.class_names=['1','0']", "data.protocol=split")
+    listed = list_images(config.data.root, class_names=config.data.class_names, import_to=Path("none"))
+    labels = {Path(image.path).name: image.label for image in listed.images}
+    assert labels == {row.path: row.label for row in index.rows}
 
 
 def test_the_head_alone_is_the_default(scenes, tmp_path, command):

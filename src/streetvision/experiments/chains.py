@@ -220,11 +220,15 @@ def train_chain(chain: Chain, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    root, source = chain.run_folder, chain.partition.index.root
+    root, source, names = chain.run_folder, chain.partition.index.root, chain.partition.index.class_names
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "group"])
-    writer.writerows([(source / row.path).absolute(), row.label, row.group or ""] for row in chain.partition.index.rows)
+    writer.writerows(
+        # The name, because 0 and 1 may be names of the other class.
+        [(source / row.path).absolute(), names[row.label], row.group or ""]
+        for row in chain.partition.index.rows
+    )
     settings = [
         *chain.overrides,
         # The index has the group of each image.
