@@ -157,8 +157,8 @@ def test_folds_of_sources_share_neither_source_nor_group():
 def settings_of_chain(tmp_path, monkeypatch):
     """Returns the settings with which a chain in its own process trains, and the index of its images."""
 
-    def run(*settings):
-        rows = [Row(f"{n}.jpg", n % 2, f"{n:012d}".ljust(64, "0"), 8, 8, 0.5) for n in range(80)]
+    def run(*settings, images=80):
+        rows = [Row(f"{n}.jpg", n % 2, f"{n:012d}".ljust(64, "0"), 8, 8, 0.5) for n in range(images)]
         config = compose_config([*settings, "cross_validation.folds=2", "cross_validation.learning_curve=[]"])
         index = Index(tmp_path, config.data.class_names, tuple(rows))
         chain = next(plan_chains(index, config, tmp_path / "chains", Console(silent=True)))
@@ -177,6 +177,13 @@ def test_a_chain_has_the_labels_of_the_data_whatever_the_class_names(settings_of
     listed = list_images(config.data.root, class_names=config.data.class_names, import_to=Path("none"))
     labels = {Path(image.path).name: image.label for image in listed.images}
     assert labels == {row.path: row.label for row in index.rows}
+
+
+@pytest.mark.parametrize(("protocol", "images"), [("split", 3000), ("cross_fit", 80)])
+def test_a_chain_has_folds_where_its_protocol_has(settings_of_chain, protocol, images):
+    config, _ = settings_of_chain("data.folds=4", images=images)
+    assert config.data.protocol == protocol
+    assert ("data.folds" in config.overrides) == (protocol == "cross_fit")
 
 
 def test_the_head_alone_is_the_default(scenes, tmp_path, command):
