@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,6 +38,18 @@ def test_every_problem_is_printed_and_on_the_page(command, photos, tmp_path):
     assert "<b>broken" not in html
     assert "<script" not in html
     assert "http" not in html.replace("http-equiv", "")
+
+
+def test_the_page_shows_the_images_of_a_dataset_that_is_exported(command, photos, tmp_path):
+    rows = [line.split(",")[:2] for line in (photos / "index.csv").read_text().splitlines()[1:-1]]
+    images = [{"bytes": (photos / path).read_bytes(), "path": path} for path, _ in rows]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    content = {"image": images, "label": [int(label) for _, label in rows]}
+    datasets.Dataset.from_dict(content, features=features).save_to_disk(tmp_path / "hub")
+    page = tmp_path / "page.html"
+    code, _, err = command("data", "check", tmp_path / "hub", "--page", page)
+    assert code == 0, err
+    assert page.read_text().count("data:image/jpeg;base64,") == 2
 
 
 def test_a_class_of_dark_photos_is_confounded(command, tmp_path):
