@@ -2,16 +2,20 @@
 
 import io
 import re
+import signal
 import time
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from streetvision.labeling.queue import Queue
 from streetvision.labeling.server import create_app
 from streetvision.labeling.session import LEASE_SECONDS
+from streetvision.serving.launch import open_listener, run_app
 from tests.labeling.conftest import NAMES
 
 
@@ -203,3 +207,13 @@ def test_agreement_of_two_people_is_served(client, queue):
             decide(page, queue.images[number], label, event=number + 100 * (labeler == "bob"))
     (pair,) = page.get("/agreement").json()
     assert (pair["images"], pair["agreed"], pair["kappa"]) == (3, 2, pytest.approx(0.4))
+
+
+def test_a_command_continues_after_its_server_is_interrupted():
+    @asynccontextmanager
+    async def interrupted(_):
+        signal.raise_signal(signal.SIGINT)
+        yield
+
+    with open_listener("127.0.0.1", 0) as listener:
+        run_app(FastAPI(lifespan=interrupted), listener)
