@@ -149,6 +149,8 @@ def _run_phase(name: str, config: RunConfig, console: Console) -> ArtifactSchema
     schema, phases = ArtifactSchema(config.root), phase_order([name], PHASES)
     keys = config.overrides.keys() - {"data.root"}
     warn_without_effect(config, _read_by(phases), _names(phases), console, keys=keys)
+    if "pipeline.phases" in config.overrides:
+        console.warn(f"pipeline.phases has no effect on {_names(phases)}")
     Engine(schema, PHASES, config.sections(), console).run(phases)
     return schema
 
