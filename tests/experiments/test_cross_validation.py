@@ -227,6 +227,7 @@ def test_a_chain_that_fails_is_reported(cross_validate):
         (["cross_validation.folds=200"], "less than or equal to 100"),
         (["cross_validation.learning_curve=[1.5]"], "learning_curve"),
         (["phase5.method=mac_cal"], "mac_cal"),
+        (["--jobs", "2"], "`--jobs` has no effect"),
         (["cross_validation.learning_curve=[0.5,0.5]"], "learning_curve"),
     ],
 )
@@ -235,6 +236,11 @@ def test_bad_settings_are_one_error(cross_validate, settings, message):
     assert code == 2
     assert message in out
     assert "Traceback" not in out
+
+
+def test_settings_of_other_commands_are_named(cross_validate):
+    settings = ["evaluation.n_resamples=200", "reward.seed=1", "phase5.folds=2", "cross_validation.folds=100"]
+    assert "evaluation.n_resamples, reward.seed have no effect on cross-validate" in cross_validate(*settings)[1]
 
 
 def test_fewer_groups_than_folds_are_an_error(scenes, tmp_path, cross_validate):

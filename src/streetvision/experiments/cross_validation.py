@@ -18,7 +18,9 @@ from streetvision.calibration.config import MAC_CAL
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError, DataError, StreetVisionError
 from streetvision.contracts.policies import EstimateWithInterval
+from streetvision.contracts.settings import no_effect
 from streetvision.contracts.split_contracts import Index, Split
+from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.splitting.partition import count_units
 from streetvision.eval.bootstrap import paired_difference
 from streetvision.eval.cross_validated import cross_validated_intervals
@@ -43,12 +45,14 @@ from streetvision.models.module import load_classifier
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.data.scan_data import scan_without_splits
+from streetvision.pipeline.engine import phase_order
 from streetvision.pipeline.input_size import input_size
-from streetvision.pipeline.phases import PRELOADED
+from streetvision.pipeline.phases import PHASES, PRELOADED
 from streetvision.pipeline.probe_chain import fit_probe_chain
 from streetvision.pipeline.probe_head import FeatureReader
 from streetvision.pipeline.run import resolve_run_config
-from streetvision.pipeline.settings import CrossValidationConfig, RunConfig
+from streetvision.pipeline.settings import CrossValidationConfig, RunConfig, warn_without_effect
+from streetvision.synthetic.scenes import SceneConfig
 from streetvision.training.config import is_solvable
 from streetvision.training.features import FeatureCache
 from streetvision.training.probe import FeatureBank
@@ -69,7 +73,7 @@ def launch_cross_validation(
         console: Receives progress and result.
 
     Raises:
-        ConfigError: A setting has no effect here.
+        ConfigError: A setting, or `jobs`, has no effect here.
         DataError: There are too few groups.
         StreetVisionError: A chain failed.
     """
@@ -92,6 +96,12 @@ def launch_cross_validation(
         )
     if schema.splits_json.is_file():
         raise ConfigError(f"{str(schema.output_dir)!r} is the folder of a training run", "set run_dir=... to another")
+    in_memory = _runs_in_memory(config)
+    if in_memory and jobs is not None:
+        raise no_effect("--jobs", "the chains only fit a head to features that are computed once", "set training=peft")
+    read = {section for phase in phase_order(config.pipeline.phases, PHASES) for section in phase.config}
+    read |= {SceneConfig, DataConfig, LoaderConfig, CrossValidationConfig}
+    warn_without_effect(config, read, "cross-validate", console)
     config = resolve_run_config(config, console=console)
     schema.ensure_output_dir()
     with run_lock(schema.lock_file):
@@ -99,7 +109,6 @@ def launch_cross_validation(
         index = grouped.index
         _check_units(index, settings)
         chains = list(plan_chains(index, config, schema.cross_validation_dir / "chains", console))
-        in_memory = _runs_in_memory(config)
         started = time.perf_counter()
         waiting = [chain for chain in chains if chain.result() is None]
         skipped: dict[str, str] = {}
