@@ -1,6 +1,7 @@
 """`streetvision data check` on folders with each kind of problem."""
 
 import re
+import shlex
 import shutil
 
 import datasets
@@ -181,3 +182,11 @@ def test_scenes_report_settings_without_effect(command, tmp_path):
     code, _, err = command("data", "scenes", tmp_path / "scenes", *size, "phase5.folds=3")
     assert code == 0, err
     assert "phase5.folds has no effect on data scenes" in " ".join(err.split())
+
+
+def test_the_command_after_an_import_has_its_class_names(command, potholes, tmp_path):
+    for names in ([], ["data.class_names=[road,pothole]"]):
+        code, out, err = command("data", "import", potholes, "--to", tmp_path / f"imported{len(names)}", *names)
+        assert code == 0, err
+        following = shlex.split(out.splitlines()[-1])
+        assert following[following.index("check") :] == ["check", str(tmp_path / f"imported{len(names)}"), *names]
