@@ -36,8 +36,9 @@ class LabelsError(DataError, ValueError):
 class StreetvisionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A binary classifier of images with the interface of scikit-learn.
 
-    `fit` splits the images, trains, calibrates and selects the threshold with the highest MCC, as `streetvision.train`
-    does. `predict` applies this threshold, so it may differ from the class with the highest probability.
+    `fit` splits the images, trains, calibrates and selects a threshold, as `streetvision.train` does: the mean of the
+    thresholds with the highest MCC on bootstrap resamples. `predict` applies this threshold, so it may differ from the
+    class with the highest probability.
 
     Args:
         model: Name of a packaged model, for example "dinov2_small"; None: the small backbone of this package.
