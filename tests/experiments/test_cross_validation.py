@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 from streetvision import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
@@ -13,8 +15,8 @@ from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Index, Row, Split
 from streetvision.data.sources.discovery import list_images
 from streetvision.data.splitting.splits_json import partition_from_json
-from streetvision.eval.bootstrap import bootstrap_intervals
-from streetvision.eval.cross_validated import cross_validated_intervals
+from streetvision.eval.bootstrap import bootstrap_intervals, paired_difference
+from streetvision.eval.cross_validated import cross_validated_difference, cross_validated_intervals
 from streetvision.eval.metrics import METRICS, all_metrics
 from streetvision.eval.predictions import Predictions
 from streetvision.eval.resampling import Resampling
@@ -282,3 +284,24 @@ def test_the_interval_is_wider_with_fewer_folds():
     for name in ("mcc", "nll", "recall"):
         width = two[name].high - two[name].low, five[name].high - five[name].low
         assert width[0] / width[1] == pytest.approx(np.sqrt(2 / 1.25), rel=1e-6)
+
+
+def test_a_difference_is_as_much_wider_as_an_interval():
+    generator = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    groups = [f"g{number // 4}" for number in range(200)]
+    worse, better = (
+        Predictions(labels, np.clip(0.3 + 0.4 * labels + generator.normal(0, noise, 200), 0.01, 0.99), groups)
+        for noise in (0.25, 0.2)
+    )
+    for folds in (2, 5):
+        differences = cross_validated_difference(better, worse, folds=folds)
+        for name, plain in paired_difference(better, worse).items():
+            widened, factor = (
+                differences[name],
+                np.sqrt(folds / (folds - 1)) * student_t.ppf(0.975, 49) / norm.ppf(0.975),
+            )
+            assert widened.estimate == plain.estimate
+            assert (widened.high - widened.low) / (plain.high - plain.low) == pytest.approx(factor, rel=1e-6)
+            assert (widened.p_value < 0.05) == (widened.low > 0 or widened.high < 0)
+            assert widened.p_value >= plain.p_value

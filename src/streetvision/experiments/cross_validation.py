@@ -22,8 +22,7 @@ from streetvision.contracts.settings import no_effect
 from streetvision.contracts.split_contracts import Index, Split
 from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.splitting.partition import count_units
-from streetvision.eval.bootstrap import paired_difference
-from streetvision.eval.cross_validated import cross_validated_intervals
+from streetvision.eval.cross_validated import cross_validated_difference, cross_validated_intervals
 from streetvision.eval.intervals import Interval
 from streetvision.eval.metrics import all_metrics
 from streetvision.eval.predictions import Predictions
@@ -231,7 +230,9 @@ def _summarize(chains: Sequence[Chain], index: Index, config: RunConfig) -> Cros
             mcc = cross_validated_intervals([predictions], resampling, folds=settings.folds)["mcc"]
             curve.append(CurvePoint(share=share, images=round(float(np.mean(trained))), mcc=_figure(mcc)))
             last = predictions if share < 1 else last
-    gain = None if last is None else _figure(paired_difference(complete[0], last, resampling)["mcc"])
+    gain = None
+    if last is not None:
+        gain = _figure(cross_validated_difference(complete[0], last, resampling, folds=settings.folds)["mcc"])
     results = [result for chain in chains if chain.share == 1 and (result := chain.result()) is not None]
     unseen = None
     if settings.leave_out is not None:
@@ -291,7 +292,7 @@ def _unseen_sources(
     return UnseenSources(
         images=len(unseen),
         metrics={name: _figure(interval) for name, interval in intervals.items()},
-        difference=_figure(paired_difference(unseen, seen, resampling)["mcc"]),
+        difference=_figure(cross_validated_difference(unseen, seen, resampling, folds=folds)["mcc"]),
         few_sources=intervals["mcc"].few_units,
         sources=sources,
     )
