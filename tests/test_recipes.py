@@ -13,6 +13,7 @@ from PIL import Image
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.progress import Silent
 from streetvision.io.atomic import read_json
+from streetvision.pipeline.config import compose_config
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
 from tests.conftest import TINY_MODEL
 
@@ -56,6 +57,22 @@ def scene_files(drawn, tmp_path, monkeypatch):
     (tmp_path / "examples").symlink_to(EXAMPLES)
     rows = [line.split(",")[:2] for line in (drawn / "index.csv").read_text().splitlines()[1:]]
     return [[drawn / path for path, label in rows if int(label) == value] for value in (0, 1)]
+
+
+@pytest.mark.parametrize(("name", "evaluations"), [("roadwork.yaml", 2), ("natix_roadwork.yaml", 1)])
+def test_the_evaluation_has_the_groups_and_the_images_of_the_training(name, evaluations):
+    trained = compose_config([], file=EXAMPLES / name).data
+    evaluated = [
+        compose_config(words[words.index("--data") + 2 :]).data for words in commands(name) if words[0] == "evaluate"
+    ]
+    assert len(evaluated) == evaluations
+    for data in evaluated:
+        assert (data.grouping, data.group_pattern, data.source_pattern) == (
+            trained.grouping,
+            trained.group_pattern,
+            trained.source_pattern,
+        )
+        assert data.coco.min_area == trained.coco.min_area
 
 
 @pytest.mark.slow

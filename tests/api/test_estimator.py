@@ -1,7 +1,9 @@
 """The scikit-learn estimator: its checks of scikit-learn, and what is special to images."""
 
 import csv
+import io
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,7 +54,7 @@ def quick(monkeypatch):
 
     def train(index, *, run_dir, **settings):
         rows = list(csv.DictReader(index.open(encoding="utf-8")))
-        calls.append({"rows": rows, **settings})
+        calls.append({"rows": rows, "contents": [Path(row["path"]).read_bytes() for row in rows], **settings})
         run = QuickRun(run_dir)
         run.artifacts.export_dir.mkdir(parents=True)
         names = tuple(settings["data.class_names"])
@@ -159,6 +161,40 @@ def test_parameters_and_groups_reach_the_run(quick, images):
     assert call["data.class_names"] == ["0", "1"]
     with pytest.raises(TypeError):
         StreetvisionClassifier("dinov2_small", settings={"model": "scenes"}).fit(images, np.tile([0, 1], 10))
+
+
+def test_encoded_images_are_trained_on_as_they_are(quick, images):
+    files = []
+    for number, image in enumerate(images):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, ("PNG", "JPEG", "WEBP", "TIFF")[number % 4])
+        files.append(buffer.getvalue())
+    StreetvisionClassifier().fit(files, np.tile([0, 1], 10))
+    (call,) = quick
+    assert [Path(row["path"]).suffix for row in call["rows"][:4]] == [".png", ".jpeg", ".webp", ".tiff"]
+    assert call["contents"] == files
+
+
+def test_images_in_memory_have_the_limits_of_files(quick, images):
+    y, small = np.tile([0, 1], 10), {"loader.max_megapixels": 5 * 6 * 8 / 1e6}
+    StreetvisionClassifier(settings=small).fit(images, y)
+    with pytest.raises(DataError):
+        StreetvisionClassifier(settings={"loader": {"max_megapixels": 4 * 6 * 8 / 1e6}}).fit(images, y)
+
+
+def test_a_damaged_picture_is_an_error_unless_it_is_to_be_used(quick, images):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "JPEG")
+    damaged = buffer.getvalue()[:-400] + b"\xff\xd9"
+
+    def fit(**settings):
+        picture = Image.open(io.BytesIO(damaged))
+        return StreetvisionClassifier(settings=settings).fit([picture, *map(Image.fromarray, images[1:])], [0, 1] * 10)
+
+    with pytest.raises(DataError):
+        fit()
+    fit(**{"data.damaged_images": "use"})
 
 
 def test_cross_validation_passes_the_groups_of_each_fold(quick, images):

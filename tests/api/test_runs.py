@@ -12,6 +12,7 @@ import pytest
 import streetvision
 from streetvision import Run
 from streetvision.api import estimator, runs
+from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError, DataError
 from streetvision.io.atomic import read_json
 from streetvision.pipeline.config import compose_config, format_overrides
@@ -147,3 +148,15 @@ def test_a_notebook_gets_whole_lines(monkeypatch, capsys):
     console.line("label", "text")
     assert list(console.track(range(3), total=3, label="loop")) == [0, 1, 2]
     assert capsys.readouterr().out == "label         text\n"
+
+
+def test_a_training_with_labels_records_a_round_as_the_command_does(tmp_path, monkeypatch):
+    recorded = []
+    monkeypatch.setattr(
+        "streetvision.pipeline.run.launch_training", lambda config, console: ArtifactSchema(config.root)
+    )
+    monkeypatch.setattr(
+        "streetvision.pipeline.label_rounds.print_round", lambda schema, _: recorded.append(schema.output_dir)
+    )
+    streetvision.train(tmp_path, run_dir=tmp_path / "run", progress=False)
+    assert recorded == [tmp_path / "run"]

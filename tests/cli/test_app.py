@@ -133,7 +133,8 @@ PLAN_OPTIONS = [("--images", "pool"), ("--queue", "mixed")]
     ("action", "option"),
     [(("--export", "labels.json"), option) for option in (*PAGE_OPTIONS, *PLAN_OPTIONS, ("--labeler", "ann"))]
     + [(("--import", "labels.json"), option) for option in PAGE_OPTIONS]
-    + [(("--second-opinion",), option) for option in (PAGE_OPTIONS[0], *PLAN_OPTIONS)],
+    + [(("--second-opinion",), option) for option in (PAGE_OPTIONS[0], ("--show-model",), *PLAN_OPTIONS)]
+    + [(("--queue", queue), ("--show-model",)) for queue in ("random", "abstained")],
 )
 def test_label_refuses_an_option_without_effect(command, action, option):
     code, _, err = command("label", *action, *option)

@@ -1,20 +1,28 @@
 """Cross-validation of the whole chain, through the command line, on tiny data."""
 
 import csv
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 from streetvision import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.progress import Silent
-from streetvision.contracts.split_contracts import Row, Split
+from streetvision.contracts.split_contracts import Index, Row, Split
+from streetvision.data.sources.discovery import list_images
 from streetvision.data.splitting.splits_json import partition_from_json
-from streetvision.eval.bootstrap import bootstrap_intervals
-from streetvision.eval.cross_validated import cross_validated_intervals
+from streetvision.eval.bootstrap import bootstrap_intervals, paired_difference
+from streetvision.eval.cross_validated import cross_validated_difference, cross_validated_intervals
 from streetvision.eval.metrics import METRICS, all_metrics
 from streetvision.eval.predictions import Predictions
-from streetvision.experiments.chains import without_sources
+from streetvision.eval.resampling import Resampling
+from streetvision.experiments import chains
+from streetvision.experiments.chains import plan_chains, train_chain, without_sources
+from streetvision.experiments.cross_validation import _unseen_sources
 from streetvision.io.atomic import read_json
 from streetvision.models.module import load_classifier
 from streetvision.pipeline.config import compose_config
@@ -125,6 +133,17 @@ def test_one_source_cannot_be_left_out(scenes, tmp_path, cross_validate):
     assert "needs images of two sources or more (found: 1)" in out
 
 
+def test_a_rate_of_a_class_that_a_source_lacks_is_undefined():
+    labels, sources = [0, 0, 1, 1, 0, 1], ["no"] * 2 + ["yes"] * 2 + ["both"] * 2
+    rows = [Row(f"{n}.jpg", label, f"{n:064d}", 8, 8, 0.5, source=sources[n]) for n, label in enumerate(labels)]
+    p = np.array([0.2, 0.7, 0.4, 0.9, 0.1, 0.8])
+    unseen = Predictions(labels, p, sources)
+    ordinary = Predictions(labels, p)
+    found = _unseen_sources(Index(Path(), ("None", "Roadwork"), tuple(rows)), ordinary, unseen, Resampling(50, 0.9, 0))
+    rates = {source.name: (source.mcc, source.recall, source.fpr) for source in found.sources}
+    assert rates == {"no": (None, None, 0.5), "yes": (None, 0.5, None), "both": (1.0, 1.0, 0.0)}
+
+
 def test_folds_of_sources_share_neither_source_nor_group():
     rows = [Row(f"{n}.jpg", n % 2, f"{n:064d}", 8, 8, 0.5, group=f"g{n // 2}", source=f"s{n % 50}") for n in range(400)]
     console = Console(silent=True)
@@ -134,6 +153,39 @@ def test_folds_of_sources_share_neither_source_nor_group():
         assert not {row.group for row in train} & {row.group for row in test}
         tested += test
     assert len(tested) == len({row.path for row in tested}) == 400
+
+
+@pytest.fixture
+def settings_of_chain(tmp_path, monkeypatch):
+    """Returns the settings with which a chain in its own process trains, and the index of its images."""
+
+    def run(*settings, images=80):
+        rows = [Row(f"{n}.jpg", n % 2, f"{n:012d}".ljust(64, "0"), 8, 8, 0.5) for n in range(images)]
+        config = compose_config([*settings, "cross_validation.folds=2", "cross_validation.learning_curve=[]"])
+        index = Index(tmp_path, config.data.class_names, tuple(rows))
+        chain = next(plan_chains(index, config, tmp_path / "chains", Console(silent=True)))
+        composed = []
+        monkeypatch.setattr(chains, "write_output_to", lambda log: None)
+        monkeypatch.setattr(chains, "launch_training", lambda config, console: composed.append(config) or sys.exit(0))
+        with pytest.raises(SystemExit):
+            train_chain(chain, 1)
+        return composed[0], chain.partition.index
+
+    return run
+
+
+def test_a_chain_has_the_labels_of_the_data_whatever_the_class_names(settings_of_chain):
+    config, index = settings_of_chain("data.class_names=['1','0']", "data.protocol=split")
+    listed = list_images(config.data.root, class_names=config.data.class_names, import_to=Path("none"))
+    labels = {Path(image.path).name: image.label for image in listed.images}
+    assert labels == {row.path: row.label for row in index.rows}
+
+
+@pytest.mark.parametrize(("protocol", "images"), [("split", 3000), ("cross_fit", 80)])
+def test_a_chain_has_folds_where_its_protocol_has(settings_of_chain, protocol, images):
+    config, _ = settings_of_chain("data.folds=4", images=images)
+    assert config.data.protocol == protocol
+    assert ("data.folds" in config.overrides) == (protocol == "cross_fit")
 
 
 def test_the_head_alone_is_the_default(scenes, tmp_path, command):
@@ -177,6 +229,7 @@ def test_a_chain_that_fails_is_reported(cross_validate):
         (["cross_validation.folds=200"], "less than or equal to 100"),
         (["cross_validation.learning_curve=[1.5]"], "learning_curve"),
         (["phase5.method=mac_cal"], "mac_cal"),
+        (["--jobs", "2"], "`--jobs` has no effect"),
         (["cross_validation.learning_curve=[0.5,0.5]"], "learning_curve"),
     ],
 )
@@ -185,6 +238,11 @@ def test_bad_settings_are_one_error(cross_validate, settings, message):
     assert code == 2
     assert message in out
     assert "Traceback" not in out
+
+
+def test_settings_of_other_commands_are_named(cross_validate):
+    settings = ["evaluation.n_resamples=200", "reward.seed=1", "phase5.folds=2", "cross_validation.folds=100"]
+    assert "evaluation.n_resamples, reward.seed have no effect on cross-validate" in cross_validate(*settings)[1]
 
 
 def test_fewer_groups_than_folds_are_an_error(scenes, tmp_path, cross_validate):
@@ -226,3 +284,24 @@ def test_the_interval_is_wider_with_fewer_folds():
     for name in ("mcc", "nll", "recall"):
         width = two[name].high - two[name].low, five[name].high - five[name].low
         assert width[0] / width[1] == pytest.approx(np.sqrt(2 / 1.25), rel=1e-6)
+
+
+def test_a_difference_is_as_much_wider_as_an_interval():
+    generator = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    groups = [f"g{number // 4}" for number in range(200)]
+    worse, better = (
+        Predictions(labels, np.clip(0.3 + 0.4 * labels + generator.normal(0, noise, 200), 0.01, 0.99), groups)
+        for noise in (0.25, 0.2)
+    )
+    for folds in (2, 5):
+        differences = cross_validated_difference(better, worse, folds=folds)
+        for name, plain in paired_difference(better, worse).items():
+            widened, factor = (
+                differences[name],
+                np.sqrt(folds / (folds - 1)) * student_t.ppf(0.975, 49) / norm.ppf(0.975),
+            )
+            assert widened.estimate == plain.estimate
+            assert (widened.high - widened.low) / (plain.high - plain.low) == pytest.approx(factor, rel=1e-6)
+            assert (widened.p_value < 0.05) == (widened.low > 0 or widened.high < 0)
+            assert widened.p_value >= plain.p_value

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -39,6 +40,14 @@ def one_process(monkeypatch):
 
 
 @pytest.fixture
+def no_training(monkeypatch):
+    """Trials that only have the metrics of phase 1."""
+    metrics = {"val_select_mcc": 0.9, "shipped_val_select_mcc": 0.3}
+    monkeypatch.setattr(searching, "run_in_processes", lambda _, tasks, *__, **___: ((task, 0) for task in tasks))
+    monkeypatch.setattr(searching, "read_manifest", lambda _: SimpleNamespace(metrics=metrics))
+
+
+@pytest.fixture
 def space(tmp_path):
     def write(trials, **changed):
         file = tmp_path / "search.yaml"
@@ -73,7 +82,7 @@ def test_a_search_leaves_settings_that_train_takes_and_goes_on(one_process, scen
         "pipeline.phases=[phase1]",
     ]
     assert command(*again)[0] == 0
-    found = read_json(tmp_path / "best" / "phase1" / "manifest.json")["metrics"]["val_select_mcc"]
+    found = read_json(tmp_path / "best" / "phase1" / "manifest.json")["metrics"]["shipped_val_select_mcc"]
     assert found == pytest.approx(study_of(run).best_value)
 
     study_of(run).ask(
@@ -89,6 +98,26 @@ def test_a_search_leaves_settings_that_train_takes_and_goes_on(one_process, scen
     code, _, err = command("train", "--search", space(3), *asked, "training.weight_decay=0.3")
     assert code == 2
     assert "is of a search with another space or other settings" in err
+
+
+def test_the_next_command_trains_in_the_run_folder_of_the_search(no_training, scenes, tmp_path, space, command):
+    run = tmp_path / "elsewhere"
+    code, out, err = command("train", "--search", space(1), f"data.root={scenes}", f"run_dir={run}", *MLP)
+    assert code == 0, err
+    assert out.rstrip().endswith(f"train --config {run / 'search' / 'best.yaml'} run_dir={run}")
+
+
+def test_a_resumed_search_samples_other_trials(no_training, scenes, tmp_path, space, command):
+    asked = [f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *MLP]
+    for count in (3, 6):
+        assert command("train", "--search", space(count), *asked)[0] == 0
+    rates = [trial.params["training.learning_rate"] for trial in study_of(tmp_path / "run").trials]
+    assert len(set(rates)) == 6
+
+
+def test_trials_are_compared_by_the_model_that_ships(no_training, scenes, tmp_path, space, command):
+    assert command("train", "--search", space(1), f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *MLP)[0] == 0
+    assert study_of(tmp_path / "run").best_value == 0.3
 
 
 def test_a_trial_that_fails_is_reported_and_no_trial_at_all_is_an_error(one_process, scenes, tmp_path, space, command):
@@ -116,7 +145,7 @@ def test_a_trial_that_fails_is_reported_and_no_trial_at_all_is_an_error(one_proc
         ({"training.loss.name": {"choices": ["focal", "fokal"]}}, "fokal"),
         ({"training.learning_rate": {"low": 0.1, "high": 0.01}}, "is not a range"),
         ({"training.weight_decay": {"low": 0.0, "high": 0.1, "log": True}}, "is not a range"),
-        ({"training.epochs": {"from": 1}}, "docs/how-to/train.md"),
+        ({"training.epochs": {"from": 1}}, "examples/search.yaml"),
         ({"training.learning_rate": {"low": 0.1, "high": float("inf")}}, "finite"),
     ],
 )

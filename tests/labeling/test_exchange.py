@@ -1,6 +1,7 @@
 """Label Studio and CVAT: files in their published form are read, and ours are read back."""
 
 import json
+import time
 
 import pytest
 
@@ -149,6 +150,13 @@ def test_an_image_has_the_name_that_fits_it_best(names, paths, matched):
     assert match_names(names, paths) == matched
 
 
+def test_the_work_of_equal_file_names_grows_linearly():
+    names = [f"{ride}/front.jpg" for ride in range(2000)]
+    started = time.process_time()
+    assert match_names(names, [f"/d/{name}" for name in names]) == {name: f"/d/{name}" for name in names}
+    assert time.process_time() - started < 2
+
+
 def cvat(*images):
     tags = "".join(
         f'<image id="{number}" name="{name}">' + "".join(f'<tag label="{label}"/>' for label in labels) + "</image>"
@@ -183,6 +191,18 @@ def test_a_label_is_stored_for_the_image_with_its_name_only(import_cvat):
     assert sorted(stored) == [("1.jpg", 1), ("3.jpg", 0)]
     assert "rideA/1.jpg" in text
     assert "front-2.jpg" in text
+
+
+def test_files_that_are_left_out_are_named(import_cvat, tmp_path):
+    import_cvat()
+    (tmp_path / "pool" / "4.heic").write_bytes(b"")
+    assert "4.heic" in import_cvat(("2.jpg", "None"))[2]
+
+
+def test_a_label_that_changed_back_is_stored_again(import_cvat):
+    for label in ("None", "Roadwork", "Roadwork", "None", "None"):
+        stored = import_cvat(("2.jpg", label))[1]
+    assert [label for _, label in stored] == [0, 1, 0]
 
 
 def test_both_classes_of_one_person_for_an_image_are_refused(import_cvat):

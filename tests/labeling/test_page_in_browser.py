@@ -30,7 +30,7 @@ session = Session(Queue(tuple(images), None), store, labeler="ann", limits=DEFAU
 uvicorn.run(create_app(session, class_names=("None", "Roadwork")), port=port, log_level="error")
 """
 
-CONFIRMED = "() => JSON.parse(sessionStorage.getItem('pending')).length === 0"
+CONFIRMED = "() => storage('pending').length === 0"
 
 
 @pytest.fixture
@@ -130,3 +130,20 @@ def test_a_failed_write_is_shown_and_the_decision_is_sent_again(browser, server)
     path.rmdir()
     page.wait_for_function(CONFIRMED)
     assert [event.sha256 for event in read_events(path, NAMES)] == [made]
+
+
+def test_images_are_requested_again_after_a_failure_and_none_are_left_only_if_the_server_says_so(browser, server):
+    start, address, _ = server
+    process = start()
+    page = browser.new_context().new_page()
+    page.goto(address)
+    page.wait_for_selector("#image:not([hidden])")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    page.evaluate("start()")
+    page.get_by_text("The server cannot be reached.").wait_for()
+    assert not page.is_visible("#empty")
+    start()
+    page.wait_for_selector("#image:not([hidden])")
+    assert not page.is_visible("#empty")
+    press(page, "y")

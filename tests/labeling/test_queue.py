@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 
 from streetvision.contracts.errors import ArtifactError
+from streetvision.data.labels.store import LabelStore
 from streetvision.labeling.abstained import abstained_images
 from streetvision.labeling.queue import Candidate, plan_queue, reserved_units
 from streetvision.labeling.strategies import choose_diverse, reduce_features
+from streetvision.pipeline.config import compose_config
+from streetvision.pipeline.console import Console
+from streetvision.pipeline.label_images import LabelOptions, read_pool
+from tests.labeling.conftest import NAMES, photo
 
 
 @pytest.fixture
@@ -132,3 +137,16 @@ def test_abstentions_are_read_and_a_name_that_is_not_utf8_is_counted(tmp_path):
         path.write_text(line)
         with pytest.raises(ArtifactError):
             abstained_images(path)
+
+
+def test_files_that_the_queue_leaves_out_are_named(tmp_path):
+    for folder in ("pool", "data/None", "data/Roadwork"):
+        (tmp_path / folder).mkdir(parents=True)
+        photo(tmp_path / folder / "1.jpg", len(folder))
+        (tmp_path / folder / f"{folder[-4:]}.heic").write_bytes(b"")
+    store = LabelStore(tmp_path / "labels.parquet", NAMES)
+    options = LabelOptions(images=(tmp_path / "pool",), strategy="random")
+    with pytest.warns(UserWarning, match="other files") as warned:
+        read_pool(compose_config([f"data.root={tmp_path / 'data'}"]), options, store, Console(silent=True))
+    text = " ".join(str(warning.message) for warning in warned)
+    assert all(name in text for name in ("pool.heic", "None.heic", "work.heic"))

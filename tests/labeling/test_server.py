@@ -1,16 +1,21 @@
 """The page's requests: nothing is lost or stored twice, and other web pages cannot send any."""
 
 import io
+import re
+import signal
 import time
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from streetvision.labeling.queue import Queue
 from streetvision.labeling.server import create_app
 from streetvision.labeling.session import LEASE_SECONDS
+from streetvision.serving.launch import open_listener, run_app
 from tests.labeling.conftest import NAMES
 
 
@@ -45,6 +50,16 @@ def test_a_decision_is_stored_with_who_when_why_and_how_long(client, queue):
         1.5,
     )
     assert decide(page, queue.images[4], event=2).json()["at_random"] == 1
+
+
+def test_only_the_same_session_finds_the_decisions_that_a_tab_keeps(client):
+    def session_id(labeler, names=NAMES):
+        session = client(session={"labeler": labeler})[1]
+        page = TestClient(create_app(session, class_names=names)).get("/").text
+        return re.search(r'const session = "(\w+)"', page)[1]
+
+    assert session_id("ann") == session_id("ann")
+    assert len({session_id("ann"), session_id("bob"), session_id("ann", ("None", "Sign"))}) == 3
 
 
 def test_the_same_decision_sent_again_is_stored_once_and_a_second_one_is_refused(client, queue):
@@ -192,3 +207,13 @@ def test_agreement_of_two_people_is_served(client, queue):
             decide(page, queue.images[number], label, event=number + 100 * (labeler == "bob"))
     (pair,) = page.get("/agreement").json()
     assert (pair["images"], pair["agreed"], pair["kappa"]) == (3, 2, pytest.approx(0.4))
+
+
+def test_a_command_continues_after_its_server_is_interrupted():
+    @asynccontextmanager
+    async def interrupted(_):
+        signal.raise_signal(signal.SIGINT)
+        yield
+
+    with open_listener("127.0.0.1", 0) as listener:
+        run_app(FastAPI(lifespan=interrupted), listener)

@@ -121,13 +121,17 @@ def test_a_damaged_artifact_of_another_phase_is_an_error(toy_run):
     toy_run.schema.phase1_checkpoint.write_text("other")
     with pytest.raises(ArtifactError, match="changed or removed after phase1 wrote it") as caught:
         toy_run.run("phase2")
-    assert "pipeline.phases=[phase1,phase2]" in caught.value.hint
+    assert (
+        f"streetvision train run_dir={toy_run.schema.output_dir} 'pipeline.phases=[phase1,phase2]'" in caught.value.hint
+    )
 
 
 def test_a_missing_artifact_error_names_its_phase(toy_run):
     with pytest.raises(ArtifactError, match=r"phase2 needs phase1/model_best\.pth of phase1") as caught:
         toy_run.run("phase2")
-    assert "pipeline.phases=[phase1,phase2]" in caught.value.hint
+    assert (
+        f"streetvision train run_dir={toy_run.schema.output_dir} 'pipeline.phases=[phase1,phase2]'" in caught.value.hint
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"phase": NaN}'])

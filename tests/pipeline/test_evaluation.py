@@ -126,6 +126,20 @@ def test_other_data_is_evaluated_in_its_own_folder(run_copy, others, command):
     assert "(unchanged)" in command("evaluate", "--bundle", run_copy.export_dir, "--data", others, FEW)[1]
 
 
+def test_other_data_of_the_same_name_does_not_replace_an_evaluation(run_copy, others, tmp_path, command):
+    arguments = ["evaluate", "--bundle", run_copy.export_dir, FEW, "evaluation.mode=quick", "--data"]
+    assert command(*arguments, others)[0] == 0
+    report = ArtifactSchema(run_copy.output_dir / f"on_{others.name}").evaluation_report_json
+    before = report.read_bytes()
+    twin = shutil.copytree(others, tmp_path / "twin" / others.name)
+    code, _, err = command(*arguments, twin)
+    assert (code, report.read_bytes()) == (2, before)
+    assert "run_dir=" in err
+    version = shutil.copytree(others, tmp_path / "twin" / f"{others.name}.v2")
+    assert command(*arguments, version)[0] == 0
+    assert report.read_bytes() == before
+
+
 @pytest.mark.parametrize("setting", ["data.seed=1", "data.protocol=split", "data.root=x", "evaluation.bundle=b"])
 def test_other_data_is_not_split_and_settings_do_not_replace_options(run_copy, others, command, setting):
     code, _, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", others, setting)

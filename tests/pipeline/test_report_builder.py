@@ -132,6 +132,15 @@ def test_the_selective_risk_is_that_of_the_accepted_rows():
     assert error["low"] <= error["estimate"] <= error["high"]
 
 
+def test_the_groups_of_the_accepted_rows_are_listed_once(monkeypatch):
+    control = RiskControl(**CONTROL, certified=True, lo=-1.0, hi=1.0, lo_probability=0.3, hi_probability=0.7)
+    listed, groups = [], EvaluationInput.groups
+    monkeypatch.setattr(EvaluationInput, "groups", property(lambda self: listed.append(1) or groups.fget(self)))
+    guarantee = RiskGuarantee(control, np.ones(120, dtype=np.int64))
+    assert make_report(evaluation_input(grouped=True, guarantee=guarantee), CONFIG)["selective"]["predicted"] == 120
+    assert len(listed) < 20
+
+
 def test_without_a_certificate_every_row_abstains():
     control = RiskControl(**CONTROL, certified=False)
     selective = make_report(evaluation_input(guarantee=RiskGuarantee(control, np.full(120, -1))), CONFIG)["selective"]

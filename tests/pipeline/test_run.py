@@ -1,6 +1,7 @@
 import pytest
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.pipeline import run as running
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.run import resolve_run_config
@@ -60,3 +61,14 @@ def test_settings_without_effect_are_named(run, command, tmp_path):
         "phase4a.num_epochs, phase5.folds have no effect on data",
         "data.unlabeled has no effect when phase4a_explora is not in pipeline.phases",
     ]
+
+
+def test_an_evaluation_runs_no_other_phase_and_warns_of_a_request(tmp_path, monkeypatch, capsys):
+    class NoEngine:
+        def __init__(self, *_):
+            self.run = lambda phases: None
+
+    monkeypatch.setattr(running, "Engine", NoEngine)
+    for phases in ([], ["pipeline.phases=[phase2,evaluate]"]):
+        running._run_phase("evaluate", compose_config([f"run_dir={tmp_path}", *phases]), Console())
+    assert capsys.readouterr().err.count("pipeline.phases has no effect on evaluate") == 1

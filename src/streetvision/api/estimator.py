@@ -17,8 +17,11 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 from streetvision.api.runs import Run, train
 from streetvision.bundle.predictor import Prediction, Predictor
 from streetvision.contracts.errors import DataError
+from streetvision.data.image_file import READERS, UndecodableImage, check_area
 from streetvision.data.image_input import ImageInput, decode_input, is_single_image
 from streetvision.io.user_paths import user_path
+from streetvision.pipeline.config import compose_config, format_overrides
+from streetvision.pipeline.settings import RunConfig
 
 if TYPE_CHECKING:
     from sklearn.utils import Tags
@@ -33,8 +36,9 @@ class LabelsError(DataError, ValueError):
 class StreetvisionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A binary classifier of images with the interface of scikit-learn.
 
-    `fit` splits the images, trains, calibrates and selects the threshold with the highest MCC, as `streetvision.train`
-    does. `predict` applies this threshold, so it may differ from the class with the highest probability.
+    `fit` splits the images, trains, calibrates and selects a threshold, as `streetvision.train` does: the mean of the
+    thresholds with the highest MCC on bootstrap resamples. `predict` applies this threshold, so it may differ from the
+    class with the highest probability.
 
     Args:
         model: Name of a packaged model, for example "dinov2_small"; None: the small backbone of this package.
@@ -94,14 +98,15 @@ class StreetvisionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             )
         class_names = [str(name) for name in classes]
         units = [""] * len(images) if groups is None else [str(group) for group in column_or_1d(groups)]
+        settings: dict[str, Any] = self._settings(class_names)
+        config = compose_config(format_overrides(settings))
         self._folder = TemporaryDirectory(prefix="streetvision-", ignore_cleanup_errors=True)
         root = Path(self._folder.name)
         with (root / "index.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "label", "group"])
             for number, (image, target, unit) in enumerate(zip(images, targets, units, strict=True)):
-                writer.writerow([_image_file(image, root / f"{number}.png"), class_names[target], unit])
-        settings: dict[str, Any] = self._settings(class_names)
+                writer.writerow([_image_file(image, root / str(number), config), class_names[target], unit])
         self.run_ = train(root / "index.csv", progress=self.progress, run_dir=root / "run", **settings)
         self.classes_, self.bundle_ = classes, self.run_.bundle
         return self
@@ -165,9 +170,24 @@ def _images(images: Images) -> list[ImageInput]:
     return several
 
 
-def _image_file(image: ImageInput, file: Path) -> Path:
-    """The file of an image: its own one, or `file`, to which its pixels are written without loss."""
+def _image_file(image: ImageInput, name: Path, config: RunConfig) -> Path:
+    """The file of an image: its own one, or `name` with a suffix, to which its bytes or its pixels are written."""
     if isinstance(image, str | os.PathLike):
         return user_path(os.fspath(image)).absolute()
-    Image.fromarray(decode_input(image).pixels).save(file, compress_level=1)
+    if isinstance(image, bytes | bytearray | memoryview):
+        data = bytes(image)
+        kind = next((str(reader.format) for magic, reader in READERS.items() if data.startswith(magic)), None)
+        if kind is None:
+            formats = ", ".join(sorted({str(reader.format) for reader in READERS.values()}))
+            raise DataError("encoded bytes in X are not an image", f"pass files of these formats: {formats}")
+        file = name.with_suffix(f".{kind.lower()}")
+        file.write_bytes(data)
+        return file
+    limits = config.loader.limits
+    decoded = decode_input(image, limits=limits)
+    check_area(decoded.pixels.shape[0] * decoded.pixels.shape[1], limits, plain=False)  # as a PNG
+    if decoded.damage is not None and config.data.damaged_images == "leave_out":
+        raise UndecodableImage(decoded.damage, hint="leave it out, or set data.damaged_images=use")
+    file = name.with_suffix(".png")
+    Image.fromarray(decoded.pixels).save(file, compress_level=1)
     return file

@@ -138,9 +138,11 @@ def train(
     console = Console(silent=not progress)
     composed = compose_config(_overrides(root, settings), file=_path(config))
     console.line("run", f"{composed.root}: {', '.join(composed.pipeline.phases)}")
+    from streetvision.pipeline.label_rounds import print_round
     from streetvision.pipeline.run import COLLAPSED_WARNING, launch_training, predicts_one_class_only
 
     schema = launch_training(composed, console=console)
+    print_round(schema, console)
     if predicts_one_class_only(schema):
         console.warn(COLLAPSED_WARNING)
     return Run(schema.output_dir)

@@ -49,7 +49,13 @@ def label(
 
     The labels are in data.labels=FOLDER, by default outputs/labels. Train with them by the same setting.
     """
-    from streetvision.pipeline.label_images import LabelOptions, export_labels, import_labels, serve_labels
+    from streetvision.pipeline.label_images import (
+        WITHOUT_FEATURES,
+        LabelOptions,
+        export_labels,
+        import_labels,
+        serve_labels,
+    )
 
     console = open_console()
     if import_from is not None and export_to is not None:
@@ -73,8 +79,14 @@ def label(
         refuse_options("has no effect with --import", **page_options)
     elif second_opinion:
         refuse_options(
-            "has no effect with --second-opinion", images=images or None, predictions=predictions, queue=queue
+            "has no effect with --second-opinion",
+            images=images or None,
+            predictions=predictions,
+            queue=queue,
+            show_model=show_model or None,
         )
+    elif queue in WITHOUT_FEATURES:
+        refuse_options(f"has no effect with --queue {queue}", show_model=show_model or None)
     given: dict[str, Any] = {"strategy": queue, "count": count, "seed": seed}
     options = LabelOptions(
         images=tuple(images or ()),

@@ -28,7 +28,7 @@ def train(
         from streetvision.pipeline.config import compose_config
 
         best = launch_search(search, compose_config(overrides or [], file=config), console=console)
-        console.next_command("streetvision", "train", "--config", best)
+        console.next_command("streetvision", "train", "--config", best, f"run_dir={best.parent.parent}")
         return
     started = time.time()
     schema = run_training(overrides or [], config, console)

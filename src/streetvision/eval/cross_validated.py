@@ -1,13 +1,15 @@
 """Metrics of repeated cross-validation: means over the repeats, with intervals from resampled groups of images."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from streetvision.eval import intervals
-from streetvision.eval.bootstrap import bootstrap_intervals
+from streetvision.eval.bootstrap import Difference, bootstrap_intervals, paired_difference
 from streetvision.eval.intervals import Interval
 from streetvision.eval.metrics import METRICS, Basis, all_metrics
 from streetvision.eval.predictions import Predictions
@@ -43,9 +45,7 @@ def cross_validated_intervals(
     drawn = replicates([SortedScores(repeat) for repeat in repeats], units, resampling)
     estimates = [all_metrics(repeat.labels, repeat.probabilities, repeat.decisions) for repeat in repeats]
     without_spread = bootstrap_intervals(first, resampling)
-    tail = (1 + resampling.level) / 2
-    student = float(student_t.ppf(tail, max(units.count - 1, 1)) / norm.ppf(tail))
-    widening = np.sqrt(folds / (folds - 1)) * student
+    widening = _widening(units.count, resampling.level, folds)
     result = {}
     for name, metric in METRICS.items():
         estimate = float(np.mean([of_repeat[name] for of_repeat in estimates]))
@@ -67,3 +67,36 @@ def cross_validated_intervals(
             estimate, low, high, method, without_spread[name].units, without_spread[name].rarer_units
         )
     return result
+
+
+def cross_validated_difference(
+    variant: Predictions, baseline: Predictions, resampling: Resampling = DEFAULT_RESAMPLING, *, folds: int
+) -> dict[str, Difference]:
+    """Return `paired_difference` for predictions of a cross-validation, widened like `cross_validated_intervals`.
+
+    Args:
+        variant: The predictions of N images, each by a model that did not see its group.
+        baseline: Those of another model for the same images.
+        resampling: Settings of the bootstrap.
+        folds: K.
+
+    Raises:
+        DataError: The labels or the groups differ.
+    """
+    result = paired_difference(variant, baseline, resampling)
+    for name, plain in result.items():
+        half = _widening(plain.units, resampling.level, folds) * (plain.high - plain.estimate)
+        if plain.method == "normal":
+            degrees = max(plain.units - 1, 1)
+            quantile = float(student_t.ppf((1 + resampling.level) / 2, degrees))
+            p_value = float(2 * student_t.sf(abs(plain.estimate) / half * quantile, degrees))
+            low, high = plain.estimate - half, plain.estimate + half
+            result[name] = replace(plain, low=low, high=high, method="t", p_value=p_value)
+    return result
+
+
+def _widening(units: int, level: float, folds: int) -> float:
+    """The width of an interval of a cross-validation, relative to the normal one of the same resamples."""
+    tail = (1 + level) / 2
+    student = float(student_t.ppf(tail, max(units - 1, 1)) / norm.ppf(tail))
+    return math.sqrt(folds / (folds - 1)) * student

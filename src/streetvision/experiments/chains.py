@@ -15,7 +15,7 @@ from streetvision.bundle.predictor import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, DataError, StreetVisionError
 from streetvision.contracts.policies import Artifact, Digest
-from streetvision.contracts.split_contracts import NO_FOLD, Index, Partition, Row, Split
+from streetvision.contracts.split_contracts import NO_FOLD, Index, Partition, Protocol, Row, Split
 from streetvision.data.splitting.partition import assign_folds, unit_name
 from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
 from streetvision.io.atomic import read_json, sha256_json, write_json_atomic, write_text_atomic
@@ -220,13 +220,18 @@ def train_chain(chain: Chain, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    root, source = chain.run_folder, chain.partition.index.root
+    root, source, names = chain.run_folder, chain.partition.index.root, chain.partition.index.class_names
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "group"])
-    writer.writerows([(source / row.path).absolute(), row.label, row.group or ""] for row in chain.partition.index.rows)
+    writer.writerows(
+        # The name, because 0 and 1 may be names of the other class.
+        [(source / row.path).absolute(), names[row.label], row.group or ""]
+        for row in chain.partition.index.rows
+    )
+    ignored = "data.folds=" if chain.partition.protocol is Protocol.SPLIT else None
     settings = [
-        *chain.overrides,
+        *(setting for setting in chain.overrides if ignored is None or not setting.startswith(ignored)),
         # The index has the group of each image.
         f"data.root={root / 'index.csv'}",
         "data.grouping.by=[column]",

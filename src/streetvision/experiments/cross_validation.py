@@ -18,10 +18,11 @@ from streetvision.calibration.config import MAC_CAL
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError, DataError, StreetVisionError
 from streetvision.contracts.policies import EstimateWithInterval
+from streetvision.contracts.settings import no_effect
 from streetvision.contracts.split_contracts import Index, Split
+from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.splitting.partition import count_units
-from streetvision.eval.bootstrap import paired_difference
-from streetvision.eval.cross_validated import cross_validated_intervals
+from streetvision.eval.cross_validated import cross_validated_difference, cross_validated_intervals
 from streetvision.eval.intervals import Interval
 from streetvision.eval.metrics import all_metrics
 from streetvision.eval.predictions import Predictions
@@ -43,12 +44,14 @@ from streetvision.models.module import load_classifier
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.data.scan_data import scan_without_splits
+from streetvision.pipeline.engine import phase_order
 from streetvision.pipeline.input_size import input_size
-from streetvision.pipeline.phases import PRELOADED
+from streetvision.pipeline.phases import PHASES, PRELOADED
 from streetvision.pipeline.probe_chain import fit_probe_chain
 from streetvision.pipeline.probe_head import FeatureReader
 from streetvision.pipeline.run import resolve_run_config
-from streetvision.pipeline.settings import CrossValidationConfig, RunConfig
+from streetvision.pipeline.settings import CrossValidationConfig, RunConfig, warn_without_effect
+from streetvision.synthetic.scenes import SceneConfig
 from streetvision.training.config import is_solvable
 from streetvision.training.features import FeatureCache
 from streetvision.training.probe import FeatureBank
@@ -69,7 +72,7 @@ def launch_cross_validation(
         console: Receives progress and result.
 
     Raises:
-        ConfigError: A setting has no effect here.
+        ConfigError: A setting, or `jobs`, has no effect here.
         DataError: There are too few groups.
         StreetVisionError: A chain failed.
     """
@@ -92,6 +95,12 @@ def launch_cross_validation(
         )
     if schema.splits_json.is_file():
         raise ConfigError(f"{str(schema.output_dir)!r} is the folder of a training run", "set run_dir=... to another")
+    in_memory = _runs_in_memory(config)
+    if in_memory and jobs is not None:
+        raise no_effect("--jobs", "the chains only fit a head to features that are computed once", "set training=peft")
+    read = {section for phase in phase_order(config.pipeline.phases, PHASES) for section in phase.config}
+    read |= {SceneConfig, DataConfig, LoaderConfig, CrossValidationConfig}
+    warn_without_effect(config, read, "cross-validate", console)
     config = resolve_run_config(config, console=console)
     schema.ensure_output_dir()
     with run_lock(schema.lock_file):
@@ -99,7 +108,6 @@ def launch_cross_validation(
         index = grouped.index
         _check_units(index, settings)
         chains = list(plan_chains(index, config, schema.cross_validation_dir / "chains", console))
-        in_memory = _runs_in_memory(config)
         started = time.perf_counter()
         waiting = [chain for chain in chains if chain.result() is None]
         skipped: dict[str, str] = {}
@@ -222,7 +230,9 @@ def _summarize(chains: Sequence[Chain], index: Index, config: RunConfig) -> Cros
             mcc = cross_validated_intervals([predictions], resampling, folds=settings.folds)["mcc"]
             curve.append(CurvePoint(share=share, images=round(float(np.mean(trained))), mcc=_figure(mcc)))
             last = predictions if share < 1 else last
-    gain = None if last is None else _figure(paired_difference(complete[0], last, resampling)["mcc"])
+    gain = None
+    if last is not None:
+        gain = _figure(cross_validated_difference(complete[0], last, resampling, folds=settings.folds)["mcc"])
     results = [result for chain in chains if chain.share == 1 and (result := chain.result()) is not None]
     unseen = None
     if settings.leave_out is not None:
@@ -266,15 +276,15 @@ def _unseen_sources(
     for name in sorted(set(names.tolist())):
         of_source = names == name
         labels, p, decisions = (values[of_source] for values in (unseen.labels, unseen.probabilities, unseen.decisions))
-        metrics = all_metrics(labels, p, decisions)
+        metrics, positives = all_metrics(labels, p, decisions), int(labels.sum())
         sources.append(
             SourceResult(
                 name=name,
                 images=len(labels),
-                positives=int(labels.sum()),
-                mcc=_none_if_nan(metrics["mcc"]) if 0 < labels.sum() < len(labels) else None,
-                recall=_none_if_nan(metrics["recall"]),
-                fpr=_none_if_nan(metrics["fpr"]),
+                positives=positives,
+                mcc=_none_if_nan(metrics["mcc"]) if 0 < positives < len(labels) else None,
+                recall=_none_if_nan(metrics["recall"]) if positives else None,
+                fpr=_none_if_nan(metrics["fpr"]) if positives < len(labels) else None,
             )
         )
     folds = min(len(sources), MAX_SOURCE_FOLDS)
@@ -282,7 +292,7 @@ def _unseen_sources(
     return UnseenSources(
         images=len(unseen),
         metrics={name: _figure(interval) for name, interval in intervals.items()},
-        difference=_figure(paired_difference(unseen, seen, resampling)["mcc"]),
+        difference=_figure(cross_validated_difference(unseen, seen, resampling, folds=folds)["mcc"]),
         few_sources=intervals["mcc"].few_units,
         sources=sources,
     )

@@ -36,7 +36,9 @@ class SourceResult(Artifact):
     mcc: float | None
     """None if it has images of one class only."""
     recall: float | None
+    """None without images of class 1."""
     fpr: float | None
+    """None without images of class 0."""
 
 
 class UnseenSources(Artifact):

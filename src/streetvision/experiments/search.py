@@ -140,7 +140,11 @@ def launch_search(search: Path, run: RunConfig, *, console: Console) -> Path:
 
 def read_search(path: Path) -> SearchConfig:
     """The search that a YAML file declares; raises ConfigError when it is invalid."""
-    return read_yaml_model(path, SearchConfig, hint="docs/how-to/train.md shows such a file")
+    return read_yaml_model(
+        path,
+        SearchConfig,
+        hint="examples/search.yaml is such a file: trials, and space with a range or choices of each setting",
+    )
 
 
 def _check_space(config: SearchConfig, common: Mapping[str, object]) -> None:
@@ -174,7 +178,6 @@ def _open_study(home: Path, config: SearchConfig, common: Mapping[str, object]) 
             study_name="phase1",
             direction="maximize",
             load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=config.seed),
         )
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise ArtifactError(
@@ -185,6 +188,8 @@ def _open_study(home: Path, config: SearchConfig, common: Mapping[str, object]) 
     if study.user_attrs.setdefault("search", digest) != digest:
         raise ConfigError(f"{str(file)!r} is of a search with another space or other settings", "give another run_dir=")
     study.set_user_attr("search", digest)
+    # With the same seed, a resumed search would sample its first trials again.
+    study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         study.set_user_attr(f"interrupted {trial.number}", True)
@@ -222,7 +227,8 @@ def _run_trials(
             study.tell(trial.number, state=TrialState.FAIL)
             outcome = f"failed: {failure_reason(trial.log, exit_code)}"
         else:
-            value = _objective(read_manifest(ArtifactSchema(trial.root).manifest("phase1")).metrics)
+            metrics = read_manifest(ArtifactSchema(trial.root).manifest("phase1")).metrics
+            value = float(metrics["shipped_val_select_mcc"] or 0)  # after interpolation and its gate
             study.tell(trial.number, value)
             outcome = f"VAL_SELECT MCC {value:.3f}"
         console.line("", f"trial {trial.number}: {outcome}")

@@ -12,8 +12,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.policies import Artifact, Digest
 from streetvision.contracts.split_contracts import Index, Split
-from streetvision.eval.bootstrap import paired_difference
-from streetvision.eval.cross_validated import cross_validated_intervals
+from streetvision.eval.cross_validated import cross_validated_difference, cross_validated_intervals
 from streetvision.eval.predictions import Predictions
 from streetvision.experiments import chains, peers
 from streetvision.experiments.ablation_run import spent_seconds
@@ -292,7 +291,9 @@ def _rows(
         yield replace(
             row,
             metrics=cross_validated_intervals([predictions], folds=table.folds),
-            difference=None if first is None else paired_difference(predictions, first)["mcc"],
+            difference=None
+            if first is None
+            else cross_validated_difference(predictions, first, folds=table.folds)["mcc"],
             minutes=float(np.mean(seconds)) / 60 if seconds else None,
             memory=max(memory, default=None),
         )

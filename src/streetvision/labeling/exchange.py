@@ -189,15 +189,16 @@ def match_names(names: Sequence[str], paths: Sequence[str]) -> dict[str, str]:
         names: Names in the file.
         paths: Absolute paths of the images.
     """
-    by_file: dict[str, list[str]] = {}
+    by_end: dict[tuple[str, ...], str | None] = {}  # the last parts of a path -> the path, None if several have them
     for path in paths:
-        by_file.setdefault(PurePosixPath(path).name, []).append(path)
+        for end in _ends(path):
+            by_end[end] = None if end in by_end else path
     by_path: dict[str, list[tuple[int, str]]] = {}
     for name in dict.fromkeys(names):
-        file = PurePosixPath(name).name
-        candidates = by_file.get(file) or by_file.get(UPLOAD_PREFIX.sub("", file)) or []
-        for count, path in _only_best([(_common_parts(name, path), path) for path in candidates]):
-            by_path.setdefault(path, []).append((count, name))
+        uploaded = UPLOAD_PREFIX.sub("", PurePosixPath(name).name)
+        count, end = max(((len(end), end) for end in _ends(name) if end in by_end), default=(0, (uploaded,)))
+        if (matched := by_end.get(end)) is not None:
+            by_path.setdefault(matched, []).append((count, name))
     return {name: path for path, found in by_path.items() for _, name in _only_best(found)}
 
 
@@ -208,13 +209,10 @@ def _only_best(counted: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
     return best if len(best) == 1 else []
 
 
-def _common_parts(first: str, second: str) -> int:
-    count = 0
-    for a, b in zip(reversed(PurePosixPath(first).parts), reversed(PurePosixPath(second).parts), strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+def _ends(path: str) -> list[tuple[str, ...]]:
+    """The last parts of a path: the file name, the file name with its folder, and so on."""
+    parts = PurePosixPath(path).parts
+    return [parts[start:] for start in reversed(range(len(parts)))]
 
 
 def _is_image(value: object) -> bool:

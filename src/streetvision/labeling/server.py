@@ -15,6 +15,7 @@ from streetvision.contracts.errors import ArtifactError
 from streetvision.data.image_file import UndecodableImage
 from streetvision.data.labels.store import EventId
 from streetvision.eval.report.html import environment
+from streetvision.io.atomic import sha256_json
 from streetvision.labeling.agreement import agreements
 from streetvision.labeling.queue import QueuedImage
 from streetvision.labeling.rounds import Round
@@ -75,12 +76,14 @@ def create_app(
     if api_key is None:
         # A page of another server cannot send requests here under its own name.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    session_id = sha256_json([str(session.store.path.absolute()), session.labeler, class_names])[:16]
     page = (
         environment("streetvision.labeling")
         .get_template("label.html.j2")
         .render(
             class_names=class_names,
             show_model=show_model,
+            session_id=session_id,
             key_required=api_key is not None,
             labeler=session.labeler,
             rounds=rounds,

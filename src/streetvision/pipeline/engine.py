@@ -1,5 +1,6 @@
 """Runs phases in the order of the data flow. A phase is skipped if the digests of its inputs and outputs match."""
 
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,7 +132,8 @@ class Engine:
         path = self.schema.path(name)
         short = relative(path, self.schema.output_dir)
         maker = next(other for other in self.phases.values() if name in other.outputs + other.optional_outputs)
-        rerun = f"'pipeline.phases=[{maker.id},{phase.id}]'"
+        settings = [f"run_dir={self.schema.output_dir}", f"pipeline.phases=[{maker.id},{phase.id}]"]
+        rerun = f"`{shlex.join(['streetvision', 'train', *settings])}` and the settings of the run"
         if not self.schema.manifest(maker.id).exists():
             raise ArtifactError(
                 f"{phase.id} needs {short} of {maker.id}, which this run does not have",

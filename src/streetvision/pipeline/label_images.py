@@ -1,6 +1,7 @@
 """streetvision label: read the images, plan the queue, and serve the page; exchange labels with other tools."""
 
 import getpass
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -29,7 +31,7 @@ from streetvision.data.labels.store import (
     LabelStore,
     label_event,
 )
-from streetvision.data.records import ImageListing, ImageRecord, RejectedFile
+from streetvision.data.records import ImageListing, ImageRecord
 from streetvision.data.scan import scan_images
 from streetvision.data.sources.discovery import UNLABELED, list_images, list_unlabeled
 from streetvision.data.splitting.splits_json import partition_from_json
@@ -37,13 +39,14 @@ from streetvision.io.atomic import cannot_write, read_json, sha256_file
 from streetvision.io.lock import run_lock
 from streetvision.labeling.abstained import abstained_images
 from streetvision.labeling.agreement import agreements
-from streetvision.labeling.exchange import READERS, WRITERS, ForeignLabel, exchange_format, match_names
+from streetvision.labeling.exchange import READERS, WRITERS, exchange_format, match_names
 from streetvision.labeling.queue import MIXED, STRATEGIES, Candidate, Queue, QueuedImage, plan_queue
 from streetvision.labeling.rounds import read_rounds
 from streetvision.labeling.session import Session
 from streetvision.labeling.strategies import FloatArray, reduce_features
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
+from streetvision.pipeline.data.scan_data import left_out_warnings
 from streetvision.pipeline.settings import RunConfig
 
 DEFAULT_FOLDER = Path("outputs") / "labels"
@@ -221,9 +224,8 @@ def _read_images(
 ) -> tuple[tuple[Row, ...], set[str], list[str]]:
     """All images, by absolute path and with groups; copies with both labels; images on which a model abstained."""
     data, limits = config.data, config.loader.limits
-    pool: dict[str, ImageRecord] = {}
-    if sources := (*options.images, *data.unlabeled):
-        pool |= {image.path: image for image in list_unlabeled(sources).images}
+    listed = list_unlabeled((*options.images, *data.unlabeled))
+    pool = {image.path: image for image in listed.images}
     abstained: list[str] = []
     if options.predictions is not None:
         found, missing = abstained_images(options.predictions)
@@ -247,7 +249,7 @@ def _read_images(
     hashed = "near_duplicates" in data.grouping.by
     rows: list[Row] = []
     hashes: PerceptualHashes | None = None
-    rejected: list[RejectedFile] = []
+    warnings: list[str] = []
     if data.root is not None:
         listing = list_images(
             data.root,
@@ -268,10 +270,11 @@ def _read_images(
             progress=console,
         )
         rows += [replace(row, path=str(scan.index.root / row.path)) for row in scan.index.rows]
-        hashes, rejected = scan.hashes, [*rejected, *scan.invalid]
+        hashes = scan.hashes
+        warnings += left_out_warnings(scan, data)
     if pool:
         scan = scan_images(
-            apply_patterns(ImageListing(Path("/"), tuple(pool.values())), data),
+            apply_patterns(ImageListing(Path("/"), tuple(pool.values()), listed.skipped), data),
             class_names=data.class_names,
             limits=limits,
             damaged_images=data.damaged_images,
@@ -284,10 +287,9 @@ def _read_images(
         if scan.hashes is not None:
             kept = scan.hashes.where(new)
             hashes = kept if hashes is None else join_hashes(hashes, kept)
-        rejected += scan.invalid
-    if rejected:
-        first = "; ".join(f"{file.path} {file.reason}" for file in rejected[:MAX_NAMED])
-        console.warn(f"{len(rejected):,} images cannot be used and are left out: {first}")
+        warnings += left_out_warnings(scan, data)
+    for warning in warnings:
+        console.warn(warning)
     if not rows:
         raise DataError("none of the images can be decoded", "check the files with `streetvision data check`")
     index, near_duplicates = group_rows(
@@ -328,7 +330,7 @@ def _evaluated_images(config: RunConfig) -> set[str]:
 
 
 def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path, *, console: Console) -> None:
-    """Add the labels of a file of Label Studio or CVAT to the store.
+    """Add the labels of a file of Label Studio or CVAT to the store, where they differ from those of the same person.
 
     The images are those of --images and data.unlabeled. Without --queue random, they are in TRAIN only, because the
     file does not record how its images were chosen.
@@ -344,12 +346,12 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
     if not sources:
         raise ConfigError("--import needs the images of the labels", "give --images FOLDER")
     found = READERS[suffix](source, config.data.class_names)
-    images = {image.path: image for image in list_unlabeled(sources).images}
+    listed = list_unlabeled(sources)
+    images = {image.path: image for image in listed.images}
     names = [label.name for label in found]
     matched = match_names(names, list(images))
     events = []
     labels: dict[tuple[str, str], int] = {}
-    earlier: Counter[ForeignLabel] = Counter()
     for label in found:
         if label.name not in matched:
             continue
@@ -360,12 +362,9 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
                 f"{str(source)!r} has both classes for {path!r} by {who!r}, and one label is allowed",
                 "remove one of the two labels",
             )
-        # The same file imported again has the same ids, so nothing is stored twice.
-        content = f"{digest} {label.label} {who} {options.strategy} {earlier[label]}"
-        earlier[label] += 1
         events.append(
             label_event(
-                event=sha256(content.encode()).hexdigest()[:32],
+                event=uuid4().hex,
                 action="label",
                 sha256=digest,
                 path=path,
@@ -378,9 +377,14 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
         )
     store = _store(config)
     with run_lock(store.path.parent / ".lock", option="data.labels=..."):
-        added = LabelStore(store.path, config.data.class_names).append(events)
+        store = LabelStore(store.path, config.data.class_names)
+        present = {key: event.label for key, event in valid_events(store.events).items()}
+        added = store.append([event for event in events if present.get((event.sha256, event.labeler)) != event.label])
     console.line("import", f"{added} labels of {len(found)}, {len(found) - len(events)} without a matching image")
     console.line("labels", str(store.path))
+    if listed.skipped:
+        first = "; ".join(f"{file.path} {file.reason}" for file in listed.skipped[:MAX_NAMED])
+        console.warn(f"{len(listed.skipped):,} files of the images are left out: {first}")
     if unmatched := sorted(set(names) - matched.keys()):
         named = ", ".join(unmatched[:MAX_NAMED])
         console.warn(f"{len(unmatched):,} names are left out, which do not match one image each: {named}")

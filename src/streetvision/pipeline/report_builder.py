@@ -244,7 +244,8 @@ def _selective(guarantee: RiskGuarantee, evaluation: EvaluationInput, resampling
     labels, decisions = evaluation.labels[accepted], guarantee.predictions[accepted] == 1
     kind, risk = guarantee.control.kind, UNDEFINED
     if accepted.size:
-        groups = None if evaluation.groups is None else [evaluation.groups[row] for row in accepted.tolist()]
+        names = evaluation.groups
+        groups = None if names is None else [names[row] for row in accepted.tolist()]
         predictions = Predictions(labels, evaluation.shipped.probabilities[accepted], groups, decisions=decisions)
         intervals = bootstrap_intervals(predictions, resampling)
         if kind == "error":  # error = 1 - accuracy, so the ends of the interval change places

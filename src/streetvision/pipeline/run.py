@@ -98,18 +98,24 @@ def launch_evaluation(bundle: Path, config: RunConfig, *, data: str | None = Non
     opened = read_bundle(bundle)
     if ignored := sorted(key for key in config.overrides if key.startswith(SPLIT_SETTINGS)):
         raise ConfigError(f"{ignored[0]} has no effect when --data is given: all images are evaluated", "leave it out")
-    name = Path(data).resolve().stem
+    root = str(Path(data).absolute()) if Path(data).exists() else data
     config = config.with_defaults(
         {
-            "run_dir": opened.folder.parent / f"on_{name}",
+            "run_dir": opened.folder.parent / f"on_{Path(data).resolve().name}",
             "evaluation": {"bundle": opened.folder},
-            "data": {"root": data, "class_names": opened.manifest.class_names},
+            "data": {"root": root, "class_names": opened.manifest.class_names},
         }
     )
     schema = ArtifactSchema(config.root)
     if schema.splits_json.is_file():
         raise ConfigError(
             f"{str(schema.output_dir)!r} is the folder of a training run",
+            f"set run_dir=... to another folder for the evaluation on {data!r}",
+        )
+    recorded = recorded_settings(schema, DataConfig, phase="evaluate_data")
+    if recorded is not None and not _same_path(str(recorded.root), root):
+        raise ConfigError(
+            f"{str(schema.output_dir)!r} has the evaluation on {str(recorded.root)!r}",
             f"set run_dir=... to another folder for the evaluation on {data!r}",
         )
     return _run_phase("evaluate_data", config, console)
@@ -157,6 +163,8 @@ def _run_phase(name: str, config: RunConfig, console: Console) -> ArtifactSchema
     schema, phases = ArtifactSchema(config.root), phase_order([name], PHASES)
     keys = config.overrides.keys() - {"data.root"}
     warn_without_effect(config, _read_by(phases), _names(phases), console, keys=keys)
+    if "pipeline.phases" in config.overrides:
+        console.warn(f"pipeline.phases has no effect on {_names(phases)}")
     Engine(schema, PHASES, config.sections(), console).run(phases)
     return schema
 
@@ -253,9 +261,9 @@ def _same_path(first: str, second: str) -> bool:
     return first == second or Path(first).absolute() == Path(second).absolute()
 
 
-def recorded_settings(schema: ArtifactSchema, kind: type[Recorded]) -> Recorded | None:
-    """Return the settings in section `kind` with which the run's splits.json was made, if it has one."""
-    manifest = schema.manifest("data")
+def recorded_settings(schema: ArtifactSchema, kind: type[Recorded], *, phase: str = "data") -> Recorded | None:
+    """Return the settings in section `kind` with which `phase` has finished in a run, if it has."""
+    manifest = schema.manifest(phase)
     if not manifest.is_file():
         return None
     try:

@@ -4,6 +4,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -79,7 +80,8 @@ def run_app(app: FastAPI, listener: socket.socket) -> None:
 
     # h11 limits the length of the headers; uvicorn's other parser, httptools, does not.
     settings = uvicorn.Config(app, http="h11", log_level="warning", server_header=False)
-    uvicorn.Server(settings).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # the server raises it again after it has shut down
+        uvicorn.Server(settings).run(sockets=[listener])
 
 
 def is_loopback(host: str) -> bool:

@@ -1,8 +1,10 @@
 """`streetvision data check` on folders with each kind of problem."""
 
 import re
+import shlex
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,6 +39,18 @@ def test_every_problem_is_printed_and_on_the_page(command, photos, tmp_path):
     assert "<b>broken" not in html
     assert "<script" not in html
     assert "http" not in html.replace("http-equiv", "")
+
+
+def test_the_page_shows_the_images_of_a_dataset_that_is_exported(command, photos, tmp_path):
+    rows = [line.split(",")[:2] for line in (photos / "index.csv").read_text().splitlines()[1:-1]]
+    images = [{"bytes": (photos / path).read_bytes(), "path": path} for path, _ in rows]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    content = {"image": images, "label": [int(label) for _, label in rows]}
+    datasets.Dataset.from_dict(content, features=features).save_to_disk(tmp_path / "hub")
+    page = tmp_path / "page.html"
+    code, _, err = command("data", "check", tmp_path / "hub", "--page", page)
+    assert code == 0, err
+    assert page.read_text().count("data:image/jpeg;base64,") == 2
 
 
 def test_a_class_of_dark_photos_is_confounded(command, tmp_path):
@@ -168,3 +182,11 @@ def test_scenes_report_settings_without_effect(command, tmp_path):
     code, _, err = command("data", "scenes", tmp_path / "scenes", *size, "phase5.folds=3")
     assert code == 0, err
     assert "phase5.folds has no effect on data scenes" in " ".join(err.split())
+
+
+def test_the_command_after_an_import_has_its_class_names(command, potholes, tmp_path):
+    for names in ([], ["data.class_names=[road,pothole]"]):
+        code, out, err = command("data", "import", potholes, "--to", tmp_path / f"imported{len(names)}", *names)
+        assert code == 0, err
+        following = shlex.split(out.splitlines()[-1])
+        assert following[following.index("check") :] == ["check", str(tmp_path / f"imported{len(names)}"), *names]

@@ -1,6 +1,7 @@
 """streetvision data check: print the findings and write a page with the images."""
 
 import shlex
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def check_data(
     warn_without_effect(config, {DataConfig, LoaderConfig, *model}, "data check", console)
     zero, one = config.data.class_names
     console.line("classes", f"0 = {zero}, 1 = {one} (data.class_names)")
-    findings = find_problems(root, config, labels=labels, embeddings=embeddings, progress=console)
+    with tempfile.TemporaryDirectory() as scratch:
+        findings = find_problems(root, config, Path(scratch), labels=labels, embeddings=embeddings, progress=console)
+        html = render_findings(findings, title=root, limits=config.loader.limits)
     scan, rows, names = findings.scan, findings.index.rows, findings.index.class_names
     counts = [sum(row.label == label for row in rows) for label in (0, 1)]
     groups = {row.group for row in rows if row.group is not None}
@@ -65,7 +68,7 @@ def check_data(
     if not any(image.group for image in findings.scan.index.rows):
         _print_group_suggestions(findings, config.data.grouping, console)
     path = page or config.root.with_name(f"{config.root.name}_check.html")
-    write_text_atomic(path, render_findings(findings, title=root, limits=config.loader.limits))
+    write_text_atomic(path, html)
     console.line("page", str(path))
     check_invalid_fraction(scan, max_invalid_fraction=config.data.max_invalid_fraction, report=path)
 

@@ -1,6 +1,5 @@
 """Problems of a data set: duplicates, label conflicts, suspicious labels, and metadata that reveals the label."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,13 +83,14 @@ class Findings:
 
 
 def find_problems(
-    root: str, config: RunConfig, *, labels: bool = False, embeddings: bool = False, progress: Progress
+    root: str, config: RunConfig, scratch: Path, *, labels: bool = False, embeddings: bool = False, progress: Progress
 ) -> Findings:
     """Read every image of `root` and check the data set.
 
     Args:
         root: The data set, as for data.root.
         config: Settings of grouping, loader and backbone.
+        scratch: Folder for exported images, which the rows name, and for features.
         labels: Also check every label with a classifier on backbone features.
         embeddings: Also search near-duplicates by backbone features.
         progress: Shows the advance.
@@ -107,39 +107,38 @@ def find_problems(
             "--embeddings needs near_duplicates, and data.grouping.by does not contain near_duplicates",
             "add near_duplicates to data.grouping.by, or leave --embeddings out",
         )
-    with tempfile.TemporaryDirectory() as scratch:
-        listing = list_images(
-            root,
-            class_names=data.class_names,
-            import_to=Path(scratch),
-            hf_split=data.hf_split,
-            group_column=data.group_column,
-            source_column=data.source_column,
-            coco=data.coco,
-        )
-        if warning := class_names_warning(listing, data.class_names):
-            progress.warn(warning)
-        listing = apply_patterns(listing, data)
-        limits = config.loader.limits
-        scan = scan_images(
-            listing,
-            class_names=data.class_names,
-            limits=limits,
-            damaged_images=data.damaged_images,
-            with_hashes=hashed,
-            progress=progress,
-        )
-        index, near_duplicates = group_rows(scan.index, scan.hashes, data.grouping, progress=progress)
-        features = None
-        if (labels or embeddings) and index.rows:
-            # These load torchvision, which takes seconds; a check without features does not need it.
-            from streetvision.models.module import load_classifier
-            from streetvision.pipeline.input_size import input_size
-            from streetvision.training.features import FeatureCache
+    listing = list_images(
+        root,
+        class_names=data.class_names,
+        import_to=scratch,
+        hf_split=data.hf_split,
+        group_column=data.group_column,
+        source_column=data.source_column,
+        coco=data.coco,
+    )
+    if warning := class_names_warning(listing, data.class_names):
+        progress.warn(warning)
+    listing = apply_patterns(listing, data)
+    limits = config.loader.limits
+    scan = scan_images(
+        listing,
+        class_names=data.class_names,
+        limits=limits,
+        damaged_images=data.damaged_images,
+        with_hashes=hashed,
+        progress=progress,
+    )
+    index, near_duplicates = group_rows(scan.index, scan.hashes, data.grouping, progress=progress)
+    features = None
+    if (labels or embeddings) and index.rows:
+        # These load torchvision, which takes seconds; a check without features does not need it.
+        from streetvision.models.module import load_classifier
+        from streetvision.pipeline.input_size import input_size
+        from streetvision.training.features import FeatureCache
 
-            classifier = load_classifier(config.model, input_size(config.model, index.rows))
-            cache = FeatureCache(Path(scratch) / "features", classifier, loader=config.loader, progress=progress)
-            features = cache.features(index.rows, root=index.root, name="all")[0].double().numpy()
+        classifier = load_classifier(config.model, input_size(config.model, index.rows))
+        cache = FeatureCache(scratch / "features", classifier, loader=config.loader, progress=progress)
+        features = cache.features(index.rows, root=index.root, name="all")[0].double().numpy()
     findings = Findings(scan, index, near_duplicates, (), _metadata_auc(index.rows), None, None)
     return replace(
         findings,

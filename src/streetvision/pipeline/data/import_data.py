@@ -39,7 +39,8 @@ def import_data(
         counts = import_images(source, folder, config=config, copy=copy, consistency=consistency, progress=console)
     left_out = f"{counts['unreadable']} unreadable and {counts['inconsistent']} inconsistent images left out"
     console.line("import", f"{counts['rows']} images, {left_out}", seconds=time.perf_counter() - started)
-    console.next_command("streetvision", "data", "check", folder)
+    names = [override for override in overrides if override.startswith("data.class_names=")]
+    console.next_command("streetvision", "data", "check", folder, *names)
 
 
 def _consistency(text: str) -> Consistency:
