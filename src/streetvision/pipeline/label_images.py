@@ -1,8 +1,6 @@
 """streetvision label: read the images, plan the queue, and serve the page; exchange labels with other tools."""
 
 import getpass
-import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
