@@ -71,8 +71,9 @@ def test_the_error_names_a_missing_image(scenes, workers):
     missing = Row(path="images/missing.jpg", label=0, sha256="0" * 64, width=1, height=1, brightness=0.5)
     transform = get_val_transforms(image_size=8)
     dataset = ImageDataset((*rows_of(scenes), missing), root=scenes, transform=transform, limits=DEFAULT_LIMITS)
-    with pytest.raises(UndecodableImage) as caught:
-        list(ImageLoader(dataset, EpochBatchSampler(17, batch_size=4, shuffle=False), workers=workers))
+    order = EpochBatchSampler(17, batch_size=4, shuffle=False)
+    with ImageLoader(dataset, order, workers=workers) as batches, pytest.raises(UndecodableImage) as caught:
+        list(batches)
     assert caught.value.message == f"{str(scenes / missing.path)!r} does not exist"
 
 
@@ -108,10 +109,11 @@ def test_orders_differ_by_epoch_and_seed():
 @pytest.mark.slow
 def test_mixed_batches_depend_on_seed_and_epoch_and_not_on_workers(scenes):
     mix = get_batch_transform(AugmentationConfig(mixup_alpha=1.0), image_size=(32, 32), patch_size=16)
-    alone, shared = (
-        [(images, shares) for _ in range(2) for images, shares in batches]
-        for batches in (loader(scenes, mix=mix), loader(scenes, workers=2, mix=mix))
-    )
+    results = []
+    for workers in (0, 2):
+        with loader(scenes, workers=workers, mix=mix) as batches:
+            results.append([(images, shares) for _ in range(2) for images, shares in batches])
+    alone, shared = results
     assert all(torch.equal(a, b) for one, two in zip(alone, shared, strict=True) for a, b in zip(one, two, strict=True))
     assert alone[0][1].shape == (5, 2)
 
