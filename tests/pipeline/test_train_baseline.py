@@ -132,6 +132,23 @@ def test_a_harmful_fine_tuning_is_left_out(phase1, frozen, mode):
     assert schema.phase1_last_checkpoint.read_bytes() != frozen.phase1_last_checkpoint.read_bytes()
 
 
+def test_with_one_group_in_val_select_the_probe_ships(phase1, scenes, tmp_path):
+    """For example one ride with both classes: there is nothing to compare by groups, so training must not be lost."""
+    rows = list(csv.DictReader((scenes / "index.csv").open()))
+    index = tmp_path / "index.csv"
+    with index.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "group"])
+        writer.writerows([scenes / row["path"], row["label"], f"ride {number % 8}"] for number, row in enumerate(rows))
+    settings = ["training=full", "training.epochs=1", f"data.root={index}", "data.grouping.by=[column]"]
+    fractions = "data.fractions={train: 0.625, val_select: 0.125, val_calib: 0.125, val_test: 0.125}"
+    code, out, schema = phase1(*settings, fractions)
+    assert code == 0, out
+    assert "there is one group only" in out
+    assert read_json(schema.finetuning_gate_json)["ships"] is False
+    assert figures(schema)["finetuned_share"] == 0
+
+
 def test_the_probe_records_its_choices_and_ships_the_same_probabilities_as_its_head(frozen):
     probe = read_json(frozen.probe_json)
     assert {candidate["pooling"] for candidate in probe["candidates"]} == {"cls", "cls_mean"}

@@ -12,7 +12,7 @@ from streetvision.data.config import PLAIN, AugmentationConfig, LoaderConfig
 from streetvision.eval.metrics import positive_probability
 from streetvision.eval.predictions import Predictions
 from streetvision.models.module import Classifier
-from streetvision.pipeline.gates import decide
+from streetvision.pipeline.gates import decide, one_group_problem
 from streetvision.pipeline.image_training import fit_images
 from streetvision.training.config import FinetuningConfig
 from streetvision.training.scoring import apply_to_batches, evaluation_loader
@@ -28,18 +28,22 @@ def accepted_augmentation(context: Context, classifier: Classifier, training: Fi
     policy = context.settings(AugmentationConfig)
     if policy.gate == "off":
         return policy
-    runs = [(number, variant) for number in range(policy.gate_runs) for variant in (policy, PLAIN)]
-    probabilities = [
-        _probabilities(context, classifier, training, *run)
-        for run in context.progress.track(runs, total=len(runs), label="gate")
-    ]
     rows = context.rows(Split.VAL_SELECT)
-    labels, groups = [row.label for row in rows], [row.group or row.sha256 for row in rows]
-    augmented, plain = (Predictions(labels, np.mean(probabilities[start::2], axis=0), groups) for start in (0, 1))
+    augmented = plain = None
+    problem = one_group_problem(rows)
+    if problem is None:
+        runs = [(number, variant) for number in range(policy.gate_runs) for variant in (policy, PLAIN)]
+        probabilities = [
+            _probabilities(context, classifier, training, *run)
+            for run in context.progress.track(runs, total=len(runs), label="gate")
+        ]
+        labels, groups = [row.label for row in rows], [row.group or row.sha256 for row in rows]
+        augmented, plain = (Predictions(labels, np.mean(probabilities[start::2], axis=0), groups) for start in (0, 1))
     gate = decide(
         policy.gate,
         augmented,
         plain,
+        problem=problem,
         stage="the augmentation",
         section="augmentation",
         path=context.schema.augmentation_gate_json,

@@ -25,6 +25,11 @@ LEVEL_OF_FINE_TUNING = 0.5
 on most data, so a comparison of few images that is in doubt must not leave it out."""
 
 
+def one_group_problem(rows: Sequence[Row]) -> str | None:
+    """Return why models cannot be compared on these rows: `problem` of `decide`; None if they can."""
+    return "there is one group only" if len({row.group or row.sha256 for row in rows}) < 2 else None
+
+
 def calibrated_predictions(logits: Tensor, rows: Sequence[Row], *, seed: int) -> Predictions:
     """Return the predictions after Platt's calibration, cross-fitted by groups, as a model is used after calibration.
 

@@ -18,7 +18,7 @@ from streetvision.eval.predictions import Predictions
 from streetvision.io.tensors import load_into
 from streetvision.models.config import ClassifierDescription
 from streetvision.models.module import build_classifier
-from streetvision.pipeline.gates import LEVEL_OF_FINE_TUNING, decide
+from streetvision.pipeline.gates import LEVEL_OF_FINE_TUNING, decide, one_group_problem
 from streetvision.training.config import FinetuningConfig
 from streetvision.training.scoring import apply_to_batches, evaluation_loader
 
@@ -73,10 +73,13 @@ def pick_share(
         predictions[share] = _predict(interpolate(tuned, start, share), context, description, share)
     losses = {share: nll(p.labels, p.probabilities) for share, p in predictions.items()}
     best = min(SHARES[1:], key=losses.__getitem__) if losses else 1.0
+    problem = one_group_problem(context.rows(Split.VAL_SELECT))
+    compared = {} if problem else predictions
     gate = decide(
         config.gate,
-        predictions.get(best),
-        predictions.get(0.0),
+        compared.get(best),
+        compared.get(0.0),
+        problem=problem,
         stage="fine-tuning",
         level=LEVEL_OF_FINE_TUNING,
         section="training",

@@ -33,7 +33,7 @@ from streetvision.models.fused import FusedClassifier, add_margin, load_fused
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import CVFM_SCORES
 from streetvision.pipeline.fold_models import fold_classifiers, save_out_of_fold
-from streetvision.pipeline.gates import Compared, calibrated_predictions, decide_cheapest
+from streetvision.pipeline.gates import Compared, calibrated_predictions, decide_cheapest, one_group_problem
 from streetvision.pipeline.input_size import LARGEST_PATCH, auto_image_size
 from streetvision.pipeline.scores import open_classifier, rows_of_folds, save_val_calib
 from streetvision.pipeline.training_outputs import metrics_csv
@@ -402,7 +402,7 @@ def _compared(
     names = [candidate.settings.mode for candidate in candidates]
     if config.gate == "off":
         return Compared(tuple(names))
-    if len(set(_groups(rows))) < 2:
-        return Compared(tuple(names), problem="there is one group only")
+    if problem := one_group_problem(rows):
+        return Compared(tuple(names), problem=problem)
     calibrated = partial(calibrated_predictions, rows=rows, seed=config.seed)
     return Compared(tuple(names), tuple(calibrated(c.logits) for c in candidates), calibrated(single_view))
