@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.errors import DataError
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json
@@ -388,6 +389,27 @@ def test_evidence_is_fitted_on_views_by_models_that_did_not_see_the_image(phase1
     for fold, base in enumerate(fits[:3]):
         torch.testing.assert_close(base, margins[fold_of_rows != fold], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(fits[3], margins, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("gate", ["on", "only_report"])
+def test_evidence_of_too_few_groups_does_not_end_a_run_whose_gate_is_on(copied, command, monkeypatch, gate):
+    from streetvision.pipeline.steps import train_cvfm
+
+    def too_few(*_, **__):
+        raise DataError("a class has one group only")
+
+    monkeypatch.setattr(train_cvfm, "fit_evidence", too_few)
+    phases = "pipeline.phases=[phase4c_cvfm,phase5,phase6]"
+    settings = ["phase4c=auto", *TILES, f"phase4c.gate={gate}", "phase5.folds=2"]
+    code, out, err = command("train", f"run_dir={copied.output_dir}", phases, *settings)
+    if gate == "only_report":
+        assert code == 2
+        assert "phase4c=single_view" in err
+        return
+    assert code == 0, out + err
+    assert "one group only" in out + err
+    assert read_json(copied.fusion_gate_json)["ships"] is False
+    assert read_json(copied.scrc_params_json)["scores"]["fusion"] is None
 
 
 def test_mac_cal_needs_val_calib(copied, command):

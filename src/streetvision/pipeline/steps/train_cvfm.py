@@ -37,7 +37,7 @@ from streetvision.pipeline.gates import Compared, calibrated_predictions, decide
 from streetvision.pipeline.input_size import LARGEST_PATCH, auto_image_size
 from streetvision.pipeline.scores import open_classifier, rows_of_folds, save_val_calib
 from streetvision.pipeline.training_outputs import metrics_csv
-from streetvision.training.callbacks import State
+from streetvision.training.callbacks import State, cpu_state_dict
 from streetvision.training.config import (
     CvfmConfig,
     CvfmInferenceConfig,
@@ -70,6 +70,8 @@ class Candidate:
     """(M, 2) of the rows on which the gate compares."""
     fold_weights: tuple[State, ...] = ()
     """Under cross_fit: the fusion of each fold."""
+    problem: str | None = None
+    """Why nothing could be fitted; the fusion is then the single view."""
 
 
 @dataclass
@@ -149,7 +151,7 @@ def run(context: Context) -> Outcome:
     summary += f" (single view {single_view_mcc:.3f})"
     if isinstance(settings, CvfmTrainedConfig):
         summary += f"; epoch {fitted.best_epoch} of {settings.epochs}"
-    if description.pooling is not None:
+    if description.pooling is not None and chosen.problem is None:
         summary += f"; {description.pooling.name}, penalty {fitted.best_row['penalty']:g}"
     summary += f"; {'the fusion' if gate.ships else 'the single view'} ships ({gate.reason})"
     metrics: Metrics = {
@@ -299,12 +301,21 @@ def _cross_fit_evidence(
     base = (single_view[:, 1] - single_view[:, 0]).double().numpy()
     groups = _groups(rows)
     logits, states = torch.empty_like(single_view), []
-    for fold in range(len(parts)):
-        test = fold_of_rows == fold
-        others = [group for group, tested in zip(groups, test, strict=True) if not tested]
-        states.append(_fit_evidence(context, model, views.select(~test), base[~test.numpy()], others).best)
-        logits[test] = add_margin(single_view[test], _evidence_margins(model, views.select(test)))
-    fitted = _fit_evidence(context, model, views, base, groups)
+    try:
+        for fold in range(len(parts)):
+            test = fold_of_rows == fold
+            others = [group for group, tested in zip(groups, test, strict=True) if not tested]
+            states.append(_fit_evidence(context, model, views.select(~test), base[~test.numpy()], others).best)
+            logits[test] = add_margin(single_view[test], _evidence_margins(model, views.select(test)))
+        fitted = _fit_evidence(context, model, views, base, groups)
+    except DataError as error:
+        if settings.gate != "on":
+            raise
+        # A short budget leaves few folds, and so few groups. The run continues with the single view.
+        untrained = FusedClassifier(model.classifier, model.description, chunk_size=model.chunk_size)
+        state = cpu_state_dict(untrained.fusion)
+        none = FusionFit(best=state, history=({"epoch": 0},), best_epoch=0)
+        return Candidate(settings, untrained, none, single_view, (state,) * len(parts), error.message)
     return Candidate(settings, model, fitted, logits, tuple(states))
 
 
@@ -402,7 +413,8 @@ def _compared(
     names = [candidate.settings.mode for candidate in candidates]
     if config.gate == "off":
         return Compared(tuple(names))
-    if problem := one_group_problem(rows):
+    unfitted = next((candidate.problem for candidate in candidates if candidate.problem), None)
+    if problem := unfitted or one_group_problem(rows):
         return Compared(tuple(names), problem=problem)
     calibrated = partial(calibrated_predictions, rows=rows, seed=config.seed)
     return Compared(tuple(names), tuple(calibrated(c.logits) for c in candidates), calibrated(single_view))
