@@ -158,3 +158,28 @@ def test_stricter_limits_give_fewer_pairs(originals):
     strict = find_near_duplicates(hashes, radius=15, correlation=0.6)
     assert len(strict.pairs) < len(loose.pairs) <= loose.candidates
     assert strict.correlations.min(initial=1) >= 0.6
+
+
+@pytest.fixture(scope="module")
+def camera_frames(pictures):
+    """Frames of one fixed camera with noise and a small moving object: every pair has similar hashes."""
+    rng = np.random.default_rng(0)
+    scene = np.asarray(pictures[3], dtype=np.float32)
+    frames = []
+    for _ in range(40):
+        frame = scene + rng.normal(0, 4, scene.shape)
+        x, y = rng.integers(0, 140), rng.integers(40, 100)
+        frame[y : y + 12, x : x + 16] = rng.integers(0, 256, 3)
+        frames.append(Image.fromarray(frame.clip(0, 255).astype(np.uint8)))
+    return frames
+
+
+def test_of_a_fixed_camera_the_closest_frames_are_compared_and_copies_are_found(monkeypatch, camera_frames):
+    monkeypatch.setattr("streetvision.data.grouping.near_duplicates.CLOSEST", 3)
+    copies = [jpeg(frame.resize((200, 150)), quality=70) for frame in camera_frames[:5]]
+    hashes = stack_hashes(map(compute_hash, [*map(jpeg, camera_frames), *copies]))
+    found = find_near_duplicates(hashes)
+    n = len(hashes.tiny)
+    assert len(found.pairs) <= found.candidates <= 2 * 3 * n < n * (n - 1) / 4
+    assert len(set(found.clusters.tolist())) == 1
+    assert all(found.copy_clusters[i] == found.copy_clusters[len(camera_frames) + i] for i in range(5))

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from streetvision.contracts.progress import Progress, Silent
-from streetvision.data.grouping.hamming import Positions
+from streetvision.data.grouping.hamming import Hashes, Positions
 from streetvision.data.grouping.perceptual_hash import TRIMS, WORKING_SIZE, Thumbnails
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
@@ -82,6 +82,19 @@ def find_copies(pairs: Positions, thumbnails: Thumbnails, *, progress: Progress 
             found = _compare(grey[first[similar]], grey[second[similar]], maps[similar])
             copies[start + active[similar].numpy()] = found.numpy()
     return copies
+
+
+def detail_signs(thumbnails: Thumbnails) -> Hashes:
+    """Return (N, COARSE_SIZE ** 2 / 64): one bit per pixel at COARSE_SIZE, set where it is above its surroundings.
+
+    The number of different bits orders the pairs of similar images: copies that are not cropped or rotated come first.
+    """
+    signs = np.empty((len(thumbnails), COARSE_SIZE**2 // 64), dtype=np.uint64)
+    for start in range(0, len(thumbnails), BLOCK):
+        grey = torch.from_numpy(thumbnails[start : start + BLOCK]).float()
+        above = (_normalise(_shrink(grey, COARSE_SIZE)) > 0).flatten(1).numpy()
+        signs[start : start + BLOCK] = np.packbits(above, axis=1).view(np.uint64)
+    return signs
 
 
 def _compare(first: Tensor, second: Tensor, aligned: Tensor) -> Tensor:

@@ -31,21 +31,29 @@ def pairs_within(hashes: Hashes, radius: int, *, others: Hashes | None = None) -
         (P, 2) positions (i, j) in `hashes` and `others`, sorted, each pair once. Without `others`, both are positions
         in `hashes`, and i < j.
     """
+    pairs = np.concatenate([np.empty((0, 2), dtype=np.int64), *pair_blocks(hashes, radius, others=others)])
+    return np.unique(pairs, axis=0)
+
+
+def pair_blocks(hashes: Hashes, radius: int, *, others: Hashes | None = None) -> Iterator[Positions]:
+    """Yield the pairs of `pairs_within` in blocks that need little memory. A pair may be yielded several times."""
     table = hashes if others is None else others
+    for block in _unordered_pairs(hashes, table, radius):
+        if others is None:
+            low, high = block.min(axis=1), block.max(axis=1)
+            block = np.stack([low, high], axis=1)[low < high]
+        yield block
+
+
+def _unordered_pairs(hashes: Hashes, table: Hashes, radius: int) -> Iterator[Positions]:
     if len(hashes) * len(table) <= MAX_COMPARISONS:  # a comparison of all is faster
-        pairs = np.argwhere(np.bitwise_count(hashes[:, None] ^ table) <= radius)
-        return pairs[pairs[:, 0] < pairs[:, 1]] if others is None else pairs
-    found = [np.empty((0, 2), dtype=np.int64)]
+        yield np.argwhere(np.bitwise_count(hashes[:, None] ^ table) <= radius)
+        return
     whole, rest = divmod(radius, CHUNKS)
     for chunk in range(CHUNKS):
         chunk_radius = whole if chunk <= rest else whole - 1
         if chunk_radius >= 0:
-            found.extend(_pairs_by_chunk(hashes, table, chunk=chunk, chunk_radius=chunk_radius, radius=radius))
-    pairs = np.concatenate(found)
-    if others is None:
-        pairs = np.sort(pairs, axis=1)
-        pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-    return np.unique(pairs, axis=0)
+            yield from _pairs_by_chunk(hashes, table, chunk=chunk, chunk_radius=chunk_radius, radius=radius)
 
 
 def _pairs_by_chunk(

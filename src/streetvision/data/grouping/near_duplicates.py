@@ -8,20 +8,26 @@ A crop is found by comparing whole images with trimmed ones. Images smaller than
 of them is correlated with all other images, in time proportional to their number times the number of images. They need
 a higher correlation, because at that size different images of one kind of object are similar.
 
+The frames of one fixed camera are all candidates of each other. Only the CLOSEST candidates of each image are therefore
+aligned, and as many random ones are correlated, which connect the frames to one cluster. Images with fewer candidates
+are compared with all of them.
+
 Shapes: N images, P pairs, S pixels per side. A view is an image at one of TRIMS.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 from streetvision.contracts.progress import Progress
 from streetvision.data.config import CORRELATION, RADIUS
+from streetvision.data.grouping.closest_pairs import ClosestPairs, Ranks
 from streetvision.data.grouping.connected_components import components_of_pairs
-from streetvision.data.grouping.copies import find_copies
-from streetvision.data.grouping.hamming import Positions, pairs_within
+from streetvision.data.grouping.copies import detail_signs, find_copies
+from streetvision.data.grouping.hamming import Positions, pair_blocks
 from streetvision.data.grouping.perceptual_hash import (
     THUMBNAIL_SIZE,
     TRIMS,
@@ -34,6 +40,9 @@ TINY_CORRELATION = 0.97
 """Minimum correlation if one of two images is tiny. At 0.90, 1,791 of a million pairs of different signs merged."""
 COMPARED_SIZE = THUMBNAIL_SIZE // 2
 """Pixels per side at which thumbnails are correlated."""
+CLOSEST = 16
+"""Number of candidates per image that are aligned, those with the most similar details, and of random candidates that
+are only correlated. A copy that is cropped or rotated can be missed if more other candidates are closer."""
 BLOCK = 1024
 """Number of thumbnails converted to float at a time."""
 
@@ -51,7 +60,7 @@ class NearDuplicates:
     copies: npt.NDArray[np.bool_]
     """(P,) whether the pair is a copy; else it is a similar view."""
     candidates: int
-    """Number of pairs with similar hashes."""
+    """Number of pairs that were compared: those with similar hashes, and tiny images with a high correlation."""
     clusters: Positions
     """(N,) cluster of each image, by all pairs; an image without near-duplicates is a cluster of its own."""
     copy_clusters: Positions
@@ -65,34 +74,52 @@ def find_near_duplicates(
     correlation: float = CORRELATION,
     progress: Progress | None = None,
 ) -> NearDuplicates:
-    """Find all pairs with hashes within `radius` that are copies, or have at least the given correlation.
+    """Find pairs with hashes within `radius` that are copies, or have at least the given correlation.
 
-    A pair with a tiny image needs no similar hash, but at least TINY_CORRELATION. Blank images are in no pair.
+    A pair with a tiny image needs no similar hash, but at least TINY_CORRELATION. Blank images are in no pair. All such
+    pairs are found between images with at most CLOSEST candidates. Of the others, each is compared with its CLOSEST
+    candidates and as many random ones, so that the time is proportional to the number of images.
     """
-    candidates = _hash_pairs(hashes, radius)
-    tiny = list(_tiny_pairs(hashes, max(correlation, TINY_CORRELATION)))
-    pairs, first = np.unique(np.concatenate([candidates, *(pairs for pairs, _ in tiny)]), axis=0, return_index=True)
-    correlations = np.concatenate([_correlate(candidates, hashes.thumbnails), *(found for _, found in tiny)])[first]
-    copies = find_copies(pairs, hashes.thumbnails, progress=progress)
-    accepted = copies | (correlations >= correlation)
-    pairs, correlations, copies = pairs[accepted], correlations[accepted], copies[accepted]
     n = len(hashes.tiny)
+    signs = detail_signs(hashes.thumbnails)
+    salt = np.random.default_rng(0).integers(0, 2**64, n, dtype=np.uint64)
+
+    def different_signs(pairs: Positions) -> Ranks:
+        first, second = signs[pairs[:, 0]], signs[pairs[:, 1]]
+        distance: Ranks = np.bitwise_count(first ^ second).sum(axis=1, dtype=np.uint64)
+        return distance
+
+    def random_order(pairs: Positions) -> Ranks:
+        return salt[pairs[:, 0]] * salt[pairs[:, 1]]
+
+    closest, random = (ClosestPairs(n, limit=CLOSEST, rank=rank) for rank in (different_signs, random_order))
+    for block in chain(_hash_pairs(hashes, radius), _tiny_pairs(hashes, max(correlation, TINY_CORRELATION))):
+        closest.add(block)
+        random.add(block)
+    close = closest.pairs()
+    pairs, position = np.unique(np.concatenate([close, random.pairs()]), axis=0, return_inverse=True)
+    aligned = position[: len(close)]
+    correlations = _correlate(pairs, hashes.thumbnails)
+    copies = np.zeros(len(pairs), dtype=np.bool_)
+    copies[aligned] = find_copies(close, hashes.thumbnails, progress=progress)
+    accepted = copies | (correlations >= correlation)
+    n_compared = len(pairs)
+    pairs, correlations, copies = pairs[accepted], correlations[accepted], copies[accepted]
     clusters, copy_clusters = components_of_pairs(pairs, n), components_of_pairs(pairs[copies], n)
-    return NearDuplicates(pairs, correlations, copies, len(candidates), clusters, copy_clusters)
+    return NearDuplicates(pairs, correlations, copies, n_compared, clusters, copy_clusters)
 
 
-def _hash_pairs(hashes: PerceptualHashes, radius: int) -> Positions:
-    """(P, 2) of images with reliable hashes: the whole of one is similar to the whole or a trim of the other."""
+def _hash_pairs(hashes: PerceptualHashes, radius: int) -> Iterator[Positions]:
+    """Pairs of images with reliable hashes: the whole of one is similar to the whole or a trim of the other."""
     usable = np.flatnonzero(~hashes.tiny & ~hashes.blank)
     whole = hashes.hashes[usable, 0]
-    found = [pairs_within(whole, radius)]
-    found += [pairs_within(whole, radius, others=hashes.hashes[usable, view]) for view in range(1, len(TRIMS))]
-    pairs = np.sort(np.concatenate(found), axis=1)
-    return np.unique(usable[pairs[pairs[:, 0] < pairs[:, 1]]], axis=0)
+    for view in range(len(TRIMS)):
+        for pairs in pair_blocks(whole, radius, others=hashes.hashes[usable, view] if view else None):
+            yield _ordered(usable[pairs])
 
 
-def _tiny_pairs(hashes: PerceptualHashes, correlation: float) -> Iterator[tuple[Positions, Vectors]]:
-    """Pairs with a tiny image and their correlations: each tiny image against all images, in blocks."""
+def _tiny_pairs(hashes: PerceptualHashes, correlation: float) -> Iterator[Positions]:
+    """Pairs with a tiny image and at least the correlation: each tiny image against all images, in blocks."""
     usable = ~hashes.blank
     tiny, every = np.flatnonzero(hashes.tiny & usable), np.flatnonzero(usable)
     for rows in _blocks(tiny):
@@ -101,9 +128,14 @@ def _tiny_pairs(hashes: PerceptualHashes, correlation: float) -> Iterator[tuple[
             column_views = _views(hashes.thumbnails[columns])
             highest = np.max([left @ right.T for left, right in _view_pairs(row_views, column_views)], axis=0)
             i, j = np.nonzero(highest >= correlation)
-            pairs = np.sort(np.stack([rows[i], columns[j]], axis=1), axis=1)
-            different = pairs[:, 0] < pairs[:, 1]
-            yield pairs[different], highest[i, j][different]
+            yield _ordered(np.stack([rows[i], columns[j]], axis=1))
+
+
+def _ordered(pairs: Positions) -> Positions:
+    """The pairs (P, 2) with the lower position first, without pairs of an image with itself."""
+    first, second = pairs.min(axis=1), pairs.max(axis=1)
+    ordered: Positions = np.stack([first, second], axis=1)[first < second]
+    return ordered
 
 
 def _correlate(pairs: Positions, thumbnails: Thumbnails) -> Vectors:
