@@ -7,7 +7,7 @@ from PIL import Image
 from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import GroupingConfig
-from streetvision.data.grouping.connected_components import join_groups
+from streetvision.data.grouping.connected_components import components_of_pairs, join_groups
 from streetvision.data.grouping.geo import geo_keys
 from streetvision.data.grouping.group_rows import group_rows
 from streetvision.data.records import ImageListing, ImageRecord
@@ -71,6 +71,33 @@ class TestPlaces:
         assert morning == later != evening
         unknown, known = self.keys(self.BERLIN, at[0], hours=2)
         assert unknown == known
+
+    @pytest.mark.parametrize("hours", [None, 1.0])
+    @pytest.mark.parametrize("metres", [3.0, 10.0])
+    def test_many_photos_of_one_place_need_little_memory(self, monkeypatch, metres, hours):
+        """The components are those of all pairs, which are found in blocks."""
+        rng = np.random.default_rng(0)
+        n = 200
+        north, east = rng.normal(0, 1e-4, (2, n)).round(6)
+        taken = [f"2026-05-01T{hour:02}:{minute:02}:00" for hour, minute in rng.integers(0, (24, 60), (n, 2))]
+        rows = [(str(north[i]), str(east[i]), taken[i] if i % 20 else "") for i in range(n)]
+        rows += rows[:50]
+        minutes = np.array([60.0 * int(t[11:13]) + int(t[14:16]) if t else np.nan for _, _, t in rows])
+        position = np.array([[float(a), float(b)] for a, b, _ in rows]) * np.pi / 180 * 6_371_000
+        linked = np.linalg.norm(position[:, None] - position, axis=-1) <= metres
+        if hours is not None:
+            linked &= ~(np.abs(minutes[:, None] - minutes) > 60 * hours)
+        expected = components_of_pairs(np.argwhere(linked), len(rows))
+        monkeypatch.setattr("streetvision.data.grouping.geo.MAX_PAIRS", 100)
+        blocks = []
+        monkeypatch.setattr(
+            "streetvision.data.grouping.geo.components_of_pairs",
+            lambda pairs, count: blocks.append(len(pairs)) or components_of_pairs(pairs, count),
+        )
+        found = self.keys(*rows, metres=metres, hours=hours)
+        assert len(set(zip(found, expected.tolist(), strict=True))) == len(set(found)) == len(set(expected.tolist()))
+        assert len(set(found)) > 1
+        assert max(blocks) <= max(100, linked.sum(axis=1).max())
 
     @pytest.mark.parametrize("row", [("north", "1"), ("91", "0"), ("nan", "0")])
     def test_an_invalid_position(self, row):

@@ -1,9 +1,10 @@
 """Groups of photographs taken near each other, by GPS position and optionally by time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
 import numpy as np
+import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from streetvision.contracts.errors import DataError
@@ -13,6 +14,8 @@ LATITUDE, LONGITUDE, TAKEN = "latitude", "longitude", "taken"
 """Columns: degrees north, degrees east, and local time in ISO 8601. `streetvision data import` reads them from EXIF."""
 EARTH_RADIUS = 6_371_000.0
 """Metres."""
+MAX_PAIRS = 2**21
+"""Number of neighbouring pairs in memory at a time; more only if one photograph has more neighbours."""
 
 
 def geo_keys(columns: Sequence[Mapping[str, str]], *, metres: float, hours: float | None) -> list[int | None]:
@@ -33,15 +36,33 @@ def geo_keys(columns: Sequence[Mapping[str, str]], *, metres: float, hours: floa
     # Positions are points on the unit sphere, where the distance of two points is the chord of their arc.
     points = np.array([_unit_vector(columns[number]) for number in located])
     chord = 2 * np.sin(min(metres / EARTH_RADIUS, np.pi) / 2)
-    pairs = cKDTree(points).query_pairs(chord, output_type="ndarray")
-    if hours is not None:
-        times = np.array([_seconds(columns[number]) for number in located])
-        time_difference = np.abs(times[pairs[:, 0]] - times[pairs[:, 1]])
-        pairs = pairs[~(time_difference > hours * 3600)]  # NaN, an unknown time, is not larger
+    times = np.array([float("nan") if hours is None else _seconds(columns[number]) for number in located])
+    # Photographs of equal position and time are one node: a fixed camera has many.
+    known = np.column_stack([points, np.nan_to_num(times, nan=np.inf)])
+    _, first, node_of = np.unique(known, axis=0, return_index=True, return_inverse=True)
+    times, component_of = times[first], np.arange(len(first))
+    for pairs in _neighbours(points[first], chord):
+        if hours is not None:
+            time_difference = np.abs(times[pairs[:, 0]] - times[pairs[:, 1]])
+            pairs = pairs[~(time_difference > hours * 3600)]  # NaN, an unknown time, is not larger
+        component_of = components_of_pairs(component_of[pairs], len(first))[component_of]
     keys: list[int | None] = [None] * len(columns)
-    for number, component in zip(located, components_of_pairs(pairs, len(located)).tolist(), strict=True):
+    for number, component in zip(located, component_of[node_of].tolist(), strict=True):
         keys[number] = component
     return keys
+
+
+def _neighbours(points: npt.NDArray[np.float64], distance: float) -> Iterator[npt.NDArray[np.int64]]:
+    """All pairs (P, 2) of points (N, 3) that are at most `distance` apart, in blocks of at most MAX_PAIRS."""
+    ends = np.cumsum(cKDTree(points).query_ball_point(points, distance, return_length=True))
+    start = 0
+    while start < len(points):
+        before = ends[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, before + MAX_PAIRS, side="right")))
+        block, rest = cKDTree(points[start:end]), cKDTree(points[start:])
+        found = block.sparse_distance_matrix(rest, distance, output_type="ndarray")
+        yield np.stack([found["i"], found["j"]], axis=1) + start
+        start = end
 
 
 def _unit_vector(row: Mapping[str, str]) -> tuple[float, float, float]:
