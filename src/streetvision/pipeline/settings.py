@@ -362,22 +362,26 @@ def all_settings() -> Mapping[str, Setting]:
 _ALL = {setting.key: setting for setting in settings()}
 
 
-def without_effect(keys: Iterable[str], read: Collection[type[BaseModel]]) -> list[str]:
-    """Return those of `keys` whose section is not among those that are `read`; run_dir and pipeline always are."""
+def without_effect(keys: Iterable[str], read: Collection[type[BaseModel] | str]) -> list[str]:
+    """Return those of `keys` that are not `read`: the models of whole sections, or single settings by their keys.
+
+    run_dir and pipeline are always read.
+    """
     classes = {name: section_class(field) for name, field in RunConfig.model_fields.items() if variants(field)}
-    known = {name for name, kind in classes.items() if kind in {PipelineConfig, *read}}
-    return sorted(key for key in keys if key != "run_dir" and key.partition(".")[0] not in known)
+    sections = {name for name, kind in classes.items() if kind in {PipelineConfig, *read}}
+    known = {"run_dir", *sections, *(name for name in read if isinstance(name, str))}
+    return sorted(key for key in keys if not any(key == name or key.startswith(f"{name}.") for name in known))
 
 
 def warn_without_effect(
     config: RunConfig,
-    read: Collection[type[BaseModel]],
+    read: Collection[type[BaseModel] | str],
     command: str,
     progress: Progress,
     *,
     keys: Collection[str] | None = None,
 ) -> None:
-    """Warn of settings of the command, or those of them in `keys`, whose section `command` does not read."""
+    """Warn of settings of the command, or those of them in `keys`, that `command` does not read."""
     if ignored := without_effect(config.overrides if keys is None else keys, read):
         progress.warn(f"{', '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no effect on {command}")
 

@@ -177,6 +177,13 @@ def test_settings_of_other_data_and_of_phases_are_reported(arguments, command, s
     assert f"phase2.n_resamples, phase5.folds have no effect on data {verb}" in " ".join(err.split())
 
 
+def test_import_reports_settings_of_the_data_without_effect(command, scenes, tmp_path):
+    settings = ["data.seed=3", "data.grouping.radius=9", "data.max_invalid_fraction=0.1"]
+    code, _, err = command("data", "import", scenes, "--to", tmp_path / "imported", *settings)
+    assert code == 0, err
+    assert "data.grouping.radius, data.seed have no effect on data import" in " ".join(err.split())
+
+
 def test_scenes_report_settings_without_effect(command, tmp_path):
     size = ["scenes.count=8", "scenes.width=64", "scenes.height=64"]
     code, _, err = command("data", "scenes", tmp_path / "scenes", *size, "phase5.folds=3")

@@ -32,6 +32,8 @@ from streetvision.io.atomic import read_json, sha256_bytes, sha256_json, write_b
 
 PART_SIZE = 1000
 """Entries per part of the index. An interrupted import repeats at most this many."""
+IMPORT_SETTINGS = {"class_names", "coco", "group_column", "hf_split", "max_invalid_fraction", "source_column"}
+"""Settings of DataConfig that have an effect on an import."""
 IMAGES = "images"
 MAX_DAMAGED_NAMED = 3
 """Damaged archives that an error names; the others are counted."""
@@ -109,7 +111,12 @@ def import_images(
     """
     parts, opened = IndexParts(folder), _open_source(source, config)
     done = parts.done()
-    request = [opened.identity, config.model_dump(mode="json"), copy, consistency and vars(consistency)]
+    request = [
+        opened.identity,
+        config.model_dump(mode="json", include=IMPORT_SETTINGS),
+        copy,
+        consistency and vars(consistency),
+    ]
     request_json, note = {"request_sha256": sha256_json(request), "source": source}, folder / "import.json"
     if done and (not note.is_file() or read_json(note) != request_json):
         raise DataError(

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.settings import no_effect
-from streetvision.data.config import DataConfig
-from streetvision.data.sources.importer import Consistency, import_images
+from streetvision.data.sources.importer import IMPORT_SETTINGS, Consistency, import_images
 from streetvision.io.atomic import cannot_write, remove_stray_temps
 from streetvision.io.lock import run_lock
 from streetvision.pipeline.config import compose_config
@@ -21,13 +20,13 @@ def import_data(
     """Index `source` in `folder`; `consistent` is COLUMN=WORD,WORD."""
     composed = compose_config(overrides, base={"data": {"root": source}})
     refuse_settings_of_options(composed, {"data.root": "the argument SOURCE"})
-    warn_without_effect(composed, {DataConfig}, "data import", console)
     config = composed.data
     if config.labels is not None:
         raise no_effect("data.labels", "images are imported", "set it for train")
     for name in ("group_pattern", "source_pattern"):
         if getattr(config, name) is not None:
             raise no_effect(f"data.{name}", "images are imported", "set it for data check and train")
+    warn_without_effect(composed, [f"data.{name}" for name in IMPORT_SETTINGS], "data import", console)
     consistency = None if consistent is None else _consistency(consistent)
     try:
         folder.mkdir(parents=True, exist_ok=True)
