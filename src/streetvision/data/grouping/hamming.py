@@ -50,10 +50,15 @@ def _unordered_pairs(hashes: Hashes, table: Hashes, radius: int) -> Iterator[Pos
         yield np.argwhere(np.bitwise_count(hashes[:, None] ^ table) <= radius)
         return
     whole, rest = divmod(radius, CHUNKS)
-    for chunk in range(CHUNKS):
-        chunk_radius = whole if chunk <= rest else whole - 1
-        if chunk_radius >= 0:
-            yield from _pairs_by_chunk(hashes, table, chunk=chunk, chunk_radius=chunk_radius, radius=radius)
+    radii = [whole if chunk <= rest else whole - 1 for chunk in range(CHUNKS)]
+    for chunk, chunk_radius in enumerate(radii):
+        if chunk_radius < 0:
+            continue
+        for block in _pairs_by_chunk(hashes, table, chunk=chunk, chunk_radius=chunk_radius, radius=radius):
+            # A pair that is similar in several chunks is yielded for the first of them.
+            chunks = (hashes[block[:, 0]] ^ table[block[:, 1]])[:, None].view(np.uint16)
+            new = (np.bitwise_count(chunks[:, :chunk]) > radii[:chunk]).all(axis=1)
+            yield block[new]
 
 
 def _pairs_by_chunk(
