@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 from torch.nn.functional import binary_cross_entropy_with_logits, layer_norm
 
+from streetvision.calibration.parametric import PlattCalibrator
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Silent
+from streetvision.eval.metrics import roc_auc
 from streetvision.models.config import GatedAttentionConfig, LseConfig, TopKConfig
 from streetvision.models.evidence import EVIDENCE
 from streetvision.training import evidence
@@ -25,6 +28,13 @@ def planted(n, *, seed, shift):
     mask = random.random((n, TILES)) < 0.9
     tensors = torch.from_numpy(features).float(), torch.from_numpy(mask)
     return *tensors, labels, random.normal(scale=0.3, size=n)
+
+
+def with_informed_base(n, *, seed, scale):
+    """As `planted`; the base margins are the log-odds of a single view, times `scale`."""
+    features, mask, labels, _ = planted(n, seed=seed, shift=1.5)
+    view = np.random.default_rng(seed + 100).normal(size=n) + 1.5 * (labels - 0.5)
+    return features, mask, labels, scale * 1.5 * view
 
 
 def fit(features, mask, labels, base, groups=None, seed=0, pooling=POOLINGS["lse"]):
@@ -59,20 +69,23 @@ def test_one_shifted_tile_of_an_image_is_learned_from_the_labels_of_images(name)
 
 
 def test_the_solution_is_that_of_a_float64_reference(monkeypatch):
-    features, mask, labels, base = planted(120, seed=3, shift=1.5)
+    features, mask, labels, base = with_informed_base(120, seed=3, scale=2.0)
     mask[:2] = False  # no tile: the base margin stays
     monkeypatch.setattr(evidence, "PENALTIES", (0.1,))
     fitted = fit(features, mask, labels, base)
     scale = layer_norm(features[mask].double(), (WIDTH,)).std(dim=0)
+    platt = PlattCalibrator().learn(base, labels == 1)
 
     module = module_of(fitted)
     optimizer = torch.optim.LBFGS(module.parameters(), max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
-        margins = fused_margins(module, features, mask, base)
+        margins = platt.slope * fused_margins(module, features, mask, base) + platt.intercept
         loss = binary_cross_entropy_with_logits(margins, torch.from_numpy(labels).double())
-        loss = loss + 0.1 * (module.weight * scale).square().sum()  # the penalty is on standardised features
+        loss = (
+            loss + 0.1 * (platt.slope * module.weight * scale).square().sum()
+        )  # the penalty is on standardised features
         loss.backward()
         return loss
 
@@ -80,6 +93,49 @@ def test_the_solution_is_that_of_a_float64_reference(monkeypatch):
     optimizer.step(closure)
     assert before == pytest.approx(closure().item(), abs=1e-5)
     np.testing.assert_allclose(module.weight.detach().numpy(), fitted.state["weight"], atol=5e-3)
+
+
+def auc_of_fit(*, scale):
+    """ROC-AUC of the base and of the fused margins on new images, and the fit."""
+    fitted = fit(*with_informed_base(300, seed=1, scale=scale))
+    features, mask, labels, base = with_informed_base(2000, seed=51, scale=scale)
+    with torch.no_grad():
+        fused = fused_margins(module_of(fitted), features, mask, base).numpy()
+    return roc_auc(labels, expit(base / scale)), roc_auc(labels, expit(fused / scale)), fitted
+
+
+def test_an_overconfident_single_view_does_not_suppress_the_evidence():
+    base, calibrated, of_calibrated = auc_of_fit(scale=1.0)
+    _, overconfident, of_overconfident = auc_of_fit(scale=5.0)
+    assert calibrated > base + 0.02
+    assert overconfident > base + 0.02
+    assert overconfident == pytest.approx(calibrated, abs=0.005)
+    assert of_overconfident.base_nll == pytest.approx(of_calibrated.base_nll, abs=1e-3)
+    assert min(of_overconfident.path) < 0.95 * of_overconfident.base_nll
+
+
+def test_the_calibration_changes_little_if_the_single_view_is_calibrated(monkeypatch):
+    _, auc, fitted = auc_of_fit(scale=1.0)
+    monkeypatch.setattr(evidence, "_platt", lambda *_: evidence.Calibration(1.0, 0.0))
+    _, without, fitted_without = auc_of_fit(scale=1.0)
+    assert auc == pytest.approx(without, abs=0.003)
+    assert min(fitted.path) == pytest.approx(min(fitted_without.path), abs=0.01)
+
+
+def test_a_fold_is_calibrated_without_its_rows(monkeypatch):
+    features, mask, labels, base = with_informed_base(100, seed=8, scale=5.0)
+    groups, calibrated, platt = list(range(50)) * 2, [], evidence._platt
+
+    def recorded(margins, of_rows):
+        calibrated.append(np.flatnonzero(np.isin(base, margins)))
+        return platt(margins, of_rows)
+
+    monkeypatch.setattr(evidence, "_platt", recorded)
+    monkeypatch.setattr(evidence, "PENALTIES", (1.0,))
+    fit(features, mask, labels, base, groups)
+    folds = evidence.grouped_folds(labels, groups, seed=0)
+    expected = [*(np.flatnonzero(folds != fold) for fold in range(folds.max() + 1)), np.arange(100)]
+    assert [rows.tolist() for rows in calibrated] == [rows.tolist() for rows in expected]
 
 
 def test_tiles_without_a_signal_change_little():

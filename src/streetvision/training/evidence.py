@@ -1,22 +1,26 @@
 """Evidence of tiles or patches, fitted to labels of whole images (multiple-instance learning).
 
 The fused log-odds are those of the single view plus the evidence of the instances (tiles or patches), pooled as a class
-in EVIDENCE does. Only the evidence is fitted, in principal components of the features.
+in EVIDENCE does. Only the evidence is fitted, in principal components of the features. The loss is that of fused
+log-odds after Platt's calibration of the single view, because the shipped scores are calibrated later.
 
 Shapes: N images, T instances, P width of an instance's features, R principal components.
 
 References:
     Log-sum-exp pooling of instances: Ramon and De Raedt 2000, Multi Instance Neural Networks, section 3. Base margins
-    from cross-validation: Wolpert 1992, Stacked Generalization, Neural Networks 5, pages 241 to 259.
+    from cross-validation: Wolpert 1992, Stacked Generalization, Neural Networks 5, pages 241 to 259. Calibration: Platt
+    1999; Lin, Lin and Weng 2007, https://doi.org/10.1007/s10994-007-5018-6.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.special import expit
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 from torch.nn.functional import layer_norm, softplus
@@ -31,8 +35,8 @@ from streetvision.training.probe import grouped_folds
 
 FloatArray = NDArray[np.float64]
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
-"""L2 penalties of the score that are tried, from the strongest; features are standardised and the loss is the mean
-NLL."""
+"""L2 penalties of the calibrated score that are tried, from the strongest; features are standardised and the loss is
+the mean NLL."""
 WORSE_PENALTIES = 2
 """Penalties in a row with a higher NLL than the best before, after which no weaker one is tried."""
 COMPONENTS = 128
@@ -44,6 +48,9 @@ CHUNK = 64
 """Images whose features are projected at a time."""
 SEARCH_ITERATIONS, FINAL_ITERATIONS = 50, 300
 EPSILON = 1e-6
+MIN_CALIBRATED_DEVIATION = 0.1
+"""Least standard deviation, in nats, of the calibrated margins of the single view. It keeps the slope positive where
+the single view does not separate the classes."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,17 @@ class FittedEvidence:
     penalty: float
     """The penalty with the lowest NLL."""
     path: tuple[float, ...]
-    """NLL at each of the first of PENALTIES, each row predicted by a fit without its group."""
+    """Calibrated NLL at each of the first of PENALTIES, each row predicted by a fit without its group."""
     base_nll: float
-    """NLL of the single view on the same rows."""
+    """NLL of the single view on the same rows, by the same calibrations."""
+
+
+class Calibration(NamedTuple):
+    """Platt's calibration of margins: slope * margin + offset."""
+
+    slope: float
+    """Positive."""
+    offset: float
 
 
 def fit_evidence(
@@ -96,28 +111,32 @@ def fit_evidence(
             return EVIDENCE[pooling.name](pooling, mask.shape[1], inputs.shape[2])
 
     folds = torch.from_numpy(grouped_folds(labels, groups, seed=seed))
-    modules = [untrained() for _ in range(int(folds.max()) + 1)]
+    tests = [folds == fold for fold in range(int(folds.max()) + 1)]
+    calibrations = [_platt(base[~test.numpy()], labels[~test.numpy()]) for test in tests]
+    modules = [untrained() for _ in tests]
     path: list[float] = []
     for penalty in progress.track(PENALTIES, total=len(PENALTIES), label="evidence"):
         margins = torch.empty(len(labels), dtype=torch.float64)
-        for fold in range(len(modules)):
+        for fold, (test, calibration) in enumerate(zip(tests, calibrations, strict=True)):
             if not modules[fold].warm_start:
                 modules[fold] = untrained()
-            test = folds == fold
             train = (part[~test] for part in data)
-            _solve(modules[fold], *train, penalty=penalty, iterations=SEARCH_ITERATIONS)
+            _solve(modules[fold], *train, calibration=calibration, penalty=penalty, iterations=SEARCH_ITERATIONS)
             with torch.no_grad():
-                margins[test] = data[3][test] + modules[fold].pool(inputs[test], mask[test]).margin
+                fused = data[3][test] + modules[fold].pool(inputs[test], mask[test]).margin
+            margins[test] = calibration.slope * fused + calibration.offset
         path.append(_nll(margins, data[2]).item())
         if len(path) - 1 - int(np.argmin(path)) == WORSE_PENALTIES:
             break
     penalty = PENALTIES[int(np.argmin(path))]
     final = untrained()
-    _solve(final, *data, penalty=penalty, iterations=FINAL_ITERATIONS)
+    _solve(final, *data, calibration=_platt(base, labels), penalty=penalty, iterations=FINAL_ITERATIONS)
+    for test, calibration in zip(tests, calibrations, strict=True):
+        margins[test] = calibration.slope * data[3][test] + calibration.offset
     state = cpu_state_dict(final)
     state["weight"] = state["weight"] @ directions.T
     state["bias"] = state["bias"] - state["weight"] @ mean
-    return FittedEvidence(state, penalty, tuple(path), _nll(data[3], data[2]).item())
+    return FittedEvidence(state, penalty, tuple(path), _nll(margins, data[2]).item())
 
 
 def _components(features: Tensor, mask: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -136,6 +155,21 @@ def _normalised(features: Tensor) -> Tensor:
     return layer_norm(features.float(), features.shape[-1:])
 
 
+def _platt(margins: FloatArray, labels: NDArray[np.int64]) -> Calibration:
+    """Fit Platt's calibration with a positive slope to margins (N,), with his smoothed targets."""
+    positives, mean, deviation = int(labels.sum()), margins.mean(), margins.std() + EPSILON
+    targets = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
+    x = np.column_stack([(margins - mean) / deviation, np.ones(len(labels))])
+
+    def loss_and_gradient(solution: FloatArray) -> tuple[float, FloatArray]:
+        z = x @ solution
+        return float((np.logaddexp(0, z) - targets * z).mean()), x.T @ (expit(z) - targets) / len(labels)
+
+    bounds = [(MIN_CALIBRATED_DEVIATION, None), (None, None)]
+    slope, offset = minimize(loss_and_gradient, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=bounds).x
+    return Calibration(float(slope / deviation), float(offset - slope * mean / deviation))
+
+
 def _solve(
     module: EvidenceFusion,
     inputs: Tensor,
@@ -143,21 +177,22 @@ def _solve(
     labels: Tensor,
     base: Tensor,
     *,
+    calibration: Calibration,
     penalty: float,
     iterations: int,
 ) -> None:
     """Fit `module` to the lowest penalised loss, from its present weights."""
-    parameters = list(module.parameters())
+    parameters, (slope, offset) = list(module.parameters()), calibration
 
     def loss_and_gradient(solution: FloatArray) -> tuple[float, FloatArray]:
         vector_to_parameters(torch.from_numpy(solution).float(), parameters)
-        margins = base + module.pool(inputs, mask).margin
-        loss = _nll(margins, labels) + penalty * module.weight[0].square().sum() + module.weight_penalty()
+        margins = slope * (base + module.pool(inputs, mask).margin) + offset
+        loss = _nll(margins, labels) + penalty * (slope * module.weight[0]).square().sum() + module.weight_penalty()
         gradient = parameters_to_vector(torch.autograd.grad(loss, parameters))
         return loss.item(), gradient.double().numpy()
 
     start = parameters_to_vector(parameters).detach().double().numpy()
-    options = {"maxiter": iterations, "maxfun": 2 * iterations, "gtol": 1e-5}
+    options = {"maxiter": iterations, "maxfun": 2 * iterations, "gtol": 1e-5 * slope}
     solution = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", options=options).x
     vector_to_parameters(torch.from_numpy(solution).float(), parameters)
 
