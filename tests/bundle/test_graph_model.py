@@ -166,10 +166,12 @@ def test_a_single_view_has_the_logits_of_the_graph(models):
 @pytest.mark.parametrize("pixels", IMAGES)
 def test_resized_views_differ_from_pytorch_by_rounding_only(pixels):
     config = ViewsConfig(rows=2, columns=3, overlap=0.2)
-    expected = make_views(torch.from_numpy(pixels).permute(2, 0, 1), config, image_size=SIZE)
-    actual = make_view_arrays(pixels, config, image_size=SIZE)
+    sizes = {"image_size": SIZE, "dense_size": DENSE_SIZE}
+    expected = make_views(torch.from_numpy(pixels).permute(2, 0, 1), config, **sizes)
+    actual = make_view_arrays(pixels, config, **sizes)
     np.testing.assert_array_equal(actual.mask, expected.mask)
     np.testing.assert_array_equal(actual.content, expected.content)
+    np.testing.assert_array_equal(actual.dense_content, expected.dense_content)
     difference = np.abs(actual.pixels.astype(int) - expected.pixels.numpy().astype(int))
     assert difference.max() <= 1
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from streetvision.bundle.graph_model import make_view_arrays
 from streetvision.bundle.view_fusion import EVIDENCE, FUSIONS, ViewFusion, inference_keys
 from streetvision.contracts.errors import ArtifactError
 from streetvision.models import evidence as torch_evidence
@@ -21,7 +22,7 @@ from streetvision.models.config import (
     ViewsConfig,
 )
 from streetvision.models.network import seeded
-from streetvision.models.views import ViewArrays
+from streetvision.models.views import ViewArrays, plan_patches
 
 WIDTH, SIDE = 12, 32
 VIEWS = ViewsConfig(rows=2, columns=2)
@@ -36,7 +37,7 @@ def random_views(seed):
     content = np.tile([0, 0, SIDE, SIDE], (VIEWS.count, 1))
     content[:, 3] -= random.integers(0, SIDE // 2, VIEWS.count)
     views = ViewArrays(
-        np.zeros((VIEWS.count, 3, SIDE, SIDE), np.uint8), content, mask, np.zeros((0, 3, 0, 0), np.uint8)
+        np.zeros((VIEWS.count, 3, SIDE, SIDE), np.uint8), content, mask, np.zeros((0, 3, 0, 0), np.uint8), content[:0]
     )
     features = random.normal(size=(VIEWS.count, WIDTH)).astype(np.float32)
     return features, random.normal(scale=3, size=(VIEWS.count, 2)).astype(np.float32), views
@@ -121,6 +122,22 @@ def test_evidence_of_tiles_gives_the_results_of_pytorch(name, tmp_path):
         ViewFusion(description, WIDTH + 1, path)
     with pytest.raises(ArtifactError, match="needs weights"):
         ViewFusion(description, WIDTH, None)
+
+
+@pytest.mark.parametrize("size", [(40, 200), (200, 100), (100, 150)])
+def test_patches_count_that_show_a_part_of_the_image(tmp_path, size):
+    dense_size, patches = (128, 192), 4 * 6
+    _, path = evidence_of(POOLINGS["lse"], patches, tmp_path)
+    description = FusionDescription(mode="dense", dense_size=dense_size, pooling=POOLINGS["lse"])
+    features, logits, _ = random_views(0)
+    pixels = np.full((*size, 3), 200, np.uint8)
+    views = make_view_arrays(pixels, None, image_size=(SIDE, SIDE), dense_size=dense_size)
+    features_of_patches = np.random.default_rng(0).normal(size=(patches, WIDTH)).astype(np.float32)
+    fused = ViewFusion(description, None, path)(features[:1], logits[:1], views, features_of_patches)
+    boxes = plan_patches(*size, dense_size, patches)
+    shown = [box.left < box.right and box.top < box.bottom for box in boxes]
+    assert fused.mask.tolist() == [True, *shown]
+    assert (fused.weights > 0).tolist() == [True, *shown]
 
 
 def test_weights_of_another_fusion_are_rejected(tmp_path):

@@ -224,6 +224,24 @@ def test_patches_of_padding_do_not_count(classifier):
     assert (boxes[0][:2], boxes[-1][2:]) == ((0, 0), (200, 9))
 
 
+@pytest.mark.parametrize(
+    ("size", "rows", "columns"),
+    [((40, 200), [True] * 4, [True] * 6), ((200, 100), [True] * 4, [False, *[True] * 4, False])],
+)
+def test_the_padding_of_a_dense_pass_is_its_own(classifier, size, rows, columns):
+    model = fused(classifier, "dense")  # its aspect ratio is not that of the single view
+    views = model.prepare(torch.full((3, *size), 200, dtype=torch.uint8))
+    counted = model.embed(Views(*(part[None] for part in views))).patch_mask.reshape(4, 6)
+    assert counted.any(dim=1).tolist() == rows
+    assert counted.any(dim=0).tolist() == columns
+    left, top, right, bottom = views.dense_content[0].tolist()
+    outside = views.dense[0].clone()
+    outside[:, top:bottom, left:right] = 0
+    assert not outside.any()
+    shown = [box.left < box.right and box.top < box.bottom for box in model.boxes(*size)[1:]]
+    assert counted.flatten().tolist() == shown
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
 def test_backbones_that_take_another_size_share_their_weights(name):
     model = load_classifier(

@@ -202,5 +202,7 @@ def make_view_arrays(
         if mask[index]:
             views[index] = fit_pixels(pixels[box.top : box.bottom, box.left : box.right], image_size)
             content[index] = fit_box(box.size, image_size)
-    dense = np.zeros((0, 3, 0, 0), np.uint8) if dense_size is None else fit_pixels(pixels, dense_size)[None]
-    return ViewArrays(views, content, mask, dense)
+    if dense_size is None:
+        return ViewArrays(views, content, mask, np.zeros((0, 3, 0, 0), np.uint8), content[:0])
+    dense_content = np.array([fit_box((height, width), dense_size)])
+    return ViewArrays(views, content, mask, fit_pixels(pixels, dense_size)[None], dense_content)

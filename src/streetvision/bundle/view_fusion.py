@@ -233,9 +233,10 @@ class ViewFusion:
         whole = _single_view(logits, views)
         instances, counted = features[is_tile], np.ones(int(is_tile.sum()), dtype=np.bool_)
         if patches is not None:
-            assert self.description.dense_size is not None
-            grid = patch_grid(self.description.dense_size, len(patches))
-            instances, counted = patches, patch_mask(views.content[0], views.pixels.shape[-2:], grid)
+            size = self.description.dense_size
+            assert size is not None
+            grid = patch_grid(size, len(patches))
+            instances, counted = patches, patch_mask(views.dense_content[0], size, grid)
         outputs = _linear(_normalise(instances.astype(np.float64)), w)
         margin, shares = 0.0, np.zeros(len(instances))
         if counted.any():

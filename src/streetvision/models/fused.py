@@ -94,9 +94,10 @@ class FusedClassifier(nn.Module):
         content = content_fraction(views.content, self.image_size)
         if self.dense is None:
             return EmbeddedViews(features, views.mask, content, features[:, :0], views.mask[:, :0])
-        assert self.description.dense_size is not None
-        grid = patch_grid(self.description.dense_size, self.dense.count)
-        inside = torch.from_numpy(patch_mask(views.content[:, 0].cpu().numpy(), self.image_size, grid))
+        size = self.description.dense_size
+        assert size is not None
+        grid = patch_grid(size, self.dense.count)
+        inside = torch.from_numpy(patch_mask(views.dense_content[:, 0].cpu().numpy(), size, grid))
         return EmbeddedViews(features, views.mask, content, self.dense(views.dense[:, 0]), inside.to(features.device))
 
     def instances(self, views: EmbeddedViews) -> tuple[Tensor, Tensor]:

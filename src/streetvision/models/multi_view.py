@@ -27,6 +27,8 @@ class Views(NamedTuple):
     """bool (V,): False for a view with the same box as an earlier one; its pixels are black."""
     dense: Tensor
     """uint8 (D, 3, H', W'): the image at the size of the dense pass; D = 0 without one."""
+    dense_content: Tensor
+    """int64 (D, 4): the part of the dense pass that is not padding, in its pixels, as in `content`."""
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> "Views":
         """Return the same views on another device."""
@@ -69,8 +71,10 @@ def make_views(
         if mask[index]:
             pixels[index] = fit_tensor(image[:, box.top : box.bottom, box.left : box.right], image_size)
             content[index] = torch.tensor(fit_box(box.size, image_size))
-    dense = pixels.new_zeros(0, 3, 0, 0) if dense_size is None else fit_tensor(image, dense_size)[None]
-    return Views(pixels, content, mask, dense)
+    if dense_size is None:
+        return Views(pixels, content, mask, pixels.new_zeros(0, 3, 0, 0), content[:0])
+    dense_content = torch.tensor([fit_box((height, width), dense_size)])
+    return Views(pixels, content, mask, fit_tensor(image, dense_size)[None], dense_content)
 
 
 def content_fraction(content: Tensor, image_size: ImageSize) -> Tensor:

@@ -33,6 +33,8 @@ class ViewArrays(NamedTuple):
     """(V,): False for a view with the same box as an earlier one; its pixels are black."""
     dense: NDArray[np.uint8]
     """(D, 3, H', W'): the image at the size of the dense pass; D = 0 without one."""
+    dense_content: NDArray[np.int64]
+    """(D, 4): the part of the dense pass that is not padding, in its pixels, as in `content`."""
 
 
 def plan_views(height: int, width: int, config: ViewsConfig | None) -> list[Box]:
@@ -70,7 +72,7 @@ def patch_mask(content: NDArray[np.int64], image_size: ImageSize, grid: tuple[in
     """Return which patches show a part of an image that is not padding (..., T).
 
     Args:
-        content: Box (..., 4) of this part in an image of `image_size`, as in `ViewArrays.content`.
+        content: Box (..., 4) of this part in an image of `image_size`, as in `ViewArrays.dense_content`.
         image_size: h, w.
         grid: Rows and columns of the patches.
     """
