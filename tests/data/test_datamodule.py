@@ -34,7 +34,7 @@ def epochs(batches, n=2):
 
 def test_evaluation_images_are_in_order_and_deterministic(scenes):
     batches = loader(scenes, augment=False)
-    assert [tuple(images.shape) for images, _ in batches] == [(5, 3, 32, 32)] * 3 + [(1, 3, 32, 32)]
+    assert [tuple(images.shape) for images, _ in batches] == [(5, 3, 32, 32)] * 2 + [(3, 3, 32, 32)] * 2
     first, second = epochs(batches)
     assert first.dtype == torch.uint8
     assert torch.equal(first, second)
@@ -100,6 +100,27 @@ def test_feature_batches_have_every_row_once_per_epoch(n, batch_size):
     assert sorted(torch.cat([y for _, y in first]).tolist()) == list(range(n))
 
 
+@pytest.mark.parametrize(("n", "batch_size"), [(33, 16), (17, 16), (32, 16), (5, 16), (1, 16), (50, 7), (101, 10)])
+def test_no_batch_of_an_epoch_is_much_shorter_than_the_others(n, batch_size):
+    order = EpochBatchSampler(n, batch_size=batch_size, shuffle=True)
+    sizes = [len(batch) for batch in order.positions(0)]
+    assert len(sizes) == len(order) == -(-n // batch_size)
+    assert max(sizes) <= batch_size
+    assert min(sizes) >= min(n, batch_size / 2)
+    assert sorted(row for batch in order.positions(0) for row in batch) == list(range(n))
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(20, 16), (36, 16), (56, 16), (68, 32)])
+def test_no_row_is_repeated_where_the_micro_batches_divide_the_rows(n, batch_size):
+    rows = []
+    for rank in range(2):
+        order = EpochBatchSampler(
+            n, batch_size=batch_size, shuffle=True, micro_batches=2, rank_and_world_size=(rank, 2)
+        )
+        rows += [row for batch in order.positions(0) for row in batch]
+    assert sorted(rows) == list(range(n))
+
+
 def test_orders_differ_by_epoch_and_seed():
     assert torch.equal(shuffled(50, seed=0, epoch=0), shuffled(50, seed=0, epoch=0))
     assert not torch.equal(shuffled(50, seed=0, epoch=0), shuffled(50, seed=0, epoch=1))
@@ -119,7 +140,8 @@ def test_mixed_batches_depend_on_seed_and_epoch_and_not_on_workers(scenes):
 
 
 @pytest.mark.parametrize(
-    ("n", "batch_size", "micro_batches", "world_size"), [(20, 8, 2, 2), (21, 8, 4, 1), (3, 8, 2, 2), (16, 4, 1, 2)]
+    ("n", "batch_size", "micro_batches", "world_size"),
+    [(20, 8, 2, 2), (21, 8, 4, 1), (3, 8, 2, 2), (16, 4, 1, 2), (20, 16, 2, 2)],
 )
 def test_micro_batches_of_all_processes_form_the_batches_of_one(n, batch_size, micro_batches, world_size):
     settings = {"batch_size": batch_size, "shuffle": True, "seed": 4}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -79,13 +79,16 @@ class ImageDataset(Dataset[Sample]):
 class EpochBatchSampler(Sampler[list[Key]]):
     """Batches of keys (epoch, position), in order or shuffled in each epoch. Each iteration is one epoch.
 
+    If the last batch of an epoch would have less than half of the rows of the others, half of the rows of the batch
+    before it move to it, because a step on a single row would be noisy and a BatchNorm refuses it.
+
     A batch is divided into `micro_batches` for each of `world_size` processes. All micro-batches of a batch have the
-    same length, so the mean of their means is the mean of the batch. For this, the last batch of an epoch is extended
-    by the first rows of the epoch to a multiple of their number.
+    same length, so the mean of their means is the mean of the batch. For this, the last batches of an epoch are
+    extended by the first rows of the epoch to a multiple of their number.
 
     Args:
         n: Number of rows.
-        batch_size: Rows per batch, over all processes.
+        batch_size: Rows per batch, over all processes; the last two batches may have fewer, at least half as many.
         shuffle: Whether each epoch has its own order.
         seed: Seed of the orders.
         micro_batches: Micro-batches per batch and process.
@@ -127,8 +130,11 @@ class EpochBatchSampler(Sampler[list[Key]]):
         order = (shuffled(self.n, seed=self.seed, epoch=epoch) if self.shuffle else torch.arange(self.n)).tolist()
         total = self.micro_batches * self.world_size
         of_this_rank = []
-        for start in range(0, self.n, self.batch_size):
-            batch = order[start : start + self.batch_size]
+        edges = [*range(0, self.n, self.batch_size), self.n]
+        if len(edges) > 2 and 2 * (edges[-1] - edges[-2]) < self.batch_size:
+            edges[-2] -= self.batch_size // 2  # also a multiple of the usual numbers of micro-batches
+        for start, stop in pairwise(edges):
+            batch = order[start:stop]
             batch += list(islice(cycle(order), -len(batch) % total))
             of_this_rank += [batch[number::total] for number in range(self.rank, total, self.world_size)]
         return of_this_rank
