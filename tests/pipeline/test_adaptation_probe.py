@@ -1,5 +1,6 @@
 """What phase 4a decides by a probe on TRAIN: the sample, the level of its views, the share of its weights."""
 
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,13 @@ from streetvision.contracts.split_contracts import Row
 from streetvision.data.config import VIEW_LEVELS, PairConfig
 from streetvision.eval.predictions import Predictions
 from streetvision.pipeline.adaptation_gate import shipped_weights
-from streetvision.pipeline.adaptation_probe import SAMPLE_SIZE, SAMPLE_SIZE_OF_CLASS, choose_views, sample_of_groups
+from streetvision.pipeline.adaptation_probe import (
+    MAX_SAMPLE_SIZE,
+    SAMPLE_SIZE,
+    SAMPLE_SIZE_OF_CLASS,
+    choose_views,
+    sample_of_groups,
+)
 from streetvision.training.ssl.config import SimCLRConfig
 
 LABELS = np.arange(100) % 2
@@ -34,6 +41,51 @@ def test_the_sample_has_whole_groups_and_enough_of_each_class():
     drawn = {row.group for row in sample}
     assert [row for row in everything if row.group in drawn] == list(sample)
     assert sample == sample_of_groups(everything, seed=0) != sample_of_groups(everything, seed=1)
+
+
+def grouped(sizes, label):
+    """Rows of groups of these sizes; `label` maps the number of a group and of a row in it to a label."""
+    return [
+        Row(f"{g}_{i}.jpg", int(label(g, i)), f"{g:032x}{i:032x}", 8, 8, 0.5, group=f"g{g:05}")
+        for g, size in enumerate(sizes)
+        for i in range(size)
+    ]
+
+
+def test_a_large_group_does_not_make_the_sample_large_or_be_all_of_it():
+    everything, sizes = grouped([5000, *[20] * 60], lambda _, i: i % 4 == 0), []
+    for seed in range(5):
+        sample = sample_of_groups(everything, seed=seed)
+        assert SAMPLE_SIZE <= len(sample) <= MAX_SAMPLE_SIZE
+        assert sample == sample_of_groups(everything, seed=seed)
+        counts, chosen = Counter(row.group for row in sample), set(sample)
+        assert list(sample) == [row for row in everything if row in chosen]
+        sizes.append(len(sample))
+        assert len(counts) >= 20
+        assert set(counts.values()) == {20, counts["g00000"]} or set(counts.values()) == {20}
+        assert np.mean([row.label for row in sample]) == pytest.approx(0.25, abs=0.01)
+        frames = [number for number, row in enumerate(everything[:5000]) if row in chosen]
+        assert not frames or max(np.diff(frames)) < 20  # evenly spaced
+    assert (min(sizes), max(sizes)) == (SAMPLE_SIZE, MAX_SAMPLE_SIZE)
+
+
+def test_many_large_groups_have_equal_shares():
+    everything = grouped([2000, 4000, 2500, 3000], lambda g, _: g % 2)
+    sample = sample_of_groups(everything, seed=0)
+    assert MAX_SAMPLE_SIZE - 4 <= len(sample) <= MAX_SAMPLE_SIZE
+    counts = Counter(row.group for row in sample)
+    assert counts["g00000"] == counts["g00002"]
+    assert counts["g00001"] == counts["g00003"]
+
+
+@pytest.mark.parametrize("size", [1, 10])
+def test_a_rare_class_does_not_make_the_sample_large(size):
+    everything = grouped([size] * (10_000 // size), lambda g, _: g % (2000 // size) == 0)
+    n_rare = sum(row.label for row in everything)
+    assert 0 < n_rare < SAMPLE_SIZE_OF_CLASS
+    sample = sample_of_groups(everything, seed=0)
+    assert MAX_SAMPLE_SIZE * 0.9 < len(sample) <= MAX_SAMPLE_SIZE
+    assert sum(row.label for row in sample) == n_rare
 
 
 def test_a_small_data_set_is_its_own_sample():

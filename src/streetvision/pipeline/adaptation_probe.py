@@ -1,5 +1,6 @@
 """A linear probe on a sample of TRAIN, by which phase 4a chooses its views and the share of its weights that ships."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,8 @@ from streetvision.training.ssl.config import ExPLoRAConfig
 
 SAMPLE_SIZE, SAMPLE_SIZE_OF_CLASS = 400, 100
 """Least number of images of the sample, and of each class in it; all of TRAIN if it has fewer."""
+MAX_SAMPLE_SIZE = 4 * SAMPLE_SIZE
+"""Largest number of images of the sample, which are in memory. One large group, or a rare class, would exceed it."""
 VIEW_IMAGES = 128
 """Largest number of images whose views are predicted, two views each."""
 MAX_VIEW_LOSS = 0.1
@@ -44,7 +47,7 @@ class AdaptationProbe:
     backbone: Backbone
     reader: FeatureReader
     rows: tuple[Row, ...]
-    """The sample: whole groups of TRAIN."""
+    """The sample: groups of TRAIN."""
 
     @classmethod
     def of(cls, backbone: Backbone, context: Context) -> "AdaptationProbe":
@@ -139,20 +142,45 @@ class AdaptationProbe:
 
 
 def sample_of_groups(rows: Sequence[Row], *, seed: int) -> tuple[Row, ...]:
-    """Return the rows of randomly drawn groups: at least SAMPLE_SIZE in all, and SAMPLE_SIZE_OF_CLASS of each class."""
+    """Return the rows of randomly drawn groups: at least SAMPLE_SIZE in all, and SAMPLE_SIZE_OF_CLASS of each class.
+
+    If these are more than MAX_SAMPLE_SIZE, groups that are larger than their share keep evenly spaced rows only, and
+    the rarer class keeps its share of the rows, or SAMPLE_SIZE_OF_CLASS if that is more.
+    """
     names = sorted({row.group or row.sha256 for row in rows})
-    members: dict[str, list[Row]] = {name: [] for name in names}
-    for row in rows:
-        members[row.group or row.sha256].append(row)
-    drawn: set[str] = set()
+    members: dict[str, list[int]] = {name: [] for name in names}
+    for index, row in enumerate(rows):
+        members[row.group or row.sha256].append(index)
+    drawn: list[list[int]] = []
     counts = [0, 0]
     for position in np.random.default_rng(seed).permutation(len(names)):
         if sum(counts) >= SAMPLE_SIZE and min(counts) >= SAMPLE_SIZE_OF_CLASS:
             break
-        drawn.add(names[position])
-        for row in members[names[position]]:
-            counts[row.label] += 1
-    return tuple(row for row in rows if (row.group or row.sha256) in drawn)
+        group = members[names[position]]
+        drawn.append(group)
+        if len(group) <= MAX_SAMPLE_SIZE:  # a larger one must not be the whole sample
+            for index in group:
+                counts[rows[index].label] += 1
+    sample = [index for group in drawn for index in group]
+    if len(sample) > MAX_SAMPLE_SIZE:
+        of_classes = [[[index for index in group if rows[index].label == label] for group in drawn] for label in (0, 1)]
+        rare, common = sorted(of_classes, key=lambda groups: sum(map(len, groups)))
+        n_rare = sum(map(len, rare))
+        most = min(n_rare, max(SAMPLE_SIZE_OF_CLASS, MAX_SAMPLE_SIZE * n_rare // len(sample)))
+        sample = _evenly(rare, most) + _evenly(common, MAX_SAMPLE_SIZE - most)
+    return tuple(rows[index] for index in sorted(sample))
+
+
+def _evenly(groups: Sequence[list[int]], most: int) -> list[int]:
+    """At most `most` elements of the groups, with equal shares of those that are larger than their share."""
+    groups = [group for group in groups if group][:most]
+    sizes = np.array([len(group) for group in groups], dtype=np.int64)
+    share = bisect_right(range(most + 1), most, key=lambda share: np.minimum(sizes, share).sum()) - 1
+    shares = np.minimum(sizes, share)
+    shares[np.flatnonzero(sizes > share)[: most - shares.sum()]] += 1
+    return [
+        group[number * len(group) // n] for group, n in zip(groups, shares.tolist(), strict=True) for number in range(n)
+    ]
 
 
 def choose_views(config: PairConfig, probe: AdaptationProbe) -> PairConfig:
