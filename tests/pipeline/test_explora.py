@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+import time
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from streetvision.io.atomic import read_json, sha256_file
 from streetvision.io.tensors import load_into, load_state
 from streetvision.models.backbone import build_backbone
 from streetvision.models.network import state_digest
+from streetvision.pipeline.steps import train_explora
 from streetvision.pipeline.steps.train_explora import warn_if_neighbours_got_worse, warn_if_swav_collapsed
+from streetvision.training.ssl.collapse_monitor import CollapseMonitor
 from tests.conftest import TINY_ADAPTATION, TINY_MODEL
 from tests.torchrun import torchrun
 
@@ -143,6 +146,33 @@ def test_adaptation_reads_cached_images(scenes, tmp_path, command):
     assert command("train", f"data.root={scenes}", f"run_dir={schema.output_dir}", *SHORT, *small)[0] == 0
     trained = [row for row in read_json(schema.splits_json)["rows"] if row["split"] == "train"]
     assert len(list(schema.image_cache_dir.rglob("*.jpg"))) == len({row["sha256"] for row in trained})
+
+
+def test_the_speed_of_a_resumed_run_is_that_of_its_own_part(scenes, tmp_path, command, monkeypatch):
+    settings = [f"data.root={scenes}", f"run_dir={tmp_path / 'run'}", *SHORT, "phase4a.checkpoint_every_n_steps=1"]
+    arguments = ["train", *settings, "pipeline.phases=[phase4a_explora]"]
+    train, parts = train_explora._train, []
+
+    def interrupt(self, trainer, *_):
+        if trainer.global_step == 3:
+            raise KeyboardInterrupt
+
+    def timed(*args):
+        started = time.perf_counter()
+        result = train(*args)
+        parts.append((time.perf_counter() - started, len(args[2])))
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CollapseMonitor, "on_train_batch_end", interrupt)
+        assert command(*arguments)[0] == 130
+    monkeypatch.setattr(train_explora, "_train", timed)
+    code, out, err = command(*arguments)
+    assert code == 0, out + err
+    assert "resumed from step 2" in out
+    ((seconds, rows),) = parts
+    rate = manifest(ArtifactSchema(tmp_path / "run"), "phase4a_explora")["metrics"]["images_per_second"]
+    assert rate * seconds == pytest.approx(rows - 2 * 16, abs=8)
 
 
 def test_the_same_command_again_finds_nothing_to_do(adapted, scenes, command):

@@ -181,6 +181,8 @@ class EpochLogger(Callback):
         self.history: list[EpochRow] = []
         self.previous_seconds = 0.0
         """Training time before the run was resumed."""
+        self.images = 0
+        """Images of all processes since the run was started or resumed."""
         self._bar: Iterator[int] = iter(())
 
     def status(self) -> str:
@@ -191,15 +193,15 @@ class EpochLogger(Callback):
         """Start the bar at the step where training starts, and the clock."""
         batches_done = trainer.global_step * self.settings.micro_batches
         steps = range(batches_done, int(trainer.num_training_batches) * (trainer.max_epochs or 1))
-        self._start, self._images, self._note = time.perf_counter(), 0, ""
+        self._start, self.images, self._note = time.perf_counter(), 0, ""
         self._bar = self.progress.track(steps, total=len(steps), label=self.label, note=lambda: self._note)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Advance the bar."""
-        self._images += len(batch[0]) * trainer.world_size
-        rate = self._images / (time.perf_counter() - self._start)
+        self.images += len(batch[0]) * trainer.world_size
+        rate = self.images / (time.perf_counter() - self._start)
         self._note = f"{rate:.0f} img/s" + (f", {self.status()}" if self.history else "")
         next(self._bar, None)
 

@@ -258,6 +258,7 @@ def test_an_interrupted_run_ends_in_equal_weights(rows, tmp_path, epochs_logged,
             trained(rows, settings, checkpoint=tmp_path / "c.ckpt", resume_key="k")
     module, monitor = trained(rows, settings, checkpoint=tmp_path / "c.ckpt", resume_key="k")
     assert monitor.resumed_step == step
+    assert (monitor.images, expected.images) == (64 - 16 * step, 64)
     for name, value in trained_parameters(expected_module).items():
         assert torch.equal(trained_parameters(module)[name], value), name
     for row, expected_row in zip(monitor.history[1:], expected.history[1:], strict=True):  # epoch 0 has a loss of nan

@@ -87,7 +87,7 @@ def run(context: Context) -> Outcome:
         warn_if_neighbours_got_worse(before["knn_mcc"], after["knn_mcc"], context.progress)
     if isinstance(config, SwAVConfig):
         warn_if_swav_collapsed(after["select_loss"], config.prototypes, context.progress)
-    rate = len(rows) * config.num_epochs / seconds
+    rate = monitor.images / seconds
     resumed = "" if resumed_step is None else f", resumed from step {resumed_step}"
     epochs = f"{config.num_epochs} epoch{'' if config.num_epochs == 1 else 's'}"
     metrics = {name: None if math.isnan(value) else value for name, value in after.items()}  # JSON has no NaN
