@@ -79,6 +79,17 @@ def test_the_lower_nll_decides_at_a_level_of_one_half(tmp_path):
     assert "bound" not in lower.reason
 
 
+@pytest.mark.parametrize("level", [0.5, 0.8])
+def test_the_reason_says_that_a_certain_gain_is_too_small(tmp_path, level):
+    model = predictions(0.5)
+    p = np.clip(model.probabilities, 0.1, 0.9)
+    worse, same, better = (Predictions(model.labels, p + np.where(model.labels, d, -d)) for d in (-0.01, 1e-4, 0.01))
+    options = {"stage": "a stage", "section": "s", "path": tmp_path / "gate.json", "progress": Silent(), "level": level}
+    gates = [decide("on", other, Predictions(model.labels, p), **options) for other in (worse, same, better)]
+    assert [gate.ships for gate in gates] == [False, False, True]
+    assert ["below 0.001" in gate.reason for gate in gates] == [False, True, False]
+
+
 def test_an_open_gate_compares_nothing(tmp_path):
     gate = decide("off", None, None, stage="it", section="phase9", path=tmp_path / "gate.json", progress=Silent())
     assert (gate.ships, gate.better, gate.difference) == (True, None, None)

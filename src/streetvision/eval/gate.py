@@ -32,6 +32,11 @@ class GateDecision:
     units: int
     """Independent groups."""
 
+    @property
+    def gain_too_small(self) -> bool:
+        """Whether `bound` is below 0, and the gain is below LEAST_GAIN."""
+        return self.bound < 0 and not self.accepted
+
 
 def compare_nll(candidate: Predictions, baseline: Predictions, *, level: float = LEVEL) -> GateDecision:
     """Accept the candidate if the upper confidence bound of its NLL minus the baseline's is below 0.
