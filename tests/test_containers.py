@@ -22,9 +22,17 @@ def instruction(text, name):
     return re.findall(rf"^{name} (.*(?:\\\n.*)*)", text, re.M)
 
 
+def run_command(text):
+    """The memory limit and the settings of `docker run`."""
+    limit, settings = re.findall(r"docker run .*--memory (\S+) .*streetvision-serve (.+)", text.replace("\\\n", ""))[0]
+    return shlex.split(settings), limit
+
+
 @pytest.mark.parametrize(
     ("settings", "limit"),
     [
+        run_command((DOCKER / "Dockerfile.serve").read_text()),
+        run_command((DOCKER.parent / "docs" / "how-to" / "containers.md").read_text()),
         (POD["args"], POD["resources"]["limits"]["memory"]),
         (COMPOSE["services"]["serve"]["command"], COMPOSE["services"]["serve"]["mem_limit"]),
     ],
