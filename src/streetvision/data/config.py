@@ -25,6 +25,8 @@ CORRELATION = 0.90
 
 CLASS_NAMES = ("None", "Roadwork")
 """Default names of class 0 and class 1."""
+ClassName = Annotated[str, Field(coerce_numbers_to_str=True)]
+"""In `[0,1]` of a command line or a YAML file, names are numbers."""
 
 
 class GroupingConfig(Section):
@@ -72,7 +74,7 @@ class DataConfig(Section):
     root: str | None = Field(default=None, min_length=1)
     """A folder, a CSV, a folder with labels.json, a JSON file of COCO, or a Hugging Face dataset (a folder, or
     hf://owner/name); null: the procedural scenes."""
-    class_names: tuple[str, str] = CLASS_NAMES
+    class_names: tuple[ClassName, ClassName] = CLASS_NAMES
     """Names of class 0 and class 1, in this order."""
     fractions: Fractions = Field(
         default={Split.TRAIN: 0.60, Split.VAL_SELECT: 0.15, Split.VAL_CALIB: 0.15, Split.VAL_TEST: 0.10}

@@ -121,6 +121,22 @@ def test_embeddings_need_near_duplicates(command, photos):
     assert "does not contain near_duplicates" in err
 
 
+def test_folders_named_by_numbers_are_read_as_the_hint_says(command, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("0", "1"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(8):
+            image = Image.fromarray(rng.integers(0, 255, (70, 90, 3), dtype=np.uint8))
+            image.save(tmp_path / "photos" / name / f"{number}.png")
+    arguments = ["data", "check", tmp_path / "photos", "--page", tmp_path / "page.html"]
+    code, _, err = command(*arguments)
+    assert code == 2
+    (setting,) = re.findall(r"'(\[0,1\])'", err)
+    code, out, err = command(*arguments, f"data.class_names={setting}")
+    assert code == 0, err
+    assert out.splitlines()[0].split() == ["classes", "0", "=", "0,", "1", "=", "1", "(data.class_names)"]
+
+
 @pytest.fixture
 def potholes(tmp_path):
     """A CSV with labels 0 and 1, and frames of eight rides, one after the other."""
