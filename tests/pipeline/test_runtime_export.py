@@ -93,15 +93,18 @@ def test_openvino_is_offered_where_it_passes_and_is_faster(exported, monkeypatch
     (exported / "openvino").mkdir()
     assert f"--out {exported / 'openvino_2'} " in " ".join(offered().split())
     (exported / "openvino").rmdir()
-    for name, value in (
-        ("FEWEST_OFFER_IMAGES", 25),
-        ("_speed", lambda *_: 1.0),
-        ("check_parity", rejected),
-        ("find_spec", lambda _: None),
+    for name, value, reason in (
+        ("FEWEST_OFFER_IMAGES", 25, None),
+        ("find_spec", lambda _: None, None),
+        ("_speed", lambda *_: 1.0, "1.0 times"),
+        ("check_parity", rejected, "it is worse"),
+        ("write_graph", rejected, "it is worse"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(runtime_export, name, value)
-            assert offered() == ""
+            lines = offered().splitlines()
+        assert len(lines) == (0 if reason is None else 1)
+        assert all("not offered" in line and reason in line for line in lines)
 
 
 def test_images_are_read_with_the_limits_of_the_run(exported, command, monkeypatch, tmp_path):

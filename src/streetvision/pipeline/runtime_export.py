@@ -145,8 +145,8 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
 def offer_openvino(bundle: Path, console: Console) -> None:
     """Print how much faster OpenVINO is than PyTorch on this CPU, and the command to export the bundle for it.
 
-    Nothing is printed if OpenVINO is not installed, if there is a GPU, if the model is small or VAL_SELECT has few
-    images, or if no precision can be converted, passes the comparison on VAL_SELECT and is faster.
+    If no precision can be converted, passes the comparison on VAL_SELECT and is faster, the reason is printed. Nothing
+    is printed if OpenVINO is not installed, if there is a GPU, or if the model is small or VAL_SELECT has few images.
     """
     if find_spec("openvino") is None or pick_device().type != "cpu":
         return
@@ -158,6 +158,7 @@ def offer_openvino(bundle: Path, console: Console) -> None:
     splits = replace(next(context.folds(), context), progress=Silent())
     if len(splits.rows(Split.VAL_SELECT)) < FEWEST_OFFER_IMAGES:
         return
+    reason = ""
     for precision in OFFERED:
         request = RuntimeRequest(opened.folder, _new_folder(opened.folder.parent / "openvino"), "openvino", precision)
         with TemporaryDirectory() as name:
@@ -165,7 +166,8 @@ def offer_openvino(bundle: Path, console: Console) -> None:
                 model = _convert(predictor, request, splits, Path(name)).model
                 parity = _compare(predictor, model, splits, OFFER_IMAGES)
                 check_parity(parity, name=precision)
-            except StreetVisionError:
+            except StreetVisionError as error:
+                reason = error.message
                 continue
             speed = _speed(predictor, predictor.with_model(model), splits)
         if speed >= LEAST_SPEED:
@@ -177,6 +179,8 @@ def offer_openvino(bundle: Path, console: Console) -> None:
             arguments = ("--bundle", opened.folder, "--out", request.out, "--runtime", "openvino")
             console.next_command("streetvision", "export", *arguments, "--precision", precision)
             return
+        reason = f"{precision} runs the model {speed:.1f} times as fast as PyTorch"
+    console.line("openvino", f"not offered: {reason}")
 
 
 def _new_folder(path: Path) -> Path:
