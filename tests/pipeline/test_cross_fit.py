@@ -255,13 +255,13 @@ def test_auto_trains_all_epochs_on_all_images_outside_the_fold(phase1):
 
 @pytest.fixture
 def afford(monkeypatch):
-    """Let the budget allow a number of training steps of one image."""
+    """Let the budget allow a number of images of training steps; what is only evaluated takes no time."""
     from streetvision.pipeline.steps import cross_fit_baseline
 
     def set_steps(steps):
         def affordable(_classifier, _context, config, work):
-            epochs = min(config.epochs, int(steps / work))
-            return epochs, epochs * work * config.budget_minutes / steps
+            epochs = min(config.epochs, int(steps / work.trained))
+            return epochs, epochs * work.trained * config.budget_minutes / steps
 
         monkeypatch.setattr(cross_fit_baseline, "affordable_epochs", affordable)
 
@@ -299,11 +299,14 @@ def test_with_a_small_budget_a_model_is_trained_in_fewer_folds(phase1, afford):
 def test_with_a_short_budget_the_fine_tuned_model_reads_fewer_patches(phase1, monkeypatch):
     from streetvision.pipeline.steps import cross_fit_baseline
 
+    evaluated = []
+
     def affordable(classifier, _context, config, work):
         """A budget that allows one epoch in two folds, and three of 8 patches."""
+        evaluated.append(work.evaluated)
         height, width = classifier.backbone.spec.image_size
         epochs = 3 if height * width <= 8 * classifier.backbone.spec.patch_size**2 else 1
-        return min(config.epochs, epochs), config.budget_minutes
+        return min(config.epochs, 192 * epochs // work.trained), config.budget_minutes
 
     monkeypatch.setattr(cross_fit_baseline, "affordable_epochs", affordable)
     monkeypatch.setattr(cross_fit_baseline, "FEWER_TOKENS", 8)
@@ -311,10 +314,13 @@ def test_with_a_short_budget_the_fine_tuned_model_reads_fewer_patches(phase1, mo
     settings = ["training=auto", "training.epochs=6", "training.batch_size=16", "model.image_size=auto"]
     sizes = {}
     for gate in ("off", "on"):
+        evaluated.clear()
         phases = "pipeline.phases=[phase1,phase2,phase5,phase6]"
         code, out, schema = phase1(*settings, f"training.gate={gate}", phases, name=gate)
         assert code in (0, 3), out
         assert "training.epochs=3: fine-tuning in 2 of 3 folds" in out
+        # The scores of two folds of 48 images, the check of the mean, and features of all images with the new size.
+        assert evaluated[:2] == [96 + 96, 96 + 96 + 144]
         height, width = read_json(schema.model_config_json)["image_size"]
         sizes[gate] = height * width
         assert schema.bundle_json.is_file()

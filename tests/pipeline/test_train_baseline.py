@@ -12,6 +12,7 @@ import torch
 
 from streetvision.cli.app import main
 from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.contracts.split_contracts import every_nth
 from streetvision.data.decode import read_image
 from streetvision.io.atomic import read_json
 from streetvision.io.tensors import load_into, load_state
@@ -19,7 +20,8 @@ from streetvision.io.validators import validate_json
 from streetvision.models.config import ClassifierDescription
 from streetvision.models.module import build_classifier
 from streetvision.pipeline import budget
-from streetvision.pipeline.interpolation import interpolate
+from streetvision.pipeline.interpolation import SHARES, interpolate
+from streetvision.training.config import AutoConfig
 from tests.conftest import TINY_MODEL
 
 SHORT = [*TINY_MODEL, "pipeline.phases=[phase1]"]
@@ -92,19 +94,37 @@ def test_a_budget_that_is_too_short_ships_the_probe(phase1, frozen):
     assert schema.phase1_checkpoint.read_bytes() == frozen.phase1_checkpoint.read_bytes()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(("affordable", "printed"), [(1.2, "training.epochs=1:"), (0.9, "training=frozen:")])
-def test_a_budget_allows_as_many_epochs_as_fit(phase1, frozen, monkeypatch, affordable, printed):
+def test_a_budget_allows_as_many_epochs_as_fit(phase1, frozen, monkeypatch, affordable, printed, workers):
+    """Without worker processes, images are read in the same process, which takes time too."""
+
     class Clock:
-        """Each training step, of 16 images, takes a minute."""
+        """Reading a batch, a training step and a forward pass take a minute each."""
 
         perf_counter = staticmethod(itertools.count(step=60).__next__)
 
     monkeypatch.setattr(budget, "time", Clock)
     splits = Counter(row["split"] for row in read_json(frozen.splits_json)["rows"])
-    steps = (splits["train"] + budget.VALIDATION_SHARE * splits["val_select"]) / 16
-    code, out, _ = phase1("training=auto", "training.epochs=2", f"training.budget_minutes={affordable * steps}")
+    train, select = splits["train"], splits["val_select"]
+    batch = len(every_nth(range(train), 32))
+    minutes = (train + select + len(SHARES) * select) / batch * (1 if workers else 2)
+    settings = ["training.epochs=2", "training.batch_size=32", f"training.budget_minutes={affordable * minutes}"]
+    code, out, _ = phase1("training=auto", f"loader.num_workers={workers}", *settings)
     assert code == 0, out
     assert printed in out
+
+
+def test_work_outside_the_epochs_is_a_part_of_the_budget(monkeypatch):
+    seconds = budget.ImageTime(trained=0.6, evaluated=0.3)
+    monkeypatch.setattr(budget, "_stored_image_time", lambda *_: seconds)
+    monkeypatch.setattr(budget, "requested_epochs", lambda *_: 9)
+    config = AutoConfig(budget_minutes=10)
+    epochs = [
+        budget.affordable_epochs(None, None, config, budget.Work(trained, validated=100, evaluated=evaluated))
+        for trained, evaluated in ((150, 0), (150, 1000), (50, 1900), (50, 3000))
+    ]
+    assert epochs == [(5, pytest.approx(10)), (2, pytest.approx(9)), (0, pytest.approx(10.5)), (0, pytest.approx(16))]
 
 
 def test_a_run_that_resumes_trains_as_many_epochs_although_the_machine_is_slower(phase1, monkeypatch):

@@ -3,6 +3,8 @@
 import copy
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -12,14 +14,14 @@ from pydantic import Field
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import Artifact, Digest
-from streetvision.contracts.split_contracts import Split
-from streetvision.data.config import LoaderConfig
-from streetvision.data.decode import read_row
+from streetvision.contracts.split_contracts import Split, every_nth
+from streetvision.data.config import AugmentationConfig, LoaderConfig
 from streetvision.io.atomic import write_json_atomic
 from streetvision.io.validators import validate_json
 from streetvision.models.device import pick_device
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import adapted_checkpoint_inputs
+from streetvision.pipeline.image_training import train_dataset
 from streetvision.pipeline.initialization import resume_key
 from streetvision.training.config import AutoConfig
 from streetvision.training.finetune_modes import prepare
@@ -29,8 +31,15 @@ FEWEST_EPOCHS, MOST_EPOCHS = 3, 16
 """Of training.epochs=null. A budget may allow fewer."""
 ENOUGH_IMAGES = 4800
 """Images that the epochs of training.epochs=null have in all."""
-VALIDATION_SHARE = 0.4
-"""Time of an image in a validation relative to a training step, which also has a backward pass."""
+
+
+class ImageTime(Artifact):
+    """Seconds of one image, with the time to read and prepare it."""
+
+    trained: Annotated[float, Field(gt=0)]
+    """In a training step."""
+    evaluated: Annotated[float, Field(gt=0)]
+    """In a forward pass in fp32."""
 
 
 class StepTime(Artifact):
@@ -38,8 +47,20 @@ class StepTime(Artifact):
 
     key: Digest
     """Digest of everything that affects the result."""
-    seconds: dict[str, Annotated[float, Field(gt=0)]]
-    """Size of the input (HEIGHTxWIDTH) -> seconds for one image."""
+    seconds: dict[str, ImageTime]
+    """Size of the input (HEIGHTxWIDTH) -> seconds of one image."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The number of images in a fine-tuning."""
+
+    trained: int
+    """In each epoch."""
+    validated: int = 0
+    """In each epoch, without a backward pass."""
+    evaluated: int = 0
+    """Once, outside the epochs: to solve the first head, and to compare or score the trained model."""
 
 
 def requested_epochs(context: Context, config: AutoConfig) -> int:
@@ -48,28 +69,31 @@ def requested_epochs(context: Context, config: AutoConfig) -> int:
     return config.epochs or min(max(by_images, FEWEST_EPOCHS), MOST_EPOCHS)
 
 
-def affordable_epochs(classifier: Classifier, context: Context, config: AutoConfig, work: float) -> tuple[int, float]:
+def affordable_epochs(classifier: Classifier, context: Context, config: AutoConfig, work: Work) -> tuple[int, float]:
     """Return how many epochs fit into `budget_minutes`, at most `requested_epochs`, and the minutes of these.
 
-    If even one takes longer, the number is 0 and the minutes are those of one. One training step is timed, on a copy of
-    the classifier and without the time to decode its images, which worker processes do. Its time is stored: a run that
-    resumes trains as many epochs.
+    If even one takes longer, the number is 0 and the minutes are those of one. Reading, a training step and a forward
+    pass are timed for one batch, on a copy of the classifier. Worker processes read while the model computes. The time
+    is stored: a run that resumes trains as many epochs.
 
     Args:
         classifier: Is timed.
         context: Of phase 1.
         config: Has the budget.
-        work: Training steps of an image in each epoch; an image that is only validated counts VALIDATION_SHARE.
+        work: Images of the fine-tuning.
     """
     if config.budget_minutes == 0:
         return 0, 0.0
-    per_epoch = _stored_step_time(classifier, context, config) * work / 60
-    epochs = min(requested_epochs(context, config), int(config.budget_minutes / per_epoch))
-    return epochs, max(epochs, 1) * per_epoch
+    seconds = _stored_image_time(classifier, context, config)
+    per_epoch = (work.trained * seconds.trained + work.validated * seconds.evaluated) / 60
+    once = work.evaluated * seconds.evaluated / 60
+    affordable = max(0, int((config.budget_minutes - once) / per_epoch))
+    epochs = min(requested_epochs(context, config), affordable)
+    return epochs, max(epochs, 1) * per_epoch + once
 
 
-def _stored_step_time(classifier: Classifier, context: Context, config: AutoConfig) -> float:
-    """Seconds of a training step for one image: from an interrupted run with the same settings and data, or new."""
+def _stored_image_time(classifier: Classifier, context: Context, config: AutoConfig) -> ImageTime:
+    """The time of one image: from an interrupted run with the same settings and data, or new."""
     path, key = context.schema.step_time_json, resume_key(context, adapted_checkpoint_inputs(context))
     size = "x".join(map(str, classifier.backbone.spec.image_size))
     try:
@@ -79,27 +103,47 @@ def _stored_step_time(classifier: Classifier, context: Context, config: AutoConf
     seconds = stored.seconds if stored.key == key else {}
     if size not in seconds:
         with torch.random.fork_rng():  # a run that resumes does not measure, and draws the same numbers
-            measured = _step_time(classifier, context, config)
+            measured = _image_time(classifier, context, config)
         seconds = {**seconds, size: measured}
         write_json_atomic(path, StepTime(key=key, seconds=seconds).model_dump(mode="json"))
     return seconds[size]
 
 
-def _step_time(classifier: Classifier, context: Context, config: AutoConfig) -> float:
-    rows = context.rows(Split.TRAIN)[: config.micro_batch_size or config.batch_size]
-    limits = context.settings(LoaderConfig).limits
+def _image_time(classifier: Classifier, context: Context, config: AutoConfig) -> ImageTime:
+    rows = every_nth(context.rows(Split.TRAIN), config.micro_batch_size or config.batch_size)
     model, device = copy.deepcopy(classifier), pick_device()
+    dataset = train_dataset(model, rows, context, config=config, policy=context.settings(AugmentationConfig))
+    start = time.perf_counter()
+    images = torch.stack([dataset.draw(position) for position in range(len(rows))])
+    read = time.perf_counter() - start
     prepare(model, config)
-    model.to(device).train()
-    decoded = [read_row(context.data_root, row, limits=limits, decode_size=model.decode_size) for row in rows]
-    images = torch.stack([model.prepare(image) for image in decoded])
+    model.to(device)
     images, labels = images.to(device), torch.tensor([row.label for row in rows], device=device)
-    seconds = []
-    for _ in range(2):  # the first step also warms up
-        start = time.perf_counter()
+
+    def train() -> None:
         with lightning_precision(config.precision, device).forward_context():
             loss = F.cross_entropy(model(images).float(), labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        float(loss.detach())  # waits for the device
-        seconds.append(time.perf_counter() - start)
-    return min(seconds) / len(rows)
+        loss.item()  # waits for the device
+
+    def evaluate() -> None:
+        with torch.inference_mode():
+            model(images).cpu()  # waits for the device
+
+    workers = context.settings(LoaderConfig).worker_count
+    seconds = []
+    for function, is_training in ((train, True), (evaluate, False)):
+        model.train(is_training)
+        computed = _seconds(function)
+        seconds.append(max(computed, read / workers) if workers else computed + read)
+    trained, evaluated = (total / len(rows) for total in seconds)
+    return ImageTime(trained=trained, evaluated=evaluated)
+
+
+def _seconds(function: Callable[[], None]) -> float:
+    """Seconds of the second call; the first one warms up."""
+    for _ in range(2):
+        start = time.perf_counter()
+        function()
+        seconds = time.perf_counter() - start
+    return seconds

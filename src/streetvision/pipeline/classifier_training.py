@@ -23,10 +23,10 @@ from streetvision.models.device import uses_compiler
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import adapted_checkpoint_inputs
 from streetvision.pipeline.augmentation_gate import accepted_augmentation
-from streetvision.pipeline.budget import VALIDATION_SHARE, affordable_epochs
+from streetvision.pipeline.budget import Work, affordable_epochs
 from streetvision.pipeline.image_training import fit_images
 from streetvision.pipeline.initialization import resume_key
-from streetvision.pipeline.interpolation import Interpolated, pick_share
+from streetvision.pipeline.interpolation import SHARES, Interpolated, pick_share
 from streetvision.pipeline.probe_head import ProbeResult, fit_probe_head
 from streetvision.pipeline.scores import cached_features
 from streetvision.pipeline.training_outputs import merge_check_images, metrics_csv
@@ -73,7 +73,9 @@ def train(context: Context, config: TrainingConfig, classifier: Classifier) -> T
         probe = fit_probe_head(classifier, context)
         classifier = probe.classifier
     if isinstance(config, AutoConfig):
-        work = len(context.rows(Split.TRAIN)) + VALIDATION_SHARE * len(context.rows(Split.VAL_SELECT))
+        n_select = len(context.rows(Split.VAL_SELECT))
+        compared = 0 if probe is None or config.gate == "off" else len(SHARES) * n_select
+        work = Work(len(context.rows(Split.TRAIN)), validated=n_select, evaluated=compared)
         config = within_budget(config, context, *affordable_epochs(classifier, context, config, work))
     start = cpu_state_dict(classifier)
     n_trainable = prepare(classifier, config)

@@ -71,15 +71,7 @@ def _train_loader(
             "augmentation.scales needs a backbone that accepts several image sizes; timm backbones accept one",
             "leave augmentation.scales out, or set a backbone of transformers",
         )
-    dataset = ImageDataset(
-        rows,
-        root=context.data_root,
-        transform=get_train_transforms(policy, image_size=spec.image_size),
-        limits=loader.limits,
-        seed=config.seed,
-        cache=cached_images(rows, context),
-        decode_size=(train_decode_size(policy, image_size=spec.image_size) if classifier.description.reduces else None),
-    )
+    dataset = train_dataset(classifier, rows, context, config=config, policy=policy)
     order = EpochBatchSampler(
         len(rows),
         batch_size=config.effective_batch_size,
@@ -89,6 +81,27 @@ def _train_loader(
         rank_and_world_size=rank_and_world_size(),
     )
     return ImageLoader(dataset, order, workers=loader.worker_count, mix=mix)
+
+
+def train_dataset(
+    classifier: Classifier,
+    rows: Sequence[Row],
+    context: Context,
+    *,
+    config: FinetuningConfig,
+    policy: AugmentationConfig,
+) -> ImageDataset:
+    """Return `rows` as augmented images for a training of `classifier`."""
+    image_size = classifier.backbone.spec.image_size
+    return ImageDataset(
+        rows,
+        root=context.data_root,
+        transform=get_train_transforms(policy, image_size=image_size),
+        limits=context.settings(LoaderConfig).limits,
+        seed=config.seed,
+        cache=cached_images(rows, context),
+        decode_size=train_decode_size(policy, image_size=image_size) if classifier.description.reduces else None,
+    )
 
 
 def cached_images(rows: Sequence[Row], context: Context) -> ImageCache | None:

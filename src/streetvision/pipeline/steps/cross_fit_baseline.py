@@ -40,7 +40,7 @@ from streetvision.models.config import AUTO, ModelConfig
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs, starts_adapted
 from streetvision.pipeline.augmentation_gate import accepted_augmentation
-from streetvision.pipeline.budget import FEWEST_EPOCHS, affordable_epochs, requested_epochs
+from streetvision.pipeline.budget import FEWEST_EPOCHS, Work, affordable_epochs, requested_epochs
 from streetvision.pipeline.classifier_training import described_probe, fit_head, trainer_options, within_budget
 from streetvision.pipeline.fold_models import save_fold_heads, save_out_of_fold
 from streetvision.pipeline.gates import LEVEL_OF_FINE_TUNING, calibrated_predictions, decide
@@ -220,15 +220,14 @@ def _within_budget(initial: Classifier, config: AutoConfig, context: Context) ->
     If the budget is short, epochs are left out, up to half of them and down to FEWEST_EPOCHS, then folds, down to
     FEWEST_TRAINED_FOLDS, then patches of an image, then epochs again.
     """
-    folds = [len(fold.rows(Split.TRAIN)) for fold in context.folds(select=False)]
-    images = 0 if config.ship == "fold_mean" else len(context.rows(Split.TRAIN))
-    counts = range(len(folds), FEWEST_TRAINED_FOLDS - 1, -1)
-    work = {count: sum(folds[:count]) + images for count in counts}
-    epochs, minutes = affordable_epochs(initial, context, config, work[FEWEST_TRAINED_FOLDS])
+    counts = range(context.n_folds, FEWEST_TRAINED_FOLDS - 1, -1)
+    is_new_size = False
+    epochs, minutes = affordable_epochs(initial, context, config, _work(context, config, FEWEST_TRAINED_FOLDS))
     requested = requested_epochs(context, config)
     enough = min(requested, max(FEWEST_EPOCHS, math.ceil(requested / 2)))
     if epochs < enough and config.budget_minutes > 0 and (smaller := _smaller_input(initial, context)) is not None:
-        of_smaller = affordable_epochs(smaller, context, config, work[FEWEST_TRAINED_FOLDS])
+        work = _work(context, config, FEWEST_TRAINED_FOLDS, is_new_size=True)
+        of_smaller = affordable_epochs(smaller, context, config, work)
         if of_smaller[0] > 0:
             patches, fewer = (
                 token_count(spec.image_size, spec.patch_size) for spec in (initial.backbone.spec, smaller.backbone.spec)
@@ -239,20 +238,31 @@ def _within_budget(initial: Classifier, config: AutoConfig, context: Context) ->
                 f"for fine-tuning: {fewer} patches; with {patches}, "
                 f"training.budget_minutes={config.budget_minutes:g} allows {epochs} of {requested} epochs",
             )
-            initial, (epochs, minutes) = smaller, of_smaller
-    names = {
-        count: f"fine-tuning in {count} of {len(folds)} folds{' and once on all images' if images else ''}"
-        for count in counts
-    }
+            initial, (epochs, minutes), is_new_size = smaller, of_smaller, True
+    refit = " and once on all images" if config.ship == "refit" else ""
+    names = {count: f"fine-tuning in {count} of {context.n_folds} folds{refit}" for count in counts}
     if epochs < enough:
-        count = FEWEST_TRAINED_FOLDS if epochs else len(folds)
-        return within_budget(config, context, epochs, minutes, what=names[count]), count, initial
-    per_work = minutes / epochs / work[FEWEST_TRAINED_FOLDS]
-    affordable = {count: int(config.budget_minutes / (per_work * work[count])) for count in counts}
-    count = next((count for count in counts if affordable[count] >= enough), FEWEST_TRAINED_FOLDS)
-    epochs = min(requested, max(enough, affordable[count]))
-    minutes = per_work * work[count] * epochs
+        count = FEWEST_TRAINED_FOLDS if epochs else context.n_folds
+        return within_budget(config, context, epochs, minutes, what=names[FEWEST_TRAINED_FOLDS]), count, initial
+    for count in counts:
+        work = _work(context, config, count, is_new_size=is_new_size)
+        epochs, minutes = affordable_epochs(initial, context, config, work)
+        if epochs >= enough:
+            break
     return within_budget(config, context, epochs, minutes, what=names[count]), count, initial
+
+
+def _work(context: Context, config: AutoConfig, count: int, *, is_new_size: bool = False) -> Work:
+    """The images of a fine-tuning in the first `count` folds.
+
+    With a new size of the input, the features of the first heads are computed again.
+    """
+    n_images, folds = len(context.rows(Split.TRAIN)), list(islice(context.folds(select=False), count))
+    trained, scored = (sum(len(fold.rows(split)) for fold in folds) for split in (Split.TRAIN, Split.VAL_CALIB))
+    evaluated = scored + is_new_size * n_images
+    if config.ship == "refit":
+        return Work(trained + n_images, evaluated=evaluated)
+    return Work(trained, evaluated=evaluated + min(scored, IMAGES_OF_CHECK))
 
 
 def _smaller_input(initial: Classifier, context: Context) -> Classifier | None:
