@@ -9,6 +9,7 @@ from streetvision.calibration.pareto import (
     OBJECTIVES,
     Candidate,
     FrontPoint,
+    best_mcc_and_fnr,
     front_csv,
     mark_selected,
     pareto_front,
@@ -17,6 +18,7 @@ from streetvision.calibration.pareto import (
 
 LABELS = np.array([0, 0, 1, 1])
 GOOD = np.array([0.1, 0.2, 0.8, 0.9])
+ONE_FOLD = np.zeros(4, dtype=np.int64)
 
 
 def point(name, *objectives, **flags):
@@ -24,15 +26,23 @@ def point(name, *objectives, **flags):
 
 
 def test_the_objectives_are_those_of_the_probabilities():
-    (front_point,) = pareto_front([Candidate({"none": 1.0}, GOOD)], LABELS)
+    (front_point,) = pareto_front([Candidate({"none": 1.0}, GOOD)], LABELS, ONE_FOLD)
     assert front_point.nll == pytest.approx(-np.log([0.9, 0.8, 0.8, 0.9]).mean())
     assert front_point.ece == pytest.approx(0.15)
     assert (front_point.mcc_loss, front_point.fnr, front_point.on_front) == (0.0, 0.0, True)
 
 
+def test_folds_have_their_own_thresholds():
+    """The order within each fold is right, and the calibrators of the folds differ in scale."""
+    labels, folds = np.array([0, 1, 0, 1, 0, 0]), np.array([0, 0, 1, 1, 2, 2])
+    p = np.array([0.5, 0.9, 0.1, 0.4, 0.95, 0.6])
+    assert best_mcc_and_fnr(labels, p, folds) == (1.0, 0.0)
+    assert best_mcc_and_fnr(labels, p, np.zeros(6, dtype=np.int64))[0] < 0.5
+
+
 def test_a_dominated_candidate_is_off_the_front_and_equal_ones_are_on_it():
     points = pareto_front(
-        [Candidate({name: 1.0}, p) for name, p in (("a", GOOD), ("b", 1 - GOOD), ("c", GOOD))], LABELS
+        [Candidate({name: 1.0}, p) for name, p in (("a", GOOD), ("b", 1 - GOOD), ("c", GOOD))], LABELS, ONE_FOLD
     )
     assert [p.on_front for p in points] == [True, False, True]
 

@@ -82,7 +82,9 @@ def test_selection_by_ece_selects_the_lowest_ece():
 
 class TestGuards:
     rows = draw(temperature=3.0)
-    before = evaluate_candidate("none", rows.labels, expit(rows.logits[:, 1]).astype(np.float64))
+    before = evaluate_candidate(
+        "none", rows.labels, expit(rows.logits[:, 1]).astype(np.float64), np.zeros(400, dtype=np.int64)
+    )
 
     def test_a_candidate_with_a_lower_mcc_is_rejected(self):
         worse = self.before.model_copy(update={"name": "x", "mcc": self.before.mcc - 0.021})
@@ -92,6 +94,12 @@ class TestGuards:
     def test_a_candidate_with_a_higher_debiased_ece_is_rejected(self):
         worse = self.before.model_copy(update={"name": "x", "ece_debiased": self.before.ece_debiased + 0.001})
         assert "debiased ECE rises" in apply_guards(worse, self.before, Phase5Config()).rejected
+
+    def test_a_calibrator_that_keeps_the_order_of_scores_loses_no_mcc(self):
+        for seed in range(5):
+            candidates = {c.name: c for c in select_calibrator(draw(120, seed=seed), Phase5Config()).candidates}
+            for name in ("temperature", "platt", "beta"):
+                assert candidates[name].mcc == candidates["none"].mcc
 
     def test_a_rejected_ensemble_is_not_selected(self, monkeypatch):
         def constant(oof, rows, **_):
@@ -106,7 +114,7 @@ class TestGuards:
 def test_the_metrics_of_a_candidate_are_those_of_its_probabilities():
     rows = draw()
     p = expit(rows.logits[:, 1].astype(np.float64))
-    found = evaluate_candidate("none", rows.labels, p)
+    found = evaluate_candidate("none", rows.labels, p, np.zeros(400, dtype=np.int64))
     assert (found.nll, found.ece) == (nll(rows.labels, p), ece(rows.labels, p))
     best = max(mcc_at(rows.labels, p, threshold) for threshold in np.unique(p))
     assert found.mcc == pytest.approx(best)

@@ -24,9 +24,9 @@ class PreferenceConfig(Section):
     ece: float = Field(default=1.0, ge=0)
     """Weight of the expected calibration error over 15 equal bins."""
     mcc_loss: float = Field(default=1.0, ge=0)
-    """Weight of 1 - MCC at the best threshold."""
+    """Weight of 1 - MCC at the best threshold of each fold."""
     fnr: float = Field(default=1.0, ge=0)
-    """Weight of the false negative rate at that threshold."""
+    """Weight of the false negative rate at these thresholds."""
 
 
 class RiskConfig(Section):
@@ -52,7 +52,7 @@ class Phase5Config(Section):
     ece_limit: float = Field(default=0.0, ge=0, le=1)
     """auto: tier 2 is tried if the best cross-fitted ECE of tier 1 is above this; 0: always."""
     mcc_guard: float = Field(default=0.02, ge=0, le=1)
-    """auto: loss of MCC, at the best threshold, above which a method is rejected."""
+    """auto: loss of MCC, at the best threshold of each fold, above which a method is rejected."""
     preference: PreferenceConfig = PreferenceConfig()
     """multi_objective: the weights of the objectives."""
     risk: RiskConfig = RiskConfig()

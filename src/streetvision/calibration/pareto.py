@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streetvision.calibration.config import PreferenceConfig
-from streetvision.eval.counts import FloatArray, threshold_counts
+from streetvision.eval.counts import FloatArray, confusion_counts, threshold_counts
 from streetvision.eval.metrics import ece, fnr, mcc, nll
+from streetvision.eval.thresholds import decide
 
 OBJECTIVES = ("nll", "ece", "mcc_loss", "fnr")
 """Fields of FrontPoint that are minimized."""
@@ -33,9 +34,9 @@ class FrontPoint:
     nll: float
     ece: float
     mcc_loss: float
-    """1 - MCC at the best threshold."""
+    """1 - MCC at the best threshold of each fold."""
     fnr: float
-    """False negative rate at that threshold."""
+    """False negative rate at these thresholds."""
     on_front: bool = False
     """No other candidate is at least as good in all objectives and better in one."""
     selected: bool = False
@@ -47,19 +48,32 @@ class FrontPoint:
         return np.array([getattr(self, name) for name in OBJECTIVES])
 
 
-def best_mcc_and_fnr(labels: NDArray[np.int64], probabilities: FloatArray) -> tuple[float, float]:
-    """Return the highest MCC over all thresholds, and the FNR at that threshold."""
-    counts = threshold_counts(labels, probabilities).counts()
-    mcc_values = np.asarray(mcc(counts))
-    best = int(np.argmax(mcc_values))
-    return float(mcc_values[best]), float(np.asarray(fnr(counts))[best])
+def best_mcc_and_fnr(
+    labels: NDArray[np.int64], probabilities: FloatArray, fold_of_row: NDArray[np.int64]
+) -> tuple[float, float]:
+    """Return MCC and FNR of all rows (N,), decided at the threshold of each fold with the highest MCC there.
+
+    Every fold has its own calibrator. A single threshold would lower the MCC of calibrators that keep the order of the
+    scores, by the differences between folds.
+    """
+    decisions = np.zeros(len(labels), dtype=np.bool_)
+    for fold in np.unique(fold_of_row):
+        rows = fold_of_row == fold
+        if labels[rows].any():  # of negatives alone, every decision is negative
+            thresholds = threshold_counts(labels[rows], probabilities[rows])
+            best = int(np.argmax(np.asarray(mcc(thresholds.counts()))))
+            decisions[rows] = decide(probabilities[rows], np.append(thresholds.scores, np.inf)[best])
+    counts = confusion_counts(labels, decisions)
+    return float(mcc(counts)), float(fnr(counts))
 
 
-def pareto_front(candidates: Sequence[Candidate], labels: NDArray[np.int64]) -> tuple[FrontPoint, ...]:
-    """Return the objectives of every candidate on labels (N,); `on_front` marks the non-dominated ones."""
+def pareto_front(
+    candidates: Sequence[Candidate], labels: NDArray[np.int64], fold_of_row: NDArray[np.int64]
+) -> tuple[FrontPoint, ...]:
+    """Return the objectives of every candidate on labels and folds (N,); `on_front` marks the non-dominated ones."""
     points = []
     for candidate in candidates:
-        best_mcc, fnr_there = best_mcc_and_fnr(labels, candidate.probabilities)
+        best_mcc, fnr_there = best_mcc_and_fnr(labels, candidate.probabilities, fold_of_row)
         points.append(
             FrontPoint(
                 weights=candidate.weights,

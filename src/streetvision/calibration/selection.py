@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from streetvision.calibration.base import FittedCalibrator
 from streetvision.calibration.config import AUTO, ENSEMBLE, MAC_CAL, MULTI_OBJECTIVE, UNCALIBRATED, Phase5Config
-from streetvision.calibration.crossfit import CalibrationSet
+from streetvision.calibration.crossfit import CalibrationSet, assign_folds
 from streetvision.calibration.ensemble import (
     blend,
     blend_out_of_fold,
@@ -70,13 +70,14 @@ def select_calibrator(rows: CalibrationSet, config: Phase5Config) -> Selection:
 def select_tiered(rows: CalibrationSet, config: Phase5Config) -> Selection:
     """Select in tiers: tier 1, tier 2 if the ECE of tier 1 is above its limit, and the ensemble of all of them."""
     split = {"folds": config.folds, "seed": config.seed}
+    fold_of_row = assign_folds(rows.groups, **split)
     oof = out_of_fold([UNCALIBRATED, *TIER_1], rows, **split)
-    candidates = [evaluate_candidate(name, rows.labels, p) for name, p in oof.items()]
+    candidates = [evaluate_candidate(name, rows.labels, p, fold_of_row) for name, p in oof.items()]
     if _best(candidates, config).ece > config.ece_limit:
         tier_2 = out_of_fold(TIER_2, rows, **split)
         oof |= tier_2
-        candidates += [evaluate_candidate(name, rows.labels, p) for name, p in tier_2.items()]
-    ensemble = evaluate_candidate(ENSEMBLE, rows.labels, blend_out_of_fold(oof, rows, **split))
+        candidates += [evaluate_candidate(name, rows.labels, p, fold_of_row) for name, p in tier_2.items()]
+    ensemble = evaluate_candidate(ENSEMBLE, rows.labels, blend_out_of_fold(oof, rows, **split), fold_of_row)
     uncalibrated, *others = candidates
     ensemble = apply_guards(ensemble, uncalibrated, config)
     candidates = [uncalibrated, *(apply_guards(other, uncalibrated, config) for other in others), ensemble]
@@ -91,11 +92,13 @@ def select_tiered(rows: CalibrationSet, config: Phase5Config) -> Selection:
 
 def select_ensemble(rows: CalibrationSet, config: Phase5Config) -> Selection:
     """Return the ensemble of all tiered calibrators, without guards."""
-    oof = out_of_fold(TIERED, rows, folds=config.folds, seed=config.seed)
+    split = {"folds": config.folds, "seed": config.seed}
+    fold_of_row = assign_folds(rows.groups, **split)
+    oof = out_of_fold(TIERED, rows, **split)
     weights = ensemble_weights(oof, rows.labels)
     candidates = (
-        evaluate_candidate(UNCALIBRATED, rows.labels, oof[UNCALIBRATED]),
-        evaluate_candidate(ENSEMBLE, rows.labels, blend_out_of_fold(oof, rows, folds=config.folds, seed=config.seed)),
+        evaluate_candidate(UNCALIBRATED, rows.labels, oof[UNCALIBRATED], fold_of_row),
+        evaluate_candidate(ENSEMBLE, rows.labels, blend_out_of_fold(oof, rows, **split), fold_of_row),
     )
     return Selection(ENSEMBLE, fit_named(ENSEMBLE, rows, weights), weights, candidates)
 
@@ -105,16 +108,17 @@ def select_multi_objective(rows: CalibrationSet, config: Phase5Config) -> Select
 
     The candidates are the tiered calibrators, and ensembles of them with random sparse weights.
     """
+    fold_of_row = assign_folds(rows.groups, folds=config.folds, seed=config.seed)
     oof = out_of_fold(TIERED, rows, folds=config.folds, seed=config.seed)
     # A Dirichlet concentration below 1 gives sparse weights.
     random_weights = np.random.default_rng(config.seed).dirichlet(np.full(len(oof), 0.5), size=RANDOM_ENSEMBLES)
     mixtures = [{name: 1.0} for name in oof]
     mixtures += [normalize_weights(dict(zip(oof, row, strict=True))) for row in random_weights.tolist()]
-    points = pareto_front([Candidate(weights, blend(oof, weights)) for weights in mixtures], rows.labels)
+    points = pareto_front([Candidate(weights, blend(oof, weights)) for weights in mixtures], rows.labels, fold_of_row)
     weights = dict(select_preferred_point(points, config.preference).weights)
     candidates = (
-        evaluate_candidate(UNCALIBRATED, rows.labels, oof[UNCALIBRATED]),
-        evaluate_candidate(ENSEMBLE, rows.labels, blend(oof, weights)),
+        evaluate_candidate(UNCALIBRATED, rows.labels, oof[UNCALIBRATED], fold_of_row),
+        evaluate_candidate(ENSEMBLE, rows.labels, blend(oof, weights), fold_of_row),
     )
     return Selection(ENSEMBLE, fit_named(ENSEMBLE, rows, weights), weights, candidates, mark_selected(points, weights))
 
@@ -123,7 +127,8 @@ def select_by_name(rows: CalibrationSet, config: Phase5Config) -> Selection:
     """Return the calibrator named `config.method`, without guards."""
     names = dict.fromkeys([UNCALIBRATED, config.method])
     oof = out_of_fold(names, rows, folds=config.folds, seed=config.seed)
-    candidates = tuple(evaluate_candidate(name, rows.labels, p) for name, p in oof.items())
+    fold_of_row = assign_folds(rows.groups, folds=config.folds, seed=config.seed)
+    candidates = tuple(evaluate_candidate(name, rows.labels, p, fold_of_row) for name, p in oof.items())
     return Selection(config.method, fit_named(config.method, rows, {}), {}, candidates)
 
 
@@ -137,7 +142,8 @@ def select_retrained(rows: CalibrationSet, base: CalibrationSet, config: Phase5C
     """
     candidates = select_tiered(base, config).candidates
     uncalibrated = fit_named(UNCALIBRATED, rows, {})
-    retrained = evaluate_candidate(MAC_CAL, rows.labels, uncalibrated.probabilities(rows.logits))
+    fold_of_row = assign_folds(rows.groups, folds=config.folds, seed=config.seed)
+    retrained = evaluate_candidate(MAC_CAL, rows.labels, uncalibrated.probabilities(rows.logits), fold_of_row)
     return Selection(UNCALIBRATED, uncalibrated, {}, (*candidates, retrained))
 
 
@@ -149,11 +155,13 @@ SELECTORS: Mapping[str, Callable[[CalibrationSet, Phase5Config], Selection]] = {
 """Method -> its selector; every other method is the name of a calibrator."""
 
 
-def evaluate_candidate(name: str, labels: NDArray[np.int64], probabilities: FloatArray) -> CandidateMetrics:
-    """Return the metrics of out-of-fold probabilities (N,); MCC and FNR at their best threshold."""
+def evaluate_candidate(
+    name: str, labels: NDArray[np.int64], probabilities: FloatArray, fold_of_row: NDArray[np.int64]
+) -> CandidateMetrics:
+    """Return the metrics of out-of-fold probabilities (N,); MCC and FNR at the best threshold of each fold."""
     predictions = Predictions(labels, probabilities)
     parts = brier_parts(predictions)
-    best_mcc, fnr_there = best_mcc_and_fnr(labels, probabilities)
+    best_mcc, fnr_there = best_mcc_and_fnr(labels, probabilities, fold_of_row)
     return CandidateMetrics(
         name=name,
         nll=nll(labels, probabilities),

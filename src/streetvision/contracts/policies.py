@@ -158,9 +158,9 @@ class CandidateMetrics(Artifact):
     ece_debiased: float
     smooth_ece: float
     mcc: float
-    """At the MCC-optimal threshold of these probabilities."""
+    """At the threshold of each fold that is optimal for MCC there."""
     fnr: float
-    """At the same threshold."""
+    """At the same thresholds."""
     rejected: str | None = None
     """Why it may not be selected; None: it may."""
 
