@@ -39,6 +39,15 @@ def test_a_gain_that_is_certain_and_tiny_is_not_accepted():
     assert not decision.accepted
 
 
+def test_a_candidate_that_predicts_nothing_is_not_accepted():
+    labels = np.arange(200) % 2
+    baseline = Predictions(labels, np.where(labels == 1, 0.2, 0.8))
+    for p, accepted in ((0.4, False), (0.5, False), (0.6, True)):
+        decision = compare_nll(Predictions(labels, np.where(labels == 1, p, 1 - p)), baseline, level=0.5)
+        assert decision.bound < 0
+        assert decision.accepted == accepted
+
+
 def test_dependent_rows_widen_the_bound():
     groups = [row // 20 for row in range(200)]
     generator = np.random.default_rng(1)

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from streetvision.contracts.errors import DataError
-from streetvision.eval.metrics import nll_terms
+from streetvision.eval.metrics import nll, nll_terms
 from streetvision.eval.predictions import Predictions
 
 LEVEL = 0.8
@@ -20,7 +20,7 @@ class GateDecision:
     """Comparison of a candidate with its baseline by their negative log-likelihood (NLL)."""
 
     accepted: bool
-    """Whether `bound` is below 0, and the gain is at least LEAST_GAIN."""
+    """Whether `bound` is below 0 and there is no objection."""
     candidate_nll: float
     baseline_nll: float
     difference: float
@@ -32,16 +32,15 @@ class GateDecision:
     units: int
     """Independent groups."""
 
-    @property
-    def gain_too_small(self) -> bool:
-        """Whether `bound` is below 0, and the gain is below LEAST_GAIN."""
-        return self.bound < 0 and not self.accepted
+    objection: str | None
+    """Why the candidate is not accepted although `bound` is below 0; None otherwise."""
 
 
 def compare_nll(candidate: Predictions, baseline: Predictions, *, level: float = LEVEL) -> GateDecision:
     """Accept the candidate if the upper confidence bound of its NLL minus the baseline's is below 0.
 
-    A gain below LEAST_GAIN is not accepted.
+    A gain below LEAST_GAIN is not accepted, nor a candidate whose NLL is not below that of a constant probability: of
+    two models that predict nothing, chance would decide.
     The bound is that of Student's t for the mean over rows, whose standard error is computed from the sums of groups.
 
     Args:
@@ -63,12 +62,19 @@ def compare_nll(candidate: Predictions, baseline: Predictions, *, level: float =
     sums = units.sums(per_row - difference)
     error = float(np.sqrt(np.square(sums).sum() * units.count / (units.count - 1)) / len(per_row))
     bound = difference + float(student_t.ppf(level, units.count - 1)) * error
+    candidate_nll, constant = float(losses[0].values.mean()), np.full(len(per_row), np.mean(candidate.labels))
+    objection = None
+    if bound < 0 and difference > -LEAST_GAIN:
+        objection = f"the gain is below {LEAST_GAIN:g}"
+    elif bound < 0 and candidate_nll >= nll(candidate.labels, constant):
+        objection = "a constant probability is not worse"
     return GateDecision(
-        accepted=bound < 0 and difference <= -LEAST_GAIN,
-        candidate_nll=float(losses[0].values.mean()),
+        accepted=bound < 0 and objection is None,
+        candidate_nll=candidate_nll,
         baseline_nll=float(losses[1].values.mean()),
         difference=difference,
         bound=bound,
         level=level,
         units=units.count,
+        objection=objection,
     )

@@ -2,17 +2,15 @@
 
 import copy
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from streetvision.contracts.phase import Context
 from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import PLAIN, AugmentationConfig, LoaderConfig
-from streetvision.eval.metrics import positive_probability
-from streetvision.eval.predictions import Predictions
 from streetvision.models.module import Classifier
-from streetvision.pipeline.gates import decide, one_group_problem
+from streetvision.pipeline.gates import calibrated_predictions, decide, one_group_problem
 from streetvision.pipeline.image_training import fit_images
 from streetvision.training.config import FinetuningConfig
 from streetvision.training.scoring import apply_to_batches, evaluation_loader
@@ -23,7 +21,7 @@ def accepted_augmentation(context: Context, classifier: Classifier, training: Fi
     """The configured policy, or PLAIN if the gate leaves it out.
 
     Every run starts from a copy of `classifier`, whose trainable parameters are marked. The two runs of a pair share
-    seed and order of rows. The NLL is that of the mean probability over the runs.
+    seed and order of rows. The NLL is that of the mean logits over the runs, after calibration.
     """
     policy = context.settings(AugmentationConfig)
     if policy.gate == "off":
@@ -33,12 +31,14 @@ def accepted_augmentation(context: Context, classifier: Classifier, training: Fi
     problem = one_group_problem(rows)
     if problem is None:
         runs = [(number, variant) for number in range(policy.gate_runs) for variant in (policy, PLAIN)]
-        probabilities = [
-            _probabilities(context, classifier, training, *run)
+        logits = [
+            _logits(context, classifier, training, *run)
             for run in context.progress.track(runs, total=len(runs), label="gate")
         ]
-        labels, groups = [row.label for row in rows], [row.group or row.sha256 for row in rows]
-        augmented, plain = (Predictions(labels, np.mean(probabilities[start::2], axis=0), groups) for start in (0, 1))
+        augmented, plain = (
+            calibrated_predictions(torch.stack(logits[start::2]).mean(dim=0), rows, seed=training.seed)
+            for start in (0, 1)
+        )
     gate = decide(
         policy.gate,
         augmented,
@@ -59,10 +59,10 @@ def accepted_augmentation(context: Context, classifier: Classifier, training: Fi
     return policy if gate.ships else PLAIN
 
 
-def _probabilities(
+def _logits(
     context: Context, start: Classifier, training: FinetuningConfig, run: int, policy: AugmentationConfig
-) -> NDArray[np.float64]:
-    """Probabilities of class 1 on VAL_SELECT after a short run."""
+) -> Tensor:
+    """Logits (M, 2) of VAL_SELECT after a short run."""
     select = context.rows(Split.VAL_SELECT)
     config = training.model_copy(
         update={"epochs": context.settings(AugmentationConfig).gate_epochs, "seed": training.seed + run}
@@ -73,4 +73,4 @@ def _probabilities(
     loader = context.settings(LoaderConfig)
     with evaluation_loader(classifier, select, root=context.data_root, loader=loader) as batches:
         logits, _ = apply_to_batches(classifier, batches, total=len(batches), label="gate", progress=Silent())
-    return positive_probability(logits.numpy())
+    return logits

@@ -15,7 +15,7 @@ from streetvision.contracts.policies import Gate
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.settings import GateSetting
 from streetvision.contracts.split_contracts import Row
-from streetvision.eval.gate import LEAST_GAIN, LEVEL, GateDecision, compare_nll
+from streetvision.eval.gate import LEVEL, GateDecision, compare_nll
 from streetvision.eval.predictions import Predictions
 from streetvision.io.atomic import write_json_atomic
 
@@ -91,10 +91,10 @@ def decide(
         bound = f", {100 * level:.0f} % bound {comparison.bound:+.3f}" if level > LEVEL_OF_FINE_TUNING else ""
         reason = (
             f"NLL {comparison.candidate_nll:.3f} with it, {comparison.baseline_nll:.3f} without; "
-            f"difference {comparison.difference:+.3f}{bound}{_too_small(comparison)}{addition}"
+            f"difference {comparison.difference:+.3f}{bound}{_objection(comparison)}{addition}"
         )
         figures = asdict(comparison)
-        del figures["accepted"]
+        del figures["accepted"], figures["objection"]
     ships = setting != "on" or better is True
     if setting == "only_report" and not better:
         progress.warn(f"{stage} is not better ({reason}), and ships because {section}.gate=only_report")
@@ -169,8 +169,8 @@ def decide_cheapest(
 
 
 def _short(decision: GateDecision) -> str:
-    return f"NLL {decision.candidate_nll:.3f}, bound {decision.bound:+.3f}{_too_small(decision)}"
+    return f"NLL {decision.candidate_nll:.3f}, bound {decision.bound:+.3f}{_objection(decision)}"
 
 
-def _too_small(decision: GateDecision) -> str:
-    return f", the gain is below {LEAST_GAIN:g}" if decision.gain_too_small else ""
+def _objection(decision: GateDecision) -> str:
+    return "" if decision.objection is None else f", {decision.objection}"

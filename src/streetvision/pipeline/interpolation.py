@@ -18,7 +18,7 @@ from streetvision.eval.predictions import Predictions
 from streetvision.io.tensors import load_into
 from streetvision.models.config import ClassifierDescription
 from streetvision.models.module import build_classifier
-from streetvision.pipeline.gates import LEVEL_OF_FINE_TUNING, decide, one_group_problem
+from streetvision.pipeline.gates import LEVEL_OF_FINE_TUNING, calibrated_predictions, decide, one_group_problem
 from streetvision.training.config import FinetuningConfig
 from streetvision.training.scoring import apply_to_batches, evaluation_loader
 
@@ -34,7 +34,7 @@ class Interpolated:
     gate: Gate
     """The decision; its share of the fine-tuned weights is 0 if the probe ships."""
     predictions: Predictions | None
-    """Of VAL_SELECT by the weights that ship; None for training.gate=off."""
+    """Of VAL_SELECT by the weights that ship, uncalibrated; None for training.gate=off."""
 
     @property
     def share(self) -> float:
@@ -59,7 +59,7 @@ def pick_share(
     config: FinetuningConfig,
     description: ClassifierDescription,
 ) -> Interpolated:
-    """Choose the share with the lowest NLL on VAL_SELECT, decide whether it ships, and write gate.json.
+    """Choose the share with the lowest NLL on VAL_SELECT after calibration, decide if it ships, and write gate.json.
 
     Args:
         tuned: State dict after fine-tuning, with adapters merged.
@@ -68,13 +68,16 @@ def pick_share(
         config: Has the setting of the gate.
         description: The classifier.
     """
-    predictions: dict[float, Predictions] = {}
+    rows = context.rows(Split.VAL_SELECT)
+    logits: dict[float, Tensor] = {}
     for share in SHARES if config.gate != "off" else ():
-        predictions[share] = _predict(interpolate(tuned, start, share), context, description, share)
-    losses = {share: nll(p.labels, p.probabilities) for share, p in predictions.items()}
+        logits[share] = _logits(interpolate(tuned, start, share), context, description, share)
+    problem = one_group_problem(rows)
+    compared: dict[float, Predictions] = {}
+    if problem is None:
+        compared = {share: calibrated_predictions(each, rows, seed=config.seed) for share, each in logits.items()}
+    losses = {share: nll(p.labels, p.probabilities) for share, p in compared.items()}
     best = min(SHARES[1:], key=losses.__getitem__) if losses else 1.0
-    problem = one_group_problem(context.rows(Split.VAL_SELECT))
-    compared = {} if problem else predictions
     gate = decide(
         config.gate,
         compared.get(best),
@@ -89,13 +92,15 @@ def pick_share(
         details={"nll_by_share": {str(share): loss for share, loss in losses.items()}},
     )
     assert gate.share is not None
-    return Interpolated(interpolate(tuned, start, gate.share), gate, predictions.get(gate.share))
+    shipped = None
+    if gate.share in logits:
+        labels, groups = [row.label for row in rows], [row.group or row.sha256 for row in rows]
+        shipped = Predictions(labels, positive_probability(logits[gate.share].numpy()), groups)
+    return Interpolated(interpolate(tuned, start, gate.share), gate, shipped)
 
 
-def _predict(
-    state: Mapping[str, Tensor], context: Context, description: ClassifierDescription, share: float
-) -> Predictions:
-    """Predictions of VAL_SELECT."""
+def _logits(state: Mapping[str, Tensor], context: Context, description: ClassifierDescription, share: float) -> Tensor:
+    """Logits (M, 2) of VAL_SELECT."""
     rows, loader = context.rows(Split.VAL_SELECT), context.settings(LoaderConfig)
     classifier = build_classifier(description)
     load_into(classifier, state, source="the interpolated weights")
@@ -103,5 +108,4 @@ def _predict(
         logits, _ = apply_to_batches(
             classifier, batches, total=len(batches), label=f"share {share:.0%}", progress=context.progress
         )
-    groups = [row.group or row.sha256 for row in rows]
-    return Predictions([row.label for row in rows], positive_probability(logits.numpy()), groups)
+    return logits

@@ -65,7 +65,7 @@ FEWEST_TRAINED_FOLDS = 2
 """Folds in which a fine-tuned model is trained at least."""
 
 
-IMAGES_OF_CHECK = 200
+IMAGES_OF_CHECK = 100
 """Images on which the mean of the folds' models is checked."""
 
 
@@ -153,7 +153,7 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
             classifier = _with_solved_head(initial, representation, context)
         mean = None
         if isinstance(config, FinetuningConfig) and config.ship == "fold_mean":
-            mean = _checked_mean_of_folds(context, classifier, compared, logits, len(records))
+            mean = _checked_mean_of_folds(context, classifier, compared, len(records))
         if mean is not None:
             state, what_ships = mean, f"mean of the weights of {len(records)} folds"
         else:
@@ -385,13 +385,15 @@ def _train_all_epochs(
     return *merged_state_dict(classifier, named, images), fitted.history
 
 
-def _checked_mean_of_folds(
-    context: Context, classifier: Classifier, rows: Sequence[Row], logits: Tensor, count: int
-) -> State | None:
+def _checked_mean_of_folds(context: Context, classifier: Classifier, rows: Sequence[Row], count: int) -> State | None:
     """The mean of the weights of the first folds' models; None, with a warning, if these weights have no useful mean.
 
-    All of its models but one were trained on each of `rows`, so its NLL there must be below that of `logits` (M, 2),
-    the scores by the one that was not. What is no floating-point number is of the first fold.
+    Its NLL on `rows` must not be above the mean NLL of these models: there is no barrier of the loss between them. Each
+    row was seen by all of the models but one, which counts the same on both sides. What is no floating-point number is
+    of the first fold.
+
+    References:
+        Frankle et al. 2020, arXiv 1912.05671, section 2: the barrier.
     """
     states = [load_state(fold.schema.phase1_checkpoint) for fold in islice(context.folds(), count)]
     state = {
@@ -400,22 +402,23 @@ def _checked_mean_of_folds(
         else value
         for name, value in states[0].items()
     }
-    mean = copy.deepcopy(classifier)
-    load_into(mean, state, source="the mean of the folds' models")
     some = np.linspace(0, len(rows) - 1, min(len(rows), IMAGES_OF_CHECK)).astype(int)
     checked = tuple(rows[position] for position in some)
-    loader = context.settings(LoaderConfig)
-    with evaluation_loader(mean, checked, root=context.data_root, loader=loader) as batches:
-        of_mean, _ = apply_to_batches(
-            mean, batches, total=len(batches), label="check the mean", progress=context.progress
-        )
-    labels = np.array([row.label for row in checked])
-    found, of_folds = (nll(labels, positive_probability(part.numpy())) for part in (of_mean, logits[some]))
-    if found <= of_folds:
+    labels, loader = np.array([row.label for row in checked]), context.settings(LoaderConfig)
+    model, losses = copy.deepcopy(classifier), []
+    for each in (*states, state):
+        load_into(model, each, source="a model of the folds")
+        with evaluation_loader(model, checked, root=context.data_root, loader=loader) as batches:
+            logits, _ = apply_to_batches(
+                model, batches, total=len(batches), label="check the mean", progress=context.progress
+            )
+        losses.append(nll(labels, positive_probability(logits.numpy())))
+    *of_folds, of_mean = losses
+    if of_mean <= np.mean(of_folds):
         return state
     context.progress.warn(
-        f"the mean of the folds' models has an NLL of {found:.3f} on their images, above {of_folds:.3f} out of fold: "
-        "one more model is trained, as with training.ship=refit"
+        f"the mean of the folds' models has an NLL of {of_mean:.3f} on their images, above {np.mean(of_folds):.3f} of "
+        "these models: one more model is trained, as with training.ship=refit"
     )
     return None
 
