@@ -262,7 +262,7 @@ def _work(context: Context, config: AutoConfig, count: int, *, is_new_size: bool
     evaluated = scored + is_new_size * n_images
     if config.ship == "refit":
         return Work(trained + n_images, evaluated=evaluated)
-    return Work(trained, evaluated=evaluated + min(scored, IMAGES_OF_CHECK))
+    return Work(trained, evaluated=evaluated + (count + 1) * min(scored, IMAGES_OF_CHECK))
 
 
 def _smaller_input(initial: Classifier, context: Context) -> Classifier | None:
