@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import streetvision
 from streetvision.cli.app import GROUPS, VERBS
 from streetvision.contracts.errors import TRAIN_MODULES
 from tests.conftest import TINY_MODEL
@@ -179,3 +180,9 @@ def test_unprintable_names_are_escaped(monkeypatch):
     prepare_streams()
     print("caf\udce9 \N{CONSTRUCTION SIGN}", flush=True)  # noqa: T201
     assert written.getvalue() == b"caf\\udce9 \\U0001f6a7\n"
+
+
+def test_the_version_is_printed(command):
+    code, out, _ = command("--version")
+    assert code == 0
+    assert out == f"streetvision {streetvision.__version__}\n"

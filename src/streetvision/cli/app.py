@@ -2,9 +2,11 @@
 
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
+import streetvision
 from streetvision.cli import data, dev, subnet
 from streetvision.cli.cross_validate import cross_validate
 from streetvision.cli.demo import demo
@@ -18,6 +20,13 @@ from streetvision.cli.predict import predict
 from streetvision.cli.serve import serve
 from streetvision.cli.train import train
 from streetvision.contracts.errors import ConfigError
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"streetvision {streetvision.__version__}")
+        raise typer.Exit
+
 
 Verbs = dict[str, Callable[..., None]]
 VERBS: Verbs = {
@@ -40,16 +49,26 @@ GROUPS: dict[str, tuple[str, Verbs]] = {
 """Group -> its help and its verbs."""
 
 
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Train, calibrate and ship a street-image classifier with certified risk.
+
+    --debug shows the traceback of an error.
+    """
+
+
 def build_app() -> typer.Typer:
     """The command line as a Typer application."""
     app = typer.Typer(
-        help="Train, calibrate and ship a street-image classifier with certified risk. "
-        "--debug shows the traceback of an error.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # plain help: importing rich takes longer than everything else
     )
+    app.callback()(options)
     for name, verb in VERBS.items():
         app.command(name)(prepare_verb(verb))
     for group, (text, verbs) in GROUPS.items():
