@@ -21,6 +21,7 @@ def cli_page() -> str:
     header = f"""# Command line
 
 {GENERATED} Settings are written as `KEY=VALUE` after the options. `--debug` shows the traceback of an error.
+`streetvision --version` prints the version.
 
 | exit code | meaning |
 |---|---|
@@ -57,6 +58,9 @@ def run_directory_page() -> str:
         "# Run directory layout",
         "",
         f"{GENERATED} Paths are relative to `run_dir`; the folder of each phase also has a `manifest.json`.",
+        "Under `cross_fit`, `folds/0`, `folds/1` and so on each have the same layout for one fold.",
+        "`phase1/model_best_2.pth` and so on are the further checkpoints of `training.save_top_k`.",
+        "`search/` has the trials of `train --search`.",
         "",
         "| `ArtifactSchema` | path | content |",
         "|---|---|---|",

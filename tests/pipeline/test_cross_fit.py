@@ -322,7 +322,7 @@ def test_with_a_short_budget_the_fine_tuned_model_reads_fewer_patches(phase1, mo
         assert code in (0, 3), out
         assert "training.epochs=3: fine-tuning in 2 of 3 folds" in out
         # The scores of two folds of 48 images, the check of their mean, and features of all images with the new size.
-        assert evaluated[:2] == [96 + 3 * 96, 96 + 3 * 96 + 144]
+        assert evaluated[:2] == [96 + 3 * 64, 96 + 3 * 64 + 144]
         height, width = read_json(schema.model_config_json)["image_size"]
         sizes[gate] = height * width
         assert schema.bundle_json.is_file()

@@ -57,7 +57,7 @@ class ArtifactSchema:
     explora_checkpoint = _SharedPath("phase4a_explora/explora_checkpoint.pth")
     """State dict of the backbone that phase 1 starts from: the original one plus a share of the adaptation."""
     explora_config_json = _SharedPath("phase4a_explora/explora_config.json")
-    """The adapted backbone's name and the adaptation settings."""
+    """The architecture of the adapted backbone."""
     explora_lora = _ArtifactPath("phase4a_explora/explora_lora.pth")
     """State dict of the adapters alone, with PEFT's names."""
     explora_metrics_csv = _ArtifactPath("phase4a_explora/metrics.csv")

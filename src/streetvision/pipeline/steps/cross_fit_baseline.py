@@ -65,7 +65,7 @@ FEWEST_TRAINED_FOLDS = 2
 """Folds in which a fine-tuned model is trained at least."""
 
 
-IMAGES_OF_CHECK = 100
+IMAGES_OF_CHECK = 64
 """Images on which the mean of the folds' models is checked."""
 
 
