@@ -22,8 +22,8 @@ from streetvision.cli.train import train
 from streetvision.contracts.errors import ConfigError
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(value: bool) -> None:
+    if value:
         typer.echo(f"streetvision {streetvision.__version__}")
         raise typer.Exit
 
