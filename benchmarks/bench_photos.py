@@ -103,11 +103,14 @@ def _decoding(label: str, data: bytes, target: ImageSize) -> list[Figure]:
 
 
 def _turbo(data: bytes, target: ImageSize) -> Callable[[], object] | None:
-    """PyTurboJPEG, as its users call it; None if it is not installed."""
+    """PyTurboJPEG, as its users call it; None if it or the library that it needs is not installed."""
     if find_spec("turbojpeg") is None:
         return None
     turbojpeg = import_module("turbojpeg")
-    jpeg = turbojpeg.TurboJPEG()
+    try:
+        jpeg = turbojpeg.TurboJPEG()
+    except RuntimeError:  # the library is not found
+        return None
     width, height, *_ = jpeg.decode_header(data)
     factor = max(f for f in (1, 2, 4, 8) if height / f >= target[0] and width / f >= target[1])
 
