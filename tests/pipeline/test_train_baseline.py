@@ -148,7 +148,7 @@ def test_a_harmful_fine_tuning_is_left_out(phase1, frozen, mode):
     assert "fine-tuning is left out" in out
     gate = read_json(schema.finetuning_gate_json)
     assert (gate["share"], gate["ships"], gate["better"]) == (0.0, False, False)
-    assert gate["candidate_nll"] > min(gate["baseline_nll"], 0.69)  # 0.69: a constant probability
+    assert gate["candidate_nll"] > 0.69  # that of a constant probability
     assert schema.phase1_checkpoint.read_bytes() == frozen.phase1_checkpoint.read_bytes()
     assert schema.phase1_last_checkpoint.read_bytes() != frozen.phase1_last_checkpoint.read_bytes()
 

@@ -47,6 +47,7 @@ def geo_keys(columns: Sequence[Mapping[str, str]], *, metres: float, hours: floa
             pairs = pairs[~(time_difference > hours * 3600)]  # NaN, an unknown time, is not larger
         component_of = components_of_pairs(component_of[pairs], len(first))[component_of]
     keys: list[int | None] = [None] * len(columns)
+    node_of = node_of.reshape(-1)  # NumPy 2.0 has another shape than later versions
     for number, component in zip(located, component_of[node_of].tolist(), strict=True):
         keys[number] = component
     return keys

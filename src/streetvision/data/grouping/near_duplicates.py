@@ -78,7 +78,8 @@ def find_near_duplicates(
 
     A pair with a tiny image needs no similar hash, but at least TINY_CORRELATION. Blank images are in no pair. All such
     pairs are found between images with at most CLOSEST candidates. Of the others, each is compared with its CLOSEST
-    candidates and as many random ones, so that the time is proportional to the number of images.
+    candidates and as many random ones, so that the number of comparisons is proportional to the number of images. All
+    pairs with similar hashes are ranked for this.
     """
     n = len(hashes.tiny)
     signs = detail_signs(hashes.thumbnails)
@@ -98,7 +99,7 @@ def find_near_duplicates(
         random.add(block)
     close = closest.pairs()
     pairs, position = np.unique(np.concatenate([close, random.pairs()]), axis=0, return_inverse=True)
-    aligned = position[: len(close)]
+    aligned = position.reshape(-1)[: len(close)]  # NumPy 2.0 has another shape than later versions
     correlations = _correlate(pairs, hashes.thumbnails)
     copies = np.zeros(len(pairs), dtype=np.bool_)
     copies[aligned] = find_copies(close, hashes.thumbnails, progress=progress)
