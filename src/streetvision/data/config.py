@@ -83,7 +83,7 @@ class DataConfig(Section):
     protocol: Literal["auto", "split", "cross_fit"] = "auto"
     """split: four splits. cross_fit: VAL_TEST, and folds of all other images, which have the other roles in turn. auto:
     cross_fit if VAL_CALIB would have fewer groups than a certificate with phase5.risk needs."""
-    folds: int = Field(default=5, ge=FEWEST_FOLDS, le=MAX_FOLDS)
+    folds: int = Field(default=4, ge=FEWEST_FOLDS, le=MAX_FOLDS)
     """cross_fit: number of folds. There are fewer if a class has too few groups."""
     seed: Seed = 0
     """Seed of the split."""
