@@ -5,6 +5,7 @@ import multiprocessing
 import os
 
 import pytest
+import torch
 
 from streetvision.cli.errors import report_errors
 
@@ -47,6 +48,12 @@ def test_shared_memory_is_named(error, capsys):
     message = message_of(error, capsys)
     assert "shared memory" in message
     assert "loader.num_workers=0" in message
+
+
+def test_too_little_memory_of_a_gpu_is_named_with_a_setting(capsys):
+    message = message_of(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), capsys)
+    assert "GPU" in message
+    assert "training.micro_batch_size" in message
 
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.EACCES, errno.ENOSPC])

@@ -13,6 +13,8 @@ from streetvision.contracts.split_contracts import Split
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json
 from streetvision.io.tensors import load_state, save_tensors
+from streetvision.pipeline import budget
+from streetvision.pipeline.steps import cross_fit_baseline
 from tests.conftest import TINY_MODEL
 
 MODEL = [setting for setting in TINY_MODEL if not setting.startswith("data.protocol")]
@@ -211,7 +213,6 @@ def test_the_mean_of_the_folds_weights_ships(phase1):
 
 
 def test_models_whose_weights_have_no_useful_mean_are_not_averaged(phase1, monkeypatch):
-    from streetvision.pipeline.steps import cross_fit_baseline
 
     def with_signs(path):
         """The same model with the signs of two layers changed: the mean of both predicts nothing."""
@@ -258,14 +259,14 @@ def test_auto_trains_all_epochs_on_all_images_outside_the_fold(phase1):
 @pytest.fixture
 def afford(monkeypatch):
     """Let the budget allow a number of images of training steps; what is only evaluated takes no time."""
-    from streetvision.pipeline.steps import cross_fit_baseline
 
     def set_steps(steps):
         def affordable(_classifier, _context, config, work):
             epochs = min(config.epochs, int(steps / work.trained))
             return epochs, epochs * work.trained * config.budget_minutes / steps
 
-        monkeypatch.setattr(cross_fit_baseline, "affordable_epochs", affordable)
+        for module in (budget, cross_fit_baseline):
+            monkeypatch.setattr(module, "affordable_epochs", affordable)
 
     return set_steps
 
@@ -299,8 +300,6 @@ def test_with_a_small_budget_a_model_is_trained_in_fewer_folds(phase1, afford):
 
 
 def test_with_a_short_budget_the_fine_tuned_model_reads_fewer_patches(phase1, monkeypatch):
-    from streetvision.pipeline.steps import cross_fit_baseline
-
     evaluated = []
 
     def affordable(classifier, _context, config, work):
@@ -310,8 +309,9 @@ def test_with_a_short_budget_the_fine_tuned_model_reads_fewer_patches(phase1, mo
         epochs = 3 if height * width <= 8 * classifier.backbone.spec.patch_size**2 else 1
         return min(config.epochs, 192 * epochs // work.trained), config.budget_minutes
 
-    monkeypatch.setattr(cross_fit_baseline, "affordable_epochs", affordable)
-    monkeypatch.setattr(cross_fit_baseline, "FEWER_TOKENS", 8)
+    for module in (budget, cross_fit_baseline):
+        monkeypatch.setattr(module, "affordable_epochs", affordable)
+    monkeypatch.setattr(budget, "FEWER_TOKENS", 8)
     monkeypatch.setattr(cross_fit_baseline, "LEVEL_OF_FINE_TUNING", 1 - 1e-12)  # the gate keeps the probe
     settings = ["training=auto", "training.epochs=6", "training.batch_size=16", "model.image_size=auto"]
     sizes = {}

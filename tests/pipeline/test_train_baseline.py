@@ -19,7 +19,7 @@ from streetvision.io.tensors import load_into, load_state
 from streetvision.io.validators import validate_json
 from streetvision.models.config import ClassifierDescription
 from streetvision.models.module import build_classifier
-from streetvision.pipeline import budget
+from streetvision.pipeline import budget, interpolation
 from streetvision.pipeline.interpolation import SHARES, interpolate
 from streetvision.training.config import AutoConfig
 from tests.conftest import TINY_MODEL
@@ -109,11 +109,38 @@ def test_a_budget_allows_as_many_epochs_as_fit(phase1, frozen, monkeypatch, affo
     train, select = splits["train"], splits["val_select"]
     batch = len(every_nth(range(train), 32))
     trained, evaluated = (1, 1) if workers else (2, 1 + budget.EVALUATION_SHARE)
-    minutes = (train * trained + (1 + len(SHARES)) * select * evaluated) / batch
+    minutes = (train * trained + len(SHARES) * select * evaluated) / batch
     settings = ["training.epochs=2", "training.batch_size=32", f"training.budget_minutes={affordable * minutes}"]
     code, out, _ = phase1("training=auto", f"loader.num_workers={workers}", *settings)
     assert code == 0, out
     assert printed in out
+
+
+def test_with_a_short_budget_the_fine_tuned_model_reads_fewer_patches_and_is_compared_with_the_probe(
+    phase1, monkeypatch
+):
+    def affordable(classifier, _context, config, _work):
+        """A budget that allows one epoch, and three of 8 patches."""
+        height, width = classifier.backbone.spec.image_size
+        return 3 if height * width <= 8 * classifier.backbone.spec.patch_size**2 else 1, config.budget_minutes
+
+    monkeypatch.setattr(budget, "affordable_epochs", affordable)
+    monkeypatch.setattr(budget, "FEWER_TOKENS", 8)
+    settings = ["training=auto", "training.epochs=6", "training.batch_size=16", "model.image_size=auto"]
+    sizes = {}
+    for gate in ("off", "on"):
+        phases = "pipeline.phases=[phase1,phase2,phase5,phase6]"
+        code, out, schema = phase1(*settings, f"training.gate={gate}", phases, name=gate)
+        assert code in (0, 3), out
+        assert "training.epochs=3: fine-tuning" in out
+        height, width = read_json(schema.model_config_json)["image_size"]
+        sizes[gate] = height * width
+        for path in (schema.phase1_checkpoint, schema.phase1_last_checkpoint):
+            classifier = build_classifier(validate_json(schema.model_config_json, ClassifierDescription))
+            load_into(classifier, load_state(path), source=str(path))
+        monkeypatch.setattr(interpolation, "LEVEL_OF_FINE_TUNING", 1 - 1e-12)  # the gate keeps the probe
+    assert sizes["off"] <= 8 * 16**2 < sizes["on"]
+    assert figures(schema)["finetuned_share"] == 0
 
 
 def test_work_outside_the_epochs_is_a_part_of_the_budget(monkeypatch):

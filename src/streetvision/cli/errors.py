@@ -23,6 +23,7 @@ ALARM = 4
 INTERRUPTED = 130
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 NO_PERMISSION = {errno.EACCES, errno.EPERM}
+GPU_MEMORY_HINT = "set training.micro_batch_size=4 and loader.batch_size=8, or a smaller model.image_tokens"
 SHARED_MEMORY_HINT = "set loader.num_workers=0, or enlarge it (docker run --shm-size=2g)"
 SHARED_MEMORY_MODULES = tuple(f"multiprocessing/{name}.py" for name in ("synchronize", "shared_memory", "heap"))
 """Files of multiprocessing that create semaphores and shared memory."""
@@ -63,6 +64,8 @@ def report_errors(*, debug: bool) -> Iterator[None]:
             raise
         if _is_about_shared_memory(error):
             _exit_with("a worker process has too little shared memory (/dev/shm)", SHARED_MEMORY_HINT)
+        if type(error).__name__ == "OutOfMemoryError":  # of torch, which need not be installed
+            _exit_with("the GPU has too little memory", GPU_MEMORY_HINT)
         # A killed worker reports itself in these two ways, with no type of its own.
         if not (isinstance(error, BrokenExecutor) or "DataLoader worker" in str(error)):
             raise

@@ -72,7 +72,7 @@ class ModelConfig(Section):
     """Size of the input: S (square), [height, width], native (the size that the backbone was trained with) or auto: the
     median aspect ratio of TRAIN, at about `model.image_tokens` tokens."""
     image_tokens: Literal["auto"] | Annotated[int, Field(ge=1, le=65_536)] = "auto"
-    """image_size=auto: about the number of patches of an image; auto: 560, or 280 for a fine-tuning in folds that
+    """image_size=auto: about the number of patches of an image; auto: 560, or 280 for a fine-tuning that
     training.budget_minutes is too short for with 560. Images that are smaller than that, and smaller than the images
     that the backbone was trained with, get fewer."""
     preprocessing: PreprocessingVersion = 2

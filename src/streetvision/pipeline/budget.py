@@ -1,4 +1,4 @@
-"""How long a fine-tuning takes on this machine, by an estimate, and how many epochs a budget allows."""
+"""How long a fine-tuning takes on this machine, by an estimate, and how many epochs and patches a budget allows."""
 
 import copy
 import math
@@ -18,14 +18,18 @@ from streetvision.contracts.split_contracts import Split, every_nth
 from streetvision.data.config import AugmentationConfig, LoaderConfig
 from streetvision.io.atomic import write_json_atomic
 from streetvision.io.validators import validate_json
+from streetvision.models.backbone_spec import token_count
+from streetvision.models.config import AUTO, ModelConfig
 from streetvision.models.device import pick_device
 from streetvision.models.module import Classifier
-from streetvision.pipeline.artifacts import adapted_checkpoint_inputs
+from streetvision.pipeline.artifacts import adapted_checkpoint_inputs, starts_adapted
 from streetvision.pipeline.image_training import train_dataset
-from streetvision.pipeline.initialization import resume_key
-from streetvision.training.config import AutoConfig
+from streetvision.pipeline.initialization import initial_classifier, resume_key
+from streetvision.pipeline.input_size import FEWER_TOKENS
+from streetvision.training.config import AutoConfig, TrainingConfig
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.precision import lightning_precision
+from streetvision.training.trainer import seed_all
 
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 16
 """Of training.epochs=null. A budget may allow fewer."""
@@ -70,6 +74,60 @@ def requested_epochs(context: Context, config: AutoConfig) -> int:
     """Return training.epochs, or the number that suits the images of TRAIN."""
     by_images = math.ceil(ENOUGH_IMAGES / len(context.rows(Split.TRAIN)))
     return config.epochs or min(max(by_images, FEWEST_EPOCHS), MOST_EPOCHS)
+
+
+def enough_epochs(context: Context, config: AutoConfig) -> int:
+    """Return the number of epochs below which folds are left out, and then patches: half of the requested ones."""
+    requested = requested_epochs(context, config)
+    return min(requested, max(FEWEST_EPOCHS, math.ceil(requested / 2)))
+
+
+def affordable_size(
+    initial: Classifier, context: Context, config: AutoConfig, work: Callable[[bool], Work]
+) -> tuple[Classifier, int, float]:
+    """Return the classifier to fine-tune, and the result of `affordable_epochs` for it.
+
+    Where the budget allows fewer than `enough_epochs` and the settings leave the size of the input open, the classifier
+    gets fewer patches of an image. It then has a new head and weights of its own.
+
+    Args:
+        initial: With the size of the input that the images need.
+        context: Of phase 1.
+        config: Has the budget.
+        work: Images of the fine-tuning; True: the size is new, and the features of the first heads are computed again.
+    """
+    epochs, minutes = affordable_epochs(initial, context, config, work(False))
+    if epochs >= enough_epochs(context, config) or config.budget_minutes == 0:
+        return initial, epochs, minutes
+    if (smaller := _with_fewer_patches(initial, context)) is None:
+        return initial, epochs, minutes
+    of_smaller = affordable_epochs(smaller, context, config, work(True))
+    if of_smaller[0] == 0:
+        return initial, epochs, minutes
+    patches, fewer = (
+        token_count(spec.image_size, spec.patch_size) for spec in (initial.backbone.spec, smaller.backbone.spec)
+    )
+    height, width = smaller.backbone.spec.image_size
+    context.progress.auto_setting(
+        f"model.image_size=[{height},{width}]",
+        f"for fine-tuning: {fewer} patches; with {patches}, training.budget_minutes={config.budget_minutes:g} allows "
+        f"{epochs} of {requested_epochs(context, config)} epochs",
+    )
+    return smaller, *of_smaller
+
+
+def _with_fewer_patches(initial: Classifier, context: Context) -> Classifier | None:
+    """The classifier with fewer patches of an image; None if the settings do not allow it, or it has no fewer.
+
+    The position embeddings of an adapted backbone have its size.
+    """
+    model = context.settings(ModelConfig)
+    if (model.image_size, model.image_tokens) != (AUTO, AUTO) or starts_adapted(context):
+        return None
+    seed_all(context.settings(TrainingConfig).seed)  # of the new head
+    smaller = initial_classifier(context, tokens=FEWER_TOKENS)
+    fewer = math.prod(smaller.backbone.spec.image_size) < math.prod(initial.backbone.spec.image_size)
+    return smaller if fewer else None
 
 
 def affordable_epochs(classifier: Classifier, context: Context, config: AutoConfig, work: Work) -> tuple[int, float]:

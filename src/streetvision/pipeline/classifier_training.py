@@ -23,7 +23,7 @@ from streetvision.models.device import uses_compiler
 from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import adapted_checkpoint_inputs
 from streetvision.pipeline.augmentation_gate import accepted_augmentation
-from streetvision.pipeline.budget import Work, affordable_epochs
+from streetvision.pipeline.budget import Work, affordable_size
 from streetvision.pipeline.image_training import fit_images
 from streetvision.pipeline.initialization import resume_key
 from streetvision.pipeline.interpolation import SHARES, Interpolated, pick_share
@@ -60,6 +60,18 @@ class Trained:
     """The augmentation; None if nothing is fine-tuned."""
 
 
+@dataclass(frozen=True)
+class _Start:
+    """What a fine-tuning started from."""
+
+    probe: Classifier
+    """The classifier that was fine-tuned, or one with another size of the input."""
+    state: dict[str, Tensor]
+    """State dict before the fine-tuning, with the size of the fine-tuned classifier."""
+    logits_of_probe: Tensor | None
+    """(M, 2) of VAL_SELECT; None if nothing is compared."""
+
+
 def train(context: Context, config: TrainingConfig, classifier: Classifier) -> Trained:
     """Train on TRAIN, select on VAL_SELECT, and save the checkpoints, the description and the metrics.
 
@@ -73,10 +85,20 @@ def train(context: Context, config: TrainingConfig, classifier: Classifier) -> T
         probe = fit_probe_head(classifier, context)
         classifier = probe.classifier
     if isinstance(config, AutoConfig):
-        n_select = len(context.rows(Split.VAL_SELECT))
-        compared = 0 if probe is None or config.gate == "off" else len(SHARES) * n_select
-        work = Work(len(context.rows(Split.TRAIN)), validated=n_select, evaluated=compared)
-        config = within_budget(config, context, *affordable_epochs(classifier, context, config, work))
+        n_train, n_select = (len(context.rows(split)) for split in (Split.TRAIN, Split.VAL_SELECT))
+        compared = 0 if probe is None or config.gate == "off" else (len(SHARES) - 1) * n_select
+        initial, epochs, minutes = affordable_size(
+            classifier, context, config, lambda is_new: Work(n_train, n_select, compared + is_new * n_train)
+        )
+        config = within_budget(config, context, epochs, minutes)
+        if initial is not classifier:
+            classifier = initial
+            if probe is not None:
+                representation = probe.probe.chosen.representation
+                classifier = fit_probe_head(initial, context, representation=representation).classifier
+    logits_of_probe = None
+    if probe is not None and isinstance(config, FinetuningConfig) and config.gate != "off":
+        logits_of_probe = probe.logits(context, Split.VAL_SELECT)  # before fine-tuning changes its backbone
     start = cpu_state_dict(classifier)
     n_trainable = prepare(classifier, config)
     policy = None
@@ -97,7 +119,7 @@ def train(context: Context, config: TrainingConfig, classifier: Classifier) -> T
         else:
             features = cached_features(context, classifier, Split.TRAIN)
             fitted = fit_head(classifier, config, context, loggers, features)
-    from_probe = None if probe is None else start
+    from_probe = None if probe is None else _Start(probe.classifier, start, logits_of_probe)
     merge_error, interpolated = _save(fitted, classifier, context, config, from_probe)
     return Trained(config, fitted, probe, interpolated, merge_error, n_trainable, policy)
 
@@ -205,7 +227,7 @@ def _save(
     classifier: Classifier,
     context: Context,
     config: TrainingConfig,
-    start: dict[str, Tensor] | None,
+    start: _Start | None,
 ) -> tuple[float | None, Interpolated | None]:
     """Write the checkpoints with adapters merged, and the metrics.
 
@@ -214,7 +236,7 @@ def _save(
         classifier: The classifier that was trained.
         context: Of phase 1.
         config: Settings of the training.
-        start: State dict of the probe; the best fine-tuned weights are interpolated with it. None: there is no probe.
+        start: What the best fine-tuned weights are interpolated and compared with. None: there is no probe.
 
     Returns:
         The largest merge error of a logit, and the interpolation.
@@ -224,18 +246,22 @@ def _save(
     trained = {schema.phase1_last_checkpoint: fitted.last, schema.phase1_checkpoint: fitted.best}
     for rank, checkpoint in enumerate(fitted.checkpoints[1:], start=2):
         trained[schema.phase1_ranked_checkpoint(rank)] = checkpoint.state
-    errors, interpolated = [], None
+    errors, interpolated, description = [], None, classifier.description
     for path, tensors in trained.items():
         prefix = "head." if config.mode == "frozen" else ""  # a frozen backbone trains the head on its own
         named = {f"{prefix}{name}": value for name, value in tensors.items()}
         state, error = merged_state_dict(classifier, named, images)
         if path == schema.phase1_checkpoint and start is not None and isinstance(config, FinetuningConfig):
-            interpolated = pick_share(state, start, context, config, classifier.description)
+            interpolated = pick_share(state, start.state, context, config, description, start.logits_of_probe)
             state = interpolated.state
         save_tensors(path, state)
         if error is not None:
             errors.append(error)
-    write_json_atomic(schema.model_config_json, classifier.description.model_dump(mode="json"))
+    if start is not None and interpolated is not None and interpolated.share == 0 and start.probe is not classifier:
+        description = start.probe.description
+        for path in (schema.phase1_checkpoint, schema.phase1_last_checkpoint):
+            save_tensors(path, cpu_state_dict(start.probe))
+    write_json_atomic(schema.model_config_json, description.model_dump(mode="json"))
     write_text_atomic(schema.phase1_metrics_csv, metrics_csv(fitted.history))
     write_bytes_atomic(schema.learning_curve_plot, learning_curve(fitted.history, selected=fitted.best_epoch))
     return max(errors, default=None), interpolated

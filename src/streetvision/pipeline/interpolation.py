@@ -58,20 +58,25 @@ def pick_share(
     context: Context,
     config: FinetuningConfig,
     description: ClassifierDescription,
+    logits_of_probe: Tensor | None,
 ) -> Interpolated:
     """Choose the share with the lowest NLL on VAL_SELECT after calibration, decide if it ships, and write gate.json.
 
     Args:
         tuned: State dict after fine-tuning, with adapters merged.
-        start: State dict of the probe.
+        start: State dict that fine-tuning started from.
         context: Of phase 1.
         config: Has the setting of the gate.
-        description: The classifier.
+        description: The classifier that was fine-tuned.
+        logits_of_probe: (M, 2) of VAL_SELECT by the probe, which is the share 0 and may have another size of the input;
+            None for training.gate=off.
     """
     rows = context.rows(Split.VAL_SELECT)
     logits: dict[float, Tensor] = {}
-    for share in SHARES if config.gate != "off" else ():
-        logits[share] = _logits(interpolate(tuned, start, share), context, description, share)
+    if logits_of_probe is not None:
+        logits[0.0] = logits_of_probe
+        for share in SHARES[1:]:
+            logits[share] = _logits(interpolate(tuned, start, share), context, description, share)
     problem = one_group_problem(rows)
     compared: dict[float, Predictions] = {}
     if problem is None:

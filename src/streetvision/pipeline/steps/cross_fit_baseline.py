@@ -12,7 +12,6 @@ References:
 """
 
 import copy
-import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Context, Metrics, Outcome
 from streetvision.contracts.policies import Artifact, Digest, Gate
 from streetvision.contracts.settings import no_effect
-from streetvision.contracts.split_contracts import Row, Split
+from streetvision.contracts.split_contracts import Row, Split, every_nth
 from streetvision.data.config import PLAIN, AugmentationConfig, LoaderConfig
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc, nll, positive_probability
@@ -35,18 +34,16 @@ from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic,
 from streetvision.io.tensors import load_into, load_state, save_tensors
 from streetvision.io.validators import validate_json
 from streetvision.models.adapters import merged_state_dict
-from streetvision.models.backbone_spec import token_count
-from streetvision.models.config import AUTO, ModelConfig
-from streetvision.models.module import Classifier
+from streetvision.models.config import ModelConfig
+from streetvision.models.module import N_CLASSES, Classifier
 from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs, starts_adapted
 from streetvision.pipeline.augmentation_gate import accepted_augmentation
-from streetvision.pipeline.budget import FEWEST_EPOCHS, Work, affordable_epochs, requested_epochs
+from streetvision.pipeline.budget import Work, affordable_epochs, affordable_size, enough_epochs
 from streetvision.pipeline.classifier_training import described_probe, fit_head, trainer_options, within_budget
 from streetvision.pipeline.fold_models import save_fold_heads, save_out_of_fold
 from streetvision.pipeline.gates import LEVEL_OF_FINE_TUNING, calibrated_predictions, decide
 from streetvision.pipeline.image_training import fit_images
-from streetvision.pipeline.initialization import initial_classifier, resume_key
-from streetvision.pipeline.input_size import FEWER_TOKENS
+from streetvision.pipeline.initialization import resume_key
 from streetvision.pipeline.probe_head import fit_probe_head, two_logits
 from streetvision.pipeline.scores import cached_features, make_scores, open_scores, rows_of_folds
 from streetvision.pipeline.training_outputs import merge_check_images, metrics_csv
@@ -66,7 +63,7 @@ FEWEST_TRAINED_FOLDS = 2
 
 
 IMAGES_OF_CHECK = 64
-"""Images on which the mean of the folds' models is checked."""
+"""Images on which the mean of the folds' models is checked, at most half of them of each class."""
 
 
 class FoldRecord(Artifact):
@@ -221,24 +218,11 @@ def _within_budget(initial: Classifier, config: AutoConfig, context: Context) ->
     FEWEST_TRAINED_FOLDS, then patches of an image, then epochs again.
     """
     counts = range(context.n_folds, FEWEST_TRAINED_FOLDS - 1, -1)
-    is_new_size = False
-    epochs, minutes = affordable_epochs(initial, context, config, _work(context, config, FEWEST_TRAINED_FOLDS))
-    requested = requested_epochs(context, config)
-    enough = min(requested, max(FEWEST_EPOCHS, math.ceil(requested / 2)))
-    if epochs < enough and config.budget_minutes > 0 and (smaller := _smaller_input(initial, context)) is not None:
-        work = _work(context, config, FEWEST_TRAINED_FOLDS, is_new_size=True)
-        of_smaller = affordable_epochs(smaller, context, config, work)
-        if of_smaller[0] > 0:
-            patches, fewer = (
-                token_count(spec.image_size, spec.patch_size) for spec in (initial.backbone.spec, smaller.backbone.spec)
-            )
-            height, width = smaller.backbone.spec.image_size
-            context.progress.auto_setting(
-                f"model.image_size=[{height},{width}]",
-                f"for fine-tuning: {fewer} patches; with {patches}, "
-                f"training.budget_minutes={config.budget_minutes:g} allows {epochs} of {requested} epochs",
-            )
-            initial, (epochs, minutes), is_new_size = smaller, of_smaller, True
+    size, enough = initial.backbone.spec.image_size, enough_epochs(context, config)
+    initial, epochs, minutes = affordable_size(
+        initial, context, config, lambda is_new: _work(context, config, FEWEST_TRAINED_FOLDS, is_new_size=is_new)
+    )
+    is_new_size = initial.backbone.spec.image_size != size
     refit = " and once on all images" if config.ship == "refit" else ""
     names = {count: f"fine-tuning in {count} of {context.n_folds} folds{refit}" for count in counts}
     if epochs < enough:
@@ -263,20 +247,6 @@ def _work(context: Context, config: AutoConfig, count: int, *, is_new_size: bool
     if config.ship == "refit":
         return Work(trained + n_images, evaluated=evaluated)
     return Work(trained, evaluated=evaluated + (count + 1) * min(scored, IMAGES_OF_CHECK))
-
-
-def _smaller_input(initial: Classifier, context: Context) -> Classifier | None:
-    """The classifier with fewer patches of an image; None if the settings do not allow it, or it has no fewer.
-
-    The position embeddings of an adapted backbone have its size.
-    """
-    seed_all(context.settings(TrainingConfig).seed)  # of the new head
-    model = context.settings(ModelConfig)
-    if (model.image_size, model.image_tokens) != (AUTO, AUTO) or starts_adapted(context):
-        return None
-    smaller = initial_classifier(context, tokens=FEWER_TOKENS)
-    fewer = math.prod(smaller.backbone.spec.image_size) < math.prod(initial.backbone.spec.image_size)
-    return smaller if fewer else None
 
 
 def _train_folds(
@@ -388,9 +358,9 @@ def _train_all_epochs(
 def _checked_mean_of_folds(context: Context, classifier: Classifier, rows: Sequence[Row], count: int) -> State | None:
     """The mean of the weights of the first folds' models; None, with a warning, if these weights have no useful mean.
 
-    Its NLL on `rows` must not be above the mean NLL of these models: there is no barrier of the loss between them. Each
-    row was seen by all of the models but one, which counts the same on both sides. What is no floating-point number is
-    of the first fold.
+    Its NLL on some of `rows`, of both classes, must not be above the mean NLL of these models: there is no barrier of
+    the loss between them. Each row was seen by all of the models but one. What is no floating-point number is of the
+    first fold.
 
     References:
         Frankle et al. 2020, arXiv 1912.05671, section 2: the barrier.
@@ -402,8 +372,8 @@ def _checked_mean_of_folds(context: Context, classifier: Classifier, rows: Seque
         else value
         for name, value in states[0].items()
     }
-    some = np.linspace(0, len(rows) - 1, min(len(rows), IMAGES_OF_CHECK)).astype(int)
-    checked = tuple(rows[position] for position in some)
+    of_classes = ([row for row in rows if row.label == label] for label in range(N_CLASSES))
+    checked = tuple(row for of_class in of_classes for row in every_nth(of_class, IMAGES_OF_CHECK // N_CLASSES))
     labels, loader = np.array([row.label for row in checked]), context.settings(LoaderConfig)
     model, losses = copy.deepcopy(classifier), []
     for each in (*states, state):
