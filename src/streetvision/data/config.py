@@ -59,7 +59,8 @@ class CocoConfig(Section):
     """How objects of a JSON file in the format of COCO become labels of images."""
 
     images: Path | None = None
-    """Folder that file names are relative to; null: `images` next to the file or to its folder, else its folder."""
+    """Folder that file names are relative to; null: the one of these that has the first listed files: `images` next to
+    the file, `images` next to its folder, its folder, the folder above."""
     categories: tuple[str, ...] = ()
     """Categories whose objects make an image class 1. Images with none of them are class 0. []: all categories."""
     min_area: float = Field(default=0.0, ge=0, lt=1)

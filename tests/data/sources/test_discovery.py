@@ -289,6 +289,12 @@ class TestLabelsJson:
         assert listing_of(tmp_path).images == (ImageRecord("images/a.png", 0, "7"), ImageRecord("images/b.png", 1))
         assert listing_of(tmp_path / "labels.json").root == tmp_path
 
+    def test_names_may_have_the_folder_images(self, tmp_path):
+        touch(tmp_path, "images/b.png")
+        names = ["images/a.png", "images/b.png"]
+        self.write(tmp_path, [{"filename": name, "label": label} for label, name in enumerate(names)])
+        assert [image.path for image in listing_of(tmp_path).images] == names
+
     def test_names_are_relative_to_the_file_without_images(self, tmp_path):
         self.write(tmp_path, [{"filename": "a.png", "label": 0}, {"filename": "b.png", "label": 1, "source": None}])
         assert [image.path for image in listing_of(tmp_path).images] == ["a.png", "b.png"]
