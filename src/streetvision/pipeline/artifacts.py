@@ -217,17 +217,22 @@ def list_data(context: Context, *, one_class: bool = False, labels: Labels | Non
     config = context.settings(DataConfig)
     if labels is not None and config.labels is not None and _root(config) == str(config.labels):
         return apply_patterns(add_labels(ImageListing(Path("/"), ()), labels), config)
-    listing = list_images(
+    listing = list_root(config, context.schema.imported_dir, one_class=one_class)
+    return apply_patterns(listing if labels is None else add_labels(listing, labels), config)
+
+
+def list_root(config: DataConfig, import_to: Path, *, one_class: bool = False) -> ImageListing:
+    """Every image in data.root; `import_to` and `one_class` as for `list_images`."""
+    return list_images(
         _root(config),
         class_names=config.class_names,
-        import_to=context.schema.imported_dir,
+        import_to=import_to,
         hf_split=config.hf_split,
         group_column=config.group_column,
         source_column=config.source_column,
         coco=config.coco,
         one_class=one_class,
     )
-    return apply_patterns(listing if labels is None else add_labels(listing, labels), config)
 
 
 def _root(config: DataConfig) -> str:

@@ -41,6 +41,17 @@ HUB_PREFIX = "hf://"
 """Prefix of owner/name on the Hugging Face hub. Without it nothing is downloaded, so a mistyped folder stays local."""
 
 
+def find_table(root: Path) -> Path | None:
+    """Return the file that lists the images of `root`: itself, or one in this folder; None if there is none."""
+    tables = [file for file in (root, root / "index.csv", root / INDEX, root / "labels.json") if file.is_file()]
+    return next((file for file in tables if file.suffix.lower() in TABLES), None)
+
+
+def is_dataset(root: str) -> bool:
+    """Whether `data.root` is a Hugging Face dataset, on the hub or in a folder."""
+    return root.startswith(HUB_PREFIX) or (find_table(Path(root)) is None and is_local_dataset(Path(root)))
+
+
 def list_images(
     root: str,
     *,
@@ -73,15 +84,14 @@ def list_images(
     """
     path, columns = Path(root), ColumnNames(group_column, source_column)
     try:
-        tables = [file for file in (path, path / "index.csv", path / INDEX, path / "labels.json") if file.is_file()]
-        table = next((file for file in tables if file.suffix.lower() in TABLES), None)
+        table = find_table(path)
         if table is not None and table.suffix.lower() == ".json" and is_coco(content := read_json_table(table)):
             return list_coco(table, content, coco, class_names=class_names, columns=columns, one_class=one_class)
         if coco != NO_COCO:
             raise DataError(
                 f"data.coco has no effect when data.root {root!r} is not a JSON file of COCO", "leave data.coco out"
             )
-        if table is None and (root.startswith(HUB_PREFIX) or is_local_dataset(path)):
+        if is_dataset(root):
             return list_dataset(
                 root.removeprefix(HUB_PREFIX),
                 split=hf_split,
