@@ -172,6 +172,14 @@ def test_sequences_of_names_suggest_groups_that_the_setting_gives(command, potho
     assert "gives" not in out
 
 
+def test_copies_do_not_hide_the_suggestion_of_groups(command, potholes, tmp_path):
+    shutil.copy(potholes / "ride0_000.png", potholes / "ride0_003.png")
+    with (potholes / "index.csv").open("a") as index:
+        index.write("\nride0_003.png,0")
+    _, out, _ = command("data", "check", potholes, "--page", tmp_path / "page.html")
+    assert re.search(r"'(data\.group_pattern=.+)' gives 8 groups", out)
+
+
 def test_positions_suggest_places(command, potholes, tmp_path):
     header, *rows = (potholes / "index.csv").read_text().splitlines()
     lines = [f"{row},{50 + number // 6},10" for number, row in enumerate(rows)]

@@ -65,7 +65,7 @@ def check_data(
             console.line("", f"{found.row.path} is {name}; probability of {other} {found.other_class_probability:.2f}")
     if len(groups) < len(rows) / 20:
         console.warn("images of one ride or place may be in different splits: set data.group_column of a CSV index")
-    if not any(image.group for image in findings.scan.index.rows):
+    if not findings.has_groups:
         _print_group_suggestions(findings, config.data.grouping, console)
     path = page or config.root.with_name(f"{config.root.name}_check.html")
     write_text_atomic(path, html)

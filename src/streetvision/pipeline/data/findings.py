@@ -46,6 +46,8 @@ class Findings:
     scan: Scan
     index: Index
     """The usable rows with their groups."""
+    has_groups: bool
+    """Whether the data set or data.group_pattern gives any image a group."""
     near_duplicates: NearDuplicateClusters | None
     conflicts: tuple[tuple[Row, ...], ...]
     """Clusters of copies with both labels. Similar views may have different labels."""
@@ -139,7 +141,8 @@ def find_problems(
         classifier = load_classifier(config.model, input_size(config.model, index.rows))
         cache = FeatureCache(scratch / "features", classifier, loader=config.loader, progress=progress)
         features = cache.features(index.rows, root=index.root, name="all")[0].double().numpy()
-    findings = Findings(scan, index, near_duplicates, (), _metadata_auc(index.rows), None, None)
+    has_groups = any(image.group is not None for image in listing.images)
+    findings = Findings(scan, index, has_groups, near_duplicates, (), _metadata_auc(index.rows), None, None)
     return replace(
         findings,
         conflicts=tuple(c for c in findings.copies if len({row.label for row in c}) == 2),
