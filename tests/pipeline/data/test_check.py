@@ -41,6 +41,20 @@ def test_every_problem_is_printed_and_on_the_page(command, photos, tmp_path):
     assert "http" not in html.replace("http-equiv", "")
 
 
+def test_copies_with_both_labels_are_unusable_as_for_train(command, photos, tmp_path):
+    limit = "data.max_invalid_fraction=0.02"
+    train = ["train", f"data.root={photos}", f"run_dir={tmp_path / 'run'}", "pipeline.phases=[data]"]
+    for arguments in (["data", "check", photos, "--page", tmp_path / "page.html"], train):
+        code, _, err = command(*arguments, limit)
+        assert code == 2
+        assert "3 of 82 images" in err
+    code, out, _ = command("data", "check", photos, "--page", tmp_path / "page.html")
+    assert code == 0
+    assert re.search(r"^images\s+79:", out, re.MULTILINE)
+    assert re.search(r"^unusable\s+3$", out, re.MULTILINE)
+    assert "79 usable images" in (tmp_path / "page.html").read_text()
+
+
 def test_the_page_shows_the_images_of_a_dataset_that_is_exported(command, photos, tmp_path):
     rows = [line.split(",")[:2] for line in (photos / "index.csv").read_text().splitlines()[1:-1]]
     images = [{"bytes": (photos / path).read_bytes(), "path": path} for path, _ in rows]

@@ -43,7 +43,7 @@ def check_data(
     with tempfile.TemporaryDirectory() as scratch:
         findings = find_problems(root, config, Path(scratch), labels=labels, embeddings=embeddings, progress=console)
         html = render_findings(findings, title=root, limits=config.loader.limits)
-    scan, rows, names = findings.scan, findings.index.rows, findings.index.class_names
+    scan, rows, names = findings.scan, findings.usable, findings.index.class_names
     counts = [sum(row.label == label for row in rows) for label in (0, 1)]
     groups = {row.group for row in rows if row.group is not None}
     console.line("images", f"{len(rows)}: {counts[0]} {names[0]}, {counts[1]} {names[1]}")
