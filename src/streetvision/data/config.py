@@ -91,8 +91,9 @@ class DataConfig(Section):
     max_invalid_fraction: float = Field(default=0.05, ge=0, le=1)
     """Share of unusable images above which the run stops."""
     damaged_images: Literal["leave_out", "use"] = "leave_out"
-    """What happens to images that are decoded with errors in their data, such as a JPEG with grey bands: left out, or
-    used as they are decoded. They are named in both cases."""
+    """What happens to images that are decoded with errors in their data, such as a JPEG with overwritten bytes: left
+    out, or used as they are decoded. They are named in both cases. A file that ends before its last pixel is
+    never used."""
     hf_split: str = HF_SPLIT
     """Split of a Hugging Face dataset to read. Its images are divided again into the four splits."""
     group_column: str | None = None
