@@ -17,8 +17,7 @@ from streetvision.data.config import DataConfig
 from streetvision.data.grouping.name_pattern import apply_patterns
 from streetvision.data.labels.listing import Labels, add_labels, labels_path, read_labels
 from streetvision.data.records import ImageListing, ImageRecord
-from streetvision.data.sources.discovery import list_images, list_unlabeled
-from streetvision.data.sources.huggingface import is_local_dataset
+from streetvision.data.sources.discovery import is_dataset, list_images, list_unlabeled
 from streetvision.io.atomic import sha256_file, sha256_json
 from streetvision.io.manifests import read_manifest, relative
 from streetvision.io.validators import validate_json
@@ -185,7 +184,7 @@ def data_digest(context: Context) -> str:
         labelled = ""
     elif not root.exists():
         labelled = sha256_json(config.root)
-    elif is_local_dataset(root):
+    elif is_dataset(str(root), config.class_names):
         labelled = sha256_json([_file_stamp(path) for path in sorted(root.rglob("*"))])
     else:
         listing = list_data(context, one_class=True)

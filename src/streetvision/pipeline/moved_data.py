@@ -41,7 +41,7 @@ def adopt_data_root(schema: ArtifactSchema, recorded: DataConfig, root: str, con
         ConfigError: An image of the run is missing in `root`, or has another content; or `root` is a Hugging Face
             dataset, whose images the run has copied.
     """
-    if is_dataset(root):
+    if is_dataset(root, recorded.class_names):
         raise ConfigError(
             f"run folder {str(schema.output_dir)!r} belongs to data.root={recorded.root}, and a Hugging Face dataset "
             f"({root}) cannot replace it",
@@ -100,7 +100,7 @@ def _folder(config: DataConfig) -> Path:
     assert config.root is not None
     path = Path(config.root).absolute()
     with suppress(DataError):
-        if not is_dataset(config.root):
+        if not is_dataset(config.root, config.class_names):
             return list_root(config, path, one_class=True).root.absolute()
     return path.parent if path.is_file() else path
 

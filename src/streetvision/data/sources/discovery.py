@@ -23,7 +23,7 @@ from streetvision.data.records import (
 )
 from streetvision.data.sources.coco import is_coco, list_coco
 from streetvision.data.sources.csv_json import ColumnNames, list_csv, list_labels_json, list_paths, read_json_table
-from streetvision.data.sources.huggingface import is_local_dataset, list_dataset
+from streetvision.data.sources.huggingface import OWN_TABLES, is_local_dataset, list_dataset
 from streetvision.data.sources.parquet_index import INDEX, list_parquet
 from streetvision.data.sources.webdataset import find_shards
 
@@ -47,9 +47,18 @@ def find_table(root: Path) -> Path | None:
     return next((file for file in tables if file.suffix.lower() in TABLES), None)
 
 
-def is_dataset(root: str) -> bool:
-    """Whether `data.root` is a Hugging Face dataset, on the hub or in a folder."""
-    return root.startswith(HUB_PREFIX) or (find_table(Path(root)) is None and is_local_dataset(Path(root)))
+def is_dataset(root: str, class_names: tuple[str, str]) -> bool:
+    """Whether `data.root` is a Hugging Face dataset: on the hub, or in a folder without a table and class folders."""
+    if root.startswith(HUB_PREFIX):
+        return True
+    path = Path(root)
+    return is_local_dataset(path) and find_table(path) is None and not _has_class_folders(path, class_names)
+
+
+def _has_class_folders(folder: Path, class_names: tuple[str, str]) -> bool:
+    """Whether a folder has one sub-folder for each class."""
+    children = {fold_name(child.name) for child in folder.iterdir() if child.is_dir()}
+    return children >= {fold_name(name) for name in class_names}
 
 
 def list_images(
@@ -66,8 +75,8 @@ def list_images(
     """List every image of `data.root`.
 
     The kind of the data set is detected. The first of these that applies is used: a table (index.csv, index.parquet,
-    labels.json, a JSON file of COCO), a Hugging Face dataset, class folders. So an index.csv, which may name groups, is
-    preferred to the class folders next to it.
+    labels.json, a JSON file of COCO), two class folders, a Hugging Face dataset, one class folder. So an index.csv,
+    which may name groups, is preferred to the class folders next to it.
 
     Args:
         root: A folder, a table, or hf://owner/name.
@@ -91,7 +100,7 @@ def list_images(
             raise DataError(
                 f"data.coco has no effect when data.root {root!r} is not a JSON file of COCO", "leave data.coco out"
             )
-        if is_dataset(root):
+        if is_dataset(root, class_names):
             return list_dataset(
                 root.removeprefix(HUB_PREFIX),
                 split=hf_split,
@@ -172,13 +181,12 @@ def list_class_folders(root: Path, *, class_names: tuple[str, str], one_class: b
 
 def _layout_hint(root: Path, counts: Mapping[str, int], *, class_names: tuple[str, str]) -> str:
     """The setting that fits the content of `root`, which lacks a class folder."""
-    tables = [path for path in sorted(root.iterdir()) if path.suffix.lower() in TABLES and path.is_file()]
-    expected = {fold_name(name) for name in class_names}
-    inner = [
-        folder
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and expected <= {fold_name(child.name) for child in folder.iterdir() if child.is_dir()}
+    tables = [
+        path
+        for path in sorted(root.iterdir())
+        if path.suffix.lower() in TABLES and path.name not in OWN_TABLES and path.is_file()
     ]
+    inner = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _has_class_folders(folder, class_names)]
     inner += [folder for folder in sorted(root.iterdir()) if (folder / "index.csv").is_file()]
     filled = [name for name, count in counts.items() if count]
     if tables:

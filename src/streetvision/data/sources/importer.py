@@ -23,9 +23,9 @@ from streetvision.data.records import (
     parse_label,
 )
 from streetvision.data.sources.csv_json import ColumnNames
-from streetvision.data.sources.discovery import HUB_PREFIX, list_images
+from streetvision.data.sources.discovery import HUB_PREFIX, is_dataset, list_images
 from streetvision.data.sources.exif import read_exif
-from streetvision.data.sources.huggingface import is_local_dataset, stream_dataset
+from streetvision.data.sources.huggingface import stream_dataset
 from streetvision.data.sources.parquet_index import IndexParts
 from streetvision.data.sources.webdataset import DamagedShard, find_shards, read_shard
 from streetvision.io.atomic import read_json, sha256_bytes, sha256_json, write_bytes_atomic, write_json_atomic
@@ -189,7 +189,7 @@ def _open_source(source: str, config: DataConfig) -> _Source:
             )
         sizes = [[shard.name, shard.stat().st_size] for shard in shards]
         return _Source(_shard_entries(source, shards, config), 0, sizes)
-    if source.startswith(HUB_PREFIX) or is_local_dataset(path):
+    if is_dataset(source, config.class_names):
         return _Source(_dataset_entries(source, config), 0, source)
     listing = list_images(
         source,
