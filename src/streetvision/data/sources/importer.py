@@ -120,7 +120,7 @@ def import_images(
     request_json, note = {"request_sha256": sha256_json(request), "source": source}, folder / "import.json"
     if done and (not note.is_file() or read_json(note) != request_json):
         raise DataError(
-            f"{str(folder)!r} has an unfinished import of another source, or its source has changed",
+            f"{str(folder)!r} has an unfinished import of another source, or its source or settings have changed",
             f"choose another folder, or remove {str(folder / 'parts')!r} to start again",
         )
     write_json_atomic(note, request_json)
