@@ -194,11 +194,12 @@ class TestUnicode:
         ("images/a.JPG", "images/a.jpg", "images/a.jpg"),
         ("images/a", "images/a.jpg", "images/a.jpg"),
         ("a.jpg", "images/a.jpg", "images/a.jpg"),
+        ("day/a.jpg", "images/day/a.jpg", "images/day/a.jpg"),
         ("C:\\photos\\a.jpg", "a.jpg", "another computer"),
     ],
 )
 def test_a_missing_file_is_reported_with_what_lies_there(tmp_path, listed, exists, expected):
-    (tmp_path / exists).parent.mkdir(exist_ok=True)
+    (tmp_path / exists).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / exists).touch()
     assert expected in missing_reason(tmp_path, listed)
 

@@ -119,6 +119,16 @@ def test_damaged_images_are_named_and_left_out_or_used(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_file_that_ends_before_its_last_pixel_is_never_used(tmp_path, kind):
+    whole = picture(90, kind=kind, size=(96, 96))
+    images = [(ImageRecord("whole", 0), whole), (ImageRecord("cut", 1), whole[: len(whole) // 2])]
+    scan = scan_of(tmp_path, images, damaged_images="use")
+    assert [row.path for row in scan.index.rows] == ["whole"]
+    assert [file.path for file in scan.invalid] == ["cut"]
+    assert scan.damaged == ()
+
+
 class TestCopies:
     def groups(self, tmp_path, *images: tuple[str, int, str | None]) -> dict[str, str | None]:
         """Scan images given as (name, shade, group) and return the group of each."""

@@ -12,11 +12,12 @@ from PIL import Image
 from streetvision import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.progress import Silent
+from streetvision.data.config import DataConfig
 from streetvision.io.atomic import read_json
 from streetvision.pipeline import moved_data
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.run import resolve_run_config
+from streetvision.pipeline.run import recorded_settings, resolve_run_config
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
 from tests.conftest import edit_bundle_json
 
@@ -345,7 +346,9 @@ def test_a_move_of_the_data_resumes_after_an_interruption_at_any_write(finished_
         with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
             for writer in ("write_json_atomic", "write_text_atomic"):
                 patch.setattr(moved_data, writer, interruptible(getattr(moved_data, writer)))
-            moved_data.adopt_data_root(ArtifactSchema(run), str(photos), Console())
+            schema = ArtifactSchema(run)
+            recorded = recorded_settings(schema, DataConfig)
+            moved_data.adopt_data_root(schema, recorded, str(photos), Console())
         config = compose_config([f"run_dir={run}", "pipeline.phases=[phase2]", *settings])
         assert resolve_run_config(config, console=Console()).data.root == str(photos)
         return content(run)

@@ -1,12 +1,15 @@
 """The data phase through the command line: images keep their split when others are added."""
 
+import json
 import shutil
 
+import datasets
 import pytest
 from PIL import Image
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.io.atomic import read_json
+from streetvision.pipeline import moved_data
 
 
 @pytest.fixture
@@ -109,3 +112,50 @@ def test_edited_splits_are_replaced_with_a_warning(split, tmp_path):
     after, out = split()
     assert after == before
     assert "splits are made again" in out
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_moved_images_of_a_coco_file_are_adopted(command, photos, tmp_path, monkeypatch, interrupted):
+    folder, schema = tmp_path / "coco", ArtifactSchema(tmp_path / "run")
+    content = {"categories": [{"id": 1, "name": "cone"}], "images": [], "annotations": []}
+    (folder / "annotations").mkdir(parents=True)
+    for number, row in enumerate((photos[0] / "index.csv").read_text().splitlines()[1:]):
+        name, label, *_ = row.split(",")
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(photos[0] / name, folder / "images" / name)
+        content["images"].append({"id": number, "file_name": name, "width": 8, "height": 8})
+        content["annotations"] += [{"image_id": number, "category_id": 1}] * int(label)
+    (folder / "annotations" / "all.json").write_text(json.dumps(content))
+    arguments = ["train", f"run_dir={schema.output_dir}", "pipeline.phases=[data]"]
+    code, _, err = command(*arguments, f"data.root={folder / 'annotations' / 'all.json'}")
+    assert code == 0, err
+    splits = read_json(schema.splits_json)
+    moved = folder.rename(tmp_path / "moved")
+    arguments += [f"data.root={moved / 'annotations' / 'all.json'}"]
+    if interrupted:
+        with monkeypatch.context() as patch:
+            patch.setattr(moved_data, "complete_move", lambda schema: (_ for _ in ()).throw(KeyboardInterrupt))
+            assert command(*arguments)[0] != 0
+        assert read_json(schema.splits_json) == splits
+        moved_data.complete_move(schema)
+    else:
+        code, _, err = command(*arguments)
+        assert code == 0, err
+    assert read_json(schema.splits_json) == splits | {"root": str(moved / "images")}
+
+
+def test_a_hugging_face_dataset_cannot_be_moved(command, photos, tmp_path):
+    rows = [line.split(",")[:2] for line in (photos[0] / "index.csv").read_text().splitlines()[1:]]
+    images = [{"bytes": (photos[0] / path).read_bytes(), "path": path} for path, _ in rows]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    content = {"image": images, "label": [int(label) for _, label in rows]}
+    datasets.Dataset.from_dict(content, features=features).save_to_disk(tmp_path / "set")
+    schema = ArtifactSchema(tmp_path / "run")
+    arguments = ["train", f"run_dir={schema.output_dir}", "pipeline.phases=[data]"]
+    code, _, err = command(*arguments, f"data.root={tmp_path / 'set'}")
+    assert code == 0, err
+    before = schema.splits_json.read_bytes()
+    code, _, err = command(*arguments, f"data.root={(tmp_path / 'set').rename(tmp_path / 'moved')}")
+    assert code == 2
+    assert "Hugging Face" in " ".join(err.split())
+    assert schema.splits_json.read_bytes() == before

@@ -59,7 +59,8 @@ class CocoConfig(Section):
     """How objects of a JSON file in the format of COCO become labels of images."""
 
     images: Path | None = None
-    """Folder that file names are relative to; null: `images` next to the file or to its folder, else its folder."""
+    """Folder that file names are relative to; null: the one of these that has the first listed files: `images` next to
+    the file, `images` next to its folder, its folder, the folder above."""
     categories: tuple[str, ...] = ()
     """Categories whose objects make an image class 1. Images with none of them are class 0. []: all categories."""
     min_area: float = Field(default=0.0, ge=0, lt=1)
@@ -90,8 +91,9 @@ class DataConfig(Section):
     max_invalid_fraction: float = Field(default=0.05, ge=0, le=1)
     """Share of unusable images above which the run stops."""
     damaged_images: Literal["leave_out", "use"] = "leave_out"
-    """What happens to images that are decoded with errors in their data, such as a JPEG with grey bands: left out, or
-    used as they are decoded. They are named in both cases."""
+    """What happens to images that are decoded with errors in their data, such as a JPEG with overwritten bytes: left
+    out, or used as they are decoded. They are named in both cases. A file that ends before its last pixel is
+    never used."""
     hf_split: str = HF_SPLIT
     """Split of a Hugging Face dataset to read. Its images are divided again into the four splits."""
     group_column: str | None = None

@@ -7,8 +7,9 @@ is not an image is reported with a reason. Links to folders are not followed; li
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePath
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
@@ -45,6 +46,8 @@ NO_IMAGE = "does not have the suffix of an image"
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 MAX_NAMED = 50
 """Files that LeftOut names; the others are counted."""
+MAX_COMPARED = 20
+"""Listed names by which the folder of a table's images is chosen."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,18 @@ def existing_name(folder: Path, name: str) -> str:
     return found.as_posix()
 
 
+def folder_of_names(folders: Sequence[Path], names: Iterable[str]) -> Path:
+    """Return the folder in which most of the first listed names exist; of equal ones the first that is a folder.
+
+    Args:
+        folders: Possible folders, the usual ones first.
+        names: Listed names, relative to one of the folders.
+    """
+    first = list(islice(names, MAX_COMPARED))
+    existing = [folder for folder in folders if folder.is_dir()] or folders
+    return max(existing, key=lambda folder: sum(_exists(folder / existing_name(folder, name)) for name in first))
+
+
 def missing_reason(folder: Path, name: str) -> str:
     """Return why the listed file `name` is missing in `folder`; completes the sentence "this file ..."."""
     reason, path = "does not exist", Path(name.replace("\\", "/"))
@@ -155,16 +170,22 @@ def missing_reason(folder: Path, name: str) -> str:
         return f"{reason}, but {path.as_posix()} does: write / instead of \\"
     if DRIVE.match(name):
         return f"{reason}: it is a path of another computer"
-    try:
-        places = [Path(place.name) for place in folder.iterdir() if place.is_dir()]
-        siblings = [other.name for other in (folder / path).parent.iterdir()]
-    except (OSError, ValueError):
-        places, siblings = [], []
+    # Path.is_dir raises if the folder is closed.
+    places = [Path(place.name) for place in _entries(folder) if os.path.isdir(place)]  # noqa: PTH112
+    siblings = [other.name for other in _entries((folder / path).parent)]
     expected, stem = path.name.casefold(), path.stem.casefold()
     near = [path.with_name(other) for other in siblings if other.casefold() == expected]
     near += [path.with_name(other) for other in siblings if Path(other).stem.casefold() == stem]
     near += [place / path for place in places if not path.is_absolute() and _exists(folder / place / path)]
     return f"{reason}, but {near[0].as_posix()} does" if near else reason
+
+
+def _entries(folder: Path) -> list[Path]:
+    """The entries of a folder; none if it does not exist or cannot be read."""
+    try:
+        return list(folder.iterdir())
+    except (OSError, ValueError):
+        return []
 
 
 def _exists(path: Path) -> bool:

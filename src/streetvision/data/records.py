@@ -108,17 +108,22 @@ def parse_group(text: object) -> str | None:
 
 def group_warnings(images: Sequence["ImageRecord"]) -> list[str]:
     """Return what is unusual in the groups of a data set: images without a group among others, and large groups."""
-    counts = Counter(image.group for image in images)
-    without = counts.pop(None, 0)
+    return group_count_warnings(Counter(image.group for image in images))
+
+
+def group_count_warnings(images_of: Mapping[str | None, int]) -> list[str]:
+    """As `group_warnings`, from the number of images of each group."""
+    counts = Counter(images_of)
+    total, without = counts.total(), counts.pop(None, 0)
     warnings = []
     if counts and without:
         warnings.append(
-            f"{without:,} of {len(images):,} images have no group (empty or nan): each of them is divided on its own"
+            f"{without:,} of {total:,} images have no group (empty or nan): each of them is divided on its own"
         )
     for group, count in counts.most_common(1):
-        if count > LARGE_GROUP * len(images):
+        if count > LARGE_GROUP * total:
             warnings.append(
-                f"group {group!r} has {count / len(images):.0%} of the images, and a group is never divided: the "
+                f"group {group!r} has {count / total:.0%} of the images, and a group is never divided: the "
                 "splits will differ from data.fractions; check data.group_column"
             )
     return warnings

@@ -17,8 +17,7 @@ from streetvision.data.config import DataConfig
 from streetvision.data.grouping.name_pattern import apply_patterns
 from streetvision.data.labels.listing import Labels, add_labels, labels_path, read_labels
 from streetvision.data.records import ImageListing, ImageRecord
-from streetvision.data.sources.discovery import list_images, list_unlabeled
-from streetvision.data.sources.huggingface import is_local_dataset
+from streetvision.data.sources.discovery import is_dataset, list_images, list_unlabeled
 from streetvision.io.atomic import sha256_file, sha256_json
 from streetvision.io.manifests import read_manifest, relative
 from streetvision.io.validators import validate_json
@@ -185,7 +184,7 @@ def data_digest(context: Context) -> str:
         labelled = ""
     elif not root.exists():
         labelled = sha256_json(config.root)
-    elif is_local_dataset(root):
+    elif is_dataset(str(root), config.class_names):
         labelled = sha256_json([_file_stamp(path) for path in sorted(root.rglob("*"))])
     else:
         listing = list_data(context, one_class=True)
@@ -217,17 +216,22 @@ def list_data(context: Context, *, one_class: bool = False, labels: Labels | Non
     config = context.settings(DataConfig)
     if labels is not None and config.labels is not None and _root(config) == str(config.labels):
         return apply_patterns(add_labels(ImageListing(Path("/"), ()), labels), config)
-    listing = list_images(
+    listing = list_root(config, context.schema.imported_dir, one_class=one_class)
+    return apply_patterns(listing if labels is None else add_labels(listing, labels), config)
+
+
+def list_root(config: DataConfig, import_to: Path, *, one_class: bool = False) -> ImageListing:
+    """Every image in data.root; `import_to` and `one_class` as for `list_images`."""
+    return list_images(
         _root(config),
         class_names=config.class_names,
-        import_to=context.schema.imported_dir,
+        import_to=import_to,
         hf_split=config.hf_split,
         group_column=config.group_column,
         source_column=config.source_column,
         coco=config.coco,
         one_class=one_class,
     )
-    return apply_patterns(listing if labels is None else add_labels(listing, labels), config)
 
 
 def _root(config: DataConfig) -> str:

@@ -22,7 +22,6 @@ from streetvision.data.labels.decisions import decide, valid_events
 from streetvision.data.labels.listing import labels_path
 from streetvision.data.labels.store import (
     IMPORTED,
-    LABELS,
     SECOND_OPINION,
     Labeler,
     LabelEvent,
@@ -32,6 +31,7 @@ from streetvision.data.labels.store import (
 from streetvision.data.records import ImageListing, ImageRecord
 from streetvision.data.scan import scan_images
 from streetvision.data.sources.discovery import UNLABELED, list_images, list_unlabeled
+from streetvision.data.sources.parquet_index import LABELS
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import cannot_write, read_json, sha256_file
 from streetvision.io.lock import run_lock

@@ -1,20 +1,23 @@
 """The data of a run at a new place: accepted if every image has its relative path and its recorded content."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.contracts.errors import ConfigError, StreetVisionError
+from streetvision.contracts.errors import ConfigError, DataError, StreetVisionError
 from streetvision.contracts.policies import FileDigest
 from streetvision.contracts.split_contracts import Partition
 from streetvision.data.config import DataConfig
 from streetvision.data.image_file import UndecodableImage, read_recorded
+from streetvision.data.sources.discovery import is_dataset
 from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
 from streetvision.io.atomic import json_text, read_json, sha256_bytes, write_json_atomic, write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import file_digest, read_manifest, relative
+from streetvision.pipeline.artifacts import list_root
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.phases import PHASES
 
@@ -22,17 +25,31 @@ MAX_NAMED = 3
 """Differing images that the error names."""
 
 
-def adopt_data_root(schema: ArtifactSchema, root: str, console: Console) -> None:
+def adopt_data_root(schema: ArtifactSchema, recorded: DataConfig, root: str, console: Console) -> None:
     """Record a new data.root in a run, if the images there are those of the run.
 
     splits.json changes in its field `root` only, and the manifests with it, so no phase has to run again. The next
     command completes an interrupted move.
 
+    Args:
+        schema: The run.
+        recorded: Its settings of the data.
+        root: The new place.
+        console: Prints progress.
+
     Raises:
-        ConfigError: An image of the run is missing in `root`, or has another content.
+        ConfigError: An image of the run is missing in `root`, or has another content; or `root` is a Hugging Face
+            dataset, whose images the run has copied.
     """
+    if is_dataset(root, recorded.class_names):
+        raise ConfigError(
+            f"run folder {str(schema.output_dir)!r} belongs to data.root={recorded.root}, and a Hugging Face dataset "
+            f"({root}) cannot replace it",
+            "leave data.root out to evaluate, as the run has copies of the images of a dataset; or set run_dir=... to "
+            "another folder",
+        )
     partition = partition_from_json(read_json(schema.splits_json), schema.splits_json)
-    folder = _folder(root)
+    folder = _folder(recorded.model_copy(update={"root": root}))
     rows, differing = partition.index.rows, list[str]()
     for row in console.track(rows, total=len(rows), label="compare"):
         try:
@@ -47,7 +64,7 @@ def adopt_data_root(schema: ArtifactSchema, root: str, console: Console) -> None
             "set run_dir=... to another folder",
         )
     with run_lock(schema.lock_file):
-        after = _digest(_splits_text(partition, root))
+        after = _digest(_splits_text(partition, folder))
         # With this manifest alone, `complete_move` can do the rest.
         _replace_digest(schema, schema.manifest("data"), file_digest(schema.splits_json), after, root)
     complete_move(schema)
@@ -64,11 +81,12 @@ def complete_move(schema: ArtifactSchema) -> None:
     if after is None or before == after:
         return
     try:
-        root = DataConfig.model_validate(recorded.get("DataConfig")).root
+        config = DataConfig.model_validate(recorded.get("DataConfig"))
         partition = partition_from_json(read_json(schema.splits_json), schema.splits_json)
     except (ValidationError, StreetVisionError):
         return  # the phase that reads it reports it
-    if root is None or _digest(text := _splits_text(partition, root)) != after:
+    root = config.root
+    if root is None or _digest(text := _splits_text(partition, _folder(config))) != after:
         return  # another change, which the engine finds
     with run_lock(schema.lock_file):
         for other in (schema.manifest(phase) for phase in PHASES):
@@ -77,14 +95,19 @@ def complete_move(schema: ArtifactSchema) -> None:
         write_text_atomic(schema.splits_json, text)
 
 
-def _folder(root: str) -> Path:
-    path = Path(root).absolute()
+def _folder(config: DataConfig) -> Path:
+    """The folder that paths in data.root are relative to: that of its listing, or data.root if it cannot be listed."""
+    assert config.root is not None
+    path = Path(config.root).absolute()
+    with suppress(DataError):
+        if not is_dataset(config.root, config.class_names):
+            return list_root(config, path, one_class=True).root.absolute()
     return path.parent if path.is_file() else path
 
 
-def _splits_text(partition: Partition, root: str) -> str:
-    """The content of splits.json for images in `root`."""
-    return json_text(partition_to_json(replace(partition, index=replace(partition.index, root=_folder(root)))))
+def _splits_text(partition: Partition, folder: Path) -> str:
+    """The content of splits.json for images in `folder`."""
+    return json_text(partition_to_json(replace(partition, index=replace(partition.index, root=folder))))
 
 
 def _digest(text: str) -> FileDigest:

@@ -156,7 +156,7 @@ def follow_data(schema: ArtifactSchema, root: str | None, console: Console) -> N
     complete_move(schema)
     recorded = recorded_settings(schema, DataConfig)
     if recorded is not None and root is not None and not _same_path(str(recorded.root), root):
-        adopt_data_root(schema, root, console)
+        adopt_data_root(schema, recorded, root, console)
 
 
 def _run_phase(name: str, config: RunConfig, console: Console) -> ArtifactSchema:
@@ -195,7 +195,7 @@ def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
     # Without data.root, the labelled images alone are the data set.
     root = config.data.root or str(config.data.labels or schema.scenes_dir.absolute())
     if recorded is not None and not _same_path(str(recorded.root), root):
-        adopt_data_root(schema, root, console)
+        adopt_data_root(schema, recorded, root, console)
         if not any(key.startswith("data.") for key in config.overrides if key != "data.root"):
             return config.model_copy(update={"data": recorded.model_copy(update={"root": root})})
     if (

@@ -107,6 +107,21 @@ def test_the_folder_of_the_images_may_be_set(tmp_path):
     assert listed(path).root == path.parent
 
 
+@pytest.mark.parametrize("place", ["scene/annotations", "scene"])
+@pytest.mark.parametrize("prefix", ["", "images/", "./images/"])
+def test_the_folder_of_the_images_has_the_listed_files(tmp_path, prefix, place):
+    content = copy.deepcopy(CONTENT)
+    path = write(tmp_path, content)
+    for image in content["images"][1:]:
+        (tmp_path / "scene" / "images" / image["file_name"]).touch()
+        image["file_name"] = prefix + image["file_name"]
+    path = tmp_path / place / "result.json"
+    path.write_text(json.dumps(content))
+    (path.parent / "images").mkdir(exist_ok=True)
+    listing = listed(path)
+    assert [(listing.root / image.path).is_file() for image in listing.images] == [False, True, True, True]
+
+
 def test_an_unknown_category_names_the_nearest(tmp_path):
     with pytest.raises(DataError, match="did you mean 'Cone'"):
         listed(write(tmp_path), categories=("Cones",))

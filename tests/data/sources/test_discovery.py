@@ -11,7 +11,7 @@ from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import DEFAULT_LIMITS, DataConfig, GroupingConfig
 from streetvision.data.records import ImageRecord, RejectedFile, group_warnings, parse_label
-from streetvision.data.sources.discovery import list_images, list_unlabeled
+from streetvision.data.sources.discovery import is_dataset, list_images, list_unlabeled
 from streetvision.data.sources.unlabeled import scan_unlabeled, select_unlabeled
 
 NAMES = ("None", "Roadwork")
@@ -98,6 +98,17 @@ class TestFolders:
         found = "found: none 2, roadwork 0, works 1"
         assert error.message == f"data.root {str(tmp_path)!r} has no images of class 'Roadwork' ({found})"
         assert "data.class_names='[none,works]'" in error.hint
+
+    @pytest.mark.parametrize("name", ["labels.parquet", "features.parquet", "data/features.parquet"])
+    def test_parquet_files_next_to_class_folders(self, tmp_path, name):
+        touch(tmp_path, "None/a.png", "roadwork/b.png", name)
+        assert [image.path for image in listing_of(tmp_path).images] == ["None/a.png", "roadwork/b.png"]
+        assert not is_dataset(str(tmp_path), NAMES)
+
+    @pytest.mark.parametrize(("name", "expected"), [("labels.parquet", False), ("train.parquet", True)])
+    def test_a_table_of_labels_is_not_a_dataset(self, tmp_path, name, expected):
+        touch(tmp_path, "Roadwork/b.png", name)
+        assert is_dataset(str(tmp_path), NAMES) is expected
 
     def test_an_empty_folder(self, tmp_path):
         assert "has no images of class 'None' (found: nothing)" in error_of(tmp_path).message
@@ -288,6 +299,12 @@ class TestLabelsJson:
         )
         assert listing_of(tmp_path).images == (ImageRecord("images/a.png", 0, "7"), ImageRecord("images/b.png", 1))
         assert listing_of(tmp_path / "labels.json").root == tmp_path
+
+    def test_names_may_have_the_folder_images(self, tmp_path):
+        touch(tmp_path, "images/b.png")
+        names = ["images/a.png", "images/b.png"]
+        self.write(tmp_path, [{"filename": name, "label": label} for label, name in enumerate(names)])
+        assert [image.path for image in listing_of(tmp_path).images] == names
 
     def test_names_are_relative_to_the_file_without_images(self, tmp_path):
         self.write(tmp_path, [{"filename": "a.png", "label": 0}, {"filename": "b.png", "label": 1, "source": None}])

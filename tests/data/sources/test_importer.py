@@ -72,6 +72,15 @@ def write_tar(path, files):
     return path
 
 
+def samples(fields):
+    """The files of one sample for each dict of fields."""
+    files = {}
+    for number, values in enumerate(fields):
+        files[f"{number}.jpg"] = photo(9 * number)
+        files[f"{number}.json"] = json.dumps({"label": number % 2} | values).encode()
+    return files
+
+
 @pytest.fixture
 def photos(tmp_path):
     root = tmp_path / "photos"
@@ -176,6 +185,25 @@ class TestSources:
         assert listing.images[0].columns == {"weather": "fog"}
         assert all((listing.root / image.path).parent == tmp_path / "index" / "images" for image in listing.images)
 
+    def test_the_columns_of_tars_match_in_any_case(self, tmp_path):
+        tar = write_tar(tmp_path / "a.tar", samples([{"Ride": "r1", "Source": "bus"}, {"ride": "r2"}, {}]))
+        config = CONFIG.model_copy(update={"group_column": "RIDE"})
+        import_images(str(tar), tmp_path / "index", config=config, progress=Silent())
+        images = listed(tmp_path / "index").images
+        assert [image.group for image in images] == ["r1", "r2", None]
+        assert [image.source for image in images] == ["bus", None, None]
+        assert all(image.columns == {} for image in images)
+
+    @pytest.mark.parametrize("fields", [{"ride": "r"}, {}])
+    @pytest.mark.parametrize("setting", ["group_column", "source_column"])
+    def test_a_column_that_no_sample_of_the_tars_has(self, tmp_path, setting, fields):
+        tar = write_tar(tmp_path / "a.tar", samples([fields] * 3))
+        config = CONFIG.model_copy(update={setting: "track"})
+        with pytest.raises(DataError, match="'track'") as raised:
+            import_images(str(tar), tmp_path / "index", config=config, progress=Silent())
+        assert f"data.{setting}" in raised.value.hint
+        assert not (tmp_path / "index" / "index.parquet").exists()
+
     def test_tars_next_to_other_labelled_images_are_refused(self, photos, tmp_path):
         tar = write_tar(photos / "old.tar", {"1.jpg": photo(1), "1.cls": b"1"})
         with pytest.raises(DataError, match=r"old\.tar.*None"):
@@ -189,8 +217,8 @@ class TestSources:
 
     def test_suffixes_of_tars_in_any_case(self, tmp_path):
         (tmp_path / "shards" / "Roadwork").mkdir(parents=True)
-        samples = {"0.jpg": photo(1), "0.cls": b"0", "1.jpg": photo(2), "1.cls": b"1"}
-        write_tar(tmp_path / "shards" / "A.TAR", samples)
+        files = {"0.jpg": photo(1), "0.cls": b"0", "1.jpg": photo(2), "1.cls": b"1"}
+        write_tar(tmp_path / "shards" / "A.TAR", files)
         assert run(tmp_path / "shards", tmp_path / "index")[0]["rows"] == 2
 
     def test_invalid_unicode_in_json(self, tmp_path):
@@ -274,13 +302,32 @@ class TestResume:
         with pytest.raises(DataError, match="unfinished import"):
             run(photos, tmp_path / "index")
 
+    def test_columns_and_groups_of_earlier_parts_count(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(importer, "PART_SIZE", 2)
+        tar = write_tar(tmp_path / "a.tar", samples([{"ride": "r"}] * 4 + [{}] * 4))
+        config = CONFIG.model_copy(update={"group_column": "ride"})
+        warnings, progress = [], Silent()
+        progress.warn = warnings.append
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            append, appended = importer.IndexParts.append, []
+
+            def stop(*arguments, **options):
+                if len(appended) == 3:
+                    raise KeyboardInterrupt
+                appended.append(append(*arguments, **options))
+
+            patch.setattr(importer.IndexParts, "append", stop)
+            import_images(str(tar), tmp_path / "index", config=config, progress=progress)
+        counts = import_images(str(tar), tmp_path / "index", config=config, progress=progress)
+        assert counts["rows"] == 8
+        assert "4 of 8 images have no group" in warnings[0] and "50%" in warnings[1]
+
     def test_a_damaged_archive_is_still_an_error(self, tmp_path, monkeypatch):
         monkeypatch.setattr(importer, "PART_SIZE", 3)
         (tmp_path / "shards").mkdir()
         for name in ("a", "b"):
             parts = [(f"{n}.jpg", photo(n)) for n in range(6)] + [(f"{n}.cls", b"%d" % (n % 2)) for n in range(6)]
-            samples = dict(sorted(parts))
-            write_tar(tmp_path / "shards" / f"{name}.tar", samples)
+            write_tar(tmp_path / "shards" / f"{name}.tar", dict(sorted(parts)))
         whole = (tmp_path / "shards" / "a.tar").read_bytes()
         (tmp_path / "shards" / "a.tar").write_bytes(whole[: whole.index(b"5.jpg")])
         append, appended = importer.IndexParts.append, []

@@ -41,6 +41,20 @@ def test_every_problem_is_printed_and_on_the_page(command, photos, tmp_path):
     assert "http" not in html.replace("http-equiv", "")
 
 
+def test_copies_with_both_labels_are_unusable_as_for_train(command, photos, tmp_path):
+    limit = "data.max_invalid_fraction=0.02"
+    train = ["train", f"data.root={photos}", f"run_dir={tmp_path / 'run'}", "pipeline.phases=[data]"]
+    for arguments in (["data", "check", photos, "--page", tmp_path / "page.html"], train):
+        code, _, err = command(*arguments, limit)
+        assert code == 2
+        assert "3 of 82 images" in err
+    code, out, _ = command("data", "check", photos, "--page", tmp_path / "page.html")
+    assert code == 0
+    assert re.search(r"^images\s+79:", out, re.MULTILINE)
+    assert re.search(r"^unusable\s+3$", out, re.MULTILINE)
+    assert "79 usable images" in (tmp_path / "page.html").read_text()
+
+
 def test_the_page_shows_the_images_of_a_dataset_that_is_exported(command, photos, tmp_path):
     rows = [line.split(",")[:2] for line in (photos / "index.csv").read_text().splitlines()[1:-1]]
     images = [{"bytes": (photos / path).read_bytes(), "path": path} for path, _ in rows]
@@ -170,6 +184,14 @@ def test_sequences_of_names_suggest_groups_that_the_setting_gives(command, potho
     _, out, _ = command(*arguments, setting)
     assert re.search(r"^groups\s+8$", out, re.MULTILINE)
     assert "gives" not in out
+
+
+def test_copies_do_not_hide_the_suggestion_of_groups(command, potholes, tmp_path):
+    shutil.copy(potholes / "ride0_000.png", potholes / "ride0_003.png")
+    with (potholes / "index.csv").open("a") as index:
+        index.write("\nride0_003.png,0")
+    _, out, _ = command("data", "check", potholes, "--page", tmp_path / "page.html")
+    assert re.search(r"'(data\.group_pattern=.+)' gives 8 groups", out)
 
 
 def test_positions_suggest_places(command, potholes, tmp_path):

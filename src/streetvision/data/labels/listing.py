@@ -6,8 +6,9 @@ from pathlib import Path
 
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.labels.decisions import LabelledImage, decide
-from streetvision.data.labels.store import LABELS, read_events
+from streetvision.data.labels.store import read_events
 from streetvision.data.records import ImageListing, ImageRecord
+from streetvision.data.sources.parquet_index import LABELS
 
 MAX_NAMED = 3
 

@@ -20,7 +20,6 @@ from streetvision.data.records import fold_name
 from streetvision.data.sources.parquet_index import DAMAGED_PARQUET, open_parquet
 from streetvision.io.atomic import open_atomic
 
-LABELS = "labels.parquet"
 SECOND_OPINION = "second_opinion"
 IMPORTED = "imported"
 QUEUES = ("diverse", "uncertain", "abstained", "suspicious", RANDOM_QUEUE, SECOND_OPINION, IMPORTED)

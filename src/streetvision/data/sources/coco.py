@@ -6,13 +6,13 @@ References:
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from streetvision.contracts.errors import DataError, unknown_name
 from streetvision.data.config import CocoConfig
-from streetvision.data.file_search import existing_name, files_under
+from streetvision.data.file_search import existing_name, files_under, folder_of_names
 from streetvision.data.records import (
     ImageListing,
     ImageRecord,
@@ -80,7 +80,7 @@ def list_coco(
             if config.min_area:
                 pixels = _side(image, "width", path) * _side(image, "height", path)
                 covered[image["id"]] += _area(annotation, where) / pixels
-    folder = _image_folder(path, config)
+    folder = _image_folder(path, (image["file_name"] for image in entries.values()), config)
     fields = columns.resolve(dict.fromkeys(fold_name(name) for image in entries.values() for name in image), path.name)
     images: list[ImageRecord] = []
     skipped: list[RejectedFile] = []
@@ -191,7 +191,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _image_folder(path: Path, config: CocoConfig) -> Path:
+def _image_folder(path: Path, names: Iterable[str], config: CocoConfig) -> Path:
     """The folder that file names are relative to."""
     if config.images is not None:
         folder = config.images
@@ -199,4 +199,4 @@ def _image_folder(path: Path, config: CocoConfig) -> Path:
             raise DataError(f"data.coco.images {str(folder)!r} is not a folder", "set it to the folder of the images")
         return folder
     usual = (path.parent / IMAGES, path.parent.parent / IMAGES, path.parent)
-    return next((folder for folder in usual if folder.is_dir()), path.parent)
+    return folder_of_names((*usual, path.parent.parent), names)

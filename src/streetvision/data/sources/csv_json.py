@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from streetvision.contracts.errors import ArtifactError, DataError
-from streetvision.data.file_search import existing_name
+from streetvision.data.file_search import existing_name, folder_of_names
 from streetvision.data.records import (
     ImageListing,
     ImageRecord,
@@ -87,13 +87,14 @@ def list_labels_json(
 ) -> ImageListing:
     """List the images of a labels.json: a list of {filename, label} and optionally group and source; others are kept.
 
-    File names are relative to the folder `images/` next to the file, or to its own folder if there is no `images/`.
+    File names are relative to the folder `images/` next to the file, or to its own folder: to the one that has them.
 
     Raises:
         DataError: An entry is not valid; the message names entry and field.
     """
-    folder = "images" if (path.parent / "images").is_dir() else ""
     rows = list(_read_labels_json(path))
+    found = folder_of_names((path.parent / "images", path.parent), map(_image_name, rows))
+    folder = found.relative_to(path.parent).as_posix()
     return _list(path, rows, folder=folder, class_names=class_names, columns=columns, one_class=one_class)
 
 

@@ -23,7 +23,7 @@ from streetvision.data.records import (
 )
 from streetvision.data.sources.coco import is_coco, list_coco
 from streetvision.data.sources.csv_json import ColumnNames, list_csv, list_labels_json, list_paths, read_json_table
-from streetvision.data.sources.huggingface import is_local_dataset, list_dataset
+from streetvision.data.sources.huggingface import OWN_TABLES, is_local_dataset, list_dataset
 from streetvision.data.sources.parquet_index import INDEX, list_parquet
 from streetvision.data.sources.webdataset import find_shards
 
@@ -41,6 +41,26 @@ HUB_PREFIX = "hf://"
 """Prefix of owner/name on the Hugging Face hub. Without it nothing is downloaded, so a mistyped folder stays local."""
 
 
+def find_table(root: Path) -> Path | None:
+    """Return the file that lists the images of `root`: itself, or one in this folder; None if there is none."""
+    tables = [file for file in (root, root / "index.csv", root / INDEX, root / "labels.json") if file.is_file()]
+    return next((file for file in tables if file.suffix.lower() in TABLES), None)
+
+
+def is_dataset(root: str, class_names: tuple[str, str]) -> bool:
+    """Whether `data.root` is a Hugging Face dataset: on the hub, or in a folder without a table and class folders."""
+    if root.startswith(HUB_PREFIX):
+        return True
+    path = Path(root)
+    return is_local_dataset(path) and find_table(path) is None and not _has_class_folders(path, class_names)
+
+
+def _has_class_folders(folder: Path, class_names: tuple[str, str]) -> bool:
+    """Whether a folder has one sub-folder for each class."""
+    children = {fold_name(child.name) for child in folder.iterdir() if child.is_dir()}
+    return children >= {fold_name(name) for name in class_names}
+
+
 def list_images(
     root: str,
     *,
@@ -55,8 +75,8 @@ def list_images(
     """List every image of `data.root`.
 
     The kind of the data set is detected. The first of these that applies is used: a table (index.csv, index.parquet,
-    labels.json, a JSON file of COCO), a Hugging Face dataset, class folders. So an index.csv, which may name groups, is
-    preferred to the class folders next to it.
+    labels.json, a JSON file of COCO), two class folders, a Hugging Face dataset, one class folder. So an index.csv,
+    which may name groups, is preferred to the class folders next to it.
 
     Args:
         root: A folder, a table, or hf://owner/name.
@@ -73,15 +93,14 @@ def list_images(
     """
     path, columns = Path(root), ColumnNames(group_column, source_column)
     try:
-        tables = [file for file in (path, path / "index.csv", path / INDEX, path / "labels.json") if file.is_file()]
-        table = next((file for file in tables if file.suffix.lower() in TABLES), None)
+        table = find_table(path)
         if table is not None and table.suffix.lower() == ".json" and is_coco(content := read_json_table(table)):
             return list_coco(table, content, coco, class_names=class_names, columns=columns, one_class=one_class)
         if coco != NO_COCO:
             raise DataError(
                 f"data.coco has no effect when data.root {root!r} is not a JSON file of COCO", "leave data.coco out"
             )
-        if table is None and (root.startswith(HUB_PREFIX) or is_local_dataset(path)):
+        if is_dataset(root, class_names):
             return list_dataset(
                 root.removeprefix(HUB_PREFIX),
                 split=hf_split,
@@ -162,13 +181,12 @@ def list_class_folders(root: Path, *, class_names: tuple[str, str], one_class: b
 
 def _layout_hint(root: Path, counts: Mapping[str, int], *, class_names: tuple[str, str]) -> str:
     """The setting that fits the content of `root`, which lacks a class folder."""
-    tables = [path for path in sorted(root.iterdir()) if path.suffix.lower() in TABLES and path.is_file()]
-    expected = {fold_name(name) for name in class_names}
-    inner = [
-        folder
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and expected <= {fold_name(child.name) for child in folder.iterdir() if child.is_dir()}
+    tables = [
+        path
+        for path in sorted(root.iterdir())
+        if path.suffix.lower() in TABLES and path.name not in OWN_TABLES and path.is_file()
     ]
+    inner = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _has_class_folders(folder, class_names)]
     inner += [folder for folder in sorted(root.iterdir()) if (folder / "index.csv").is_file()]
     filled = [name for name, count in counts.items() if count]
     if tables:

@@ -20,7 +20,7 @@ from streetvision.data.records import (
     parse_label,
 )
 from streetvision.data.sources.csv_json import ColumnNames
-from streetvision.data.sources.parquet_index import INDEX
+from streetvision.data.sources.parquet_index import INDEX, LABELS
 from streetvision.io.atomic import sha256_bytes, write_bytes_atomic
 
 if TYPE_CHECKING:
@@ -28,14 +28,15 @@ if TYPE_CHECKING:
 
 SAVED_DATASET = ("dataset_info.json", "dataset_dict.json")
 """Files that `save_to_disk` writes into the folder of a dataset."""
+OWN_TABLES = frozenset({INDEX, LABELS})
+"""Parquet files that streetvision writes, which are no dataset."""
 
 
 def is_local_dataset(folder: Path) -> bool:
     """Whether `folder` has a dataset saved with `save_to_disk`, or Parquet files in the layout of the hub."""
-    if (folder / INDEX).is_file():
-        return False  # made by `streetvision data import`
     saved = any((folder / name).is_file() for name in SAVED_DATASET)
-    return saved or any(next(place.glob("*.parquet"), None) for place in (folder, folder / "data"))
+    tables = (table.name for place in (folder, folder / "data") for table in place.glob("*.parquet"))
+    return saved or any(name not in OWN_TABLES for name in tables)
 
 
 def list_dataset(

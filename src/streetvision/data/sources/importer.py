@@ -17,15 +17,15 @@ from streetvision.data.records import (
     ImageRecord,
     RejectedFile,
     fold_name,
-    group_warnings,
+    group_count_warnings,
     image_suffix,
     parse_group,
     parse_label,
 )
 from streetvision.data.sources.csv_json import ColumnNames
-from streetvision.data.sources.discovery import HUB_PREFIX, list_images
+from streetvision.data.sources.discovery import HUB_PREFIX, is_dataset, list_images
 from streetvision.data.sources.exif import read_exif
-from streetvision.data.sources.huggingface import is_local_dataset, stream_dataset
+from streetvision.data.sources.huggingface import stream_dataset
 from streetvision.data.sources.parquet_index import IndexParts
 from streetvision.data.sources.webdataset import DamagedShard, find_shards, read_shard
 from streetvision.io.atomic import read_json, sha256_bytes, sha256_json, write_bytes_atomic, write_json_atomic
@@ -77,7 +77,7 @@ class _Source:
     """JSON value that changes when the entries change, as far as that is known before they are read."""
     skipped: tuple[RejectedFile, ...] = ()
     """Files at the same place that are not entries."""
-    warnings: list[str] = field(default_factory=list)
+    warnings: tuple[str, ...] = ()
 
 
 def import_images(
@@ -120,16 +120,19 @@ def import_images(
     request_json, note = {"request_sha256": sha256_json(request), "source": source}, folder / "import.json"
     if done and (not note.is_file() or read_json(note) != request_json):
         raise DataError(
-            f"{str(folder)!r} has an unfinished import of another source, or its source has changed",
+            f"{str(folder)!r} has an unfinished import of another source, or its source or settings have changed",
             f"choose another folder, or remove {str(folder / 'parts')!r} to start again",
         )
     write_json_atomic(note, request_json)
 
     unreadable, left_out = LeftOut(), LeftOut()
+    groups = Counter[str | None]()
     total = max(0, opened.total - done)
     for file in opened.skipped:
         left_out.add(file)
-    remaining = progress.track(islice(opened.entries, done, None), total=total, label="import")
+    # The entries of an earlier, interrupted import are listed again, so their groups are counted too.
+    entries = _count_groups(opened.entries, groups)
+    remaining = progress.track(islice(entries, done, None), total=total, label="import")
     while batch := list(islice(remaining, PART_SIZE)):
         done += len(batch)
         accepted = [
@@ -147,7 +150,7 @@ def import_images(
         skipped = {"inconsistent": len(batch) - len(accepted), "unreadable": len(accepted) - len(rows)}
         shards = [entry for entry in batch if isinstance(entry, DamagedShard)]
         parts.append(rows, until=done, skipped=skipped, damaged=shards)
-    for line in (*unreadable.lines(), *left_out.lines(), *opened.warnings):
+    for line in (*unreadable.lines(), *left_out.lines(), *group_count_warnings(groups), *opened.warnings):
         progress.warn(line.strip())
     counts, damaged = parts.finish()
     if damaged:
@@ -166,6 +169,16 @@ def import_images(
     return counts
 
 
+def _count_groups(
+    entries: Iterable[SourceEntry | RejectedFile], groups: Counter[str | None]
+) -> Iterator[SourceEntry | RejectedFile]:
+    """Yield the entries, and count them by group."""
+    for entry in entries:
+        if isinstance(entry, SourceEntry):
+            groups[entry.group] += 1
+        yield entry
+
+
 def _open_source(source: str, config: DataConfig) -> _Source:
     path = Path(source)
     if shards := find_shards(path):
@@ -175,8 +188,8 @@ def _open_source(source: str, config: DataConfig) -> _Source:
                 "import the tars from a folder of their own",
             )
         sizes = [[shard.name, shard.stat().st_size] for shard in shards]
-        return _Source(_shard_entries(shards, config), 0, sizes)
-    if source.startswith(HUB_PREFIX) or is_local_dataset(path):
+        return _Source(_shard_entries(source, shards, config), 0, sizes)
+    if is_dataset(source, config.class_names):
         return _Source(_dataset_entries(source, config), 0, source)
     listing = list_images(
         source,
@@ -188,8 +201,7 @@ def _open_source(source: str, config: DataConfig) -> _Source:
     )
     entries = (_file_entry(record, listing.root) for record in listing.images)
     names = sha256_json([[record.path, record.label] for record in listing.images])
-    warnings = [*group_warnings(listing.images), *listing.warnings]
-    return _Source(entries, len(listing.images), names, listing.skipped, warnings)
+    return _Source(entries, len(listing.images), names, listing.skipped, listing.warnings)
 
 
 def _other_listing(folder: Path, class_names: tuple[str, str]) -> str | None:
@@ -219,16 +231,27 @@ def _file_entry(record: ImageRecord, root: Path) -> SourceEntry:
     )
 
 
-def _shard_entries(shards: Iterable[Path], config: DataConfig) -> Iterator[SourceEntry | RejectedFile]:
+def _shard_entries(source: str, shards: Iterable[Path], config: DataConfig) -> Iterator[SourceEntry | RejectedFile]:
+    """The samples of the tars; raises DataError at the end if no sample has a requested column."""
+    # The samples may differ in their fields: a column exists if any sample has it.
+    present: dict[str, None] = {}
     for sample in (sample for shard in shards for sample in read_shard(shard)):
         if isinstance(sample, RejectedFile):
             yield sample
             continue
-        columns = dict(sample.fields)
-        label = parse_label(columns.pop("label"), class_names=config.class_names, where=sample.name)
-        group = parse_group(columns.pop(config.group_column or "group", None))
-        source = parse_group(columns.pop(config.source_column or "source", None))
-        yield SourceEntry(label, partial(bytes, sample.image), None, sample.suffix, group, source, columns)
+        fields = sample.fields
+        present |= dict.fromkeys(fields)
+        label = parse_label(fields["label"], class_names=config.class_names, where=sample.name)
+        names = {fold_name(name): name for name in fields}
+        chosen = [
+            names.get(fold_name(name), name)
+            for name in (config.group_column or "group", config.source_column or "source")
+        ]
+        group, origin = (parse_group(fields.get(name)) for name in chosen)
+        columns = {name: text for name, text in fields.items() if name not in ("label", *chosen)}
+        yield SourceEntry(label, partial(bytes, sample.image), None, sample.suffix, group, origin, columns)
+    if present:
+        ColumnNames(config.group_column, config.source_column).resolve(present, repr(source))
 
 
 def _dataset_entries(source: str, config: DataConfig) -> Iterator[SourceEntry]:

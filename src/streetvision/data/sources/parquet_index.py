@@ -26,6 +26,8 @@ from streetvision.data.sources.csv_json import ColumnNames
 from streetvision.io.atomic import open_atomic
 
 INDEX = "index.parquet"
+LABELS = "labels.parquet"
+"""The file of `streetvision label`."""
 DAMAGED = "damaged"
 """Key in the metadata of a part."""
 SCHEMA = pa.schema(

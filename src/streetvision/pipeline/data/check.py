@@ -43,7 +43,7 @@ def check_data(
     with tempfile.TemporaryDirectory() as scratch:
         findings = find_problems(root, config, Path(scratch), labels=labels, embeddings=embeddings, progress=console)
         html = render_findings(findings, title=root, limits=config.loader.limits)
-    scan, rows, names = findings.scan, findings.index.rows, findings.index.class_names
+    scan, rows, names = findings.scan, findings.usable, findings.index.class_names
     counts = [sum(row.label == label for row in rows) for label in (0, 1)]
     groups = {row.group for row in rows if row.group is not None}
     console.line("images", f"{len(rows)}: {counts[0]} {names[0]}, {counts[1]} {names[1]}")
@@ -65,7 +65,7 @@ def check_data(
             console.line("", f"{found.row.path} is {name}; probability of {other} {found.other_class_probability:.2f}")
     if len(groups) < len(rows) / 20:
         console.warn("images of one ride or place may be in different splits: set data.group_column of a CSV index")
-    if not any(image.group for image in findings.scan.index.rows):
+    if not findings.has_groups:
         _print_group_suggestions(findings, config.data.grouping, console)
     path = page or config.root.with_name(f"{config.root.name}_check.html")
     write_text_atomic(path, html)

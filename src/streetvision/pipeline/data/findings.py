@@ -12,7 +12,7 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.settings import no_effect
 from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Row
-from streetvision.data.grouping.group_rows import group_rows
+from streetvision.data.grouping.group_rows import copy_conflicts, group_rows
 from streetvision.data.grouping.name_pattern import apply_patterns
 from streetvision.data.scan import Scan, scan_images
 from streetvision.data.sources.discovery import class_names_warning, list_images
@@ -44,8 +44,11 @@ class Findings:
     """The result of a data check."""
 
     scan: Scan
+    """As `train` uses it: copies of one photograph with both labels are invalid."""
     index: Index
-    """The usable rows with their groups."""
+    """The usable rows and the copies with both labels, with their groups."""
+    has_groups: bool
+    """Whether the data set or data.group_pattern gives any image a group."""
     near_duplicates: NearDuplicateClusters | None
     conflicts: tuple[tuple[Row, ...], ...]
     """Clusters of copies with both labels. Similar views may have different labels."""
@@ -60,6 +63,12 @@ class Findings:
     def confounded(self) -> bool:
         """Whether size and brightness reveal the label."""
         return self.metadata_auc is not None and self.metadata_auc > CONFOUNDED_AUC
+
+    @property
+    def usable(self) -> tuple[Row, ...]:
+        """The usable rows with their groups."""
+        paths = {row.path for row in self.scan.index.rows}
+        return tuple(row for row in self.index.rows if row.path in paths)
 
     @property
     def clusters(self) -> tuple[tuple[Row, ...], ...]:
@@ -139,7 +148,9 @@ def find_problems(
         classifier = load_classifier(config.model, input_size(config.model, index.rows))
         cache = FeatureCache(scratch / "features", classifier, loader=config.loader, progress=progress)
         features = cache.features(index.rows, root=index.root, name="all")[0].double().numpy()
-    findings = Findings(scan, index, near_duplicates, (), _metadata_auc(index.rows), None, None)
+    has_groups = any(image.group is not None for image in listing.images)
+    scan = scan.without(copy_conflicts(index, near_duplicates))
+    findings = Findings(scan, index, has_groups, near_duplicates, (), _metadata_auc(index.rows), None, None)
     return replace(
         findings,
         conflicts=tuple(c for c in findings.copies if len({row.label for row in c}) == 2),

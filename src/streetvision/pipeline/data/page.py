@@ -20,7 +20,7 @@ MAX_FILES = 200
 
 def render_findings(findings: Findings, *, title: str, limits: DecodeLimits) -> str:
     """Render the page. The template escapes every text; only the images on the page are read again."""
-    rows, class_names = findings.index.rows, findings.index.class_names
+    usable, class_names = findings.usable, findings.index.class_names
 
     def image(row: Row) -> Markup:
         try:
@@ -30,8 +30,8 @@ def render_findings(findings: Findings, *, title: str, limits: DecodeLimits) -> 
 
     classes = []
     for label, name in enumerate(class_names):
-        of_class = [row for row in rows if row.label == label]
-        share = len(of_class) / max(1, len(rows))
+        of_class = [row for row in usable if row.label == label]
+        share = len(of_class) / max(1, len(usable))
         metadata = np.array([(row.width, row.height, row.brightness) for row in of_class] or [(0, 0, 0)])
         width, height, brightness = np.median(metadata, axis=0)
         cells = (f"{len(of_class):,}", f"{share:.0%}", f"{width:.0f} x {height:.0f}", f"{brightness:.2f}")
@@ -43,8 +43,9 @@ def render_findings(findings: Findings, *, title: str, limits: DecodeLimits) -> 
     return template.render(
         title=title,
         findings=findings,
-        rows=rows,
-        n_groups=len({row.group for row in rows if row.group is not None}),
+        rows=findings.index.rows,
+        n_usable=len(usable),
+        n_groups=len({row.group for row in usable if row.group is not None}),
         class_names=class_names,
         classes=classes,
         copies=_largest_first(copies),
