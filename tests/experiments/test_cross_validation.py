@@ -2,6 +2,8 @@
 
 import csv
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from streetvision import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Index, Row, Split
+from streetvision.data.config import CLASS_NAMES
+from streetvision.data.scan import scan_images
 from streetvision.data.sources.discovery import list_images
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.eval.bootstrap import bootstrap_intervals, paired_difference
@@ -30,6 +34,7 @@ from streetvision.pipeline.console import Console
 from streetvision.pipeline.input_size import input_size
 from streetvision.pipeline.probe_chain import fit_probe_chain
 from streetvision.pipeline.probe_head import FeatureReader
+from streetvision.pipeline.run import launch_training
 from streetvision.training.features import FeatureCache
 from streetvision.training.probe import FeatureBank
 from tests.conftest import TINY_MODEL
@@ -186,6 +191,29 @@ def test_a_chain_has_folds_where_its_protocol_has(settings_of_chain, protocol, i
     config, _ = settings_of_chain("data.folds=4", images=images)
     assert config.data.protocol == protocol
     assert ("data.folds" in config.overrides) == (protocol == "cross_fit")
+
+
+@pytest.mark.parametrize("protocol", ["split", "cross_fit"])
+def test_a_chain_keeps_a_source_of_one_class(scenes, tmp_path, monkeypatch, protocol):
+    listing = list_images(str(scenes), class_names=CLASS_NAMES, import_to=tmp_path)
+    rows = scan_images(listing, class_names=CLASS_NAMES).index.rows
+    sources = ["z" if row.label == 0 and n % 40 < 20 else f"s{n // 40 % 2}" for n, row in enumerate(rows)]
+    rows = tuple(replace(row, group=None, source=source) for row, source in zip(rows, sources, strict=True))
+    settings = [f"data.protocol={protocol}", "cross_validation.folds=2", "cross_validation.learning_curve=[]"]
+    config = compose_config([*settings, "cross_validation.leave_out=source"])
+    index = Index(scenes, CLASS_NAMES, rows)
+    monkeypatch.setattr(chains, "write_output_to", lambda log: None)
+    train_data = partial(launch_training, only=["data"])
+    monkeypatch.setattr(chains, "launch_training", lambda *args, **named: train_data(*args, **named) and sys.exit(0))
+    *_, chain = plan_chains(index, config, tmp_path / "chains", Console(silent=True))
+    test = {row.sha256 for row in chain.partition.rows(Split.VAL_TEST)}
+    assert test == {row.sha256 for row in rows if row.source == "z"}
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            train_chain(chain, 1)
+        assert ended.value.code == 0
+        path = ArtifactSchema(chain.run_folder).splits_json
+        assert {row.sha256 for row in partition_from_json(read_json(path), path).rows(Split.VAL_TEST)} == test
 
 
 def test_the_head_alone_is_the_default(scenes, tmp_path, command):
