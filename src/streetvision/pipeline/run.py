@@ -15,6 +15,7 @@ from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisi
 from streetvision.contracts.phase import Phase
 from streetvision.contracts.progress import Silent
 from streetvision.data.config import DataConfig, LoaderConfig
+from streetvision.data.records import fold_name
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json, sha256_file
 from streetvision.io.lock import run_lock
@@ -108,6 +109,12 @@ def launch_evaluation(bundle: Path, config: RunConfig, *, data: str | None = Non
         }
     )
     config = config.model_copy(update={"data": _absolute_paths(config.data)})
+    given, of_bundle = config.data.class_names, opened.manifest.class_names
+    if [fold_name(name) for name in given] == [fold_name(name) for name in reversed(of_bundle)]:
+        raise ConfigError(
+            f"data.class_names={list(given)} has the classes of the bundle in another order: {list(of_bundle)}",
+            "leave data.class_names out, or give them in the order of the bundle",
+        )
     schema = ArtifactSchema(config.root)
     if schema.splits_json.is_file():
         raise ConfigError(
