@@ -164,8 +164,11 @@ def test_folds_of_sources_share_neither_source_nor_group():
 def settings_of_chain(tmp_path, monkeypatch):
     """Returns the settings with which a chain in its own process trains, and the index of its images."""
 
-    def run(*settings, images=80):
-        rows = [Row(f"{n}.jpg", n % 2, f"{n:012d}".ljust(64, "0"), 8, 8, 0.5) for n in range(images)]
+    def run(*settings, images=80, groups=(None,)):
+        rows = [
+            Row(f"{n}.jpg", n % 2, f"{n:012d}".ljust(64, "0"), 8, 8, 0.5, group=groups[n // 2 % len(groups)])
+            for n in range(images)
+        ]
         config = compose_config([*settings, "cross_validation.folds=2", "cross_validation.learning_curve=[]"])
         index = Index(tmp_path, config.data.class_names, tuple(rows))
         chain = next(plan_chains(index, config, tmp_path / "chains", Console(silent=True)))
@@ -184,6 +187,16 @@ def test_a_chain_has_the_labels_of_the_data_whatever_the_class_names(settings_of
     listed = list_images(config.data.root, class_names=config.data.class_names, import_to=Path("none"))
     labels = {Path(image.path).name: image.label for image in listed.images}
     assert labels == {row.path: row.label for row in index.rows}
+
+
+def test_a_chain_has_the_groups_of_the_data_whatever_their_names(settings_of_chain):
+    groups = ["None", "NA", None, *map(str, range(37))]
+    config, index = settings_of_chain("data.protocol=split", groups=groups)
+    listed = list_images(config.data.root, class_names=config.data.class_names, import_to=Path("none"))
+    found = {Path(image.path).name: image.group for image in listed.images}
+    pairs = {(row.group, found[row.path]) for row in index.rows}
+    assert len(pairs) == len({first for first, _ in pairs}) == len({second for _, second in pairs}) == len(groups)
+    assert (None, None) in pairs
 
 
 @pytest.mark.parametrize(("protocol", "images"), [("split", 3000), ("cross_fit", 80)])
