@@ -19,7 +19,7 @@ from streetvision.api import estimator as module
 from streetvision.bundle.predictor import Prediction
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import DataError
-from streetvision.data.records import parse_label
+from streetvision.data.records import parse_group, parse_label
 from streetvision.io.atomic import read_json, write_json_atomic
 
 
@@ -156,11 +156,23 @@ def test_parameters_and_groups_reach_the_run(quick, images):
     classifier = StreetvisionClassifier("dinov2_small", settings={"training": "frozen"}, random_state=3)
     clone(classifier).fit(images, np.tile([0, 1], 10), groups=np.arange(20) // 2)
     (call,) = quick
-    assert [row["group"] for row in call["rows"]] == [str(n // 2) for n in range(20)]
+    names = [row["group"] for row in call["rows"]]
+    assert names[::2] == names[1::2]
+    assert len(set(names)) == 10
     assert (call["model"], call["training"], call["pipeline.seed"]) == ("dinov2_small", "frozen", 3)
     assert call["data.class_names"] == ["0", "1"]
     with pytest.raises(TypeError):
         StreetvisionClassifier("dinov2_small", settings={"model": "scenes"}).fit(images, np.tile([0, 1], 10))
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_group_may_have_a_name_that_stands_for_a_missing_value(quick, images, missing):
+    names = ["NA", "none", "null", "nat", "None", "a", "a ", "nan", 7]
+    StreetvisionClassifier().fit(images, np.tile([0, 1], 10), groups=[*names, *names, missing, missing])
+    groups = [parse_group(row["group"]) for row in quick[0]["rows"]]
+    assert groups[:9] == groups[9:18]
+    assert len(set(groups[:9]) - {None}) == 9
+    assert groups[18:] == [None, None]
 
 
 def test_encoded_images_are_trained_on_as_they_are(quick, images):

@@ -2,6 +2,8 @@
 
 import csv
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from streetvision import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Index, Row, Split
+from streetvision.data.config import CLASS_NAMES
+from streetvision.data.scan import scan_images
 from streetvision.data.sources.discovery import list_images
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.eval.bootstrap import bootstrap_intervals, paired_difference
@@ -30,6 +34,7 @@ from streetvision.pipeline.console import Console
 from streetvision.pipeline.input_size import input_size
 from streetvision.pipeline.probe_chain import fit_probe_chain
 from streetvision.pipeline.probe_head import FeatureReader
+from streetvision.pipeline.run import launch_training
 from streetvision.training.features import FeatureCache
 from streetvision.training.probe import FeatureBank
 from tests.conftest import TINY_MODEL
@@ -159,8 +164,11 @@ def test_folds_of_sources_share_neither_source_nor_group():
 def settings_of_chain(tmp_path, monkeypatch):
     """Returns the settings with which a chain in its own process trains, and the index of its images."""
 
-    def run(*settings, images=80):
-        rows = [Row(f"{n}.jpg", n % 2, f"{n:012d}".ljust(64, "0"), 8, 8, 0.5) for n in range(images)]
+    def run(*settings, images=80, groups=(None,)):
+        rows = [
+            Row(f"{n}.jpg", n % 2, f"{n:012d}".ljust(64, "0"), 8, 8, 0.5, group=groups[n // 2 % len(groups)])
+            for n in range(images)
+        ]
         config = compose_config([*settings, "cross_validation.folds=2", "cross_validation.learning_curve=[]"])
         index = Index(tmp_path, config.data.class_names, tuple(rows))
         chain = next(plan_chains(index, config, tmp_path / "chains", Console(silent=True)))
@@ -181,11 +189,44 @@ def test_a_chain_has_the_labels_of_the_data_whatever_the_class_names(settings_of
     assert labels == {row.path: row.label for row in index.rows}
 
 
+def test_a_chain_has_the_groups_of_the_data_whatever_their_names(settings_of_chain):
+    groups = ["None", "NA", None, *map(str, range(37))]
+    config, index = settings_of_chain("data.protocol=split", groups=groups)
+    listed = list_images(config.data.root, class_names=config.data.class_names, import_to=Path("none"))
+    found = {Path(image.path).name: image.group for image in listed.images}
+    pairs = {(row.group, found[row.path]) for row in index.rows}
+    assert len(pairs) == len({first for first, _ in pairs}) == len({second for _, second in pairs}) == len(groups)
+    assert (None, None) in pairs
+
+
 @pytest.mark.parametrize(("protocol", "images"), [("split", 3000), ("cross_fit", 80)])
 def test_a_chain_has_folds_where_its_protocol_has(settings_of_chain, protocol, images):
     config, _ = settings_of_chain("data.folds=4", images=images)
     assert config.data.protocol == protocol
     assert ("data.folds" in config.overrides) == (protocol == "cross_fit")
+
+
+@pytest.mark.parametrize("protocol", ["split", "cross_fit"])
+def test_a_chain_keeps_a_source_of_one_class(scenes, tmp_path, monkeypatch, protocol):
+    listing = list_images(str(scenes), class_names=CLASS_NAMES, import_to=tmp_path)
+    rows = scan_images(listing, class_names=CLASS_NAMES).index.rows
+    sources = ["z" if row.label == 0 and n % 40 < 20 else f"s{n // 40 % 2}" for n, row in enumerate(rows)]
+    rows = tuple(replace(row, group=None, source=source) for row, source in zip(rows, sources, strict=True))
+    settings = [f"data.protocol={protocol}", "cross_validation.folds=2", "cross_validation.learning_curve=[]"]
+    config = compose_config([*settings, "cross_validation.leave_out=source"])
+    index = Index(scenes, CLASS_NAMES, rows)
+    monkeypatch.setattr(chains, "write_output_to", lambda log: None)
+    train_data = partial(launch_training, only=["data"])
+    monkeypatch.setattr(chains, "launch_training", lambda *args, **named: train_data(*args, **named) and sys.exit(0))
+    *_, chain = plan_chains(index, config, tmp_path / "chains", Console(silent=True))
+    test = {row.sha256 for row in chain.partition.rows(Split.VAL_TEST)}
+    assert test == {row.sha256 for row in rows if row.source == "z"}
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            train_chain(chain, 1)
+        assert ended.value.code == 0
+        path = ArtifactSchema(chain.run_folder).splits_json
+        assert {row.sha256 for row in partition_from_json(read_json(path), path).rows(Split.VAL_TEST)} == test
 
 
 def test_the_head_alone_is_the_default(scenes, tmp_path, command):

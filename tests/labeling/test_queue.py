@@ -2,11 +2,12 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from streetvision.contracts.errors import ArtifactError
+from streetvision.contracts.errors import ArtifactError, DataError
 from streetvision.data.labels.store import LabelStore
 from streetvision.labeling.abstained import abstained_images
 from streetvision.labeling.queue import Candidate, plan_queue, reserved_units
@@ -150,3 +151,23 @@ def test_files_that_the_queue_leaves_out_are_named(tmp_path):
         read_pool(compose_config([f"data.root={tmp_path / 'data'}"]), options, store, Console(silent=True))
     text = " ".join(str(warning.message) for warning in warned)
     assert all(name in text for name in ("pool.heic", "None.heic", "work.heic"))
+
+
+@pytest.mark.parametrize("pattern", ["^(None|Roadwork)/", r"/(ride\d)_"])
+def test_a_pattern_matches_in_the_pool_or_in_the_data_set(tmp_path, pattern):
+    for number, path in enumerate(["data/None/1.jpg", "data/Roadwork/1.jpg", "pool/ride1_1.jpg", "pool/ride1_2.jpg"]):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        photo(tmp_path / path, number)
+    store = LabelStore(tmp_path / "labels.parquet", NAMES)
+    options = LabelOptions(images=(tmp_path / "pool",), strategy="random")
+
+    def groups(pattern):
+        settings = [f"data.root={tmp_path / 'data'}", f"data.group_pattern={pattern}", "data.grouping.by=[column]"]
+        rows = read_pool(compose_config(settings), options, store, Console(silent=True)).rows
+        return {str(Path(row.path).relative_to(tmp_path)): row.group for row in rows}
+
+    of_data = ["None", "Roadwork"] if pattern.startswith("^") else [None, None]
+    of_pool = [None, None] if pattern.startswith("^") else ["ride1", "ride1"]
+    assert list(groups(pattern).values()) == [*of_data, *of_pool]
+    with pytest.raises(DataError):
+        groups("tram(.)")

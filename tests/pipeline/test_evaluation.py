@@ -148,6 +148,15 @@ def test_other_data_is_not_split_and_settings_do_not_replace_options(run_copy, o
     assert setting.partition("=")[0] in err
 
 
+def test_class_names_in_another_order_than_the_bundle_has_are_refused(run_copy, others, command):
+    arguments = ["evaluate", "--bundle", run_copy.export_dir, "--data", others, FEW, "evaluation.mode=quick"]
+    code, _, err = command(*arguments, "data.class_names=[ROADWORK,none]")
+    assert code == 2
+    assert "data.class_names" in err
+    assert not (run_copy.output_dir / f"on_{others.name}").exists()
+    assert command(*arguments, "data.class_names=[Clear,Works]")[0] == 0
+
+
 def test_images_that_made_the_bundle_are_refused(run_copy, tmp_path, command):
     data, n = taken_from_run(run_copy, {"train", "val_calib"}, tmp_path / "leak")
     code, _, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", data, FEW)

@@ -172,6 +172,21 @@ def test_an_image_that_changed_since_it_was_labelled_is_reported(split, photos, 
     assert report["invalid"] == [{"path": str(pool[0][0]), "reason": "has changed since it was labelled"}]
 
 
+def test_labels_of_a_data_set_that_was_moved_are_used(split, photos, tmp_path):
+    folder, pool = photos
+    before, _ = split(f"data.root={folder}")
+    corrected = [(folder / row["path"], 1 - row["label"]) for row in before[:10]]
+    labels = store_labels(tmp_path, [*corrected, *pool[:1]], "random")
+    for path, _ in pool:
+        path.unlink()
+    moved = folder.rename(tmp_path / "moved")
+    after, _ = split(f"data.root={moved}", f"data.labels={labels}", f"run_dir={tmp_path / 'run'}")
+    label = {row["path"]: row["label"] for row in after}
+    assert [label[row["path"]] for row in before[:10]] == [label for _, label in corrected]
+    report = read_json(tmp_path / "run" / "data_report.json")
+    assert [file["path"] for file in report["invalid"]] == [str(pool[0][0])]
+
+
 def test_the_contract_rejects_a_chosen_image_outside_train(split, photos, tmp_path):
     folder, pool = photos
     labels = store_labels(tmp_path, pool[:5], "uncertain")

@@ -1,6 +1,7 @@
 import pytest
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.io.atomic import read_json, write_json_atomic
 from streetvision.pipeline import run as running
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
@@ -34,7 +35,51 @@ def test_a_run_keeps_its_data_when_the_command_names_none(run):
 
 def test_the_same_data_by_another_path_is_the_same(run, monkeypatch):
     monkeypatch.chdir(run.output_dir.parent)
-    assert resolved(run, "data.root=run/scenes").data.root == "run/scenes"
+    assert resolved(run, "data.root=run/scenes").data.root == str(run.scenes_dir)
+
+
+@pytest.fixture
+def two_places(tmp_path, command):
+    """Two working directories, each with a data set photos of its own."""
+    places = tmp_path / "a", tmp_path / "b"
+    for seed, place in enumerate(places):
+        command("data", "scenes", place / "photos", *SCENES, f"scenes.first_seed={1000 * seed}")
+    return places
+
+
+@pytest.mark.parametrize("root", ["photos", "photos/index.csv"])
+@pytest.mark.parametrize("recorded_text", [False, True])
+def test_a_run_keeps_its_data_in_another_working_directory(two_places, command, monkeypatch, root, recorded_text):
+    here, elsewhere = two_places
+    monkeypatch.chdir(here)
+    assert command("train", f"data.root={root}", "run_dir=run", *TINY_MODEL, "pipeline.phases=[data]")[0] == 0
+    schema = ArtifactSchema(here / "run")
+    if recorded_text:  # as earlier versions did
+        manifest = read_json(schema.manifest("data"))
+        manifest["config"]["DataConfig"]["root"] = root
+        write_json_atomic(schema.manifest("data"), manifest)
+    monkeypatch.chdir(elsewhere)
+    before = schema.splits_json.read_bytes()
+    code, _, err = command("train", f"run_dir={schema.output_dir}", *TINY_MODEL, "pipeline.phases=[data]")
+    assert code == 0, err
+    assert schema.splits_json.read_bytes() == before
+    assert resolved(schema, f"data.root={here / root}").data.root == str(here / root)
+    code, _, err = command("train", f"run_dir={schema.output_dir}", f"data.root={root}", "pipeline.phases=[data]")
+    assert code == 2
+    assert schema.splits_json.read_bytes() == before
+
+
+def test_paths_of_the_data_are_absolute(two_places, monkeypatch):
+    monkeypatch.chdir(two_places[0])
+    settings = ["data.unlabeled=[more]", "data.labels=labels", "data.coco.images=images", "data.coco.negatives=streets"]
+    config = resolve_run_config(compose_config(["data.root=photos", *settings]), console=Console())
+    data, here = config.data, two_places[0]
+    assert data.root == str(here / "photos")
+    assert (data.labels, data.unlabeled) == (here / "labels", (here / "more",))
+    assert (data.coco.images, data.coco.negatives) == (here / "images", here / "streets")
+    assert config.root.name == "photos"
+    hub = compose_config(["data.root=hf://owner/name"])
+    assert resolve_run_config(hub, console=Console()).data.root == "hf://owner/name"
 
 
 def test_other_fractions_split_the_same_data_again(run, command):

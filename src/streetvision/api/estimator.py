@@ -19,6 +19,7 @@ from streetvision.bundle.predictor import Prediction, Predictor
 from streetvision.contracts.errors import DataError
 from streetvision.data.image_file import READERS, UndecodableImage, check_area
 from streetvision.data.image_input import ImageInput, decode_input, is_single_image
+from streetvision.data.records import group_cell
 from streetvision.io.user_paths import user_path
 from streetvision.pipeline.config import compose_config, format_overrides
 from streetvision.pipeline.settings import RunConfig
@@ -79,7 +80,7 @@ class StreetvisionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         Args:
             X: N images: paths, encoded bytes, PIL images, or uint8 arrays (H, W, 3); also one array (N, H, W, 3).
             y: N labels of two classes.
-            groups: N group ids; images of one group stay in one split. None: each image is a group.
+            groups: N group ids; images of one group stay in one split. None or NaN: the image is a group of its own.
 
         Raises:
             DataError: An image cannot be used.
@@ -97,7 +98,8 @@ class StreetvisionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
                 "pass labels of two classes",
             )
         class_names = [str(name) for name in classes]
-        units = [""] * len(images) if groups is None else [str(group) for group in column_or_1d(groups)]
+        # As objects: in an array of text, NaN would be a name.
+        units = [None] * len(images) if groups is None else column_or_1d(np.asarray(groups, dtype=object))
         settings: dict[str, Any] = self._settings(class_names)
         config = compose_config(format_overrides(settings))
         self._folder = TemporaryDirectory(prefix="streetvision-", ignore_cleanup_errors=True)
@@ -106,7 +108,7 @@ class StreetvisionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             writer = csv.writer(file)
             writer.writerow(["path", "label", "group"])
             for number, (image, target, unit) in enumerate(zip(images, targets, units, strict=True)):
-                writer.writerow([_image_file(image, root / str(number), config), class_names[target], unit])
+                writer.writerow([_image_file(image, root / str(number), config), class_names[target], group_cell(unit)])
         self.run_ = train(root / "index.csv", progress=self.progress, run_dir=root / "run", **settings)
         self.classes_, self.bundle_ = classes, self.run_.bundle
         return self

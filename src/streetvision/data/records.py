@@ -106,6 +106,15 @@ def parse_group(text: object) -> str | None:
     return None if group.casefold() in MISSING else group
 
 
+def group_cell(group: object) -> str:
+    """Return a group for a cell of a table; empty for None, NaN and an empty text.
+
+    The text is quoted, so that `parse_group` takes no name, such as NA, for a missing value.
+    """
+    name = group if isinstance(group, str) else parse_group(group)
+    return repr(str(name)) if name else ""
+
+
 def group_warnings(images: Sequence["ImageRecord"]) -> list[str]:
     """Return what is unusual in the groups of a data set: images without a group among others, and large groups."""
     return group_count_warnings(Counter(image.group for image in images))

@@ -16,6 +16,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, DataError, StreetVisionError
 from streetvision.contracts.policies import Artifact, Digest
 from streetvision.contracts.split_contracts import NO_FOLD, Index, Partition, Protocol, Row, Split
+from streetvision.data.records import group_cell
 from streetvision.data.splitting.partition import assign_folds, unit_name
 from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
 from streetvision.io.atomic import read_json, sha256_json, write_json_atomic, write_text_atomic
@@ -226,7 +227,7 @@ def train_chain(chain: Chain, threads: int) -> None:
     writer.writerow(["path", "label", "group"])
     writer.writerows(
         # The name, because 0 and 1 may be names of the other class.
-        [(source / row.path).absolute(), names[row.label], row.group or ""]
+        [(source / row.path).absolute(), names[row.label], group_cell(row.group)]
         for row in chain.partition.index.rows
     )
     ignored = "data.folds=" if chain.partition.protocol is Protocol.SPLIT else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
+from itertools import compress, islice
 from pathlib import Path
 from uuid import uuid4
 
@@ -245,34 +246,31 @@ def _read_images(
         )
 
     hashed = "near_duplicates" in data.grouping.by
+    listings: list[ImageListing] = []
+    if data.root is not None:
+        listings.append(
+            list_images(
+                data.root,
+                class_names=data.class_names,
+                import_to=store.path.parent / "imported",
+                hf_split=data.hf_split,
+                group_column=data.group_column,
+                source_column=data.source_column,
+                coco=data.coco,
+                one_class=True,
+            )
+        )
+    if pool:
+        listings.append(ImageListing(Path("/"), tuple(pool.values()), listed.skipped))
+    # As in a training, a pattern has to match in one of the listings, not in each.
+    every = ImageListing(Path("/"), tuple(image for listing in listings for image in listing.images))
+    images = iter(apply_patterns(every, data).images)
     rows: list[Row] = []
     hashes: PerceptualHashes | None = None
     warnings: list[str] = []
-    if data.root is not None:
-        listing = list_images(
-            data.root,
-            class_names=data.class_names,
-            import_to=store.path.parent / "imported",
-            hf_split=data.hf_split,
-            group_column=data.group_column,
-            source_column=data.source_column,
-            coco=data.coco,
-            one_class=True,
-        )
+    for listing in listings:
         scan = scan_images(
-            apply_patterns(listing, data),
-            class_names=data.class_names,
-            limits=limits,
-            damaged_images=data.damaged_images,
-            with_hashes=hashed,
-            progress=console,
-        )
-        rows += [replace(row, path=str(scan.index.root / row.path)) for row in scan.index.rows]
-        hashes = scan.hashes
-        warnings += left_out_warnings(scan, data)
-    if pool:
-        scan = scan_images(
-            apply_patterns(ImageListing(Path("/"), tuple(pool.values()), listed.skipped), data),
+            replace(listing, images=tuple(islice(images, len(listing.images)))),
             class_names=data.class_names,
             limits=limits,
             damaged_images=data.damaged_images,
@@ -281,7 +279,7 @@ def _read_images(
         )
         known = {row.sha256 for row in rows}
         new = [row.sha256 not in known for row in scan.index.rows]
-        rows += [row for row, is_new in zip(scan.index.rows, new, strict=True) if is_new]
+        rows += [replace(row, path=str(scan.index.root / row.path)) for row in compress(scan.index.rows, new)]
         if scan.hashes is not None:
             kept = scan.hashes.where(new)
             hashes = kept if hashes is None else join_hashes(hashes, kept)

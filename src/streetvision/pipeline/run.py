@@ -11,10 +11,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from streetvision.bundle.format import bundle_folder, read_bundle
 from streetvision.calibration.config import MAC_CAL
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.contracts.errors import ArtifactError, ConfigError
+from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
 from streetvision.contracts.phase import Phase
 from streetvision.contracts.progress import Silent
 from streetvision.data.config import DataConfig, LoaderConfig
+from streetvision.data.records import fold_name
+from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json, sha256_file
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import read_manifest, relative
@@ -98,7 +100,7 @@ def launch_evaluation(bundle: Path, config: RunConfig, *, data: str | None = Non
     opened = read_bundle(bundle)
     if ignored := sorted(key for key in config.overrides if key.startswith(SPLIT_SETTINGS)):
         raise ConfigError(f"{ignored[0]} has no effect when --data is given: all images are evaluated", "leave it out")
-    root = str(Path(data).absolute()) if Path(data).exists() else data
+    root = _absolute_root(data)
     config = config.with_defaults(
         {
             "run_dir": opened.folder.parent / f"on_{Path(data).resolve().name}",
@@ -106,6 +108,13 @@ def launch_evaluation(bundle: Path, config: RunConfig, *, data: str | None = Non
             "data": {"root": root, "class_names": opened.manifest.class_names},
         }
     )
+    config = config.model_copy(update={"data": _absolute_paths(config.data)})
+    given, of_bundle = config.data.class_names, opened.manifest.class_names
+    if [fold_name(name) for name in given] == [fold_name(name) for name in reversed(of_bundle)]:
+        raise ConfigError(
+            f"data.class_names={list(given)} has the classes of the bundle in another order: {list(of_bundle)}",
+            "leave data.class_names out, or give them in the order of the bundle",
+        )
     schema = ArtifactSchema(config.root)
     if schema.splits_json.is_file():
         raise ConfigError(
@@ -154,9 +163,9 @@ def follow_data(schema: ArtifactSchema, root: str | None, console: Console) -> N
         ConfigError: The images in `root` are not those of the run.
     """
     complete_move(schema)
-    recorded = recorded_settings(schema, DataConfig)
+    recorded = _recorded_data(schema)
     if recorded is not None and root is not None and not _same_path(str(recorded.root), root):
-        adopt_data_root(schema, recorded, root, console)
+        adopt_data_root(schema, recorded, _absolute_root(root), console)
 
 
 def _run_phase(name: str, config: RunConfig, console: Console) -> ArtifactSchema:
@@ -181,14 +190,16 @@ def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
     """Return the configuration with the data of the run.
 
     A run folder belongs to one data set, which it keeps if the command names none. Without any data, procedural scenes
-    are drawn into the run folder. A new place of the same images is recorded in the run.
+    are drawn into the run folder. A new place of the same images is recorded in the run. Paths of the data
+    become absolute, so that a run can be resumed from any working directory.
 
     Raises:
         ConfigError: The run folder belongs to another data set.
     """
     schema = ArtifactSchema(config.root)
     complete_move(schema)
-    recorded = recorded_settings(schema, DataConfig)
+    config = config.model_copy(update={"data": _absolute_paths(config.data)})
+    recorded = _recorded_data(schema)
     names_data = any(key == "data.root" or key.startswith("scenes.") for key in config.overrides)
     if recorded is not None and not names_data:
         return config.with_defaults({"data": dict(recorded), "run_dir": config.root})
@@ -258,7 +269,50 @@ def use_earlier_results(config: RunConfig, schema: ArtifactSchema, *, console: C
 
 
 def _same_path(first: str, second: str) -> bool:
-    return first == second or Path(first).absolute() == Path(second).absolute()
+    return Path(first).absolute() == Path(second).absolute()
+
+
+def _absolute_root(root: str) -> str:
+    """data.root as an absolute path, if it exists; another root may be a name on the Hugging Face hub."""
+    try:
+        return str(Path(root).absolute()) if Path(root).exists() else root
+    except OSError:
+        return root  # the phase that reads it reports it
+
+
+def _absolute_paths(data: DataConfig) -> DataConfig:
+    """The settings with absolute paths."""
+    coco = data.coco
+    folders = {
+        "images": coco.images and coco.images.absolute(),
+        "negatives": coco.negatives and coco.negatives.absolute(),
+    }
+    return data.model_copy(
+        update={
+            "root": data.root and _absolute_root(data.root),
+            "labels": data.labels and data.labels.absolute(),
+            "unlabeled": tuple(path.absolute() for path in data.unlabeled),
+            "coco": coco.model_copy(update=folders),
+        }
+    )
+
+
+def _recorded_data(schema: ArtifactSchema) -> DataConfig | None:
+    """The data of a run, with absolute paths. splits.json has the place of a root that was recorded as relative."""
+    recorded = recorded_settings(schema, DataConfig)
+    if recorded is None:
+        return None
+    if recorded.root is not None and not Path(recorded.root).is_absolute() and schema.splits_json.is_file():
+        try:
+            folder = partition_from_json(read_json(schema.splits_json), schema.splits_json).index.root
+        except StreetVisionError:
+            return recorded  # the phase that reads it reports it
+        root = Path(recorded.root)
+        table = folder / root.name
+        for place in (folder, table) if table.is_file() else (folder,):
+            if any(parent / root == place for parent in (folder, *folder.parents)):
+                recorded = recorded.model_copy(update={"root": str(place)})
+    return _absolute_paths(recorded)
 
 
 def recorded_settings(schema: ArtifactSchema, kind: type[Recorded], *, phase: str = "data") -> Recorded | None:

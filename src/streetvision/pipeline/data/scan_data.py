@@ -1,6 +1,6 @@
 """The scan of data.root, with its report."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.phase import Context
@@ -8,7 +8,9 @@ from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Partition
 from streetvision.data.config import DataConfig, GroupingConfig, LoaderConfig
 from streetvision.data.grouping.group_rows import copy_conflicts, group_rows
+from streetvision.data.image_file import MISSING_FILE
 from streetvision.data.labels.listing import Labels
+from streetvision.data.records import ImageListing
 from streetvision.data.scan import Scan, check_invalid_fraction, scan_images
 from streetvision.data.sources.discovery import class_names_warning
 from streetvision.io.atomic import write_json_atomic
@@ -79,6 +81,8 @@ def scan_data(
         labels=None if labels is None else labels.by_sha256,
         progress=context.progress,
     )
+    if labels is not None:
+        scan = _without_moved(scan, listing, labels)
     grouped = GroupedScan.of(scan, config.grouping, context.progress)
     if conflicts := copy_conflicts(grouped.index, grouped.near_duplicates):
         scan = scan.without(conflicts)
@@ -88,6 +92,15 @@ def scan_data(
     for warning in left_out_warnings(scan, config):
         context.progress.warn(f"{warning}; see {schema.data_report_json}")
     return grouped
+
+
+def _without_moved(scan: Scan, listing: ImageListing, labels: Labels) -> Scan:
+    """The scan without the missing files of data.labels whose bytes another row has: data.root was moved since."""
+    found = {row.sha256 for row in scan.index.rows}
+    added = {image.path for image in listing.images if image.queue is not None}
+    moved = added - {image.path for sha256, image in labels.images.items() if sha256 not in found}
+    invalid = (file for file in scan.invalid if file.path not in moved or not file.reason.startswith(MISSING_FILE))
+    return replace(scan, invalid=tuple(invalid))
 
 
 def left_out_warnings(scan: Scan, config: DataConfig) -> list[str]:
