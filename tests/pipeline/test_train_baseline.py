@@ -119,6 +119,8 @@ def test_a_budget_allows_as_many_epochs_as_fit(phase1, frozen, monkeypatch, affo
 def test_with_a_short_budget_the_fine_tuned_model_reads_fewer_patches_and_is_compared_with_the_probe(
     phase1, monkeypatch
 ):
+    _, _, frozen = phase1("model.image_size=auto", name="frozen")
+
     def affordable(classifier, _context, config, _work):
         """A budget that allows one epoch, and three of 8 patches."""
         height, width = classifier.backbone.spec.image_size
@@ -139,6 +141,7 @@ def test_with_a_short_budget_the_fine_tuned_model_reads_fewer_patches_and_is_com
             classifier = build_classifier(validate_json(schema.model_config_json, ClassifierDescription))
             load_into(classifier, load_state(path), source=str(path))
         monkeypatch.setattr(interpolation, "LEVEL_OF_FINE_TUNING", 1 - 1e-12)  # the gate keeps the probe
+        assert read_json(schema.probe_json) == read_json(frozen.probe_json)  # of the probe, not of the smaller input
     assert sizes["off"] <= 8 * 16**2 < sizes["on"]
     assert figures(schema)["finetuned_share"] == 0
 

@@ -86,14 +86,15 @@ class ProbeResult:
 def fit_probe_head(
     classifier: Classifier, context: Context, *, representation: Representation | None = None
 ) -> ProbeResult:
-    """Fit a head to the features of TRAIN, choose pooling and layers where these are auto, and write probe.json.
+    """Fit a head to the features of TRAIN, choose pooling and layers where these are auto, and write this choice.
 
     Under cross_fit, outside the folds, the head is the mean of one head for each fold, which did not see its images.
 
     Args:
         classifier: Its backbone is used; it is frozen and does not change.
         context: Of phase 1.
-        representation: The features that the head reads, of those that the settings allow; None: they are chosen.
+        representation: The features that the head reads, of those that the settings allow, chosen before; None: they
+            are chosen, and probe.json and the head are written.
     """
     model, config = context.settings(ModelConfig), context.settings(TrainingConfig)
     backbone, rows = classifier.backbone, context.rows(Split.TRAIN)
@@ -120,26 +121,27 @@ def fit_probe_head(
         preprocessing=model.preprocessing,
     )
     set_head(solved, probe.weight, probe.bias)
-    save_tensors(context.schema.probe_head, solved.head.state_dict())
-    write_json_atomic(
-        context.schema.probe_json,
-        {
-            "pooling": chosen.pooling,
-            "layers": chosen.layers,
-            "strength": probe.chosen.strength,
-            "candidates": [
-                {
-                    "pooling": candidate.representation.pooling,
-                    "layers": candidate.representation.layers,
-                    "strength": candidate.strength,
-                    "nll": candidate.nll,
-                    "difference": candidate.difference,
-                    "standard_error": candidate.standard_error,
-                }
-                for candidate in probe.candidates
-            ],
-        },
-    )
+    if representation is None:
+        save_tensors(context.schema.probe_head, solved.head.state_dict())
+        write_json_atomic(
+            context.schema.probe_json,
+            {
+                "pooling": chosen.pooling,
+                "layers": chosen.layers,
+                "strength": probe.chosen.strength,
+                "candidates": [
+                    {
+                        "pooling": candidate.representation.pooling,
+                        "layers": candidate.representation.layers,
+                        "strength": candidate.strength,
+                        "nll": candidate.nll,
+                        "difference": candidate.difference,
+                        "standard_error": candidate.standard_error,
+                    }
+                    for candidate in probe.candidates
+                ],
+            },
+        )
     result = ProbeResult(solved, probe, reader, train_loss=0.0)
     return replace(result, train_loss=float(cross_entropy(result._logits(train), labels)))
 
