@@ -49,6 +49,21 @@ def test_added_images_do_not_move_existing_images(split, photos):
     assert split("data.seed=1")[0] != after
 
 
+def test_a_test_split_that_lost_a_class_is_refused(command, split, photos, tmp_path):
+    folder, _ = photos
+    before, _ = split()
+    header, *rows = (folder / "index.csv").read_text().splitlines()
+    path, label = (header.split(",").index(name) for name in ("path", "label"))
+    relabelled = [row.split(",") for row in rows]
+    for row in relabelled:
+        if before[row[path]] == "val_test":
+            row[label] = "0"
+    (folder / "index.csv").write_text("\n".join([header, *map(",".join, relabelled)]))
+    code, _, err = command("train", f"data.root={folder}", f"run_dir={tmp_path / 'run'}", "pipeline.phases=[data]")
+    assert code == 2
+    assert "val_test" in err.lower()
+
+
 def test_a_pattern_of_names_decides_which_images_share_a_group(split, photos, tmp_path):
     folder, _ = photos
     header, *rows = (folder / "index.csv").read_text().splitlines()

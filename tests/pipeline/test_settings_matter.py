@@ -27,7 +27,6 @@ SHOWN_BY = {
     "training.save_top_k": "training/test_trainer.py::test_the_best_checkpoints_are_kept_in_order",
     "training.checkpoint_every_n_steps": "training/test_trainer.py::test_an_interrupted_run_resumes_to_the_same_bits",
     "training.gate": "pipeline/test_end_to_end.py::test_without_its_gate_the_full_mode_trains_everything",
-    "training.ship": "pipeline/test_cross_fit.py::test_a_model_may_be_trained_again_on_the_images_of_all_folds",
     "training.budget_minutes": "pipeline/test_train_baseline.py::test_a_budget_that_is_too_short_ships_the_probe",
     "training.last_blocks": "training/test_finetune_modes.py::test_last_n_trains_the_last_blocks",
     "training.mixed_precision": "training/test_trainer.py::test_the_trainer_gets_the_configured_settings",

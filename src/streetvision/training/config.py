@@ -156,9 +156,6 @@ class FinetuningConfig(BackboneLearningConfig, TrainingConfig):
     gate: GateSetting = "on"
     """on: the head on frozen features ships unless the fine-tuned model has a lower NLL; off: the fine-tuned model
     ships; only_report: it ships, and both are compared."""
-    ship: Literal["refit", "fold_mean"] = "fold_mean"
-    """data.protocol=cross_fit: what ships. fold_mean: the mean of the weights of the folds' models; refit: one more
-    training, on the images of all folds."""
 
     @property
     def micro_batches(self) -> int:

@@ -55,13 +55,11 @@ def partition_rows(
         roles: sha256 -> split of rows that keep it under split.
         folds: sha256 -> fold, or NO_FOLD, of rows that keep it under cross_fit.
         progress: Receives the choice of auto.
-        keep_test: As in `make_partition`. A VAL_TEST of one class, such as a source, is also kept if the rows are those
-            of the earlier partition.
+        keep_test: As in `make_partition`.
 
     Raises:
         DataError: A split or a fold would lack a class.
     """
-    keep_test = keep_test or _has_test_of_one_class(index, folds if protocol == Protocol.CROSS_FIT else roles)
 
     def four_splits() -> Partition:
         return make_partition(
@@ -107,9 +105,3 @@ def partition_rows(
             f"data.folds={partition.n_folds}", f"a class would be missing from one of {config.folds} folds"
         )
     return partition
-
-
-def _has_test_of_one_class(index: Index, existing: Mapping[str, Split] | Mapping[str, int]) -> bool:
-    """Whether the rows are those that were assigned before, and VAL_TEST has one class."""
-    labels = {row.label for row in index.rows if existing.get(row.sha256) in (Split.VAL_TEST, NO_FOLD)}
-    return len(labels) == 1 and existing.keys() == {row.sha256 for row in index.rows}

@@ -1,14 +1,11 @@
 """phase1 under cross_fit: the model of each fold scores the images of this fold, which it did not see; one model ships.
 
-What ships is the mean of the folds' heads on the frozen backbone, or the mean of the weights of the folds' fine-tuned
-models, or a model that is trained once more on the images of all folds. The scores of heads and fine-tuned models are
-compared image by image. Pooling and layers are chosen once, by the heads, so that all folds read the same features.
+What ships is the mean of the folds' heads on the frozen backbone, or one more model, trained on the images of all
+folds. The scores of heads and fine-tuned models are compared image by image. Pooling and layers are chosen once, by the
+heads, so that all folds read the same features.
 
 A training with gradients has all its epochs, on all images outside the fold: with few images, more of them in TRAIN
 are worth more than a choice of the epoch on the rest, and the models of the folds are trained like the one that ships.
-
-References:
-    Mean of the weights of models that were fine-tuned from the same weights: Wortsman et al. 2022, arXiv 2203.05482.
 """
 
 import copy
@@ -25,17 +22,17 @@ from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Context, Metrics, Outcome
 from streetvision.contracts.policies import Artifact, Digest, Gate
 from streetvision.contracts.settings import no_effect
-from streetvision.contracts.split_contracts import Row, Split, every_nth
-from streetvision.data.config import PLAIN, AugmentationConfig, LoaderConfig
+from streetvision.contracts.split_contracts import Split
+from streetvision.data.config import PLAIN, AugmentationConfig
 from streetvision.eval.counts import confusion_counts
 from streetvision.eval.metrics import mcc, nll, positive_probability
 from streetvision.eval.report.training_plots import learning_curve
 from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic, write_json_atomic, write_text_atomic
-from streetvision.io.tensors import load_into, load_state, save_tensors
+from streetvision.io.tensors import save_tensors
 from streetvision.io.validators import validate_json
 from streetvision.models.adapters import merged_state_dict
 from streetvision.models.config import ModelConfig
-from streetvision.models.module import N_CLASSES, Classifier
+from streetvision.models.module import Classifier
 from streetvision.pipeline.artifacts import SCORES, adapted_backbone, adapted_checkpoint_inputs, starts_adapted
 from streetvision.pipeline.augmentation_gate import accepted_augmentation
 from streetvision.pipeline.budget import Work, affordable_epochs, affordable_size, enough_epochs
@@ -54,16 +51,11 @@ from streetvision.training.finetune_modes import prepare
 from streetvision.training.lightning_module import EpochRow
 from streetvision.training.loggers import open_loggers
 from streetvision.training.probe import Representation
-from streetvision.training.scoring import apply_to_batches, evaluation_loader
 from streetvision.training.supervised import Weights
 from streetvision.training.trainer import seed_all
 
 FEWEST_TRAINED_FOLDS = 2
 """Folds in which a fine-tuned model is trained at least."""
-
-
-IMAGES_OF_CHECK = 64
-"""Images on which the mean of the folds' models is checked, at most half of them of each class."""
 
 
 class FoldRecord(Artifact):
@@ -148,21 +140,14 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     else:
         if initial.backbone.spec.image_size != classifier.backbone.spec.image_size:
             classifier = _with_solved_head(initial, representation, context)
-        mean = None
-        if isinstance(config, FinetuningConfig) and config.ship == "fold_mean":
-            mean = _checked_mean_of_folds(context, classifier, compared, len(records))
-        if mean is not None:
-            state, what_ships = mean, f"mean of the weights of {len(records)} folds"
-        else:
-            augmented = Counter(record.augmented for record in records).most_common(1)[0][0]
-            policy = context.settings(AugmentationConfig) if augmented else PLAIN
-            state, merge_error, _ = _train_all_epochs(context, classifier, config, policy)
-            what_ships = "trained again on all folds"
+        augmented = Counter(record.augmented for record in records).most_common(1)[0][0]
+        policy = context.settings(AugmentationConfig) if augmented else PLAIN
+        state, merge_error, _ = _train_all_epochs(context, classifier, config, policy)
         save_tensors(schema.phase1_checkpoint, state)
         schema.fold_heads.unlink(missing_ok=True)
         history, selected = _mean_history(records), config.max_epochs
         reason = "" if gate is None else f" ({gate.reason})"
-        what = f"{config.mode}, {config.max_epochs} epochs, {what_ships}{reason}"
+        what = f"{config.mode}, {config.max_epochs} epochs, trained again on all folds{reason}"
     save_tensors(schema.phase1_last_checkpoint, state)
     write_json_atomic(schema.model_config_json, classifier.description.model_dump(mode="json"))
 
@@ -220,33 +205,29 @@ def _within_budget(initial: Classifier, config: AutoConfig, context: Context) ->
     counts = range(context.n_folds, FEWEST_TRAINED_FOLDS - 1, -1)
     size, enough = initial.backbone.spec.image_size, enough_epochs(context, config)
     initial, epochs, minutes = affordable_size(
-        initial, context, config, lambda is_new: _work(context, config, FEWEST_TRAINED_FOLDS, is_new_size=is_new)
+        initial, context, config, lambda is_new: _work(context, FEWEST_TRAINED_FOLDS, is_new_size=is_new)
     )
     is_new_size = initial.backbone.spec.image_size != size
-    refit = " and once on all images" if config.ship == "refit" else ""
-    names = {count: f"fine-tuning in {count} of {context.n_folds} folds{refit}" for count in counts}
+    names = {count: f"fine-tuning in {count} of {context.n_folds} folds and once on all images" for count in counts}
     if epochs < enough:
         count = FEWEST_TRAINED_FOLDS if epochs else context.n_folds
         return within_budget(config, context, epochs, minutes, what=names[FEWEST_TRAINED_FOLDS]), count, initial
     for count in counts:
-        work = _work(context, config, count, is_new_size=is_new_size)
+        work = _work(context, count, is_new_size=is_new_size)
         epochs, minutes = affordable_epochs(initial, context, config, work)
         if epochs >= enough:
             break
     return within_budget(config, context, epochs, minutes, what=names[count]), count, initial
 
 
-def _work(context: Context, config: AutoConfig, count: int, *, is_new_size: bool = False) -> Work:
-    """The images of a fine-tuning in the first `count` folds.
+def _work(context: Context, count: int, *, is_new_size: bool = False) -> Work:
+    """The images of a fine-tuning in the first `count` folds and on the images of all folds.
 
     With a new size of the input, the features of the first heads are computed again.
     """
     n_images, folds = len(context.rows(Split.TRAIN)), list(islice(context.folds(select=False), count))
     trained, scored = (sum(len(fold.rows(split)) for fold in folds) for split in (Split.TRAIN, Split.VAL_CALIB))
-    evaluated = scored + is_new_size * n_images
-    if config.ship == "refit":
-        return Work(trained + n_images, evaluated=evaluated)
-    return Work(trained, evaluated=evaluated + (count + 1) * min(scored, IMAGES_OF_CHECK))
+    return Work(trained + n_images, evaluated=scored + is_new_size * n_images)
 
 
 def _train_folds(
@@ -353,44 +334,6 @@ def _train_all_epochs(
     named = {f"{prefix}{name}": value for name, value in fitted.best.items()}
     images = merge_check_images(classifier, context) if config.mode == "peft" else None
     return *merged_state_dict(classifier, named, images), fitted.history
-
-
-def _checked_mean_of_folds(context: Context, classifier: Classifier, rows: Sequence[Row], count: int) -> State | None:
-    """The mean of the weights of the first folds' models; None, with a warning, if these weights have no useful mean.
-
-    Its NLL on some of `rows`, of both classes, must not be above the mean NLL of these models: there is no barrier of
-    the loss between them. Each row was seen by all of the models but one. What is no floating-point number is of the
-    first fold.
-
-    References:
-        Frankle et al. 2020, arXiv 1912.05671, section 2: the barrier.
-    """
-    states = [load_state(fold.schema.phase1_checkpoint) for fold in islice(context.folds(), count)]
-    state = {
-        name: torch.stack([state[name].double() for state in states]).mean(dim=0).to(value.dtype)
-        if value.is_floating_point()
-        else value
-        for name, value in states[0].items()
-    }
-    of_classes = ([row for row in rows if row.label == label] for label in range(N_CLASSES))
-    checked = tuple(row for of_class in of_classes for row in every_nth(of_class, IMAGES_OF_CHECK // N_CLASSES))
-    labels, loader = np.array([row.label for row in checked]), context.settings(LoaderConfig)
-    model, losses = copy.deepcopy(classifier), []
-    for each in (*states, state):
-        load_into(model, each, source="a model of the folds")
-        with evaluation_loader(model, checked, root=context.data_root, loader=loader) as batches:
-            logits, _ = apply_to_batches(
-                model, batches, total=len(batches), label="check the mean", progress=context.progress
-            )
-        losses.append(nll(labels, positive_probability(logits.numpy())))
-    *of_folds, of_mean = losses
-    if of_mean <= np.mean(of_folds):
-        return state
-    context.progress.warn(
-        f"the mean of the folds' models has an NLL of {of_mean:.3f} on their images, above {np.mean(of_folds):.3f} of "
-        "these models: one more model is trained, as with training.ship=refit"
-    )
-    return None
 
 
 def _mean_history(records: Sequence[FoldRecord]) -> list[EpochRow]:

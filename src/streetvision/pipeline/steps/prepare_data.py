@@ -46,6 +46,7 @@ def run(context: Context) -> Outcome:
         roles=roles,
         folds=folds,
         progress=context.progress,
+        keep_test=earlier is not None and _has_test_of_one_class(earlier),
     )
     write_json_atomic(schema.splits_json, partition_to_json(partition))
     schema.seen_images.unlink(missing_ok=True)
@@ -102,6 +103,11 @@ def run(context: Context) -> Outcome:
         {**metrics, "unlabeled": len(unlabeled.rows), "unlabeled_left_out": len(unlabeled.excluded)},
         extra_outputs=(*outputs, schema.unlabeled_json),
     )
+
+
+def _has_test_of_one_class(earlier: Partition) -> bool:
+    """Whether VAL_TEST was chosen by `cross-validate`: an outer fold may have one class, such as a source."""
+    return len({row.label for row in earlier.rows(Split.VAL_TEST)}) == 1
 
 
 def _earlier_partition(context: Context) -> Partition | None:

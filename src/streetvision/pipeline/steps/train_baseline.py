@@ -3,7 +3,6 @@
 import time
 
 from streetvision.contracts.phase import Context, Metrics, Outcome
-from streetvision.contracts.settings import no_effect
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import AugmentationConfig
 from streetvision.eval.counts import confusion_counts
@@ -32,8 +31,6 @@ def run(context: Context) -> Outcome:
     log_image_size(context, classifier)
     if context.n_folds > 0:
         return run_cross_fit(context, classifier, started)
-    if isinstance(config, FinetuningConfig) and config.ship == "refit":
-        raise no_effect("training.ship", "there are no folds", "set data.protocol=cross_fit")
     trained = train(context, config, classifier)
     fitted, probe, interpolated = trained.fitted, trained.probe, trained.interpolated
     seconds = time.perf_counter() - started
