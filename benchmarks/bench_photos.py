@@ -28,12 +28,12 @@ from streetvision.bundle.batch.executors import run_local
 from streetvision.bundle.batch.shards import open_folder
 from streetvision.bundle.format import MODEL_DESCRIPTION, Bundle, read_classifier_description
 from streetvision.bundle.predictor import Predictor
-from streetvision.bundle.runtimes.graph import usable_cores
 from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.policies import Precision
 from streetvision.contracts.progress import Progress
 from streetvision.data.image_file import decode_file
 from streetvision.io.atomic import write_json_atomic
+from streetvision.io.process_pool import usable_cores
 from streetvision.io.resize import ImageSize, fit_pixels
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import ClassifierDescription, ModelConfig

@@ -173,6 +173,6 @@ def test_an_epoch_can_be_resumed_after_some_batches(scenes):
 
 def test_the_number_of_workers_follows_the_cpu_cores_unless_it_is_set(monkeypatch):
     for cores, expected in ((1, 0), (2, 0), (8, 6)):
-        monkeypatch.setattr("streetvision.data.config.os.cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr("streetvision.data.config.usable_cores", lambda cores=cores: cores)
         assert LoaderConfig().worker_count == expected
     assert LoaderConfig(num_workers=3).worker_count == 3

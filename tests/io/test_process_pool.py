@@ -72,7 +72,7 @@ def test_an_interrupt_during_a_start_leaves_no_process(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("environment", "threads"), [(None, 4), ("1", 1), ("3,2", 3), ("0", 4), ("many", 4)])
 def test_processes_share_the_cores_unless_the_environment_sets_the_threads(monkeypatch, environment, threads):
-    monkeypatch.setattr(process_pool.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(process_pool, "usable_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if environment is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", environment)

@@ -1,10 +1,10 @@
-import os
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from streetvision.data import config as data_config
 from streetvision.data.config import LoaderConfig
 from streetvision.pipeline import auto_settings
 from streetvision.pipeline.auto_settings import log_auto_settings
@@ -62,7 +62,8 @@ def test_explicit_settings_are_not_printed():
 
 
 def test_workers_follow_the_cores(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    for module in (auto_settings, data_config):
+        monkeypatch.setattr(module, "usable_cores", lambda: 8)
     assert auto_settings_of(FullConfig(mixed_precision=MixedPrecisionConfig(enabled=False)), workers=None) == [
         "loader.num_workers=6: 8 cores, 2 of them for the model"
     ]

@@ -132,9 +132,9 @@ def test_the_index_lists_every_image_with_its_label(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_several_processes_write_the_same_bytes_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = SMALL.model_copy(update={"count": 3 * scenes._BATCH})
-    monkeypatch.setattr(scenes.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(scenes, "usable_cores", lambda: 2)
     several = write_scenes(tmp_path / "several", config, Silent())
-    monkeypatch.setattr(scenes.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(scenes, "usable_cores", lambda: 1)
     single = write_scenes(tmp_path / "one", config, Silent())
     assert several.read_bytes() == single.read_bytes()
     for row in read_index(single):

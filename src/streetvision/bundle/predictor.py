@@ -4,7 +4,6 @@ Shapes: H, W pixels of an image; B images.
 """
 
 import copy
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from streetvision.data.image_input import ImageInput, decode_input, is_single_im
 from streetvision.data.quality import ImageQuality, measure_quality
 from streetvision.eval.metrics import positive_probability
 from streetvision.eval.thresholds import decide
+from streetvision.io.process_pool import usable_cores
 from streetvision.io.resize import Box
 from streetvision.io.user_paths import user_path
 
@@ -199,7 +199,7 @@ class Predictor:
 
     def _stream_prepared(self, images: Iterable[ImageInput], *, batch_size: int) -> Iterator[list[PreparedImage]]:
         size = self.images_per_batch(batch_size)
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
             remaining = iter(images)
             pending = [pool.submit(self.prepare_with_note, image) for image in islice(remaining, size)]
             while pending:

@@ -23,7 +23,9 @@ ALARM = 4
 INTERRUPTED = 130
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 NO_PERMISSION = {errno.EACCES, errno.EPERM}
-GPU_MEMORY_HINT = "set training.micro_batch_size=4 and loader.batch_size=8, or a smaller model.image_tokens"
+GPU_MEMORY_HINT = (
+    "set loader.batch_size=8, for fine-tuning training.micro_batch_size=4, or a smaller model.image_tokens"
+)
 SHARED_MEMORY_HINT = "set loader.num_workers=0, or enlarge it (docker run --shm-size=2g)"
 SHARED_MEMORY_MODULES = tuple(f"multiprocessing/{name}.py" for name in ("synchronize", "shared_memory", "heap"))
 """Files of multiprocessing that create semaphores and shared memory."""

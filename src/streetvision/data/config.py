@@ -1,6 +1,5 @@
 """Settings of the data, in a module of their own: the code that reads them loads torch."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from streetvision.contracts.settings import RESULT_NEUTRAL, GateSetting, Section
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.records import fold_name
 from streetvision.data.splitting.partition import FEWEST_FOLDS, MAX_FOLDS, Fractions
+from streetvision.io.process_pool import usable_cores
 
 Level = Literal[0, 1, 2, 3]
 HF_SPLIT = "train"
@@ -173,7 +173,7 @@ class LoaderConfig(Section):
     @property
     def worker_count(self) -> int:
         """The number of processes that `num_workers` means on this machine."""
-        return max(0, (os.cpu_count() or 1) - 2) if self.num_workers is None else self.num_workers
+        return max(0, usable_cores() - 2) if self.num_workers is None else self.num_workers
 
 
 class TrivialAugmentWideConfig(Section):

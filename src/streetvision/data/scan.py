@@ -3,7 +3,6 @@
 A large JPEG is reduced while it is decoded. All its data is read, so that damage is found.
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,7 @@ from streetvision.data.grouping.perceptual_hash import (
 from streetvision.data.image_file import MISSING_FILE, UndecodableImage, check_decoders, decode_file, read_image_bytes
 from streetvision.data.records import ImageListing, ImageRecord, RejectedFile, group_warnings
 from streetvision.io.atomic import sha256_bytes
+from streetvision.io.process_pool import usable_cores
 from streetvision.io.resize import ImageSize
 
 SCAN_SIDE = 2 * WORKING_SIZE
@@ -122,7 +122,7 @@ def scan_images(
     decoded: list[tuple[Row, PerceptualHash | None]] = []
     damaged: list[RejectedFile] = []
     invalid: list[RejectedFile] = []
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(usable_cores())
     try:
         results = pool.map(partial(_scan_one, root=listing.root, limits=limits, with_hash=with_hashes), listing.images)
         for result in (progress or Silent()).track(results, total=len(listing.images), label="read images"):

@@ -65,8 +65,14 @@ def worker_context(preload: Sequence[str]) -> ForkServerContext | SpawnContext:
     return context
 
 
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    # Only Linux can restrict a process to some of the cores in this way.
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def _threads_per_process(max_processes: int) -> int:
-    share = max(1, (os.cpu_count() or 1) // max_processes)
+    share = max(1, usable_cores() // max_processes)
     # Libraries in the child processes read the variable too.
     value = os.environ.setdefault("OMP_NUM_THREADS", str(share)).partition(",")[0]
     return int(value) if value.isdigit() and int(value) else share

@@ -1,12 +1,12 @@
 """The device of this machine: which one is used, what it can do, and how its memory and precision are set."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from streetvision.io.process_pool import usable_cores
 from streetvision.models.config import HardwareConfig
 
 
@@ -35,7 +35,7 @@ def uses_compiler(config: HardwareConfig) -> bool:
 
 def default_jobs() -> int:
     """Return how many processes to run in parallel: one per CPU core, or one if there is a GPU."""
-    return (os.cpu_count() or 1) if pick_device().type == "cpu" else 1
+    return usable_cores() if pick_device().type == "cpu" else 1
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Settings that follow from the machine and the size of the data, printed with key, value and reason."""
 
-import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from streetvision.contracts.phase import Context
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import LoaderConfig
+from streetvision.io.process_pool import usable_cores
 from streetvision.models.backbone_spec import token_count
 from streetvision.models.config import AUTO, ModelConfig
 from streetvision.models.device import has_fast_bf16, pick_device
@@ -23,7 +23,7 @@ def log_auto_settings(context: Context, config: LearningConfig, *, section: str)
 
 
 def _loader_settings(context: Context) -> Iterator[tuple[str, str]]:
-    loader, cores = context.settings(LoaderConfig), os.cpu_count() or 1
+    loader, cores = context.settings(LoaderConfig), usable_cores()
     if loader.num_workers is None:
         reason = f"{cores} cores, 2 of them for the model" if loader.worker_count else f"{cores} cores, for the model"
         yield f"loader.num_workers={loader.worker_count}", reason

@@ -1,6 +1,5 @@
 """Training of a classifier on augmented images: loaders of TRAIN and VAL_SELECT, and the fit."""
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -11,6 +10,7 @@ from streetvision.data.augmentation import get_batch_transform, get_train_transf
 from streetvision.data.cache import ImageCache
 from streetvision.data.config import AugmentationConfig, LoaderConfig
 from streetvision.data.datamodule import EpochBatchSampler, ImageDataset, ImageLoader
+from streetvision.io.process_pool import usable_cores
 from streetvision.models.config import HardwareConfig
 from streetvision.models.module import Classifier
 from streetvision.training.config import FinetuningConfig, LayerDecayConfig
@@ -114,7 +114,7 @@ def cached_images(rows: Sequence[Row], context: Context) -> ImageCache | None:
         rows,
         root=context.data_root,
         limits=loader.limits,
-        workers=os.cpu_count() or 1,
+        workers=usable_cores(),
         progress=context.progress,
     )
     return cache

@@ -1,6 +1,5 @@
 """Versions, device and disk of this machine."""
 
-import os
 import platform
 import shutil
 from importlib.util import find_spec
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from streetvision.data.image_file import check_decoders
 from streetvision.io.manifests import versions
+from streetvision.io.process_pool import usable_cores
 from streetvision.pipeline.console import Console
 
 
@@ -22,7 +22,7 @@ def examine_machine(console: Console) -> None:
     for package, version in packages.items():
         console.line(package, version)
     if find_spec("torch") is None:
-        device = f"cpu: {os.cpu_count()} cores, without PyTorch: for bundles of ONNX Runtime and OpenVINO"
+        device = f"cpu: {usable_cores()} cores, without PyTorch: for bundles of ONNX Runtime and OpenVINO"
         advice: str | None = "pip install 'streetvision[train]' to train, evaluate and export"
     else:
         device = describe_device()
@@ -42,5 +42,5 @@ def describe_device() -> str:
     from streetvision.models.device import has_fast_bf16, pick_device
 
     device = pick_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{usable_cores()} cores"
     return f"{device.type}: {name}, {'with bf16' if has_fast_bf16(device) else 'fp32 only'}"

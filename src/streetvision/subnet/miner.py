@@ -20,7 +20,6 @@ from scipy.special import expit, logit
 from streetvision.bundle.batch.files import predict_images
 from streetvision.bundle.format import check_export_folder
 from streetvision.bundle.predictor import Predictor
-from streetvision.bundle.runtimes.graph import usable_cores
 from streetvision.bundle.torch_model import load_classifier
 from streetvision.contracts.errors import ArtifactError, ConfigError, DataError
 from streetvision.contracts.progress import Progress, Silent
@@ -28,6 +27,7 @@ from streetvision.data.records import RejectedFile
 from streetvision.eval.counts import FloatArray
 from streetvision.eval.thresholds import decide
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic
+from streetvision.io.process_pool import usable_cores
 from streetvision.models.backbone_spec import one_line
 from streetvision.models.module import Classifier
 from streetvision.subnet import reference_miner

@@ -6,7 +6,6 @@ that resemble roadwork are the same with and without a site, and carry no inform
 
 import io
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.settings import Section, Seed
 from streetvision.io.atomic import cannot_write, read_json, write_bytes_atomic, write_json_atomic, write_text_atomic
+from streetvision.io.process_pool import usable_cores
 from streetvision.synthetic.canvas import MARK, Canvas
 from streetvision.synthetic.random_draws import Dice
 from streetvision.synthetic.street import Street, aim_camera, draw_backdrop, lay_street
@@ -208,7 +208,7 @@ def _draw_all(folder: Path, config: SceneConfig) -> Iterator[str]:
     seeds = _seeds(config)
     batches = [seeds[start : start + _BATCH] for start in range(0, len(seeds), _BATCH)]
     # At least two batches per worker: a process takes long to start.
-    workers = min(os.cpu_count() or 1, math.ceil(len(batches) / 2))
+    workers = min(usable_cores(), math.ceil(len(batches) / 2))
     if workers == 1:
         yield from chain.from_iterable(_draw_batch(folder, config, batch) for batch in batches)
         return

@@ -15,10 +15,9 @@ from typing import Any, TypeAlias
 from streetvision.bundle.batch.shards import ShardFolder, ShardResult, predict_shard
 from streetvision.bundle.format import Bundle
 from streetvision.bundle.predictor import load_bundle
-from streetvision.bundle.runtimes.graph import usable_cores
 from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
 from streetvision.data.config import DecodeLimits
-from streetvision.io.process_pool import worker_context
+from streetvision.io.process_pool import usable_cores, worker_context
 from streetvision.models.backbone_spec import one_line
 
 RESUME_HINT = "run the same command again to resume; fewer --workers need less memory"

@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeAlias
 
 from streetvision.bundle.explain import draw_overlay
 from streetvision.bundle.predictor import Prediction, Predictor, PreparedImage, load_bundle
-from streetvision.bundle.runtimes.graph import usable_cores
 from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.data.config import DEFAULT_LIMITS, DecodeLimits
 from streetvision.data.file_search import LeftOut, printable, search_folder
@@ -22,6 +21,7 @@ from streetvision.data.image_file import UndecodableImage
 from streetvision.data.records import RejectedFile
 from streetvision.data.sources.image_stream import LISTERS, refuse_compressed
 from streetvision.io.atomic import write_bytes_atomic
+from streetvision.io.process_pool import usable_cores
 
 BATCH_SIZE = 64
 MAX_STEM_BYTES = 160

@@ -5,7 +5,6 @@ Shapes: B images of h x w pixels, P width of the features, T patches of a dense 
 
 import importlib
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.policies import Precision
+from streetvision.io.process_pool import usable_cores
 from streetvision.models.backbone_spec import one_line
 
 if TYPE_CHECKING:
@@ -101,12 +101,6 @@ def default_threads() -> int:
     """Return OMP_NUM_THREADS if it is set, else the number of CPU cores that this process may use."""
     value = os.environ.get("OMP_NUM_THREADS", "")
     return int(value) if value.isdecimal() and int(value) else usable_cores()
-
-
-def usable_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    # Only Linux can restrict a process to some of the cores in this way.
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def import_extra(module: str, *, install: str) -> Any:
