@@ -26,10 +26,11 @@ def cli_page() -> str:
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 2 | a user error, one line on standard error with a hint; or some images, runs or comparisons failed |
+| 1 | an internal error, with a traceback: please report it |
+| 2 | a user error, with a hint on standard error; or some images, runs or comparisons failed |
 | 3 | the trained model predicts one class only |
 | 4 | `monitor`: an alarm |
-| 130 | interrupted; the same command resumes |
+| 130, 143 | interrupted or terminated; the same command resumes |
 """
     return "\n".join([header, *_verbs(typer.main.get_command(build_app()), ("streetvision",))])
 
@@ -45,6 +46,8 @@ def _verbs(command: Any, words: tuple[str, ...]) -> Iterator[str]:
     for parameter in command.params:
         is_option = parameter.param_type_name == "option"
         name = ", ".join(parameter.opts) if is_option else (parameter.metavar or parameter.name.upper())
+        if is_option and parameter.metavar:
+            name += f" {parameter.metavar}"
         if choices := getattr(parameter.type_descriptor, "choices", ()):
             name += f" {' or '.join(map(str, choices))}"
         default = parameter.default if parameter.default not in (None, (), False) else ""
@@ -58,7 +61,8 @@ def run_directory_page() -> str:
         "# Run directory layout",
         "",
         f"{GENERATED} Paths are relative to `run_dir`; the folder of each phase also has a `manifest.json`.",
-        "Under `cross_fit`, `folds/0`, `folds/1` and so on each have the same layout for one fold.",
+        "`folds/0`, `folds/1` and so on have the same layout, if something is trained in the folds of `cross_fit`.",
+        "`on_NAME/` has the result of `evaluate --data`.",
         "`phase1/model_best_2.pth` and so on are the further checkpoints of `training.save_top_k`.",
         "`search/` has the trials of `train --search`.",
         "",

@@ -38,15 +38,16 @@ class RiskConfig(Section):
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     """Largest risk, a share."""
     delta: float = Field(default=0.1, gt=0, lt=0.5)
-    """Probability, over calibration sets, that the risk is above alpha."""
+    """Largest probability, over calibration sets, that the risk is above alpha; 1 - delta is the confidence."""
 
 
 class Phase5Config(Section):
     """Calibration, operating points and risk control."""
 
     method: Method = AUTO
-    """auto: chosen in tiers; ensemble; multi_objective; a name in CALIBRATORS: this one; mac_cal: the scores of
-    phase5_maccal, not calibrated further."""
+    """auto: the best single calibrator, or the ensemble of all if that is better; ensemble: always the ensemble;
+    multi_objective: by phase5.preference; mac_cal: the scores of phase5_maccal, not calibrated further; another name:
+    this calibrator."""
     selection: Literal["nll", "ece"] = "nll"
     """auto: the cross-fitted figure to minimise. ece is the rule of the specification; nll selects better."""
     ece_limit: float = Field(default=0.0, ge=0, le=1)
@@ -58,7 +59,8 @@ class Phase5Config(Section):
     risk: RiskConfig = RiskConfig()
     """The risk to bound, and how surely."""
     folds: int = Field(default=5, ge=2)
-    """Folds of VAL_CALIB for cross-fitting. A group is never divided between folds."""
+    """Folds of VAL_CALIB for cross-fitting. A group is never divided between folds. If this is not set, there are fewer
+    where the groups are too few."""
     seed: Seed = 0
     """Seed of the folds, of the weights that multi_objective tries, and of the frame drawn from each track."""
 

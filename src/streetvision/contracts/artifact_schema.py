@@ -73,9 +73,10 @@ class ArtifactSchema:
 
     phase1_dir = _ArtifactPath("phase1")
     phase1_checkpoint = _ArtifactPath("phase1/model_best.pth")
-    """State dict of the best classifier on VAL_SELECT; it is calibrated and exported."""
+    """State dict of the classifier that is calibrated and exported. split: the best on VAL_SELECT; cross_fit: the mean
+    of the folds' heads, or the model that is trained on the images of all folds."""
     phase1_last_checkpoint = _ArtifactPath("phase1/model_last.pth")
-    """State dict after the last epoch."""
+    """State dict after the last epoch; the same as `phase1_checkpoint` if the probe ships, and under cross_fit."""
     phase1_training_checkpoint = _ArtifactPath("cache/phase1.ckpt")
     """An interrupted training resumes from here; removed at the end."""
     model_config_json = _ArtifactPath("phase1/config.json")
@@ -95,13 +96,14 @@ class ArtifactSchema:
     finetuning_gate_json = _ArtifactPath("phase1/gate.json")
     """The comparison of the fine-tuned model with the probe, and the share of its weights that ships."""
     learning_curve_plot = _ArtifactPath("phase1/learning_curve.png")
-    """Loss on TRAIN and metrics on VAL_SELECT by epoch."""
+    """Loss on TRAIN by epoch, and metrics on VAL_SELECT under split."""
     augmentation_gate_json = _ArtifactPath("phase1/augmentation_gate.json")
     """The decision on the augmentation policy, with its metrics."""
     phase1_logs_dir = _ArtifactPath("phase1/logs")
     """TensorBoard logs and offline files of other trackers."""
     val_calib_logits = _ArtifactPath("phase1/val_calib_logits.pt")
-    """(N, 2) float32 logits of VAL_CALIB from `phase1_checkpoint`."""
+    """(N, 2) float32 logits of VAL_CALIB by `phase1_checkpoint`; cross_fit: of all rows outside VAL_TEST, each by the
+    model of its fold."""
     val_calib_labels = _ArtifactPath("phase1/val_calib_labels.pt")
     """(N,) int64 labels of VAL_CALIB."""
     val_calib_scores_json = _ArtifactPath("phase1/val_calib_scores.json")

@@ -82,8 +82,9 @@ class DataConfig(Section):
     )
     """Share of the images in each split, each above 0; they sum to 1."""
     protocol: Literal["auto", "split", "cross_fit"] = "auto"
-    """split: four splits. cross_fit: VAL_TEST, and folds of all other images, which have the other roles in turn. auto:
-    cross_fit if VAL_CALIB would have fewer groups than a certificate with phase5.risk needs."""
+    """split: four splits. cross_fit: VAL_TEST, and folds of all other images: each image is scored by a model that was
+    trained without its fold. auto: cross_fit if VAL_CALIB would have fewer groups than a certificate with phase5.risk
+    needs; for fnr these are groups with class 1, 45 with the defaults."""
     folds: int = Field(default=4, ge=FEWEST_FOLDS, le=MAX_FOLDS)
     """cross_fit: number of folds. There are fewer if a class has too few groups."""
     seed: Seed = 0
@@ -184,7 +185,7 @@ class TrivialAugmentWideConfig(Section):
     """
 
     enabled: bool = False
-    """Use it."""
+    """Apply one random operation to each image, after crop, flip and jitter."""
     num_magnitude_bins: int = Field(default=31, ge=2)
     """Number of different strengths of an operation."""
 
@@ -197,11 +198,11 @@ class AugMixConfig(Section):
     """
 
     enabled: bool = False
-    """Use it."""
+    """Apply AugMix to each image, after TrivialAugmentWide."""
     severity: int = Field(default=3, ge=1, le=10)
     """Strength of the operations."""
     mixture_width: int = Field(default=3, ge=1)
-    """Number of chains."""
+    """Number of chains that are mixed."""
     alpha: float = Field(default=1.0, gt=0)
     """Parameter of the distributions from which the weights of the mixture are drawn."""
 
@@ -234,8 +235,8 @@ class AugmentationConfig(Section):
     validator_levels: tuple[Level, ...] = (0, 1, 2, 3)
     """Levels of these distortions, with equal probability."""
     gate: GateSetting = "off"
-    """Short paired runs with and without the augmentation. on: it is used only if they have a lower NLL on VAL_SELECT;
-    only_report: it is used, and both are compared; off: no such runs."""
+    """Short paired runs with and without the augmentation. on: it is used only if its NLL on VAL_SELECT is lower by at
+    least 0.001, with 80 % confidence; only_report: it is used, and both are compared; off: no such runs."""
     gate_epochs: int = Field(default=2, ge=1)
     """Epochs of each run."""
     gate_runs: int = Field(default=2, ge=1)

@@ -164,7 +164,7 @@ class LossConfig(Section):
     """The training loss."""
 
     name: str
-    """A name in LOSSES; ce and weighted_ce are short for cross_entropy and weighted_cross_entropy."""
+    """The kind of loss; ce and weighted_ce are short for cross_entropy and weighted_cross_entropy."""
 
 
 class CrossEntropyConfig(LossConfig):
@@ -172,7 +172,8 @@ class CrossEntropyConfig(LossConfig):
 
     name: Literal["cross_entropy"] = "cross_entropy"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the target that is spread evenly over both classes."""
+    """Share of the target that is spread evenly over both classes. Above 0 no solver fits the head: fine-tuning starts
+    from a random one, and is compared with no probe."""
 
 
 class WeightedCrossEntropyConfig(LossConfig):
@@ -180,7 +181,8 @@ class WeightedCrossEntropyConfig(LossConfig):
 
     name: Literal["weighted_cross_entropy"] = "weighted_cross_entropy"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the target that is spread evenly over both classes."""
+    """Share of the target that is spread evenly over both classes. Above 0 no solver fits the head: fine-tuning starts
+    from a random one, and is compared with no probe."""
     class_weights: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | Literal["balanced"] = (
         "balanced"
     )
@@ -290,7 +292,7 @@ class FusionConfig(Section):
     """Fusion of views without parameters."""
 
     mode: FusionMode = "simple_mean"
-    """A name in FUSIONS."""
+    """How the logits of the views are combined."""
     temperature: float = Field(default=1.0, gt=0)
     """weighted_uncertainty: lower values give confident views more weight; in nats."""
     k: int = Field(default=3, ge=1)

@@ -31,7 +31,8 @@ class PipelineConfig(Section):
     """The phases to run."""
 
     phases: tuple[str, ...] = ("phase1", "phase2", "phase5", "phase6")
-    """Ids in PHASES, in any order. They run in the order of the data flow."""
+    """phase4a_explora, phase1, phase2, phase4c_cvfm, phase5_maccal, phase5, phase6, in any order. They run in this
+    order."""
     seed: Seed = 0
     """Default of every other seed."""
 
@@ -215,8 +216,9 @@ class RunConfig(Section):
         if self.training.mode != "frozen":
             assert isinstance(self.training, FinetuningConfig)
             if self.training.gate != "on" and not is_solvable(self.model.head, self.training.loss):
-                raise no_effect(
-                    "training.gate", "a head or a loss without a probe to compare with", "leave training.gate out"
+                raise ConfigError(
+                    f"training.gate={self.training.gate} has no effect: with this head or loss there is no probe",
+                    "leave training.gate out",
                 )
             return
         frozen, hint = "training.mode=frozen", "set training=peft"
@@ -289,7 +291,7 @@ class RunConfig(Section):
         mode = self.phase4c.mode
         if mode == "single_view":
             if "phase4c_cvfm" in self.pipeline.phases:
-                raise ConfigError("phase4c_cvfm cannot run with phase4c.mode=single_view", "set phase4c=cvfm")
+                raise ConfigError("phase4c_cvfm cannot run with phase4c.mode=single_view", "set phase4c=mil")
         elif self.phase6.policy == "threshold":
             raise ConfigError(
                 f"phase6.policy=threshold needs scores of single views, and phase4c.mode={mode}",

@@ -22,6 +22,7 @@ Set a key with `KEY=VALUE` on the command line or in the file of `--config`; a g
 Later sources win: defaults of the models, packaged files, `--config`, command line.
 
 "Only with" names the choices under which a setting has an effect. Under any other choice it is refused.
+Some combinations of settings are refused as well; the error names the reason.
 """
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 

@@ -203,7 +203,7 @@ class FullConfig(LayerDecayConfig):
 
 
 class AutoConfig(LayerDecayConfig):
-    """The head on frozen features, then fine-tuning from it if that is affordable. What is better on VAL_SELECT ships.
+    """The head on frozen features, then fine-tuning from it if that is affordable. What has the lower NLL ships.
 
     All weights are fine-tuned; of a backbone with over 100 million parameters, the last four blocks.
     """
@@ -216,7 +216,8 @@ class AutoConfig(LayerDecayConfig):
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Factor of the learning rate from each block to the block before it."""
     budget_minutes: float = Field(default=30.0, ge=0)
-    """Longest time for fine-tuning, by an estimate. Fewer epochs are trained if that is enough to stay below it; else
+    """Longest time for fine-tuning, by an estimate. If it is too short, there are fewer epochs, at least half of them;
+    under cross_fit fewer folds; fewer patches of an image; then fewer epochs, at least one. If one epoch takes longer,
     the head on frozen features ships. 0: no fine-tuning."""
 
 
@@ -229,10 +230,10 @@ class CvfmConfig(Section):
     """Phase 4c: how an image is split into views, and how these are fused."""
 
     mode: str
-    """single_view: phase 1's classifier as it is; mil: evidence of tiles is added to it, learned from the labels of
-    images; dense: the same with patches of one pass at a higher resolution; auto: dense or mil, the cheaper one that is
-    not worse; multiview_mean: the mean over views; cvfm_inference: a fusion without parameters; cvfm_trained: a trained
-    fusion in a latent space."""
+    """single_view: phase 1's classifier as it is. mil: evidence of tiles is added to it, learned from the labels of
+    images; the default if phase4c_cvfm is in pipeline.phases. dense: the same with patches of one pass at a higher
+    resolution. auto: dense or mil, the cheaper one that is not worse. multiview_mean: the mean over views.
+    cvfm_inference: a fusion without parameters. cvfm_trained: a trained fusion in a latent space."""
     seed: Seed = 0
     """Seed of the fusion's initial weights and of the row order."""
 
@@ -247,8 +248,8 @@ class FusingConfig(CvfmConfig):
     """The single view is compared with a fusion."""
 
     gate: GateSetting = "on"
-    """on: the single view ships unless the fusion has a lower NLL; off: the fusion ships; only_report: it ships, and
-    both are compared."""
+    """on: the fusion ships only if its NLL is lower by at least 0.001, with 80 % confidence; off: the fusion ships;
+    only_report: it ships, and both are compared."""
 
     @property
     def candidates(self) -> "tuple[FusionSettings, ...]":
@@ -316,8 +317,8 @@ class AutoFusionConfig(FusingConfig, DensePassConfig, TilesConfig, PoolingConfig
 
     mode: Literal["auto"] = "auto"
     gate: Annotated[Literal["on", "only_report"], GATE_WORDS] = "on"
-    """on: the single view ships unless a fusion has a lower NLL; only_report: the fusion ships, and both are
-    compared."""
+    """on: a fusion ships only if its NLL is lower by at least 0.001, with 80 % confidence; only_report: the fusion
+    ships, and both are compared."""
 
     @property
     def candidates(self) -> tuple[FusionSettings, ...]:

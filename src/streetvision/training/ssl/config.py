@@ -52,8 +52,9 @@ class ExPLoRAConfig(BackboneLearningConfig):
     views: PairConfig = PairConfig()
     """How the two views of an image are drawn."""
     gate: GateSetting = "on"
-    """on: take the share of the adapted weights with the lowest NLL of a probe, cross-validated on TRAIN, and the
-    original backbone unless that share is better; off: take the adapted weights; only_report: compare them as well."""
+    """on: take the share of the adapted weights with the lowest NLL of a probe, cross-validated on TRAIN, if this NLL
+    is lower than the original's by at least 0.001, with 80 % confidence; off: take the adapted weights; only_report:
+    compare them as well."""
 
     @property
     def max_epochs(self) -> int:
