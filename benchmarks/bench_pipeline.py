@@ -45,7 +45,7 @@ def bench_pipeline(progress: Progress) -> list[Figure]:
         repeated, fresh = interleaved_median(again, ours, repeats=1)
     return [
         Figure(f"from {IMAGES} scenes to an evaluated bundle", first, "a loose script, nothing checked", by_hand),
-        Figure("the same line once more, all being done", repeated, "the first time", fresh),
+        Figure("`train` once more, all being done", repeated, "the first time, with `evaluate`", fresh),
     ]
 
 
