@@ -5,6 +5,7 @@ import gc
 import os
 import shutil
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -64,12 +65,22 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests that train a model or start processes: `make test-fast` leaves them out. The longest run first."""
+    """Mark the tests that train a model or start processes, which `make test-fast` leaves out, and order all tests.
+
+    pytest-xdist gives each worker one half, and a worker without work takes tests from the end of the other half. So
+    each half ends with fast tests: a module that prepares a run is not divided, which would prepare it twice.
+    """
     for item in items:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         if folder in SLOW_FOLDERS or SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    long = [item for item in items if item.get_closest_marker("long")]
+    others = [item for item in items if not item.get_closest_marker("long")]
+    slow, fast = ([item for item in others if bool(item.get_closest_marker("slow")) == kind] for kind in (True, False))
+    modules = [list(tests) for _, tests in groupby(slow, key=lambda item: item.path)]
+    first, second = ([item for module in modules[place::2] for item in module] for place in (0, 1))
+    n_fast = max(0, len(items) // 2 - len(long) - len(first))
+    items[:] = [*long, *first, *fast[:n_fast], *second, *fast[n_fast:]]
 
 
 @pytest.hookimpl(wrapper=True)
