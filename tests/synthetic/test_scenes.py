@@ -12,7 +12,7 @@ from sklearn.metrics import matthews_corrcoef
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from streetvision.contracts.errors import ArtifactError
+from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.progress import Silent
 from streetvision.synthetic import scenes
 from streetvision.synthetic.canvas import MARK
@@ -183,6 +183,17 @@ def test_an_interrupted_run_leaves_no_index(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_scenes(tmp_path, SMALL.model_copy(update={"width": 100}), Broken())
     assert not (tmp_path / "index.csv").exists()
+    with pytest.raises(KeyboardInterrupt):
+        write_scenes(tmp_path / "new", SMALL, Broken())
+    assert len(read_index(write_scenes(tmp_path / "new", SMALL, Silent()))) == SMALL.count
+
+
+@pytest.mark.parametrize("name", ["index.csv", "labels.json", "images"])
+def test_a_folder_with_other_files_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir() if name == "images" else (tmp_path / name).write_text("path,label\n")
+    with pytest.raises(ConfigError):
+        write_scenes(tmp_path, SMALL, Silent())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_folder_that_cannot_be_written_is_an_artifact_error(tmp_path: Path) -> None:

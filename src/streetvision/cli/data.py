@@ -51,7 +51,9 @@ def import_(
 
 
 def scenes(
-    folder: Annotated[Path, typer.Argument(help="A new folder, or an earlier one with the same settings.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A new folder, or one with scenes, which are replaced if the settings differ.")
+    ],
     overrides: Annotated[list[str] | None, key_value("Settings: scenes.count=1600 scenes.first_seed=0")] = None,
 ) -> None:
     """Draw procedural street scenes with a CSV index."""

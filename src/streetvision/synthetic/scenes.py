@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, model_validator
 
-from streetvision.contracts.errors import ArtifactError
+from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.settings import Section, Seed
 from streetvision.io.atomic import cannot_write, read_json, write_bytes_atomic, write_json_atomic, write_text_atomic
@@ -41,6 +41,8 @@ _ATTEMPTS = 6
 _BATCH = 32
 """Scenes per task of a worker process."""
 _JPEG_QUALITY = 90
+IDENTITY = "scenes.json"
+"""The file that records the configuration of the scenes in its folder."""
 _LABEL, _SETTING, _BACKDROP, _EVERYDAY, _LENS, _SITE = range(6)
 """Random streams."""
 
@@ -106,22 +108,24 @@ def write_scenes(folder: Path, config: SceneConfig, progress: Progress) -> Path:
     """Draw the scenes of `config` into `folder` and return the path of their index.
 
     The index is written last and has the columns path (relative to the folder), label, group (one per scene) and
-    source. If all scenes exist already, nothing is written.
+    source. If all scenes exist already, nothing is written. Scenes of another configuration are replaced.
 
     Raises:
         ArtifactError: The folder cannot be written.
+        ConfigError: The folder has files, but no scenes.
     """
     index = folder / "index.csv"
     if _is_complete(folder, config):
         return index
     try:
+        _check_replaceable(folder)
         # Without an index the folder is incomplete, so an interrupted run is repeated.
         index.unlink(missing_ok=True)
+        write_json_atomic(folder / IDENTITY, _identity(config))
         (folder / "images").mkdir(parents=True, exist_ok=True)
         rows = list(progress.track(_draw_all(folder, config), total=config.count, label="scenes"))
     except OSError as error:
         raise cannot_write(folder, error) from error
-    write_json_atomic(folder / "scenes.json", _identity(config))
     write_text_atomic(index, "\n".join(["path,label,group,source", *rows]) + "\n")
     return index
 
@@ -191,12 +195,23 @@ def _is_complete(folder: Path, config: SceneConfig) -> bool:
     if not (folder / "index.csv").is_file():
         return False
     try:
-        if read_json(folder / "scenes.json") != _identity(config):
+        if read_json(folder / IDENTITY) != _identity(config):
             return False
     except ArtifactError:
         return False
     present = {path.name for path in (folder / "images").glob("*.jpg")}
     return all(Path(_image_path(seed)).name in present for seed in _seeds(config))
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise ConfigError if `folder` has files that `write_scenes` did not write."""
+    if (folder / IDENTITY).is_file() or not folder.is_dir():
+        return
+    # Hidden files are those of the operating system, and of a run that was killed while it wrote its first file.
+    if found := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
+        raise ConfigError(
+            f"{str(folder)!r} is not empty and has no scenes: it has {found[0]!r}", "choose a new folder for the scenes"
+        )
 
 
 def _seeds(config: SceneConfig) -> range:
