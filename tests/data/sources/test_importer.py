@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import tarfile
 from hashlib import sha256
 from pathlib import Path
@@ -133,6 +134,14 @@ class TestSources:
         content = Path(row["path"]).read_bytes()
         assert (row["sha256"], row["bytes"]) == (sha256(content).hexdigest(), len(content))
 
+    def test_a_folder_with_its_own_index_is_not_read_from_it(self, photos):
+        assert run(photos, photos)[0]["rows"] == 10
+        (photos / "None" / "new.jpg").write_bytes(photo(7))
+        with pytest.raises(DataError):
+            run(photos, photos)
+        (photos / "index.parquet").unlink()
+        assert run(photos, photos)[0]["rows"] == 11
+
     def test_copies_have_the_same_bytes_and_can_be_moved(self, photos, tmp_path):
         run(photos, tmp_path / "index", copy=True)
         listing = listed((tmp_path / "index").rename(tmp_path / "moved"))
@@ -241,6 +250,27 @@ def test_images_whose_text_contradicts_the_label_are_skipped(photos, tmp_path):
     assert (counts["rows"], counts["inconsistent"]) == (3, 2)
 
 
+@pytest.mark.parametrize(
+    ("settings", "column"), [({}, "Scene_Text"), ({}, "Group"), ({"group_column": "RIDE"}, "Ride")]
+)
+def test_the_column_of_the_text_matches_in_any_case_and_may_be_the_group(photos, tmp_path, settings, column):
+    rows = ["None/0.jpg,0,a road", "None/1.jpg,0,cones", "Roadwork/0.jpg,1,cones"]
+    (photos / "index.csv").write_text("\n".join([f"path,label,{column}", *rows]))
+    config = CONFIG.model_copy(update=settings)
+    consistency = Consistency(column, ("cone",))
+    counts = import_images(str(photos), tmp_path / "index", config=config, consistency=consistency, progress=Silent())
+    assert (counts["rows"], counts["inconsistent"]) == (2, 1)
+
+
+@pytest.mark.parametrize("source", ["tar", "folder"])
+def test_a_column_of_the_text_that_no_image_has(photos, tmp_path, source):
+    if source == "tar":
+        photos = write_tar(tmp_path / "a.tar", samples([{"text": "a road"}, {"text": "cones"}]))
+    with pytest.raises(DataError, match="'txet'"):
+        run(photos, tmp_path / "index", consistency=Consistency("txet", ("cone",)))
+    assert not (tmp_path / "index" / "index.parquet").exists()
+
+
 def test_unreadable_files_are_counted_and_named(photos, tmp_path):
     (photos / "None" / "empty.jpg").write_bytes(b"")
     (photos / "None" / "a.heic").write_bytes(b"")
@@ -272,6 +302,14 @@ def test_the_samples_of_a_tar_with_any_suffix_and_dots_in_names(tmp_path):
     assert [entry.path for entry in found if isinstance(entry, RejectedFile)] == ["x.tar/2", "x.tar/7"]
 
 
+def test_a_source_without_images(tmp_path):
+    with pytest.raises(DataError):
+        run(write_tar(tmp_path / "a.tar", {}), tmp_path / "index")
+    tar = write_tar(tmp_path / "b.tar", samples([{"text": "cones"}]))
+    with pytest.raises(DataError):
+        run(tar, tmp_path / "index", consistency=Consistency("text", ("cone",)))
+
+
 class TestResume:
     @pytest.fixture
     def interrupted(self, photos, tmp_path, monkeypatch):
@@ -296,6 +334,23 @@ class TestResume:
         assert len(interrupted) == 4
         assert [Path(image.path).name for image in listing.images] == [f"{number}.jpg" for number in range(5)] * 2
         assert not (tmp_path / "index" / "parts").exists()
+
+    def test_an_interruption_while_the_parts_are_removed_loses_no_rows(self, photos, tmp_path, monkeypatch):
+        monkeypatch.setattr(importer, "PART_SIZE", 3)
+        unlink, removed = os.unlink, []
+
+        def stop(path, *arguments, **options):
+            if "part-" in os.fspath(path) and not os.fspath(path).endswith(".tmp"):
+                removed.append(path)
+                if len(removed) == 3:
+                    raise KeyboardInterrupt
+            unlink(path, *arguments, **options)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "unlink", stop)
+            run(photos, tmp_path / "index")
+        assert len(list((tmp_path / "index" / "parts").iterdir())) == 2
+        assert run(photos, tmp_path / "index")[0]["rows"] == 10
 
     def test_a_source_that_changed_is_rejected(self, interrupted, photos, tmp_path):
         (photos / "None" / "00.jpg").write_bytes(photo(3))

@@ -1,6 +1,6 @@
 """Import images from any source into one index on disk. An interrupted import resumes."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +14,7 @@ from streetvision.data.config import DataConfig
 from streetvision.data.file_search import LeftOut, search_folder
 from streetvision.data.image_file import UndecodableImage, read_image_bytes
 from streetvision.data.records import (
-    ImageRecord,
+    ImageListing,
     RejectedFile,
     fold_name,
     group_count_warnings,
@@ -23,10 +23,10 @@ from streetvision.data.records import (
     parse_label,
 )
 from streetvision.data.sources.csv_json import ColumnNames
-from streetvision.data.sources.discovery import HUB_PREFIX, is_dataset, list_images
+from streetvision.data.sources.discovery import HUB_PREFIX, find_table, is_dataset, list_images
 from streetvision.data.sources.exif import read_exif
 from streetvision.data.sources.huggingface import stream_dataset
-from streetvision.data.sources.parquet_index import IndexParts
+from streetvision.data.sources.parquet_index import INDEX, IndexParts
 from streetvision.data.sources.webdataset import DamagedShard, find_shards, read_shard
 from streetvision.io.atomic import read_json, sha256_bytes, sha256_json, write_bytes_atomic, write_json_atomic
 
@@ -59,11 +59,12 @@ class Consistency:
     """A filter: the text of images of class 1 has at least one of the words, that of class 0 has none."""
 
     column: str
+    """Column of the source, in any case; it may be the one with the group or the source."""
     words: tuple[str, ...]
 
-    def accepts(self, entry: SourceEntry) -> bool:
+    def accepts(self, entry: SourceEntry, config: DataConfig) -> bool:
         """Whether text and label agree. An entry without text is accepted."""
-        text = entry.columns.get(self.column, "").casefold()
+        text = _texts(entry, config).get(fold_name(self.column), "").casefold()
         return not text or any(word.casefold() in text for word in self.words) == (entry.label == 1)
 
 
@@ -107,9 +108,15 @@ def import_images(
 
     Raises:
         DataError: `folder` has an unfinished import of another source or with other settings; or no image can be read,
-            or more than data.max_invalid_fraction cannot; or an archive cannot be read to its end.
+            or more than data.max_invalid_fraction cannot; or an archive cannot be read to its end; or no image has the
+            column of `consistency`; or `source` is `folder` and would be read from its index.
     """
-    parts, opened = IndexParts(folder), _open_source(source, config)
+    if find_table(Path(source)) == Path(source) / INDEX and folder.is_dir() and folder.samefile(source):
+        raise DataError(
+            f"{source!r} has the index of an earlier import, which does not list newer images",
+            f"remove {str(folder / INDEX)!r} to import the folder again, or import it to another folder",
+        )
+    parts, opened = IndexParts(folder), _open_source(source, config, consistency)
     done = parts.done()
     request = [
         opened.identity,
@@ -132,13 +139,15 @@ def import_images(
         left_out.add(file)
     # The entries of an earlier, interrupted import are listed again, so their groups are counted too.
     entries = _count_groups(opened.entries, groups)
+    if consistency is not None:
+        entries = _check_column(entries, consistency, config, source)
     remaining = progress.track(islice(entries, done, None), total=total, label="import")
     while batch := list(islice(remaining, PART_SIZE)):
         done += len(batch)
         accepted = [
             entry
             for entry in batch
-            if isinstance(entry, RejectedFile) or consistency is None or consistency.accepts(entry)
+            if isinstance(entry, RejectedFile) or consistency is None or consistency.accepts(entry, config)
         ]
         rows = []
         for entry in accepted:
@@ -160,6 +169,11 @@ def import_images(
             "copy these archives again from their source, and repeat the import",
         )
     processed = counts["rows"] + counts["unreadable"]
+    if not processed:
+        raise DataError(
+            f"{source!r} has no images to import ({counts['inconsistent']:,} are inconsistent)",
+            "check the source, and the words of --consistent if it is given",
+        )
     if counts["unreadable"] > config.max_invalid_fraction * processed or not counts["rows"]:
         raise DataError(
             f"{counts['unreadable']:,} of {processed:,} images of {source!r} cannot be read "
@@ -179,7 +193,32 @@ def _count_groups(
         yield entry
 
 
-def _open_source(source: str, config: DataConfig) -> _Source:
+def _texts(entry: SourceEntry, config: DataConfig) -> dict[str, str]:
+    """The text of each column of an entry, with that of its group and its source; the names are folded."""
+    metadata = ((config.group_column or "group", entry.group), (config.source_column or "source", entry.source))
+    columns = [*entry.columns.items(), *((name, text) for name, text in metadata if text is not None)]
+    return {fold_name(name): text for name, text in columns}
+
+
+def _check_column(
+    entries: Iterable[SourceEntry | RejectedFile], consistency: Consistency, config: DataConfig, source: str
+) -> Iterator[SourceEntry | RejectedFile]:
+    """Yield the entries; raises DataError at the end if none of them has the column."""
+    images, present = 0, dict[str, None]()
+    for entry in entries:
+        if isinstance(entry, SourceEntry):
+            images += 1
+            present |= dict.fromkeys(_texts(entry, config))
+        yield entry
+    if images and fold_name(consistency.column) not in present:
+        raise DataError(
+            f"{source!r} has no column {consistency.column!r}, which is set by --consistent "
+            f"(columns: {', '.join(present) or 'none'})",
+            "set --consistent to one of its columns, or leave it out",
+        )
+
+
+def _open_source(source: str, config: DataConfig, consistency: Consistency | None) -> _Source:
     path = Path(source)
     if shards := find_shards(path):
         if other := _other_listing(path, config.class_names):
@@ -199,9 +238,10 @@ def _open_source(source: str, config: DataConfig) -> _Source:
         source_column=config.source_column,
         coco=config.coco,
     )
-    entries = (_file_entry(record, listing.root) for record in listing.images)
+    if consistency is not None:  # before an image is read
+        deque(_check_column(_file_entries(listing), consistency, config, source), maxlen=0)
     names = sha256_json([[record.path, record.label] for record in listing.images])
-    return _Source(entries, len(listing.images), names, listing.skipped, listing.warnings)
+    return _Source(_file_entries(listing), len(listing.images), names, listing.skipped, listing.warnings)
 
 
 def _other_listing(folder: Path, class_names: tuple[str, str]) -> str | None:
@@ -218,17 +258,18 @@ def _other_listing(folder: Path, class_names: tuple[str, str]) -> str | None:
     return next((child.name for child in class_folders if any(not f.reason for f in search_folder(child))), None)
 
 
-def _file_entry(record: ImageRecord, root: Path) -> SourceEntry:
-    path = (root / record.path).absolute()
-    return SourceEntry(
-        record.label,
-        partial(read_image_bytes, path),
-        str(path),
-        path.suffix.lower(),
-        record.group,
-        record.source,
-        dict(record.columns),
-    )
+def _file_entries(listing: ImageListing) -> Iterator[SourceEntry]:
+    for record in listing.images:
+        path = (listing.root / record.path).absolute()
+        yield SourceEntry(
+            record.label,
+            partial(read_image_bytes, path),
+            str(path),
+            path.suffix.lower(),
+            record.group,
+            record.source,
+            dict(record.columns),
+        )
 
 
 def _shard_entries(source: str, shards: Iterable[Path], config: DataConfig) -> Iterator[SourceEntry | RejectedFile]:

@@ -115,7 +115,11 @@ class IndexParts:
                 damaged += [RejectedFile(*file) for file in json.loads(metadata.pop(DAMAGED, b"[]"))]
                 counts.update({reason: int(count) for reason, count in metadata.items()})
                 writer.write_table(table.cast(SCHEMA))
-        shutil.rmtree(self.parts)
+        # The last part first: after an interruption, the import resumes from the parts that are left.
+        for path in sorted(self._paths(), reverse=True):
+            path.unlink()
+        if self.parts.is_dir():  # a source without entries has no parts
+            shutil.rmtree(self.parts)
         return counts, damaged
 
     def _paths(self) -> list[Path]:
