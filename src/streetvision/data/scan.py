@@ -60,6 +60,8 @@ class Scan:
     """Images that are decoded with errors in their data, whether they are used or not."""
     hashes: PerceptualHashes | None = None
     """Perceptual hashes of the rows, in their order; None if they were not requested."""
+    joined: tuple[tuple[str, str], ...] = ()
+    """sha256 and listed group of each image whose group has the name of another one that equal bytes join it with."""
 
     @property
     def invalid_fraction(self) -> float:
@@ -164,6 +166,11 @@ def scan_images(
         listing.skipped,
         duplicates=len(rows) - len({row.sha256 for row in rows}),
         damaged=tuple(damaged),
+        joined=tuple(
+            (row.sha256, row.group)
+            for (row, _), after in zip(decoded, joined, strict=True)
+            if row.group is not None and row.group != after.group
+        ),
         hashes=stack_hashes(image_hash for _, image_hash in usable if image_hash is not None) if with_hashes else None,
     )
 

@@ -10,7 +10,8 @@ from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import DEFAULT_LIMITS, DataConfig, GroupingConfig
-from streetvision.data.records import ImageRecord, RejectedFile, group_warnings, parse_label
+from streetvision.data.records import ImageListing, ImageRecord, RejectedFile, group_warnings, parse_label
+from streetvision.data.scan import scan_images
 from streetvision.data.sources.discovery import is_dataset, list_images, list_unlabeled
 from streetvision.data.sources.unlabeled import scan_unlabeled, select_unlabeled
 
@@ -518,3 +519,35 @@ def test_unlabeled_images_with_the_same_content_are_named(rides):
     selected = select_unlabeled(scan, scan, roles, GroupingConfig())
     assert [Path(row.path).name for row in selected.rows] == ["a.png", "b.png"]
     assert {Path(path).name: Path(reason).name for path, reason in selected.excluded.items()} == {"c.png": "b.png"}
+
+
+@pytest.mark.parametrize("pattern", [r"([^/]+)_\d+\.\w+$", r"^([^/]+?)[_/]"])
+def test_the_group_of_an_unlabeled_image_by_its_name(pictures, tmp_path, pattern):
+    """Images of a held-out ride are left out; a group of a table has priority over the name."""
+    for name, picture in (("photos/ride7_1", 0), ("more/ride7_2", 1), ("more/ride8_1", 2)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.png").write_bytes(pictures[picture].read_bytes())
+    table = tmp_path / "more" / "list.csv"
+    table.write_text("path,group\nride8_1.png,ride 8\n")
+    listing = ImageListing(tmp_path, (ImageRecord("photos/ride7_1.png", 0, group="ride7"),))
+    labeled = scan_images(listing, class_names=NAMES, with_hashes=True)
+    scan = scan_unlabeled([table, tmp_path / "more"], limits=DEFAULT_LIMITS, group_pattern=pattern, progress=Silent())
+    selected = select_unlabeled(scan, labeled, [Split.VAL_TEST], GroupingConfig())
+    assert [(Path(row.path).name, row.group) for row in selected.rows] == [("ride8_1.png", "ride 8")]
+
+
+def test_groups_that_equal_bytes_join_are_all_linked_to_unlabeled_images(pictures, tmp_path):
+    """One image is in the groups r1 and r2, which are one: an unlabeled image of r2 is left out."""
+    names = [f"{name}.png" for name in "abcd"]
+    for name, picture in zip(names, (0, 0, 1, 2), strict=True):
+        (tmp_path / name).write_bytes(pictures[picture].read_bytes())
+    both = [ImageRecord(name, 0, group=group) for name, group in zip(names, ("r1", "r2"), strict=False)]
+    held_out, further = [ImageRecord("c.png", 0, group="r2")], [ImageRecord("d.png", 0, group="r2")]
+    for labeled, unlabeled in ((both, held_out), (held_out, both), (both, further)):
+        scans = [
+            scan_images(ImageListing(tmp_path, tuple(images)), class_names=NAMES, with_hashes=True)
+            for images in (labeled, unlabeled)
+        ]
+        roles = [Split.VAL_TEST] * len(labeled)
+        selected = select_unlabeled(scans[1], scans[0], roles, GroupingConfig())
+        assert selected.rows == ()

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from itertools import islice
@@ -12,6 +13,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import DataError
 from streetvision.data.config import CLASS_NAMES, HF_SPLIT, CocoConfig
 from streetvision.data.file_search import files_under, is_ignored, printable
+from streetvision.data.grouping.name_pattern import groups_by_name
 from streetvision.data.records import (
     ImageListing,
     ImageRecord,
@@ -202,19 +204,22 @@ def _layout_hint(root: Path, counts: Mapping[str, int], *, class_names: tuple[st
     return f"each class is a folder under data.root, or an index.csv lists path,label; {class_names_hint(class_names)}"
 
 
-def list_unlabeled(sources: Sequence[Path]) -> ImageListing:
-    """List every image of `data.unlabeled` by absolute path.
+def list_unlabeled(sources: Sequence[Path], *, group_pattern: str | None = None) -> ImageListing:
+    """List every image of `data.unlabeled`, or of `label --images`, by absolute path.
 
     Args:
         sources: Folders, or CSVs with the column path and optionally group.
+        group_pattern: As data.group_pattern, for images without a group; their path starts at the folder or the CSV.
 
     Raises:
         DataError: A source has no images, or two sources give one image different groups.
     """
     images: dict[str, ImageRecord] = {}
+    names_below: dict[str, str] = {}
     skipped: list[RejectedFile] = []
     for source in sources:
         path = source.absolute()
+        folder = path if path.is_dir() else path.parent
         if path.is_dir():
             names, others = files_under(path, Path("/"))
             records = [ImageRecord(f"/{name}", UNLABELED) for name in names]
@@ -223,16 +228,22 @@ def list_unlabeled(sources: Sequence[Path]) -> ImageListing:
             records = [ImageRecord(name, UNLABELED, group=group) for name, group in list_paths(path)]
         else:
             raise DataError(
-                f"data.unlabeled {str(path)!r} is not a folder and not a CSV", "set it to folders or CSVs that exist"
+                f"{str(path)!r} is not a folder and not a CSV",
+                "give data.unlabeled, or --images of `streetvision label`, folders or CSVs that exist",
             )
         if not records:
-            raise DataError(f"data.unlabeled {str(source)!r} has no images", "remove it from data.unlabeled")
+            raise DataError(f"{str(source)!r} has no images", "remove it from data.unlabeled or --images")
         for record in records:
             earlier = images.get(record.path, record)
             if len(groups := {earlier.group, record.group} - {None}) > 1:
                 found = " and ".join(map(repr, groups))
-                raise DataError(
-                    f"data.unlabeled {str(source)!r}: {record.path!r} has the groups {found}", "give it one group"
-                )
+                raise DataError(f"{str(source)!r}: {record.path!r} has the groups {found}", "give it one group")
             images[record.path] = earlier if record.group is None else record
-    return ImageListing(Path("/"), tuple(images.values()), tuple(skipped))
+            names_below.setdefault(record.path, record.path.removeprefix(f"{folder}/"))
+    listed = tuple(images.values())
+    if group_pattern is not None:
+        found_groups = groups_by_name([names_below[image.path] for image in listed], group_pattern)
+        listed = tuple(
+            replace(image, group=image.group or group) for image, group in zip(listed, found_groups, strict=True)
+        )
+    return ImageListing(Path("/"), listed, tuple(skipped))

@@ -50,12 +50,13 @@ def scan_unlabeled(
     sources: Sequence[Path],
     *,
     limits: DecodeLimits,
+    group_pattern: str | None = None,
     damaged_images: Literal["leave_out", "use"] = "leave_out",
     progress: Progress,
 ) -> Scan:
     """Read every image that `list_unlabeled` finds."""
     return scan_images(
-        list_unlabeled(sources),
+        list_unlabeled(sources, group_pattern=group_pattern),
         class_names=("", ""),
         limits=limits,
         damaged_images=damaged_images,
@@ -83,9 +84,11 @@ def select_unlabeled(unlabeled: Scan, labeled: Scan, roles: Sequence[Split], con
     near_duplicates = find_near_duplicates(hashes, radius=config.radius, correlation=config.correlation)
     candidates = unlabeled.index.rows
     rows = [*candidates, *compress(labeled.index.rows, held_out)]
-    links = [[row.sha256 for row in rows], [row.group for row in rows], near_duplicates.clusters.tolist()]
-    component_of = components(links, len(rows))
-    held_out_components = set(component_of[len(candidates) :])
+    # A group that equal bytes joined with another has lost its name in the rows.
+    members = [*((row.sha256, row.group) for row in rows), *unlabeled.joined, *labeled.joined]
+    digests, groups = zip(*members, strict=True)
+    component_of = components([digests, groups, near_duplicates.clusters.tolist()], len(members))
+    held_out_components = set(component_of[len(candidates) : len(rows)])
     excluded = {file.path: file.reason for file in (*unlabeled.invalid, *unlabeled.skipped)}
     selected: dict[str, UnlabeledRow] = {}
     for row, component in zip(candidates, component_of, strict=False):

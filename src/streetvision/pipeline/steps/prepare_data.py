@@ -93,7 +93,11 @@ def run(context: Context) -> Outcome:
 
     limits = context.settings(LoaderConfig).limits
     unlabeled_scan = scan_unlabeled(
-        config.unlabeled, limits=limits, damaged_images=config.damaged_images, progress=context.progress
+        config.unlabeled,
+        limits=limits,
+        group_pattern=config.group_pattern,
+        damaged_images=config.damaged_images,
+        progress=context.progress,
     )
     unlabeled = select_unlabeled(unlabeled_scan, scan, partition.roles, config.grouping)
     write_json_atomic(schema.unlabeled_json, unlabeled.model_dump(mode="json"))
