@@ -1,9 +1,10 @@
 import pytest
 import torch
+from pydantic import ValidationError
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.data.augmentation import get_batch_transform, get_train_transforms, get_val_transforms
-from streetvision.data.config import PLAIN, AugmentationConfig, AugMixConfig, TrivialAugmentWideConfig
+from streetvision.data.config import PLAIN, AugmentationConfig, AugMixConfig, PairConfig, TrivialAugmentWideConfig
 
 IMAGE = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -35,6 +36,18 @@ def test_every_setting_of_the_augmentation_changes_the_image(change):
     changed = [augmented(PLAIN.model_copy(update=change), seed=seed) for seed in range(6)]
     assert all(image.shape == (3, 32, 32) and image.dtype == torch.uint8 for image in changed)
     assert any(not torch.equal(image, augmented(PLAIN, seed=seed)) for seed, image in enumerate(changed))
+
+
+@pytest.mark.parametrize("low", [0.3, 0.7, 0.9])
+def test_a_crop_keeps_the_configured_share_of_the_area(low):
+    """Row and column of a pixel are its colours, so the crop can be read from the result."""
+    row, column = torch.meshgrid(torch.arange(200), torch.arange(200), indexing="ij")
+    image = torch.stack([row, column, row]).to(torch.uint8)
+    transform = get_train_transforms(PLAIN.model_copy(update={"crop_scale": (low, 1.0)}), image_size=100)
+    torch.manual_seed(0)
+    extents = [(crop.amax(dim=(1, 2)) - crop.amin(dim=(1, 2)) + 1) / 200 for crop in map(transform, [image] * 300)]
+    areas = torch.stack([extent[0] * extent[1] for extent in extents])
+    assert low - 0.03 < areas.min() < low + 0.03
 
 
 @pytest.mark.parametrize(
@@ -116,3 +129,10 @@ def test_a_batch_has_one_size_of_whole_patches():
 def test_settings_without_effect_are_rejected(settings):
     with pytest.raises(ConfigError):
         AugmentationConfig(**settings)
+
+
+@pytest.mark.parametrize("share", [(1.0, 0.7), (70, 100), (-1, 1), (0, 1)], ids=str)
+def test_an_impossible_share_of_the_area_is_rejected(share):
+    for config in (AugmentationConfig, PairConfig):
+        with pytest.raises(ValidationError):
+            config(crop_scale=share)

@@ -134,8 +134,9 @@ class RandomCrop(torch.nn.Module):
         low, high = self.scale
         area, stretch, top, left = torch.rand(4).tolist()
         side = math.sqrt(low + (high - low) * area)
-        # The aspect ratio of the part differs from the image's by a factor between 1 / CROP_STRETCH and CROP_STRETCH.
-        factor = math.sqrt(CROP_STRETCH ** (2 * stretch - 1))
+        # The aspect ratio of the part differs from the image's by a factor between 1 / CROP_STRETCH and CROP_STRETCH,
+        # and by less if a side that ends at the border would leave a smaller area than `low`.
+        factor = min(max(math.sqrt(CROP_STRETCH ** (2 * stretch - 1)), low / side), side / low)
         crop_height = max(1, round(height * min(1, side * factor)))
         crop_width = max(1, round(width * min(1, side / factor)))
         top, left = round(top * (height - crop_height)), round(left * (width - crop_width))

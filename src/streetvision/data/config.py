@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.settings import RESULT_NEUTRAL, GateSetting, Section, Seed, no_effect
@@ -27,6 +27,17 @@ CLASS_NAMES = ("None", "Roadwork")
 """Default names of class 0 and class 1."""
 ClassName = Annotated[str, Field(coerce_numbers_to_str=True)]
 """In `[0,1]` of a command line or a YAML file, names are numbers."""
+
+
+def _check_area_range(area: tuple[float, float]) -> tuple[float, float]:
+    low, high = area
+    if not 0 < low <= high <= 1:
+        raise ValueError(f"must be [low, high] with 0 < low <= high <= 1, not [{low:g}, {high:g}]")
+    return area
+
+
+AreaRange = Annotated[tuple[float, float], AfterValidator(_check_area_range)]
+"""Smallest and largest share of an area."""
 
 
 class GroupingConfig(Section):
@@ -210,7 +221,7 @@ class AugMixConfig(Section):
 class AugmentationConfig(Section):
     """Random changes of training images, for all training modes but frozen. Images are evaluated unchanged."""
 
-    crop_scale: tuple[float, float] = (0.7, 1.0)
+    crop_scale: AreaRange = (0.7, 1.0)
     """Smallest and largest share of the image's area that a random crop keeps; [1, 1]: no crop."""
     flip_probability: float = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip; 0 if left and right have a meaning."""
@@ -276,7 +287,7 @@ class PairConfig(Section):
 
     positives: Literal["same_image", "same_group"] = "same_image"
     """The second view shows the same image, or any image of its group (for tracks of one object, not for rides)."""
-    crop_scale: tuple[float, float] | Literal["auto"] = "auto"
+    crop_scale: AreaRange | Literal["auto"] = "auto"
     """Smallest and largest share of the image's area that a view keeps. Small values may lose a small object. auto:
     that of the strongest of three levels whose views keep the labels predictable, by a probe on TRAIN."""
     flip_probability: float = Field(default=0.5, ge=0, le=1)
