@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from streetvision.data.config import DecodeLimits
 from streetvision.data.decode import decode_image, read_image
-from streetvision.data.image_file import UndecodableImage, decode_pixels, read_pixels
+from streetvision.data.image_file import UndecodableImage, decode_file, decode_pixels, read_pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 
@@ -53,6 +53,19 @@ def png_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
 
 def png_header(width: int, height: int, *, bits: int, colour: int) -> tuple[bytes, bytes]:
     return b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+
+
+@pytest.mark.parametrize("name", [b"JFIF\0", b"\xff\xda"])
+def test_jpeg_headers_without_an_effect_on_the_pixels(name):
+    """The version 2 of JFIF, and a last coefficient that only a progressive JPEG reads, are no damage."""
+    data = bytearray(encoded(photo(), "JPEG"))
+    position = data.index(name) + (5 if name.startswith(b"JFIF") else 12)
+    assert data[position] in {1, 63}
+    data[position] = 2
+    changed, plain = (decode_file(bytes(content)) for content in (data, encoded(photo(), "JPEG")))
+    assert changed.damage is None
+    assert np.array_equal(changed.pixels, plain.pixels)
+    assert reason_of(bytes(data[:-40])) == "is truncated"
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -112,6 +112,9 @@ def test_damaged_images_are_named_and_left_out_or_used(tmp_path, capfd):
     assert scan.invalid == scan.damaged
     assert scan.invalid_fraction == 0.5
     assert [file["path"] for file in scan.report()["damaged"]] == ["cut.jpg"]
+    with pytest.raises(DataError) as caught:
+        check_invalid_fraction(scan, max_invalid_fraction=0.05, report=Path("unused"))
+    assert "data.damaged_images=use" in caught.value.hint
     used = scan_of(tmp_path, images, damaged_images="use")
     assert [row.path for row in used.index.rows] == ["good.jpg", "cut.jpg"]
     assert used.damaged == scan.damaged
@@ -216,6 +219,7 @@ def test_too_many_invalid_files_raise_and_name_the_report(tmp_path):
         f"bad0.png {reason}; bad1.png {reason}; bad2.png {reason}; and 2 more"
     )
     assert "run/data_report.json" in caught.value.hint
+    assert "damaged_images" not in caught.value.hint
 
 
 def test_the_limit_of_invalid_files_is_inclusive(tmp_path):

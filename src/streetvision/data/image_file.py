@@ -109,6 +109,9 @@ MISSING_FILE = "does not exist"
 """Reason of an image whose file is missing."""
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors of reading a file that are faults of the machine."""
+ONLY_PILLOW = ("subsampling", "unknown JFIF revision", "Invalid SOS parameters")
+"""Parts of the decoder's errors for JPEGs whose pixels Pillow decodes as they are meant: unusual sampling factors, and
+numbers in the headers that have no effect on the pixels."""
 NOT_SUPPORTED = ("unknown pixel mode", "cannot handle", "not available", "Unsupported", "conversion from")
 """Parts of Pillow's errors for valid images that it does not read."""
 UNSIGNED = 1
@@ -389,7 +392,7 @@ def _jpeg_pixels(data: bytes, image: JpegImageFile, size: ImageSize) -> tuple[Pi
         message = str(error).splitlines()[0]
         if "premature end of jpeg file" in message.lower():
             raise UndecodableImage("is truncated") from error
-        if "subsampling" in message:  # unusual sampling factors, which only Pillow decodes
+        if any(text in message for text in ONLY_PILLOW):
             return _to_rgb(image), None
         pixels = simplejpeg.decode_jpeg(data, **options, strict=False)
         damage = f"is damaged: {message}"

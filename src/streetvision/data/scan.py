@@ -182,11 +182,15 @@ def check_invalid_fraction(scan: Scan, *, max_invalid_fraction: float, report: P
     total = len(scan.invalid) + len(scan.index.rows)
     first = "; ".join(f"{file.path} {file.reason}" for file in scan.invalid[:MAX_FILES_IN_ERROR])
     more = len(scan.invalid) - MAX_FILES_IN_ERROR
+    # The damaged images are among the invalid ones unless they are used.
+    keep = (
+        ", set data.damaged_images=use to use those with damaged data" if set(scan.damaged) & set(scan.invalid) else ""
+    )
     raise DataError(
         f"{len(scan.invalid):,} of {total:,} images of data.root {str(scan.index.root)!r} cannot be used "
         f"({scan.invalid_fraction:.1%}; the limit is {max_invalid_fraction:.1%}): {first}"
         + (f"; and {more:,} more" if more > 0 else ""),
-        f"fix or remove the files listed in {report}, or raise data.max_invalid_fraction",
+        f"fix or remove the files listed in {report}{keep}, or raise data.max_invalid_fraction",
     )
 
 
