@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,15 @@ class TestPlaces:
     BERLIN, NEXT_DOOR, ACROSS_TOWN = ("52.52000", "13.40500"), ("52.52020", "13.40500"), ("52.50000", "13.40500")
 
     def keys(self, *rows, metres=30.0, hours=None):
-        columns = [dict(zip(("latitude", "longitude", "taken"), row, strict=False)) for row in rows]
-        return geo_keys(columns, metres=metres, hours=hours)
+        columns = [dict(zip(("latitude", "longitude", "taken"), values, strict=False)) for values in rows]
+        located = [replace(row(f"{number}.jpg"), columns=values) for number, values in enumerate(columns)]
+        return geo_keys(located, metres=metres, hours=hours)
 
     def test_neighbours_share_a_key(self):
-        first, neighbour, far, none = self.keys(self.BERLIN, self.NEXT_DOOR, self.ACROSS_TOWN, ("", ""))
+        missing = [("", ""), ("nan", "0"), ("52", "N/A ")]
+        first, neighbour, far, *none = self.keys(self.BERLIN, self.NEXT_DOOR, self.ACROSS_TOWN, *missing)
         assert first == neighbour != far
-        assert none is None
+        assert none == [None] * 3
 
     def test_the_distance_is_in_metres(self):
         metres = 0.0002 * np.pi / 180 * 6_371_000
@@ -69,8 +72,8 @@ class TestPlaces:
         at = [(*self.BERLIN, f"2026-05-01T{hour}:00:00") for hour in ("08", "09", "18")]
         morning, later, evening = self.keys(*at, hours=2)
         assert morning == later != evening
-        unknown, known = self.keys(self.BERLIN, at[0], hours=2)
-        assert unknown == known
+        unknown, known, missing = self.keys(self.BERLIN, at[0], (*self.BERLIN, "NaT"), hours=2)
+        assert unknown == known == missing
 
     @pytest.mark.parametrize("hours", [None, 1.0])
     @pytest.mark.parametrize("metres", [3.0, 10.0])
@@ -99,9 +102,9 @@ class TestPlaces:
         assert len(set(found)) > 1
         assert max(blocks) <= max(100, linked.sum(axis=1).max())
 
-    @pytest.mark.parametrize("row", [("north", "1"), ("91", "0"), ("nan", "0")])
+    @pytest.mark.parametrize("row", [("north", "1"), ("91", "0"), ("52,5", "0")])
     def test_an_invalid_position(self, row):
-        with pytest.raises(DataError, match="is not a position"):
+        with pytest.raises(DataError, match=r"0\.jpg.* is not a position"):
             self.keys(row)
 
     def test_an_invalid_time(self):

@@ -200,6 +200,12 @@ def test_positions_suggest_places(command, potholes, tmp_path):
     (potholes / "index.csv").write_text("\n".join([f"{header},latitude,longitude", *lines]))
     _, out, _ = command("data", "check", potholes, "--page", tmp_path / "page.html")
     assert "'data.grouping.by=[column,near_duplicates,place]' gives 4 places" in out
+    (potholes / "index.csv").write_text("\n".join([f"{header},latitude,longitude", *lines[:-1], f"{rows[-1]},52'5,10"]))
+    code, out, err = command("data", "check", potholes, "--page", tmp_path / "invalid.html")
+    assert code == 0
+    assert "'data.grouping.by" not in out
+    assert rows[-1].split(",")[0] in err
+    assert (tmp_path / "invalid.html").is_file()
 
 
 @pytest.mark.parametrize("arguments", [["check"], ["import", "--to", "imported"]])

@@ -40,7 +40,7 @@ def group_rows(
             copies=_paths_by_cluster(rows, found.copy_clusters),
         )
     if "place" in config.by:
-        keys.append(geo_keys([row.columns for row in rows], metres=config.metres, hours=config.hours))
+        keys.append(geo_keys(rows, metres=config.metres, hours=config.hours))
     if "column" not in config.by:
         rows = tuple(replace(row, group=None) for row in rows)
     return replace(index, rows=join_groups(rows, *keys)), clusters

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from streetvision.contracts.errors import DataError
 from streetvision.data.config import DataConfig, GroupingConfig, LoaderConfig
-from streetvision.data.grouping.geo import LATITUDE, LONGITUDE, geo_keys
+from streetvision.data.grouping.geo import geo_keys, has_position
 from streetvision.data.grouping.name_pattern import suggest_pattern
 from streetvision.data.records import RejectedFile
 from streetvision.data.scan import check_invalid_fraction
@@ -80,9 +81,13 @@ def _print_group_suggestions(findings: Findings, grouping: GroupingConfig, conso
         pattern, n_groups = suggestion
         setting = shlex.quote(f"data.group_pattern={pattern}")
         console.line("suggestion", f"the names run in sequences: {setting} gives {n_groups} groups")
-    located = [row.columns for row in rows if row.columns.get(LATITUDE) and row.columns.get(LONGITUDE)]
+    located = [row for row in rows if has_position(row)]
     if located and "place" not in grouping.by:
-        n_places = len(set(geo_keys(located, metres=grouping.metres, hours=grouping.hours)))
+        try:
+            n_places = len(set(geo_keys(located, metres=grouping.metres, hours=grouping.hours)))
+        except DataError as error:
+            console.warn(f"no groups by place are suggested: {error.message}")
+            return
         setting = shlex.quote(f"data.grouping.by=[{','.join((*grouping.by, 'place'))}]")
         console.line("suggestion", f"{len(located)} images have positions: {setting} gives {n_places} places")
 
