@@ -288,6 +288,12 @@ class TestLayoutHints:
         for folder in ("saved", "hub"):
             assert error_of(tmp_path / folder).hint == "set data.hf_split=validation"
 
+    def test_a_dataset_with_files_of_two_formats(self, tmp_path, pictures):
+        datasets = pytest.importorskip("datasets")
+        datasets.Dataset.from_dict({"image": ["a.jpg"], "label": [0]}).to_parquet(tmp_path / "mixed" / "train.parquet")
+        (tmp_path / "mixed" / "test.csv").write_text("image,label\nb.jpg,1\n")
+        assert "cannot be loaded as a dataset" in error_of(tmp_path / "mixed").message
+
 
 class TestLabelsJson:
     def write(self, folder: Path, entries) -> None:

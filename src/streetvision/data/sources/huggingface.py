@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,8 +138,12 @@ def _load(root: str, split: str) -> "Dataset":
     except DataError:
         raise
     except Exception as error:  # the library passes on all errors of its file systems and of the network
+        splits = []
         if isinstance(error, ValueError) and "split" in str(error):
-            raise _no_split(root, split, datasets.get_dataset_split_names(root)) from error
+            with suppress(Exception):  # the files have no common format, for example
+                splits = datasets.get_dataset_split_names(root)
+        if splits:
+            raise _no_split(root, split, splits) from error
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             f"data.root {root!r} is not a folder of images, and cannot be loaded as a dataset: {first_line}",
