@@ -310,6 +310,35 @@ def test_a_source_without_images(tmp_path):
         run(tar, tmp_path / "index", consistency=Consistency("text", ("cone",)))
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["1.caption.txt", "1.cls", "1.jpg", "2.caption.txt", "2.cls", "2.jpg"],
+        ["1.cls", "1.depth.txt", "1.jpg", "2.cls", "2.depth.txt", "2.jpg"],
+        ["1.caption.txt", "1.depth.png", "1.edges.png", "1.jpg", "1.cls", "2.jpg", "2.meta.json", "2.cls"],
+        ["a.b/1.caption.txt", "a.b/1.cls", "a.b/1.jpg", "a.b/2.cls", "a.b/2.jpg", "a.b/2.seg.png"],
+    ],
+)
+def test_further_files_of_a_sample_are_neither_its_image_nor_its_label(tmp_path, names):
+    labels = {".cls": b"1", ".txt": b"a digger", ".json": b"{}"}
+    files = {name: labels.get(Path(name).suffix, name.encode()) for name in names}
+    found = list(read_shard(write_tar(tmp_path / "x.tar", files)))
+    assert [(entry.image.decode(), entry.fields["label"]) for entry in found] == [
+        (name, "1") for name in names if name.endswith(".jpg")
+    ]
+
+
+@pytest.mark.parametrize("last", [[], ["b.cls", "b.jpg"]])
+def test_samples_with_dots_in_their_names_need_image_and_label(tmp_path, last):
+    names = ["i.1.cls", "i.1.jpg", "i.2.cls", "i.3.cls", "i.3.jpg", *last]
+    found = list(read_shard(write_tar(tmp_path / "x.tar", dict.fromkeys(names, b"1"))))
+    assert [entry.path for entry in found if isinstance(entry, RejectedFile)] == ["x.tar/i.2"]
+    assert sum(isinstance(entry, TarSample) for entry in found) == 2 + len(last) // 2
+    tar = write_tar(tmp_path / "y.tar", dict.fromkeys(["i.1.jpg", "i.1.cls", "i.2.jpg", *last], b"1"))
+    with pytest.raises(DataError, match=r"i\.2 has no label"):
+        list(read_shard(tar))
+
+
 class TestResume:
     @pytest.fixture
     def interrupted(self, photos, tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
 """Samples of WebDataset tars: files with the same name and different suffixes. Nothing is unpacked to disk.
 
-Only images, .json, .cls and .txt are read. An image such as 1.depth.png belongs to the sample 1 and is not its image.
+Only images, .json, .cls and .txt are read. A file such as 1.depth.png or 1.caption.txt belongs to the sample 1, and is
+neither its image nor its label.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from streetvision.contracts.errors import DataError, MachineError
@@ -60,8 +62,10 @@ def read_shard(shard: Path) -> Iterator[TarSample | RejectedFile]:
         DataError: A sample has no label, or there is no permission to read the tar.
         MachineError: The operating system cannot read the tar.
     """
-    # The files of one sample follow each other, so a new key ends the sample.
+    # The files of one sample follow each other, so a new key ends the sample. Those before its first own file, such as
+    # 1.caption.txt before 1.jpg, are undecided until then: the name of a sample may have dots too.
     key, parts = "", dict[str, bytes]()
+    undecided: dict[str, list[RejectedFile | DataError]] = {}  # key without its last part -> what is wrong
     try:
         with open_tar(shard) as archive:
             for member in archive:
@@ -70,11 +74,20 @@ def read_shard(shard: Path) -> Iterator[TarSample | RejectedFile]:
                 if is_ignored(path.name) or suffix not in (*IMAGE_PARTS, *TEXT_PARTS):
                     continue
                 name = str(path.with_suffix(""))
-                if key and suffix in IMAGE_PARTS and name.startswith(f"{key}."):
+                if key and name.startswith(f"{key}."):
                     continue
                 if name != key:
-                    if not key.startswith(f"{name}.") or not set(parts) <= set(IMAGE_PARTS):
+                    stem = _up_to_first_dot(name)
+                    if stem != _up_to_first_dot(key):
+                        yield from _settle(undecided)
                         yield from _sample(shard, key, parts)
+                    elif parts.keys() & IMAGE_PARTS and parts.keys() & TEXT_PARTS:
+                        yield from _sample(shard, key, parts)
+                    elif fault := _fault(shard, key, parts):
+                        undecided.setdefault(key.rpartition(".")[0], []).append(fault)
+                    undecided.pop(name, None)
+                    if name == stem:
+                        undecided.clear()
                     key, parts = name, {}
                 limit = DEFAULT_LIMITS.max_megabytes * 1e6 if suffix in IMAGE_PARTS else MAX_TEXT_BYTES
                 try:
@@ -86,6 +99,7 @@ def read_shard(shard: Path) -> Iterator[TarSample | RejectedFile]:
                 except UndecodableImage as error:
                     yield RejectedFile(f"{shard.name}/{member.name}", error.reason)
                     parts[UNREADABLE] = b""
+            yield from _settle(undecided)
             yield from _sample(shard, key, parts)
             if archive.fault:
                 yield DamagedShard(str(shard), f"cannot be read as a tar to its end: it {archive.fault}")
@@ -95,6 +109,29 @@ def read_shard(shard: Path) -> Iterator[TarSample | RejectedFile]:
         if isinstance(error, OSError) and error.errno is not None:
             raise MachineError(f"cannot read {str(shard)!r}: {error.strerror}") from error
         yield DamagedShard(str(shard), f"cannot be read as a tar: {error}")
+
+
+def _up_to_first_dot(name: str) -> str:
+    """The key by the rule of WebDataset: the path up to the first dot of the file name."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _settle(undecided: dict[str, list[RejectedFile | DataError]]) -> Iterator[RejectedFile]:
+    """Yield or raise what is wrong with files that belong to no other sample."""
+    for fault in chain.from_iterable(undecided.values()):
+        if isinstance(fault, DataError):
+            raise fault
+        yield fault
+    undecided.clear()
+
+
+def _fault(shard: Path, key: str, parts: Mapping[str, bytes]) -> RejectedFile | DataError | None:
+    """What is wrong with the files of one key, which are not a whole sample."""
+    try:
+        return next((found for found in _sample(shard, key, parts) if isinstance(found, RejectedFile)), None)
+    except DataError as error:
+        return error
 
 
 def _sample(shard: Path, key: str, parts: Mapping[str, bytes]) -> Iterator[TarSample | RejectedFile]:
