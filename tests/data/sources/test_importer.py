@@ -439,6 +439,13 @@ def test_a_column_of_an_index_with_empty_values_may_be_the_group(photos, tmp_pat
     assert [(image.group, image.columns) for image in images] == [("r1", {}), (None, {}), ("r2", {})]
 
 
+def test_the_group_and_the_source_of_an_index_are_columns_of_it(photos, tmp_path):
+    (photos / "index.csv").write_text("path,label,Group,source\nNone/0.jpg,0,r1,bus\nRoadwork/0.jpg,1,r2,\n")
+    plain = run(photos, tmp_path / "index")[1].images
+    assert listed(tmp_path / "index", group_column="group", source_column="Source").images == plain
+    assert [image.group for image in listed(tmp_path / "index", group_column="source").images] == ["bus", None]
+
+
 class TestDamagedIndex:
     def test_a_file_that_is_not_an_index(self, tmp_path):
         (tmp_path / "index.parquet").write_bytes(b"no parquet")

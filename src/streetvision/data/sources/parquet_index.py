@@ -147,8 +147,12 @@ def list_parquet(
         raise DataError(f"{str(path)!r} cannot be read as Parquet: {reason}") from error
     if requested := [field for field, name in vars(columns).items() if name is not None]:
         # A row has no entry for an empty value: a column exists if any row has it.
-        present = dict.fromkeys(name for image in images for name in image.columns)
-        resolved = columns.resolve(present, repr(str(path)))
+        present = dict.fromkeys(("group", "source"))
+        present |= dict.fromkeys(name for image in images for name in image.columns)
+        try:
+            resolved = columns.resolve(present, repr(str(path)))
+        except DataError as error:
+            raise DataError(error.message, f"{error.hint}; a column that was set for the import is applied") from error
         images = [_with_metadata(image, {field: resolved[field] for field in requested}) for image in images]
     counts = count_classes(images, class_names)
     hint = f"import images of both classes; {class_names_hint(class_names)}"
@@ -165,7 +169,8 @@ def _image_record(row: dict[str, Any], path: Path) -> ImageRecord:
 
 
 def _with_metadata(image: ImageRecord, chosen: Mapping[str, str]) -> ImageRecord:
-    """The image with its group or source from the chosen columns."""
-    metadata: dict[str, Any] = {field: parse_group(image.columns.get(column)) for field, column in chosen.items()}
+    """The image with its group or source from the chosen columns, or from the group or source of the import."""
+    columns = {"group": image.group, "source": image.source, **image.columns}
+    metadata: dict[str, Any] = {field: parse_group(columns.get(column)) for field, column in chosen.items()}
     others = {name: text for name, text in image.columns.items() if name not in chosen.values()}
     return replace(image, **metadata, columns=others)
