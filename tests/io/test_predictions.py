@@ -41,6 +41,8 @@ def test_other_columns_and_invalid_values_are_errors(tmp_path):
     with pytest.raises(ArtifactError, match="must have the columns policy"):
         read_predictions(path)
     write_predictions(path, [make_predictions([("a.jpg", 1, None, 0.5, True)])])
-    path.write_text(path.read_text().replace("0.5", "half"))
-    with pytest.raises(ArtifactError, match="line 2"):
-        read_predictions(path)
+    written = path.read_text()
+    for wrong in (written.replace("0.5", "half"), written.replace("a.jpg", "a" * 200_000), "a" * 200_000):
+        path.write_text(wrong)
+        with pytest.raises(ArtifactError, match="line "):
+            read_predictions(path)

@@ -61,10 +61,10 @@ def read_predictions(path: Path) -> list[PolicyPredictions]:
         ArtifactError: the file is missing, has other columns, or has an invalid value.
     """
     lines = csv.DictReader(io.StringIO(read_bytes(path).decode(errors="replace"), newline=""))
-    if tuple(lines.fieldnames or ()) != COLUMNS:
-        raise ArtifactError(f"{str(path)!r} must have the columns {', '.join(COLUMNS)}", EVALUATE_AGAIN)
     rows_by_policy: dict[tuple[str, str, bool], list[tuple[str, int, str | None, float, int]]] = {}
     try:
+        if tuple(lines.fieldnames or ()) != COLUMNS:
+            raise ArtifactError(f"{str(path)!r} must have the columns {', '.join(COLUMNS)}", EVALUATE_AGAIN)
         for line in lines:
             key = (line["policy"], line["inference"], line["shipped"] == "1")
             row = (
@@ -75,7 +75,7 @@ def read_predictions(path: Path) -> list[PolicyPredictions]:
                 int(line["decision"]),
             )
             rows_by_policy.setdefault(key, []).append(row)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, csv.Error) as error:
         raise ArtifactError(f"{str(path)!r}, line {lines.line_num}: {error}", EVALUATE_AGAIN) from error
     predictions = []
     for key, rows in rows_by_policy.items():

@@ -153,6 +153,7 @@ def test_settings_of_coco_without_a_file_of_coco_are_refused(tmp_path):
         (("annotations", 2, "category_id"), 3, "annotation 3: category_id 3"),
         (("annotations", 0, "area"), -1, "annotation 1: 'area'"),
         (("annotations", 0, "area"), "40", "annotation 1: 'area'"),
+        pytest.param(("annotations", 0, "area"), 10**400, "annotation 1: 'area'", id="huge area"),
         (("annotations", 1, "bbox"), [0, 0, 10], "annotation 2: 'area'"),
     ],
 )

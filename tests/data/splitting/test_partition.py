@@ -267,7 +267,7 @@ class TestJson:
             (["class_names", 0], "Clear", "fingerprint: "),
             (["counts", "train", "None"], 1, "counts: "),
             (["actual_fractions", "train"], 0.5, "actual_fractions: "),
-            (["rows"], [], "class 'None' is missing from train"),
+            (["rows"], [], "rows: "),
         ],
     )
     def test_the_error_names_the_field_of_a_damaged_file(self, value, path, new, message):
@@ -278,6 +278,10 @@ class TestJson:
         with pytest.raises(ArtifactError) as caught:
             partition_from_json(value, SOURCE)
         assert caught.value.message.startswith(f"run/splits.json: {message}")
+
+    def test_cross_fit_without_rows_is_an_error(self, value):
+        with pytest.raises(ArtifactError):
+            partition_from_json(value | {"protocol": "cross_fit", "rows": []}, SOURCE)
 
     @pytest.mark.parametrize("value", [None, [], "text"])
     def test_content_that_is_not_an_object(self, value):

@@ -4,7 +4,7 @@ References:
     The format: Lin et al., arXiv 1405.0312; cocodataset.org, "Data format".
 """
 
-import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -188,7 +188,7 @@ def _area(annotation: Mapping[str, Any], where: str) -> float:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _image_folder(path: Path, names: Iterable[str], config: CocoConfig) -> Path:

@@ -68,7 +68,7 @@ class _SplitsRecord(BaseModel):
     fingerprint: str
     assignment_sha256: str
     near_duplicates: _NearDuplicatesRecord | None
-    rows: list[_RowRecord]
+    rows: Annotated[list[_RowRecord], Field(min_length=1)]
 
 
 def partition_to_json(partition: Partition) -> dict[str, object]:
