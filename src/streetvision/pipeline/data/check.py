@@ -22,6 +22,8 @@ from streetvision.pipeline.data.page import render_findings
 from streetvision.pipeline.settings import refuse_settings_of_options, warn_without_effect
 
 MAX_LINES = 10
+OF_TRAIN = {"fractions", "protocol", "folds", "seed", "unlabeled"}
+"""Settings of DataConfig that have no effect on a check."""
 
 
 def check_data(
@@ -38,7 +40,8 @@ def check_data(
     config = compose_config(overrides, base={"data": {"root": root}})
     refuse_settings_of_options(config, {"data.root": "the argument ROOT"})
     model = {ModelConfig} if labels or embeddings else set()
-    warn_without_effect(config, {DataConfig, LoaderConfig, *model}, "data check", console)
+    data = {f"data.{name}" for name in DataConfig.model_fields.keys() - OF_TRAIN}
+    warn_without_effect(config, {*data, LoaderConfig, *model}, "data check", console)
     zero, one = config.data.class_names
     console.line("classes", f"0 = {zero}, 1 = {one} (data.class_names)")
     with tempfile.TemporaryDirectory() as scratch:
