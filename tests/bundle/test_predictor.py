@@ -1,9 +1,10 @@
 import copy
+import io
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from streetvision import load_bundle
 from streetvision.bundle.predictor import ABSTAINED
@@ -95,6 +96,24 @@ def test_a_generator_is_read_in_batches(predictor, path):
 
     next(predictor.stream(many(), batch_size=4))
     assert len(consumed) <= 8
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "PNG"])
+def test_the_frames_of_one_pillow_image_are_predicted_in_their_order(predictor, path, kind):
+    picture = Image.open(path).convert("RGB")
+    frames = [picture.point(lambda value, factor=factor: value * factor // 12) for factor in range(12)]
+    file = io.BytesIO()
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+    expected = predictor.predict([frame.copy() for frame in ImageSequence.Iterator(Image.open(file))])
+    assert predictor.predict(ImageSequence.Iterator(Image.open(file)), batch_size=4) == expected
+    assert len({prediction.probability for prediction in expected}) == 12
+
+
+def test_a_pillow_image_may_be_given_several_times(predictor, path):
+    file = io.BytesIO()
+    Image.open(path).resize((600, 400)).save(file, "PNG")
+    first, *others = predictor.predict([Image.open(file)] * 6)
+    assert others == [first] * 5 == predictor.predict([file.getvalue()] * 5)
 
 
 def test_a_bundle_is_loaded_by_its_folder_or_its_json(finished_run, path):

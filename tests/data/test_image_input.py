@@ -169,6 +169,8 @@ ODD = [
     np.zeros((4, 4, 3), dtype=np.float32),
     np.zeros((4, 4, 4), dtype=np.uint8),
     np.zeros((0, 4, 3), dtype=np.uint8),
+    Image.new("RGB", (0, 4)),
+    Image.new("RGB", (4, 4)).crop((2, 2, 4, 2)),
     np.uint8(3),
     np.array(3, dtype=np.uint8),
     np.ma.masked_array(NOISE, mask=NOISE > 100),

@@ -5,7 +5,7 @@ Shapes: H, W pixels of an image; B images.
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 from streetvision.bundle.format import Bundle, read_bundle, read_bundle_reference
 from streetvision.bundle.graph_model import load_graph_model
@@ -201,11 +202,19 @@ class Predictor:
         size = self.images_per_batch(batch_size)
         with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
             remaining = iter(images)
-            pending = [pool.submit(self.prepare_with_note, image) for image in islice(remaining, size)]
+            pending = [self._submit(pool, image) for image in islice(remaining, size)]
             while pending:
-                upcoming = [pool.submit(self.prepare_with_note, image) for image in islice(remaining, size)]
+                upcoming = [self._submit(pool, image) for image in islice(remaining, size)]
                 yield [future.result() for future in pending]
                 pending = upcoming
+
+    def _submit(self, pool: ThreadPoolExecutor, image: ImageInput) -> Future[PreparedImage]:
+        """Prepare an image in the pool.
+
+        A Pillow image is decoded before the next image is requested: the frames of a file are one object, which is
+        moved to the next frame, and Pillow cannot load an object in two threads.
+        """
+        return pool.submit(self.prepare_with_note, self.decode(image) if isinstance(image, Image.Image) else image)
 
     def images_per_batch(self, batch_size: int) -> int:
         """Return the number of images that have about `batch_size` views in total; at least one."""
@@ -223,9 +232,9 @@ class Predictor:
         """Decode an image and resize it to the model's input, uint8 (3, h, w), or split it into views."""
         return self.prepare_with_note(image).content
 
-    def prepare_with_note(self, image: ImageInput) -> PreparedImage:
-        """Prepare an image, and keep what the decoder found wrong with it."""
-        decoded = self.decode(image)
+    def prepare_with_note(self, image: "ImageInput | DecodedImage") -> PreparedImage:
+        """Prepare an image, or the result of `decode`, and keep what the decoder found wrong with it."""
+        decoded = image if isinstance(image, DecodedImage) else self.decode(image)
         quality = None if self.reference is None else measure_quality(decoded)
         return PreparedImage(self.model.prepare(decoded.pixels), decoded.damage, quality)
 

@@ -200,7 +200,7 @@ def decode_pillow(
     Most methods of Pillow keep it, and `rotate` and `transpose` do so too; `ImageOps.exif_transpose` removes it.
 
     Raises:
-        UndecodableImage: The image is larger than the limit, or its mode has no scale or no colours.
+        UndecodableImage: The image is empty or larger than the limit, or its mode has no scale or no colours.
     """
     check_area(
         image.width * image.height, limits, plain=_is_plain_jpeg(image) or not isinstance(image, ImageFile.ImageFile)
@@ -276,7 +276,9 @@ def read_image_bytes(path: Path, *, limits: DecodeLimits = DEFAULT_LIMITS) -> by
 
 
 def check_area(area: int, limits: DecodeLimits, *, plain: bool) -> None:
-    """Raise UndecodableImage if an image has more pixels than the limit, which is larger for plain JPEGs."""
+    """Raise UndecodableImage if an image has no pixels, or more than the limit, which is larger for plain JPEGs."""
+    if area == 0:
+        raise UndecodableImage("has no pixels")
     allowed = limits.max_megapixels / (1 if plain else MEMORY_FACTOR)
     if area / 1e6 > allowed:
         setting = f"{limits.setting}={limits.max_megapixels:g}"

@@ -81,7 +81,7 @@ def _tensor_pixels(tensor: "Tensor", limits: DecodeLimits) -> Pixels:
 
 
 def _array_pixels(array: "np.ndarray[Any, Any]", limits: DecodeLimits, *, shape: tuple[int, ...]) -> Pixels:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise DataError(f"expected a uint8 image with three channels, got {array.dtype} {shape}", ARRAY_HINT)
     if np.ma.is_masked(array):
         raise DataError("expected an image, got an array with masked pixels", "fill them first")
