@@ -3,6 +3,7 @@
 import csv
 import io
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,16 @@ from streetvision import Run, StreetvisionClassifier
 from streetvision.api import estimator as module
 from streetvision.bundle.predictor import Prediction
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.contracts.errors import DataError
+from streetvision.contracts.errors import ConfigError, DataError
+from streetvision.data.config import LoaderConfig
 from streetvision.data.records import parse_group, parse_label
 from streetvision.io.atomic import read_json, write_json_atomic
 
 
 class NearestMean:
     """In place of a bundle: class 1 if the mean of an image is nearer to that of the training images of class 1."""
+
+    limits = None
 
     def __init__(self, means):
         self.means = np.array(means)
@@ -146,7 +150,9 @@ def test_every_form_of_images_gives_the_same_model(quick, images, tmp_path):
     assert classifier.classes_.tolist() == ["no", "yes"]
 
 
-@pytest.mark.parametrize("labels", [[1, 2], [1, 10], ["1", "yes"], [-1.0, 1.0], [False, True], ["true", "false"]])
+@pytest.mark.parametrize(
+    "labels", [[1, 2], [1, 10], ["1", "yes"], [-1.0, 1.0], [False, True], ["true", "false"], ["\U0001f6a7", "a\u2028b"]]
+)
 def test_any_two_labels_are_learned(quick, images, labels):
     y = np.array(labels * 10)
     assert StreetvisionClassifier().fit(images, y).predict(images).tolist() == y.tolist()
@@ -161,8 +167,34 @@ def test_parameters_and_groups_reach_the_run(quick, images):
     assert len(set(names)) == 10
     assert (call["model"], call["training"], call["pipeline.seed"]) == ("dinov2_small", "frozen", 3)
     assert call["data.class_names"] == ["0", "1"]
-    with pytest.raises(TypeError):
-        StreetvisionClassifier("dinov2_small", settings={"model": "scenes"}).fit(images, np.tile([0, 1], 10))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": "random_small"},
+        {"pipeline.seed": 4},
+        {"pipeline": {"seed": 4}},
+        {"data.class_names": ["a", "b"]},
+        {"data": {"root": "photos"}},
+        {"run_dir": "outputs/photos"},
+    ],
+)
+def test_settings_that_the_estimator_sets_itself_are_refused(quick, images, settings):
+    with pytest.raises(ConfigError):
+        StreetvisionClassifier("dinov2_small", settings=settings, random_state=3).fit(images, [0, 1] * 10)
+
+
+def test_a_failed_fit_keeps_the_earlier_model(quick, images, monkeypatch):
+    def fail(*_, **__):
+        raise DataError("stopped")
+
+    classifier = StreetvisionClassifier().fit(images, [0, 1] * 10)
+    expected = classifier.predict_proba(images)
+    monkeypatch.setattr(module, "train", fail)
+    with pytest.raises(DataError):
+        classifier.fit(images[:4], [2, 3] * 2)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(classifier)).predict_proba(images), expected)  # noqa: S301
 
 
 @pytest.mark.parametrize("missing", [None, float("nan")])
@@ -231,6 +263,9 @@ def test_cross_validation_passes_the_groups_of_each_fold(quick, images):
         (np.zeros((3, 4, 4, 3), np.uint8), [0, 1, 2], DataError),
         (np.zeros((2, 4, 4, 3), np.uint8), [0, 0], DataError),
         (np.zeros((2, 4, 4, 3), np.uint8), [0, 0, 1], ValueError),
+        (["a.jpg", "b\udcff.jpg"], [0, 1], DataError),
+        (np.zeros((2, 4, 4, 3), np.uint8), ["a", "\udcff"], DataError),
+        (iter(np.zeros((2, 4, 4, 3), np.uint8)), [0, 1], DataError),
     ],
 )
 def test_wrong_images_and_labels_are_errors(quick, X, y, error):
@@ -251,3 +286,15 @@ def test_a_pickle_holds_the_bundle(finished_run, scenes, monkeypatch):
     np.testing.assert_array_equal(copied.predict_proba(paths), classifier.predict_proba(paths))
     assert copied.bundle_.bundle.folder != finished_run / "export"
     assert copied.classes_.tolist() == ["no", "yes"]
+
+
+def test_predictions_have_the_limits_of_the_run(finished_run, scenes, monkeypatch, tmp_path):
+    schema = ArtifactSchema(shutil.copytree(finished_run, tmp_path / "run"))
+    content = read_json(schema.manifest("data"))
+    content["config"]["LoaderConfig"]["max_megapixels"] = 150.0
+    write_json_atomic(schema.manifest("data"), content)
+    monkeypatch.setattr(module, "train", lambda *_, **__: Run(schema.output_dir))
+    classifier = StreetvisionClassifier().fit(sorted((scenes / "images").iterdir())[:2], ["no", "yes"])
+    copied = pickle.loads(pickle.dumps(classifier))  # noqa: S301 (made here)
+    for fitted in (classifier, copied, pickle.loads(pickle.dumps(copied))):  # noqa: S301
+        assert fitted.bundle_.limits == LoaderConfig(max_megapixels=150).limits

@@ -72,6 +72,8 @@ def test_settings_are_those_of_the_command_line():
     typed = compose_config(format_overrides({"pipeline.seed": np.int64(3), "data.root": "~/photos"}))
     assert typed.pipeline.seed == 3
     assert not typed.data.root.startswith("~")
+    names = ["\U0001f6a7 \\ud83d", "\x7f\x85\u2028\ufeff\u00e9\n"]
+    assert compose_config(format_overrides({"data.class_names": names})).data.class_names == tuple(names)
 
 
 def format_keys(values):
@@ -85,6 +87,7 @@ def format_keys(values):
         {"training": {"epochs": 3}, "training.epochs": 4},
         {"training.epochs": object()},
         {"data": {"root": "elsewhere"}},
+        {"data.root": "elsewhere"},
         {"model": "dinov9"},
     ],
 )

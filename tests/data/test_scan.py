@@ -15,7 +15,7 @@ from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.data import scan as scan_module
-from streetvision.data.config import DecodeLimits
+from streetvision.data.config import DecodeLimits, LoaderConfig
 from streetvision.data.decode import decode_image
 from streetvision.data.grouping.perceptual_hash import compute_hash
 from streetvision.data.records import ImageListing, ImageRecord, RejectedFile
@@ -90,7 +90,7 @@ def test_invalid_files_are_reported_with_their_reason(tmp_path):
         (ImageRecord("gone.png", 1), None),
         (ImageRecord("large.png", 1), picture(3, size=(100, 100))),
     ]
-    scan = scan_of(tmp_path, images, limits=DecodeLimits(max_megapixels=0.025))
+    scan = scan_of(tmp_path, images, limits=LoaderConfig(max_megapixels=0.025).limits)
     assert [row.path for row in scan.index.rows] == ["good.png"]
     cut, gone, large = scan.invalid
     assert cut == RejectedFile("cut.jpg", "is truncated")

@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
@@ -16,7 +16,8 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 
 from streetvision.api.runs import Run, train
 from streetvision.bundle.predictor import Prediction, Predictor
-from streetvision.contracts.errors import DataError
+from streetvision.contracts.errors import ConfigError, DataError
+from streetvision.data.config import DEFAULT_LIMITS
 from streetvision.data.image_file import READERS, UndecodableImage, check_area
 from streetvision.data.image_input import ImageInput, decode_input, is_single_image
 from streetvision.data.records import group_cell
@@ -100,17 +101,22 @@ class StreetvisionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         class_names = [str(name) for name in classes]
         # As objects: in an array of text, NaN would be a name.
         units = [None] * len(images) if groups is None else column_or_1d(np.asarray(groups, dtype=object))
-        settings: dict[str, Any] = self._settings(class_names)
+        settings = self._settings(class_names)
         config = compose_config(format_overrides(settings))
-        self._folder = TemporaryDirectory(prefix="streetvision-", ignore_cleanup_errors=True)
-        root = Path(self._folder.name)
+        folder = TemporaryDirectory(prefix="streetvision-", ignore_cleanup_errors=True)
+        root = Path(folder.name)
         with (root / "index.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "label", "group"])
             for number, (image, target, unit) in enumerate(zip(images, targets, units, strict=True)):
-                writer.writerow([_image_file(image, root / str(number), config), class_names[target], group_cell(unit)])
-        self.run_ = train(root / "index.csv", progress=self.progress, run_dir=root / "run", **settings)
-        self.classes_, self.bundle_ = classes, self.run_.bundle
+                row = [str(_image_file(image, root / str(number), config)), class_names[target], group_cell(unit)]
+                try:
+                    writer.writerow(row)
+                except UnicodeEncodeError as error:
+                    raise DataError(f"X, y or groups have text that is not Unicode: {row}", "rename it") from error
+        run = train(root / "index.csv", progress=self.progress, run_dir=root / "run", **settings)
+        # The folder of an earlier model is deleted here.
+        self.classes_, self.bundle_, self.run_, self._folder = classes, run.bundle, run, folder
         return self
 
     def predict_proba(self, X: Images) -> NDArray[np.float64]:  # noqa: N803
@@ -129,10 +135,20 @@ class StreetvisionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
         bundle: Predictor = self.bundle_
         return bundle.predict(_images(images))
 
-    def _settings(self, class_names: list[str]) -> dict[str, object]:
-        seed = {} if self.random_state is None else {"pipeline.seed": self.random_state}
-        model = {} if self.model is None else {"model": self.model}
-        return dict(**{"data.class_names": class_names}, **seed, **model, **(self.settings or {}))
+    def _settings(self, class_names: list[str]) -> dict[str, Any]:
+        own: dict[str, object] = {"data.class_names": class_names}
+        if self.random_state is not None:
+            own["pipeline.seed"] = self.random_state
+        if self.model is not None:
+            own["model"] = self.model
+        settings = self.settings or {}
+        given = {override.partition("=")[0] for override in format_overrides(settings)}
+        if taken := sorted(given & {*own, "data.root", "run_dir"}):
+            raise ConfigError(
+                f"the estimator sets {taken[0]} from its other arguments or the data",
+                f"leave {taken[0]} out of settings",
+            )
+        return {**own, **settings}
 
     def __getstate__(self) -> dict[str, Any]:
         """The parameters, and the files of the bundle instead of the loaded model and the temporary folder."""
@@ -141,10 +157,10 @@ class StreetvisionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             return state
         kept = {name: value for name, value in state.items() if name not in {"_folder", "run_", "bundle_"}}
         files = {file.name: file.read_bytes() for file in sorted(self.run_.artifacts.export_dir.iterdir())}
-        return kept | {"bundle_files": files}
+        return kept | {"bundle_files": files, "bundle_limits": self.bundle_.limits}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        files = state.pop("bundle_files", None)
+        files, limits = state.pop("bundle_files", None), state.pop("bundle_limits", DEFAULT_LIMITS)
         super().__setstate__(state)
         if files is not None:
             self._folder = TemporaryDirectory(prefix="streetvision-", ignore_cleanup_errors=True)
@@ -153,6 +169,7 @@ class StreetvisionClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[mi
             for name, content in files.items():
                 (self.run_.artifacts.export_dir / name).write_bytes(content)
             self.bundle_ = self.run_.bundle
+            self.bundle_.limits = limits
 
     def __sklearn_tags__(self) -> "Tags":
         tags = super().__sklearn_tags__()
@@ -166,6 +183,11 @@ def _images(images: Images) -> list[ImageInput]:
     """The images as a list; an array of several images is split."""
     if is_single_image(images) and not (isinstance(images, np.ndarray) and images.ndim in {1, 4}):
         raise DataError("X is a single image, expected several", "pass a list, for example [image]")
+    if isinstance(images, Iterator):
+        raise DataError(
+            f"X is an iterator ({type(images).__name__}), expected several images",
+            "pass a list; frames of one Pillow image as copies: [frame.copy() for frame in frames]",
+        )
     several: list[ImageInput] = [str(image) if isinstance(image, np.str_) else image for image in images]
     if not several:
         raise DataError("X has no images", "pass at least one image")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from streetvision.bundle.predictor import Predictor, load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.policies import EstimateWithInterval
+from streetvision.data.config import DEFAULT_LIMITS, LoaderConfig
 from streetvision.io.atomic import read_json
 from streetvision.io.user_paths import user_path, user_source
 from streetvision.io.validators import validate_json
@@ -67,12 +68,15 @@ class Run:
 
     @cached_property
     def bundle(self) -> Predictor:
-        """The exported bundle, loaded at the first use.
+        """The exported bundle, loaded at the first use. It accepts images of the size that the run accepts.
 
         Raises:
             ArtifactError: The run has exported no bundle, or its files do not match.
         """
-        return load_bundle(self.artifacts.export_dir)
+        from streetvision.pipeline.run import recorded_settings
+
+        loader = recorded_settings(self.artifacts, LoaderConfig)
+        return load_bundle(self.artifacts.export_dir, limits=DEFAULT_LIMITS if loader is None else loader.limits)
 
     def evaluate(self, data: PathLike | None = None, *, progress: bool = True, **settings: object) -> Evaluation:
         """Evaluate the bundle on VAL_TEST of this run, or on another labelled data set.
@@ -190,7 +194,7 @@ def cross_validate(
 
 
 def _overrides(root: PathLike | None, settings: Mapping[str, object]) -> list[str]:
-    return format_overrides(settings if root is None else {"data.root": root, **settings})
+    return format_overrides({} if root is None else {"data.root": root}, settings)
 
 
 def _path(file: PathLike | None) -> Path | None:

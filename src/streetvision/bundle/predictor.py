@@ -307,7 +307,7 @@ def load_bundle(path: str | Path, *, limits: DecodeLimits = DEFAULT_LIMITS, thre
 
     Args:
         path: Folder of the bundle, or its bundle.json.
-        limits: Largest accepted image.
+        limits: Largest accepted image, for example `streetvision.data.config.DecodeLimits(max_megapixels=150)`.
         threads: CPU threads of the model; None: all cores.
 
     Raises:

@@ -157,8 +157,8 @@ class DecodeLimits:
     """Millions of bytes of the file."""
     max_scans: int = 100
     """Scans of a progressive JPEG. A small file with thousands of scans takes many seconds to decode."""
-    setting: str = "loader.max_megapixels"
-    """The setting or option of `max_megapixels`, for messages."""
+    setting: str = "limits.max_megapixels"
+    """The argument, setting or option of `max_megapixels`, for messages."""
 
 
 DEFAULT_LIMITS = DecodeLimits()
@@ -180,7 +180,7 @@ class LoaderConfig(Section):
     @property
     def limits(self) -> DecodeLimits:
         """Limits above which an image file is rejected."""
-        return DecodeLimits(max_megapixels=self.max_megapixels)
+        return DecodeLimits(max_megapixels=self.max_megapixels, setting="loader.max_megapixels")
 
     @property
     def worker_count(self) -> int:

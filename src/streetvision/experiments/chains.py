@@ -250,7 +250,7 @@ def train_chain(chain: Chain, threads: int) -> None:
             write_json_atomic(schema.splits_json, partition_to_json(replace(chain.partition, index=index)))
         launch_training(config, console=Console())
         partition = partition_from_json(read_json(schema.splits_json), schema.splits_json)
-        predictor = load_bundle(schema.export_dir)
+        predictor = load_bundle(schema.export_dir, limits=config.loader.limits)
         predictions = predictor.predict([partition.index.root / row.path for row in partition.rows(Split.VAL_TEST)])
     except StreetVisionError as error:
         print(f"error: {error.message}", flush=True)  # noqa: T201 (the log)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import cache
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, cast, get_args, get_origin
@@ -135,17 +136,17 @@ def _is_text(key: str) -> bool:
     return key in groups() or bool(kinds & {str, Path})
 
 
-def format_overrides(values: Mapping[str, object]) -> list[str]:
+def format_overrides(*sources: Mapping[str, object]) -> list[str]:
     """Return Python values of settings as KEY=VALUE, the form in which a command and its worker processes get them.
 
     Args:
-        values: Settings by name, nested by section or with dotted keys.
+        *sources: Settings by name, nested by section or with dotted keys.
 
     Raises:
         ConfigError: A setting is given twice, or a value has no text form.
     """
     given: Tree = {}
-    for key, value in _flat(values):
+    for key, value in chain.from_iterable(map(_flat, sources)):
         if key in given:
             raise ConfigError(f"{key} is given twice", "give it once")
         given[key] = value
@@ -156,12 +157,15 @@ def _as_text(key: str, value: object) -> str:
     if isinstance(value, str | os.PathLike) and _is_text(key):
         return os.fspath(value)
     try:
-        return json.dumps(value, default=_plain)  # a YAML value
+        text = json.dumps(value, default=_plain, ensure_ascii=False)
     except TypeError as error:
         raise ConfigError(
             f"{key}={value!r}: {type(value).__name__} is not a type of a setting",
             "use numbers, text, paths, booleans, lists or None",
         ) from error
+    # The escapes of YAML: it reads both halves of a surrogate pair of JSON as characters, and some characters as they
+    # are as line breaks.
+    return re.sub(r"[^\x00-\x7e]", lambda match: f"\\U{ord(match[0]):08x}", text)
 
 
 def _plain(value: object) -> object:
