@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_tensors
 
 from streetvision.bundle.graph_model import make_view_arrays
 from streetvision.bundle.view_fusion import EVIDENCE, FUSIONS, ViewFusion, inference_keys
@@ -150,6 +151,13 @@ def test_weights_of_another_fusion_are_rejected(tmp_path):
         ViewFusion(without_attention, WIDTH, path)
     with pytest.raises(ArtifactError, match="needs weights"):
         ViewFusion(description, WIDTH, None)
+    for dtype in (torch.bfloat16, torch.float64):
+        save_tensors(
+            {key: torch.from_numpy(value).to(dtype) for key, value in load_file(path).items()},
+            other := tmp_path / "other",
+        )
+        with pytest.raises(ArtifactError):
+            ViewFusion(description, WIDTH, other)
     path.write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match="cannot read"):
         ViewFusion(description, WIDTH, path)

@@ -354,11 +354,13 @@ def test_command_reports_and_exits_with_4(command, bundle, reference, tmp_path):
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_a_reference_with_an_array_without_dimensions_is_damaged(name, reference, tmp_path):
-    arrays = load(reference_bytes(reference)) | {name: np.array(0, dtype=ARRAYS[name])}
-    (tmp_path / REFERENCE).write_bytes(save(arrays, {"header": reference.header.model_dump_json()}))
-    with pytest.raises(ArtifactError):
-        read_reference(tmp_path / REFERENCE)
+def test_a_reference_with_a_damaged_array_is_damaged(name, reference, tmp_path):
+    arrays = load(reference_bytes(reference))
+    others = {key: array for key, array in arrays.items() if key != name}
+    for damaged in ({name: np.array(0, dtype=ARRAYS[name])}, {name: arrays[name].astype(np.complex64)}, {}):
+        (tmp_path / REFERENCE).write_bytes(save(others | damaged, {"header": reference.header.model_dump_json()}))
+        with pytest.raises(ArtifactError):
+            read_reference(tmp_path / REFERENCE)
 
 
 def test_old_bundle_without_reference_is_one_error(bundle, finished_run, tmp_path):

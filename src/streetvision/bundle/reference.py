@@ -16,13 +16,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.policies import Artifact, Digest
 from streetvision.data.quality import ImageQuality
-from streetvision.io.atomic import check_regular
+from streetvision.io.arrays import read_arrays
 
 FloatArray = NDArray[np.float64]
 
@@ -205,12 +204,10 @@ def reference_bytes(reference: Reference) -> bytes:
 
 def read_reference(path: Path) -> Reference:
     """Read a reference; raises ArtifactError if it is missing, damaged or too large."""
+    arrays, metadata = read_arrays(path, name="the monitoring reference", hint=NO_REFERENCE_HINT, limit=MAX_BYTES)
     try:
-        check_regular(path, limit=MAX_BYTES)
-        with safe_open(path, framework="numpy") as file:
-            header = ReferenceHeader.model_validate_json((file.metadata() or {}).get("header", ""))
-            arrays: dict[str, NDArray[Any]] = {name: file.get_tensor(name) for name in ARRAYS}
-    except (SafetensorError, ValidationError, OSError) as error:
+        header = ReferenceHeader.model_validate_json(metadata.get("header", ""))
+    except ValidationError as error:
         reason = str(error).splitlines()[0]
         raise ArtifactError(
             f"cannot read the monitoring reference {str(path)!r}: {reason}", NO_REFERENCE_HINT
@@ -224,6 +221,8 @@ def read_reference(path: Path) -> Reference:
 
 
 def _problem(arrays: dict[str, NDArray[Any]]) -> str | None:
+    if arrays.keys() != ARRAYS.keys():
+        return f"it has {', '.join(sorted(arrays))} in place of {', '.join(sorted(ARRAYS))}"
     for name, dtype in ARRAYS.items():
         if arrays[name].dtype != dtype:
             return f"{name} is {arrays[name].dtype}"

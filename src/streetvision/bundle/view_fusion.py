@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from scipy.special import erf, expit, log_softmax, logsumexp, softmax
 
 from streetvision.contracts.errors import ArtifactError
 from streetvision.eval.counts import FloatArray
+from streetvision.io.arrays import read_arrays
 from streetvision.models.config import (
     AnyEvidencePoolingConfig,
     FusionConfig,
@@ -31,6 +30,7 @@ MIN_LOG_ODDS = -80.0
 """Lower bound of a view's log-odds in noisy_or; exp(-80) is practically 0."""
 DERIVATIVE_STEP = 1e-4
 LAYER_NORM_EPSILON = 1e-5
+EXPORT_AGAIN = "export the bundle again"
 
 
 class FusedViews(NamedTuple):
@@ -330,23 +330,22 @@ def _evidence_shapes(config: AnyEvidencePoolingConfig, width: int) -> dict[str, 
 
 
 def _read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
-    """The arrays of a file, which must have these names and shapes."""
+    """The arrays of a file, which must be float32 and have these names and shapes."""
     weights = _read_file(path)
     actual = {key: value.shape for key, value in weights.items()}
     if actual != shapes:
         key = next(key for key in {**shapes, **actual} if shapes.get(key) != actual.get(key))
         raise ArtifactError(
             f"{str(path)!r} does not fit the fusion: {key} is {actual.get(key)}, expected {shapes.get(key)}",
-            "export the bundle again",
+            EXPORT_AGAIN,
         )
+    if key := next((key for key, value in weights.items() if value.dtype != np.float32), None):
+        raise ArtifactError(f"{str(path)!r}: {key} is {weights[key].dtype}, expected float32", EXPORT_AGAIN)
     return weights
 
 
 def _read_file(path: Path) -> dict[str, NDArray[np.float32]]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"cannot read {str(path)!r}: {error}", "export the bundle again") from error
+    return read_arrays(path, name="the weights of the fusion", hint=EXPORT_AGAIN).arrays
 
 
 def _single_view(logits: FloatArray, views: ViewArrays) -> FloatArray:

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from streetvision.bundle.monitor_status import STATE_HINT, MonitorStatus
 from streetvision.contracts.errors import ArtifactError, DataError
 from streetvision.contracts.policies import Artifact
+from streetvision.io.arrays import read_arrays
 from streetvision.io.atomic import write_bytes_atomic
 from streetvision.models.backbone_spec import one_line
 from streetvision.monitoring.history import MAX_WINDOWS, History
@@ -138,12 +138,10 @@ def read_state(path: Path, expected: MonitorState) -> MonitorState:
     Raises:
         ArtifactError: The file is missing or damaged.
     """
+    arrays, metadata = read_arrays(path, name="the monitoring state", hint=STATE_HINT)
     try:
-        with safe_open(path, framework="numpy") as file:
-            header = StateHeader.model_validate_json((file.metadata() or {}).get("state", ""))
-            arrays: dict[str, NDArray[Any]] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _restore(header, arrays, expected)
-    except (SafetensorError, ValidationError, ValueError, KeyError, OSError) as error:
+        return _restore(StateHeader.model_validate_json(metadata.get("state", "")), arrays, expected)
+    except (ValidationError, ValueError, KeyError) as error:
         reason = one_line(error)
         raise ArtifactError(f"cannot read the monitoring state {str(path)!r}: {reason}", STATE_HINT) from error
 
