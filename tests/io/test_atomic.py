@@ -1,6 +1,7 @@
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,15 @@ def test_an_unreadable_file_is_an_error_with_its_path(tmp_path):
         read_json(tmp_path / "missing.json")
     with pytest.raises(ArtifactError, match=r"cannot read .*Is a directory"):
         read_json(tmp_path)
+
+
+@pytest.mark.parametrize("name", [".", "/", "..", "folder"])
+def test_a_folder_is_not_written_over(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ArtifactError):
+        write_text_atomic(Path(name), "text")
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
 
 
 def test_an_error_while_writing_leaves_no_file(tmp_path):

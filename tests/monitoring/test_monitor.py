@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load, save
 
 from streetvision.bundle import monitor_status
@@ -196,6 +197,16 @@ def test_an_option_without_effect_is_refused(bundle, reference, tmp_path):
     monitor(bundle, [path], state=state, group_pattern=r"(track\d+)_")  # no new predictions
 
 
+@pytest.mark.parametrize(
+    "options", [{"seed": -1}, {"seed": 2**31}, {"alpha": 0.0}, {"state": "."}, {"report": "."}, {"report": "folder"}]
+)
+def test_wrong_arguments_are_refused_before_the_predictions_are_read(bundle, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError):
+        monitor(bundle, ["missing.jsonl"], **{"state": "state", **options})
+
+
 def test_labels_withdraw_the_certificate(bundle, reference, tmp_path):
     rows, labels = lines(reference, 1200, 5)
     rows = [{**row, "signals": {**row["signals"], "margin": -2.0}} for row in rows]  # every positive is missed
@@ -231,6 +242,8 @@ BREAKS = {
     "too long": lambda row: b"x" * (5 * 2**20),
     "no signals": lambda row: {k: v for k, v in row.items() if k != "signals"},
     "margin is NaN": lambda row: {**row, "signals": {**row["signals"], "margin": float("nan")}},
+    "margin is huge": lambda row: {**row, "signals": {**row["signals"], "margin": 10**400}},
+    "time is huge": lambda row: {**row, "time": 10**400},
     "margin is text": lambda row: {**row, "signals": {**row["signals"], "margin": "1"}},
     "probability above 1": lambda row: {**row, "probability": 1.5},
     "decision is 2": lambda row: {**row, "decision": 2},
@@ -314,6 +327,26 @@ def test_a_state_that_is_replaced_while_it_is_read_is_read_again(bundle, tmp_pat
     file = monitor_status.StatusFile(path, running.status.bundle)
     monkeypatch.setattr(monitor_status, "read_status", read)
     assert file.withdrawn == "the risk is too high"
+
+
+def test_examples_on_the_page_are_files_of_the_folder_of_images(bundle, reference, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    private, photos, real = tmp_path / "private", tmp_path / "photos", tmp_path / "real"
+    rows, _ = lines(reference, 7, 13)
+    for folder in (private, photos, real, photos / "sub"):
+        folder.mkdir()
+    for folder, name in ((private, "a"), (photos, "b"), (photos / "sub", "c"), (real, "d")):
+        Image.new("RGB", (20, 20)).save(folder / f"{name}.jpg")
+    (photos / "link").symlink_to(real)
+    outside = ["../private/a.jpg", str(private / "a.jpg"), "private/a.jpg", "link/../private/a.jpg"]
+    inside = ["photos/sub/c.jpg", str(photos / "b.jpg"), "link/d.jpg"]
+    for row, name in zip(rows, [*outside, *inside], strict=True):
+        row["image"] = name
+    monitor(
+        bundle, [write(tmp_path / "p.jsonl", rows)], state=tmp_path / "state", report=tmp_path / "page", images="photos"
+    )
+    page = (tmp_path / "page").read_text()
+    assert [name for name in [*outside, *inside] if f'alt="{name}"' in page] == inside
 
 
 def test_names_that_are_not_utf8_are_read(bundle, reference, tmp_path):

@@ -12,12 +12,14 @@ import struct
 import tempfile
 import threading
 import time
+import tracemalloc
 from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
 import httpx
 import pytest
 from PIL import Image
+from starlette.requests import Request
 
 from streetvision import load_bundle
 from streetvision.contracts.errors import ArtifactError, ConfigError, MachineError
@@ -25,6 +27,7 @@ from streetvision.serving import launch
 from streetvision.serving.launch import is_loopback, key_from_environment, open_listener, serving_config
 from streetvision.serving.prediction_log import PredictionLog
 from streetvision.serving.server import ServingConfig, create_app, render_page
+from streetvision.serving.upload import read_upload
 
 
 @pytest.fixture
@@ -91,6 +94,20 @@ def as_bytes_body(data):
     return {"content": data, "headers": {"Content-Type": "application/octet-stream"}}
 
 
+def test_white_space_in_base64_takes_no_memory():
+    body = json.dumps({"image": "AA AA\n" * 150_000}).encode()
+
+    async def receive():
+        return {"type": "http.request", "body": body}
+
+    request = Request({"type": "http", "headers": [(b"content-type", b"application/json")]}, receive)
+    tracemalloc.start()
+    assert asyncio.run(read_upload(request, max_megabytes=1)) == bytes(3 * 150_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * len(body)
+
+
 def decompression_bomb():
     file = io.BytesIO()
     Image.new("1", (12_000, 12_000)).save(file, "PNG")
@@ -114,6 +131,7 @@ def decompression_bomb():
         (lambda jpeg: {"content": jpeg[:50], "headers": {"Content-Type": "image/jpeg"}}, 422),
         (lambda jpeg: {"content": jpeg, "headers": {"Content-Type": "text/plain"}}, 422),
         (lambda jpeg: {"json": {"image": 7}}, 422),
+        (lambda jpeg: {"json": {"image": "\u2028AAAA"}}, 422),
         (lambda jpeg: {"content": b"--x\r\ncut", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, 422),
         (lambda jpeg: {"content": b"cut", "headers": {"Content-Type": "multipart/form-data"}}, 422),
         (lambda jpeg: {}, 422),

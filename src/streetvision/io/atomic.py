@@ -42,6 +42,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: the folder cannot be written, or the disk is full.
     """
+    if not path.name:  # the current folder, or the root
+        raise cannot_write(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
     # The pid lets `remove_stray_temps` keep the files of running processes; the token separates threads.
     # A name of 255 bytes is the longest that file systems take, so that of a temporary file is shortened.
     name = os.fsdecode(os.fsencode(path.name)[:MAX_NAME_BYTES])

@@ -20,7 +20,7 @@ from streetvision.monitoring.martingale import BINS, bin_values
 from streetvision.monitoring.prevalence import estimate_prevalence, logit_bins
 from streetvision.monitoring.risk import risk_bounds
 from streetvision.monitoring.rows import PredictionBatch, group_hashes
-from streetvision.monitoring.state import MAX_EXAMPLES, MonitorState, read_state
+from streetvision.monitoring.state import MAX_EXAMPLES, SEEDS, MonitorState, read_state
 
 ALPHA = 0.01
 MARGIN_LIMIT = 30.0
@@ -52,6 +52,8 @@ class Monitor:
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise ConfigError(f"alpha {self.alpha} must be between 0 and 1", "0.01 is usual")
+        if self.seed is not None and not 0 <= self.seed < SEEDS:
+            raise ConfigError(f"seed {self.seed} must be between 0 and {SEEDS - 1}", "leave it out for a random one")
         self.reference = read_bundle_reference(self.bundle)
         self.state = self.new_state()
         tests = {

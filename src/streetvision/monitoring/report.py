@@ -1,5 +1,6 @@
 """The result of monitoring as one HTML page, readable offline, and what has moved."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,12 +133,19 @@ def _probability_chart(running: Monitor) -> Chart:
 
 
 def _examples(running: Monitor, folder: Path) -> list[tuple[Markup, str, float]]:
-    shown = []
+    """Only files in the folder: a client of the server may choose the name of its image."""
+    shown, root = [], _absolute(folder)
     for distance, name in running.state.examples:
-        for path in (folder / name, folder / Path(name).name, Path(name)):
+        candidates = map(_absolute, (folder / name, folder / Path(name).name, Path(name)))
+        for path in (path for path in candidates if path.is_relative_to(root)):
             try:
                 shown.append((inline_image(thumbnail(path, DEFAULT_LIMITS), alt=name), name, distance))
                 break
             except UndecodableImage:
                 continue
     return shown
+
+
+def _absolute(path: Path) -> Path:
+    """An absolute path without `..`; links in the folder are followed."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 (Path.absolute keeps `..`)

@@ -31,7 +31,7 @@ TAIL_BYTES = 4096
 """Bytes before a position whose digest identifies what was read."""
 MAX_VALUE = 1e9
 """Bound of margins, quality values and times."""
-DAMAGED = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
+DAMAGED = (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
 """What a damaged line raises."""
 NO_SIGNALS_HINT = "predict with --out and --signals, or serve with log=FILE"
 OTHER_BUNDLE_HINT = "give the bundle that made the predictions"

@@ -27,6 +27,8 @@ MAX_GROUPS = 10_000_000
 MAX_FILES = 200_000
 MAX_LABELS = 500_000
 MAX_EXAMPLES = 12
+SEEDS = 2**31
+"""Number of seeds."""
 HISTORY_ARRAYS = ("count", "probability", "quality", "components", "martingale", "time")
 
 
@@ -34,7 +36,7 @@ class StateHeader(Artifact):
     """The numbers of the state that are not arrays."""
 
     schema_version: Literal[2] = 2
-    seed: int = Field(ge=0, lt=2**31)
+    seed: int = Field(ge=0, lt=SEEDS)
     steps: dict[str, int]
     log_max: dict[str, float]
     width: int = Field(ge=1)
@@ -70,7 +72,7 @@ class MonitorState:
             components: Number of components of the features.
             seed: Seed for ties; None: a random one.
         """
-        drawn = secrets.randbelow(2**31) if seed is None else seed
+        drawn = secrets.randbelow(SEEDS) if seed is None else seed
         tests = {
             name: ExchangeabilityTest(drawn + number, counts.copy())
             for number, (name, counts) in enumerate(reference_counts.items())

@@ -62,7 +62,10 @@ def monitor(
             re.compile(group_pattern)
         except re.error as error:
             raise ConfigError(f"the group pattern {group_pattern!r} is not valid: {error}") from error
-    path = user_path(state)
+    path, page = user_path(state), None if report is None else user_path(report)
+    for option, output in (("--state", path), ("--report", page)):
+        if output is not None and output.is_dir():
+            raise ConfigError(f"{option} {str(output)!r} is a folder", "give the path of a file")
     running = Monitor(read_bundle(user_path(bundle)), alpha, seed)
     if not path.parent.is_dir():
         raise ConfigError(f"the folder of the state {str(path)!r} does not exist", "create it")
@@ -77,8 +80,8 @@ def monitor(
             _check_pattern(group_pattern, before, running.status)
         unmatched = 0 if labels is None else _read_labels(running, user_path(labels), files, group_pattern)
         status = running.finish()
-        if report is not None:
-            write_report(user_path(report), running, images=None if images is None else user_path(images))
+        if page is not None:
+            write_report(page, running, images=None if images is None else user_path(images))
         running.state.write(path, status)
     if unmatched and progress is not None:
         progress.warn(f"{unmatched:,} labels name images that are not in these predictions: give their files as well")

@@ -23,6 +23,8 @@ FORM_LIMITS = {
 """First words of an error of the parser -> the limit that the form exceeds."""
 DATA_URL = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
 """What browsers put before base64."""
+WHITE_SPACE = b" \t\r\n"
+"""What base64 may contain between its characters."""
 JSON_OVERHEAD = 1.4
 """Maximum length of a JSON body, relative to the image that it contains in base64."""
 MAX_JSON_TOKENS = 64
@@ -92,6 +94,6 @@ def _parse_json(body: bytes) -> bytes:
         text = json.loads(body)[FIELD]
         if match := DATA_URL.match(text):
             text = text[match.end() :]
-        return base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode(text.encode("ascii").translate(None, WHITE_SPACE), validate=True)
     except (ValueError, TypeError, KeyError, AttributeError, binascii.Error) as error:
         raise HTTPException(422, f'expected {{"{FIELD}": "<base64>"}}') from error
