@@ -49,7 +49,8 @@ class ReferenceHeader(Artifact):
     scores_sha256: Digest
     """Digest of the scores that the policy was fitted on."""
     exact_scores: bool
-    """Whether the scores come from the model that ships, on images that it was not trained on."""
+    """Whether the scores come from the model that ships, on images that it was not trained on. For an exported runtime,
+    they come from its PyTorch model: the rounding of bf16 and int8 is not considered."""
     exact_features: bool
     """The same for the features."""
     groups: bool

@@ -339,8 +339,9 @@ def _read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str
             f"{str(path)!r} does not fit the fusion: {key} is {actual.get(key)}, expected {shapes.get(key)}",
             EXPORT_AGAIN,
         )
-    if key := next((key for key, value in weights.items() if value.dtype != np.float32), None):
-        raise ArtifactError(f"{str(path)!r}: {key} is {weights[key].dtype}, expected float32", EXPORT_AGAIN)
+    for key, value in weights.items():
+        if value.dtype != np.float32:
+            raise ArtifactError(f"{str(path)!r}: {key} is {value.dtype}, expected float32", EXPORT_AGAIN)
     return weights
 
 
