@@ -50,6 +50,15 @@ def test_a_warning_during_a_bar_is_printed_once_and_the_bar_goes_on(capsys):
     assert "1/2" in out
 
 
+@pytest.mark.usefixtures("terminal")
+def test_a_loop_within_another_ends_neither(capsys):
+    console = Console()
+    for _ in console.track(range(2), total=2, label="gate"):
+        assert list(console.track(range(3), total=3, label="cache")) == [0, 1, 2]
+        time.sleep(0.2)
+    assert "gate" in capsys.readouterr().out
+
+
 def test_a_short_loop_shows_no_bar(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert list(Console().track(range(3), total=3, label="quick")) == [0, 1, 2]

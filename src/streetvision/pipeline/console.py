@@ -85,11 +85,17 @@ class Console:
         """Print nothing: the progress bar and metrics.csv show the epochs."""
 
     def track(self, items: Iterable[Item], *, total: int, label: str, note: Note | None = None) -> Iterator[Item]:
-        """Yield `items`. Long loops show a bar on a terminal, and a line every 30 s in a log."""
+        """Yield `items`. Long loops show a bar on a terminal, and a line every 30 s in a log.
+
+        A loop within another one shows no bar.
+        """
         show = self._bar if self._rich.is_terminal and not self._rich.quiet else self._log
         return show(items, total, label, note or str)
 
     def _bar(self, items: Iterable[Item], total: int, label: str, note: Note) -> Iterator[Item]:
+        if self._bars is not None:
+            yield from items
+            return
         columns = (MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
         with Progress(
             TextColumn("{task.description:<14}"), BarColumn(), *columns, console=self._rich, transient=True
