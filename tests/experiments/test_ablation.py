@@ -125,7 +125,8 @@ def test_the_settings_of_every_packaged_table_compose(name, tmp_path):
 def test_the_example_of_few_labels_composes(tmp_path):
     example = Path(__file__).parents[2] / "examples" / "few_labels.yaml"
     table = read_table(str(example))
-    request = request_of(example, tmp_path, overrides=("model.backbone.weights=deit.safetensors",))
+    (tmp_path / "deit.safetensors").touch()
+    request = request_of(example, tmp_path, overrides=(f"model.backbone.weights={tmp_path / 'deit.safetensors'}",))
     plan = plan_runs(table, table.data, request)
     assert len(plan) == 2 * 3 * 5
     assert len(set(plan.values())) == (2 + 3) * 5  # both pairs on scenes share the runs without phase 4a
@@ -165,6 +166,16 @@ def test_settings_that_are_the_same_however_written_are_one_run(tmp_path):
     assert len(set(plan.values())) == 1
     other = plan_runs(table, table.data, request_of(tmp_path / "t.yaml", tmp_path, overrides=("loader.num_workers=2",)))
     assert {run.root for run in other.values()} == {run.root for run in plan.values()}  # how, not what
+
+
+def test_other_weights_in_the_same_file_are_another_run(tmp_path):
+    example, weights = Path(__file__).parents[2] / "examples" / "few_labels.yaml", tmp_path / "vit.safetensors"
+    request = request_of(example, tmp_path, overrides=(f"model.backbone.weights={weights}",))
+    planned = []
+    for content in (b"a", b"b"):
+        weights.write_bytes(content)
+        planned.append({run.root for run in plan_runs(request.table, request.table.data, request).values()})
+    assert not planned[0] & planned[1]
 
 
 def test_other_scenes_are_another_data_set(tmp_path):

@@ -182,6 +182,19 @@ def settings_of_chain(tmp_path, monkeypatch):
     return run
 
 
+def test_other_weights_in_the_same_file_are_another_chain(tmp_path):
+    weights = tmp_path / "vit.safetensors"
+    rows = tuple(Row(f"{n}.jpg", n % 2, f"{n:012d}".ljust(64, "0"), 8, 8, 0.5) for n in range(80))
+    model = ["model.backbone.source=timm", "model.backbone.name=test_vit", f"model.backbone.weights={weights}"]
+    config = compose_config([*model, "cross_validation.folds=2", "cross_validation.learning_curve=[]"])
+    keys = []
+    for content in (b"a", b"b"):
+        weights.write_bytes(content)
+        planned = plan_chains(Index(tmp_path, CLASS_NAMES, rows), config, tmp_path, Console(silent=True))
+        keys.append(next(planned).key)
+    assert keys[0] != keys[1]
+
+
 def test_a_chain_has_the_labels_of_the_data_whatever_the_class_names(settings_of_chain):
     config, index = settings_of_chain("data.class_names=['1','0']", "data.protocol=split")
     listed = list_images(config.data.root, class_names=config.data.class_names, import_to=Path("none"))

@@ -1,5 +1,6 @@
 """streetvision train --search: the space, the objective, the files it writes."""
 
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.experiments import search as searching
 from streetvision.experiments.search import Categorical, Range, SearchConfig, Trial, read_search
 from streetvision.io.atomic import read_json
+from streetvision.pipeline.config import compose_config
 from tests.conftest import TINY_MODEL
 
 MLP = [*TINY_MODEL, "model.head.kind=mlp"]  # trained with gradients
@@ -105,6 +107,33 @@ def test_the_next_command_trains_in_the_run_folder_of_the_search(no_training, sc
     code, out, err = command("train", "--search", space(1), f"data.root={scenes}", f"run_dir={run}", *MLP)
     assert code == 0, err
     assert out.rstrip().endswith(f"train --config {run / 'search' / 'best.yaml'} run_dir={run}")
+
+
+def test_trials_have_the_data_of_the_run(no_training, scenes, tmp_path, space, command):
+    run = tmp_path / "run"
+    of_data = ["data.class_names=[clear,works]", "data.seed=3", "data.grouping.radius=4", "data.fractions.train=0.55"]
+    of_data.append("data.fractions.val_test=0.15")
+    code, _, err = command("train", f"data.root={scenes}", f"run_dir={run}", *MLP, *of_data, "pipeline.phases=[data]")
+    assert code == 0, err
+    model = [setting for setting in MLP if not setting.startswith("data.")]
+    code, _, err = command("train", "--search", space(1), f"run_dir={run}", *model)
+    assert code == 0, err
+    recorded = read_json(run / "manifest.json")["config"]["DataConfig"]
+    config = compose_config([], file=run / "search" / "best.yaml")
+    assert config.data.model_dump(mode="json") == recorded
+    assert recorded["class_names"] == ["clear", "works"]
+
+
+def test_a_search_on_changed_data_is_another_search(no_training, scenes, tmp_path, space, command):
+    data, run = shutil.copytree(scenes, tmp_path / "data"), tmp_path / "run"
+    asked = [f"data.root={data}", f"run_dir={run}", *MLP]
+    assert command("train", "--search", space(1), *asked)[0] == 0
+    with (data / "index.csv").open("a") as index:
+        index.write("\n")
+    assert command("train", "--search", space(2), *asked)[0] == 0
+    next((data / "images").iterdir()).touch()
+    code, _, err = command("train", "--search", space(3), *asked)
+    assert (code, "run_dir=" in err) == (2, True)
 
 
 def test_a_resumed_search_samples_other_trials(no_training, scenes, tmp_path, space, command):

@@ -11,6 +11,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.phase import Context
 from streetvision.contracts.progress import Silent
+from streetvision.experiments import systems as systems_module
 from streetvision.experiments.peers import PEERS, PeerTask
 from streetvision.experiments.systems_page import SystemRow, as_markdown, minutes_plot
 from streetvision.experiments.systems_table import SystemsTable
@@ -91,6 +92,21 @@ def test_systems_are_compared_on_the_same_folds(scenes, tmp_path, command, monke
     assert code == 0, text
     assert "4 cells, 4 of them done" in text
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob("*.cell.json")}
+
+
+def test_other_weights_in_the_same_file_are_another_cell(scenes, weights, tmp_path, command, monkeypatch):
+    monkeypatch.setenv("TINY_SCENES", str(scenes))
+    monkeypatch.delenv("ABSENT_SCENES", raising=False)
+    planned, file = [], tmp_path / "vit.safetensors"
+    monkeypatch.setattr(systems_module, "execute_cells", lambda cells, *_: planned.append(cells) or {})
+    common = [*TIMM, f"model.backbone.weights={file}", "data.protocol=split"]
+    tools = table(tmp_path, [{"name": "first"}, {"name": "regression", "peer": "scikit-learn"}], common=common)
+    for content in (weights.read_bytes(), b"other"):
+        file.write_bytes(content)
+        command("dev", "ablate", tools, "--out", tmp_path / "out")
+    before, after = ([cell.key for cell in cells] for cells in planned)
+    assert len(before) == len(after) == 4
+    assert not set(before) & set(after)
 
 
 @pytest.mark.slow

@@ -236,6 +236,17 @@ def test_phase_1_trains_again_after_another_adaptation(adapted, scenes, tmp_path
     assert sha256_file(run.phase1_checkpoint) != before
 
 
+def test_moved_data_is_not_adapted_to_again(adapted, scenes, tmp_path, command):
+    run = ArtifactSchema(shutil.copytree(adapted.output_dir, tmp_path / "run"))
+    moved = shutil.copytree(scenes, tmp_path / "moved")
+    (moved / "index.csv").touch()
+    settings = [setting for setting in SHORT if not setting.startswith("data.")]
+    line = ["train", f"run_dir={run.output_dir}", *settings, "pipeline.phases=[phase4a_explora]"]
+    code, out, err = command(*line, f"data.root={moved}")
+    assert code == 0, err
+    assert any(printed.startswith("phase4a") and "(unchanged)" in printed for printed in out.splitlines()), out
+
+
 @pytest.mark.parametrize("split", [Split.VAL_CALIB, Split.VAL_TEST])
 def test_phase4a_may_not_open_calibration_and_test_splits(split):
     with pytest.raises(LeakageError, match=split.value):

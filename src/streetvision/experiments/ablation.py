@@ -21,14 +21,16 @@ from streetvision.experiments.scene_data import (
     split_scene_settings,
     with_environment,
 )
-from streetvision.io.atomic import write_json_atomic, write_text_atomic
+from streetvision.io.atomic import sha256_json, write_json_atomic, write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.predictions import read_predictions
 from streetvision.io.process_pool import failure_reason, run_in_processes
 from streetvision.models.device import default_jobs
+from streetvision.pipeline.artifacts import digest_of_weights
 from streetvision.pipeline.config import compose_config, settings_sha256
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.phases import PRELOADED
+from streetvision.pipeline.settings import RunConfig
 from streetvision.pipeline.test_access_log import count_test_accesses
 
 ONE_PROCESS = ("loader.num_workers=0",)
@@ -102,6 +104,7 @@ def plan_runs(
     overrides = tuple(split_scene_settings(request.overrides)[1])
     plan: Plan = {}
     by_root: dict[Path, AblationRun] = {}
+    weights = cache(digest_of_weights)
     for (pair, name), seed in product(table.comparisons, table.seeds):
         for side, arm in (("baseline", pair.baseline), ("variant", pair.variant)):
             settings = (
@@ -114,20 +117,21 @@ def plan_runs(
                 f"pipeline.seed={seed}",
             )
             try:
-                digest = _settings_digest(settings)
+                config = _composed(settings)
             except ConfigError as error:
                 raise ConfigError(f"pair {pair.name!r}: {error.message}", error.hint) from error
+            digest = sha256_json([settings_sha256(config), weights(config.model)])
             root = request.out / "runs" / name / f"seed_{seed}" / digest[:NAME_DIGITS]
             plan[pair.name, name, seed, side] = by_root.setdefault(root, AblationRun(settings, digest, root))
     return plan
 
 
 @cache
-def _settings_digest(overrides: tuple[str, ...]) -> str:
+def _composed(overrides: tuple[str, ...]) -> RunConfig:
     config = compose_config(overrides)
     if config.run_dir is not None:
         raise ConfigError("run_dir cannot be set in an ablation", "remove it: each arm has its own folder below --out")
-    return settings_sha256(config)
+    return config
 
 
 def execute_runs(runs: Sequence[AblationRun], jobs: int | None, console: Console) -> dict[AblationRun, str]:

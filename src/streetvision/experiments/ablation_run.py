@@ -31,7 +31,7 @@ class AblationRun:
     overrides: tuple[str, ...]
     """KEY=VALUE; run_dir is `root`."""
     settings_sha256: str
-    """Digest of the composed settings."""
+    """Digest of the composed settings and of the local weight files."""
     root: Path
     """The run folder; record and log have the same name with another suffix."""
 

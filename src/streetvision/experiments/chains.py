@@ -23,6 +23,7 @@ from streetvision.io.atomic import read_json, sha256_json, write_json_atomic, wr
 from streetvision.io.manifests import code_sha256
 from streetvision.io.process_pool import write_output_to
 from streetvision.io.validators import validate_json
+from streetvision.pipeline.artifacts import digest_of_weights
 from streetvision.pipeline.config import compose_config, format_overrides, settings_sha256
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.data.partition_data import partition_rows
@@ -52,7 +53,7 @@ class ChainResult(Artifact):
     """The predictions of one chain for its outer fold."""
 
     key: Digest
-    """Digest of code, settings and splits."""
+    """Digest of code, settings, weights and splits."""
     protocol: str
     threshold: float
     probabilities: list[float] = Field(min_length=1)
@@ -125,7 +126,8 @@ def plan_chains(index: Index, config: RunConfig, folder: Path, console: Console)
     settings = config.cross_validation
     given = {key: value for key, value in config.overrides.items() if not key.startswith(OWN_SETTINGS)}
     kept = tuple(format_overrides(given))
-    base = [code_sha256(), settings_sha256(config.model_copy(update={"cross_validation": CrossValidationConfig()}))]
+    settings_digest = settings_sha256(config.model_copy(update={"cross_validation": CrossValidationConfig()}))
+    base = [code_sha256(), settings_digest, digest_of_weights(config.model)]
 
     def chain(train: Sequence[Row], test: Sequence[Row], repeat: int, fold: int, share: float = 1.0) -> Chain:
         paths = {row.path for row in (*train, *test)}

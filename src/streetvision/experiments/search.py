@@ -14,13 +14,15 @@ from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisi
 from streetvision.contracts.settings import Seed
 from streetvision.io.atomic import sha256_json, write_text_atomic
 from streetvision.io.lock import run_lock
-from streetvision.io.manifests import read_manifest
+from streetvision.io.manifests import code_sha256, read_manifest
 from streetvision.io.process_pool import failure_reason, run_in_processes, write_output_to
 from streetvision.io.yaml_files import read_yaml_model
 from streetvision.models.device import default_jobs
+from streetvision.pipeline.artifacts import data_digest, digest_of_weights
 from streetvision.pipeline.config import compose_config, settings_sha256
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.phases import PRELOADED
+from streetvision.pipeline.engine import Engine
+from streetvision.pipeline.phases import PHASES, PRELOADED
 from streetvision.pipeline.run import launch_training, resolve_run_config
 from streetvision.pipeline.settings import RunConfig
 
@@ -31,8 +33,8 @@ SEARCHABLE = ("training", "model", "augmentation", "phase4a")
 """Sections that phase 1 and the adaptation before it use. Trials on different splits could not be compared."""
 TRIAL_PHASES = frozenset({"data", "phase4a_explora", "phase1"})
 """Phases that a trial runs, as far as they are requested."""
-NOT_OF_TRIALS = ("run_dir", "scenes.")
-"""Settings of the command that trials do not get."""
+NOT_OF_TRIALS = ("run_dir", "scenes.", "data.")
+"""Settings of the command that trials do not get; they get the settings of the data of the run."""
 PRUNED, USER_ERROR = 4, 2
 """Exit codes of a trial's process."""
 STARTUP, WARMUP_EPOCHS = 5, 1
@@ -126,14 +128,16 @@ def launch_search(search: Path, run: RunConfig, *, console: Console) -> Path:
     config = read_search(search)
     run_config = resolve_run_config(run, console=console)
     home = ArtifactSchema(run_config.root).output_dir / "search"
+    # The data may be that of an earlier command in this run folder.
+    data = run_config.data.model_dump(mode="json", exclude_defaults=True) | {"seed": run_config.data.seed}
     common = {key: value for key, value in run.overrides.items() if not key.startswith(NOT_OF_TRIALS)} | {
-        "data.root": run_config.data.root,
+        **{f"data.{name}": value for name, value in data.items()},
         "pipeline.phases": [*dict.fromkeys((*run_config.pipeline.phases, "phase1"))],
     }
     _check_space(config, common)
     home.mkdir(parents=True, exist_ok=True)
     with run_lock(home / ".lock"):
-        study = _open_study(home, config, common)
+        study = _open_study(home, config, _search_digest(config, run_config, common, console))
         _run_trials(study, config, common, home, console)
         return _write_best(study, common, home, console)
 
@@ -160,7 +164,15 @@ def _check_space(config: SearchConfig, common: Mapping[str, object]) -> None:
             compose_config([], base={**common, key: value})
 
 
-def _open_study(home: Path, config: SearchConfig, common: Mapping[str, object]) -> "optuna.Study":
+def _search_digest(config: SearchConfig, run: RunConfig, common: Mapping[str, object], console: Console) -> str:
+    """Digest of what the trials of a search share: code, space, settings, weights and data."""
+    sampling = config.model_dump(mode="json", include={"space", "seed", "prune"})
+    context = Engine(ArtifactSchema(run.root), PHASES, run.sections(), console).context(PHASES["data"])
+    weights = digest_of_weights(run.model)
+    return sha256_json([code_sha256(), sampling, _trial_digest(common), weights, data_digest(context)])
+
+
+def _open_study(home: Path, config: SearchConfig, digest: str) -> "optuna.Study":
     """The study in study.db, its interrupted trials enqueued again; ConfigError when it is of another search."""
     try:
         import optuna
@@ -184,9 +196,11 @@ def _open_study(home: Path, config: SearchConfig, common: Mapping[str, object]) 
             f"{str(file)!r} cannot be read as a study: {str(error).splitlines()[0]}",
             "remove it, or give another run_dir=",
         ) from error
-    digest = sha256_json([config.model_dump(mode="json", include={"space", "seed", "prune"}), _trial_digest(common)])
     if study.user_attrs.setdefault("search", digest) != digest:
-        raise ConfigError(f"{str(file)!r} is of a search with another space or other settings", "give another run_dir=")
+        raise ConfigError(
+            f"{str(file)!r} is of a search with another space or other settings, or of other data, weights or code",
+            "give another run_dir=",
+        )
     study.set_user_attr("search", digest)
     # With the same seed, a resumed search would sample its first trials again.
     study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))

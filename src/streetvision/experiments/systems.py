@@ -28,6 +28,7 @@ from streetvision.io.lock import run_lock
 from streetvision.io.process_pool import failure_reason, run_in_processes, write_output_to
 from streetvision.io.validators import validate_json
 from streetvision.models.device import default_jobs
+from streetvision.pipeline.artifacts import digest_of_weights
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.data.scan_data import scan_without_splits
@@ -251,6 +252,7 @@ def _plan(
                     system.peer,
                     PEERS[system.peer].version,
                     config.model.model_dump(mode="json"),
+                    digest_of_weights(config.model),
                     config.pipeline.seed,
                     data.epochs,
                     rows,

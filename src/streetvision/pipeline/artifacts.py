@@ -89,7 +89,11 @@ def adapted_checkpoint_inputs(context: Context) -> tuple[str, ...]:
 
 def weights_digest(context: Context) -> str:
     """Digest of the weight files outside the run folder that training starts from."""
-    config = context.settings(ModelConfig)
+    return digest_of_weights(context.settings(ModelConfig))
+
+
+def digest_of_weights(config: ModelConfig) -> str:
+    """Digest of the local weight files that a model starts from."""
     digests = {path.name: sha256_file(path) for path in local_files(config.backbone)}
     if config.explora_checkpoint_path is not None:
         digests["adapted"] = sha256_file(config.explora_checkpoint_path)
@@ -97,8 +101,12 @@ def weights_digest(context: Context) -> str:
 
 
 def unlabeled_inputs(context: Context) -> tuple[str, ...]:
-    """The list of unlabeled images, if data.unlabeled names any."""
-    return ("unlabeled_json",) if context.settings(DataConfig).unlabeled else ()
+    """The list of unlabeled images, if the data of the run has any."""
+    data, unlabeled = (
+        context.schema.manifest("data"),
+        relative(context.schema.unlabeled_json, context.schema.output_dir),
+    )
+    return ("unlabeled_json",) if data.is_file() and unlabeled in read_manifest(data).outputs else ()
 
 
 def fuses(context: Context) -> bool:

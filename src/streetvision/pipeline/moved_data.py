@@ -28,8 +28,8 @@ MAX_NAMED = 3
 def adopt_data_root(schema: ArtifactSchema, recorded: DataConfig, root: str, console: Console) -> None:
     """Record a new data.root in a run, if the images there are those of the run.
 
-    splits.json changes in its field `root` only, and the manifests with it, so no phase has to run again. The next
-    command completes an interrupted move.
+    splits.json changes in its field `root` only, and the manifests with it, so no phase but `data` has to run again.
+    The next command completes an interrupted move.
 
     Args:
         schema: The run.

@@ -50,7 +50,7 @@ _PHASES = (
     Phase(
         id="phase4a_explora",
         title="adapt",
-        config=(ModelConfig, ExPLoRAConfig, HardwareConfig, LoaderConfig, DataConfig),
+        config=(ModelConfig, ExPLoRAConfig, HardwareConfig, LoaderConfig),
         inputs=("splits_json",),
         outputs=(
             "explora_checkpoint",

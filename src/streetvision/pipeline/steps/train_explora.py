@@ -13,7 +13,7 @@ from streetvision.contracts.policies import Gate
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Row, Split, every_nth
 from streetvision.data.augmentation import Transform, get_val_transforms
-from streetvision.data.config import DataConfig, LoaderConfig, PairConfig
+from streetvision.data.config import LoaderConfig, PairConfig
 from streetvision.data.datamodule import EpochBatchSampler, ImageDataset, ImageLoader
 from streetvision.data.sources.unlabeled import UnlabeledImages
 from streetvision.data.two_views import GroupPairDataset, TwoViews
@@ -167,7 +167,7 @@ def _make_student(classifier: Classifier, context: Context, rows: Sequence[Row])
 def _training_rows(context: Context) -> tuple[Row, ...]:
     """TRAIN, and the images of data.unlabeled."""
     rows = context.rows(Split.TRAIN)
-    if context.settings(DataConfig).unlabeled:
+    if unlabeled_inputs(context):
         rows += validate_json(context.schema.unlabeled_json, UnlabeledImages).as_rows()
     return rows
 
