@@ -207,7 +207,7 @@ class TestDisk:
         run = shutil.copytree(finished_run, tmp_path / "run")
         path = ArtifactSchema(run).manifest("data")
         write_json_atomic(path, {**read_json(path), "config": {}})
-        assert "does not record the data of this run" in fails("train", f"run_dir={run}")
+        assert "does not record the settings of this run" in fails("train", f"run_dir={run}")
 
     def test_a_run_folder_that_cannot_be_made(self, fails, photos, tmp_path):
         (tmp_path / "file").write_text("")

@@ -316,6 +316,36 @@ def test_later_phases_use_the_fusion_of_the_run(trained, command, phases):
 
 
 @only_trained
+def test_an_export_alone_keeps_the_settings_of_the_calibration(trained, command):
+    chosen = ["phase5.folds=2", "phase5.method=platt", "phase5.risk.alpha=0.02"]
+
+    def exported(phases, *settings):
+        code, _, err = command("train", f"run_dir={trained.output_dir}", f"pipeline.phases={phases}", *settings)
+        assert code == 0, err
+        params = read_json(trained.scrc_params_json)["scrc_params"]
+        assert (params["method"], params["risk_control"]["alpha"]) == ("platt", 0.02)
+        return load_bundle(trained.export_dir).inference, trained.manifest("phase5").stat().st_mtime_ns
+
+    _, single = exported("[phase5,phase6]", "phase4c=single_view", *chosen)
+    inference, fused = exported("[phase6]")  # calibrates the fusion, with the settings of the single view
+    assert (inference, fused > single) == ("cvfm_trained", True)
+    assert exported("[phase6]", "phase6.archive=true") == ("cvfm_trained", fused)
+    assert trained.bundle_archive.is_file()
+    assert exported("[phase6]", "phase4c=single_view")[0] == "single_view"
+
+
+@only_trained
+def test_another_fusion_than_that_of_the_run_needs_phase_4c(trained, command):
+    line = ["train", f"run_dir={trained.output_dir}", "pipeline.phases=[phase5,phase6]", "phase5.folds=2"]
+    for settings in (["phase4c=dense"], ["phase4c=cvfm", "phase4c.epochs=7"], ["phase4c=cvfm", "phase4c.gate=on"]):
+        code, _, err = command(*line, *settings)
+        assert (code, "phase4c_cvfm" in err) == (2, True), err
+    code, out, err = command(*line, "phase4c=cvfm", "phase4c.epochs=6")
+    assert code == 0, err
+    assert out.count("(unchanged)") == 2
+
+
+@only_trained
 def test_a_new_model_gets_a_new_fusion(trained, command):
     before = sha256_file(trained.cvfm_weights)
     line = ["train", f"run_dir={trained.output_dir}", *TINY_MODEL, "training.loss.name=weighted_cross_entropy"]

@@ -19,7 +19,7 @@ from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.run import recorded_settings, resolve_run_config
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
-from tests.conftest import edit_bundle_json
+from tests.conftest import TINY_MODEL, edit_bundle_json
 
 FEW = "evaluation.n_resamples=100"
 
@@ -164,6 +164,25 @@ def test_images_that_made_the_bundle_are_refused(run_copy, tmp_path, command):
     assert f"{n} of {n} images were used to make this bundle (train " in err
 
 
+def test_another_split_of_the_run_does_not_count_for_the_bundle(run_copy, tmp_path, command):
+    data, _ = taken_from_run(run_copy, {"val_test"}, tmp_path / "tested")
+    train = ["train", f"run_dir={run_copy.output_dir}", *TINY_MODEL, "data.seed=1", "pipeline.phases=[data]"]
+    assert command(*train)[0] == 0
+    code, _, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", data, FEW)
+    assert code == 0, err
+
+
+def test_the_run_of_the_bundle_has_the_limit_of_megapixels(run_copy, command):
+    recorded = read_json(run_copy.manifest("data"))
+    recorded["config"]["LoaderConfig"]["max_megapixels"] = 150.0
+    run_copy.manifest("data").write_text(json.dumps(recorded))
+    for arguments in (["evaluate", FEW], ["subnet", "reward", "reward.n_simulations=20"]):
+        code, _, err = command(*arguments, "--bundle", run_copy.export_dir)
+        assert code == 0, err
+    manifests = [read_json(run_copy.manifest(phase)) for phase in ("evaluate", "reward")]
+    assert [manifest["config"]["LoaderConfig"]["max_megapixels"] for manifest in manifests] == [150.0, 150.0]
+
+
 def test_val_test_under_another_name_counts_as_an_access(run_copy, tmp_path, command):
     data, _ = taken_from_run(run_copy, {"val_test"}, tmp_path / "again")
     code, _, err = command("evaluate", "--bundle", run_copy.export_dir, "--data", data, FEW)
@@ -306,6 +325,10 @@ def test_data_of_one_class_gives_the_rates_that_exist(run_copy, others, command,
     metrics = report["policies"][-1]["metrics"]
     assert metrics["recall" if label else "fpr"]["high"] is not None
     assert metrics["roc_auc"]["estimate"] is None
+    for policy in report["policies"][1:]:
+        defined = {name for name, figure in metrics.items() if figure["estimate"] is not None}
+        assert {name for name, figure in policy["differences"].items() if figure["estimate"] is not None} <= defined
+        assert policy["differences"]["mcc"]["p_value"] is None
 
 
 def test_moved_data_is_accepted_by_evaluate_and_train(run_copy, command, tmp_path):

@@ -1,11 +1,16 @@
+import shutil
+
 import pytest
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.io.atomic import read_json, write_json_atomic
+from streetvision.models.config import ModelConfig
 from streetvision.pipeline import run as running
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.run import resolve_run_config
+from streetvision.pipeline.settings import without_effect
+from streetvision.training.config import TrainingConfig
 from tests.conftest import TINY_MODEL
 
 SCENES = ["scenes.count=48", "scenes.width=64", "scenes.height=64"]
@@ -106,6 +111,19 @@ def test_settings_without_effect_are_named(run, command, tmp_path):
         "phase4a.num_epochs, phase5.folds have no effect on data",
         "data.unlabeled has no effect when phase4a_explora is not in pipeline.phases",
     ]
+
+
+def test_settings_of_the_data_have_no_effect_without_its_phase(finished_run, command, tmp_path):
+    root = shutil.copytree(finished_run, tmp_path / "run")
+    ignored = ["data.class_names=[a,b]", "phase2.n_resamples=100"]
+    _, _, err = command("train", f"run_dir={root}", "pipeline.phases=[phase2]", *ignored)
+    warnings = [line.partition(" ")[2].strip() for line in err.splitlines() if line.startswith("warning")]
+    assert warnings == ["data.class_names has no effect on phase2"]
+
+
+def test_the_group_of_phase_4b_has_the_effect_of_its_section():
+    assert without_effect(["phase4b"], {TrainingConfig}) == []
+    assert without_effect(["phase4b"], {ModelConfig}) == ["phase4b"]
 
 
 def test_an_evaluation_runs_no_other_phase_and_warns_of_a_request(tmp_path, monkeypatch, capsys):

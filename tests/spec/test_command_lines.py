@@ -175,7 +175,7 @@ def test_phase_6_writes_a_valid_bundle_that_predicts(typed_run, scenes, command,
     assert load_bundle(schema.export_dir).predict(sorted(scenes.rglob("*.jpg"))[:2])
     bare = ArtifactSchema(shutil.copytree(schema.output_dir, tmp_path / "run"))
     bare.scrc_params_json.unlink()
-    code, _, err = command("train", f"run_dir={bare.output_dir}", "pipeline.phases=[phase6]", "phase4c=single_view")
+    code, _, err = command("train", f"run_dir={bare.output_dir}", "pipeline.phases=[phase6]")
     assert (code, "scrc_params.json" in err) == (2, True)
 
 

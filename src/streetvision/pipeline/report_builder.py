@@ -231,8 +231,11 @@ def _policy_row(
         metrics=_figures(intervals, evaluation.labels),
     )
     if differences is not None:
+        undefined = _undefined(evaluation.labels)
         row["differences"] = {
-            name: {**_figure(difference), "p_value": _none_if_nan(difference.p_value)}
+            name: {**UNDEFINED, "p_value": None}
+            if name in undefined
+            else {**_figure(difference), "p_value": _none_if_nan(difference.p_value)}
             for name, difference in differences.items()
         }
     return row
@@ -317,12 +320,18 @@ def _counts_row(counts: Counts) -> CountsRow:
 
 def _figures(intervals: Mapping[str, Interval], labels: NDArray[np.int64] | NDArray[np.bool_]) -> dict[str, Figure]:
     """The figures of all metrics; UNDEFINED are those that need images of a class that is absent."""
+    undefined = _undefined(labels)
+    return {name: UNDEFINED if name in undefined else _figure(interval) for name, interval in intervals.items()}
+
+
+def _undefined(labels: NDArray[np.int64] | NDArray[np.bool_]) -> set[str]:
+    """The metrics that need images of a class that is absent."""
     undefined: set[str] = set()
     if not (labels == 1).any():
         undefined |= {*NEED_BOTH_CLASSES, "recall", "fnr"}
     if not (labels == 0).any():
         undefined |= {*NEED_BOTH_CLASSES, "fpr"}
-    return {name: UNDEFINED if name in undefined else _figure(interval) for name, interval in intervals.items()}
+    return undefined
 
 
 def _figure(interval: Interval) -> Figure:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from streetvision.bundle.format import bundle_folder, read_bundle
-from streetvision.calibration.config import MAC_CAL
+from streetvision.calibration.config import MAC_CAL, Phase5Config
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
 from streetvision.contracts.phase import Phase
@@ -38,7 +38,7 @@ from streetvision.training.distributed import (
     worker_loop,
 )
 
-Recorded = TypeVar("Recorded", DataConfig, LoaderConfig)
+Recorded = TypeVar("Recorded", DataConfig, LoaderConfig, Phase5Config)
 SPLIT_SETTINGS = ("data.fractions", "data.seed", "data.protocol", "data.folds", "data.unlabeled", "data.labels")
 """Settings without effect in an evaluation on --data, which is not split."""
 COLLAPSED_WARNING = "the model predicts one class only: check the labels, training.learning_rate and training.epochs"
@@ -59,13 +59,17 @@ def launch_training(config: RunConfig, *, console: Console, only: Collection[str
         broadcast(config)
         is_drawn = config.data.root is None or _same_path(config.data.root, str(schema.scenes_dir))
         phases = phase_order(config.pipeline.phases, PHASES)
-        if ModelConfig in _read_by(phases) and config.model.backbone.source == "embedded" and not is_drawn:
+        read = _read_by(phases)
+        if ModelConfig in read and config.model.backbone.source == "embedded" and not is_drawn:
             console.warn(
                 "the built-in backbone was trained on drawn scenes; for photographs set model=dinov2_small or another "
                 "pretrained backbone"
             )
-        warn_without_effect(config, {SceneConfig, DataConfig, *_read_by(phases)}, _names(phases), console)
-        if "data.unlabeled" in config.overrides and not config.adapts:
+        if DataConfig in read:
+            read.add(SceneConfig)
+        # data.root is also a new place of the data.
+        warn_without_effect(config, read, _names(phases), console, keys=config.overrides.keys() - {"data.root"})
+        if DataConfig in read and "data.unlabeled" in config.overrides and not config.adapts:
             console.warn("data.unlabeled has no effect when phase4a_explora is not in pipeline.phases")
         if only is not None:
             phases = [phase for phase in phases if phase.id in only]
@@ -148,7 +152,13 @@ def _run_on_bundle(bundle: Path, config: RunConfig, *, phase: str, section: str,
             "set run_dir=... to that run, or evaluate on other images with --data",
         )
     follow_data(schema, config.data.root, console)
-    return _run_phase(phase, config, console)
+    return _run_phase(phase, with_recorded_limits(config, schema), console)
+
+
+def with_recorded_limits(config: RunConfig, schema: ArtifactSchema) -> RunConfig:
+    """Return the configuration with the loader.max_megapixels of the run, if the command sets no other."""
+    recorded = recorded_settings(schema, LoaderConfig)
+    return config if recorded is None else config.with_defaults({"loader": {"max_megapixels": recorded.max_megapixels}})
 
 
 def follow_data(schema: ArtifactSchema, root: str | None, console: Console) -> None:
@@ -242,30 +252,58 @@ def use_earlier_results(config: RunConfig, schema: ArtifactSchema, *, console: C
         config = config.model_copy(update={"model": model.model_copy(update={"init_from_explora": True})})
 
     fused = schema.manifest("phase4c_cvfm").is_file() and "phase4c_cvfm" not in phases
-    calibrates = {"phase5", "phase6"} & set(phases)
-    if not fused or not calibrates:
+    if not fused or not {"phase5", "phase6"} & set(phases):
         return config
-    if any(key.partition(".")[0] == "phase4c" for key in config.overrides):
-        if config.phase4c.mode == "single_view":
-            console.line("uses", "a single view, as phase4c is set; the fusion of this run is not exported")
-        return config
-    if config.phase6.policy == "threshold" or config.phase5.method == MAC_CAL:
-        choice = "phase6.policy=threshold" if config.phase6.policy == "threshold" else f"phase5.method={MAC_CAL}"
-        console.line("uses", f"a single view, as {choice} has no fusion; the fusion of this run is not exported")
-        return config
-    console.line("uses", "the fusion of this run (phase4c=single_view: none)")
-    recorded = read_manifest(schema.manifest("phase4c_cvfm")).config.get("CvfmConfig")
+    sets_fusion = any(key.partition(".")[0] == "phase4c" for key in config.overrides)
+    without = None
+    if sets_fusion and config.phase4c.mode == "single_view":
+        without = "phase4c is set"
+    elif config.phase6.policy == "threshold":
+        without = "phase6.policy=threshold has no fusion"
+    elif config.phase5.method == MAC_CAL:
+        without = f"phase5.method={MAC_CAL} has no fusion"
+    added = []
+    if without is not None:
+        console.line("uses", f"a single view, as {without}; the fusion of this run is not exported")
+    else:
+        config = _with_recorded_fusion(config, schema, sets_fusion=sets_fusion)
+        console.line("uses", "the fusion of this run (phase4c=single_view: none)")
+        # An unchanged phase is skipped, and a new classifier needs a new fusion.
+        added += ["phase4c_cvfm"] if "phase1" in phases else []
+    if "phase6" in phases and config.phase6.policy == "scrc" and "phase5" not in phases:
+        # A bundle needs the calibration of the scores that it serves.
+        gate = relative(schema.fusion_gate_json, schema.output_dir)
+        calibrated = is_current(schema, "phase5") and "phase1" not in phases
+        if not calibrated or (gate in read_manifest(schema.manifest("phase5")).inputs) != (without is None):
+            added.append("phase5")
+            if (recorded := recorded_settings(schema, Phase5Config, phase="phase5")) is not None:
+                values = dict(recorded)
+                if without is None and recorded.method == MAC_CAL:
+                    del values["method"]  # of a single view
+                config = config.with_defaults({"phase5": values})
+    pipeline = config.pipeline.model_copy(update={"phases": tuple(dict.fromkeys([*phases, *added]))})
+    return config.model_copy(update={"pipeline": pipeline})
+
+
+def _with_recorded_fusion(config: RunConfig, schema: ArtifactSchema, *, sets_fusion: bool) -> RunConfig:
+    """The configuration with the fusion that the run has; ConfigError if the command sets another one."""
     try:
-        fusion: CvfmConfig = TypeAdapter(AnyCvfmConfig).validate_python(recorded)
+        fusion: CvfmConfig = TypeAdapter(AnyCvfmConfig).validate_python(
+            read_manifest(schema.manifest("phase4c_cvfm")).config.get("CvfmConfig")
+        )
     except ValidationError as error:
         raise ArtifactError(
             f"{str(schema.manifest('phase4c_cvfm'))!r} does not record the fusion of this run",
             "make it again with 'pipeline.phases=[phase4c_cvfm,phase5,phase6]'",
         ) from error
-    # An unchanged phase is skipped. A new classifier needs a new fusion, and a bundle the calibration of the fusion.
-    added = [*(["phase4c_cvfm"] if "phase1" in phases else []), *(["phase5"] if "phase6" in phases else [])]
-    pipeline = config.pipeline.model_copy(update={"phases": tuple(dict.fromkeys([*phases, *added]))})
-    return config.model_copy(update={"phase4c": fusion, "pipeline": pipeline})
+    if sets_fusion:
+        same_mode = config.phase4c.mode == fusion.mode
+        if not same_mode or config.with_defaults({"phase4c": dict(fusion)}).phase4c != fusion:
+            raise ConfigError(
+                f"the fusion of this run has other settings of phase4c (phase4c.mode={fusion.mode}) than the command",
+                "add phase4c_cvfm to pipeline.phases for a new fusion, or leave phase4c out",
+            )
+    return config.model_copy(update={"phase4c": fusion})
 
 
 def _same_path(first: str, second: str) -> bool:
@@ -324,7 +362,7 @@ def recorded_settings(schema: ArtifactSchema, kind: type[Recorded], *, phase: st
         return kind.model_validate(read_manifest(manifest).config.get(kind.__name__))
     except ValidationError as error:
         raise ArtifactError(
-            f"{str(manifest)!r} does not record the data of this run", "set run_dir=... to another folder"
+            f"{str(manifest)!r} does not record the settings of this run", "set run_dir=... to another folder"
         ) from error
 
 

@@ -47,7 +47,7 @@ from streetvision.models.views import ViewArrays
 from streetvision.pipeline.artifacts import open_bundle
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.run import follow_data, recorded_settings
+from streetvision.pipeline.run import follow_data, with_recorded_limits
 from streetvision.pipeline.settings import warn_without_effect
 
 CALIBRATION_IMAGES = 128
@@ -261,8 +261,7 @@ def _run_context(bundle: Path, overrides: Sequence[str], console: Console) -> Co
             "set run_dir=... to that run",
         )
     follow_data(schema, config.data.root, console)
-    if (recorded := recorded_settings(schema, LoaderConfig)) is not None:
-        config = config.with_defaults({"loader": {"max_megapixels": recorded.max_megapixels}})
+    config = with_recorded_limits(config, schema)
     return Context(
         phase="export_runtime",
         schema=schema,

@@ -364,6 +364,10 @@ def all_settings() -> Mapping[str, Setting]:
 _ALL = {setting.key: setting for setting in settings()}
 
 
+SECTION_OF_GROUP = {"phase4b": "training"}
+"""Groups whose files set a section of another name."""
+
+
 def without_effect(keys: Iterable[str], read: Collection[type[BaseModel] | str]) -> list[str]:
     """Return those of `keys` that are not `read`: the models of whole sections, or single settings by their keys.
 
@@ -372,6 +376,7 @@ def without_effect(keys: Iterable[str], read: Collection[type[BaseModel] | str])
     classes = {name: section_class(field) for name, field in RunConfig.model_fields.items() if variants(field)}
     sections = {name for name, kind in classes.items() if kind in {PipelineConfig, *read}}
     known = {"run_dir", *sections, *(name for name in read if isinstance(name, str))}
+    known |= {group for group, section in SECTION_OF_GROUP.items() if section in sections}
     return sorted(key for key in keys if not any(key == name or key.startswith(f"{name}.") for name in known))
 
 

@@ -104,7 +104,10 @@ def run_on_data(context: Context) -> Outcome:
         _refuse_used(copies, index.rows, kind="are copies of images that ")
         overlap |= copies
     elif role_of is None:
-        notes.append("The run of this bundle is missing: overlap with its training images could not be checked.")
+        notes.append(
+            "The run of this bundle is missing, or has another split now: overlap with its training images could not "
+            "be checked."
+        )
     else:
         notes.append("Copies of this bundle's training images, such as resized ones, could not be recognised.")
     if Split.VAL_TEST in overlap.values() and role_of is not None:  # the same images under another name
@@ -286,11 +289,12 @@ def _run_settings(home: ArtifactSchema, bundle: Bundle) -> dict[str, JsonValue]:
 
 
 def _roles_by_digest(home: ArtifactSchema, bundle: Bundle) -> dict[str, Split] | None:
-    """Image digest -> split of the run that made the bundle; None if `home` is not that run."""
+    """Image digest -> split of the run that made the bundle; None if `home` is not that run, or was split again."""
     if not home.splits_json.is_file():
         return None
     partition = partition_from_json(read_json(home.splits_json), home.splits_json)
-    if partition.index.fingerprint != bundle.manifest.data_fingerprint:
+    same_data = partition.index.fingerprint == bundle.manifest.data_fingerprint
+    if not same_data or bundle.manifest.split_sha256 not in (None, partition.split_sha256):
         return None
     return {row.sha256: role for row, role in zip(partition.index.rows, partition.roles, strict=True)}
 
