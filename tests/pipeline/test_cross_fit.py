@@ -342,7 +342,8 @@ def test_a_fitted_fusion_is_fitted_in_each_fold(copied, command, mode):
     weights = copied.in_fold(1).cvfm_weights
     state = load_state(weights)
     save_tensors(weights, {name: value + 1 for name, value in state.items()})
-    code, _, err = command("train", f"run_dir={copied.output_dir}", "pipeline.phases=[phase6]")
+    archive = ["pipeline.phases=[phase6]", "phase6.archive=true"]
+    code, _, err = command("train", f"run_dir={copied.output_dir}", *archive)
     assert code == 2, err
 
 
