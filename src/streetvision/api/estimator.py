@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
@@ -28,7 +28,7 @@ from streetvision.pipeline.settings import RunConfig
 if TYPE_CHECKING:
     from sklearn.utils import Tags
 
-Images: TypeAlias = "Sequence[ImageInput] | NDArray[Any]"
+Images: TypeAlias = "Iterable[ImageInput] | NDArray[Any]"
 
 
 class LabelsError(DataError, ValueError):
@@ -183,12 +183,14 @@ def _images(images: Images) -> list[ImageInput]:
     """The images as a list; an array of several images is split."""
     if is_single_image(images) and not (isinstance(images, np.ndarray) and images.ndim in {1, 4}):
         raise DataError("X is a single image, expected several", "pass a list, for example [image]")
-    if isinstance(images, Iterator):
-        raise DataError(
-            f"X is an iterator ({type(images).__name__}), expected several images",
-            "pass a list; frames of one Pillow image as copies: [frame.copy() for frame in frames]",
-        )
-    several: list[ImageInput] = [str(image) if isinstance(image, np.str_) else image for image in images]
+    several: list[ImageInput] = []
+    for image in images:
+        if isinstance(image, np.str_):
+            several.append(str(image))
+        elif isinstance(image, Image.Image) and isinstance(images, Iterator):
+            several.append(image.copy())  # the frames of a file are one object, which is moved to the next frame
+        else:
+            several.append(image)
     if not several:
         raise DataError("X has no images", "pass at least one image")
     return several
