@@ -4,7 +4,7 @@ from scipy.special import expit
 
 from streetvision.calibration.calibrators import restore_calibrator
 from streetvision.calibration.config import Phase5Config
-from streetvision.calibration.crossfit import CalibrationSet
+from streetvision.calibration.crossfit import CalibrationSet, assign_folds
 from streetvision.calibration.scrc import fit_scrc
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.policies import ScrcParams
@@ -53,8 +53,6 @@ def test_the_reported_metrics_are_cross_fitted(fitted):
 
 def test_the_selection_is_cross_fitted():
     """The probabilities of a fold do not depend on the labels of that fold."""
-    from streetvision.calibration.crossfit import assign_folds
-
     rows, config = draw(200), Phase5Config(folds=2)
     held = assign_folds(rows.groups, folds=2, seed=0) == 1
     flipped = np.where(held, 1 - rows.labels, rows.labels)
@@ -104,3 +102,41 @@ def test_one_class_alone_is_an_error():
     rows = draw(50)
     with pytest.raises(DataError, match="all 50 labels are 1"):
         fit_scrc(CalibrationSet(rows.logits, np.ones(50, dtype=np.int64), rows.groups), Phase5Config(folds=2))
+
+
+@pytest.mark.parametrize(
+    ("method", "sizes", "folds"),
+    [
+        ("auto", (40, 40, 40), 3),
+        ("auto", (60, 20, 40), 2),
+        ("auto", (60, 60), 2),
+        ("multi_objective", (60, 60), 2),
+        ("temperature", (60, 20, 20, 20), 4),
+    ],
+)
+def test_few_groups_are_cross_fitted_without_their_labels(method, sizes, folds):
+    names = [name for name, size in zip("abcd", sizes, strict=False) for _ in range(size)]
+    rows, config = draw(120), Phase5Config(method=method, folds=folds)
+    held = assign_folds(names, folds=folds, seed=0) == 1
+    flipped = np.where(held, 1 - rows.labels, rows.labels)
+    before = fit_scrc(CalibrationSet(rows.logits, rows.labels, names), config).predictions
+    after = fit_scrc(CalibrationSet(rows.logits, flipped, names), config).predictions
+    assert np.array_equal(before.probabilities[held], after.probabilities[held])
+    assert np.array_equal(before.decisions[held], after.decisions[held])
+
+
+@pytest.mark.parametrize(("method", "name"), [("auto", "none"), ("ensemble", "none"), ("temperature", "temperature")])
+def test_nothing_is_cross_fitted_on_one_group(method, name):
+    drawn = draw(120)
+    rows = CalibrationSet(drawn.logits, drawn.labels, ["a"] * 120)
+    config = Phase5Config(method=method).model_copy(update={"folds": 1})
+    fitted = fit_scrc(rows, config)
+    assert fitted.params.calibrator.name == name
+    assert np.array_equal(fitted.after, positive_probability(rows.logits))
+    assert np.array_equal(fitted.predictions.decisions, fitted.after >= 0.5)
+
+
+def test_more_folds_than_groups_are_refused():
+    rows = draw(120)
+    with pytest.raises(DataError):
+        fit_scrc(CalibrationSet(rows.logits, rows.labels, ["a", "b"] * 60), Phase5Config(method="auto", folds=3))

@@ -414,13 +414,73 @@ def test_few_images_get_fewer_folds_in_phase_5_unless_they_are_set(scenes, tmp_p
     (tmp_path / "index.csv").write_text("\n".join([header, *lines]))
     model = [setting for setting in TINY_MODEL if not setting.startswith(("data.protocol", "phase5.folds"))]
     run = ["train", f"data.root={tmp_path / 'index.csv'}", f"run_dir={tmp_path / 'run'}", *model]
-    code, _, err = command(*run, "phase5.folds=5")
+    code, _, err = command(*run, "phase5.folds=7")
     assert code == 2
-    assert "phase5.folds is 5" in err
+    assert "phase5.folds is 7" in err
+    code, out, err = command(*run, "phase5.folds=6")
+    assert code == 0, err
     code, out, err = command(*run)
     assert code == 0, err
-    assert out.count("phase5.folds=4: VAL_CALIB has 6 groups") == 1
+    assert "phase5.folds=" not in out
+
+
+@pytest.fixture
+def rides(scenes, tmp_path):
+    """rides(n): an index of n groups of 12 images, each with both classes."""
+
+    def make(n):
+        header, *rows = (scenes / "index.csv").read_text().splitlines()
+        ordered = sorted(rows, key=lambda row: row.split(",")[1])
+        lines = [
+            f"{scenes}/{row},ride{at % n}" for half in (ordered, ordered[::-1]) for at, row in enumerate(half[: 6 * n])
+        ]
+        path = tmp_path / f"{n}.csv"
+        path.write_text("\n".join([f"{header},ride", *lines]))
+        return path
+
+    return make
+
+
+def train_rides(command, index, run, *settings):
+    model = [setting for setting in TINY_MODEL if not setting.startswith(("data.protocol", "phase5.folds"))]
+    grouping = ["data.grouping.by=[column]", "data.group_column=ride"]
+    code, out, err = command("train", f"data.root={index}", f"run_dir={run}", *model, *grouping, *settings)
+    return code, out + err
+
+
+@pytest.mark.parametrize("method", ["auto", "temperature"])
+def test_four_rides_are_enough(rides, tmp_path, command, method):
+    code, out = train_rides(command, rides(4), tmp_path / "run", f"phase5.method={method}")
+    assert code == 0, out
+    assert out.count("phase5.folds=3: VAL_CALIB has 3 groups") == 1
     assert ArtifactSchema(tmp_path / "run").bundle_json.is_file()
+
+
+def test_one_ride_in_val_calib_is_enough(rides, tmp_path, command):
+    code, out = train_rides(command, rides(5), tmp_path / "run", "data.protocol=split")
+    assert code == 0, out
+    assert "phase5.folds=1: VAL_CALIB has 1 group," in out
+    params = read_json(ArtifactSchema(tmp_path / "run").scrc_params_json)["scrc_params"]
+    assert params["calibrator"]["name"] == "none"
+    assert params["before"] == params["after"]
+
+
+def test_two_rides_in_the_folds_that_a_budget_allows_are_enough(rides, tmp_path, command, afford):
+    afford(96)  # an epoch in two folds of three and on all images
+    settings = ["training=auto", "training.gate=off", "training.epochs=1", "training.batch_size=16"]
+    code, out = train_rides(command, rides(4), tmp_path / "run", *settings)
+    assert code == 0, out
+    assert "in 2 of 3 folds" in out
+    assert "phase5.folds=2: VAL_CALIB has 2 groups" in out
+
+
+def test_one_ride_in_each_fold_leaves_the_augmentation_out(rides, tmp_path, command):
+    settings = [*FULL, "training.epochs=1", "augmentation.gate=on", "pipeline.phases=[phase1]"]
+    code, out = train_rides(command, rides(4), tmp_path / "run", *settings)
+    assert code in (0, 3), out
+    gate = read_json(ArtifactSchema(tmp_path / "run").in_fold(0).augmentation_gate_json)
+    assert gate["ships"] is False
+    assert gate["better"] is None
 
 
 def test_too_few_groups_are_an_error_with_the_class(scenes, tmp_path, command):

@@ -45,9 +45,10 @@ class Phase5Config(Section):
     """Calibration, operating points and risk control."""
 
     method: Method = AUTO
-    """auto: the best single calibrator, or the ensemble of all if that is better; ensemble: always the ensemble;
-    multi_objective: by phase5.preference; mac_cal: the scores of phase5_maccal, not calibrated further; another name:
-    this calibrator."""
+    """auto: the ensemble if it is better than the uncalibrated scores, else the best single calibrator or none;
+    ensemble: always the ensemble; multi_objective: by phase5.preference; mac_cal: the scores of phase5_maccal, not
+    calibrated further; another name: this calibrator. Of one group, nothing is selected: the scores stay uncalibrated,
+    unless this names a calibrator."""
     selection: Literal["nll", "ece"] = "nll"
     """auto: the cross-fitted figure to minimise. ece is the rule of the specification; nll selects better."""
     ece_limit: float = Field(default=0.0, ge=0, le=1)
@@ -59,8 +60,8 @@ class Phase5Config(Section):
     risk: RiskConfig = RiskConfig()
     """The risk to bound, and how surely."""
     folds: int = Field(default=5, ge=2)
-    """Folds of VAL_CALIB for cross-fitting. A group is never divided between folds. If this is not set, there are fewer
-    where the groups are too few."""
+    """Folds of VAL_CALIB for cross-fitting. A group is never divided between folds. If this is not set and there are
+    fewer groups, there are as many folds as groups."""
     seed: Seed = 0
     """Seed of the folds, of the weights that multi_objective tries, and of the frame drawn from each track."""
 

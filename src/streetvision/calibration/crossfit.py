@@ -31,6 +31,12 @@ class CalibrationSet:
         groups = [group for group, selected in zip(self.groups, mask.tolist(), strict=True) if selected]
         return CalibrationSet(self.logits[mask], self.labels[mask], groups)
 
+    @property
+    def n_groups(self) -> int:
+        """Number of groups; a row without a group counts as one."""
+        named = [group for group in self.groups if group is not None]
+        return len(set(named)) + len(self.groups) - len(named)
+
 
 Fitter = Callable[[CalibrationSet], FittedCalibrator]
 
@@ -75,10 +81,10 @@ def crossfit_decisions(
         held_out = fold_of_row == fold
         training = rows.subset(~held_out)
         calibrator = fit(training)
-        # With one class, no threshold is better than another.
-        one_class = np.ptp(training.labels) == 0
-        scores = Predictions(training.labels, calibrator.probabilities(training.logits), training.groups)
-        threshold = 0.5 if one_class else bagged_threshold(scores, prevalence, seed=seed)
+        threshold = 0.5  # with one class, or no row, none is better than another
+        if len(np.unique(training.labels)) > 1:
+            scores = Predictions(training.labels, calibrator.probabilities(training.logits), training.groups)
+            threshold = bagged_threshold(scores, prevalence, seed=seed)
         probabilities[held_out] = calibrator.probabilities(rows.logits[held_out])
         decisions[held_out] = decide(probabilities[held_out], threshold)
     return Predictions(rows.labels, probabilities, rows.groups, decisions=decisions)
@@ -100,9 +106,10 @@ def assign_folds(groups: Sequence[str | None], *, folds: int, seed: int) -> NDAr
     keys = [group if group is not None else f"\0{i}" for i, group in enumerate(groups)]
     names, group_of_row, sizes = np.unique(keys, return_inverse=True, return_counts=True)
     if len(names) < folds:
+        possible = "leave out phase5.folds" if len(names) < 2 else f"set phase5.folds to at most {len(names)}"
         raise DataError(
-            f"VAL_CALIB has {len(names)} groups, but phase5.folds is {folds}",
-            f"set phase5.folds to at most {len(names)}, or increase the share of VAL_CALIB in data.fractions",
+            f"VAL_CALIB has {len(names)} group{'' if len(names) == 1 else 's'}, but phase5.folds is {folds}",
+            f"{possible}, or increase the share of VAL_CALIB in data.fractions",
         )
     # Largest groups first, each to the fold with the fewest rows so far.
     order = np.random.default_rng(seed).permutation(len(names))

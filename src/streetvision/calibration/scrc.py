@@ -11,7 +11,7 @@ from streetvision.calibration.config import ENSEMBLE, UNCALIBRATED, Phase5Config
 from streetvision.calibration.crossfit import CalibrationSet, crossfit_decisions
 from streetvision.calibration.ensemble import fit_named
 from streetvision.calibration.risk_control import RISK_NAMES, ScoredRows, abstained, certify
-from streetvision.calibration.selection import Selection, select_calibrator, select_retrained
+from streetvision.calibration.selection import SELECTORS, Selection, select_calibrator, select_retrained
 from streetvision.contracts.policies import (
     CalibratorState,
     EstimateWithInterval,
@@ -70,7 +70,12 @@ def fit_scrc(
     uncalibrated = fit_named(UNCALIBRATED, rows, {})
 
     def fit_fold(part: CalibrationSet) -> FittedCalibrator:
-        return select_calibrator(part, config).calibrator if base is None else uncalibrated
+        if base is not None or part.n_groups == 0:
+            return uncalibrated
+        if config.method not in SELECTORS:
+            return fit_named(config.method, part, {})
+        folds = min(config.folds, part.n_groups)
+        return select_calibrator(part, config.model_copy(update={"folds": folds})).calibrator
 
     folds, seed, resampling = config.folds, config.seed, Resampling(seed=config.seed)
     before = crossfit_decisions(lambda _: uncalibrated, base or rows, folds=folds, seed=seed)

@@ -63,8 +63,16 @@ class Selection:
 
 
 def select_calibrator(rows: CalibrationSet, config: Phase5Config) -> Selection:
-    """Return the calibrator that `config.method` selects, fitted on all rows."""
-    return SELECTORS.get(config.method, select_by_name)(rows, config)
+    """Return the calibrator that `config.method` selects, fitted on all rows.
+
+    Nothing is selected on one group: the scores stay uncalibrated, unless the method is the name of a calibrator.
+    """
+    if rows.n_groups > 1:
+        return SELECTORS.get(config.method, select_by_name)(rows, config)
+    name = UNCALIBRATED if config.method in SELECTORS else config.method
+    uncalibrated = fit_named(UNCALIBRATED, rows, {}).probabilities(rows.logits)
+    candidate = evaluate_candidate(UNCALIBRATED, rows.labels, uncalibrated, np.zeros(len(rows.labels), dtype=np.int64))
+    return Selection(name, fit_named(name, rows, {}), {}, (candidate,))
 
 
 def select_tiered(rows: CalibrationSet, config: Phase5Config) -> Selection:
@@ -140,7 +148,7 @@ def select_retrained(rows: CalibrationSet, base: CalibrationSet, config: Phase5C
         base: the scores of the original head for the same images; the tiered candidates are evaluated on them.
         config: settings of phase 5.
     """
-    candidates = select_tiered(base, config).candidates
+    candidates = select_calibrator(base, config.model_copy(update={"method": AUTO})).candidates
     uncalibrated = fit_named(UNCALIBRATED, rows, {})
     fold_of_row = assign_folds(rows.groups, folds=config.folds, seed=config.seed)
     retrained = evaluate_candidate(MAC_CAL, rows.labels, uncalibrated.probabilities(rows.logits), fold_of_row)

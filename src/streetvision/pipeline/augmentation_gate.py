@@ -17,18 +17,21 @@ from streetvision.training.scoring import apply_to_batches, evaluation_loader
 from streetvision.training.trainer import TrainerOptions, seed_all
 
 
-def accepted_augmentation(context: Context, classifier: Classifier, training: FinetuningConfig) -> AugmentationConfig:
+def accepted_augmentation(
+    context: Context, classifier: Classifier, training: FinetuningConfig, *, problem: str | None = None
+) -> AugmentationConfig:
     """The configured policy, or PLAIN if the gate leaves it out.
 
     Every run starts from a copy of `classifier`, whose trainable parameters are marked. The two runs of a pair share
-    seed and order of rows. The NLL is that of the mean logits over the runs, after calibration.
+    seed and order of rows. The NLL is that of the mean logits over the runs, after calibration. With a `problem`, there
+    are no runs.
     """
     policy = context.settings(AugmentationConfig)
     if policy.gate == "off":
         return policy
     rows = context.rows(Split.VAL_SELECT)
     augmented = plain = None
-    problem = one_group_problem(rows)
+    problem = problem or one_group_problem(rows)
     if problem is None:
         runs = [(number, variant) for number in range(policy.gate_runs) for variant in (policy, PLAIN)]
         logits = [

@@ -1,36 +1,26 @@
 """The number of folds of phase 5, when VAL_CALIB has few groups."""
 
-from collections.abc import Sequence
-
 from streetvision.calibration.config import Phase5Config
-from streetvision.calibration.crossfit import assign_folds
+from streetvision.calibration.crossfit import CalibrationSet
+from streetvision.calibration.selection import SELECTORS
 from streetvision.contracts.progress import Progress
 
 
-def with_possible_folds(config: Phase5Config, groups: Sequence[str | None], progress: Progress) -> Phase5Config:
-    """Return the settings of phase 5, with fewer folds if they are the default and the groups are too few for them.
-
-    The selection of a calibrator divides the rows outside a fold into as many folds again.
+def with_possible_folds(config: Phase5Config, rows: CalibrationSet, progress: Progress) -> Phase5Config:
+    """Return the settings of phase 5, with as many folds as groups if there are fewer groups than the default.
 
     Args:
         config: The settings.
-        groups: (N,) group ids; None: the row is a group of its own.
+        rows: The rows of VAL_CALIB.
         progress: Receives the choice.
     """
-    if "folds" in config.model_fields_set:
+    folds = rows.n_groups
+    if "folds" in config.model_fields_set or folds >= config.folds:
         return config
-    names = [name if name is not None else position for position, name in enumerate(groups)]
-    total = len(set(names))
-    for folds in range(min(config.folds, total), 1, -1):
-        of_row = assign_folds(groups, folds=folds, seed=config.seed).tolist()
-        outside = [
-            len({name for name, place in zip(names, of_row, strict=True) if place != fold}) for fold in range(folds)
-        ]
-        if min(outside) >= folds:
-            break
-    else:
-        return config  # too few for any; phase 5 reports it
-    if folds == config.folds:
-        return config
-    progress.auto_setting(f"phase5.folds={folds}", f"VAL_CALIB has {total} groups")
+    reason = f"VAL_CALIB has {folds} group{'' if folds == 1 else 's'}"
+    if folds == 1:
+        reason += ", so nothing is cross-fitted: the metrics are those of uncalibrated scores at threshold 0.5"
+    elif folds == 2 and config.method in SELECTORS:
+        reason += "; a calibrator is not selected on one, so the cross-fitted metrics are those of uncalibrated scores"
+    progress.auto_setting(f"phase5.folds={folds}", reason)
     return config.model_copy(update={"folds": folds})

@@ -79,7 +79,7 @@ def fit_probe_chain(
         )
         return ProbeChain(probe, None, threshold)
     calibration = CalibrationSet(logits.numpy(), labels[scored], [groups[position] for position in scored])
-    settings = with_possible_folds(config.phase5, calibration.groups, Silent())
+    settings = with_possible_folds(config.phase5, calibration, Silent())
     calibrator = select_calibrator(calibration, settings).calibrator
     predictions = Predictions(calibration.labels, calibrator.probabilities(calibration.logits), calibration.groups)
     return ProbeChain(probe, calibrator, bagged_threshold(predictions, seed=config.phase5.seed))

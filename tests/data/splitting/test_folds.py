@@ -103,6 +103,14 @@ def test_few_groups_give_fewer_folds_and_too_few_are_an_error():
         make(index_of([row("only.png", 1), *ungrouped(50, 0).rows]))
 
 
+@pytest.mark.parametrize("n_groups", [1, 2])
+def test_too_few_groups_next_to_a_given_val_test_are_an_error(n_groups):
+    index = grouped([(2, 2)] * (n_groups + 1))
+    test = {entry.sha256: NO_FOLD for entry in index.rows if entry.group == index.rows[0].group}
+    with pytest.raises(DataError):
+        make(index, existing_folds=test, keep_test=True)
+
+
 @given(seed=st.integers(0, 3), more=st.integers(0, 40))
 @settings(max_examples=10, deadline=None)
 def test_earlier_rows_keep_their_fold(seed, more):

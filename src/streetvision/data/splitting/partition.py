@@ -270,7 +270,8 @@ def missing_class(partition: Partition, *, any_test: bool = False) -> str | None
     counts: dict[str, dict[str, int]] = {split.value: count for split, count in count_rows(partition).items()}
     if partition.folds is not None:
         test = counts[Split.VAL_TEST]
-        counts = {f"fold {fold}": count for fold, count in enumerate(count_fold_rows(partition))}
+        counts = {f"fold {fold}": dict.fromkeys(partition.index.class_names, 0) for fold in range(FEWEST_FOLDS)}
+        counts |= {f"fold {fold}": count for fold, count in enumerate(count_fold_rows(partition))}
         counts[Split.VAL_TEST.value] = test
     if any_test:
         del counts[Split.VAL_TEST.value]

@@ -32,7 +32,7 @@ def run(context: Context) -> Outcome:
     artifacts = MAC_CAL_SCORES if config.method == MAC_CAL else CVFM_SCORES if fuses(context) else SCORES
     scores = open_scores(context, Split.VAL_CALIB, artifacts)
     rows = CalibrationSet(scores.logits.numpy(), scores.labels.numpy(), groups_of(context, scores))
-    config = with_possible_folds(config, rows.groups, context.progress)
+    config = with_possible_folds(config, rows, context.progress)
     base = None
     if config.method == MAC_CAL:
         # The retrained head is compared with phase 1's.
@@ -115,7 +115,10 @@ def _write_front(fitted: ScrcFit, context: Context) -> tuple[Path, ...]:
 def _summary(params: ScrcParams, metrics: dict[str, float | int | None]) -> str:
     name = MAC_CAL if params.method == MAC_CAL else params.calibrator.name
     if name == UNCALIBRATED:
-        reason = "not calibrated" if params.method == UNCALIBRATED else "not calibrated, as no calibrator helps"
+        reason = "not calibrated"
+        if params.method != UNCALIBRATED:
+            only = len(params.candidates) == 1
+            reason += ", as VAL_CALIB has one group" if only else ", as no calibrator helps"
         calibration = f"{reason}; NLL {metrics['nll_before']:.3f}, ECE {metrics['ece_before']:.3f}"
     else:
         by_weight = sorted(params.ensemble_weights.items(), key=lambda member: -member[1])

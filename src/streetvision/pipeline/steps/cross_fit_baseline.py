@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streetvision.contracts.errors import ArtifactError, ConfigError
+from streetvision.contracts.errors import ArtifactError, ConfigError, DataError
 from streetvision.contracts.phase import Context, Metrics, Outcome
 from streetvision.contracts.policies import Artifact, Digest, Gate
 from streetvision.contracts.settings import no_effect
@@ -291,7 +291,10 @@ def _accepted_augmentation(
     if policy.gate == "off":
         return policy
     with_select = next(islice(context.folds(), fold.fold, None))
-    start = _with_solved_head(initial, representation, with_select)
+    try:
+        start = _with_solved_head(initial, representation, with_select)
+    except DataError as error:  # of three folds, one is TRAIN
+        return accepted_augmentation(with_select, initial, config, problem=error.message)
     seed_all(config.seed)  # adapters are drawn
     prepare(start, config)
     return accepted_augmentation(with_select, start, config)
