@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Silent
-from streetvision.training.probe import STRENGTHS, FeatureBank, Representation, fit_probe
+from streetvision.training.probe import STRENGTHS, FeatureBank, Representation, fit_probe, grouped_folds
 
 BLOCKS, WIDTH = 3, 4
 ONE = (Representation("cls", 1),)
@@ -111,3 +111,13 @@ def test_a_class_with_one_group_is_refused():
     features, labels = drawn(20)
     with pytest.raises(DataError, match="one group"):
         fitted(features, labels, groups=["a" if label else n for n, label in enumerate(labels)])
+
+
+def test_the_rows_outside_every_fold_have_both_classes():
+    """A stratified split of these three groups puts all positives in one fold."""
+    labels, groups = np.repeat([0, 1, 0, 1], [100, 100, 50, 1]), np.repeat(["a", "b", "c"], [100, 100, 51])
+    folds = grouped_folds(labels, groups, seed=0)
+    assert all(set(labels[folds != fold]) == {0, 1} for fold in np.unique(folds))
+    assert all(len(set(folds[groups == group])) == 1 for group in "abc")
+    features, _ = drawn(len(labels))
+    assert np.isfinite(fitted(features, labels, groups=groups).weight).all()

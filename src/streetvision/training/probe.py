@@ -14,6 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Progress
+from streetvision.data.splitting.stratified import assign_groups
 
 FloatArray = NDArray[np.float64]
 FOLDS = 5
@@ -196,6 +197,8 @@ def _out_of_fold_losses(
 def grouped_folds(labels: NDArray[np.int64], groups: Sequence[object], *, seed: int) -> NDArray[np.int64]:
     """Return the fold of each row (N,): grouped and stratified; fewer than FOLDS where a class has fewer groups.
 
+    The rows outside each fold have both classes.
+
     Raises:
         DataError: A class has one group only, so a fold without it has one class only.
     """
@@ -210,7 +213,19 @@ def grouped_folds(labels: NDArray[np.int64], groups: Sequence[object], *, seed: 
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     for fold, (_, test) in enumerate(splitter.split(labels, labels, units)):
         of_rows[test] = fold
+    # scikit-learn may put all groups of a class in one fold.
+    of_groups = np.stack([np.bincount(units[labels == label], minlength=units.max() + 1) for label in (0, 1)], axis=1)
+    for fewer in range(count, 1, -1):
+        if _can_be_trained(of_rows, labels):
+            break
+        of_rows = assign_groups(of_groups, np.full(fewer, 1 / fewer), singles=np.zeros(2, dtype=np.int64))[units]
     return of_rows
+
+
+def _can_be_trained(of_rows: NDArray[np.int64], labels: NDArray[np.int64]) -> bool:
+    """Whether every fold has rows, and the rows outside it have both classes."""
+    folds = of_rows == np.arange(of_rows.max() + 1)[:, None]
+    return bool(folds.any(axis=1).all()) and all(len(np.unique(labels[~fold])) == 2 for fold in folds)
 
 
 def _standard_error(differences: FloatArray, units: NDArray[np.int64]) -> float:
