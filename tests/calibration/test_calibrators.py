@@ -77,7 +77,10 @@ class TestContract:
         logits, labels = draw(20)
         bad = logits.copy()
         bad[3, 0] = np.nan
-        for case in ((bad, labels), (logits, labels[:-1]), (logits, labels + 1), (logits[:0], labels[:0])):
+        huge = logits.astype(np.float64)
+        huge[3] = [0, 1e200]
+        cases = [(bad, labels), (logits, labels[:-1]), (logits, labels + 1), (logits[:0], labels[:0])]
+        for case in (*cases, (huge, labels), (logits.astype(str), labels), (logits, labels.astype(str))):
             with pytest.raises(DataError):
                 make_calibrator(name).fit(*case)
 

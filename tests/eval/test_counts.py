@@ -57,6 +57,8 @@ def test_inputs_are_left_as_they_were():
         ([0, 1], [0.1, float("nan")], "1 of 2"),
         ([0, 1, 1], [-0.1, 1.5, 0.2], "2 of 3"),
         ([0, 1], [0.1, float("inf")], "1 of 2"),
+        ([0, 1], ["a", "b"], "probabilities"),
+        ([0, 1], [0.1, 0.2j], "probabilities"),
     ],
 )
 def test_invalid_arrays_are_errors(labels, probabilities, message):

@@ -152,6 +152,14 @@ def test_counts_do_not_overflow_on_many_rows():
         (np.zeros(2), [0, 1], r"\(N, 2\)"),
         ([[0.0, float("nan")], [0.0, 1.0]], [0, 1], "1 of 2 rows of logits"),
         (torch.tensor([[0.0, float("inf")], [0.0, 1.0]]), [0, 1], "1 of 2 rows of logits"),
+        ([[0, None], [1, 2]], [0, 1], "logits"),
+        ([["0", "1"], ["1", "2"]], [0, 1], "logits"),
+        (np.zeros((2, 2), dtype=complex), [0, 1], "logits"),
+        ([[0, 1], [2]], [0, 1], "logits"),
+        (np.array([[0, 10**400], [1, 2]], dtype=object), [0, 1], "logits"),
+        (np.zeros((2, 2)), ["a", "b"], "labels"),
+        (np.zeros((2, 2)), [0, None], "labels"),
+        (np.zeros((2, 2)), [[0], [1, 1]], "labels"),
     ],
 )
 def test_invalid_input_is_an_error(logits, labels, message):

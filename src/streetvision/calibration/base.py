@@ -13,9 +13,11 @@ from pydantic import JsonValue, ValidationError
 
 from streetvision.contracts.errors import ArtifactError, DataError, NotFittedError
 from streetvision.contracts.policies import Artifact
-from streetvision.eval.counts import BoolArray, FloatArray, checked_labels
+from streetvision.eval.counts import BoolArray, FloatArray, checked_labels, real_array
 
 Learned = TypeVar("Learned", bound=Artifact)
+LARGEST_MARGIN = 1e100
+"""The squares of larger margins overflow. Those of float32 logits are below 1e39."""
 
 
 class FittedCalibrator(Protocol):
@@ -35,7 +37,7 @@ class Calibrator(FittedCalibrator, Protocol):
 
     Raises:
         NotFittedError: used before `fit`.
-        DataError: logits that are not finite or not (N, 2).
+        DataError: logits that `margins` refuses.
     """
 
     def fit(self, logits: ArrayLike, labels: ArrayLike) -> Self:
@@ -114,13 +116,19 @@ def margins(logits: ArrayLike) -> FloatArray:
     """Return the logit of class 1 minus the logit of class 0: (N, 2) -> (N,) float64.
 
     Raises:
-        DataError: the logits are not finite or not (N, 2).
+        DataError: the logits are not numbers, not finite or not (N, 2), or a margin is above LARGEST_MARGIN.
     """
-    pairs = np.asarray(logits, dtype=np.float64)
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or not np.isfinite(pairs).all():
-        n_invalid = int((~np.isfinite(pairs)).sum())
+    pairs = real_array(logits, "logits").astype(np.float64, copy=False)
+    hint = "give the raw two-class logits of the model"
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise DataError(f"logits must have shape (N, 2); got {pairs.shape}", hint)
+    with np.errstate(over="ignore", invalid="ignore"):
+        margin: FloatArray = pairs[:, 1] - pairs[:, 0]
+    allowed = np.abs(margin) <= LARGEST_MARGIN  # NaN is not
+    if not allowed.all():
+        n_invalid = int((~allowed).sum())
         raise DataError(
-            f"logits must be finite and of shape (N, 2), got {pairs.shape} with {n_invalid} non-finite values",
-            "give the raw two-class logits of the model",
+            f"logits must be finite and differ by at most {LARGEST_MARGIN:g}; {n_invalid} of {len(margin)} rows do not",
+            hint,
         )
-    return pairs[:, 1] - pairs[:, 0]
+    return margin

@@ -108,13 +108,38 @@ def threshold_counts(labels: ArrayLike, probabilities: ArrayLike) -> ThresholdCo
     return ThresholdCounts(scores=keys[last_of_tie].view(np.float64), tp=tp, fp=fp)
 
 
+def real_array(values: ArrayLike, name: str) -> NDArray[Any]:
+    """The values as an array of real numbers, of their own type if they have one.
+
+    Args:
+        values: An array, or nested sequences.
+        name: What they are, for the message.
+
+    Raises:
+        DataError: the values are not numbers, are complex, or have rows of different lengths.
+    """
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind == "O":
+            array = array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        found = "other values, or rows of different lengths"
+    else:
+        if array.dtype.kind in "fiub":
+            return array
+        found = f"values of type {array.dtype}"
+    raise DataError(f"{name} must be real numbers; got {found}", "pass an array of numbers")
+
+
 def checked_arrays(labels: ArrayLike, probabilities: ArrayLike) -> tuple[BoolArray, FloatArray]:
     """Labels (N,) as booleans and probabilities (N,) as float64.
 
     Raises:
-        DataError: no rows, different shapes, labels other than 0 and 1, probabilities outside [0, 1] or not finite.
+        DataError: no rows, different shapes, labels other than 0 and 1, probabilities outside [0, 1], not finite or not
+            numbers.
     """
-    truth, p = checked_labels(labels), np.asarray(probabilities, dtype=np.float64)
+    truth = checked_labels(labels)
+    p = real_array(probabilities, "probabilities").astype(np.float64, copy=False)
     if p.shape != truth.shape:
         raise DataError(
             f"expected one probability per label, shape {truth.shape}; got shape {p.shape}",
@@ -135,7 +160,7 @@ def checked_labels(labels: ArrayLike) -> BoolArray:
     Raises:
         DataError: no rows, another number of dimensions, labels other than 0 and 1.
     """
-    values = np.asarray(labels)
+    values = real_array(labels, "labels")
     if values.ndim != 1 or values.size == 0:
         raise DataError(
             f"expected a one-dimensional array of at least one label; got shape {values.shape}",

@@ -24,6 +24,7 @@ from streetvision.eval.counts import (
     Values,
     checked_arrays,
     confusion_counts,
+    real_array,
     threshold_counts,
 )
 
@@ -38,9 +39,9 @@ def positive_probability(logits: ArrayLike) -> FloatArray:
     rows everywhere.
 
     Raises:
-        DataError: the logits are not (N, 2), or not finite.
+        DataError: the logits are not (N, 2), not finite, or not numbers.
     """
-    pairs = np.asarray(logits)
+    pairs = real_array(logits, "logits")
     if pairs.ndim != 2 or pairs.shape[1] != 2:
         raise DataError(
             f"logits must have shape (N, 2), one column per class; got {pairs.shape}",

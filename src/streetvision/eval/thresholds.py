@@ -203,10 +203,10 @@ def plot_mcc_curve(
     return content
 
 
-def _as_numpy(values: Any) -> NDArray[Any]:
-    """A numpy array of a tensor or anything array-like; bfloat16, which numpy lacks, becomes float32."""
+def _as_numpy(values: Any) -> Any:
+    """A numpy array of a tensor, and other values as they are; bfloat16, which numpy lacks, becomes float32."""
     if not hasattr(values, "detach"):
-        return np.asarray(values)
+        return values
     tensor = values.detach().cpu()
     array: NDArray[Any] = (tensor.float() if tensor.element_size() < FLOAT32_BYTES else tensor).numpy()
     return array
