@@ -329,6 +329,19 @@ def test_one_repeat_has_the_figures_of_its_predictions():
     assert cross_validated_intervals([predictions, predictions], folds=5)["mcc"] == ours["mcc"]
 
 
+def test_resamples_that_lost_a_class_do_not_widen_the_interval():
+    """Two groups of eight have positives: a tenth of the resamples has none."""
+    groups = np.repeat(np.arange(8), 20)
+    labels = (groups < 2) & (np.arange(160) % 2 == 0)
+    wrong = np.isin(np.arange(160), [0, 20, 22, 24, 60, 90])
+    predictions = Predictions(labels, np.where(labels ^ wrong, 0.9, 0.1), groups.tolist())
+    found = cross_validated_intervals([predictions, predictions], folds=5)
+    assert found["recall"].estimate == 0.8
+    assert found["recall"].method == "t"
+    assert found["recall"].low > 0.5
+    assert found["mcc"].low > 0.4
+
+
 def test_the_interval_is_wider_with_fewer_folds():
     generator = np.random.default_rng(0)
     labels = np.arange(200) % 2

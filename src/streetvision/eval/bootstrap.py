@@ -47,7 +47,7 @@ def bootstrap_intervals(predictions: Predictions, resampling: Resampling = DEFAU
     order = np.argsort(predictions.probabilities, kind="stable")  # sorted rows need no gather for each resample
     rows = predictions.subset(order)
     units = predictions.units.reordered(order)
-    (drawn,) = map(_without_one_class_resamples, replicates([SortedScores(rows)], units, resampling))
+    (drawn,) = map(without_one_class_resamples, replicates([SortedScores(rows)], units, resampling))
     estimates = all_metrics(rows.labels, rows.probabilities, rows.decisions)
     unit_counts = units.counts(rows.labels, rows.decisions)
     class_units = intervals.units_of_classes(unit_counts)
@@ -118,7 +118,7 @@ def mean_difference(
     differences = []
     for pair, part in zip(pairs, (slice(*ends) for ends in pairwise(ends)), strict=True):
         drawn = replicates([SortedScores(model) for model in pair], units, resampling, rows=part)
-        a, b = map(_without_one_class_resamples, drawn)
+        a, b = map(without_one_class_resamples, drawn)
         differences.append({name: a[name] - b[name] for name in METRICS})
     estimates = [[all_metrics(model.labels, model.probabilities, model.decisions) for model in pair] for pair in pairs]
     labels = np.concatenate([variant.labels for variant, _ in pairs])
@@ -148,7 +148,7 @@ def mean_difference(
     return {name: difference(name) for name in METRICS}
 
 
-def _without_one_class_resamples(drawn: dict[str, FloatArray]) -> dict[str, FloatArray]:
+def without_one_class_resamples(drawn: dict[str, FloatArray]) -> dict[str, FloatArray]:
     """The replicates, with nan for count metrics and areas of resamples that lost one of the two classes.
 
     These metrics are 0 there by convention, which does not describe the model. ROC-AUC is nan in these resamples.

@@ -9,7 +9,12 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from streetvision.eval import intervals
-from streetvision.eval.bootstrap import Difference, bootstrap_intervals, paired_difference
+from streetvision.eval.bootstrap import (
+    Difference,
+    bootstrap_intervals,
+    paired_difference,
+    without_one_class_resamples,
+)
 from streetvision.eval.intervals import Interval
 from streetvision.eval.metrics import METRICS, Basis, all_metrics
 from streetvision.eval.predictions import Predictions
@@ -42,7 +47,8 @@ def cross_validated_intervals(
     """
     first = repeats[0]
     units = first.units
-    drawn = replicates([SortedScores(repeat) for repeat in repeats], units, resampling)
+    resampled = replicates([SortedScores(repeat) for repeat in repeats], units, resampling)
+    drawn = [without_one_class_resamples(of_repeat) for of_repeat in resampled]
     estimates = [all_metrics(repeat.labels, repeat.probabilities, repeat.decisions) for repeat in repeats]
     without_spread = bootstrap_intervals(first, resampling)
     widening = _widening(units.count, resampling.level, folds)
