@@ -352,6 +352,12 @@ def test_a_collapsed_run_is_an_error(rows, monkeypatch):
         trained(rows, config())
 
 
+def test_two_images_are_no_collapse_to_a_line(rows, monkeypatch):
+    monkeypatch.setattr(collapse_monitor, "MAX_UNIFORMITY", 0.0)
+    _, monitor = trained(rows[:34], config())
+    assert monitor.history[-1]["effective_rank"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     "changes", [{"momentum": 0.01, "learning_rate": 0.02}, {"momentum": 0.5, "learning_rate": 5e-3}]
 )

@@ -153,6 +153,19 @@ class TestSwav:
         scores = torch.eye(4).repeat(3, 1)
         assert torch.equal(sinkhorn(scores).argmax(1), scores.argmax(1))
 
+    def test_codes_in_float32_equal_those_in_float64(self):
+        scores = torch.rand(256, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        codes = sinkhorn(scores)
+        assert codes.dtype == torch.float32
+        torch.testing.assert_close(codes.double(), sinkhorn(scores.double()), rtol=1e-4, atol=1e-6)
+
+    def test_the_codes_need_no_float64(self, monkeypatch):
+        def unsupported(_):
+            raise TypeError("the MPS framework doesn't support float64")
+
+        monkeypatch.setattr(torch.Tensor, "double", unsupported, raising=False)
+        assert torch.isfinite(sinkhorn(torch.randn(6, 4))).all()
+
     def test_codes_do_not_overflow(self):
         assert torch.isfinite(sinkhorn(torch.randn(6, 4).bfloat16() * 100)).all()
 

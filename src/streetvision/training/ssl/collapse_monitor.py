@@ -22,6 +22,8 @@ MAX_UNIFORMITY = -0.002
 """Above it the embeddings are one point: their mean cosine is over 0.9995. A BYOL run that recovered reached -0.019."""
 MIN_EFFECTIVE_RANK = 1.5
 """Below it the embeddings are on one line."""
+FEWEST_RANKED_IMAGES = 4
+"""Images from which the effective rank is checked: around their mean, N embeddings have a rank of N - 1 at most."""
 
 
 class CollapseMonitor(EpochLogger):
@@ -52,6 +54,7 @@ class CollapseMonitor(EpochLogger):
     ) -> None:
         super().__init__(config, progress, loggers)
         self.select, self.probe, self.groups = select, probe, groups
+        self.n_images = 0
 
     def status(self) -> str:
         """Return the loss on VAL_SELECT."""
@@ -74,7 +77,8 @@ class CollapseMonitor(EpochLogger):
             measured["anchor_distance"] = pl_module.pop_anchor_distance()
         self.log_epoch(trainer, measured)
         row = self.history[-1]
-        if row["uniformity"] > MAX_UNIFORMITY or row["effective_rank"] < MIN_EFFECTIVE_RANK:
+        on_a_line = row["effective_rank"] < MIN_EFFECTIVE_RANK and self.n_images >= FEWEST_RANKED_IMAGES
+        if row["uniformity"] > MAX_UNIFORMITY or on_a_line:
             raise StreetVisionError(
                 f"the embeddings have collapsed in epoch {epoch}: every image has nearly the same one "
                 f"(effective rank {row['effective_rank']:.1f}, uniformity {row['uniformity']:.3f})",
@@ -86,6 +90,7 @@ class CollapseMonitor(EpochLogger):
         with _evaluation_mode(module):
             loss, first, second = self._evaluate_select(module)
             features, labels = self._probe_features(module)
+        self.n_images = len(first)
         return {
             "select_loss": loss,
             "alignment": alignment(first, second),

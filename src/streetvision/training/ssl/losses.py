@@ -213,9 +213,10 @@ def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, rounds: int = 3) -> Tenso
     """Return soft assignments (N, K) of rows to prototypes that use all prototypes equally, over all processes.
 
     This is the alternating normalisation of exp(scores / epsilon) by Sinkhorn and Knopp; every row sums to 1. It works
-    on logarithms, because exp of a similarity over 0.05 overflows in half precision.
+    on logarithms, because exp of a similarity over 0.05 overflows in half precision, and in float32 at least: an Apple
+    GPU has no float64.
     """
-    logs = scores.double() / epsilon
+    logs = _at_least_float32(scores) / epsilon
     for _ in range(rounds):
         # Over the rows of all processes, (1, K); then over the prototypes, (N, 1).
         column_sums = _gather_without_gradient(logs.logsumexp(dim=0, keepdim=True)).logsumexp(dim=0, keepdim=True)
