@@ -448,9 +448,8 @@ def train_rides(command, index, run, *settings):
     return code, out + err
 
 
-@pytest.mark.parametrize("method", ["auto", "temperature"])
-def test_four_rides_are_enough(rides, tmp_path, command, method):
-    code, out = train_rides(command, rides(4), tmp_path / "run", f"phase5.method={method}")
+def test_four_rides_are_enough(rides, tmp_path, command):
+    code, out = train_rides(command, rides(4), tmp_path / "run")
     assert code == 0, out
     assert out.count("phase5.folds=3: VAL_CALIB has 3 groups") == 1
     assert ArtifactSchema(tmp_path / "run").bundle_json.is_file()
