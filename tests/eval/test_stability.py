@@ -77,6 +77,16 @@ def test_bagged_threshold_of_separated_classes_is_between_them():
     assert p[~labels].max() < bagged_threshold(Predictions(labels, p)) < p[labels].min()
 
 
+def test_bagged_threshold_is_within_the_scores_though_some_resamples_have_no_useful_one():
+    p = 0.5 + 0.001 * np.array([3, 4, 0, 5, 1, 2])
+    found = bagged_threshold(Predictions([0, 0, 0, 1, 1, 1], p))
+    drawn = [row for weights in draw_weights(units_of([None] * 6, 6), 100, seed=0) for row in weights]
+    two_classes = [row for row in drawn if 0 < row[:3].sum() < 6]
+    chosen = [threshold_for_prevalence(np.repeat([0, 0, 0, 1, 1, 1], row), np.repeat(p, row)) for row in two_classes]
+    assert not p.min() < expit(np.mean(logit(chosen))) < p.max()
+    assert p.min() < found < p.max()
+
+
 @pytest.mark.parametrize("p", [[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
 def test_bagged_threshold_of_saturated_probabilities_is_inside_the_unit_interval(p):
     assert 0 < bagged_threshold(Predictions([0, 0, 1, 1], p)) < 1

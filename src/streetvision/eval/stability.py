@@ -80,7 +80,8 @@ def bagged_threshold(predictions: Predictions, prevalence: float | None = None, 
 
     The optimum of one set of rows depends on a few rows near it. Its mean over resamples (bagging, Breiman 1996) varies
     less, as Buehlmann and Yu (2002) show for estimators with jumps. `docs/concepts/calibration.md` has the MCC that
-    this gains on other rows.
+    this gains on other rows. Where no threshold of a resample has a positive MCC, the best is outside the scores, at a
+    distance that means nothing; it counts as the nearest score.
 
     Args:
         predictions: N rows in U units.
@@ -91,7 +92,8 @@ def bagged_threshold(predictions: Predictions, prevalence: float | None = None, 
         DataError: One class only, or a prevalence outside (0, 1).
     """
     optima = _resampled_optima(predictions, Resampling(n_resamples=N_BAGGED, seed=seed), prevalence)
-    return float(expit(np.clip(logit(optima), -MAX_LOG_ODDS, MAX_LOG_ODDS).mean()))
+    within = np.clip(optima, predictions.probabilities.min(), predictions.probabilities.max())
+    return float(expit(np.clip(logit(within), -MAX_LOG_ODDS, MAX_LOG_ODDS).mean()))
 
 
 def _resampled_optima(predictions: Predictions, resampling: Resampling, prevalence: float | None) -> FloatArray:
