@@ -1,3 +1,4 @@
+import shlex
 from importlib import resources
 from pathlib import Path
 
@@ -105,6 +106,22 @@ def test_recorded_settings_compose_to_the_same_values():
 def test_a_wrong_setting_is_an_error_that_names_the_cause(override, message):
     with pytest.raises(ConfigError, match=message):
         compose_config([override])
+
+
+@pytest.mark.parametrize(
+    ("override", "setting"),
+    [
+        ("data.class_names=None,Roadwork", ["data.class_names=[None,Roadwork]"]),
+        ("data.class_names=no, yes", ['data.class_names=["no","yes"]']),
+        ("data.class_names=[no,yes]", ['data.class_names=["no","yes"]']),
+        ("augmentation.scales=0.5,0.25", ["augmentation.scales=[0.5,0.25]"]),
+    ],
+)
+def test_the_hint_of_a_list_is_a_setting_that_is_read(override, setting):
+    with pytest.raises(ConfigError) as caught:
+        compose_config([override])
+    assert shlex.split(caught.value.hint)[-1:] == setting
+    compose_config(setting)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,18 @@
 """What all sections of the configuration share: their base class, seeds, digests, and variants of a section."""
 
-from collections.abc import Sequence
+import json
+import re
+import shlex
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic.fields import FieldInfo
 
 from streetvision.contracts.errors import ConfigError
+
+PLAIN = re.compile(r"(?!(yes|no|on|off|true|false|null)$)[^\W\d_]([\w -]*\w)?|(0|[1-9]\d*)(\.\d*[1-9])?", re.IGNORECASE)
+"""Text that YAML reads as itself, or as a number that is written like this again."""
 
 RESULT_NEUTRAL = "result neutral"
 """Annotates a setting that does not change a result, for example a number of processes."""
@@ -56,6 +62,17 @@ def common_base(models: Sequence[type[BaseModel]]) -> type[BaseModel]:
     """Return the nearest base class that all `models` have."""
     first, *others = models
     return next(base for base in first.__mro__ if all(issubclass(other, base) for other in others))
+
+
+def list_setting(key: str, values: Iterable[str]) -> str:
+    """Return KEY=[VALUE,...] for a hint: quoted for a shell, with quotes around values that YAML reads as another type.
+
+    Args:
+        key: A setting that is a list.
+        values: Its values.
+    """
+    quoted = (value if PLAIN.fullmatch(value) else json.dumps(value, ensure_ascii=False) for value in values)
+    return shlex.quote(f"{key}=[{','.join(quoted)}]")
 
 
 def no_effect(key: str, condition: str, hint: str) -> ConfigError:

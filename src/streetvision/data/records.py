@@ -1,7 +1,6 @@
 """The images that a data set lists, before any file is opened, and the labels as text."""
 
 import re
-import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from streetvision.contracts.errors import DataError
+from streetvision.contracts.settings import list_setting
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -157,8 +157,7 @@ def missing_label_warnings(labels: Iterable[str], class_names: tuple[str, str]) 
 
 def class_names_hint(class_names: tuple[str, str]) -> str:
     """Hint that names the setting of the class names, quoted for a shell."""
-    setting = f"data.class_names=[{','.join(class_names)}]"
-    return f"names are set by {shlex.quote(setting)}"
+    return f"names are set by {list_setting('data.class_names', class_names)}"
 
 
 def check_both_classes(

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from yaml import YAMLError, safe_load
 
 from streetvision.contracts.errors import ConfigError, unknown_name
-from streetvision.contracts.settings import no_effect, result_affecting, variants
+from streetvision.contracts.settings import list_setting, no_effect, result_affecting, variants
 from streetvision.io.atomic import sha256_json
 from streetvision.io.user_paths import user_path
 from streetvision.io.yaml_files import read_yaml
@@ -294,7 +294,14 @@ def _config_error(error: ValidationError, values: Mapping[str, object]) -> Confi
         same = [e["msg"] for e in (first, *others) if _Place(e["loc"]).key == place.key]
         message = " or ".join(text[:1].lower() + text[1:] for text in same)
     unquoted = first["type"] == "string_type" and isinstance(given, bool | int | float)
-    hint = "put the value in quotes: YAML reads yes, no, on, off and numbers as other types" if unquoted else None
+    hint = None
+    if unquoted:
+        hint = "put the value in double quotes: YAML reads yes, no, on, off and numbers as other types"
+        if isinstance(first["loc"][-1], int):
+            example = list_setting(place.key.rpartition(".")[0], ["no", "yes"])
+            hint = f"{hint}; for a list in a shell: {example}"
+    elif first["type"] == "tuple_type" and isinstance(given, str) and not others:
+        hint = f"write a list in brackets: {list_setting(place.key, map(str.strip, given.split(',')))}"
     return ConfigError(f"{place.key}={given!r}: {message}", hint)
 
 

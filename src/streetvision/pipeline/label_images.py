@@ -258,6 +258,7 @@ def _read_images(
                 source_column=data.source_column,
                 coco=data.coco,
                 one_class=True,
+                other_folders=True,  # they may be images to label
             )
         )
     if pool:

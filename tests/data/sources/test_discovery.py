@@ -98,7 +98,18 @@ class TestFolders:
         error = error_of(tmp_path)
         found = "found: none 2, roadwork 0, works 1"
         assert error.message == f"data.root {str(tmp_path)!r} has no images of class 'Roadwork' ({found})"
-        assert "data.class_names='[none,works]'" in error.hint
+        assert "'data.class_names=[none,works]'" in error.hint
+
+    def test_one_class_is_accepted_unless_another_folder_may_be_the_other_one(self, tmp_path):
+        touch(tmp_path, "roadwork/a.png", "notes/readme.txt")
+        assert [image.label for image in listing_of(tmp_path, one_class=True).images] == [1]
+        touch(tmp_path, "clear/b.png")
+        error = error_of(tmp_path, one_class=True)
+        assert "no images of class 'None'" in error.message
+        assert "'data.class_names=[clear,roadwork]'" in error.hint
+        assert len(listing_of(tmp_path, one_class=True, other_folders=True).images) == 1
+        touch(tmp_path, "none/c.png")
+        assert len(listing_of(tmp_path, one_class=True).images) == 2
 
     @pytest.mark.parametrize("name", ["labels.parquet", "features.parquet", "data/features.parquet"])
     def test_parquet_files_next_to_class_folders(self, tmp_path, name):
@@ -155,6 +166,30 @@ class TestCsv:
         touch(tmp_path, "none/a.png", "roadwork/b.png")
         write_csv(tmp_path, "path,label,group\nnone/a.png,0,g\nroadwork/b.png,1,h\n")
         assert [image.group for image in listing_of(tmp_path).images] == ["g", "h"]
+
+    @pytest.mark.parametrize("name", ["index.csv", "labels.json"])
+    def test_images_that_a_table_of_the_folder_does_not_list_are_warned_of(self, tmp_path, name):
+        touch(tmp_path, *(f"{folder}/{number}.png" for folder in ("none", "roadwork") for number in range(3)))
+        touch(tmp_path, "none/notes.txt", "none/.hidden.png", "run/splits.json", "run/curve.png", "__MACOSX/a.png")
+        paths = [str(tmp_path / "none" / "0.png"), "./none/1.png", "none/../roadwork/0.png"]
+        entries = [{"filename": path, "label": int("roadwork" in path)} for path in paths]
+        table = tmp_path / name
+        if name == "labels.json":
+            table.write_text(json.dumps(entries))
+        else:
+            table.write_text("".join(["path,label\n", *(f"{e['filename']},{e['label']}\n" for e in entries)]))
+        (warning,) = listing_of(tmp_path).warnings
+        assert warning.startswith("3 images ")
+        assert "none/2.png" in warning
+        assert listing_of(table).warnings == ()
+        touch(tmp_path, "more/a.png")
+        assert listing_of(tmp_path).warnings[0].startswith("4 images ")
+
+    def test_a_table_that_lists_every_image_has_no_warning(self, tmp_path, monkeypatch):
+        touch(tmp_path, "none/a.png", "roadwork/b.png")
+        write_csv(tmp_path, "path,label\nnone/a.png,0\nroadwork/b.png,1\n")
+        monkeypatch.chdir(tmp_path / "none")
+        assert listing_of("..").warnings == ()
 
     def test_a_group_column_of_another_name(self, tmp_path):
         write_csv(tmp_path, "path,label,Track,group\na.png,0,t1,g\nb.png,1,t2,g\n")
@@ -268,7 +303,7 @@ class TestLayoutHints:
 
     def test_two_folders_of_other_names(self, tmp_path):
         touch(tmp_path, "clear road/a.png", "works/b.png")
-        assert "data.class_names='[clear road,works]'" in error_of(tmp_path).hint
+        assert "'data.class_names=[clear road,works]'" in error_of(tmp_path).hint
 
     def test_tars(self, tmp_path):
         touch(tmp_path, "shard-0.tar")

@@ -135,20 +135,21 @@ def test_embeddings_need_near_duplicates(command, photos):
     assert "does not contain near_duplicates" in err
 
 
-def test_folders_named_by_numbers_are_read_as_the_hint_says(command, tmp_path):
+@pytest.mark.parametrize("names", [("0", "1"), ("007", "1.50"), ("no", "yes"), ("Off", "on"), ("a, b: c", "null")])
+def test_class_folders_of_any_name_are_read_as_the_hint_says(command, tmp_path, names):
     rng = np.random.default_rng(0)
-    for name in ("0", "1"):
+    for name in names:
         (tmp_path / "photos" / name).mkdir(parents=True)
-        for number in range(8):
-            image = Image.fromarray(rng.integers(0, 255, (70, 90, 3), dtype=np.uint8))
+        for number in range(4):
+            image = Image.fromarray(rng.integers(0, 255, (16, 24, 3), dtype=np.uint8))
             image.save(tmp_path / "photos" / name / f"{number}.png")
     arguments = ["data", "check", tmp_path / "photos", "--page", tmp_path / "page.html"]
     code, _, err = command(*arguments)
     assert code == 2
-    (setting,) = re.findall(r"'(\[0,1\])'", err)
-    code, out, err = command(*arguments, f"data.class_names={setting}")
+    (setting,) = [word for word in shlex.split(" ".join(err.split())) if word.startswith("data.class_names=")]
+    code, out, err = command(*arguments, setting.rstrip(","))
     assert code == 0, err
-    assert out.splitlines()[0].split() == ["classes", "0", "=", "0,", "1", "=", "1", "(data.class_names)"]
+    assert out.splitlines()[0].split(maxsplit=1) == ["classes", f"0 = {names[0]}, 1 = {names[1]} (data.class_names)"]
 
 
 @pytest.fixture
@@ -174,6 +175,17 @@ def test_labels_without_names_are_warned_of(command, potholes, tmp_path):
     _, out, err = command(*arguments, "data.class_names=[road,pothole]")
     assert "1 = pothole" in out
     assert "data.class_names=[" not in out + err
+
+
+def test_images_that_the_index_does_not_list_are_warned_of(command, potholes, tmp_path):
+    header, *rows = (potholes / "index.csv").read_text().splitlines()
+    (potholes / "index.csv").write_text("\n".join([header, *rows[2:]]))
+    train = ["train", f"data.root={potholes}", f"run_dir={tmp_path / 'run'}", "pipeline.phases=[data]"]
+    for arguments in (["data", "check", potholes, "--page", tmp_path / "page.html"], train):
+        code, _, err = command(*arguments)
+        assert code == 0, err
+        assert "2 images in " in err
+        assert rows[0].split(",")[0] in err
 
 
 def test_sequences_of_names_suggest_groups_that_the_setting_gives(command, potholes, tmp_path):
@@ -236,7 +248,7 @@ def test_scenes_report_settings_without_effect(command, tmp_path):
 
 
 def test_the_command_after_an_import_has_its_class_names(command, potholes, tmp_path):
-    for names in ([], ["data.class_names=[road,pothole]"]):
+    for names in ([], ['data.class_names=["no",pothole]']):
         code, out, err = command("data", "import", potholes, "--to", tmp_path / f"imported{len(names)}", *names)
         assert code == 0, err
         following = shlex.split(out.splitlines()[-1])

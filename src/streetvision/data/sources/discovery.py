@@ -1,5 +1,6 @@
 """Find the images that `data.root` and `data.unlabeled` name, without opening them."""
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -11,8 +12,9 @@ from pathlib import Path
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import DataError
+from streetvision.contracts.settings import list_setting
 from streetvision.data.config import CLASS_NAMES, HF_SPLIT, CocoConfig
-from streetvision.data.file_search import files_under, is_ignored, printable
+from streetvision.data.file_search import files_under, is_ignored, printable, search_folder
 from streetvision.data.grouping.name_pattern import groups_by_name
 from streetvision.data.records import (
     ImageListing,
@@ -35,6 +37,8 @@ TABLES = {".csv": list_csv, ".json": list_labels_json, ".parquet": list_parquet}
 NO_COCO = CocoConfig()
 MAX_NEIGHBOURS = 1000
 """Names in the parent folder of a path that does not exist that are compared with it, for a hint."""
+MAX_UNLISTED_NAMED = 2
+"""Images that a table does not list and the warning names."""
 
 UNLABELED = -1
 """Label of an image without a label."""
@@ -73,12 +77,14 @@ def list_images(
     source_column: str | None = None,
     coco: CocoConfig = NO_COCO,
     one_class: bool = False,
+    other_folders: bool = False,
 ) -> ImageListing:
     """List every image of `data.root`.
 
     The kind of the data set is detected. The first of these that applies is used: a table (index.csv, index.parquet,
     labels.json, a JSON file of COCO), two class folders, a Hugging Face dataset, one class folder. So an index.csv,
-    which may name groups, is preferred to the class folders next to it.
+    which may name groups, is preferred to the class folders next to it. A warning counts the images in the folder that
+    its index.csv or labels.json does not list.
 
     Args:
         root: A folder, a table, or hf://owner/name.
@@ -89,6 +95,7 @@ def list_images(
         source_column: Column with the source; None: `source` if it exists.
         coco: Which objects of a COCO file make an image class 1.
         one_class: Whether images of one class alone are accepted.
+        other_folders: Whether `one_class` also holds for a class folder next to other folders with images.
 
     Raises:
         DataError: `root` is not of a known kind, has no images of a class, or has an invalid line.
@@ -117,10 +124,14 @@ def list_images(
                 "leave data.hf_split out",
             )
         if table is not None:
-            return TABLES[table.suffix.lower()](table, class_names=class_names, columns=columns, one_class=one_class)
+            listing = TABLES[table.suffix.lower()](table, class_names=class_names, columns=columns, one_class=one_class)
+            # A table that data.root names is a choice, and an index of an import has images of other folders.
+            if table == path or table.name == INDEX:
+                return listing
+            return replace(listing, warnings=(*listing.warnings, *_unlisted_warnings(table, listing.images)))
         if path.is_dir():
             columns.resolve((), f"data.root {root!r} consists of class folders and")
-            return list_class_folders(path, class_names=class_names, one_class=one_class)
+            return list_class_folders(path, class_names=class_names, one_class=one_class, other_folders=other_folders)
         kind = "is a file, but not .csv, .json or .parquet" if path.exists() else "does not exist"
     except PermissionError as error:
         raise DataError(
@@ -134,6 +145,21 @@ def list_images(
     raise DataError(f"data.root {root!r} {kind}", hint)
 
 
+def _unlisted_warnings(table: Path, images: Sequence[ImageRecord]) -> list[str]:
+    """A warning if images in the folder of `table` are not in it."""
+    folder = table.parent.absolute()
+    listed = {os.path.normpath(os.path.join(folder, image.path)) for image in images}  # noqa: PTH118 (speed)
+    found = (file.path for file in search_folder(Path(os.path.normpath(folder))) if not file.reason)
+    unlisted = sorted(path for path in found if path not in listed)
+    if not unlisted:
+        return []
+    first = ", ".join(printable(os.path.relpath(path, folder)) for path in unlisted[:MAX_UNLISTED_NAMED])
+    return [
+        f"{len(unlisted):,} images in {str(table.parent)!r} are not used, because {table.name} does not list them: "
+        f"{first}" + (", ..." if len(unlisted) > MAX_UNLISTED_NAMED else "")
+    ]
+
+
 def class_names_warning(listing: ImageListing, class_names: tuple[str, str]) -> str | None:
     """What to warn of if labels 0 and 1 have the default names, and no folder on the way to the images has one."""
     words = " ".join(listing.root.absolute().parts[1:]).casefold()
@@ -145,14 +171,17 @@ def class_names_warning(listing: ImageListing, class_names: tuple[str, str]) -> 
     )
 
 
-def list_class_folders(root: Path, *, class_names: tuple[str, str], one_class: bool = False) -> ImageListing:
+def list_class_folders(
+    root: Path, *, class_names: tuple[str, str], one_class: bool = False, other_folders: bool = False
+) -> ImageListing:
     """List the images of a folder with one sub-folder per class; names of classes match in any case.
 
     Sub-folders of a class folder are searched too, but they define no groups; an index.csv can. Everything else in
     `root` that is not ignored is in `skipped`.
 
     Raises:
-        DataError: A class has no images (with `one_class`: both have none), or a folder cannot be read.
+        DataError: A class has no images (with `one_class`: both have none, or another folder has images and
+            `other_folders` is false), or a folder cannot be read.
     """
     labels = {fold_name(name): label for label, name in enumerate(class_names)}
     images: list[ImageRecord] = []
@@ -177,6 +206,10 @@ def list_class_folders(root: Path, *, class_names: tuple[str, str], one_class: b
                 skipped += others
     found = counts | ({"images outside of class folders": loose} if loose else {})
     hint = partial(_layout_hint, root, counts, class_names=class_names)
+    # The other folder may be the other class under another name.
+    one_class = one_class and (
+        other_folders or not any(counts[name] for name in counts if fold_name(name) not in labels)
+    )
     check_both_classes(root, found, class_names=class_names, hint=hint, one_class=one_class)
     return ImageListing(root, tuple(images), tuple(skipped))
 
@@ -199,8 +232,8 @@ def _layout_hint(root: Path, counts: Mapping[str, int], *, class_names: tuple[st
     if find_shards(root):
         return f"import the tars first: {shlex.join(['streetvision', 'data', 'import', str(root), '--to', 'FOLDER'])}"
     if len(filled) == 2:
-        names = shlex.quote(f"[{','.join(filled)}]")
-        return f"each class is a folder under data.root; set data.class_names={names}, the negative class first"
+        setting = list_setting("data.class_names", filled)
+        return f"each class is a folder under data.root; set {setting}, the negative class first"
     return f"each class is a folder under data.root, or an index.csv lists path,label; {class_names_hint(class_names)}"
 
 
