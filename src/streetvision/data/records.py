@@ -61,8 +61,8 @@ class ImageListing:
     """Files and folders at the same place that are not listed images."""
     warnings: tuple[str, ...] = ()
     """What is doubtful in the labels."""
-    numbered: bool = False
-    """Whether the labels are 0 and 1 only, so the data set does not name its classes."""
+    unnamed_labels: tuple[str, ...] = ()
+    """The labels as text, such as 0 and 1, if none of them is the name of a class."""
 
 
 def parse_label(text: str, *, class_names: tuple[str, str], where: str, found: Iterable[str] = ()) -> int:
@@ -83,15 +83,16 @@ def parse_label(text: str, *, class_names: tuple[str, str], where: str, found: I
     if label is None and DECIMAL.fullmatch(folded):
         label = labels.get(str(int(float(folded))))
     if label is None:
-        hint = class_names_hint(class_names)
+        texts = {fold_name(other): other.strip() for other in found if fold_name(other) not in MISSING}
+        listed = sorted(texts.values())[:8]
+        if len(texts) == 2 and not texts.keys() & labels.keys():
+            hint = f"set {list_setting('data.class_names', listed)}, the negative class first"
+        else:
+            hint = class_names_hint(class_names) + (f"; labels in this file: {', '.join(listed)}" if listed else "")
         if folded in MISSING:
             given = f"the label is empty ({text})" if folded else "the label is empty"
             raise DataError(f"{where}: {given}", f"give it 0, 1 or a class name, or remove it; {hint}")
-        listed = ", ".join(sorted(set(found))[:8])
-        raise DataError(
-            f"{where}: label {text!r} is not 0, 1, {class_names[0]!r} or {class_names[1]!r}",
-            hint + (f"; labels in this file: {listed}" if listed else ""),
-        )
+        raise DataError(f"{where}: label {text!r} is not 0, 1, {class_names[0]!r} or {class_names[1]!r}", hint)
     return label
 
 

@@ -12,7 +12,7 @@ from streetvision.contracts.split_contracts import Split
 from streetvision.data.config import DEFAULT_LIMITS, DataConfig, GroupingConfig
 from streetvision.data.records import ImageListing, ImageRecord, RejectedFile, group_warnings, parse_label
 from streetvision.data.scan import scan_images
-from streetvision.data.sources.discovery import is_dataset, list_images, list_unlabeled
+from streetvision.data.sources.discovery import class_names_warning, is_dataset, list_images, list_unlabeled
 from streetvision.data.sources.unlabeled import scan_unlabeled, select_unlabeled
 
 NAMES = ("None", "Roadwork")
@@ -201,7 +201,7 @@ class TestCsv:
         ("text", "message"),
         [
             ("", "index.csv line 1: there is no column 'path' (found: nothing)"),
-            ("path;label\na.png;0\n", "index.csv line 1: there is no column 'path' (found: path;label)"),
+            ("path|label\na.png|0\n", "index.csv line 1: there is no column 'path' (found: path|label)"),
             ("path,class\na.png,0\n", "index.csv line 1: there is no column 'label' (found: path, class)"),
             ("path,label,path\n", "index.csv line 1: a column occurs twice (found: path, label, path)"),
             ("path,label\na.png,0\nb.png\n", "index.csv line 3: 1 fields, but the header has 2"),
@@ -217,14 +217,41 @@ class TestCsv:
         assert error_of(tmp_path).message == message
 
     def test_labels_that_are_not_a_class_are_listed(self, tmp_path):
-        write_csv(tmp_path, "path,label\na.png,clear\nb.png,works\n")
+        write_csv(tmp_path, "path,label\na.png,clear\nb.png,works\nc.png,other\n")
         assert error_of(tmp_path).hint == (
-            "names are set by 'data.class_names=[None,Roadwork]'; labels in this file: clear, works"
+            "names are set by 'data.class_names=[None,Roadwork]'; labels in this file: clear, other, works"
         )
 
-    def test_csv_that_is_not_utf8(self, tmp_path):
-        write_csv(tmp_path, "path,label\nStraße.png,0\n", encoding="latin-1")
-        assert "cannot be read as UTF-8 text" in error_of(tmp_path).message
+    @pytest.mark.parametrize("label", ["ja", ""])
+    def test_two_labels_that_are_not_a_class_are_proposed_as_names(self, tmp_path, label):
+        write_csv(tmp_path, f"path,label\nx.png,{label}\na.png,ja\nb.png,Nein\nc.png,nein\n")
+        assert "'data.class_names=[ja,nein]'" in error_of(tmp_path).hint
+
+    @pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+    def test_csv_that_is_not_utf8(self, tmp_path, encoding):
+        write_csv(tmp_path, "path,label\nStraße.png,0\n", encoding=encoding)
+        error = error_of(tmp_path)
+        assert "cannot be read as UTF-8 text" in error.message
+        assert "CSV UTF-8" in error.hint
+
+    @pytest.mark.parametrize("mark", [";", "\t"])
+    def test_a_csv_with_other_separators(self, tmp_path, mark):
+        lines = [["path", "label", "group"], ["a, b.png", "0", "g"], ["c.png", "1", ""]]
+        write_csv(tmp_path, "\r\n".join(map(mark.join, lines)), encoding="utf-8-sig")
+        assert listing_of(tmp_path).images == (ImageRecord("a, b.png", 0, "g"), ImageRecord("c.png", 1))
+
+    def test_lines_of_commas_and_columns_without_a_name_are_ignored(self, tmp_path):
+        write_csv(tmp_path, ",path,label,,\n0,a.png,0,,\n1,b.png,1,,\n,,,,\n,,\n")
+        assert listing_of(tmp_path).images == (ImageRecord("a.png", 0), ImageRecord("b.png", 1))
+
+    @pytest.mark.parametrize(
+        ("labels", "expected"), [("0 1", "0 and 1"), ("No Yes", "No and Yes"), ("True False", "False and True")]
+    )
+    def test_labels_without_names_are_named_in_the_warning(self, tmp_path, labels, expected):
+        write_csv(tmp_path, "path,label\n" + "".join(f"{label}.png,{label}\n" for label in labels.split()))
+        assert expected in class_names_warning(listing_of(tmp_path), NAMES)
+        write_csv(tmp_path, "path,label\na.png,no\nb.png,Roadwork\n")
+        assert class_names_warning(listing_of(tmp_path), NAMES) is None
 
     def test_one_class_only(self, tmp_path):
         write_csv(tmp_path, "path,label\na.png,0\nb.png,0\n")

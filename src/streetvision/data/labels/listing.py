@@ -81,5 +81,5 @@ def add_labels(listing: ImageListing, labels: Labels) -> ImageListing:
         if image.path not in listed
     ]
     return replace(
-        listing, images=(*listing.images, *added), warnings=(*listing.warnings, *labels.warnings), numbered=False
+        listing, images=(*listing.images, *added), warnings=(*listing.warnings, *labels.warnings), unnamed_labels=()
     )

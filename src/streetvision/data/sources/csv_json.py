@@ -74,7 +74,8 @@ def list_csv(
 ) -> ImageListing:
     """List the images of a CSV with the columns path, label and optionally group and source; others are kept as text.
 
-    Paths are absolute, or relative to the folder of the CSV.
+    Columns are separated by commas, or by semicolons or tabs if the first line has no comma. Columns without a name are
+    ignored. Paths are absolute, or relative to the folder of the CSV.
 
     Raises:
         DataError: A line is not valid; the message names line and field.
@@ -114,24 +115,34 @@ def list_paths(path: Path) -> list[tuple[str, str | None]]:
 def _read_csv(path: Path, required: Sequence[str] = ("path", "label")) -> Iterator[TableRow]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.reader(handle, strict=True)
+            first = handle.readline()
+            handle.seek(0)
+            # Excel separates by semicolons where the comma is the decimal mark.
+            delimiter = next((mark for mark in ",;\t" if mark in first), ",")
+            reader = csv.reader(handle, delimiter=delimiter, strict=True)
             header = [_field_name(name) for name in next(reader, [])]
-            found = ", ".join(header) or "nothing"
+            names = [name for name in header if name]  # pandas gives the column of its index no name
+            found = ", ".join(names) or "nothing"
             for name in required:
-                if name not in header:
+                if name not in names:
                     raise DataError(f"{path.name} line 1: there is no column {name!r} (found: {found})", CSV_HINT)
-            if len(set(header)) < len(header):
+            if len(set(names)) < len(names):
                 raise DataError(f"{path.name} line 1: a column occurs twice (found: {found})", CSV_HINT)
             for values in reader:
                 where = f"{path.name} line {reader.line_num}"
-                if values and len(values) != len(header):
+                if not any(values):  # a blank line, or one of commas alone, as Excel writes it
+                    continue
+                if len(values) != len(header):
                     raise DataError(f"{where}: {len(values)} fields, but the header has {len(header)}", CSV_HINT)
-                if values:  # a blank line has none
-                    yield TableRow(where, dict(zip(header, values, strict=True)))
+                yield TableRow(where, {name: text for name, text in zip(header, values, strict=True) if name})
     except csv.Error as error:
         raise DataError(f"{path.name} line {reader.line_num}: {error}", CSV_HINT) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{str(path)!r} cannot be read as UTF-8 text: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{str(path)!r} cannot be read as UTF-8 text: {error}", 'save it as UTF-8 ("CSV UTF-8" in Excel)'
+        ) from error
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
 
 
 def read_json_table(path: Path) -> object:
@@ -211,5 +222,7 @@ def _list(
     check_both_classes(path, counts, class_names=class_names, hint=hint, one_class=one_class)
     warnings = missing_label_warnings((row.fields.get("label", "") for row in rows), class_names)
     names = {fold_name(name) for name in class_names}
-    numbered = not any(fold_name(row.fields.get("label", "")) in names for row in rows)
-    return ImageListing(path.parent, tuple(images.values()), warnings=warnings, numbered=numbered)
+    texts = {(image.label, row.fields["label"].strip()) for image, row in zip(images.values(), rows, strict=True)}
+    named = any(fold_name(text) in names for _, text in texts)
+    unnamed_labels = () if named else tuple(text for _, text in sorted(texts))
+    return ImageListing(path.parent, tuple(images.values()), warnings=warnings, unnamed_labels=unnamed_labels)

@@ -161,12 +161,13 @@ def _unlisted_warnings(table: Path, images: Sequence[ImageRecord]) -> list[str]:
 
 
 def class_names_warning(listing: ImageListing, class_names: tuple[str, str]) -> str | None:
-    """What to warn of if labels 0 and 1 have the default names, and no folder on the way to the images has one."""
+    """What to warn of if labels that are not names get the default ones, and no folder above the images has one."""
     words = " ".join(listing.root.absolute().parts[1:]).casefold()
-    if not listing.numbered or class_names != CLASS_NAMES or CLASS_NAMES[1].casefold() in words:
+    if not listing.unnamed_labels or class_names != CLASS_NAMES or CLASS_NAMES[1].casefold() in words:
         return None
+    labels = " and ".join(listing.unnamed_labels)
     return (
-        f"the labels are 0 and 1; reports call them {class_names[0]} and {class_names[1]}: "
+        f"the labels are {labels}; reports call them {class_names[0]} and {class_names[1]}: "
         "set 'data.class_names=[NAME_OF_0,NAME_OF_1]' if the question is another one"
     )
 

@@ -157,7 +157,7 @@ def list_parquet(
     counts = count_classes(images, class_names)
     hint = f"import images of both classes; {class_names_hint(class_names)}"
     check_both_classes(path, counts, class_names=class_names, hint=hint, one_class=one_class)
-    return ImageListing(path.parent, tuple(images), numbered=True)
+    return ImageListing(path.parent, tuple(images), unnamed_labels=("0", "1"))
 
 
 def _image_record(row: dict[str, Any], path: Path) -> ImageRecord:
