@@ -84,6 +84,18 @@ def test_a_hidden_folder_that_is_named_is_searched(tmp_path):
     assert [name for name, _ in list_files([tmp_path / ".frames"], LeftOut())] == [str(tmp_path / ".frames" / "a.jpg")]
 
 
+def test_the_error_of_a_folder_without_images_lists_its_files(tmp_path):
+    with pytest.raises(DataError) as caught:
+        list_files([tmp_path], LeftOut())
+    assert caught.value.hint is None
+    for name in ("a.txt", "b.zip"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError) as caught:
+        list_files([tmp_path], LeftOut())
+    files = caught.value.hint.partition("left out: ")[2].split("; ")
+    assert sorted(file.split()[0] for file in files) == [str(tmp_path / "a.txt"), str(tmp_path / "b.zip")]
+
+
 @pytest.fixture
 def closed_folder(photos, monkeypatch):
     """A sub-folder that may not be read, also for root."""

@@ -71,7 +71,7 @@ class TestData:
         rows = [f"{c}/{i}.png,{c},track{c}{i % 3}" for c in ("None", "Roadwork") for i in range(12)]
         (photos / "index.csv").write_text("\n".join(["path,label,group", *rows]))
         err = fails("train", f"data.root={photos}", f"run_dir={tmp_path / 'run'}")
-        assert "fewer groups than splits" in err
+        assert "at least 4 are needed" in err
         assert not (tmp_path / "run" / "splits.json").exists()
 
     def test_too_many_bad_files(self, fails, photos, tmp_path):

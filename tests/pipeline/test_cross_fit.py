@@ -490,4 +490,4 @@ def test_too_few_groups_are_an_error_with_the_class(scenes, tmp_path, command):
     settings.append("pipeline.phases=[data]")
     code, _, err = command("train", f"data.root={tmp_path / 'index.csv'}", f"run_dir={tmp_path / 'run'}", *settings)
     assert code == 2
-    assert "fewer groups than splits" in err
+    assert "at least 4 are needed" in err

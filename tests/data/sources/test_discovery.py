@@ -322,7 +322,7 @@ class TestLayoutHints:
         assert f"data.root={tmp_path / table}" in error.hint
         assert len(listing_of(tmp_path / table).images) == 2
 
-    @pytest.mark.parametrize("names", [("train", "val"), ("photos",)])
+    @pytest.mark.parametrize("names", [("train", "val"), ("Train", "test", "dev"), ("photos",)])
     def test_folders_of_splits_or_an_inner_folder(self, tmp_path, names):
         for name in names:
             touch(tmp_path, f"{name}/None/a.png", f"{name}/Roadwork/b.png")
@@ -333,8 +333,9 @@ class TestLayoutHints:
         assert "'data.class_names=[clear road,works]'" in error_of(tmp_path).hint
 
     def test_tars(self, tmp_path):
-        touch(tmp_path, "shard-0.tar")
-        assert "streetvision data import" in error_of(tmp_path).hint
+        touch(tmp_path, "shard-0.tar", "photos.tar.gz")
+        for source in (tmp_path, tmp_path / "shard-0.tar", tmp_path / "photos.tar.gz"):
+            assert f"streetvision data import {source} --to" in error_of(source).hint
 
     def test_a_url_is_named(self, tmp_path):
         write_csv(tmp_path, "path,label\nhttps://example.org/a.jpg,0\nb.png,1\n")

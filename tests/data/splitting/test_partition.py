@@ -96,7 +96,8 @@ class TestWithoutGroups:
             make(ungrouped(100, 3))
         assert "class 'Roadwork' is missing from" in caught.value.message
         assert "its 3 rows make 3 groups" in caught.value.message
-        assert caught.value.message.endswith("fewer groups than splits")
+        assert caught.value.message.endswith("at least 4 are needed")
+        assert "smaller groups" not in caught.value.hint
 
     def test_seeds_differ_and_all_roles_move(self):
         index = ungrouped(300, 100)
@@ -144,7 +145,7 @@ class TestWithGroups:
         assert all(min(counts.values()) >= 1 for counts in count_rows(partition).values())
 
     def test_three_groups_are_not_enough(self):
-        with pytest.raises(DataError, match=r"its 60 rows make 3 groups .* fewer groups than splits"):
+        with pytest.raises(DataError, match=r"its 60 rows make 3 groups .* at least 4 are needed"):
             make(grouped([(5, 0)] * 8 + [(0, 30), (0, 20), (0, 10)]))
 
     def test_a_class_without_rows(self):

@@ -188,6 +188,26 @@ def test_images_that_the_index_does_not_list_are_warned_of(command, potholes, tm
         assert rows[0].split(",")[0] in err
 
 
+@pytest.mark.parametrize(("positives", "warned"), [(3, True), (4, False)])
+def test_too_few_images_of_a_class_for_train_are_warned_of(command, potholes, tmp_path, positives, warned):
+    rows = [line.split(",")[0] for line in (potholes / "index.csv").read_text().splitlines()[1:]]
+    lines = [f"{path},{int(number < positives)}" for number, path in enumerate(rows)]
+    (potholes / "index.csv").write_text("\n".join(["path,label", *lines]))
+    train = ["train", f"data.root={potholes}", f"run_dir={tmp_path / 'run'}", "pipeline.phases=[data]"]
+    code, _, err = command("data", "check", potholes, "--page", tmp_path / "page.html")
+    assert code == 0
+    assert ("at least 4 are needed" in err) == warned
+    assert command(*train)[0] == (2 if warned else 0)
+
+
+def test_a_page_that_cannot_be_written_is_an_error_about_its_setting(command, potholes, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, err = command("data", "check", potholes, "--page", tmp_path / "file" / "page.html")
+    assert code == 2
+    assert "--page" in err
+    assert "run_dir" not in err
+
+
 def test_sequences_of_names_suggest_groups_that_the_setting_gives(command, potholes, tmp_path):
     arguments = ["data", "check", potholes, "--page", tmp_path / "page.html"]
     _, out, _ = command(*arguments)

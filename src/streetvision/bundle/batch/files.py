@@ -108,8 +108,9 @@ def list_files(images: Iterable[Path], left_out: LeftOut) -> list[NamedImage]:
             if file.reason and not file.unreadable:
                 left_out.add(RejectedFile(file.path, file.reason))
         if not used:
-            lines = left_out.lines()
-            raise DataError(f"folder {str(path)!r} has no images", "; ".join(line.strip() for line in lines) or None)
+            title, *files = left_out.lines() or [""]
+            hint = f"{title} {'; '.join(map(str.strip, files))}"
+            raise DataError(f"folder {str(path)!r} has no images", hint.strip() or None)
         listed += [(file.path, UndecodableImage(file.reason) if file.unreadable else Path(file.path)) for file in used]
     return listed
 

@@ -138,6 +138,8 @@ def list_images(
             f"{error.filename or root!r} cannot be read: {error.strerror}", "give read permission"
         ) from error
     hint = f"give a folder with one sub-folder per class, a CSV, or {HUB_PREFIX}owner/name"
+    if find_shards(path):
+        hint = _import_hint(path)
     with suppress(OSError):  # the parent does not exist either, or cannot be listed
         neighbours = sorted(entry.name for entry in islice(path.parent.iterdir(), MAX_NEIGHBOURS))
         if kind == "does not exist" and (similar := get_close_matches(path.name, neighbours, n=1)):
@@ -222,8 +224,10 @@ def _layout_hint(root: Path, counts: Mapping[str, int], *, class_names: tuple[st
         for path in sorted(root.iterdir())
         if path.suffix.lower() in TABLES and path.name not in OWN_TABLES and path.is_file()
     ]
-    inner = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _has_class_folders(folder, class_names)]
-    inner += [folder for folder in sorted(root.iterdir()) if (folder / "index.csv").is_file()]
+    # The images to train on first: test sorts before train.
+    folders = sorted(root.iterdir(), key=lambda path: (not path.name.casefold().startswith("train"), path))
+    inner = [folder for folder in folders if folder.is_dir() and _has_class_folders(folder, class_names)]
+    inner += [folder for folder in folders if (folder / "index.csv").is_file()]
     filled = [name for name, count in counts.items() if count]
     if tables:
         return f"if {tables[0].name} lists the images, set data.root={shlex.quote(str(tables[0]))}"
@@ -231,11 +235,16 @@ def _layout_hint(root: Path, counts: Mapping[str, int], *, class_names: tuple[st
         others = f" (also possible: {', '.join(folder.name for folder in inner[1:4])})" if inner[1:] else ""
         return f"set data.root={shlex.quote(str(inner[0]))}{others}; its images are divided into the four splits"
     if find_shards(root):
-        return f"import the tars first: {shlex.join(['streetvision', 'data', 'import', str(root), '--to', 'FOLDER'])}"
+        return _import_hint(root)
     if len(filled) == 2:
         setting = list_setting("data.class_names", filled)
         return f"each class is a folder under data.root; set {setting}, the negative class first"
     return f"each class is a folder under data.root, or an index.csv lists path,label; {class_names_hint(class_names)}"
+
+
+def _import_hint(tars: Path) -> str:
+    """The command that imports a tar, or the tars of a folder."""
+    return f"import the tars first: {shlex.join(['streetvision', 'data', 'import', str(tars), '--to', 'FOLDER'])}"
 
 
 def list_unlabeled(sources: Sequence[Path], *, group_pattern: str | None = None) -> ImageListing:

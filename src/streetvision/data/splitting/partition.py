@@ -144,7 +144,9 @@ def make_folds(
 def _checked(partition: Partition, *, any_test: bool) -> Partition:
     check_leakage(partition, partition.index.root)
     if problem := missing_class(partition, any_test=any_test):
-        raise DataError(problem, "every split needs a group of each class: add images, or use smaller groups")
+        grouped = any(row.group is not None for row in partition.index.rows)
+        hint = "every split needs images of each class: add images"
+        raise DataError(problem, f"{hint}, or use smaller groups" if grouped else hint)
     return partition
 
 
@@ -280,7 +282,7 @@ def missing_class(partition: Partition, *, any_test: bool = False) -> str | None
         if missing:
             rows = [row for row in partition.index.rows if row.label == label]
             n_units = count_units(rows)
-            few = ", fewer groups than splits" if n_units < len(counts) else ""
+            few = f", and at least {len(counts)} are needed" if n_units < len(counts) else ""
             found = f"its {len(rows):,} rows make {n_units:,} groups (a row without a group counts as one){few}"
             if chosen := sum(row.train_only for row in rows):
                 found += f"; {chosen:,} of them were not drawn at random and may be in TRAIN only"

@@ -3,16 +3,19 @@
 import shlex
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from streetvision.contracts.errors import DataError
+from streetvision.contracts.errors import ArtifactError, DataError
+from streetvision.contracts.split_contracts import Index
 from streetvision.data.config import DataConfig, GroupingConfig, LoaderConfig
 from streetvision.data.grouping.geo import geo_keys, has_position
 from streetvision.data.grouping.name_pattern import suggest_pattern
 from streetvision.data.records import RejectedFile
 from streetvision.data.scan import check_invalid_fraction
+from streetvision.data.splitting.partition import make_folds
 from streetvision.io.atomic import write_text_atomic
 from streetvision.models.config import ModelConfig
 from streetvision.pipeline.config import compose_config
@@ -72,9 +75,23 @@ def check_data(
     if not findings.has_groups:
         _print_group_suggestions(findings, config.data.grouping, console)
     path = page or config.root.with_name(f"{config.root.name}_check.html")
-    write_text_atomic(path, html)
+    try:
+        write_text_atomic(path, html)
+    except ArtifactError as error:
+        raise ArtifactError(
+            error.message, "free disk space, or set --page to a file in a folder with write permission"
+        ) from error
     console.line("page", str(path))
     check_invalid_fraction(scan, max_invalid_fraction=config.data.max_invalid_fraction, report=path)
+    _warn_of_few_groups(replace(findings.index, rows=rows), config.data, console)
+
+
+def _warn_of_few_groups(index: Index, config: DataConfig, console: Console) -> None:
+    """Warn if the rows cannot be divided for a training."""
+    try:  # cross_fit needs the fewest groups
+        make_folds(index, fractions=config.fractions, folds=config.folds, seed=config.seed)
+    except DataError as error:
+        console.warn(f"train would stop: {error.message}")
 
 
 def _print_group_suggestions(findings: Findings, grouping: GroupingConfig, console: Console) -> None:
