@@ -160,7 +160,7 @@ class TestSettings:
         fails("train", "--config", tmp_path / "my.yaml")
 
     def test_a_class_name_that_yaml_reads_as_a_boolean(self, fails):
-        assert "put the value in quotes" in fails("train", "data.class_names=[no,yes]")
+        assert 'data.class_names=["no","yes"]' in fails("train", "data.class_names=[no,yes]")
 
     def test_a_seed_out_of_range(self, fails):
         assert "training.seed=4294967296: input should be less" in fails("train", "training.seed=4294967296")

@@ -331,6 +331,24 @@ def test_data_of_one_class_gives_the_rates_that_exist(run_copy, others, command,
         assert policy["differences"]["mcc"]["p_value"] is None
 
 
+def test_a_folder_with_one_class_and_another_folder_is_an_error_whose_hint_reads_both(
+    run_copy, others, command, tmp_path
+):
+    for line in (others / "index.csv").read_text().splitlines()[1:13]:
+        path, label, *_ = line.split(",")
+        folder = tmp_path / "photos" / ("street", "Roadwork")[int(label)]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(others / path, folder)
+    arguments = ["evaluate", "--bundle", run_copy.export_dir, FEW, "--data", tmp_path / "photos"]
+    arguments += [f"run_dir={tmp_path / 'out'}", "evaluation.mode=quick"]
+    code, _, err = command(*arguments)
+    assert code == 2
+    assert "'data.class_names=[street,Roadwork]'" in err
+    code, _, err = command(*arguments, "data.class_names=[street,Roadwork]")
+    assert code == 0, err
+    assert read_json(ArtifactSchema(tmp_path / "out").data_report_json)["rows"] == 12
+
+
 def test_moved_data_is_accepted_by_evaluate_and_train(run_copy, command, tmp_path):
     content, before = read_json(run_copy.splits_json), run_copy.phase1_checkpoint.stat().st_mtime_ns
     photos = shutil.copytree(content["root"], tmp_path / "photos")

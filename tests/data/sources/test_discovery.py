@@ -332,6 +332,14 @@ class TestLayoutHints:
         touch(tmp_path, "clear road/a.png", "works/b.png")
         assert "'data.class_names=[clear road,works]'" in error_of(tmp_path).hint
 
+    @pytest.mark.parametrize(
+        ("folders", "names"), [(("roadwork", "street"), "street,roadwork"), (("none", "clear"), "none,clear")]
+    )
+    def test_a_known_class_keeps_its_place(self, tmp_path, folders, names):
+        for folder in folders:
+            touch(tmp_path, f"{folder}/a.png")
+        assert f"'data.class_names=[{names}]'" in error_of(tmp_path).hint
+
     def test_tars(self, tmp_path):
         touch(tmp_path, "shard-0.tar", "photos.tar.gz")
         for source in (tmp_path, tmp_path / "shard-0.tar", tmp_path / "photos.tar.gz"):

@@ -237,6 +237,8 @@ def _layout_hint(root: Path, counts: Mapping[str, int], *, class_names: tuple[st
     if find_shards(root):
         return _import_hint(root)
     if len(filled) == 2:
+        labels = {fold_name(name): label for label, name in enumerate(class_names)}
+        filled.sort(key=lambda name: labels.get(fold_name(name), 0.5))  # a known class keeps its place
         setting = list_setting("data.class_names", filled)
         return f"each class is a folder under data.root; set {setting}, the negative class first"
     return f"each class is a folder under data.root, or an index.csv lists path,label; {class_names_hint(class_names)}"
