@@ -49,6 +49,32 @@ def test_added_images_do_not_move_existing_images(split, photos):
     assert split("data.seed=1")[0] != after
 
 
+@pytest.mark.parametrize("protocol", ["split", "cross_fit"])
+@pytest.mark.parametrize("names", [("free", "blocked"), ("blocked", "free")])
+def test_images_keep_their_split_when_the_classes_get_other_names(split, photos, tmp_path, protocol, names):
+    folder, added = photos
+    header, *rows = (folder / "index.csv").read_text().splitlines()
+    path, label = (header.split(",").index(name) for name in ("path", "label"))
+
+    def write(rows):
+        named = [row.split(",") for row in rows]
+        for row in named:
+            row[label] = ("free", "blocked")[int(row[label])]
+        (folder / "index.csv").write_text("\n".join([header, *map(",".join, named)]))
+        return {row[path]: names.index(row[label]) for row in named}
+
+    def places():
+        return {row["path"]: (row["split"], row.get("fold")) for row in read_json(tmp_path / "run/splits.json")["rows"]}
+
+    split(f"data.protocol={protocol}")
+    before = places()
+    labels = write([*rows, *added])
+    split(f"data.protocol={protocol}", f"data.class_names=[{','.join(names)}]")
+    assert len(places()) == 120
+    assert before.items() <= places().items()
+    assert {row["path"]: row["label"] for row in read_json(tmp_path / "run/splits.json")["rows"]} == labels
+
+
 def test_a_test_split_that_lost_a_class_is_refused(command, split, photos, tmp_path):
     folder, _ = photos
     before, _ = split()

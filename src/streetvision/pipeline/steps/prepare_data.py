@@ -115,9 +115,10 @@ def _has_test_of_one_class(earlier: Partition) -> bool:
 
 
 def _earlier_partition(context: Context) -> Partition | None:
-    """The splits of an earlier run of this phase with the same seed, fractions and class names.
+    """The splits of an earlier run of this phase with the same seed and fractions.
 
-    Its images keep their split: VAL_TEST may have been accessed, so none of it may move to TRAIN when images are added.
+    Its images keep their split: VAL_TEST may have been accessed, so none of it may move to TRAIN when images are added
+    or the classes get other names.
     """
     config, path = context.settings(DataConfig), context.schema.splits_json
     if not path.exists():
@@ -129,5 +130,4 @@ def _earlier_partition(context: Context) -> Partition | None:
             f"{error.message}: splits are made again, and earlier evaluations of this run are invalid"
         )
         return None
-    requested = (config.seed, config.fractions, config.class_names)
-    return earlier if (earlier.seed, earlier.fractions, earlier.index.class_names) == requested else None
+    return earlier if (earlier.seed, earlier.fractions) == (config.seed, config.fractions) else None
