@@ -107,6 +107,16 @@ def test_the_report_has_the_out_of_fold_figures_beside_val_test(cross_fit_run):
     assert "better evidence" in page
 
 
+def test_the_line_of_phase_5_has_the_figures_of_the_report(copied, command):
+    # With this seed a calibrator is selected without one of the folds, and none on all rows.
+    overrides = ["pipeline.phases=[phase5]", "phase5.folds=2", "phase5.seed=6"]
+    assert command("train", f"run_dir={copied.output_dir}", *overrides)[0] == 0
+    summary = read_json(copied.manifest("phase5"))["summary"]
+    metrics = read_json(copied.out_of_fold_json)["metrics"]
+    for name in ("nll", "ece", "fnr", "fpr"):
+        assert f"{name.upper()} {metrics[name]['estimate']:.3f}" in summary
+
+
 @pytest.mark.parametrize("change", ["heads", "shipped"])
 def test_the_export_refuses_models_that_did_not_make_the_scores(copied, command, change):
     heads = load_state(copied.fold_heads)

@@ -153,6 +153,18 @@ def test_multi_objective_writes_its_front_and_another_method_removes_it(run_copy
     assert not run_copy.pareto_front_csv.exists()
 
 
+@pytest.mark.parametrize(("threshold", "only"), [(1.0, "None"), (0.0, "Roadwork")])
+def test_a_policy_of_one_class_ends_with_exit_code_3(run_copy, command, monkeypatch, threshold, only):
+    overrides = ["train", f"run_dir={run_copy.output_dir}", "pipeline.phases=[phase5]", "phase5.folds=3"]
+    with monkeypatch.context() as patch:
+        patch.setattr("streetvision.calibration.scrc.bagged_threshold", lambda *_, **__: threshold)
+        code, out, err = command(*overrides)
+    assert code == 3, err
+    assert f"predicts {only} for every image of VAL_CALIB" in " ".join((out + err).split())
+    assert command(*overrides)[0] == 3, "an unchanged phase"
+    assert command(*overrides, "phase5.seed=1")[0] == 0
+
+
 def test_the_summary_lists_ensemble_members_by_weight(run_copy, command):
     overrides = ["pipeline.phases=[phase5]", "phase5.folds=2", "phase5.method=ensemble"]
     code, out, err = command("train", f"run_dir={run_copy.output_dir}", *overrides)

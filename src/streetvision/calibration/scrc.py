@@ -21,6 +21,7 @@ from streetvision.contracts.policies import (
 )
 from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.counts import FloatArray, confusion_counts
+from streetvision.eval.intervals import Interval
 from streetvision.eval.metrics import count_metrics
 from streetvision.eval.predictions import Predictions
 from streetvision.eval.reliability import ece_band
@@ -140,34 +141,43 @@ def _out_of_fold_risk(
 ) -> RiskControl:
     """The risk at each operating point, estimated on rows that nothing was fitted on."""
     kind, data = config.risk.kind, predictions["data"]
-    risks = {}
-    for name, of_point in predictions.items():
-        if kind == "error":
-            accuracy = out_of_fold_estimates(of_point, resampling)["accuracy"]
-            ends = (accuracy.estimate, accuracy.high, accuracy.low)
-            estimate, low, high = (None if end is None else 1 - end for end in ends)
-            risks[name] = EstimateWithInterval(estimate=estimate, low=low, high=high)
-        else:
-            risks[name] = out_of_fold_estimates(of_point, resampling)[kind]
-    risk = risks["data"]
-    figures = "is undefined"
-    if risk.estimate is not None:
-        figures = f"{risk.estimate:.3f} [{risk.low:.3f}, {risk.high:.3f}]"
+    estimates = {name: _risk_estimates(of_point, resampling) for name, of_point in predictions.items()}
+    # One of the two rates alone says nothing of a model that predicts one class.
+    shown = [kind] if kind == "error" else [kind, "fpr" if kind == "fnr" else "fnr"]
+    figures = ", ".join(f"{RISK_NAMES[name]} {_with_interval(estimates['data'][name])}" for name in shown)
     return RiskControl(
         kind=kind,
         alpha=config.risk.alpha,
         delta=config.risk.delta,
         certified=False,
-        reason=f"no certificate under data.protocol=cross_fit; out-of-fold {RISK_NAMES[kind]} {figures}",
+        reason=f"no certificate under data.protocol=cross_fit; out-of-fold {figures}",
         n=data.units.count,
         units="groups" if data.units.grouped else "rows",
-        out_of_fold=risks,
+        out_of_fold={name: of_point[kind] for name, of_point in estimates.items()},
     )
+
+
+def _risk_estimates(predictions: Predictions, resampling: Resampling) -> dict[str, EstimateWithInterval]:
+    """Kind of risk -> its estimate with its interval."""
+    estimates = out_of_fold_estimates(predictions, resampling)
+    accuracy = estimates["accuracy"]
+    ends = (accuracy.estimate, accuracy.high, accuracy.low)
+    estimate, low, high = (None if end is None else 1 - end for end in ends)
+    error = EstimateWithInterval(estimate=estimate, low=low, high=high)
+    return {"fnr": estimates["fnr"], "fpr": estimates["fpr"], "error": error}
+
+
+def _with_interval(risk: EstimateWithInterval) -> str:
+    return "is undefined" if risk.estimate is None else f"{risk.estimate:.3f} [{risk.low:.3f}, {risk.high:.3f}]"
 
 
 def out_of_fold_estimates(predictions: Predictions, resampling: Resampling) -> dict[str, EstimateWithInterval]:
     """Return every metric of predictions with its interval."""
-    intervals = bootstrap_intervals(predictions, resampling)
+    return estimates_with_intervals(bootstrap_intervals(predictions, resampling))
+
+
+def estimates_with_intervals(intervals: Mapping[str, Interval]) -> dict[str, EstimateWithInterval]:
+    """Return intervals as they are stored: None where they are undefined."""
     estimates = {}
     for name, interval in intervals.items():
         values = {field: getattr(interval, field) for field in ("estimate", "low", "high")}

@@ -263,6 +263,10 @@ class OutOfFoldReport(Artifact):
     """Number of images."""
     units: int = Field(gt=0)
     """Number of groups, or of images without groups."""
+    rarer_units: int = Field(ge=0)
+    """Number of units that contain the rarer class."""
+    few_units: bool
+    """Whether the units are too few for reliable intervals."""
     metrics: dict[str, EstimateWithInterval]
     """Metric -> its value. Model, calibrator and threshold of each image were fitted without its group."""
 

@@ -156,6 +156,8 @@ def make_report(evaluation: EvaluationInput, config: EvaluationConfig, progress:
         report["out_of_fold"] = {
             "images": out_of_fold.n,
             "units": out_of_fold.units,
+            "rarer_units": out_of_fold.rarer_units,
+            "few_units": out_of_fold.few_units,
             "folds": out_of_fold.folds,
             "metrics": {
                 name: {"estimate": figure.estimate, "low": figure.low, "high": figure.high}

@@ -41,7 +41,10 @@ from streetvision.training.distributed import (
 Recorded = TypeVar("Recorded", DataConfig, LoaderConfig, Phase5Config)
 SPLIT_SETTINGS = ("data.fractions", "data.seed", "data.protocol", "data.folds", "data.unlabeled", "data.labels")
 """Settings without effect in an evaluation on --data, which is not split."""
-COLLAPSED_WARNING = "the model predicts one class only: check the labels, training.learning_rate and training.epochs"
+COLLAPSED_WARNING = (
+    "the model predicts one class only: check the labels, and try more images, another model or other settings of the "
+    "training"
+)
 
 
 def launch_training(config: RunConfig, *, console: Console, only: Collection[str] | None = None) -> ArtifactSchema:
@@ -367,9 +370,11 @@ def recorded_settings(schema: ArtifactSchema, kind: type[Recorded], *, phase: st
 
 
 def predicts_one_class_only(schema: ArtifactSchema) -> bool:
-    """Whether the model of this run predicts one class for every image of VAL_SELECT."""
-    manifest = schema.manifest("phase1")
-    return manifest.is_file() and bool(read_manifest(manifest).metrics.get("one_class_only"))
+    """Whether phase 1 or phase 5 found that the present model predicts one class for every image."""
+    return any(
+        is_current(schema, phase) and bool(read_manifest(schema.manifest(phase)).metrics.get("one_class_only"))
+        for phase in ("phase1", "phase5")
+    )
 
 
 def reward_lines(schema: ArtifactSchema) -> list[str]:

@@ -16,9 +16,11 @@ def test_the_lead_names_the_data():
     assert lead(sample(data="holiday")).startswith("160 images of holiday. ")
 
 
-def of_folds(*, low, high):
+def of_folds(*, low, high, rarer_units=60, few_units=False):
     figure = {"estimate": 0.75, "low": low, "high": high}
-    return sample(out_of_fold={"images": 292, "units": 128, "folds": 5, "metrics": dict.fromkeys(METRICS, figure)})
+    units = {"units": 128, "rarer_units": rarer_units, "few_units": few_units}
+    metrics = dict.fromkeys(METRICS, figure)
+    return sample(out_of_fold={"images": 292, "folds": 5, **units, "metrics": metrics})
 
 
 def test_the_verdict_and_the_lead_are_of_the_better_evidence_and_the_other_is_a_caution():
@@ -29,6 +31,17 @@ def test_the_verdict_and_the_lead_are_of_the_better_evidence_and_the_other_is_a_
     assert verdict(wide).startswith("On VAL_TEST, the model finds 75 of 78 images")
     assert lead(wide).startswith("160 images")
     assert next(cautions(wide)).startswith("Out of fold, the MCC is 0.750 (0.100 to 0.900).")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.74, 0.76), (0.1, 0.9)])
+@pytest.mark.parametrize(("rarer_units", "few_units"), [(60, False), (5, True)])
+def test_an_interval_of_few_units_is_not_the_better_evidence(low, high, rarer_units, few_units):
+    few_in_test = of_folds(low=low, high=high, rarer_units=rarer_units, few_units=few_units)
+    few_in_test |= {"units": 12, "rarer_units": 1, "few_units": True}
+    assert verdict(few_in_test).startswith("Out of fold")
+    assert sum("may be too narrow" in caution for caution in cautions(few_in_test)) == 1 + few_units
+    few_in_folds = of_folds(low=low, high=high, rarer_units=1, few_units=True)
+    assert verdict(few_in_folds).startswith("On VAL_TEST")
 
 
 def test_the_first_access_needs_no_caution_and_later_ones_name_their_bundles():

@@ -108,6 +108,10 @@ class OutOfFold(TypedDict):
     images: int
     units: int
     """Independent units among them."""
+    rarer_units: int
+    """The units that contain the rarer class."""
+    few_units: bool
+    """Whether the units are too few for reliable intervals."""
     folds: int
     metrics: dict[str, Figure]
     """By the names of METRICS. Model, calibrator and threshold of each image were fitted without its group."""
@@ -201,11 +205,12 @@ def cautions(report: Report) -> Iterator[str]:
         else:
             mcc, other = report["out_of_fold"]["metrics"]["mcc"], "Out of fold, the MCC is"
         yield f"{other} {number(mcc['estimate'])} ({interval(mcc)}). {better_evidence(report)}"
-    if report["few_units"]:
-        kind = "groups" if report["grouped"] else "images"
-        rarer = f"{report['rarer_units']} of them with the rarer class"
-        units = f"{report['units']} {kind}, {rarer}"
-        yield f"The intervals of {report['data']} are based on {units}, and may be too narrow."
+    sources: list[tuple[str, Report | OutOfFold]] = [(f"intervals of {report['data']}", report)]
+    sources += [("out-of-fold intervals", report["out_of_fold"])] if "out_of_fold" in report else []
+    for name, source in sources:
+        if source["few_units"]:
+            units = f"{source['units']} {_units(report)}, {source['rarer_units']} of them with the rarer class"
+            yield f"The {name} are based on {units}, and may be too narrow."
     if report["test_access"] is not None and report["test_access"] > 1:
         yield (
             f"This is access {report['test_access']} to VAL_TEST. If something was changed after an earlier access, "
@@ -230,7 +235,8 @@ def _result(report: Report) -> str:
 def out_of_fold_is_better(report: Report) -> bool:
     """Whether the out-of-fold figures describe the model better than those of the evaluated data.
 
-    The better ones have the narrower interval of MCC.
+    The better ones have the narrower interval of MCC. An interval of few units may be too narrow, so if one of the two
+    has few, the better ones have more units with the rarer class.
     """
 
     def width(figure: Figure) -> float:
@@ -238,13 +244,32 @@ def out_of_fold_is_better(report: Report) -> bool:
 
     if "out_of_fold" not in report:
         return False
+    if _units_decide(report):
+        return report["out_of_fold"]["rarer_units"] > report["rarer_units"]
     return width(report["out_of_fold"]["metrics"]["mcc"]) < width(report["metrics"]["mcc"])
+
+
+def _units(report: Report) -> str:
+    of_folds = report.get("out_of_fold")
+    grouped = report["grouped"] or (of_folds is not None and of_folds["units"] < of_folds["images"])
+    return "groups" if grouped else "images"
+
+
+def _units_decide(report: Report) -> bool:
+    out_of_fold = report["out_of_fold"]
+    few = report["few_units"] or out_of_fold["few_units"]
+    return few and report["rarer_units"] != out_of_fold["rarer_units"]
 
 
 def better_evidence(report: Report) -> str:
     """Which figures describe the model better, and why; the report must have out-of-fold figures."""
     folds = f"the out-of-fold figures, of {report['out_of_fold']['images']:,} images"
     test = f"{report['data']}, of {images(report['counts']):,} images"
+    if _units_decide(report):
+        units = {folds: report["out_of_fold"]["rarer_units"], test: report["rarer_units"]}
+        better, other = sorted(units, key=units.__getitem__, reverse=True)
+        count = f"{units[better]:,} {_units(report)} with the rarer class"
+        return f"The better evidence is {better}: {count}, and {units[other]:,} for {other}."
     if out_of_fold_is_better(report):
         return f"The better evidence is {folds}: their interval of MCC is narrower than that of {test}."
     return f"The better evidence is {test}: its interval of MCC is not wider than that of {folds}."

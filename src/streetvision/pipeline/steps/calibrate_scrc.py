@@ -10,10 +10,11 @@ from streetvision.calibration.config import MAC_CAL, UNCALIBRATED, Phase5Config
 from streetvision.calibration.crossfit import CalibrationSet
 from streetvision.calibration.pareto import OBJECTIVES, front_csv
 from streetvision.calibration.risk_control import abstained
-from streetvision.calibration.scrc import ScrcFit, fit_scrc, out_of_fold_estimates
+from streetvision.calibration.scrc import ScrcFit, estimates_with_intervals, fit_scrc
 from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.policies import OutOfFoldReport, ScoresRef, ScrcParams, ScrcPolicy
 from streetvision.contracts.split_contracts import Split
+from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.predictions import Predictions
 from streetvision.eval.report.plots import pareto_plot, reliability_diagram, risk_coverage_curve
 from streetvision.eval.resampling import Resampling
@@ -40,11 +41,15 @@ def run(context: Context) -> Outcome:
         base = CalibrationSet(base_scores.logits.numpy(), base_scores.labels.numpy(), groups_of(context, base_scores))
     fitted = fit_scrc(rows, config, base=base, out_of_fold=scores.out_of_fold)
 
-    params = fitted.params
+    params, point = fitted.params, fitted.params.operating_points["data"].metrics
+    one_class_only = (point["recall"], point["fpr"]) in ((0.0, 0.0), (1.0, 1.0))
+    if one_class_only:
+        only, where = context.class_names[int(point["recall"])], "all folds" if scores.out_of_fold else "VAL_CALIB"
+        context.progress.warn(f"at its threshold the model predicts {only} for every image of {where}: do not use it")
     metrics = {
         **{f"{name}_before": figure.estimate for name, figure in params.before.items()},
         **{f"{name}_after": figure.estimate for name, figure in params.after.items()},
-        "mcc_in_sample": params.operating_points["data"].metrics["mcc"],
+        "mcc_in_sample": point["mcc"],
     }
     _draw_plots(fitted, rows, context)
     extra = _write_front(fitted, context)
@@ -56,18 +61,21 @@ def run(context: Context) -> Outcome:
     write_bytes_atomic(schema.scrc_params_pkl, pickle.dumps(policy, protocol=4))
     write_json_atomic(schema.scrc_params_json, policy)
     save_reference(context, scores)
-    return Outcome(_summary(params, metrics), dict(metrics), extra_outputs=extra)
+    return Outcome(_summary(params, metrics), {**metrics, "one_class_only": int(one_class_only)}, extra_outputs=extra)
 
 
 def _write_out_of_fold(fitted: ScrcFit, scores: ScoresRef, context: Context) -> None:
     """Write every metric of the images of all folds, each predicted by what was fitted without its group."""
-    predictions = fitted.predictions
+    intervals = bootstrap_intervals(fitted.predictions, Resampling(seed=context.settings(Phase5Config).seed))
+    some_interval = next(iter(intervals.values()))  # all rest on the same units
     record = OutOfFoldReport(
         scores=scores,
         folds=len(scores.fold_models),
-        n=len(predictions),
-        units=predictions.units.count,
-        metrics=out_of_fold_estimates(predictions, Resampling(seed=context.settings(Phase5Config).seed)),
+        n=len(fitted.predictions),
+        units=some_interval.units,
+        rarer_units=some_interval.rarer_units,
+        few_units=some_interval.few_units,
+        metrics=estimates_with_intervals(intervals),
     )
     write_json_atomic(context.schema.out_of_fold_json, record.model_dump(mode="json"))
 
@@ -120,6 +128,9 @@ def _summary(params: ScrcParams, metrics: dict[str, float | int | None]) -> str:
             only = len(params.candidates) == 1
             reason += ", as VAL_CALIB has one group" if only else ", as no calibrator helps"
         calibration = f"{reason}; NLL {metrics['nll_before']:.3f}, ECE {metrics['ece_before']:.3f}"
+        if metrics["nll_after"] != metrics["nll_before"]:
+            selected = f"NLL {metrics['nll_after']:.3f}, ECE {metrics['ece_after']:.3f}"
+            calibration += f"; with the selection of each fold {selected}"
     else:
         by_weight = sorted(params.ensemble_weights.items(), key=lambda member: -member[1])
         members = ", ".join(f"{weight:.0%} {member}" for member, weight in by_weight)
