@@ -7,6 +7,7 @@ import pytest
 
 from streetvision.contracts.errors import ConfigError, DataError
 from streetvision.data.labels.decisions import LabelledImage
+from streetvision.data.labels.listing import read_labels
 from streetvision.data.labels.store import read_events
 from streetvision.labeling.exchange import (
     READERS,
@@ -203,6 +204,18 @@ def test_a_label_that_changed_back_is_stored_again(import_cvat):
     for label in ("None", "Roadwork", "Roadwork", "None", "None"):
         stored = import_cvat(("2.jpg", label))[1]
     assert [label for _, label in stored] == [0, 1, 0]
+
+
+def test_a_repeated_import_can_state_that_the_images_were_drawn_at_random(import_cvat, tmp_path):
+    images, at_random = (("2.jpg", "None"), ("3.jpg", "Roadwork")), ("--labeler", "ann", "--queue", "random")
+    counts, queues = [], []
+    for options in (("--labeler", "ann"), ("--labeler", "ann"), at_random, at_random, ("--labeler", "ann")):
+        code, stored, text = import_cvat(*images, options=options)
+        assert code == 0
+        counts.append((len(stored), "2 already there" in text))
+        queues.append({image.queue for image in read_labels(tmp_path / "labels.parquet", NAMES).images.values()})
+    assert counts == [(2, False), (2, True), (4, False), (4, True), (4, True)]
+    assert queues == [{"imported"}] * 2 + [{"random"}] * 3
 
 
 def test_both_classes_of_one_person_for_an_image_are_refused(import_cvat):

@@ -93,6 +93,12 @@ def test_the_labels_alone_are_a_data_set(split, photos, tmp_path, protocol, spli
     assert {row["split"] for row in rows} == splits
 
 
+def test_labels_of_chosen_images_alone_need_random_ones(split, photos, tmp_path):
+    _, pool = photos
+    labels = store_labels(tmp_path, pool[:20], "imported")
+    assert "--queue random" in split(f"data.labels={labels}", code=2)[1]
+
+
 @pytest.mark.long
 def test_under_cross_fit_chosen_images_are_trained_on_and_have_no_score(split, command, photos, tmp_path):
     folder, pool = photos
@@ -137,6 +143,20 @@ def test_a_confirmed_label_is_still_that_of_the_data_set(split, photos, tmp_path
     assert queue[first["path"]] is None
     assert queue[second["path"]] == "suspicious"
     assert "2 labels of data.labels" in out
+
+
+def test_an_image_in_the_data_set_and_in_the_pool_is_one_label(split, photos, tmp_path):
+    folder, _ = photos
+    before, _ = split(f"data.root={folder}", "data.protocol=split")
+    train = [row for row in before if row["split"] == "train"][:5]
+    pool = [(tmp_path / f"pool{number}.jpg", row["label"]) for number, row in enumerate(train)]
+    for row, (copy, _) in zip(train, pool, strict=True):
+        shutil.copy(folder / row["path"], copy)
+    labels = store_labels(tmp_path, pool[:3], "uncertain")
+    store_labels(tmp_path, pool[3:], "random", first=100)
+    rows, out = split(f"data.root={folder}", f"data.labels={labels}", "data.protocol=split")
+    assert len(rows) == len(before) + 5
+    assert "5 labels of data.labels, 2 of them drawn at random" in out
 
 
 def test_a_correction_changes_train_but_no_evaluation_split(split, photos, tmp_path):

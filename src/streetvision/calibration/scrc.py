@@ -142,7 +142,7 @@ def _out_of_fold_risk(
     """The risk at each operating point, estimated on rows that nothing was fitted on."""
     kind, data = config.risk.kind, predictions["data"]
     estimates = {name: _risk_estimates(of_point, resampling) for name, of_point in predictions.items()}
-    # One of the two rates alone says nothing of a model that predicts one class.
+    # One of the two rates alone does not show that a model predicts one class.
     shown = [kind] if kind == "error" else [kind, "fpr" if kind == "fnr" else "fnr"]
     figures = ", ".join(f"{RISK_NAMES[name]} {_with_interval(estimates['data'][name])}" for name in shown)
     return RiskControl(

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError, DataError, unknown_name
-from streetvision.contracts.split_contracts import Index, Row, Split
+from streetvision.contracts.split_contracts import RANDOM_QUEUE, Index, Row, Split
 from streetvision.data.grouping.group_rows import group_rows
 from streetvision.data.grouping.name_pattern import apply_patterns
 from streetvision.data.grouping.perceptual_hash import PerceptualHashes, join_hashes
@@ -330,14 +330,14 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
     """Add the labels of a file of Label Studio or CVAT to the store, where they differ from those of the same person.
 
     The images are those of --images and data.unlabeled. Without --queue random, they are in TRAIN only, because the
-    file does not record how its images were chosen.
+    file does not record how its images were chosen. Another import with --queue random records it.
 
     Raises:
         ConfigError: An option is invalid.
         DataError: The file is malformed, or gives an image both classes by one person.
     """
     config, labeler, suffix = _config(overrides, options), _labeler(options), exchange_format(source)
-    if options.strategy not in (MIXED, "random"):
+    if options.strategy not in (MIXED, RANDOM_QUEUE):
         raise ConfigError(f"--import has no --queue {options.strategy}", "leave it out, or set --queue random")
     sources = (*options.images, *config.data.unlabeled)
     if not sources:
@@ -368,16 +368,25 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
                 label=label.label,
                 labeler=who,
                 time=datetime.now(UTC),
-                queue="random" if options.strategy == "random" else IMPORTED,
+                queue=RANDOM_QUEUE if options.strategy == RANDOM_QUEUE else IMPORTED,
                 group=images[path].group,
             )
         )
     store = _store(config)
     with run_lock(store.path.parent / ".lock", option="data.labels=..."):
         store = LabelStore(store.path, config.data.class_names)
-        present = {key: event.label for key, event in valid_events(store.events).items()}
-        added = store.append([event for event in events if present.get((event.sha256, event.labeler)) != event.label])
-    console.line("import", f"{added} labels of {len(found)}, {len(found) - len(events)} without a matching image")
+        present = {key: (event.label, event.queue) for key, event in valid_events(store.events).items()}
+
+        def is_new(event: LabelEvent) -> bool:
+            label, queue = present.get((event.sha256, event.labeler), (None, None))
+            return label != event.label or (queue == IMPORTED and event.queue == RANDOM_QUEUE)
+
+        added = store.append(filter(is_new, events))
+    console.line(
+        "import",
+        f"{added} labels of {len(found)}, {len(events) - added} already there, {len(found) - len(events)} without a "
+        "matching image",
+    )
     console.line("labels", str(store.path))
     if listed.skipped:
         first = "; ".join(f"{file.path} {file.reason}" for file in listed.skipped[:MAX_NAMED])

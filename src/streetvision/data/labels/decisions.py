@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from streetvision.contracts.split_contracts import RANDOM_QUEUE
-from streetvision.data.labels.store import SECOND_OPINION, LabelEvent
+from streetvision.data.labels.store import IMPORTED, SECOND_OPINION, LabelEvent
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class LabelledImage:
     label: int
     group: str | None
     queue: str
-    """How the image was first chosen. A later decision does not change it, as it decides on the split."""
+    """How the image was first chosen. A later decision does not change it, as it decides on the split; but an image that
+    was imported without it may later be imported as drawn at random."""
 
     @property
     def train_only(self) -> bool:
@@ -52,7 +53,9 @@ def decide(events: Iterable[LabelEvent]) -> Decisions:
     first_queue: dict[str, str] = {}
     for event in events:
         if event.action == "label" and event.queue != SECOND_OPINION:
-            first_queue.setdefault(event.sha256, event.queue)
+            first = first_queue.setdefault(event.sha256, event.queue)
+            if first == IMPORTED and event.queue == RANDOM_QUEUE:
+                first_queue[event.sha256] = RANDOM_QUEUE
     by_image: dict[str, list[LabelEvent]] = defaultdict(list)
     for (sha256, _), event in valid_events(events).items():
         by_image[sha256].append(event)

@@ -144,9 +144,15 @@ def make_folds(
 def _checked(partition: Partition, *, any_test: bool) -> Partition:
     check_leakage(partition, partition.index.root)
     if problem := missing_class(partition, any_test=any_test):
-        grouped = any(row.group is not None for row in partition.index.rows)
         hint = "every split needs images of each class: add images"
-        raise DataError(problem, f"{hint}, or use smaller groups" if grouped else hint)
+        if any(row.train_only for row in partition.index.rows):
+            hint = (
+                "every split needs images of each class that were drawn at random: label some with --queue random (with "
+                "--import only if they were drawn at random), or add images to data.root"
+            )
+        elif any(row.group is not None for row in partition.index.rows):
+            hint += ", or use smaller groups"
+        raise DataError(problem, hint)
     return partition
 
 

@@ -83,8 +83,9 @@ def run(context: Context) -> Outcome:
         **{split.value: counts[split] for split in Split if split in counts},
     }
     if labels is not None:
-        labelled = [row for row in rows if row.sha256 in labels.images]
-        at_random = sum(row.queue == RANDOM_QUEUE for row in labelled)
+        # An image may have several rows, such as one of data.root and one of data.labels.
+        labelled = {row.sha256 for row in rows if row.sha256 in labels.images}
+        at_random = len({row.sha256 for row in rows if row.queue == RANDOM_QUEUE} & labelled)
         summary += f"; {len(labelled)} labels of data.labels, {at_random} of them drawn at random"
         metrics |= {"labels": len(labelled), "labels_at_random": at_random}
         metrics["evaluated"] = len(partition.rows(Split.VAL_CALIB))
