@@ -104,10 +104,13 @@ def test_one_phase_runs_alone_in_a_run_that_has_the_rest(run_copy, command):
 
 
 def test_a_threshold_can_ship_without_calibration(run_copy, command, images):
-    code, _, _ = command(
-        "train", f"run_dir={run_copy.output_dir}", "pipeline.phases=[phase6]", "phase6.policy=threshold"
-    )
+    arguments = ["train", f"run_dir={run_copy.output_dir}", "pipeline.phases=[phase6]"]
+    code, out, _ = command(*arguments)
     assert code == 0
+    assert run_copy.thresholds_json.name not in out, "phase 5 has another threshold"
+    code, out, _ = command(*arguments, "phase6.policy=threshold")
+    assert code == 0
+    assert run_copy.thresholds_json.name in out
     predictor = load_bundle(run_copy.export_dir)
     assert predictor.manifest.policy_type == "threshold"
     assert not (run_copy.export_dir / "scrc_params.json").exists()

@@ -155,6 +155,27 @@ def test_edited_splits_are_replaced_with_a_warning(split, tmp_path):
     assert "splits are made again" in out
 
 
+def test_folders_of_runs_in_the_data_are_recorded_without_a_warning(command, photos, tmp_path):
+    folder = tmp_path / "classes"
+    for row in (photos[0] / "index.csv").read_text().splitlines()[1:]:
+        name, label, *_ = row.split(",")
+        target = folder / ("None", "Roadwork")[int(label)]
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(photos[0] / name, target)
+    for number in range(2):
+        schema = ArtifactSchema(folder / f"run{number}")
+        code, out, err = command(
+            "train", f"data.root={folder}", f"run_dir={schema.output_dir}", "pipeline.phases=[data]"
+        )
+        assert code == 0, err
+        assert "left out" not in out + err
+        skipped = read_json(schema.data_report_json)["skipped"]
+        assert skipped == [{"path": f"run{n}", "reason": "is the folder of a run"} for n in range(number + 1)]
+    (folder / "notes.txt").touch()
+    code, out, err = command("train", f"data.root={folder}", f"run_dir={folder / 'run2'}", "pipeline.phases=[data]")
+    assert "1 other files are left out: notes.txt" in " ".join((out + err).split())
+
+
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_moved_images_of_a_coco_file_are_adopted(command, photos, tmp_path, monkeypatch, interrupted):
     folder, schema = tmp_path / "coco", ArtifactSchema(tmp_path / "run")

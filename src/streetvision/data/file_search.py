@@ -42,6 +42,7 @@ UNSUPPORTED_FORMATS = (
 )
 """Suffixes of image formats that are not read."""
 ARCHIVES = frozenset({".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip", ".7z", ".rar"})
+RUN_FOLDER = "is the folder of a run"
 NO_IMAGE = "does not have the suffix of an image"
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 MAX_NAMED = 50
@@ -84,7 +85,7 @@ def search_folder(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> I
                     if entry.is_dir(follow_symlinks=False):
                         # The plots of a run are not photographs. Path.is_file raises if the folder is closed.
                         if os.path.isfile(ArtifactSchema(Path(entry.path)).splits_json):  # noqa: PTH113
-                            yield FoundFile(entry.path, "is the folder of a run")
+                            yield FoundFile(entry.path, RUN_FOLDER)
                         else:
                             pending.append(entry.path)
                     else:

@@ -396,13 +396,14 @@ def print_artifact_paths(schema: ArtifactSchema, console: Console) -> None:
     phase1 = schema.manifest("phase1")
     adapted = relative(schema.explora_checkpoint, schema.output_dir)
     is_adapted = phase1.is_file() and adapted in read_manifest(phase1).inputs
+    other_threshold = is_current(schema, "phase5") and not _in_bundle(schema, schema.thresholds_json)
     console.text()
     console.line("run", str(schema.output_dir))
     for label, path, phase in (
         ("adapted", schema.explora_checkpoint, "phase4a_explora" if is_adapted else None),
         ("model", schema.phase1_checkpoint, "phase1"),
-        ("threshold", schema.thresholds_json, "phase2"),
-        ("fusion", schema.cvfm_config_json, "phase4c_cvfm" if _bundle_is_fused(schema) else None),
+        ("threshold", schema.thresholds_json, None if other_threshold else "phase2"),
+        ("fusion", schema.cvfm_config_json, "phase4c_cvfm" if _in_bundle(schema, schema.cvfm_config_json) else None),
         ("calibration", schema.scrc_params_json, "phase5"),
         ("bundle", schema.export_dir, "phase6"),
         ("archive", schema.bundle_archive, "phase6"),
@@ -412,8 +413,8 @@ def print_artifact_paths(schema: ArtifactSchema, console: Console) -> None:
             console.line(label, str(path))
 
 
-def _bundle_is_fused(schema: ArtifactSchema) -> bool:
-    return (schema.export_dir / schema.cvfm_config_json.name).is_file()
+def _in_bundle(schema: ArtifactSchema, path: Path) -> bool:
+    return (schema.export_dir / path.name).is_file()
 
 
 def is_current(schema: ArtifactSchema, phase: str) -> bool:

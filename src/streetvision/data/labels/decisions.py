@@ -17,8 +17,9 @@ class LabelledImage:
     label: int
     group: str | None
     queue: str
-    """How the image was first chosen. A later decision does not change it, as it decides on the split; but an image that
-    was imported without it may later be imported as drawn at random."""
+    """How the image was first chosen. A later decision does not change it, as it decides on the split.
+
+    An image that was imported is at random if a later import states that."""
 
     @property
     def train_only(self) -> bool:

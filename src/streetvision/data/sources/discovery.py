@@ -14,7 +14,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.settings import list_setting
 from streetvision.data.config import CLASS_NAMES, HF_SPLIT, CocoConfig
-from streetvision.data.file_search import files_under, is_ignored, printable, search_folder
+from streetvision.data.file_search import RUN_FOLDER, files_under, is_ignored, printable, search_folder
 from streetvision.data.grouping.name_pattern import groups_by_name
 from streetvision.data.records import (
     ImageListing,
@@ -197,7 +197,7 @@ def list_class_folders(
             loose += bool(image_suffix(child.name))
             skipped.append(RejectedFile(printable(child.name), "is not in a class folder"))
         elif label is None and ArtifactSchema(child).splits_json.is_file():
-            skipped.append(RejectedFile(child.name, "is the folder of a run"))
+            skipped.append(RejectedFile(child.name, RUN_FOLDER))
         else:
             paths, others = files_under(child, root)
             counts[child.name] = len(paths)

@@ -147,8 +147,8 @@ def _checked(partition: Partition, *, any_test: bool) -> Partition:
         hint = "every split needs images of each class: add images"
         if any(row.train_only for row in partition.index.rows):
             hint = (
-                "every split needs images of each class that were drawn at random: label some with --queue random (with "
-                "--import only if they were drawn at random), or add images to data.root"
+                "every split needs images of each class that were drawn at random: label some with --queue random "
+                "(--import only if they were drawn at random), or add images to data.root"
             )
         elif any(row.group is not None for row in partition.index.rows):
             hint += ", or use smaller groups"

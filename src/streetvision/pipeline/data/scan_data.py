@@ -7,6 +7,7 @@ from streetvision.contracts.phase import Context
 from streetvision.contracts.progress import Progress
 from streetvision.contracts.split_contracts import Index, NearDuplicateClusters, Partition
 from streetvision.data.config import DataConfig, GroupingConfig, LoaderConfig
+from streetvision.data.file_search import RUN_FOLDER
 from streetvision.data.grouping.group_rows import copy_conflicts, group_rows
 from streetvision.data.image_file import MISSING_FILE
 from streetvision.data.labels.listing import Labels
@@ -81,6 +82,12 @@ def scan_data(
         labels=None if labels is None else labels.by_sha256,
         progress=context.progress,
     )
+    own = schema.output_dir.absolute()  # without splits.json, it is not known as a run
+    skipped = tuple(
+        replace(file, reason=RUN_FOLDER) if (listing.root / file.path).absolute() == own else file
+        for file in scan.skipped
+    )
+    scan = replace(scan, skipped=skipped)
     if labels is not None:
         scan = _without_moved(scan, listing, labels)
     grouped = GroupedScan.of(scan, config.grouping, context.progress)
@@ -104,12 +111,16 @@ def _without_moved(scan: Scan, listing: ImageListing, labels: Labels) -> Scan:
 
 
 def left_out_warnings(scan: Scan, config: DataConfig) -> list[str]:
-    """Return what a scan left out or found damaged, with the first files and their reasons."""
+    """Return what a scan left out or found damaged, with the first files and their reasons.
+
+    Folders of runs are left out without a warning.
+    """
     warnings = []
-    if scan.invalid or scan.skipped:
-        first = [f"{file.path} {file.reason}" for file in (*scan.invalid, *scan.skipped)][:MAX_NAMED]
+    skipped = [file for file in scan.skipped if file.reason != RUN_FOLDER]
+    if scan.invalid or skipped:
+        first = [f"{file.path} {file.reason}" for file in (*scan.invalid, *skipped)][:MAX_NAMED]
         warnings.append(
-            f"{len(scan.invalid)} unusable images and {len(scan.skipped)} other files are left out: {'; '.join(first)}"
+            f"{len(scan.invalid)} unusable images and {len(skipped)} other files are left out: {'; '.join(first)}"
         )
     if scan.damaged:
         damaged = [f"{file.path} {file.reason}" for file in scan.damaged[:MAX_NAMED]]
