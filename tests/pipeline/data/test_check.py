@@ -248,9 +248,11 @@ def test_settings_of_other_data_and_of_phases_are_reported(arguments, command, s
     assert code == 2
     assert "data.root" in err
     assert list(tmp_path.iterdir()) == []
-    code, _, err = command("data", verb, scenes, *options, "phase5.folds=3", "phase2.n_resamples=200", "data.seed=3")
+    code, _, err = command(
+        "data", verb, scenes, *options, "phase5.folds=3", "phase2.n_resamples=200", "data.protocol=split"
+    )
     assert code == 0, err
-    assert f"data.seed, phase2.n_resamples, phase5.folds have no effect on data {verb}" in " ".join(err.split())
+    assert f"data.protocol, phase2.n_resamples, phase5.folds have no effect on data {verb}" in " ".join(err.split())
 
 
 def test_import_reports_settings_of_the_data_without_effect(command, scenes, tmp_path):

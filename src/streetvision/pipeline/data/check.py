@@ -25,7 +25,7 @@ from streetvision.pipeline.data.page import render_findings
 from streetvision.pipeline.settings import refuse_settings_of_options, warn_without_effect
 
 MAX_LINES = 10
-OF_TRAIN = {"fractions", "protocol", "folds", "seed", "unlabeled"}
+OF_TRAIN = {"protocol", "unlabeled"}
 """Settings of DataConfig that have no effect on a check."""
 
 
