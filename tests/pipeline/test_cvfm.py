@@ -346,13 +346,17 @@ def test_another_fusion_than_that_of_the_run_needs_phase_4c(trained, command):
 
 
 @only_trained
-def test_a_new_model_gets_a_new_fusion(trained, command):
+def test_a_new_model_gets_a_new_fusion_also_after_a_failure(trained, command, monkeypatch):
     before = sha256_file(trained.cvfm_weights)
     line = ["train", f"run_dir={trained.output_dir}", *TINY_MODEL, "training.loss.name=weighted_cross_entropy"]
     code, _, err = command(*line, "pipeline.phases=[phase1]")
     assert code == 0, err
     code, _, err = command(*line, "pipeline.phases=[phase5]")
     assert (code, "pipeline.phases=[phase4c_cvfm,phase5]" in err.replace("\n", "")) == (2, True), err
+    with monkeypatch.context() as patch:
+        patch.setattr("streetvision.pipeline.steps.train_cvfm.run", lambda _: [][0])
+        with pytest.raises(IndexError):
+            command(*line)
     code, _, err = command(*line)
     assert code == 0, err
     assert sha256_file(trained.cvfm_weights) != before

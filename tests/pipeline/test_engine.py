@@ -141,7 +141,7 @@ def test_a_damaged_manifest_counts_as_missing(toy_run, text):
     assert toy_run.run("phase1") == ["phase1"]
 
 
-def test_a_failed_phase_leaves_no_manifest_and_runs_again(toy_run):
+def test_a_failed_phase_runs_again_and_what_it_has_written_is_not_used(toy_run):
     toy_run.run("phase1", "phase2")
 
     def fail(_):
@@ -153,9 +153,46 @@ def test_a_failed_phase_leaves_no_manifest_and_runs_again(toy_run):
     toy_run.other = Other(value=1)
     with pytest.raises(RuntimeError, match="boom"):
         toy_run.run("phase2")
-    assert not toy_run.schema.manifest("phase2").exists()
     toy_run.phases["phase2"] = working
+    with pytest.raises(ArtifactError, match="changed or removed"):
+        toy_run.run("phase5")
     assert toy_run.run("phase2") == ["phase2"]
+
+
+def test_a_phase_that_failed_before_it_wrote_anything_leaves_its_earlier_result(toy_run):
+    toy_run.run("phase1")
+    toy_run.phases["phase2"] = replace(working := toy_run.phases["phase2"], run=lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        toy_run.run("phase2")
+    toy_run.phases["phase2"] = working
+    toy_run.run("phase2")
+    toy_run.settings, toy_run.phases["phase1"] = (
+        Setting(value=7),
+        replace(toy_run.phases["phase1"], run=lambda _: 1 / 0),
+    )
+    with pytest.raises(ZeroDivisionError):
+        toy_run.run("phase1")
+    assert read_manifest(toy_run.schema.manifest("phase1")).config["Setting"]["value"] == 0
+    assert toy_run.run("phase5") == ["phase5"]
+
+
+def test_files_that_an_earlier_run_of_the_phase_has_written_and_this_one_has_not_are_removed(toy_run):
+    plot, foreign = toy_run.schema.phase1_dir / "plot.png", toy_run.schema.output_dir / "notes.txt"
+    working = toy_run.phases["phase1"]
+
+    def run(context):
+        outcome = working.run(context)
+        plot.write_text("plot")
+        foreign.write_text("of the user")
+        return replace(outcome, extra_outputs=(plot, foreign))
+
+    toy_run.phases["phase1"] = replace(working, run=run)
+    toy_run.run("phase1")
+    toy_run.phases["phase1"], toy_run.settings = working, Setting(value=1)
+    assert toy_run.run("phase1") == ["phase1"]
+    assert not plot.exists()
+    assert toy_run.schema.phase1_checkpoint.exists()
+    assert foreign.exists()  # outside the folder of the phase
 
 
 def test_a_phase_that_does_not_write_its_artifacts_is_an_error(toy_run):

@@ -95,6 +95,13 @@ def test_an_open_gate_compares_nothing(tmp_path):
     assert (gate.ships, gate.better, gate.difference) == (True, None, None)
 
 
+def test_an_open_gate_ships_what_could_not_be_compared_without_a_warning(tmp_path):
+    recorder = Recorder()
+    arguments = {"stage": "it", "section": "phase9", "path": tmp_path / "gate.json", "progress": recorder}
+    assert decide("off", None, None, problem="one group only", **arguments).ships
+    assert not recorder.warnings
+
+
 def test_what_cannot_be_compared_does_not_ship(tmp_path):
     recorder = Recorder()
     arguments = {"stage": "it", "section": "phase9", "path": tmp_path / "gate.json", "progress": recorder}

@@ -8,6 +8,8 @@ from streetvision.models.config import ModelConfig
 from streetvision.pipeline import run as running
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
+from streetvision.pipeline.engine import phase_order
+from streetvision.pipeline.phases import PHASES
 from streetvision.pipeline.run import resolve_run_config
 from streetvision.pipeline.settings import without_effect
 from streetvision.training.config import TrainingConfig
@@ -36,6 +38,27 @@ def test_a_run_keeps_its_data_when_the_command_names_none(run):
     assert config.data.root == str(run.scenes_dir)
     assert config.training.epochs == 3
     assert run.splits_json.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("failure", ["missing", "unusable"])
+def test_a_run_keeps_its_data_after_a_failed_scan(two_places, command, tmp_path, failure):
+    photos, line = two_places[0] / "photos", ["train", f"run_dir={tmp_path / 'run'}", "pipeline.phases=[data]"]
+    chosen = [r"data.group_pattern=([0-9]+)\.jpg", "loader.max_megapixels=7"]
+    assert command(*line, f"data.root={photos}", *chosen, *TINY_MODEL)[0] == 0
+    splits = (tmp_path / "run/splits.json").read_bytes()
+    if failure == "missing":
+        photos.rename(photos.with_name("unmounted"))
+    else:
+        for image in list(photos.rglob("*.jpg"))[:20]:
+            image.write_bytes(b"damaged")
+    for _ in range(2):
+        code, out, err = command(*line)
+        assert code == 2, err
+        assert "procedural scenes" not in out
+    assert (tmp_path / "run/splits.json").read_bytes() == splits
+    config = resolved(ArtifactSchema(tmp_path / "run"))
+    assert (config.data.root, config.data.group_pattern) == (str(photos), r"([0-9]+)\.jpg")
+    assert config.loader.max_megapixels == 7
 
 
 def test_the_same_data_by_another_path_is_the_same(run, monkeypatch):
@@ -119,6 +142,11 @@ def test_settings_of_the_data_have_no_effect_without_its_phase(finished_run, com
     _, _, err = command("train", f"run_dir={root}", "pipeline.phases=[phase2]", *ignored)
     warnings = [line.partition(" ")[2].strip() for line in err.splitlines() if line.startswith("warning")]
     assert warnings == ["data.class_names has no effect on phase2"]
+
+
+def test_the_risk_has_an_effect_on_the_data_which_it_chooses_the_protocol_of():
+    read = running._read_by(phase_order(["data"], PHASES))
+    assert without_effect(["phase5.risk.alpha", "phase5.folds"], read) == ["phase5.folds"]
 
 
 def test_the_group_of_phase_4b_has_the_effect_of_its_section():

@@ -4,6 +4,7 @@ import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import BaseModel
 
@@ -93,9 +94,9 @@ class Engine:
         if (finished := self._unchanged(phase, inputs, external)) is not None:
             self.console.line(label, f"{title:<{TITLE_WIDTH}}{finished.summary}  (unchanged)")
             return
-        # The manifest marks a finished phase: remove it first, write it last.
-        path = self.schema.manifest(phase.id)
-        path.unlink(missing_ok=True)
+        # The manifest is written last. Until then the earlier one says what the run is; its digests show which of its
+        # outputs this phase has written again.
+        earlier = self._earlier_outputs(phase)
         started = time.perf_counter()
         outcome = phase.run(context)
         seconds = time.perf_counter() - started
@@ -111,8 +112,20 @@ class Engine:
             external_sha256=external,
             duration_seconds=seconds,
         )
-        write_json_atomic(path, manifest.model_dump(mode="json"))
+        write_json_atomic(self.schema.manifest(phase.id), manifest.model_dump(mode="json"))
+        for path in earlier - {self.schema.output_dir / name for name in manifest.outputs}:
+            path.unlink(missing_ok=True)
         self.console.line(label, f"{title:<{TITLE_WIDTH}}{outcome.summary}", seconds=seconds)
+
+    def _earlier_outputs(self, phase: Phase) -> set[Path]:
+        """The outputs of the last run of `phase` that are in its folder."""
+        folder = self.schema.folder(phase.id).resolve()
+        try:
+            outputs = read_manifest(self.schema.manifest(phase.id)).outputs
+        except ArtifactError:
+            return set()
+        paths = {self.schema.output_dir / name for name in outputs}
+        return {path for path in paths if path.parent.resolve().is_relative_to(folder)}
 
     def context(self, phase: Phase) -> Context:
         """The context that `phase` runs in: its declared settings, and the splits that it may open."""

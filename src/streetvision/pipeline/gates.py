@@ -98,7 +98,7 @@ def decide(
     ships = setting != "on" or better is True
     if setting == "only_report" and not better:
         progress.warn(f"{stage} is not better ({reason}), and ships because {section}.gate=only_report")
-    elif problem is not None:
+    elif problem is not None and not ships:
         progress.warn(f"{stage} does not ship: {reason}")
     gate = Gate(
         gate=setting,

@@ -9,7 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from streetvision.bundle.format import bundle_folder, read_bundle
-from streetvision.calibration.config import MAC_CAL, Phase5Config
+from streetvision.calibration.config import MAC_CAL, Phase5Config, RiskConfig
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
 from streetvision.contracts.phase import Phase
@@ -191,8 +191,9 @@ def _run_phase(name: str, config: RunConfig, console: Console) -> ArtifactSchema
     return schema
 
 
-def _read_by(phases: Sequence[Phase]) -> set[type[BaseModel]]:
-    return {section for phase in phases for section in phase.config}
+def _read_by(phases: Sequence[Phase]) -> set[type[BaseModel] | str]:
+    read: set[type[BaseModel] | str] = {section for phase in phases for section in phase.config}
+    return read | {"phase5.risk"} if RiskConfig in read else read  # it is not a section of its own
 
 
 def _names(phases: Sequence[Phase]) -> str:
@@ -215,6 +216,7 @@ def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
     recorded = _recorded_data(schema)
     names_data = any(key == "data.root" or key.startswith("scenes.") for key in config.overrides)
     if recorded is not None and not names_data:
+        config = with_recorded_limits(config, schema)
         return config.with_defaults({"data": dict(recorded), "run_dir": config.root})
     # Without data.root, the labelled images alone are the data set.
     root = config.data.root or str(config.data.labels or schema.scenes_dir.absolute())
@@ -280,9 +282,10 @@ def use_earlier_results(config: RunConfig, schema: ArtifactSchema, *, console: C
         if not calibrated or (gate in read_manifest(schema.manifest("phase5")).inputs) != (without is None):
             added.append("phase5")
             if (recorded := recorded_settings(schema, Phase5Config, phase="phase5")) is not None:
-                values = dict(recorded)
+                # A recorded value that is the default was not set: phase5.folds may then be lower.
+                values = {name: value for name, value in recorded if value != getattr(Phase5Config(), name)}
                 if without is None and recorded.method == MAC_CAL:
-                    del values["method"]  # of a single view
+                    values.pop("method", None)  # of a single view
                 config = config.with_defaults({"phase5": values})
     pipeline = config.pipeline.model_copy(update={"phases": tuple(dict.fromkeys([*phases, *added]))})
     return config.model_copy(update={"pipeline": pipeline})

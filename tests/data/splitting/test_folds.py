@@ -122,6 +122,16 @@ def test_earlier_rows_keep_their_fold(seed, more):
     assert after.folds[len(new) :] == before.folds
 
 
+def test_if_a_fold_lost_a_class_only_val_test_is_kept():
+    index = index_of([*ungrouped(40, 0).rows, *(row(f"positive/{number}.png", 1) for number in range(5))])
+    before = make(index)
+    existing = {entry.sha256: fold for entry, fold in zip(index.rows, before.folds, strict=True)}
+    removed = next(e for e, fold in zip(index.rows, before.folds, strict=True) if e.label == 1 and fold == 1)
+    after = make(index_of([entry for entry in index.rows if entry is not removed]), existing_folds=existing)
+    assert after.n_folds == 3
+    assert set(before.rows(Split.VAL_TEST)) <= set(after.rows(Split.VAL_TEST))
+
+
 def test_it_is_read_as_it_was_written_and_an_edit_is_found():
     partition = make(grouped([(2, 1)] * 30))
     content = json.loads(json.dumps(partition_to_json(partition)))

@@ -218,6 +218,12 @@ def test_sequences_of_names_suggest_groups_that_the_setting_gives(command, potho
     assert "gives" not in out
 
 
+def test_large_groups_are_not_taken_for_missing_groups(command, potholes, tmp_path):
+    arguments = ["data", "check", potholes, "--page", tmp_path / "page.html"]
+    assert "data.group_pattern" in command(*arguments)[2]
+    assert "data.group_pattern" not in command(*arguments, "data.group_pattern=(ride)")[2]
+
+
 def test_copies_do_not_hide_the_suggestion_of_groups(command, potholes, tmp_path):
     shutil.copy(potholes / "ride0_000.png", potholes / "ride0_003.png")
     with (potholes / "index.csv").open("a") as index:

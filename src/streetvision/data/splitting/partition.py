@@ -109,7 +109,7 @@ def make_folds(
         folds: Number of folds, at least FEWEST_FOLDS. There are fewer if a class would be missing from one of them.
         seed: Seed of the order of groups and rows.
         existing_folds: sha256 -> fold of rows that were assigned before, or NO_FOLD for VAL_TEST; they and their groups
-            keep it.
+            keep it. If a class would be missing from a fold, only VAL_TEST is kept.
         near_duplicates: Clusters that the groups must contain.
         keep_test: As in `make_partition`.
 
@@ -138,6 +138,20 @@ def make_folds(
         partition = Partition(index, roles, dict(fractions), seed, near_duplicates, of_row)
         if missing_class(partition, any_test=keep_test) is None:
             break
+    else:
+        of_test = {sha256: fold for sha256, fold in known.items() if fold == NO_FOLD}
+        classes_of_test = {row.label for row in index.rows if row.sha256 in of_test}
+        if of_test != known and (keep_test or len(classes_of_test) == N_CLASSES):
+            # The earlier folds do not fit these rows: a class has fewer of them now.
+            return make_folds(
+                index,
+                fractions=fractions,
+                folds=folds,
+                seed=seed,
+                existing_folds=of_test,
+                near_duplicates=near_duplicates,
+                keep_test=keep_test,
+            )
     return _checked(partition, any_test=keep_test)
 
 

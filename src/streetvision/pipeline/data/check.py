@@ -70,8 +70,11 @@ def check_data(
         for found in findings.suspicious_labels[:MAX_LINES]:
             name, other = names[found.row.label], names[1 - found.row.label]
             console.line("", f"{found.row.path} is {name}; probability of {other} {found.other_class_probability:.2f}")
-    if len(groups) < len(rows) / 20:
-        console.warn("images of one ride or place may be in different splits: set data.group_column of a CSV index")
+    if not findings.has_groups and len(groups) < len(rows) / 20:
+        console.warn(
+            "images of one ride or place may be in different splits: give groups by a column group in index.csv, or by "
+            "data.group_pattern"
+        )
     if not findings.has_groups:
         _print_group_suggestions(findings, config.data.grouping, console)
     path = page or config.root.with_name(f"{config.root.name}_check.html")
