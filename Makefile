@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE # otherwise each process of the suite compiles 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.ready ## run six phases on procedural scenes and write the report
+demo: $(VENV)/.ready ## run six phases on drawn scenes and write the report
 	@$(BIN)/streetvision demo
 
 test: $(VENV)/.ready ## run the whole test suite

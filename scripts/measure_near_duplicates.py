@@ -1,6 +1,6 @@
 """Speed, recall and false merges of the near-duplicate search.
 
-python scripts/measure_near_duplicates.py                                          # speed, and procedural scenes
+python scripts/measure_near_duplicates.py                                          # speed, and drawn scenes
 python scripts/measure_near_duplicates.py --tracks $STREETVISION_REAL_DATA/gtsrb_roadwork
 python scripts/measure_near_duplicates.py --photographs $STREETVISION_REAL_DATA/pothole_br_df/images
 """
@@ -100,7 +100,7 @@ def copies(name: str, pictures: Sequence[Image.Image], originals: Sequence[Perce
 
 
 def scenes() -> None:
-    """The measurement on procedural scenes."""
+    """The measurement on drawn scenes."""
     pictures = [Image.fromarray(draw_scene(seed, SceneConfig()).image) for seed in range(SCENES)]
     copies("scenes", pictures, [jpeg_hash(picture, 90) for picture in pictures])
 

@@ -1,6 +1,6 @@
 """How much a JPEG that the decoder reduces changes pixels and probabilities: preprocessing version 2 against version 1.
 
-python scripts/measure_reduced_decoding.py                                                       # procedural scenes
+python scripts/measure_reduced_decoding.py                                                       # drawn scenes
 python scripts/measure_reduced_decoding.py --index INDEX.csv --weights MODEL.safetensors --name deit_tiny_patch16_224
 
 Every image is saved at a size from which a reduction by FACTOR leaves MARGIN times the pixels of the model's input. A

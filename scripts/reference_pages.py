@@ -30,7 +30,7 @@ def cli_page() -> str:
 | 2 | a user error, with a hint on standard error; or some images, runs or comparisons failed |
 | 3 | the trained model predicts one class only |
 | 4 | `monitor`: an alarm |
-| 130, 143 | interrupted or terminated; the same command resumes |
+| 130, 143 | interrupted or terminated (`serve` and `label`: 0); commands that write a folder resume |
 """
     return "\n".join([header, *_verbs(typer.main.get_command(build_app()), ("streetvision",))])
 

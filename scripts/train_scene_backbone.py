@@ -1,6 +1,6 @@
 """Train the backbone that ships with the package: `python scripts/train_scene_backbone.py OUT`.
 
-A small DINOv3 ViT is trained from random weights on procedural scenes, with seeds that are not used elsewhere. The
+A small DINOv3 ViT is trained from random weights on drawn scenes, with seeds that are not used elsewhere. The
 renderer knows where the roadwork is, so every patch has a label. The loss is the cross-entropy of the image plus the
 binary cross-entropy of its patches; a randomly initialised transformer learns much faster from labels per patch than
 from one label per image.
@@ -264,7 +264,7 @@ patch {patch_size}, 4 registers. It ships with the package, so that the demo and
 without a download.
 
 - Command: `python scripts/train_scene_backbone.py OUT`, from random weights.
-- Training data: {scenes:,} procedural scenes with seeds from {first_seed:,}; the demo uses seeds from 0.
+- Training data: {scenes:,} drawn scenes with seeds from {first_seed:,}; the demo uses seeds from 0.
 - Loss: cross-entropy of the image's label plus {patch_weight} times the binary cross-entropy of the labels of its
   patches, which the renderer provides. The backbone was trained for this task on drawings, so its results are no
   evidence for photographs or for the published DINOv3 weights.

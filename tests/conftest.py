@@ -175,7 +175,7 @@ def made_once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def scenes(made_once):
-    """A folder of 160 small procedural scenes with an index."""
+    """A folder of 160 small drawn scenes with an index."""
     from streetvision.contracts.progress import Silent
     from streetvision.synthetic.scenes import SceneConfig, write_scenes
 

@@ -1,4 +1,4 @@
-"""Every command of the tutorial, in order, on small procedural scenes and with a small model."""
+"""Every command of the tutorial, in order, on small drawn scenes and with a small model."""
 
 import csv
 import json

@@ -24,7 +24,7 @@ def run(tmp_path, command):
     root = tmp_path / "run"
     code, out, err = command("train", f"run_dir={root}", *SCENES, *TINY_MODEL, "pipeline.phases=[data]")
     assert code == 0, err
-    assert "48 procedural scenes, as data.root is not set" in out
+    assert "48 drawn scenes, as data.root is not set" in out
     return ArtifactSchema(root)
 
 
@@ -54,7 +54,7 @@ def test_a_run_keeps_its_data_after_a_failed_scan(two_places, command, tmp_path,
     for _ in range(2):
         code, out, err = command(*line)
         assert code == 2, err
-        assert "procedural scenes" not in out
+        assert "drawn scenes" not in out
     assert (tmp_path / "run/splits.json").read_bytes() == splits
     config = resolved(ArtifactSchema(tmp_path / "run"))
     assert (config.data.root, config.data.group_pattern) == (str(photos), r"([0-9]+)\.jpg")

@@ -6,7 +6,7 @@ from streetvision.cli.options import Overrides, exit_if_collapsed, open_console,
 
 
 def demo(overrides: Overrides = None) -> None:
-    """Run six phases on procedural scenes and write the report.
+    """Run six phases on drawn scenes and write the report.
 
     The run folder is outputs/demo.
     """

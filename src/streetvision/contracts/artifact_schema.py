@@ -45,7 +45,7 @@ class ArtifactSchema:
     lock_file = _ArtifactPath(".lock")
     """Locked by the process that writes to the run."""
     scenes_dir = _ArtifactPath("scenes")
-    """Procedural scenes, rendered when data.root is not set."""
+    """Drawn scenes, rendered when data.root is not set."""
     imported_dir = _ArtifactPath("imported")
     """Image files exported from a Hugging Face dataset."""
     feature_cache_dir = _SharedPath("cache/features")

@@ -94,7 +94,7 @@ class Engine:
         if (finished := self._unchanged(phase, inputs, external)) is not None:
             self.console.line(label, f"{title:<{TITLE_WIDTH}}{finished.summary}  (unchanged)")
             return
-        # The manifest is written last. Until then the earlier one says what the run is; its digests show which of its
+        # The manifest is written last. Until then the earlier one describes the run; its digests show which of its
         # outputs this phase has written again.
         earlier = self._earlier_outputs(phase)
         started = time.perf_counter()

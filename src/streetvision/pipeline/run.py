@@ -203,7 +203,7 @@ def _names(phases: Sequence[Phase]) -> str:
 def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
     """Return the configuration with the data of the run.
 
-    A run folder belongs to one data set, which it keeps if the command names none. Without any data, procedural scenes
+    A run folder belongs to one data set, which it keeps if the command names none. Without any data, drawn scenes
     are drawn into the run folder. A new place of the same images is recorded in the run. Paths of the data
     become absolute, so that a run can be resumed from any working directory.
 
@@ -234,7 +234,7 @@ def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
         with run_lock(schema.lock_file):
             write_scenes(schema.scenes_dir, config.scenes, console)
         seconds = time.perf_counter() - started
-        console.line("scenes", f"{config.scenes.count} procedural scenes, as data.root is not set", seconds=seconds)
+        console.line("scenes", f"{config.scenes.count} drawn scenes, as data.root is not set", seconds=seconds)
     return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
 
 

@@ -156,8 +156,9 @@ class RunConfig(Section):
         """The run folder."""
         if self.run_dir is not None:
             return self.run_dir
-        data = self.data.root or self.data.labels
-        return Path("outputs") / (Path(data).resolve().name if data else "scenes")
+        if self.data.root is None and self.data.labels is not None:
+            return Path("outputs") / f"{self.data.labels.resolve().name}-training"  # not the folder of the labels
+        return Path("outputs") / (Path(self.data.root).resolve().name if self.data.root else "scenes")
 
     @property
     def adapts(self) -> bool:

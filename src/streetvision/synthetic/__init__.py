@@ -1,1 +1,1 @@
-"""Procedural street scenes: the embedded data set."""
+"""Drawn street scenes: the embedded data set."""

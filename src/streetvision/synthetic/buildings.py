@@ -1,4 +1,4 @@
-"""Buildings along the street of a procedural scene."""
+"""Buildings along the street of a drawn scene."""
 
 from streetvision.synthetic.canvas import NEAR, Canvas, Pixel
 from streetvision.synthetic.random_draws import Colour, Dice, mix, scaled

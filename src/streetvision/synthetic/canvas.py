@@ -1,4 +1,4 @@
-"""Drawing primitives of the procedural scenes: camera, light, and solids in metres.
+"""Drawing primitives of the drawn scenes: camera, light, and solids in metres.
 
 World coordinates: the camera is at x = z = 0, `eye` metres above the ground, and points along z.
 x is to the right, y is up, z is away from the camera. A `Frame` has its own axes a (right), b (up), c (away).

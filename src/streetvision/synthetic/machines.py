@@ -1,4 +1,4 @@
-"""Large items of a roadwork site in the procedural scenes: excavators and heaps of earth."""
+"""Large items of a roadwork site in the drawn scenes: excavators and heaps of earth."""
 
 import math
 

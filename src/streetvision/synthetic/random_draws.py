@@ -1,4 +1,4 @@
-"""Random numbers and colours of the procedural scenes."""
+"""Random numbers and colours of the drawn scenes."""
 
 from collections.abc import Sequence
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""Roadwork items of the procedural scenes: cones, drums, barriers, signs and arrow boards."""
+"""Roadwork items of the drawn scenes: cones, drums, barriers, signs and arrow boards."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

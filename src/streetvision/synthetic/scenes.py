@@ -1,4 +1,4 @@
-"""Procedural street scenes, the embedded data set: with roadwork (label 1) or without (label 0).
+"""Drawn street scenes, the embedded data set: with roadwork (label 1) or without (label 0).
 
 A scene is a function of its seed. Each part of it has its own random stream. So the street, its traffic and the objects
 that resemble roadwork are the same with and without a site, and carry no information about the label.
@@ -48,7 +48,7 @@ _LABEL, _SETTING, _BACKDROP, _EVERYDAY, _LENS, _SITE = range(6)
 
 
 class SceneConfig(Section):
-    """The procedural scenes that are drawn if `data.root` is null."""
+    """The drawn scenes that are drawn if `data.root` is null."""
 
     count: int = Field(default=1600, ge=1)
     """Number of scenes."""

@@ -1,4 +1,4 @@
-"""The street of a procedural scene without objects: sky, ground, lanes, buildings."""
+"""The street of a drawn scene without objects: sky, ground, lanes, buildings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Signs, lamps and kerb furniture of the procedural scenes, and the placement of everything except roadwork."""
+"""Signs, lamps and kerb furniture of the drawn scenes, and the placement of everything except roadwork."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Vehicles, people and trees of the procedural scenes; many have the colours of roadwork."""
+"""Vehicles, people and trees of the drawn scenes; many have the colours of roadwork."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Light and weather of the procedural scenes, and the effects of lens and sensor."""
+"""Light and weather of the drawn scenes, and the effects of lens and sensor."""
 
 from collections.abc import Callable, Mapping
 from functools import cache

@@ -1,4 +1,4 @@
-"""Roadwork sites of the procedural scenes: their items, position and distance."""
+"""Roadwork sites of the drawn scenes: their items, position and distance."""
 
 import math
 from dataclasses import dataclass
