@@ -72,13 +72,16 @@ DECISIVE = {
     ),
     "bench training": ("models/module.py", "training"),
     "bench views": ("models/multi_view.py", "models/views.py"),
+    "measured false-alarms": ("monitoring",),
     "measured fusion": FUSION,
+    "measured label-errors": ("labeling/queue.py", "labeling/strategies.py", "training/probe.py"),
     "measured labeling": ("labeling/queue.py", "labeling/strategies.py", "training/probe.py"),
     "measured monitoring": ("monitoring",),
     "measured near-duplicates": ("data/grouping", "data/scan.py"),
     "measured reduced-decoding": DECODING,
     "measured risk": ("calibration/risk_control.py",),
     "measured selection": ("calibration",),
+    "measured simulated-thresholds": ("eval/stability.py", "eval/thresholds.py"),
     "measured thresholds": ("eval/stability.py", "eval/thresholds.py"),
 }
 """Mark -> files and folders of the package that the figures depend on."""
