@@ -49,6 +49,8 @@ class ScrcFit:
     """The same with decisions at cross-fitted thresholds."""
     intervals: Mapping[str, Interval]
     """Every metric of `predictions` with its interval."""
+    level: float
+    """Confidence level of the intervals."""
 
 
 def fit_scrc(
@@ -110,7 +112,9 @@ def fit_scrc(
         after=_reported(intervals_after),
         ece_band=ece_band(after, resampling),
     )
-    return ScrcFit(params, selection, before.probabilities, after.probabilities, after, intervals_after)
+    return ScrcFit(
+        params, selection, before.probabilities, after.probabilities, after, intervals_after, resampling.level
+    )
 
 
 def _operating_point(

@@ -187,6 +187,9 @@ class ArtifactSchema:
     threshold_curve = _ArtifactPath("evaluation/threshold_curve.png")
     """MCC on VAL_TEST by threshold."""
 
+    search_best_yaml = _ArtifactPath("search/best.yaml")
+    """The settings of the best trial of `train --search`."""
+
     cross_validation_dir = _ArtifactPath("cross_validation")
     cross_validation_json = _ArtifactPath("cross_validation/cross_validation.json")
     """Result of `streetvision cross-validate`: metrics with intervals, repeats, learning curve."""

@@ -59,7 +59,7 @@ def cross_validated_intervals(
         estimate = float(np.mean([of_repeat[name] for of_repeat in estimates]))
         defined = intervals.usable(np.mean([of_repeat[name] for of_repeat in drawn], axis=0))
         # At an end of its scale, a metric varies only where a denominator is zero.
-        at_end = metric.basis is not Basis.TERMS and estimate in (metric.lowest, 1.0)
+        at_end = metric.basis is not Basis.TERMS and not metric.lowest < estimate < 1
         if np.isnan(estimate) or defined is None or at_end:
             result[name] = without_spread[name]
             continue

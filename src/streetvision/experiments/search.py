@@ -127,7 +127,7 @@ def launch_search(search: Path, run: RunConfig, *, console: Console) -> Path:
     """
     config = read_search(search)
     run_config = resolve_run_config(run, console=console)
-    home = ArtifactSchema(run_config.root).output_dir / "search"
+    home = ArtifactSchema(run_config.root).search_best_yaml.parent
     # The data may be that of an earlier command in this run folder.
     data = run_config.data.model_dump(mode="json", exclude_defaults=True) | {"seed": run_config.data.seed}
     common = {key: value for key, value in run.overrides.items() if not key.startswith(NOT_OF_TRIALS)} | {
@@ -286,7 +286,7 @@ def _write_best(study: "optuna.Study", common: Mapping[str, object], home: Path,
     completed = [trial for trial in _finished(study) if trial.state.name == "COMPLETE"]
     if not completed:
         raise StreetVisionError("no trial finished", f"see the logs in {str(home / 'trials')!r}")
-    best, path = study.best_trial, home / "best.yaml"
+    best, path = study.best_trial, home / ArtifactSchema.search_best_yaml.name
     header = f"# VAL_SELECT MCC {best.value:.3f}, the highest of {len(completed)} trials that finished.\n"
     write_text_atomic(path, header + safe_dump({**common, **best.params}, sort_keys=False))
     console.line("best", f"trial {best.number}, VAL_SELECT MCC {best.value:.3f}: {path}")

@@ -73,6 +73,7 @@ def _write_out_of_fold(fitted: ScrcFit, scores: ScoresRef, context: Context) -> 
         units=some_interval.units,
         rarer_units=some_interval.rarer_units,
         few_units=some_interval.few_units,
+        level=fitted.level,
         metrics=estimates_with_intervals(fitted.intervals),
     )
     write_json_atomic(context.schema.out_of_fold_json, record.model_dump(mode="json"))
