@@ -54,6 +54,13 @@ def test_the_examples_of_the_docstrings_run_and_print_nothing_else(example, exam
     assert printed == ("", "")
 
 
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_a_number_of_processes_below_one_is_an_error(scenes, tmp_path, jobs):
+    settings = {**FAST, "training": "peft", "run_dir": tmp_path / "cv"}
+    with pytest.raises(ConfigError, match=f"jobs is {jobs}"):
+        streetvision.cross_validate(scenes, jobs=jobs, progress=False, **settings)
+
+
 def test_every_public_name_is_loaded_lazily_and_documented():
     code = "import sys, streetvision\nprint(*{'numpy', 'torch', 'pydantic', 'hydra', 'sklearn'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -98,6 +98,31 @@ def test_without_a_certificate_there_is_no_abstention():
     assert control.units == "rows"
 
 
+def test_intervals_of_out_of_fold_scores_are_those_of_a_cross_validation():
+    rows, config = draw(200), Phase5Config(method="none", folds=2)
+    set_aside, of_folds = fit_scrc(rows, config), fit_scrc(rows, config, fold_models=2)
+    for name, interval in of_folds.intervals.items():
+        assert interval.low <= interval.estimate <= interval.high
+        assert interval.estimate == set_aside.intervals[name].estimate
+    for name in ("mcc", "nll"):
+        wide, plain = of_folds.intervals[name], set_aside.intervals[name]
+        assert wide.high - wide.low == pytest.approx(np.sqrt(2) * (plain.high - plain.low), rel=0.15)
+        assert of_folds.params.after[name].low == wide.low
+        assert of_folds.params.before[name].high > set_aside.params.before[name].high
+    risk = of_folds.params.risk_control.out_of_fold["data"]
+    assert (risk.low, risk.high) == (of_folds.intervals["fnr"].low, of_folds.intervals["fnr"].high)
+
+
+def test_out_of_fold_scores_without_errors_have_intervals():
+    labels = np.arange(40) % 2
+    logits = np.stack([0 * labels, 40.0 * labels - 20], axis=1)
+    fitted = fit_scrc(CalibrationSet(logits, labels, [None] * 40), Phase5Config(method="none", folds=2), fold_models=2)
+    for name in ("mcc", "accuracy", "precision", "recall", "f1", "roc_auc", "pr_auc"):
+        assert fitted.intervals[name].low < fitted.intervals[name].estimate == 1
+    for name in ("fnr", "fpr"):
+        assert fitted.intervals[name].estimate == 0 < fitted.intervals[name].high
+
+
 def test_one_class_alone_is_an_error():
     rows = draw(50)
     with pytest.raises(DataError, match="all 50 labels are 1"):

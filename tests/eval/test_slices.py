@@ -41,6 +41,15 @@ def test_columns_of_many_numbers_are_split_by_thirds():
     assert [part.value for part in parts_of_column("lanes", ["1", "2", "2"])] == ["2", "1"]
 
 
+def test_numbers_from_1000_on_have_all_digits():
+    values = np.array([1080.0] * 3 + [3024.0] * 3 + [123456.0] * 3)
+    texts = " ".join(part.value for part in parts_of_quantity("shorter side", values, unit=" px"))
+    assert texts.count("1080 px") == 1
+    assert "above 1080 up to 3024 px" in texts
+    assert "e+" not in texts
+    assert "up to 1000" in parts_of_quantity("q", np.array([999.7, 2000.0]))[0].value
+
+
 def test_equal_values_stay_together():
     parts = parts_of_quantity("size", np.array([1.0] * 8 + [2.0]), unit=" MP", names=("small", "medium", "large"))
     assert values_and_rows(parts) == [("small: up to 1 MP", list(range(8))), ("large: above 1 MP", [8])]

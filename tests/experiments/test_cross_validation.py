@@ -48,7 +48,8 @@ def cross_validate(scenes, tmp_path, command):
 
     def run(*settings, root=scenes, name="cv"):
         schema = ArtifactSchema(tmp_path / name)
-        arguments = [f"data.root={root}", f"run_dir={schema.output_dir}", *TINY_MODEL, *SMALL, *settings]
+        data = [] if root is None else [f"data.root={root}"]
+        arguments = [*data, f"run_dir={schema.output_dir}", *TINY_MODEL, *SMALL, *settings]
         code, out, err = command("cross-validate", *arguments)
         content = read_json(schema.cross_validation_json) if schema.cross_validation_json.is_file() else None
         return code, out + err, content, schema
@@ -56,8 +57,9 @@ def cross_validate(scenes, tmp_path, command):
     return run
 
 
-def test_every_image_is_predicted_once_in_each_repeat(cross_validate):
-    code, out, content, schema = cross_validate("cross_validation.learning_curve=[0.5]")
+def test_every_image_is_predicted_once_in_each_repeat(cross_validate, scenes, tmp_path):
+    curve = "cross_validation.learning_curve=[0.5]"
+    code, out, content, schema = cross_validate(curve)
     assert code == 0, out
     assert content["images"] == 160
     assert len(content["by_repeat"]) == 2
@@ -68,17 +70,24 @@ def test_every_image_is_predicted_once_in_each_repeat(cross_validate):
     assert [point["share"] for point in content["curve"]] == [0.5, 1.0]
     assert content["protocols"] == {"split": 4}
     assert "more images" in schema.cross_validation_html.read_text()
-    records = sorted((schema.cross_validation_dir / "chains").glob("*_100.json"))
+    records = sorted((schema.cross_validation_dir / "chains").glob("*_100_*.json"))
     predicted = [len(read_json(path)["probabilities"]) for path in records]
     assert sum(predicted) == 2 * 160
-    # Finished chains are not computed again, but for a changed setting.
-    times = [path.stat().st_mtime_ns for path in records]
-    again = cross_validate("cross_validation.learning_curve=[0.5]")
-    assert again[2] == content
-    assert times == [path.stat().st_mtime_ns for path in records]
-    changed = cross_validate("cross_validation.learning_curve=[0.5]", "training.loss.name=weighted_cross_entropy")
+    # Finished chains are not computed again, but for a changed setting, which does not replace them.
+    changed = cross_validate(curve, "training.loss.name=weighted_cross_entropy")
     assert changed[0] == 0
-    assert times != [path.stat().st_mtime_ns for path in records]
+    assert "6, 0 of them finished before" in changed[1]
+    assert changed[2] != content
+    # The folder belongs to the data, which it keeps.
+    for root in (None, scenes):
+        assert cross_validate(curve, root=root)[2] == content
+    before = schema.cross_validation_json.read_bytes()
+    for arguments, root in (([], tmp_path / "other"), (["scenes.count=40"], None)):
+        code, out, _, _ = cross_validate(curve, *arguments, root=root)
+        assert code == 2
+        assert "run_dir=" in out
+    assert schema.cross_validation_json.read_bytes() == before
+    assert not schema.scenes_dir.exists()
 
 
 @pytest.mark.parametrize("protocol", ["split", "cross_fit"])
@@ -284,6 +293,7 @@ def test_a_chain_that_fails_is_reported(cross_validate):
         (["cross_validation.learning_curve=[1.5]"], "learning_curve"),
         (["phase5.method=mac_cal"], "mac_cal"),
         (["--jobs", "2"], "`--jobs` has no effect"),
+        (["model.init_from_explora=true"], "`model.init_from_explora=true` has no effect"),
         (["cross_validation.learning_curve=[0.5,0.5]"], "learning_curve"),
     ],
 )

@@ -124,6 +124,22 @@ def test_trials_have_the_data_of_the_run(no_training, scenes, tmp_path, space, c
     assert recorded["class_names"] == ["clear", "works"]
 
 
+def test_trials_have_the_splits_of_the_run_when_images_were_added(one_process, scenes, tmp_path, space, command):
+    header, *rows = (scenes / "index.csv").read_text().splitlines()
+    index, run = tmp_path / "index.csv", tmp_path / "run"
+    asked = [f"data.root={index}", f"run_dir={run}", *MLP]
+    index.write_text("\n".join([header, *(f"{scenes}/{row}" for row in rows[:100])]))
+    assert command("train", *asked, "pipeline.phases=[data]")[0] == 0
+    of_run = {row["sha256"]: row["split"] for row in read_json(run / "splits.json")["rows"]}
+    index.write_text("\n".join([header, *(f"{scenes}/{row}" for row in rows)]))
+    code, out, err = command("train", "--search", space(1), *asked, "training.epochs=1")
+    assert code == 0, out + err
+    (trial,) = (run / "search" / "trials").glob("*/splits.json")
+    of_trial = {row["sha256"]: row["split"] for row in read_json(trial)["rows"]}
+    assert len(of_trial) > len(of_run)
+    assert of_run.items() <= of_trial.items()
+
+
 def test_a_search_on_changed_data_is_another_search(no_training, scenes, tmp_path, space, command):
     data, run = shutil.copytree(scenes, tmp_path / "data"), tmp_path / "run"
     asked = [f"data.root={data}", f"run_dir={run}", *MLP]

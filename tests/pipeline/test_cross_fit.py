@@ -1,6 +1,7 @@
 """The chain under data.protocol=cross_fit, through the command line, on tiny data."""
 
 import csv
+import json
 import shutil
 
 import numpy as np
@@ -9,16 +10,19 @@ import torch
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import DataError
+from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Split
 from streetvision.data.splitting.splits_json import partition_from_json
 from streetvision.io.atomic import read_json
 from streetvision.io.tensors import load_state, save_tensors
 from streetvision.pipeline import budget
 from streetvision.pipeline.steps import cross_fit_baseline
+from streetvision.synthetic.scenes import SceneConfig, write_scenes
 from tests.conftest import TINY_MODEL
 
 MODEL = [setting for setting in TINY_MODEL if not setting.startswith("data.protocol")]
 CROSS_FIT = [*MODEL, "data.protocol=cross_fit", "data.folds=3"]
+QUICK = ["evaluation.mode=quick", "evaluation.n_resamples=100"]
 FULL = ["training=full", "training.epochs=2", "training.batch_size=16"]
 
 
@@ -105,6 +109,36 @@ def test_the_report_has_the_out_of_fold_figures_beside_val_test(cross_fit_run):
     page = cross_fit_run.report_html.read_text()
     assert "Out of fold" in page
     assert "better evidence" in page
+
+
+def test_other_data_has_no_out_of_fold_figures(copied, command, tmp_path):
+    data = tmp_path / "VAL_TEST"
+    write_scenes(data, SceneConfig(count=24, first_seed=5000, width=96, height=72), Silent())
+    arguments = ["evaluate", "--bundle", copied.export_dir, "--data", data, f"run_dir={tmp_path / 'on'}", *QUICK]
+    code, _, err = command(*arguments)
+    assert code == 0, err
+    assert "out_of_fold" not in read_json(ArtifactSchema(tmp_path / "on").evaluation_report_json)
+
+
+def test_the_out_of_fold_figures_are_those_of_the_policy_and_their_level_is_recorded(copied, command):
+    content = read_json(copied.out_of_fold_json)
+    assert content.pop("level") == 0.95
+    copied.out_of_fold_json.write_text(json.dumps(content))  # a file of an earlier version
+    copied.search_best_yaml.parent.mkdir()
+    copied.search_best_yaml.write_text("")
+    evaluate = ["evaluate", "--bundle", copied.export_dir, *QUICK, "evaluation.confidence_level=0.9"]
+    code, out, err = command(*evaluate)
+    assert code == 0, err
+    out_of_fold = read_json(copied.evaluation_report_json)["out_of_fold"]
+    assert (out_of_fold["level"], out_of_fold["searched"]) == (0.95, True)
+    assert "95% intervals" in out
+    code, out, err = command(
+        "train", f"run_dir={copied.output_dir}", "pipeline.phases=[phase6]", "phase6.policy=threshold"
+    )
+    assert code == 0, err
+    code, out, err = command(*evaluate)
+    assert code == 0, err
+    assert "out_of_fold" not in read_json(copied.evaluation_report_json)
 
 
 def test_the_line_of_phase_5_has_the_figures_of_the_report(copied, command):

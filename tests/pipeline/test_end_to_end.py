@@ -194,6 +194,10 @@ def test_a_head_retrained_for_calibration_is_calibrated_and_exported(run_copy, c
         torch.load(p, weights_only=True) for p in (run_copy.mac_cal_checkpoint, run_copy.phase1_checkpoint)
     )
     assert {name.split(".")[0] for name in trained if not torch.equal(trained[name], original[name])} == {"head"}
+    assert command("evaluate", "--bundle", run_copy.export_dir, "evaluation.mode=quick")[0] == 0
+    settings = read_json(run_copy.evaluation_report_json)["settings"]
+    assert set(settings) == {"data", "phase1", "phase5_maccal", "phase5", "phase6"}
+    assert settings["phase5_maccal"]["MacCalConfig"]["epochs"] == 3
     assert command(*again, "pipeline.phases=[phase5,phase6]")[0] == 0
     assert (run_copy.export_dir / "model.pth").read_bytes() == run_copy.phase1_checkpoint.read_bytes()
 

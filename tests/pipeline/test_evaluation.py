@@ -14,6 +14,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.progress import Silent
 from streetvision.data.config import DataConfig
 from streetvision.io.atomic import read_json
+from streetvision.io.manifests import file_digest
 from streetvision.pipeline import moved_data
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
@@ -204,6 +205,52 @@ def test_without_its_run_a_bundle_is_evaluated_with_a_note(run_copy, others, tmp
     report = read_json(ArtifactSchema(tmp_path / "out").evaluation_report_json)
     assert report["notes"]
     assert "caution" not in err
+
+
+def test_images_of_val_test_without_their_run_are_a_note(run_copy, tmp_path, command):
+    data, n = taken_from_run(run_copy, {"val_test"}, tmp_path / "again")
+    alone = shutil.copytree(run_copy.export_dir, tmp_path / "alone" / "export")
+    code, out, err = command("evaluate", "--bundle", alone, "--data", data, FEW, "evaluation.mode=quick")
+    assert code == 0, err
+    assert f"{n} of these images are VAL_TEST of the run that made the bundle" in out
+    schema = ArtifactSchema(tmp_path / "alone" / "on_again")
+    report = read_json(schema.evaluation_report_json)
+    assert (report["test_access"], report["uncounted_test_images"]) == (None, n)
+    assert "VAL_TEST was not accessed" not in schema.report_html.read_text()
+
+
+def test_a_bundle_has_the_settings_and_gates_of_the_phases_that_made_it(run_copy, command):
+    earlier = read_json(run_copy.evaluation_report_json)["settings"]
+    assert list(earlier) == ["data", "phase1", "phase2", "phase5", "phase6"]
+    old, gate = shutil.copytree(run_copy.export_dir, run_copy.output_dir / "old"), run_copy.augmentation_gate_json
+
+    def settings_and_notes(reason):
+        gate.write_text(json.dumps({"gate": "on", "ships": False, "reason": reason}))
+        manifest = read_json(run_copy.manifest("phase1"))
+        manifest["outputs"]["phase1/augmentation_gate.json"] = file_digest(gate).model_dump()
+        run_copy.manifest("phase1").write_text(json.dumps(manifest))
+        code, _, err = command("evaluate", "--bundle", old, FEW, "evaluation.mode=quick")
+        assert code == 0, err
+        report = read_json(run_copy.evaluation_report_json)
+        return report["settings"], report["notes"]
+
+    run_copy.report_html.unlink()  # the evaluation is not unchanged
+    assert settings_and_notes("first") == (earlier, ["The augmentation is left out: first."])
+
+    # Another threshold belongs to the model, but not to the bundle.
+    train = ["train", f"run_dir={run_copy.output_dir}", *TINY_MODEL]
+    assert command(*train, "pipeline.phases=[phase5]", "phase5.method=platt")[0] == 0
+    run_copy.report_html.unlink()
+    settings, notes = settings_and_notes("second")
+    assert (list(settings), notes) == (
+        ["data", "phase1", "phase2", "phase6"],
+        ["The augmentation is left out: second."],
+    )
+
+    code, _, err = command(*train, "pipeline.phases=[phase1]", "training.loss.name=weighted_cross_entropy")
+    assert code in (0, 3), err
+    run_copy.report_html.unlink()
+    assert settings_and_notes("third") == ({}, [])
 
 
 def test_an_evaluation_on_other_data_is_not_written_into_a_run(run_copy, others, command):

@@ -12,7 +12,14 @@ from streetvision import load_bundle
 from streetvision.cli.app import main
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.io.atomic import read_json
-from streetvision.pipeline.steps.expect_reward import VARIANTS, DistortedPredictions, Scenario, scenarios
+from streetvision.pipeline.steps.expect_reward import (
+    VARIANTS,
+    DistortedPredictions,
+    RewardReport,
+    Scenario,
+    scenarios,
+    summary_lines,
+)
 
 FEW = ["reward.n_simulations=40", "reward.steps=120"]
 
@@ -55,6 +62,24 @@ def test_a_row_for_each_profile_and_level_and_for_timeouts(run, printed):
     row = rows["may2026", "all", 0.0]
     assert [f"{row['scores'][name]['mean']:.3f}" for name in names] == means
     assert sum(line.startswith(("jan2026", "apr2026", "may2026")) for line in printed.splitlines()) >= len(every)
+
+
+def test_a_long_source_does_not_run_into_the_next_column():
+    score, names = {"mean": 0.5, "p5": 0.4, "p95": 0.6}, ("bundle", "balanced")
+    sources = ("all", "", "bicycle-camera-north-2")
+    rows = [
+        {"profile": "may2026", "level": "all", "source": source, "timeout_fraction": 0.0, "n": 24}
+        | {"scores": dict.fromkeys(names, score)}
+        for source in sources
+    ]
+    fields = {"subnet_status": "", "test_access": 1, "thresholds": dict.fromkeys(names, 0.5), "best": {}, "notes": ()}
+    lines = list(summary_lines(RewardReport.model_validate(fields | {"rows": rows})))
+    title, *shown = lines[-4:]
+    column = title.index("late")
+    assert [line[:column].split()[-1] for line in shown] == ["all", "(none)", "bicycle-camera-north-2"]
+    assert all(line[column - 1 :].startswith(" 0%") for line in shown)
+    at = title.index("distorted images")
+    assert [line[at:].split()[0] for line in shown] == ["24"] * 3
 
 
 def test_several_sources_have_one_row_each():

@@ -68,8 +68,9 @@ def fold_chain(features, index, test=(), seed=0):
 
 
 @pytest.mark.parametrize(("n", "draws"), [(200, 1000), (500, 1000)])
-def test_the_out_of_fold_miss_rate_is_unbiased(n, draws):
+def test_the_out_of_fold_miss_rate_is_unbiased_and_intervals_cover(n, draws):
     estimates, truths = [], []
+    covered = {"mcc": [], "roc_auc": [], "fnr": [], "nll": []}
     for seed in range(draws):
         features, index = draw(n, seed)
         partition, chain = fold_chain(features, index)
@@ -79,12 +80,18 @@ def test_the_out_of_fold_miss_rate_is_unbiased(n, draws):
             np.array([row.label for row in rows]),
             [row.group for row in rows],
         )
-        fitted = fit_scrc(calibration, CONFIG.phase5, out_of_fold=True)
+        fitted = fit_scrc(calibration, CONFIG.phase5, fold_models=5)
         estimates.append(float(fnr(confusion_counts(calibration.labels, fitted.predictions.decisions))))
-        truths.append(population_metrics(chain)["fnr"])
+        truth = population_metrics(chain)
+        truths.append(truth["fnr"])
+        for name, hits in covered.items():
+            hits.append(fitted.intervals[name].low <= truth[name] <= fitted.intervals[name].high)
     bias = np.mean(np.array(estimates) - truths)
     print(f"n={n}: out-of-fold FNR {np.mean(estimates):.4f}, true FNR {np.mean(truths):.4f}, bias {bias:+.4f}")  # noqa: T201 (the figure of the claim)
     assert abs(bias) < 0.01
+    for name, hits in covered.items():
+        print(f"n={n}: the out-of-fold interval of {name} covers in {np.mean(hits):.3f} of {draws} draws")  # noqa: T201 (the figure of the claim)
+        assert 0.89 <= np.mean(hits) <= 0.98
 
 
 @pytest.mark.parametrize(("n", "draws"), [(200, 1000), (500, 1000)])

@@ -21,6 +21,7 @@ from streetvision.contracts.policies import (
 )
 from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.counts import FloatArray, confusion_counts
+from streetvision.eval.cross_validated import cross_validated_intervals
 from streetvision.eval.intervals import Interval
 from streetvision.eval.metrics import count_metrics
 from streetvision.eval.predictions import Predictions
@@ -46,10 +47,14 @@ class ScrcFit:
     """(N,) cross-fitted probabilities of the whole procedure, selection included."""
     predictions: Predictions
     """The same with decisions at cross-fitted thresholds."""
+    intervals: Mapping[str, Interval]
+    """Every metric of `predictions` with its interval."""
+    level: float
+    """Confidence level of the intervals."""
 
 
 def fit_scrc(
-    rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet | None = None, out_of_fold: bool = False
+    rows: CalibrationSet, config: Phase5Config, *, base: CalibrationSet | None = None, fold_models: int | None = None
 ) -> ScrcFit:
     """Fit the exported parameters on all rows, and cross-fit the same procedure to evaluate it.
 
@@ -57,7 +62,8 @@ def fit_scrc(
         rows: the scores to calibrate.
         config: settings of phase 5.
         base: for mac_cal, the scores before the head was retrained; then `rows` are not calibrated further.
-        out_of_fold: the scores are those of cross_fit, which set no rows aside, so no risk is certified.
+        fold_models: the number of models of cross_fit that made the scores. It set no rows aside, so no risk is
+            certified, and the intervals are those of a cross-validation. None: the rows were set aside.
 
     Raises:
         DataError: there is one class only, there are fewer groups than folds, or logits are not finite.
@@ -79,11 +85,19 @@ def fit_scrc(
         return select_calibrator(part, config.model_copy(update={"folds": folds})).calibrator
 
     folds, seed, resampling = config.folds, config.seed, Resampling(seed=config.seed)
+
+    def intervals(predictions: Predictions) -> dict[str, Interval]:
+        if fold_models is None:
+            return bootstrap_intervals(predictions, resampling)
+        return cross_validated_intervals([predictions], resampling, folds=fold_models)
+
     before = crossfit_decisions(lambda _: uncalibrated, base or rows, folds=folds, seed=seed)
     after = crossfit_decisions(fit_fold, rows, folds=folds, seed=seed)
-    if out_of_fold:
+    intervals_before, intervals_after = intervals(before), intervals(after)
+    if fold_models is not None:
         balanced = crossfit_decisions(fit_fold, rows, folds=folds, seed=seed, prevalence=BALANCED_PREVALENCE)
-        risk_control = _out_of_fold_risk({"data": after, "balanced": balanced}, config, resampling)
+        intervals_by_point = {"data": intervals_after, "balanced": intervals(balanced)}
+        risk_control = _out_of_fold_risk(intervals_by_point, after, config)
     else:
         risk_control = _risk_control(rows, selection.calibrator, config)
     params = ScrcParams(
@@ -94,11 +108,13 @@ def fit_scrc(
         operating_points=operating_points,
         risk_control=risk_control,
         candidates=selection.candidates,
-        before=_estimates(before, resampling),
-        after=_estimates(after, resampling),
+        before=_reported(intervals_before),
+        after=_reported(intervals_after),
         ece_band=ece_band(after, resampling),
     )
-    return ScrcFit(params, selection, before.probabilities, after.probabilities, after)
+    return ScrcFit(
+        params, selection, before.probabilities, after.probabilities, after, intervals_after, resampling.level
+    )
 
 
 def _operating_point(
@@ -137,11 +153,11 @@ def _risk_control(rows: CalibrationSet, calibrator: FittedCalibrator, config: Ph
 
 
 def _out_of_fold_risk(
-    predictions: Mapping[str, Predictions], config: Phase5Config, resampling: Resampling
+    intervals: Mapping[str, Mapping[str, Interval]], data: Predictions, config: Phase5Config
 ) -> RiskControl:
     """The risk at each operating point, estimated on rows that nothing was fitted on."""
-    kind, data = config.risk.kind, predictions["data"]
-    estimates = {name: _risk_estimates(of_point, resampling) for name, of_point in predictions.items()}
+    kind = config.risk.kind
+    estimates = {point: _risk_estimates(of_point) for point, of_point in intervals.items()}
     # One of the two rates alone does not show that a model predicts one class.
     shown = [kind] if kind == "error" else [kind, "fpr" if kind == "fnr" else "fnr"]
     figures = ", ".join(f"{RISK_NAMES[name]} {_with_interval(estimates['data'][name])}" for name in shown)
@@ -157,9 +173,9 @@ def _out_of_fold_risk(
     )
 
 
-def _risk_estimates(predictions: Predictions, resampling: Resampling) -> dict[str, EstimateWithInterval]:
+def _risk_estimates(intervals: Mapping[str, Interval]) -> dict[str, EstimateWithInterval]:
     """Kind of risk -> its estimate with its interval."""
-    estimates = out_of_fold_estimates(predictions, resampling)
+    estimates = estimates_with_intervals(intervals)
     accuracy = estimates["accuracy"]
     ends = (accuracy.estimate, accuracy.high, accuracy.low)
     estimate, low, high = (None if end is None else 1 - end for end in ends)
@@ -169,11 +185,6 @@ def _risk_estimates(predictions: Predictions, resampling: Resampling) -> dict[st
 
 def _with_interval(risk: EstimateWithInterval) -> str:
     return "is undefined" if risk.estimate is None else f"{risk.estimate:.3f} [{risk.low:.3f}, {risk.high:.3f}]"
-
-
-def out_of_fold_estimates(predictions: Predictions, resampling: Resampling) -> dict[str, EstimateWithInterval]:
-    """Return every metric of predictions with its interval."""
-    return estimates_with_intervals(bootstrap_intervals(predictions, resampling))
 
 
 def estimates_with_intervals(intervals: Mapping[str, Interval]) -> dict[str, EstimateWithInterval]:
@@ -187,6 +198,6 @@ def estimates_with_intervals(intervals: Mapping[str, Interval]) -> dict[str, Est
     return estimates
 
 
-def _estimates(predictions: Predictions, resampling: Resampling) -> dict[str, EstimateWithInterval]:
-    estimates = out_of_fold_estimates(predictions, resampling)
+def _reported(intervals: Mapping[str, Interval]) -> dict[str, EstimateWithInterval]:
+    estimates = estimates_with_intervals(intervals)
     return {name: estimates[name] for name in REPORTED_METRICS}

@@ -187,7 +187,12 @@ class ArtifactSchema:
     threshold_curve = _ArtifactPath("evaluation/threshold_curve.png")
     """MCC on VAL_TEST by threshold."""
 
+    search_best_yaml = _ArtifactPath("search/best.yaml")
+    """The settings of the best trial of `train --search`."""
+
     cross_validation_dir = _ArtifactPath("cross_validation")
+    cross_validation_data_json = _ArtifactPath("cross_validation/data.json")
+    """The settings of the data of `streetvision cross-validate`: a folder belongs to one data set."""
     cross_validation_json = _ArtifactPath("cross_validation/cross_validation.json")
     """Result of `streetvision cross-validate`: metrics with intervals, repeats, learning curve."""
     cross_validation_html = _ArtifactPath("cross_validation/report.html")

@@ -267,6 +267,8 @@ class OutOfFoldReport(Artifact):
     """Number of units that contain the rarer class."""
     few_units: bool
     """Whether the units are too few for reliable intervals."""
+    level: float = Field(default=0.95, gt=0, lt=1)
+    """Confidence level of the intervals."""
     metrics: dict[str, EstimateWithInterval]
     """Metric -> its value. Model, calibrator and threshold of each image were fitted without its group."""
 

@@ -30,11 +30,13 @@ def cross_validated_intervals(
     mean performance of these models on images like these; the models are not trained again on the resamples, so it is
     not that of a model that is trained on other images.
 
-    The interval is Student's, for areas on the logit scale. The standard deviation of the resamples is multiplied by
-    sqrt(K / (K - 1)) with K folds: the images of one fold are the training images of the other folds' models, so their
-    errors are not independent, and the plain interval is too narrow (Bates et al.). The factor corresponds to an
-    evaluation of as many images as a model is trained on. It is no exact correction, but was checked by simulation
-    (tests/statistical/test_cross_fit.py).
+    The interval is Student's, for areas on the logit scale. At an end of the metric's scale, and if the resamples do
+    not vary, it is the bound of `bootstrap_intervals`. An ECE that chance explains has the lower end 0, as there.
+
+    The standard deviation of the resamples is multiplied by sqrt(K / (K - 1)) with K folds: the images of one fold are
+    the training images of the other folds' models, so their errors are not independent, and the plain interval is too
+    narrow (Bates et al.). The factor corresponds to an evaluation of as many images as a model is trained on. It is no
+    exact correction, but was checked by simulation (tests/statistical/test_cross_fit.py).
 
     Args:
         repeats: The predictions of the same N images in each repeat, each image by a model that did not see its group.
@@ -56,14 +58,17 @@ def cross_validated_intervals(
     for name, metric in METRICS.items():
         estimate = float(np.mean([of_repeat[name] for of_repeat in estimates]))
         defined = intervals.usable(np.mean([of_repeat[name] for of_repeat in drawn], axis=0))
-        if np.isnan(estimate) or defined is None:
+        # At an end of its scale, a metric varies only where a denominator is zero.
+        at_end = metric.basis is not Basis.TERMS and not metric.lowest < estimate < 1
+        if np.isnan(estimate) or defined is None or at_end:
             result[name] = without_spread[name]
             continue
         defined = defined.mean() + widening * (defined - defined.mean())
-        if metric.basis is Basis.THRESHOLDS and 0 < estimate < 1:
+        if metric.basis is Basis.THRESHOLDS:
             method, (low, high) = "logit_t", intervals.logit_normal(estimate, defined, resampling.level)
         elif name == "ece":
             method, (low, high) = "widened_t", intervals.widened_normal(estimate, defined, resampling.level)
+            low = 0.0 if without_spread[name].low == 0 else low
         else:
             method, (low, high) = "t", intervals.normal(estimate, defined, resampling.level)
         low = max(low, metric.lowest)

@@ -45,6 +45,11 @@ class Interval:
         return self.units < FEW_UNITS or self.rarer_units < FEW_OF_CLASS
 
 
+def level_text(level: float) -> str:
+    """Return a confidence level in percent."""
+    return f"{100 * level:g}%"
+
+
 def usable(replicates: FloatArray) -> FloatArray | None:
     """The replicates that are defined, or None if they do not vary."""
     defined = replicates[np.isfinite(replicates)]

@@ -60,7 +60,8 @@ def parts_of_quantity(
     if known.size == 0 or known.min() == known.max():
         return []
     low, high = np.quantile(known, [1 / 3, 2 / 3], method="inverted_cdf")
-    ranges = (f"up to {low:.3g}{unit}", f"above {low:.3g} up to {high:.3g}{unit}", f"above {high:.3g}{unit}")
+    first, second = _text(float(low)), _text(float(high))
+    ranges = (f"up to {first}{unit}", f"above {first} up to {second}{unit}", f"above {second}{unit}")
     masks = (values <= low, (values > low) & (values <= high), values > high)
     thirds = [
         Part(column, f"{name}: {description}", np.flatnonzero(mask))
@@ -69,6 +70,11 @@ def parts_of_quantity(
     ]
     unknown = np.flatnonzero(~np.isfinite(values))
     return [*thirds, Part(column, MISSING, unknown)] if unknown.size else thirds
+
+
+def _text(number: float) -> str:
+    """Three digits, and all digits before the point."""
+    return f"{number:.3g}" if abs(number) < 999.5 else f"{number:.0f}"
 
 
 def _as_numbers(values: Sequence[str | None]) -> FloatArray | None:

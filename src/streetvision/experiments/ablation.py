@@ -25,7 +25,7 @@ from streetvision.io.atomic import sha256_json, write_json_atomic, write_text_at
 from streetvision.io.lock import run_lock
 from streetvision.io.predictions import read_predictions
 from streetvision.io.process_pool import failure_reason, run_in_processes
-from streetvision.models.device import default_jobs
+from streetvision.models.device import job_count
 from streetvision.pipeline.artifacts import digest_of_weights
 from streetvision.pipeline.config import compose_config, settings_sha256
 from streetvision.pipeline.console import Console
@@ -137,7 +137,7 @@ def _composed(overrides: tuple[str, ...]) -> RunConfig:
 def execute_runs(runs: Sequence[AblationRun], jobs: int | None, console: Console) -> dict[AblationRun, str]:
     """Execute the runs that have no record yet; returns the reason for each that failed."""
     missing = [run for run in runs if run.record() is None]
-    jobs = jobs or default_jobs()
+    jobs = job_count(jobs)
     done = len(runs) - len(missing)
     console.line("runs", f"{len(runs)} runs, {done} of them done; {min(jobs, max(1, len(missing)))} at a time")
     failed: dict[AblationRun, str] = {}

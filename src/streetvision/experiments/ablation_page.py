@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 
+from streetvision.eval.intervals import level_text
 from streetvision.experiments.comparison import ComparisonSettings, Row
 
 TITLES = {"mcc": "MCC", "ece": "ECE", "reward": "reward", "cost": "cost"}
@@ -18,7 +19,7 @@ def as_markdown(rows: Sequence[Row], settings: ComparisonSettings, test_accesses
     lines = [
         f"Each difference is variant minus baseline on the same VAL_TEST, mean over {n_splits} splits of the data; "
         f"for cost it is variant divided by baseline. Both intervals are at {settings.level_of_each:.2%}, so that all "
-        f"{settings.comparisons} intervals of one quantity hold at once with {settings.confidence_level:.0%} "
+        f"{settings.comparisons} intervals of one quantity hold at once with {level_text(settings.confidence_level)} "
         '(Bonferroni). Bold: the interval over splits excludes "no difference".'
     ]
     if test_accesses:

@@ -92,8 +92,8 @@ class Chain:
 
     @property
     def record(self) -> Path:
-        """Written when the chain has finished."""
-        return self.folder / f"{self.name}.json"
+        """Written when the chain has finished. Other settings or data have another file."""
+        return self.folder / f"{self.name}_{self.key[:12]}.json"
 
     @property
     def log(self) -> Path:

@@ -39,9 +39,10 @@ from streetvision.experiments.cross_validation_report import (
 from streetvision.io.atomic import write_json_atomic, write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.process_pool import failure_reason, run_in_processes
-from streetvision.models.device import default_jobs
+from streetvision.io.validators import validate_json
+from streetvision.models.device import job_count
 from streetvision.models.module import load_classifier
-from streetvision.pipeline.config import compose_config
+from streetvision.pipeline.config import compose_config, format_overrides
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.data.scan_data import scan_without_splits
 from streetvision.pipeline.engine import phase_order
@@ -72,18 +73,25 @@ def launch_cross_validation(
         console: Receives progress and result.
 
     Raises:
-        ConfigError: A setting, or `jobs`, has no effect here.
+        ConfigError: A setting, or `jobs`, has no effect here, or the folder has the cross-validation of other data.
         DataError: There are too few groups.
         StreetVisionError: A chain failed.
     """
     config = compose_config(overrides, file=file)
+    folder = config.root
+    if config.run_dir is None:
+        folder = folder.with_name(f"{folder.name}-cross-validation")
+    schema = ArtifactSchema(folder)
+    if recorded := _recorded_data(schema, config):
+        overrides = [*recorded, *overrides]
+        config = compose_config(overrides, file=file)
     if not any(key.startswith("training") for key in config.overrides):
         overrides = [*overrides, "training=frozen"]
         config = compose_config(overrides, file=file)
         count = config.cross_validation.folds * config.cross_validation.repeats
         console.auto_setting("training=frozen", f"training=auto would fine-tune in each of {count} chains")
-    config = config.with_defaults({"run_dir": config.root.with_name(f"{config.root.name}-cross-validation")})
-    schema, settings = ArtifactSchema(config.root), config.cross_validation
+    config = config.with_defaults({"run_dir": folder})
+    settings = config.cross_validation
     if config.phase5.method == MAC_CAL or "phase5_maccal" in config.pipeline.phases:
         raise ConfigError(f"cross-validate has no phase5.method={MAC_CAL}", "leave it out")
     if config.data.unlabeled:
@@ -93,11 +101,18 @@ def launch_cross_validation(
             "cross-validate tests on every image, and data.labels may have images that were chosen for their label",
             "leave out data.labels",
         )
+    if config.model.init_from_explora and config.model.explora_checkpoint_path is None and not config.adapts:
+        raise no_effect(
+            "model.init_from_explora=true",
+            "phase4a_explora is not in pipeline.phases",
+            "set model.explora_checkpoint_path=... to the adapted backbone of a run",
+        )
     if schema.splits_json.is_file():
         raise ConfigError(f"{str(schema.output_dir)!r} is the folder of a training run", "set run_dir=... to another")
     in_memory = _runs_in_memory(config)
     if in_memory and jobs is not None:
         raise no_effect("--jobs", "the chains only fit a head to features that are computed once", "set training=peft")
+    processes = 1 if in_memory else job_count(jobs)
     read = {section for phase in phase_order(config.pipeline.phases, PHASES) for section in phase.config}
     read |= {SceneConfig, DataConfig, LoaderConfig, CrossValidationConfig}
     warn_without_effect(config, read, "cross-validate", console)
@@ -107,6 +122,7 @@ def launch_cross_validation(
         grouped = scan_without_splits(config, schema, console)
         index = grouped.index
         _check_units(index, settings)
+        write_json_atomic(schema.cross_validation_data_json, config.data.model_dump(mode="json"))
         chains = list(plan_chains(index, config, schema.cross_validation_dir / "chains", console))
         started = time.perf_counter()
         waiting = [chain for chain in chains if chain.result() is None]
@@ -114,7 +130,7 @@ def launch_cross_validation(
         if waiting and in_memory:
             skipped = _run_in_memory(waiting, index, config, schema, console)
         elif waiting:
-            skipped = _run_in_processes(waiting, jobs, console)
+            skipped = _run_in_processes(waiting, processes, console)
         for chain in chains:
             if chain.share == 1 and chain.name in skipped:
                 raise StreetVisionError(
@@ -131,6 +147,27 @@ def launch_cross_validation(
         console.text(line)
     console.line("report", str(schema.cross_validation_html))
     return schema
+
+
+def _recorded_data(schema: ArtifactSchema, config: RunConfig) -> list[str]:
+    """Settings of the data that a folder has, as KEY=VALUE, for a command that names no data.
+
+    Raises:
+        ConfigError: The command names other data.
+    """
+    if not schema.cross_validation_data_json.is_file():
+        return []
+    recorded = validate_json(schema.cross_validation_data_json, DataConfig)
+    if any(key == "data.root" or key.startswith("scenes.") for key in config.overrides):
+        root = config.data.root or str(schema.scenes_dir)
+        if Path(root).absolute() != Path(str(recorded.root)).absolute():
+            raise ConfigError(
+                f"{str(schema.output_dir)!r} has the cross-validation on {recorded.root!r}",
+                f"set run_dir=... to another folder for that on {root!r}",
+            )
+        return []
+    settings = format_overrides({"data": recorded.model_dump(mode="json", exclude_defaults=True)})
+    return [setting for setting in settings if setting.partition("=")[0] not in config.overrides]
 
 
 def _check_units(index: Index, settings: CrossValidationConfig) -> None:
@@ -180,10 +217,10 @@ def _run_in_memory(
     return failed
 
 
-def _run_in_processes(chains: Sequence[Chain], jobs: int | None, console: Console) -> dict[str, str]:
+def _run_in_processes(chains: Sequence[Chain], jobs: int, console: Console) -> dict[str, str]:
     """Train every chain in a process of its own; returns why chains failed."""
     failed = {}
-    results = run_in_processes(train_chain, chains, jobs or default_jobs(), preload=PRELOADED)
+    results = run_in_processes(train_chain, chains, jobs, preload=PRELOADED)
     for chain, code in console.track(results, total=len(chains), label="chains"):
         if code != 0 or chain.result() is None:
             failed[chain.name] = failure_reason(chain.log, code)

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from streetvision.contracts.policies import Artifact, EstimateWithInterval
 from streetvision.eval.figures import BLUE, new_figure
+from streetvision.eval.intervals import level_text
 from streetvision.eval.metrics import METRICS
 from streetvision.eval.report.html import environment, inline_image
 
@@ -150,7 +151,7 @@ def render_cross_validation(content: CrossValidation) -> str:
             curve=inline_image(_curve_plot(content), alt="Learning curve") if len(content.curve) > 1 else None,
             outlook=content.outlook(),
             covers=COVERS,
-            level=f"{content.level:.0%}",
+            level=level_text(content.level),
         )
     )
 

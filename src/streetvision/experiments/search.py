@@ -12,12 +12,12 @@ from yaml import safe_dump
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
 from streetvision.contracts.settings import Seed
-from streetvision.io.atomic import sha256_json, write_text_atomic
+from streetvision.io.atomic import read_bytes, sha256_json, write_bytes_atomic, write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import code_sha256, read_manifest
 from streetvision.io.process_pool import failure_reason, run_in_processes, write_output_to
 from streetvision.io.yaml_files import read_yaml_model
-from streetvision.models.device import default_jobs
+from streetvision.models.device import job_count
 from streetvision.pipeline.artifacts import data_digest, digest_of_weights
 from streetvision.pipeline.config import compose_config, settings_sha256
 from streetvision.pipeline.console import Console
@@ -127,7 +127,7 @@ def launch_search(search: Path, run: RunConfig, *, console: Console) -> Path:
     """
     config = read_search(search)
     run_config = resolve_run_config(run, console=console)
-    home = ArtifactSchema(run_config.root).output_dir / "search"
+    home = ArtifactSchema(run_config.root).search_best_yaml.parent
     # The data may be that of an earlier command in this run folder.
     data = run_config.data.model_dump(mode="json", exclude_defaults=True) | {"seed": run_config.data.seed}
     common = {key: value for key, value in run.overrides.items() if not key.startswith(NOT_OF_TRIALS)} | {
@@ -228,7 +228,7 @@ def _run_trials(
     from optuna.trial import TrialState
 
     left = config.trials - len(_finished(study))
-    jobs = min(config.jobs or default_jobs(), max(1, left))
+    jobs = min(job_count(config.jobs), max(1, left))
     running: set[Path] = set()
     console.line("search", f"{config.trials} trials, {config.trials - left} of them done; {jobs} at a time")
     trials = _next_trials(study, config, common, home, left, running)
@@ -272,9 +272,17 @@ def _next_trials(
         if root in running:  # the same settings twice at a time need two folders
             root = root.with_name(f"{root.name}_{sampled.number}")
         running.add(root)
+        _copy_splits(ArtifactSchema(home.parent), ArtifactSchema(root))
         trial = Trial(sampled.number, sampled._trial_id, root, _storage(home), config.prune)
         write_text_atomic(trial.settings, safe_dump({**common, **sampled.params}, sort_keys=False))
         yield trial
+
+
+def _copy_splits(run: ArtifactSchema, trial: ArtifactSchema) -> None:
+    """Give a new trial the splits of the run, so that no image of the run's VAL_TEST is in another split of a trial."""
+    if run.splits_json.is_file() and not trial.splits_json.is_file():
+        trial.ensure_output_dir()
+        write_bytes_atomic(trial.splits_json, read_bytes(run.splits_json))
 
 
 def _objective(row: Mapping[str, Any]) -> float:
@@ -286,7 +294,7 @@ def _write_best(study: "optuna.Study", common: Mapping[str, object], home: Path,
     completed = [trial for trial in _finished(study) if trial.state.name == "COMPLETE"]
     if not completed:
         raise StreetVisionError("no trial finished", f"see the logs in {str(home / 'trials')!r}")
-    best, path = study.best_trial, home / "best.yaml"
+    best, path = study.best_trial, home / ArtifactSchema.search_best_yaml.name
     header = f"# VAL_SELECT MCC {best.value:.3f}, the highest of {len(completed)} trials that finished.\n"
     write_text_atomic(path, header + safe_dump({**common, **best.params}, sort_keys=False))
     console.line("best", f"trial {best.number}, VAL_SELECT MCC {best.value:.3f}: {path}")

@@ -27,7 +27,7 @@ from streetvision.io.atomic import sha256_file, sha256_json, write_bytes_atomic,
 from streetvision.io.lock import run_lock
 from streetvision.io.process_pool import failure_reason, run_in_processes, write_output_to
 from streetvision.io.validators import validate_json
-from streetvision.models.device import default_jobs
+from streetvision.models.device import job_count
 from streetvision.pipeline.artifacts import digest_of_weights
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
@@ -134,7 +134,7 @@ def launch_systems(request: ExperimentRequest[SystemsTable], console: Console) -
 def execute_cells(cells: Sequence[Cell], jobs: int | None, console: Console) -> dict[Path, str]:
     """Execute the cells that have no record yet; returns record file -> reason for each that failed."""
     missing = [cell for cell in cells if cell.record() is None]
-    jobs = jobs or default_jobs()
+    jobs = job_count(jobs)
     done = len(cells) - len(missing)
     console.line("cells", f"{len(cells)} cells, {done} of them done; {min(jobs, max(1, len(missing)))} at a time")
     failed = {}

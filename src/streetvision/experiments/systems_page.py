@@ -49,7 +49,8 @@ def as_markdown(rows: Sequence[SystemRow], *, folds: int) -> str:
     lines = [
         f"Each image is predicted once, by a model that was trained on the other {folds - 1} of {folds} folds of whole "
         "groups; all systems have the same folds. Intervals at 95 %, from resampled groups. Differences are paired: "
-        "the system's MCC minus that of the first. Minutes are CPU time of training and prediction for one fold.",
+        "the system's MCC minus that of the first. Minutes are CPU time, on a GPU wall time, of training and "
+        "prediction for one fold.",
         "",
         "| data | system | MCC | difference | ROC-AUC | ECE | minutes | memory |",
         "|---" * 8 + "|",
@@ -111,7 +112,7 @@ def minutes_plot(rows: Sequence[SystemRow]) -> bytes:
                 axes.set_xscale("log")
                 axes.margins(x=0.25)
                 axes.set_ylabel("MCC")
-            plots[-1].set_xlabel("minutes of one core for a fold")
+            plots[-1].set_xlabel("minutes for a fold (CPU time; on a GPU wall time)")
     return png.getvalue()
 
 

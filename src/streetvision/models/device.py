@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from streetvision.contracts.errors import ConfigError
 from streetvision.io.process_pool import usable_cores
 from streetvision.models.config import HardwareConfig
 
@@ -33,9 +34,18 @@ def uses_compiler(config: HardwareConfig) -> bool:
     return config.compile is True or (config.compile == "auto" and pick_device().type == "cuda")
 
 
-def default_jobs() -> int:
-    """Return how many processes to run in parallel: one per CPU core, or one if there is a GPU."""
-    return usable_cores() if pick_device().type == "cpu" else 1
+def job_count(jobs: int | None) -> int:
+    """Return how many processes to run in parallel.
+
+    Args:
+        jobs: The number that was set; None: one per CPU core, or one if there is a GPU.
+
+    Raises:
+        ConfigError: `jobs` is below 1.
+    """
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"jobs is {jobs}, but at least one process is needed", "set it to 1 or more, or leave it out")
+    return jobs or (usable_cores() if pick_device().type == "cpu" else 1)
 
 
 @contextmanager

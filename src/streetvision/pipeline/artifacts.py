@@ -3,7 +3,7 @@
 The engine calls these functions before every phase, so nothing here loads torch or SciPy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from streetvision.calibration.config import MAC_CAL, Phase5Config
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Context
-from streetvision.contracts.policies import Gate
+from streetvision.contracts.policies import FileDigest, Gate
 from streetvision.data.config import DataConfig
 from streetvision.data.grouping.name_pattern import apply_patterns
 from streetvision.data.labels.listing import Labels, add_labels, labels_path, read_labels
 from streetvision.data.records import ImageListing, ImageRecord
 from streetvision.data.sources.discovery import is_dataset, list_images, list_unlabeled
 from streetvision.io.atomic import sha256_file, sha256_json
-from streetvision.io.manifests import read_manifest, relative
+from streetvision.io.manifests import StepManifest, file_digest, read_manifest, relative
 from streetvision.io.validators import validate_json
 from streetvision.models.backbone import local_files
 from streetvision.models.config import ModelConfig
@@ -40,6 +40,17 @@ REPORT = (
     "reliability_diagram",
 )
 """Artifacts of every evaluation."""
+MADE_BY = {
+    "data": "splits_json",
+    "phase4a_explora": "explora_checkpoint",
+    "phase1": "phase1_checkpoint",
+    "phase2": "thresholds_json",
+    "phase4c_cvfm": "cvfm_config_json",
+    "phase5_maccal": "mac_cal_checkpoint",
+    "phase5": "scrc_params_json",
+    "phase6": "bundle_json",
+}
+"""Phase -> the artifact by which its result is recognised, in the order of the data flow."""
 POLICY_ARTIFACTS = {
     "scrc": ("scrc_params_json", "scrc_params_pkl"),
     "threshold": ("thresholds_json",),
@@ -62,8 +73,22 @@ def starts_adapted(context: Context) -> bool:
     return validate_json(gate, Gate).ships
 
 
-def gate_notes(schema: ArtifactSchema) -> list[str]:
-    """The decisions of the gates that the model of this run follows, one sentence each."""
+def manifests_of(files: Collection[FileDigest], schema: ArtifactSchema) -> dict[str, StepManifest]:
+    """Phase -> its manifest in a run, for the phases that made `files` or what these were made from.
+
+    A phase that has run again with another result is not among them.
+    """
+    needed, found = set(files), dict[str, StepManifest]()
+    for phase, artifact in reversed(MADE_BY.items()):
+        path, name = schema.manifest(phase), relative(schema.path(artifact), schema.output_dir)
+        if path.is_file() and (manifest := read_manifest(path)).outputs.get(name) in needed:
+            found[phase] = manifest
+            needed |= set(manifest.inputs.values())
+    return {phase: found[phase] for phase in MADE_BY if phase in found}
+
+
+def gate_notes(schema: ArtifactSchema, manifests: Mapping[str, StepManifest]) -> list[str]:
+    """The decisions of the gates that the phases with these manifests followed or made, one sentence each."""
     notes = []
     for phase, path, stage in (
         ("phase1", schema.adaptation_gate_json, "The adaptation of the backbone"),
@@ -71,11 +96,11 @@ def gate_notes(schema: ArtifactSchema) -> list[str]:
         ("phase1", schema.finetuning_gate_json, "Fine-tuning"),
         ("phase5", schema.fusion_gate_json, "The fusion of views"),
     ):
-        manifest = schema.manifest(phase)
-        if not manifest.is_file():
+        if phase not in manifests:
             continue
-        files, name = read_manifest(manifest), relative(path, schema.output_dir)
-        if name in files.inputs or name in files.outputs:
+        manifest, name = manifests[phase], relative(path, schema.output_dir)
+        recorded = manifest.inputs.get(name, manifest.outputs.get(name))
+        if recorded is not None and path.is_file() and recorded == file_digest(path):
             gate = validate_json(path, Gate)
             notes.append(f"{stage} is {'kept' if gate.ships else 'left out'}: {gate.reason}.")
     return notes

@@ -13,7 +13,7 @@ from streetvision.contracts.progress import Progress, Silent
 from streetvision.contracts.split_contracts import Row
 from streetvision.eval.bootstrap import Difference, bootstrap_intervals, paired_difference
 from streetvision.eval.counts import Counts, FloatArray, confusion_counts
-from streetvision.eval.intervals import Interval
+from streetvision.eval.intervals import Interval, level_text
 from streetvision.eval.predictions import Predictions
 from streetvision.eval.reliability import ece_band
 from streetvision.eval.report.contents import (
@@ -84,11 +84,15 @@ class EvaluationInput:
     """None for a policy without risk control."""
     out_of_fold: OutOfFoldReport | None = None
     """Figures of the images of all folds, if the bundle was made under cross_fit."""
+    searched: bool = False
+    """Whether a search in the run folder has compared settings by these figures."""
     many_views: bool = False
     """Whether the bundle fuses several views of each image."""
     test_access: int | None = None
     """Number of this access to VAL_TEST; None if VAL_TEST was not accessed."""
     earlier_test_accesses: list[EarlierTestAccesses] = field(default_factory=list)
+    uncounted_test_images: int = 0
+    """Images of VAL_TEST of a run whose access log is not available."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -148,6 +152,7 @@ def make_report(evaluation: EvaluationInput, config: EvaluationConfig, progress:
         few_units=some_interval.few_units,
         test_access=evaluation.test_access,
         earlier_test_accesses=evaluation.earlier_test_accesses,
+        uncounted_test_images=evaluation.uncounted_test_images,
         notes=evaluation.notes,
         provenance=evaluation.provenance,
         settings=evaluation.settings,
@@ -159,6 +164,8 @@ def make_report(evaluation: EvaluationInput, config: EvaluationConfig, progress:
             "rarer_units": out_of_fold.rarer_units,
             "few_units": out_of_fold.few_units,
             "folds": out_of_fold.folds,
+            "level": out_of_fold.level,
+            "searched": evaluation.searched,
             "metrics": {
                 name: {"estimate": figure.estimate, "low": figure.low, "high": figure.high}
                 for name, figure in out_of_fold.metrics.items()
@@ -200,8 +207,9 @@ def summary_lines(report: Report) -> list[str]:
     folds = []
     if "out_of_fold" in report:
         of_folds = report["out_of_fold"]
+        other_level = "" if of_folds["level"] == report["level"] else f"; {level_text(of_folds['level'])} intervals"
         folds = [
-            f"Out of fold, {of_folds['images']:,} images that the folds of cross_fit held out in turn",
+            f"Out of fold, {of_folds['images']:,} images that the folds of cross_fit held out in turn{other_level}",
             f"  MCC    {text('mcc', of_folds['metrics'])}   ROC-AUC {text('roc_auc', of_folds['metrics'])}   "
             f"ECE {text('ece', of_folds['metrics'])}",
             f"  {better_evidence(report)}",

@@ -28,7 +28,9 @@ def draw_plots(evaluation: EvaluationInput, config: EvaluationConfig) -> dict[st
         "roc_curve": roc_curve(predictions, threshold=threshold, positive=positive),
         "pr_curve": pr_curve(predictions, threshold=threshold, positive=positive),
         "confusion_matrix": confusion_matrix(counts, class_names=evaluation.class_names),
-        "reliability_diagram": reliability_diagram(predictions, positive=positive),
+        "reliability_diagram": reliability_diagram(
+            predictions, positive=positive, resampling=evaluation.resampling(config)
+        ),
     }
     if config.mode == "comprehensive":
         # The grid may miss the optimum and the shipped threshold, so both are added.

@@ -16,11 +16,12 @@ def test_the_lead_names_the_data():
     assert lead(sample(data="holiday")).startswith("160 images of holiday. ")
 
 
-def of_folds(*, low, high, rarer_units=60, few_units=False):
+def of_folds(*, low, high, rarer_units=60, few_units=False, **changes):
     figure = {"estimate": 0.75, "low": low, "high": high}
     units = {"units": 128, "rarer_units": rarer_units, "few_units": few_units}
     metrics = dict.fromkeys(METRICS, figure)
-    return sample(out_of_fold={"images": 292, "folds": 5, **units, "metrics": metrics})
+    fields = {"images": 292, "folds": 5, "level": 0.95, "searched": False, **units, "metrics": metrics}
+    return sample(out_of_fold=fields | changes)
 
 
 def test_the_verdict_and_the_lead_are_of_the_better_evidence_and_the_other_is_a_caution():
@@ -44,6 +45,53 @@ def test_an_interval_of_few_units_is_not_the_better_evidence(low, high, rarer_un
     assert verdict(few_in_folds).startswith("On VAL_TEST")
 
 
+def test_figures_that_a_search_has_compared_are_not_the_better_evidence():
+    report = of_folds(low=0.74, high=0.76, searched=True)
+    assert verdict(report).startswith("On VAL_TEST")
+    assert lead(report).startswith("160 images")
+    assert any("search" in caution for caution in cautions(report))
+
+
+@pytest.mark.parametrize(("rarer_units", "better"), [(90, "Out of fold"), (78, "On VAL_TEST"), (60, "On VAL_TEST")])
+def test_widths_of_intervals_of_other_levels_are_not_compared(rarer_units, better):
+    for low, high in ((0.74, 0.76), (0.1, 0.9)):
+        report = of_folds(low=low, high=high, rarer_units=rarer_units, level=0.9)
+        assert verdict(report).startswith(better)
+        of_source = "90% interval" if better == "Out of fold" else "95% interval"
+        assert of_source in lead(report)
+        named = next(text for text in cautions(report) if "better evidence" in text)
+        assert ("is the out-of-fold figures" in named) == (better == "Out of fold")
+
+
+@pytest.mark.parametrize(
+    ("counts", "result"),
+    [
+        ((0, 500, 0, 0), "raises a false alarm for 0 of 500 images."),
+        ((0, 498, 2, 0), "raises a false alarm for 2 of 500 images."),
+        ((499, 0, 0, 1), 'finds 499 of 500 images labeled "roadwork".'),
+    ],
+)
+def test_data_of_one_class_gives_the_rate_that_exists(counts, result):
+    cells = dict(zip(("tp", "tn", "fp", "fn"), counts, strict=True))
+    metrics = sample()["metrics"] | {"mcc": {"estimate": None, "low": None, "high": None}}
+    few = {"units": 500, "rarer_units": 0, "few_units": True}
+    report = sample(data="empty_roads", test_access=None, counts=cells, metrics=metrics, **few)
+    assert verdict(report) == f"The model {result}"
+    assert "interval" not in lead(report)
+    assert list(cautions(report)) == []
+    assert [text for text in cautions(report | {"units": 12}) if "based on 12 images, and" in text]
+
+
+@pytest.mark.parametrize(("level", "text"), [(0.95, "95%"), (0.995, "99.5%"), (0.975, "97.5%"), (0.9, "90%")])
+def test_a_confidence_level_is_not_rounded(level, text):
+    assert f", {text} interval" in lead(sample(level=level))
+
+
+@pytest.mark.parametrize(("threshold", "text"), [(0.4371, "0.437"), (0.9996, "0.9996"), (0.99998, "0.99998")])
+def test_a_threshold_near_1_is_not_rounded_to_1(threshold, text):
+    assert f"from a probability of {text} on" in lead(sample(threshold=threshold))
+
+
 def test_the_first_access_needs_no_caution_and_later_ones_name_their_bundles():
     assert list(cautions(sample())) == []
     assert access_history(sample()) == "VAL_TEST was accessed once, for this report."
@@ -63,6 +111,7 @@ def test_other_data_leaves_val_test_alone():
     other = sample(data="holiday", test_access=None, notes=["A note."])
     assert access_history(other) == "VAL_TEST was not accessed."
     assert list(cautions(other)) == ["A note."]
+    assert "not accessed" not in access_history(other | {"uncounted_test_images": 7})
 
 
 def test_the_guarantee_is_reported_with_the_risk_on_these_images():

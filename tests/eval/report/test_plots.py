@@ -12,6 +12,7 @@ from scipy.special import expit
 from streetvision.eval import figures
 from streetvision.eval.counts import Counts, confusion_counts
 from streetvision.eval.predictions import Predictions
+from streetvision.eval.reliability import ece_band
 from streetvision.eval.report import plots
 from streetvision.eval.resampling import Resampling
 from streetvision.eval.stability import mcc_band
@@ -84,6 +85,14 @@ def test_the_reliability_title_compares_the_error_with_chance(titles):
     plots.reliability_diagram(Predictions(labels, p**3))
     assert ", within the range" in titles[0]
     assert ", above the range" in titles[1]
+
+
+def test_the_range_of_the_reliability_title_is_that_of_the_resampling(titles):
+    p = np.random.default_rng(1).random(2000)
+    predictions = Predictions(np.random.default_rng(2).random(2000) < p, p)
+    resampling = Resampling(500, 0.5, 3)
+    plots.reliability_diagram(predictions, resampling=resampling)
+    assert f"(up to {ece_band(predictions, resampling)[1]:.1%})" in titles[0]
 
 
 def test_the_mcc_curve_takes_the_metrics_or_the_curve(titles):

@@ -1,7 +1,10 @@
 """The content of evaluation_report.json, and the sentences that summarize it. Every value can be written as JSON."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, NotRequired, TypedDict
+
+from streetvision.eval.intervals import FEW_UNITS, level_text
 
 RISK_NAMES = {"fnr": "miss rate", "fpr": "false alarm rate", "error": "error rate"}
 
@@ -113,6 +116,10 @@ class OutOfFold(TypedDict):
     few_units: bool
     """Whether the units are too few for reliable intervals."""
     folds: int
+    level: float
+    """Confidence level of its intervals."""
+    searched: bool
+    """Whether a search in the run folder has compared settings by these figures."""
     metrics: dict[str, Figure]
     """By the names of METRICS. Model, calibrator and threshold of each image were fitted without its group."""
 
@@ -147,6 +154,8 @@ class Report(TypedDict):
     """Number of this access to VAL_TEST: 1 for the first; None if VAL_TEST was not accessed."""
     earlier_test_accesses: list[EarlierTestAccesses]
     """By bundle, the latest first."""
+    uncounted_test_images: NotRequired[int]
+    """Images of VAL_TEST of a run whose access log is not available."""
     notes: list[str]
     """Further cautions."""
     provenance: dict[str, str]
@@ -181,17 +190,19 @@ def verdict(report: Report) -> str:
 def lead(report: Report) -> str:
     """The data, the MCC and the threshold, below the verdict."""
     negative, positive = report["class_names"]
+    source: Report | OutOfFold = report
     if out_of_fold_is_better(report):
-        out_of_fold = report["out_of_fold"]
-        mcc = out_of_fold["metrics"]["mcc"]
+        source = out_of_fold = report["out_of_fold"]
         data = f"{out_of_fold['images']:,} images, each predicted by a model that was fitted without its group"
     else:
-        mcc, total = report["metrics"]["mcc"], f"{images(report['counts']):,}"
+        total = f"{images(report['counts']):,}"
         held_out = f"{total} images that were not used for training, selection or calibration"
         data = held_out if of_val_test(report) else f"{total} images of {report['data']}"
+    mcc = source["metrics"]["mcc"]
+    with_level = f", {level_text(source['level'])} interval {interval(mcc)}" if interval(mcc) else ""
     return (
-        f"{data}. MCC {number(mcc['estimate'])}, {report['level']:.0%} interval {interval(mcc)}. "
-        f'The prediction of the model is "{positive}" from a probability of {report["threshold"]:.3g} on. '
+        f"{data}. MCC {number(mcc['estimate'])}{with_level}. "
+        f'The prediction of the model is "{positive}" from a probability of {probability(report["threshold"])} on. '
         f'Label 0 is "{negative}", label 1 is "{positive}" (data.class_names).'
     )
 
@@ -204,13 +215,14 @@ def cautions(report: Report) -> Iterator[str]:
             other = f"On {report['data']}, the {_result(report)} Its MCC there is"
         else:
             mcc, other = report["out_of_fold"]["metrics"]["mcc"], "Out of fold, the MCC is"
-        yield f"{other} {number(mcc['estimate'])} ({interval(mcc)}). {better_evidence(report)}"
+        yield f"{other} {with_interval(mcc)}. {better_evidence(report)}"
     sources: list[tuple[str, Report | OutOfFold]] = [(f"intervals of {report['data']}", report)]
     sources += [("out-of-fold intervals", report["out_of_fold"])] if "out_of_fold" in report else []
     for name, source in sources:
-        if source["few_units"]:
-            units = f"{source['units']} {_units(report)}, {source['rarer_units']} of them with the rarer class"
-            yield f"The {name} are based on {units}, and may be too narrow."
+        of_one_class = source is report and 0 in _class_counts(report)
+        if source["units"] < FEW_UNITS or (source["few_units"] and not of_one_class):
+            rarer = "" if of_one_class else f", {source['rarer_units']} of them with the rarer class"
+            yield f"The {name} are based on {source['units']} {_units(report)}{rarer}, and may be too narrow."
     if report["test_access"] is not None and report["test_access"] > 1:
         yield (
             f"This is access {report['test_access']} to VAL_TEST. If something was changed after an earlier access, "
@@ -221,28 +233,39 @@ def cautions(report: Report) -> Iterator[str]:
 
 def _result(report: Report) -> str:
     """The result on the evaluated data, as the rest of a sentence that starts with "The"."""
-    counts, positive = report["counts"], report["class_names"][1]
-    predicted_positive, total = counts["tp"] + counts["fp"], images(counts)
+    counts, positive, total = report["counts"], report["class_names"][1], images(report["counts"])
+    found = f'finds {fraction(counts["tp"], counts["fn"])} images labeled "{positive}"'
+    false_alarms = f"raises a false alarm for {fraction(counts['fp'], counts['tn'])}"
+    positives, negatives = _class_counts(report)
+    if positives == 0:
+        return f"model {false_alarms} images."
+    if negatives == 0:
+        return f"model {found}."
+    predicted_positive = counts["tp"] + counts["fp"]
     if predicted_positive in (0, total):
         only = report["class_names"][int(predicted_positive > 0)]
         return f'model predicts "{only}" for all {total:,} images and does not separate the classes.'
-    return (
-        f'model finds {fraction(counts["tp"], counts["fn"])} images labeled "{positive}" '
-        f"and raises a false alarm for {fraction(counts['fp'], counts['tn'])} others."
-    )
+    return f"model {found} and {false_alarms} others."
+
+
+def _class_counts(report: Report) -> tuple[int, int]:
+    """The numbers of images of class 1 and of class 0."""
+    counts = report["counts"]
+    return counts["tp"] + counts["fn"], counts["tn"] + counts["fp"]
 
 
 def out_of_fold_is_better(report: Report) -> bool:
     """Whether the out-of-fold figures describe the model better than those of the evaluated data.
 
-    The better ones have the narrower interval of MCC. An interval of few units may be too narrow, so if one of the two
-    has few, the better ones have more units with the rarer class.
+    The better ones have the narrower interval of MCC. An interval of few units may be too narrow, and intervals of
+    different levels cannot be compared, so then the better ones have more units with the rarer class. Figures by which
+    a search has compared settings are not the better ones.
     """
 
     def width(figure: Figure) -> float:
         return float("inf") if figure["low"] is None or figure["high"] is None else figure["high"] - figure["low"]
 
-    if "out_of_fold" not in report:
+    if "out_of_fold" not in report or report["out_of_fold"]["searched"]:
         return False
     if _units_decide(report):
         return report["out_of_fold"]["rarer_units"] > report["rarer_units"]
@@ -258,15 +281,19 @@ def _units(report: Report) -> str:
 def _units_decide(report: Report) -> bool:
     out_of_fold = report["out_of_fold"]
     few = report["few_units"] or out_of_fold["few_units"]
-    return few and report["rarer_units"] != out_of_fold["rarer_units"]
+    different = report["rarer_units"] != out_of_fold["rarer_units"]
+    return (few and different) or report["level"] != out_of_fold["level"]
 
 
 def better_evidence(report: Report) -> str:
     """Which figures describe the model better, and why; the report must have out-of-fold figures."""
     folds = f"the out-of-fold figures, of {report['out_of_fold']['images']:,} images"
     test = f"{report['data']}, of {images(report['counts']):,} images"
+    if report["out_of_fold"]["searched"]:
+        reason = "the run folder has a search, which compared settings by their out-of-fold MCC"
+        return f"The better evidence is {test}: {reason}, so the out-of-fold figures may be too optimistic."
     if _units_decide(report):
-        units = {folds: report["out_of_fold"]["rarer_units"], test: report["rarer_units"]}
+        units = {test: report["rarer_units"], folds: report["out_of_fold"]["rarer_units"]}
         better, other = sorted(units, key=units.__getitem__, reverse=True)
         count = f"{units[better]:,} {_units(report)} with the rarer class"
         return f"The better evidence is {better}: {count}, and {units[other]:,} for {other}."
@@ -277,6 +304,8 @@ def better_evidence(report: Report) -> str:
 
 def access_history(report: Report) -> str:
     """How often VAL_TEST was accessed, and by which bundles."""
+    if uncounted := report.get("uncounted_test_images", 0):
+        return f"{uncounted:,} images of VAL_TEST were used; this access is not counted."
     if report["test_access"] is None:
         return "VAL_TEST was not accessed."
     if report["test_access"] == 1:
@@ -296,7 +325,7 @@ def selective_sentence(selective: Selective, total: int) -> str:
     return (
         f"Certified: {selective['guarantee']}. On these images the model abstains for {abstained:,} of {total:,}. "
         f"Among the other {selective['predicted']:,} the {RISK_NAMES[selective['risk_kind']]} is "
-        f"{number(selective['risk']['estimate'])} ({interval(selective['risk'])})."
+        f"{with_interval(selective['risk'])}."
     )
 
 
@@ -323,6 +352,17 @@ def percent(figure: Figure) -> str:
 def interval(figure: Figure) -> str:
     """The confidence interval; empty if there is none."""
     return "" if figure["low"] is None or figure["high"] is None else f"{figure['low']:.3f} to {figure['high']:.3f}"
+
+
+def with_interval(figure: Figure) -> str:
+    """A metric with its confidence interval, if there is one."""
+    return number(figure["estimate"]) + (f" ({interval(figure)})" if interval(figure) else "")
+
+
+def probability(value: float) -> str:
+    """A probability with three digits, and with more near 1."""
+    digits = 3 if value < 0.9995 else 3 - math.floor(math.log10(max(1 - value, 1e-15)))
+    return f"{value:.{digits}g}"
 
 
 def fraction(part: int, rest: int) -> str:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 
 from streetvision.contracts.errors import DataError
+from streetvision.eval.intervals import level_text
 from streetvision.eval.metrics import METRICS
 from streetvision.eval.report import contents
 from streetvision.eval.report.contents import PolicyRow, Report, Slice
@@ -71,7 +72,8 @@ def render_report(report: Report, pictures: Mapping[str, bytes]) -> str:
     return template.render(
         report=report,
         positive=positive,
-        level=f"{report['level']:.0%}",
+        level=level_text(report["level"]),
+        out_of_fold_level=level_text(report["out_of_fold"]["level"]) if "out_of_fold" in report else None,
         verdict=contents.verdict(report),
         lead=contents.lead(report),
         cautions=list(contents.cautions(report)),

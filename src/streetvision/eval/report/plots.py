@@ -19,9 +19,11 @@ from streetvision.eval.figures import (
     mark_threshold,
     new_figure,
 )
+from streetvision.eval.intervals import level_text
 from streetvision.eval.metrics import area_under_roc, average_precision, ece, fpr, precision, recall
 from streetvision.eval.predictions import Predictions
 from streetvision.eval.reliability import ece_band, reliability_bins
+from streetvision.eval.resampling import DEFAULT_RESAMPLING, Resampling
 from streetvision.eval.selective import RiskCoverage
 from streetvision.eval.stability import Band
 from streetvision.eval.thresholds import decide
@@ -104,7 +106,12 @@ def confusion_matrix(counts: Counts, *, class_names: tuple[str, str] = ("class 0
 
 
 def reliability_diagram(
-    predictions: Predictions, *, before: ArrayLike | None = None, positive: str = "class 1", name: str = "as served"
+    predictions: Predictions,
+    *,
+    before: ArrayLike | None = None,
+    positive: str = "class 1",
+    name: str = "as served",
+    resampling: Resampling = DEFAULT_RESAMPLING,
 ) -> bytes:
     """Observed frequency against mean probability by bin, with 95 % Wilson intervals, and the images per bin.
 
@@ -113,9 +120,10 @@ def reliability_diagram(
         before: (N,) the probabilities without calibration, drawn for comparison.
         positive: name of class 1.
         name: name of the probabilities in the legend.
+        resampling: settings of the range of a calibrated model in the title.
     """
     error = ece(predictions.labels, predictions.probabilities)
-    chance = ece_band(predictions)[1]
+    chance = ece_band(predictions, resampling)[1]
     verdict = "within" if error <= chance else "above"
     title = f"Mean calibration error {error:.1%}, {verdict} the range of a calibrated model (up to {chance:.1%})"
     with new_figure(title, HEIGHT + 1.2) as (figure, png):
@@ -148,7 +156,7 @@ def threshold_curve(band: Band, *, threshold: float) -> bytes:
     title = f"Threshold {threshold:.4g} has MCC {current:.3f}; the best threshold for these images has {best:.3f}"
     with new_figure(title) as (figure, png):
         axes = figure.add_subplot()
-        draw_interval(axes, band.thresholds, band.low, band.high, f"{band.level:.0%} interval of MCC")
+        draw_interval(axes, band.thresholds, band.low, band.high, f"{level_text(band.level)} interval of MCC")
         axes.plot(band.thresholds, band.mcc, color=BLUE, label="MCC")
         axes.axvline(threshold, color=ORANGE, linewidth=1.2)
         mark_threshold(axes, threshold, current, f"threshold {threshold:.4g}")

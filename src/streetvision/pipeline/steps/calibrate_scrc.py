@@ -14,10 +14,8 @@ from streetvision.calibration.scrc import ScrcFit, estimates_with_intervals, fit
 from streetvision.contracts.phase import Context, Outcome
 from streetvision.contracts.policies import OutOfFoldReport, ScoresRef, ScrcParams, ScrcPolicy
 from streetvision.contracts.split_contracts import Split
-from streetvision.eval.bootstrap import bootstrap_intervals
 from streetvision.eval.predictions import Predictions
 from streetvision.eval.report.plots import pareto_plot, reliability_diagram, risk_coverage_curve
-from streetvision.eval.resampling import Resampling
 from streetvision.eval.selective import risk_coverage, selective_metrics
 from streetvision.eval.stability import bagged_threshold
 from streetvision.io.atomic import write_bytes_atomic, write_json_atomic, write_text_atomic
@@ -39,7 +37,8 @@ def run(context: Context) -> Outcome:
         # The retrained head is compared with phase 1's.
         base_scores = open_scores(context, Split.VAL_CALIB, SCORES)
         base = CalibrationSet(base_scores.logits.numpy(), base_scores.labels.numpy(), groups_of(context, base_scores))
-    fitted = fit_scrc(rows, config, base=base, out_of_fold=scores.out_of_fold)
+    fold_models = len(scores.fold_models) if scores.out_of_fold else None
+    fitted = fit_scrc(rows, config, base=base, fold_models=fold_models)
 
     params, point = fitted.params, fitted.params.operating_points["data"].metrics
     one_class_only = (point["recall"], point["fpr"]) in ((0.0, 0.0), (1.0, 1.0))
@@ -66,8 +65,7 @@ def run(context: Context) -> Outcome:
 
 def _write_out_of_fold(fitted: ScrcFit, scores: ScoresRef, context: Context) -> None:
     """Write every metric of the images of all folds, each predicted by what was fitted without its group."""
-    intervals = bootstrap_intervals(fitted.predictions, Resampling(seed=context.settings(Phase5Config).seed))
-    some_interval = next(iter(intervals.values()))  # all rest on the same units
+    some_interval = next(iter(fitted.intervals.values()))  # all rest on the same units
     record = OutOfFoldReport(
         scores=scores,
         folds=len(scores.fold_models),
@@ -75,7 +73,8 @@ def _write_out_of_fold(fitted: ScrcFit, scores: ScoresRef, context: Context) -> 
         units=some_interval.units,
         rarer_units=some_interval.rarer_units,
         few_units=some_interval.few_units,
-        metrics=estimates_with_intervals(intervals),
+        level=fitted.level,
+        metrics=estimates_with_intervals(fitted.intervals),
     )
     write_json_atomic(context.schema.out_of_fold_json, record.model_dump(mode="json"))
 

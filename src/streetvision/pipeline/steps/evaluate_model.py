@@ -15,7 +15,7 @@ from streetvision.bundle.predictor import Predictor
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import DataError, LeakageError
 from streetvision.contracts.phase import Context, Outcome
-from streetvision.contracts.policies import OutOfFoldReport, ThresholdPolicy
+from streetvision.contracts.policies import FileDigest, OutOfFoldReport, ThresholdPolicy
 from streetvision.contracts.split_contracts import Row, Split
 from streetvision.data.config import DataConfig, LoaderConfig
 from streetvision.data.grouping.seen_images import SEEN_IMAGES, parse_seen_images
@@ -31,10 +31,10 @@ from streetvision.io.atomic import (
     write_json_atomic,
     write_text_atomic,
 )
-from streetvision.io.manifests import git_sha, read_manifest
+from streetvision.io.manifests import file_digest, git_sha
 from streetvision.io.predictions import PolicyPredictions, write_predictions
 from streetvision.io.validators import PolicyValidator, validate_json
-from streetvision.pipeline.artifacts import REPORT, gate_notes, open_bundle
+from streetvision.pipeline.artifacts import REPORT, gate_notes, manifests_of, open_bundle
 from streetvision.pipeline.data.scan_data import left_out_warnings, scan_data
 from streetvision.pipeline.report_builder import (
     DecisionRule,
@@ -65,7 +65,9 @@ class TestSet:
     """VAL_TEST, or the name of another data set."""
     fingerprint: str
     access: TestAccess | None
-    """None if VAL_TEST is not accessed."""
+    """None if no access to VAL_TEST is recorded."""
+    uncounted_test_images: int = 0
+    """Images of VAL_TEST of a run whose access log is not available."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -81,9 +83,10 @@ def run(context: Context) -> Outcome:
         name="VAL_TEST",
         fingerprint=context.fingerprint,
         access=record_test_access(context.schema.test_access_log_json, _digest(bundle)),
-        notes=gate_notes(context.schema),
     )
-    return _evaluate(bundle, test_set, context, home=context.schema)
+    manifests = manifests_of(_files(context.schema, bundle), context.schema)
+    test_set.notes.extend(gate_notes(context.schema, manifests))
+    return _evaluate(bundle, test_set, context, home=context.schema, out_of_fold=_out_of_fold(context.schema, bundle))
 
 
 def run_on_data(context: Context) -> Outcome:
@@ -110,8 +113,16 @@ def run_on_data(context: Context) -> Outcome:
         )
     else:
         notes.append("Copies of this bundle's training images, such as resized ones, could not be recognised.")
-    if Split.VAL_TEST in overlap.values() and role_of is not None:  # the same images under another name
-        access = record_test_access(home.test_access_log_json, _digest(bundle))
+    uncounted = 0
+    if tested := sum(role is Split.VAL_TEST for role in overlap.values()):  # the same images under another name
+        if role_of is not None:
+            access = record_test_access(home.test_access_log_json, _digest(bundle))
+        else:
+            uncounted = tested
+            notes.append(
+                f"{tested:,} of these images are VAL_TEST of the run that made the bundle, whose log is not available: "
+                "this access is not counted."
+            )
     name = Path(str(context.settings(DataConfig).root)).resolve().name
     test_set = TestSet(
         index.rows,
@@ -120,6 +131,7 @@ def run_on_data(context: Context) -> Outcome:
         name=name,
         fingerprint=index.fingerprint,
         access=access,
+        uncounted_test_images=uncounted,
         notes=notes,
     )
     return _evaluate(bundle, test_set, context, home=home)
@@ -158,7 +170,14 @@ def _refuse_used(overlap: Mapping[int, Split], rows: Sequence[Row], *, kind: str
         )
 
 
-def _evaluate(bundle: Bundle, test_set: TestSet, context: Context, *, home: ArtifactSchema) -> Outcome:
+def _evaluate(
+    bundle: Bundle,
+    test_set: TestSet,
+    context: Context,
+    *,
+    home: ArtifactSchema,
+    out_of_fold: OutOfFoldReport | None = None,
+) -> Outcome:
     """Predict the test set, and write predictions, plots and the report. `home` is the run around the bundle."""
     schema, config = context.schema, context.settings(EvaluationConfig)
     limits = context.settings(LoaderConfig).limits
@@ -179,10 +198,12 @@ def _evaluate(bundle: Bundle, test_set: TestSet, context: Context, *, home: Arti
         data=test_set.name,
         provenance=_provenance(bundle, test_set, config),
         settings=_run_settings(home, bundle),
-        out_of_fold=_out_of_fold(home, bundle),
+        out_of_fold=out_of_fold,
+        searched=home.search_best_yaml.is_file(),
         many_views=predictor.inference != SINGLE_VIEW,
         test_access=access.number if access else None,
         earlier_test_accesses=access.earlier if access else [],
+        uncounted_test_images=test_set.uncounted_test_images,
         notes=test_set.notes,
     )
     report, plots = make_report(evaluation, config, context.progress), draw_plots(evaluation, config)
@@ -255,8 +276,9 @@ def _threshold_policy(home: ArtifactSchema, bundle: Bundle) -> ThresholdPolicy |
 
 
 def _out_of_fold(home: ArtifactSchema, bundle: Bundle) -> OutOfFoldReport | None:
-    """The out-of-fold figures of the bundle's scores; None if the run has none for them."""
-    if not bundle.manifest.policy.scores.fold_models or not home.out_of_fold_json.is_file():
+    """The out-of-fold figures of the bundle's scores and policy; None if the run has none for them."""
+    # The figures are of the calibrated policy.
+    if bundle.manifest.policy_type != "scrc" or not home.out_of_fold_json.is_file():
         return None
     record = validate_json(home.out_of_fold_json, OutOfFoldReport)
     return record if record.scores == bundle.manifest.policy.scores else None
@@ -279,13 +301,14 @@ def _provenance(bundle: Bundle, test_set: TestSet, config: EvaluationConfig) -> 
 
 def _run_settings(home: ArtifactSchema, bundle: Bundle) -> dict[str, JsonValue]:
     """Phase -> settings of the run that made the bundle; empty if `home` is not that run."""
-    fusion = ("phase4c_cvfm",) if bundle.manifest.fusion_description else ()
-    phases = ("data", "phase1", "phase2", *fusion, "phase5", "phase6")
-    manifests = {phase: read_manifest(home.manifest(phase)) for phase in phases if home.manifest(phase).is_file()}
-    model = bundle.manifest.files[bundle.manifest.model_checkpoint]
-    if "phase1" not in manifests or model not in manifests["phase1"].outputs.values():
-        return {}
-    return {phase: dict(manifest.config) for phase, manifest in manifests.items()}
+    manifests = manifests_of(_files(home, bundle), home)
+    return {phase: dict(manifest.config) for phase, manifest in manifests.items()} if "phase1" in manifests else {}
+
+
+def _files(home: ArtifactSchema, bundle: Bundle) -> list[FileDigest]:
+    """The files of the bundle, and phase 2's threshold if it is compared."""
+    files = [file_digest(bundle.folder / BUNDLE_JSON), *bundle.manifest.files.values()]
+    return files if _threshold_policy(home, bundle) is None else [*files, file_digest(home.thresholds_json)]
 
 
 def _roles_by_digest(home: ArtifactSchema, bundle: Bundle) -> dict[str, Split] | None:

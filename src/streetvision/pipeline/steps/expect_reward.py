@@ -25,6 +25,7 @@ from streetvision.pipeline.test_access_log import record_test_access
 from streetvision.subnet.reward import SUBNET_STATUS, Challenges, FinalScore, best_threshold, final_score
 
 ALL = "all"
+NO_SOURCE = "(none)"
 THRESHOLDS = ("bundle", "balanced", "best")
 """Names of the thresholds that are compared."""
 VARIANTS = [(profile, level) for profile, distortions in PROFILES.items() for level in distortions.levels]
@@ -179,9 +180,10 @@ def scenarios(predictions: DistortedPredictions, timeout_fraction: float) -> Ite
 
 def summary_lines(report: RewardReport) -> Iterator[str]:
     """Yield the report as lines for a terminal."""
+    width = max(len("source"), *(len(row.source or NO_SOURCE) for row in report.rows)) + 2
 
     def columns(profile: str, level: str, source: str, late: str, n: str, *scores: str) -> str:
-        return f"{profile:<9}{level:<7}{source:<14}{late:<6}{n:<8}{''.join(scores)}".rstrip()
+        return f"{profile:<9}{level:<7}{source:<{width}}{late:<6}{n:<18}{''.join(scores)}".rstrip()
 
     best = ", ".join(f"{profile} {threshold:.3f}" for profile, threshold in report.best.items())
     names = [name for name in THRESHOLDS if name != "best" or best]
@@ -194,13 +196,13 @@ def summary_lines(report: RewardReport) -> Iterator[str]:
     if best:
         yield f"  best      {best}, highest reward on VAL_CALIB"
     yield ""
-    yield columns("profile", "level", "source", "late", "images", *(f"{name:<22}" for name in names))
+    yield columns("profile", "level", "source", "late", "distorted images", *(f"{name:<22}" for name in names))
     for row in report.rows:
         scores = [row.scores[name] for name in names]
         yield columns(
             row.profile,
             row.level,
-            row.source or "(none)",
+            row.source or NO_SOURCE,
             f"{row.timeout_fraction:.0%}",
             str(row.n),
             *(f"{score.mean:.3f} [{score.p5:.3f}, {score.p95:.3f}]  " for score in scores),
