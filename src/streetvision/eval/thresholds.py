@@ -23,7 +23,6 @@ from streetvision.eval.figures import (
     mark_threshold,
     new_figure,
 )
-from streetvision.eval.intervals import level_text
 from streetvision.eval.metrics import count_metrics, fpr, mcc, positive_probability, recall
 
 if TYPE_CHECKING:
@@ -185,7 +184,7 @@ def plot_mcc_curve(
         if threshold_interval is not None:
             above.axvspan(*threshold_interval, color=ORANGE, alpha=0.12, linewidth=0, label="optimum of resamples")
         if band is not None:
-            draw_interval(above, band.thresholds, band.low, band.high, f"{level_text(band.level)} interval of MCC")
+            draw_interval(above, band.thresholds, band.low, band.high, f"{band.level:.0%} interval of MCC")
         above.plot(thresholds, values, color=BLUE, drawstyle="steps-pre", label=f"grid of {thresholds.size:,}")
         mark_threshold(above, best_threshold, best, label)
         above.set(ylabel="MCC")
