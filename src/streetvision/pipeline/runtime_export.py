@@ -268,9 +268,10 @@ def _compare(predictor: Predictor, model: GraphModel, context: Context, most: in
         rows = every_nth(rows, most)
     for row in rows:
         read_recorded(context.data_root, row, limits=predictor.limits)  # raises if a file has changed
-    paths = [context.data_root / row.path for row in rows]
+    paths, batch_size = [context.data_root / row.path for row in rows], context.settings(LoaderConfig).batch_size
     expected, actual = (
-        compute_logits(candidate, paths, context.progress) for candidate in (predictor, predictor.with_model(model))
+        compute_logits(candidate, paths, context.progress, batch_size=batch_size)
+        for candidate in (predictor, predictor.with_model(model))
     )
     return measure_parity(predictor, expected, actual, [row.label for row in rows])
 
