@@ -17,6 +17,7 @@ from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
 from streetvision.models.config import HardwareConfig
 from streetvision.training.config import LearningConfig
+from streetvision.training.loggers import log_row
 from streetvision.training.optim import ExponentialMovingAverage, cosine_with_warmup, make_adamw
 from streetvision.training.sharding import shard
 
@@ -224,8 +225,7 @@ class EpochLogger(Callback):
 
     def publish(self, row: EpochRow) -> None:
         """Send a row to the loggers."""
-        for logger in self.loggers:
-            logger.log_metrics(row, step=int(row["epoch"]))
+        log_row(self.loggers, row)
 
     def seconds(self) -> float:
         """Return the training time so far, including that before an interruption."""
