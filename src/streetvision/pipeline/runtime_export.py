@@ -204,7 +204,7 @@ def _new_folder(path: Path) -> Path:
 def _offer_images(predictor: Predictor, context: Context) -> tuple[int, float]:
     """How many images of VAL_SELECT can be compared in OFFER_SECONDS, and the seconds of one in PyTorch."""
     images = _prepared(predictor, context, 1)
-    seconds = min(_seconds(predictor, images) for _ in range(2))  # the first prediction of a process is slower
+    seconds = min(_seconds(predictor, images) for _ in range(TIMED_REPEATS))  # the first prediction is slower
     # Both models predict each image for the comparison, and a part of the images for their speed; for each precision.
     passes = len(OFFERED) * 2 * (1 + TIMED_REPEATS / TIMED_IMAGES)
     return min(OFFER_IMAGES, int(OFFER_SECONDS / (passes * seconds))), seconds
