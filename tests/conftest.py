@@ -53,6 +53,13 @@ def edit_bundle_json(folder, change):
     write_json_atomic(folder / "bundle.json", content)
 
 
+def logged_metric(folder, name):
+    """The values of a metric in the TensorBoard files of open_loggers."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return [event.value for event in EventAccumulator(str(folder / "tensorboard")).Reload().Scalars(name)]
+
+
 SLOW_FIXTURES = {"finished_run", "onnx_bundle", "real_data", "browser"}
 SLOW_FOLDERS = ("api", "pipeline", "experiments", "robustness", "training", "subnet", "bundle", "serving", "benchmarks")
 

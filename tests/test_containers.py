@@ -43,6 +43,13 @@ def test_the_uploads_in_flight_fit_into_the_memory(settings, limit):
     assert config.max_in_flight * config.max_megabytes * 1e6 < 2 * 2**30 / 2
 
 
+def test_the_deployment_runs_the_image_that_the_documentation_builds():
+    (built,) = re.findall(
+        r"docker build .*serve -t (\S+) ", (DOCKER.parent / "docs" / "how-to" / "containers.md").read_text()
+    )
+    assert POD["image"].removesuffix(":latest") == built
+
+
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_an_image_runs_as_a_user_that_is_not_root(name):
     text = (DOCKER / name).read_text()

@@ -8,7 +8,7 @@ from PIL import Image, ImageSequence
 
 from streetvision import load_bundle
 from streetvision.bundle.predictor import ABSTAINED
-from streetvision.contracts.errors import ArtifactError, DataError
+from streetvision.contracts.errors import ArtifactError, DataError, MachineError
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +136,22 @@ def test_the_pickle_of_the_policy_is_never_opened(finished_run, path, monkeypatc
     monkeypatch.setattr(pickle, "load", lambda *_: pytest.fail("a pickle was opened"))
     monkeypatch.setattr(pickle, "loads", lambda *_: pytest.fail("a pickle was opened"))
     assert load_bundle(finished_run / "export").predict(path)
+
+
+def test_a_batch_is_made_smaller_until_the_memory_of_the_gpu_suffices(predictor, scenes, monkeypatch):
+    single, paths = predictor.with_single_view(), sorted((scenes / "images").iterdir())[:20]
+    expected = [prediction.probability for prediction in single.predict(paths)]
+    classifier = single.model.classifier
+    embed, largest = classifier.embed, 3
+
+    def embed_few(images):
+        if len(images) > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return embed(images)
+
+    monkeypatch.setattr(classifier, "embed", embed_few)
+    assert [prediction.probability for prediction in single.predict(paths)] == pytest.approx(expected, abs=1e-6)
+    largest = 0
+    for predict in (single.predict, single.explain):
+        with pytest.raises(MachineError, match="GPU"):
+            predict(paths[0])

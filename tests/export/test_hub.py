@@ -49,6 +49,17 @@ def test_the_card_has_the_metrics_of_the_evaluation_and_the_bundle_loads(finishe
     assert "is not an empty folder" in err
 
 
+def test_a_folder_with_files_of_the_system_is_empty(finished_run, command, tmp_path):
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (tmp_path / name).write_text("")
+    arguments = ["export", "--bundle", finished_run / "export", "--out", tmp_path, "--format", "hub"]
+    code, _, err = command(*arguments)
+    assert code == 0, err
+    (tmp_path / "bundle").rename(tmp_path / "notes")
+    (tmp_path / "README.md").unlink()
+    assert command(*arguments)[0] == 2
+
+
 @pytest.mark.parametrize("form", ["hub", "miner"])
 def test_an_export_into_the_bundle_is_refused(finished_run, command, tmp_path, form):
     bundle = shutil.copytree(finished_run, tmp_path / "run") / "export"

@@ -137,8 +137,9 @@ def test_a_merge_that_changes_a_logit_is_an_error(monkeypatch):
     attach_adapters(model.backbone, AdapterConfig(rank=4))
     train_adapters(model)
     monkeypatch.setattr("peft.tuners.lora.Linear.merge", lambda *_, **__: None)
-    with pytest.raises(StreetVisionError, match="at most 1e-04 is allowed"):
-        merge_adapters(model, IMAGES)
+    with pytest.raises(StreetVisionError, match="at most 1e-04 is allowed") as caught:
+        merge_adapters(model, IMAGES, settings="phase4a.alpha")
+    assert "phase4a.alpha" in caught.value.hint
 
 
 def test_the_merged_state_dict_has_the_trained_values_and_leaves_the_classifier_as_it_is():

@@ -316,6 +316,11 @@ def test_every_key_is_listed_once_and_has_a_description():
     assert [key for key, setting in keys.items() if not description(setting)] == []
 
 
+def test_a_default_in_a_nested_section_is_that_of_its_variant():
+    defaults = all_settings()["training.mixed_precision.enabled"].defaults
+    assert (defaults["training.mode=frozen"], defaults["training.mode=full"]) == (False, "auto")
+
+
 def test_the_natix_example_composes():
     example = Path(__file__).parent.parent.parent / "examples" / "natix_roadwork.yaml"
     config = compose_config([], file=example)

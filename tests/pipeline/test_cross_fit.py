@@ -18,7 +18,7 @@ from streetvision.io.tensors import load_state, save_tensors
 from streetvision.pipeline import budget
 from streetvision.pipeline.steps import cross_fit_baseline
 from streetvision.synthetic.scenes import SceneConfig, write_scenes
-from tests.conftest import TINY_MODEL
+from tests.conftest import TINY_MODEL, logged_metric
 
 MODEL = [setting for setting in TINY_MODEL if not setting.startswith("data.protocol")]
 CROSS_FIT = [*MODEL, "data.protocol=cross_fit", "data.folds=3"]
@@ -85,6 +85,11 @@ def test_every_image_is_scored_by_the_head_of_its_fold_and_their_mean_ships(cros
     torch.testing.assert_close((actual[:, 1] - actual[:, 0]).double(), expected, rtol=1e-4, atol=1e-4)
     shipped = load_state(cross_fit_run.phase1_checkpoint)
     torch.testing.assert_close(2 * shipped["head.2.weight"][1].double(), heads["weights"].mean(0), rtol=1e-5, atol=1e-7)
+
+
+def test_the_trackers_receive_the_out_of_fold_figures(cross_fit_run):
+    nll = read_json(cross_fit_run.manifest("phase1"))["metrics"]["val_select_nll"]
+    assert logged_metric(cross_fit_run.phase1_logs_dir, "val_select_nll") == pytest.approx([nll])
 
 
 def test_the_policies_name_the_models_of_the_folds_and_certify_nothing(cross_fit_run):
@@ -244,6 +249,8 @@ def test_a_fine_tuned_model_is_trained_again_on_the_images_of_all_folds(phase1):
     code, out, schema = phase1(*FULL, "training.epochs=1", "training.gate=off")
     assert code == 0, out
     assert "trained again on all folds" in out
+    nll = read_json(schema.manifest("phase1"))["metrics"]["val_select_nll"]
+    assert logged_metric(schema.phase1_logs_dir, "val_select_nll") == pytest.approx([nll])
     shipped = load_state(schema.phase1_checkpoint)
     for fold in range(3):
         of_fold = load_state(schema.in_fold(fold).phase1_checkpoint)

@@ -173,15 +173,20 @@ def test_another_split_of_the_run_does_not_count_for_the_bundle(run_copy, tmp_pa
     assert code == 0, err
 
 
-def test_the_run_of_the_bundle_has_the_limit_of_megapixels(run_copy, command):
+def test_the_run_of_the_bundle_has_the_limit_of_megapixels(run_copy, others, command):
     recorded = read_json(run_copy.manifest("data"))
     recorded["config"]["LoaderConfig"]["max_megapixels"] = 150.0
     run_copy.manifest("data").write_text(json.dumps(recorded))
-    for arguments in (["evaluate", FEW], ["subnet", "reward", "reward.n_simulations=20"]):
+    for arguments in (
+        ["evaluate", FEW],
+        ["subnet", "reward", "reward.n_simulations=20"],
+        ["evaluate", "--data", others],
+    ):
         code, _, err = command(*arguments, "--bundle", run_copy.export_dir)
         assert code == 0, err
-    manifests = [read_json(run_copy.manifest(phase)) for phase in ("evaluate", "reward")]
-    assert [manifest["config"]["LoaderConfig"]["max_megapixels"] for manifest in manifests] == [150.0, 150.0]
+    manifests = [run_copy.manifest(phase) for phase in ("evaluate", "reward")]
+    manifests.append(ArtifactSchema(run_copy.output_dir / f"on_{others.name}").manifest("evaluate_data"))
+    assert [read_json(path)["config"]["LoaderConfig"]["max_megapixels"] for path in manifests] == [150.0] * 3
 
 
 def test_val_test_under_another_name_counts_as_an_access(run_copy, tmp_path, command):

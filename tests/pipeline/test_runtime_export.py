@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from streetvision.pipeline import runtime_export
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.runtime_export import offer_openvino
 from streetvision.serving.server import ServingConfig, create_app
+from tests.conftest import TINY_MODEL
 
 RESIZING = 1e-3
 """Difference of a probability because an exported bundle resizes with Pillow, which rounds some pixels by 1."""
@@ -103,8 +105,40 @@ def test_openvino_is_offered_where_it_passes_and_is_faster(exported, monkeypatch
         with monkeypatch.context() as patch:
             patch.setattr(runtime_export, name, value)
             lines = offered().splitlines()
-        assert len(lines) == (0 if reason is None else 1)
-        assert all("not offered" in line and reason in line for line in lines)
+        assert len(lines) == (0 if reason is None else 2)  # that the comparison starts, and its result
+        assert all("not offered" in line and reason in line for line in lines[1:])
+
+
+def test_an_offer_takes_as_many_images_as_its_time_allows(exported, monkeypatch, capsys):
+    compared = []
+
+    def compare(*arguments):
+        compared.append(arguments[-1])
+        raise ArtifactError("stop")
+
+    monkeypatch.setattr(runtime_export, "SMALLEST_OFFERED", 0)
+    monkeypatch.setattr(runtime_export, "OFFERED", ("fp32",))
+    monkeypatch.setattr(runtime_export, "_convert", lambda *_: SimpleNamespace(model=None))
+    monkeypatch.setattr(runtime_export, "_speed", lambda *_: 2.0)
+    monkeypatch.setattr(runtime_export, "_compare", compare)
+    for seconds in (0.001, 0.5, 10.0):  # of one image
+        monkeypatch.setattr(runtime_export, "_seconds", lambda *_, seconds=seconds: seconds)
+        offer_openvino(exported / "export", Console())
+    assert compared == [runtime_export.OFFER_IMAGES, 48]
+    assert "--runtime openvino" in " ".join(capsys.readouterr().out.split())  # the comparison is left to the export
+
+
+def test_an_interrupted_offer_leaves_a_finished_training(exported, command, monkeypatch, tmp_path):
+    run = ArtifactSchema(shutil.copytree(exported, tmp_path / "run"))
+    run.manifest("phase6").unlink()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runtime_export, "offer_openvino", interrupt)
+    code, out, err = command("train", f"run_dir={run.output_dir}", *TINY_MODEL)
+    assert (code, err) == (0, "")
+    assert f"streetvision evaluate --bundle {run.export_dir}" in " ".join(out.split())
 
 
 def test_images_are_read_with_the_limits_of_the_run(exported, command, monkeypatch, tmp_path):

@@ -22,7 +22,7 @@ from streetvision.models.module import build_classifier
 from streetvision.pipeline import budget, interpolation
 from streetvision.pipeline.interpolation import SHARES, interpolate
 from streetvision.training.config import AutoConfig
-from tests.conftest import TINY_MODEL
+from tests.conftest import TINY_MODEL, logged_metric
 
 SHORT = [*TINY_MODEL, "pipeline.phases=[phase1]"]
 FULL = ["training=full", "training.epochs=1"]
@@ -206,6 +206,7 @@ def test_the_probe_records_its_choices_and_ships_the_same_probabilities_as_its_h
     description = read_json(frozen.model_config_json)
     assert (description["pooling"], description["layers"]) == (probe["pooling"], probe["layers"])
     assert figures(frozen)["val_select_nll"] == pytest.approx(_select_nll(frozen), abs=1e-5)
+    assert logged_metric(frozen.phase1_logs_dir, "val_select_nll") == pytest.approx([figures(frozen)["val_select_nll"]])
 
 
 def _select_nll(schema):

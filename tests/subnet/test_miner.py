@@ -74,7 +74,8 @@ def backbones(tmp_path_factory):
     saved["dinov2_square"] = (saved["dinov2"][0], (SIDE, SIDE))
     for side in (64, 96, 128, 160, 192, 224, 256):  # maps of 2 to 8 positions a side
         saved[f"convnext_{side}"] = (saved["convnext"][0], side)
-    return saved | {"timm": (BackboneConfig(source="timm", name="vit_tiny_patch16_224"), SIZE)}
+    of_timm = {"timm": "vit_tiny_patch16_224", "flexivit": "flexivit_small"}
+    return saved | {name: (BackboneConfig(source="timm", name=of), SIZE) for name, of in of_timm.items()}
 
 
 @pytest.fixture
@@ -170,6 +171,8 @@ def test_a_folder_that_the_pinned_version_cannot_load_comes_with_a_warning(bundl
         assert code == 0, err
         assert ("pins transformers 4.45.2, which cannot load this folder" in err) == warned
         assert ("timm 1.0.20 or later" in printed + err) == warned
+        assert ("model.pooling=cls model.layers=1" in err) == warned
+        assert "transparency" in printed  # what the miner does otherwise
 
 
 class Recorder(Silent):
@@ -222,6 +225,8 @@ def test_an_image_on_which_the_miner_alone_fails_is_named_and_counted(bundle_of,
     monkeypatch.setattr(predictor, "predict_prepared", predict_and_damage)
     found = check_miner(predictor, tmp_path / "miner", [copy, *images[1:3]])
     assert ([file.path for file in found.failures], found.skipped, found.invalid) == ([str(copy)], (), 1)
+    assert found.disagreements == 0
+    assert found.difference < 2e-3
 
 
 def test_an_interpreter_that_cannot_be_run_is_a_user_error(bundle_of, images, tmp_path):
@@ -304,6 +309,7 @@ def test_any_other_keeps_decisions_and_says_how_far_it_is_off(bundle_of, calibra
         ({"backbone": "convnext_64", "head": MlpHeadConfig()}, "head of kind 'mlp'"),
         ({"backbone": "registers_wide"}, "not square.*model.image_size=S"),
         ({"backbone": "dinov2_giant_wide"}, "not square.*model.image_size=S"),
+        ({"backbone": "flexivit"}, "not a plain vision transformer: pos_embed"),
         ({"backbone": "vit", "threshold": 1.0}, "one class only"),
     ],
 )

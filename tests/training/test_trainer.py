@@ -85,6 +85,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_files():
     with pytest.raises(StreetVisionError, match=r"loss is nan at epoch 1, batch \d: .*") as caught:
         run(CONFIG.model_copy(update={"batch_size": 4}), train=(features, labels))
     assert "row 5" in caught.value.message.split(": ")[1].split(", ")
+    assert "training.learning_rate" in caught.value.hint
 
 
 def test_an_interrupt_raises_keyboard_interrupt():

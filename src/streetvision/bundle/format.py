@@ -16,6 +16,7 @@ from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.policies import BundleManifest, RuntimeRef, ScrcPolicy, ThresholdPolicy
 from streetvision.io.atomic import open_atomic, write_json_atomic
 from streetvision.io.manifests import file_digest, versions
+from streetvision.io.system_files import is_system_name
 from streetvision.io.validators import BundleValidator, bundle_digest, validate_json
 from streetvision.models.config import ClassifierDescription, FusionDescription
 
@@ -127,9 +128,10 @@ def check_export_folder(out: Path, bundle: Path) -> None:
         bundle: Folder of the bundle.
 
     Raises:
-        ConfigError: `out` is not a new or empty folder, or is in the bundle, which would then have unknown files.
+        ConfigError: `out` is not a new or empty folder (files of the system do not count), or is in the bundle, which
+            would then have unknown files.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or not all(is_system_name(path.name) for path in out.iterdir())):
         raise ConfigError(f"--out {str(out)!r} is not an empty folder", "set --out to a new folder")
     if bundle.resolve() in (out.resolve(), *out.resolve().parents):
         raise ConfigError(f"--out {str(out)!r} must be outside the bundle", "set --out to a folder next to the bundle")

@@ -3,7 +3,8 @@
 Shapes: H, W pixels of an image; h, w pixels of the model's input; B images, V views.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import default_collate
 
 from streetvision.bundle.format import Bundle, read_classifier_description, read_fusion_description
 from streetvision.bundle.model import BundleModel, ModelOutput, Prepared, ViewLogits
+from streetvision.contracts.errors import MachineError
 from streetvision.data.image_file import DecodedImage, Pixels
 from streetvision.io.resize import Box, ImageSize
 from streetvision.io.tensors import load_into, load_state
@@ -23,16 +25,32 @@ from streetvision.models.multi_view import Views
 from streetvision.models.views import ViewArrays
 
 
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Raise MachineError if the GPU has too little memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MachineError(
+            "the GPU has too little memory for this model",
+            "end other processes on the GPU, or set CUDA_VISIBLE_DEVICES to an empty value to predict on the CPU",
+        ) from error
+
+
 class TorchModel(BundleModel):
     """A classifier in PyTorch, with or without a fusion of views.
 
     Args:
         model: The classifier; it is moved to `device`.
         device: Where the forward pass runs.
+
+    Raises:
+        MachineError: The GPU has too little memory, even for one image.
     """
 
     def __init__(self, model: Model, device: torch.device) -> None:
-        self.model, self.device = model.to(device).eval(), device
+        with _enough_memory():
+            self.model, self.device = model.to(device).eval(), device
         self.views_per_image = model.views_per_image
         if isinstance(model, FusedClassifier):
             self.inference = model.description.mode
@@ -55,9 +73,21 @@ class TorchModel(BundleModel):
             return ViewArrays(*(part.numpy() for part in prepared))
         return prepared.numpy()
 
-    @torch.inference_mode()
     def outputs(self, images: Sequence[Prepared]) -> ModelOutput:
-        """Return logits and features of prepared images in one batch."""
+        """Return logits and features of prepared images in one batch, or in smaller ones if the GPU lacks memory."""
+        if len(images) == 1:
+            with _enough_memory():
+                return self._outputs(images)
+        with suppress(torch.OutOfMemoryError):
+            return self._outputs(images)
+        middle = len(images) // 2
+        halves = [self.outputs(images[:middle]), self.outputs(images[middle:])]
+        return ModelOutput(
+            np.concatenate([half.logits for half in halves]), np.concatenate([half.features for half in halves])
+        )
+
+    @torch.inference_mode()
+    def _outputs(self, images: Sequence[Prepared]) -> ModelOutput:
         batch = self._batch(images)
         if isinstance(self.model, FusedClassifier):
             assert isinstance(batch, Views)
@@ -74,6 +104,7 @@ class TorchModel(BundleModel):
         """Return the features (B, P) of resized images (B, 3, h, w)."""
         return self.classifier.embed(torch.from_numpy(images).to(self.device)).float().cpu().numpy()
 
+    @_enough_memory()
     @torch.inference_mode()
     def view_logits(self, image: DecodedImage) -> ViewLogits:
         """Return the logits of an image and of each of its views."""

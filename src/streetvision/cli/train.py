@@ -1,6 +1,7 @@
 """streetvision train."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -39,8 +40,9 @@ def train(
     print_round(schema, console)
     exit_if_collapsed(schema, console)
     if is_current(schema, "phase6"):
-        if schema.manifest("phase6").stat().st_mtime >= started:  # not for a bundle that is unchanged
-            from streetvision.pipeline.runtime_export import offer_openvino
-
-            offer_openvino(schema.export_dir, console)
         console.next_command("streetvision", "evaluate", "--bundle", schema.export_dir)
+        if schema.manifest("phase6").stat().st_mtime >= started:  # not for a bundle that is unchanged
+            with suppress(KeyboardInterrupt):  # the training is complete
+                from streetvision.pipeline.runtime_export import offer_openvino
+
+                offer_openvino(schema.export_dir, console)

@@ -76,7 +76,8 @@ class ArtifactSchema:
     """State dict of the classifier that is calibrated and exported. split: the best on VAL_SELECT; cross_fit: the mean
     of the folds' heads, or the model that is trained on the images of all folds."""
     phase1_last_checkpoint = _ArtifactPath("phase1/model_last.pth")
-    """State dict after the last epoch; the same as `phase1_checkpoint` if the probe ships, and under cross_fit."""
+    """State dict after the last epoch; the same as `phase1_checkpoint` under cross_fit, for a solved head, and if the
+    probe ships in place of a fine-tuned model with another size of the input."""
     phase1_training_checkpoint = _ArtifactPath("cache/phase1.ckpt")
     """An interrupted training resumes from here; removed at the end."""
     model_config_json = _ArtifactPath("phase1/config.json")

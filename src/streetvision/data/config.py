@@ -84,8 +84,9 @@ class DataConfig(Section):
     """The images, their classes, and how they are split."""
 
     root: str | None = Field(default=None, min_length=1)
-    """A folder, a CSV, a folder with labels.json, a JSON file of COCO, or a Hugging Face dataset (a folder, or
-    hf://owner/name); null: the procedural scenes."""
+    """A folder with a folder for each class; a CSV, a labels.json or the index.parquet of `streetvision data import`;
+    a folder with index.csv, labels.json or index.parquet; a JSON file of COCO; a Hugging Face dataset, in a folder or
+    hf://owner/name; null: the drawn scenes."""
     class_names: tuple[ClassName, ClassName] = CLASS_NAMES
     """Names of class 0 and class 1, in this order."""
     fractions: Fractions = Field(

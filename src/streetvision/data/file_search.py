@@ -15,26 +15,8 @@ from pathlib import Path, PurePath
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import DataError
 from streetvision.data.records import IMAGE_SUFFIXES, RejectedFile
+from streetvision.io.system_files import is_system_name
 
-SYSTEM_NAMES = frozenset(
-    {
-        "thumbs.db",
-        "ehthumbs.db",
-        "desktop.ini",
-        "icon\r",
-        "__macosx",
-        "@eadir",
-        "@recycle",
-        "@recently-snapshot",
-        "#recycle",
-        "#snapshot",
-        "$recycle.bin",
-        "recycler",
-        "system volume information",
-        "lost+found",
-    }
-)
-"""Files and folders that operating systems and file servers create. Like hidden ones they are ignored."""
 UNSUPPORTED_FORMATS = (
     {".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".jxr", ".svg", ".psd", ".ico", ".dds", ".exr"}
     | {".hdr", ".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".dib", ".mpo", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw"}
@@ -65,7 +47,7 @@ class FoundFile:
 
 def is_ignored(name: str) -> bool:
     """Whether a name is hidden, or is a file or folder of the operating system or a file server."""
-    return name.startswith(".") or name.casefold() in SYSTEM_NAMES
+    return name.startswith(".") or is_system_name(name)
 
 
 def search_folder(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> Iterator[FoundFile]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from streetvision.contracts.errors import ArtifactError
 from streetvision.contracts.policies import BundleManifest, Policy, ScrcPolicy, ThresholdPolicy
 from streetvision.io.atomic import json_text, read_bytes, read_json, sha256_file, sha256_json
+from streetvision.io.system_files import is_system_name
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -17,15 +18,8 @@ MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_BUNDLE_FILES = 64
 MAX_BUNDLE_BYTES = 16 * 2**30
 MAX_LISTED_FILES = 5
-HARMLESS_NAMES = {"readme", "readme.md", "readme.txt", "license", "license.md", "license.txt"} | {
-    "thumbs.db",
-    "ehthumbs.db",
-    "desktop.ini",
-    "icon\r",
-    "__macosx",
-    "@eadir",
-}
-"""Names, in lower case, that publishing and operating systems add to a folder."""
+PUBLISHED_NAMES = {"readme", "readme.md", "readme.txt", "license", "license.md", "license.txt"}
+"""Names, in lower case, that publishing adds to a folder."""
 RESTORE_BUNDLE = "export the bundle again, or copy it again from its source"
 
 
@@ -126,7 +120,7 @@ class BundleValidator:
 
 def _is_harmless(name: str) -> bool:
     """Whether a file of a bundle's folder, which is never read, may be there: hidden, of the system, or a README."""
-    return name.startswith(".") or name.casefold() in HARMLESS_NAMES
+    return name.startswith(".") or is_system_name(name) or name.casefold() in PUBLISHED_NAMES
 
 
 def bundle_digest(manifest: BundleManifest) -> str:

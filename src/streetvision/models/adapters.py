@@ -51,7 +51,9 @@ def attach_adapters(
     return names
 
 
-def merge_adapters(classifier: Classifier, images: Tensor) -> float:
+def merge_adapters(
+    classifier: Classifier, images: Tensor, *, settings: str = "training.learning_rate or training.adapter.alpha"
+) -> float:
     """Merge every adapter into its layer, in place and in fp32.
 
     Afterwards the state dict has the names that it had before `attach_adapters`.
@@ -59,6 +61,7 @@ def merge_adapters(classifier: Classifier, images: Tensor) -> float:
     Args:
         classifier: Converted to fp32 and to eval mode.
         images: uint8 (B, 3, h, w), on which the logits before and after are compared.
+        settings: What to lower when the adapter weights are too large, for the hint of the error.
 
     Returns:
         The largest absolute change of a logit.
@@ -83,7 +86,7 @@ def merge_adapters(classifier: Classifier, images: Tensor) -> float:
     if not error <= MAX_MERGE_ERROR:
         raise StreetVisionError(
             f"merging the adapters changes a logit by {error:.1e}; at most {MAX_MERGE_ERROR:.0e} is allowed",
-            "the adapter weights are too large: lower training.learning_rate or training.adapter.alpha",
+            f"the adapter weights are too large: lower {settings}",
         )
     return error
 

@@ -34,7 +34,7 @@ from streetvision.training.callbacks import Checkpoint, cpu_state_dict
 from streetvision.training.config import AutoConfig, FinetuningConfig, FrozenConfig, TrainingConfig, is_solvable
 from streetvision.training.distributed import broadcast
 from streetvision.training.finetune_modes import prepare
-from streetvision.training.loggers import open_loggers
+from streetvision.training.loggers import log_row, open_loggers
 from streetvision.training.supervised import Weights
 from streetvision.training.trainer import Fit, TrainerOptions, fit, seed_all
 
@@ -115,7 +115,7 @@ def train(context: Context, config: TrainingConfig, classifier: Classifier) -> T
             broadcast(context.phase)
             fitted = fit_images(classifier, context, config=config, policy=policy, options=options)
         elif probe is not None:
-            fitted = _solved(probe, context)
+            fitted = _solved(probe, context, loggers)
         else:
             features = cached_features(context, classifier, Split.TRAIN)
             fitted = fit_head(classifier, config, context, loggers, features)
@@ -155,7 +155,7 @@ def within_budget(
     return config.model_copy(update={"epochs": epochs})
 
 
-def _solved(probe: ProbeResult, context: Context) -> Fit:
+def _solved(probe: ProbeResult, context: Context, loggers: Sequence[Logger]) -> Fit:
     """The probe as the result of a training with one epoch."""
     labels = np.array([row.label for row in context.rows(Split.VAL_SELECT)])
     p = positive_probability(probe.logits(context, Split.VAL_SELECT).numpy())
@@ -170,6 +170,7 @@ def _solved(probe: ProbeResult, context: Context) -> Fit:
         "val_select_positive_rate": positive_rate,
     }
     context.progress.epoch(row)
+    log_row(loggers, row)
     checkpoint = Checkpoint(mcc=mcc, nll=nll_value, positive_rate=positive_rate, epoch=1, weights="raw", state=state)
     return Fit(checkpoints=(checkpoint,), last=state, history=(row,), resumed_step=None)
 

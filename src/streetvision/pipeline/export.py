@@ -15,6 +15,7 @@ from streetvision.contracts.policies import Precision
 from streetvision.data.file_search import LeftOut, printable
 from streetvision.export.hub import BUNDLE_FOLDER, Card, EvaluatedBundle, EvaluationSummary, write_hub
 from streetvision.io.atomic import sha256_file
+from streetvision.io.resize import MAX_STRETCH
 from streetvision.io.validators import validate_json
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.runtime_export import RuntimeRequest, export_runtime
@@ -93,10 +94,15 @@ def export_miner(request: ExportRequest, console: Console) -> None:
     console.line("miner", f"{request.out}  (needs {needs})")
     threshold = predictor.manifest.policy.balanced_threshold
     console.line("threshold", f"{threshold:.3f} for balanced labels, mapped to probability 0.5 in the miner folder")
+    console.line(
+        "differences",
+        f"the miner stretches images whose aspect ratio is more than {MAX_STRETCH:g} times that of the input, or less "
+        f"than 1/{MAX_STRETCH:g} (the bundle pads them), and drops transparency (the bundle puts it over white)",
+    )
     if miner.transformers != PINNED:
         console.warn(
-            f"the subnet pins transformers {PINNED}, which cannot load this folder; use model=dinov2_small, vit_base "
-            "or dinov3_convnext_tiny with model.pooling=cls"
+            f"the subnet pins transformers {PINNED}, which cannot load this folder; train model=dinov2_small, vit_base "
+            "or dinov3_convnext_tiny (this one with model.image_size=224) with model.pooling=cls model.layers=1"
         )
     if read_classifier_description(predictor.bundle).reduces:
         console.warn(

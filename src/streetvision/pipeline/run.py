@@ -134,7 +134,7 @@ def launch_evaluation(bundle: Path, config: RunConfig, *, data: str | None = Non
             f"{str(schema.output_dir)!r} has the evaluation on {str(recorded.root)!r}",
             f"set run_dir=... to another folder for the evaluation on {data!r}",
         )
-    return _run_phase("evaluate_data", config, console)
+    return _run_phase("evaluate_data", with_recorded_limits(config, ArtifactSchema(opened.folder.parent)), console)
 
 
 def launch_reward(bundle: Path, config: RunConfig, *, console: Console) -> ArtifactSchema:

@@ -4,7 +4,7 @@ import importlib.metadata
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain, count
 from pathlib import Path
@@ -24,6 +24,7 @@ from streetvision.bundle.format import (
     write_bundle,
 )
 from streetvision.bundle.graph_model import GraphModel, open_graph_model
+from streetvision.bundle.model import Prepared
 from streetvision.bundle.predictor import Predictor
 from streetvision.bundle.runtimes.capture import capture, capture_dense
 from streetvision.bundle.runtimes.graph import DENSE, Graph
@@ -35,7 +36,6 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError, unknown_name
 from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import Precision, RuntimeParity, RuntimeRef
-from streetvision.contracts.progress import Silent
 from streetvision.contracts.split_contracts import Split, every_nth
 from streetvision.data.config import LoaderConfig
 from streetvision.data.image_file import read_recorded
@@ -61,10 +61,13 @@ SMALLEST_OFFERED = 4_000_000
 LEAST_SPEED = 1.1
 """Times as fast as PyTorch, at least."""
 OFFER_IMAGES = 256
-"""Images of VAL_SELECT on which an offer is compared; an export is compared on all."""
+"""Images of VAL_SELECT on which an offer is compared, at most; an export is compared on all."""
+OFFER_SECONDS = 60.0
+"""Time for the images of an offer, about; slow models are compared on fewer images."""
 FEWEST_OFFER_IMAGES = 20
 """Images of VAL_SELECT, below which no other runtime is offered: too few to compare."""
 TIMED_IMAGES, TIMED_REPEATS = 16, 4
+"""Images whose time is measured, at most, and how often."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,9 @@ def export_runtime(request: RuntimeRequest, overrides: Sequence[str], console: C
 def offer_openvino(bundle: Path, console: Console) -> None:
     """Print how much faster OpenVINO is than PyTorch on this CPU, and the command to export the bundle for it.
 
-    If no precision can be converted, passes the comparison on VAL_SELECT and is faster, the reason is printed. Nothing
-    is printed if OpenVINO is not installed, if there is a GPU, or if the model is small or VAL_SELECT has few images.
+    If no precision can be converted, passes the comparison on VAL_SELECT and is faster, the reason is printed. A model
+    that is too slow for the comparison is not compared; the command is printed. Nothing is printed if OpenVINO is not
+    installed, if there is a GPU, or if the model is small or VAL_SELECT has few images.
     """
     if find_spec("openvino") is None or pick_device().type != "cpu":
         return
@@ -155,31 +159,39 @@ def offer_openvino(bundle: Path, console: Console) -> None:
     if (opened.folder / opened.manifest.model_checkpoint).stat().st_size < SMALLEST_OFFERED:
         return
     predictor = Predictor(opened, limits=context.settings(LoaderConfig).limits)
-    splits = replace(next(context.folds(), context), progress=Silent())
+    splits = next(context.folds(), context)
     if len(splits.rows(Split.VAL_SELECT)) < FEWEST_OFFER_IMAGES:
+        return
+    console.line("openvino", "comparing it with PyTorch on VAL_SELECT takes up to a minute; Ctrl-C skips it")
+    out = _new_folder(opened.folder.parent / "openvino")
+    export = ("streetvision", "export", "--bundle", opened.folder, "--out", out, "--runtime", "openvino")
+    most, seconds = _offer_images(predictor, splits)
+    if most < FEWEST_OFFER_IMAGES:
+        console.line("openvino", f"not compared: an image takes {seconds:.1f} s; this command compares all images")
+        console.next_command(*export)
         return
     reason = ""
     for precision in OFFERED:
-        request = RuntimeRequest(opened.folder, _new_folder(opened.folder.parent / "openvino"), "openvino", precision)
+        request = RuntimeRequest(opened.folder, out, "openvino", precision)
         with TemporaryDirectory() as name:
             try:
                 model = _convert(predictor, request, splits, Path(name)).model
-                parity = _compare(predictor, model, splits, OFFER_IMAGES)
+                speed = _speed(predictor, predictor.with_model(model), splits, max(1, most // TIMED_IMAGES))
+                if speed < LEAST_SPEED:
+                    reason = f"{precision} runs the model {speed:.1f} times as fast as PyTorch"
+                    continue
+                parity = _compare(predictor, model, splits, most)
                 check_parity(parity, name=precision)
             except StreetVisionError as error:
                 reason = error.message
                 continue
-            speed = _speed(predictor, predictor.with_model(model), splits)
-        if speed >= LEAST_SPEED:
-            console.line(
-                "openvino",
-                f"{precision} runs the model {speed:.1f} times as fast on this CPU; MCC on {parity.n} images "
-                f"{parity.mcc:.3f}, in PyTorch {parity.pytorch_mcc:.3f}",
-            )
-            arguments = ("--bundle", opened.folder, "--out", request.out, "--runtime", "openvino")
-            console.next_command("streetvision", "export", *arguments, "--precision", precision)
-            return
-        reason = f"{precision} runs the model {speed:.1f} times as fast as PyTorch"
+        console.line(
+            "openvino",
+            f"{precision} runs the model {speed:.1f} times as fast on this CPU; MCC on {parity.n} images "
+            f"{parity.mcc:.3f}, in PyTorch {parity.pytorch_mcc:.3f}",
+        )
+        console.next_command(*export, "--precision", precision)
+        return
     console.line("openvino", f"not offered: {reason}")
 
 
@@ -189,17 +201,34 @@ def _new_folder(path: Path) -> Path:
     return next(candidate for candidate in chain([path], numbered) if not candidate.exists())
 
 
-def _speed(predictor: Predictor, other: Predictor, context: Context) -> float:
+def _offer_images(predictor: Predictor, context: Context) -> tuple[int, float]:
+    """How many images of VAL_SELECT can be compared in OFFER_SECONDS, and the seconds of one in PyTorch."""
+    images = _prepared(predictor, context, 1)
+    seconds = min(_seconds(predictor, images) for _ in range(TIMED_REPEATS))  # the first prediction is slower
+    # Both models predict each image for the comparison, and a part of the images for their speed; for each precision.
+    passes = len(OFFERED) * 2 * (1 + TIMED_REPEATS / TIMED_IMAGES)
+    return min(OFFER_IMAGES, int(OFFER_SECONDS / (passes * seconds))), seconds
+
+
+def _speed(predictor: Predictor, other: Predictor, context: Context, n_images: int) -> float:
     """How many times as fast another model predicts images of VAL_SELECT that are prepared."""
-    rows = context.rows(Split.VAL_SELECT)[:TIMED_IMAGES]
-    images = [predictor.prepare(read_recorded(context.data_root, row, limits=predictor.limits)) for row in rows]
+    images = _prepared(predictor, context, n_images)
     seconds: dict[Predictor, list[float]] = {predictor: [], other: []}
     for _ in range(TIMED_REPEATS):
         for candidate, times in seconds.items():
-            started = time.perf_counter()
-            candidate.logits(images)
-            times.append(time.perf_counter() - started)
+            times.append(_seconds(candidate, images))
     return min(seconds[predictor]) / min(seconds[other])
+
+
+def _prepared(predictor: Predictor, context: Context, n_images: int) -> list[Prepared]:
+    rows = context.rows(Split.VAL_SELECT)[:n_images]
+    return [predictor.prepare(read_recorded(context.data_root, row, limits=predictor.limits)) for row in rows]
+
+
+def _seconds(predictor: Predictor, images: list[Prepared]) -> float:
+    started = time.perf_counter()
+    predictor.logits(images)
+    return time.perf_counter() - started
 
 
 def _convert(predictor: Predictor, request: RuntimeRequest, context: Context, folder: Path) -> _Converted:
@@ -239,9 +268,10 @@ def _compare(predictor: Predictor, model: GraphModel, context: Context, most: in
         rows = every_nth(rows, most)
     for row in rows:
         read_recorded(context.data_root, row, limits=predictor.limits)  # raises if a file has changed
-    paths = [context.data_root / row.path for row in rows]
+    paths, batch_size = [context.data_root / row.path for row in rows], context.settings(LoaderConfig).batch_size
     expected, actual = (
-        compute_logits(candidate, paths, context.progress) for candidate in (predictor, predictor.with_model(model))
+        compute_logits(candidate, paths, context.progress, batch_size=batch_size)
+        for candidate in (predictor, predictor.with_model(model))
     )
     return measure_parity(predictor, expected, actual, [row.label for row in rows])
 

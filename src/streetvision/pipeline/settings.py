@@ -315,22 +315,34 @@ class Setting:
     """The name of its field."""
     models: Mapping[str, type[BaseModel]]
     """The models that declare it, by the choice that selects them, for example training.mode=peft; "" for no choice."""
+    defaults: Mapping[str, Any]
+    """The default under each of these choices; PydanticUndefined if the packaged files set it."""
     always: bool = True
     """Whether it has an effect under every choice."""
 
 
-def settings(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Setting]:
-    """Yield every key below `model` once, for example training.epochs; of a union, the keys of all its variants."""
+def settings(
+    model: type[BaseModel] = RunConfig, prefix: str = "", values: BaseModel | None = None
+) -> Iterator[Setting]:
+    """Yield every key below `model` once, for example training.epochs; of a union, the keys of all its variants.
+
+    Args:
+        model: A section.
+        prefix: In front of the keys.
+        values: The section as the section around it has it by default; None: the defaults of `model`.
+    """
     for name, field in model.model_fields.items():
         key, models = f"{prefix}{name}", variants(field)
+        default = field.default if values is None else getattr(values, name)
         if len(models) == 1:
-            yield from settings(models[0], f"{key}.")
+            yield from settings(models[0], f"{key}.", default if isinstance(default, BaseModel) else None)
         elif models:
             yield from _union_settings(models, f"{key}.", str(field.discriminator))
         else:
-            yield Setting(key, field.annotation, name, {"": model})
-            if isinstance(field.default, Mapping):
-                yield from (Setting(f"{key}.{part}", object, name, {"": model}) for part in field.default)
+            yield Setting(key, field.annotation, name, {"": model}, {"": default})
+            if isinstance(default, Mapping):
+                parts = default.items()
+                yield from (Setting(f"{key}.{part}", object, name, {"": model}, {"": value}) for part, value in parts)
 
 
 def _union_settings(models: Sequence[type[BaseModel]], prefix: str, discriminator: str) -> Iterator[Setting]:
@@ -344,17 +356,15 @@ def _union_settings(models: Sequence[type[BaseModel]], prefix: str, discriminato
         always = len(declared) == len(models)
         if key == f"{prefix}{discriminator}":
             names = tuple(model.model_fields[discriminator].default for model in models)
-            yield Setting(key, Literal.__getitem__(names), first.name, {"": common_base(models)})
-        elif always and len({repr(setting.models) + _default(setting) for setting in declared.values()}) == 1:
+            yield Setting(key, Literal.__getitem__(names), first.name, {"": common_base(models)}, first.defaults)
+        elif always and len({repr((setting.models, setting.defaults)) for setting in declared.values()}) == 1:
             yield first
         elif "" in first.models:
-            yield Setting(key, first.type, first.name, {c: s.models[""] for c, s in declared.items()}, always)
+            kinds = {choice: setting.models[""] for choice, setting in declared.items()}
+            defaults = {choice: setting.defaults[""] for choice, setting in declared.items()}
+            yield Setting(key, first.type, first.name, kinds, defaults, always)
         else:  # a union within the variants: its own choice is the one to report
             yield first
-
-
-def _default(setting: Setting) -> str:
-    return ", ".join(repr(model.model_fields[setting.name].default) for model in setting.models.values())
 
 
 def all_settings() -> Mapping[str, Setting]:

@@ -9,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
 
 from streetvision.contracts.settings import RESULT_NEUTRAL, section_class, variants
 from streetvision.pipeline.config import compose_config, groups
@@ -84,9 +85,9 @@ def _type_name(kind: Any) -> str:
 
 def _default(setting: Setting) -> str:
     defaults = {}
-    for choice, model in setting.models.items():
-        field = model.model_fields[setting.name]
-        default = _packaged_default(setting.key) if field.is_required() else field.default
+    for choice, default in setting.defaults.items():
+        if default is PydanticUndefined:
+            default = _packaged_default(setting.key)
         defaults[choice.rpartition("=")[2]] = f"`{_value(default)}`"
     if len(set(defaults.values())) == 1:
         return next(iter(defaults.values()))

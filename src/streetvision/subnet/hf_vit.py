@@ -196,11 +196,13 @@ _CONFIG_KEYS = {
 
 def _from_timm(classifier: Classifier) -> StockBackbone:
     network: Any = classifier.backbone.network
+    patch_size = classifier.backbone.spec.patch_size
     depth, state = len(getattr(network, "blocks", ())), dict(network.state_dict())
     found: State = {}
     try:
         found["embeddings.cls_token"] = state.pop("cls_token")
-        found["embeddings.position_embeddings"] = state.pop("pos_embed")
+        if state["pos_embed"].shape[1] == token_count(classifier.description.image_size, patch_size) + 1:
+            found["embeddings.position_embeddings"] = state.pop("pos_embed")
         for kind in ("weight", "bias"):
             found[f"embeddings.patch_embeddings.projection.{kind}"] = state.pop(f"patch_embed.proj.{kind}")
             found[f"layernorm.{kind}"] = state.pop(f"norm.{kind}")
@@ -225,7 +227,7 @@ def _from_timm(classifier: Classifier) -> StockBackbone:
         "intermediate_size": block.mlp.fc1.out_features,
         "hidden_act": "gelu",
         "layer_norm_eps": network.norm.eps,
-        "patch_size": classifier.backbone.spec.patch_size,
+        "patch_size": patch_size,
         "num_channels": 3,
         "qkv_bias": True,
     }

@@ -202,9 +202,9 @@ class MinerCheck:
     failures: tuple[RejectedFile, ...]
     """Images on which the miner alone fails."""
     difference: float
-    """Largest difference from the bundle's probability, shifted so that its threshold is at 0.5."""
+    """Largest difference from the bundle's probability, shifted so that its threshold is at 0.5; without failures."""
     disagreements: int
-    """Images whose decision differs."""
+    """Images whose decision differs, without failures."""
     invalid: int
     """Predictions that are exactly 0.5, outside [0, 1] or missing."""
     p95_seconds: float
@@ -251,14 +251,15 @@ def check_miner(
         raise _loading_error(folder, f"{failures[0].path}: {failures[0].reason}")
     p = np.array([row["probability"] for row in ours])
     theirs = np.array([row["probability"] for row in rows], dtype=np.float64)
+    compared = np.array(["error" not in row for row in rows])
     threshold = predictor.manifest.policy.balanced_threshold
     return MinerCheck(
         transformers=str(rows[0]["transformers"]),
         images=len(rows),
         skipped=skipped,
         failures=failures,
-        difference=float(np.abs(theirs - expit(logit(p) - logit(threshold))).max()),
-        disagreements=int(((np.round(theirs) == 1) != decide(p, threshold)).sum()),
+        difference=float(np.abs(theirs - expit(logit(p) - logit(threshold)))[compared].max()),
+        disagreements=int(((np.round(theirs) == 1) != decide(p, threshold))[compared].sum()),
         invalid=int((~((theirs >= 0) & (theirs <= 1)) | (theirs == 0.5)).sum()),
         p95_seconds=float(np.percentile([row["seconds"] for row in rows], 95)),
     )

@@ -5,7 +5,7 @@
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,6 +17,7 @@ from streetvision.contracts.errors import StreetVisionError
 from streetvision.contracts.progress import Progress
 from streetvision.models.config import HardwareConfig
 from streetvision.training.config import LearningConfig
+from streetvision.training.loggers import log_row
 from streetvision.training.optim import ExponentialMovingAverage, cosine_with_warmup, make_adamw
 from streetvision.training.sharding import shard
 
@@ -38,6 +39,9 @@ class BaseModule(LightningModule):
         ema: Average to update after each optimizer step.
         scales: Parameter name -> factor of the learning rate.
     """
+
+    section: ClassVar[str] = "training"
+    """Section of the settings, for messages."""
 
     def __init__(
         self,
@@ -110,7 +114,8 @@ class BaseModule(LightningModule):
             raise StreetVisionError(
                 f"the loss is {loss.item()} at epoch {self.current_epoch + 1}, batch {batch_idx + 1}: "
                 f"{self._file_names(batch_idx)}",
-                "check these files; if they are fine, lower learning_rate or set mixed_precision.enabled=false",
+                f"check these files; if they are fine, lower {self.section}.learning_rate or set "
+                f"{self.section}.mixed_precision.enabled=false",
             )
         self.add_total("train", torch.stack([loss.detach() * rows, loss.new_tensor(rows)]))
 
@@ -220,8 +225,7 @@ class EpochLogger(Callback):
 
     def publish(self, row: EpochRow) -> None:
         """Send a row to the loggers."""
-        for logger in self.loggers:
-            logger.log_metrics(row, step=int(row["epoch"]))
+        log_row(self.loggers, row)
 
     def seconds(self) -> float:
         """Return the training time so far, including that before an interruption."""

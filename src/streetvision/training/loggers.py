@@ -6,7 +6,7 @@ and Lightning's CSVLogger would add a column.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
@@ -42,6 +42,12 @@ def open_loggers(folder: Path, config: LearningConfig) -> Iterator[tuple[Logger,
         finally:
             for logger in loggers:
                 logger.finalize(status)
+
+
+def log_row(loggers: Iterable[Logger], row: Mapping[str, float | int]) -> None:
+    """Send the metrics of an epoch to loggers; `epoch` is its number."""
+    for logger in loggers:
+        logger.log_metrics(dict(row), step=int(row["epoch"]))
 
 
 @contextmanager

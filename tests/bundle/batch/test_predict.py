@@ -327,6 +327,14 @@ def test_predictions_of_other_images_are_not_mixed(export, photos, tmp_path):
         open_folder(out, [tmp_path], bundle=digest, shard_size=None)
 
 
+def test_files_of_the_system_in_the_folder_do_not_count(photos, tmp_path):
+    (tmp_path / "Thumbs.db").write_text("")
+    with lock_folder(tmp_path):
+        (tmp_path / ".DS_Store").write_text("")
+    with lock_folder(tmp_path):  # the lock of the run before is there
+        open_folder(tmp_path, [photos], bundle="0" * 64, shard_size=None)
+
+
 def test_a_folder_with_other_contents_is_not_changed(export, photos, tmp_path):
     (tmp_path / "predictions").mkdir()
     (tmp_path / "predictions" / "mine.txt").write_text("mine")

@@ -368,6 +368,16 @@ def test_a_training_that_collapses_is_stopped(rows, changes):
         trained(rows, config(method="byol", num_epochs=12, anchor_weight=0, **plain, **changes), heads=False)
 
 
+def test_a_loss_that_is_not_finite_names_the_settings_of_phase_4a(rows, monkeypatch):
+    def step(module, _, batch_idx):
+        module.add_train_loss(torch.tensor(float("nan")), 1, batch_idx)
+
+    monkeypatch.setattr(ExPLoRAModule, "training_step", step)
+    with pytest.raises(StreetVisionError, match="loss is nan") as caught:
+        trained(rows, config(), heads=False)
+    assert "phase4a.learning_rate" in caught.value.hint
+
+
 def test_the_monitor_does_not_change_the_training(rows):
     settings = config()
     module = ExPLoRAModule(student(settings), settings)

@@ -38,6 +38,7 @@ from streetvision.io.atomic import (
     write_json_atomic,
 )
 from streetvision.io.lock import run_lock
+from streetvision.io.system_files import is_system_name
 from streetvision.io.validators import validate_json
 
 DEFAULT_SHARD_SIZE = 500
@@ -131,7 +132,8 @@ def lock_folder(root: Path) -> Iterator[None]:
     Raises:
         ConfigError: The folder has other contents, is in use, or cannot be written.
     """
-    names = {path.name for path in root.iterdir()} if root.is_dir() else set()
+    paths = root.iterdir() if root.is_dir() else ()
+    names = {path.name for path in paths if not is_system_name(path.name)}
     complete = {name for name in names if not name.endswith(TEMP_SUFFIX)}
     # A run that was interrupted before its manifest has left a lock, and a part of the listing.
     resumable = MANIFEST in names or (LOCK in names and complete <= {LOCK, LISTING})

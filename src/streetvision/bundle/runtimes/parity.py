@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from streetvision.bundle.predictor import Predictor
 
 MAX_MCC_LOSS = 0.005
-BATCH_SIZE = 64
 
 
-def compute_logits(predictor: "Predictor", paths: Sequence[Path], progress: Progress) -> Logits:
+def compute_logits(
+    predictor: "Predictor", paths: Sequence[Path], progress: Progress, *, batch_size: int = 64
+) -> Logits:
     """Return the logits (N, 2) of image files, decoded and resized as in a prediction."""
-    batches = predictor.stream_logits(paths, batch_size=BATCH_SIZE)
-    n_batches = -(-len(paths) // predictor.images_per_batch(BATCH_SIZE))
+    batches = predictor.stream_logits(paths, batch_size=batch_size)
+    n_batches = -(-len(paths) // predictor.images_per_batch(batch_size))
     return np.concatenate(list(progress.track(batches, total=n_batches, label="parity")))
 
 

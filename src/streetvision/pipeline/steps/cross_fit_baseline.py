@@ -49,7 +49,7 @@ from streetvision.training.config import AutoConfig, FinetuningConfig, TrainingC
 from streetvision.training.distributed import rank_and_world_size
 from streetvision.training.finetune_modes import prepare
 from streetvision.training.lightning_module import EpochRow
-from streetvision.training.loggers import open_loggers
+from streetvision.training.loggers import log_row, open_loggers
 from streetvision.training.probe import Representation
 from streetvision.training.supervised import Weights
 from streetvision.training.trainer import seed_all
@@ -127,6 +127,13 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
         if gate is None or gate.ships:
             logits, tuned_ships = tuned, True
     assert logits is not None
+    scored = compared if tuned_ships else rows_of_folds(context, Split.TRAIN, context.n_folds)
+    labels, p = np.array([row.label for row in scored]), positive_probability(logits.numpy())
+    summary_row: EpochRow = {
+        "val_select_mcc": float(mcc(confusion_counts(labels, p > 0.5))),
+        "val_select_nll": nll(labels, p),
+        "val_select_positive_rate": float((p > 0.5).mean()),
+    }
 
     if not tuned_ships:
         assert probe is not None
@@ -142,7 +149,7 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
             classifier = _with_solved_head(initial, representation, context)
         augmented = Counter(record.augmented for record in records).most_common(1)[0][0]
         policy = context.settings(AugmentationConfig) if augmented else PLAIN
-        state, merge_error, _ = _train_all_epochs(context, classifier, config, policy)
+        state, merge_error, _ = _train_all_epochs(context, classifier, config, policy, out_of_fold=summary_row)
         save_tensors(schema.phase1_checkpoint, state)
         schema.fold_heads.unlink(missing_ok=True)
         history, selected = _mean_history(records), config.max_epochs
@@ -151,17 +158,12 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     save_tensors(schema.phase1_last_checkpoint, state)
     write_json_atomic(schema.model_config_json, classifier.description.model_dump(mode="json"))
 
-    scored = compared if tuned_ships else rows_of_folds(context, Split.TRAIN, context.n_folds)
-    labels, p = np.array([row.label for row in scored]), positive_probability(logits.numpy())
-    summary_row: EpochRow = {
-        "val_select_mcc": float(mcc(confusion_counts(labels, p > 0.5))),
-        "val_select_nll": nll(labels, p),
-        "val_select_positive_rate": float((p > 0.5).mean()),
-    }
     if not history:
         assert probe is not None
         history = [{"epoch": 1, "train_loss": probe.train_loss, **summary_row}]
         context.progress.epoch(history[0])
+        with open_loggers(schema.phase1_logs_dir, config) as loggers:
+            log_row(loggers, history[0])
     write_text_atomic(schema.phase1_metrics_csv, metrics_csv(history))
     write_bytes_atomic(schema.learning_curve_plot, learning_curve(history, selected=selected))
     outputs = [schema.probe_json] if probe is not None else []
@@ -309,9 +311,17 @@ def _with_solved_head(initial: Classifier, representation: Representation | None
 
 
 def _train_all_epochs(
-    context: Context, classifier: Classifier, config: TrainingConfig, policy: AugmentationConfig
+    context: Context,
+    classifier: Classifier,
+    config: TrainingConfig,
+    policy: AugmentationConfig,
+    *,
+    out_of_fold: EpochRow | None = None,
 ) -> tuple[State, float | None, tuple[EpochRow, ...]]:
-    """Train on TRAIN; return the state after the last epoch, the largest merge error of a logit, and the history."""
+    """Train on TRAIN; return the state after the last epoch, the largest merge error of a logit, and the history.
+
+    The loggers receive the metrics of each epoch, and `out_of_fold` with the last one.
+    """
     seed_all(config.seed)  # adapters are drawn
     prepare(classifier, config)
     seed_all(config.seed)
@@ -332,6 +342,8 @@ def _train_all_epochs(
             fitted = fit_head(
                 classifier, config, context, loggers, train, stop_after=config.max_epochs, weights=weights
             )
+        if out_of_fold is not None:
+            log_row(loggers, {"epoch": config.max_epochs, **out_of_fold})
     context.schema.phase1_training_checkpoint.unlink(missing_ok=True)
     prefix = "" if isinstance(config, FinetuningConfig) else "head."
     named = {f"{prefix}{name}": value for name, value in fitted.best.items()}

@@ -33,7 +33,7 @@ VARIANTS = [(profile, level) for profile, distortions in PROFILES.items() for le
 SEARCH_STREAMS, SEARCH_STEPS = 50, 400
 """Simulated streams, and challenges of each, for the search of the best threshold on VAL_CALIB."""
 BATCH_SIZE = 16
-"""Small, because images keep their full resolution until they are distorted."""
+"""At most, because images keep their full resolution until they are distorted."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,9 @@ def _predict_distorted(predictor: Predictor, context: Context, split: Split) -> 
                 yield distort(image, level, profile)
 
     tracked = context.progress.track(images(), total=len(rows) * len(VARIANTS), label=split.value)
+    batch_size = min(BATCH_SIZE, context.settings(LoaderConfig).batch_size)
     with seeded(context.settings(RewardConfig).seed):
-        logits = np.concatenate(list(predictor.stream_logits(tracked, batch_size=BATCH_SIZE)))
+        logits = np.concatenate(list(predictor.stream_logits(tracked, batch_size=batch_size)))
     probabilities = np.asarray(predictor.probabilities(logits), dtype=np.float64)
     labels = np.array([row.label for row in rows], dtype=np.float64)
     return DistortedPredictions(

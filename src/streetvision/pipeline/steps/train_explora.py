@@ -71,7 +71,8 @@ def run(context: Context) -> Outcome:
 
     adapters = {name: value for name, value in cpu_state_dict(classifier.backbone).items() if "lora_" in name}
     save_tensors(schema.explora_lora, adapters)
-    merge_error = merge_adapters(classifier.cpu(), merge_check_images(classifier, context))
+    images = merge_check_images(classifier, context)
+    merge_error = merge_adapters(classifier.cpu(), images, settings="phase4a.learning_rate or phase4a.alpha")
     adapted = cpu_state_dict(classifier.backbone)
     compared = time.perf_counter()
     shipped, gate = shipped_weights(probe, original, adapted)

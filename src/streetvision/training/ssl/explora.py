@@ -235,6 +235,8 @@ class ExPLoRAModule(BaseModule):
         anchor: Keeps the features of unchanged images near those of the original backbone; None: nothing does.
     """
 
+    section = "phase4a"
+
     def __init__(
         self,
         student: Student,
