@@ -3,17 +3,20 @@ import shutil
 import pytest
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.data.splitting.partition import make_folds
 from streetvision.io.atomic import read_json, write_json_atomic
 from streetvision.models.config import ModelConfig
 from streetvision.pipeline import run as running
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
+from streetvision.pipeline.data.partition_data import partition_rows
 from streetvision.pipeline.engine import phase_order
 from streetvision.pipeline.phases import PHASES
 from streetvision.pipeline.run import resolve_run_config
 from streetvision.pipeline.settings import without_effect
 from streetvision.training.config import TrainingConfig
 from tests.conftest import TINY_MODEL
+from tests.data.splitting.test_partition import FRACTIONS, index_of, row, ungrouped
 
 SCENES = ["scenes.count=48", "scenes.width=64", "scenes.height=64"]
 
@@ -116,6 +119,30 @@ def test_other_fractions_split_the_same_data_again(run, command):
     code, _, err = command("train", f"run_dir={run.output_dir}", *SCENES, *fractions, "pipeline.phases=[data]")
     assert code == 0, err
     assert run.splits_json.read_bytes() != before
+
+
+def test_folds_that_are_made_again_are_reported(capsys):
+    index = index_of([*ungrouped(40, 0).rows, *(row(f"positive/{number}.png", 1) for number in range(5))])
+    before = make_folds(index, fractions=FRACTIONS, folds=4, seed=0)
+    folds = {entry.sha256: fold for entry, fold in zip(index.rows, before.folds, strict=True)}
+    config = compose_config(["data.protocol=cross_fit"])
+
+    def warnings(rows):
+        partition_rows(
+            index_of(rows),
+            None,
+            config.data,
+            config.phase5.risk,
+            protocol="cross_fit",
+            roles={},
+            folds=folds,
+            progress=Console(),
+        )
+        return capsys.readouterr().err
+
+    assert "made again" not in warnings(index.rows)
+    lost = next(entry for entry in index.rows if entry.label == 1 and folds[entry.sha256] == 1)
+    assert "made again" in warnings([entry for entry in index.rows if entry is not lost])
 
 
 def test_nothing_is_drawn_for_phases_that_read_no_images(tmp_path):

@@ -56,7 +56,7 @@ def scenes(
     ],
     overrides: Annotated[list[str] | None, key_value("Settings: scenes.count=1600 scenes.first_seed=0")] = None,
 ) -> None:
-    """Draw drawn street scenes with a CSV index."""
+    """Draw street scenes with a CSV index."""
     from streetvision.pipeline.config import compose_config
     from streetvision.pipeline.settings import warn_without_effect
     from streetvision.synthetic.scenes import SceneConfig, write_scenes

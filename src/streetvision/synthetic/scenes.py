@@ -48,7 +48,7 @@ _LABEL, _SETTING, _BACKDROP, _EVERYDAY, _LENS, _SITE = range(6)
 
 
 class SceneConfig(Section):
-    """The drawn scenes that are drawn if `data.root` is null."""
+    """The scenes that are drawn if `data.root` is null."""
 
     count: int = Field(default=1600, ge=1)
     """Number of scenes."""

@@ -100,6 +100,9 @@ def partition_rows(
         near_duplicates=near_duplicates,
         keep_test=keep_test,
     )
+    assert partition.folds is not None
+    if any(folds.get(row.sha256, fold) != fold for row, fold in zip(index.rows, partition.folds, strict=True)):
+        progress.warn("a class would be missing from an earlier fold: the folds are made again, and VAL_TEST is kept")
     if partition.n_folds < config.folds:
         progress.auto_setting(
             f"data.folds={partition.n_folds}", f"a class would be missing from one of {config.folds} folds"
