@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streetvision.api.estimator import StreetvisionClassifier
+    from streetvision.api.monitoring import monitor
     from streetvision.api.runs import Evaluation, Run, cross_validate, train
     from streetvision.bundle.predictor import Prediction, Predictor, load_bundle
     from streetvision.contracts.errors import StreetVisionError
     from streetvision.eval.thresholds import select_threshold_max_mcc
-    from streetvision.monitoring.update import monitor
 
     __version__: str
 
@@ -35,7 +35,7 @@ _HOMES = {
     "StreetvisionClassifier": "streetvision.api.estimator",
     "cross_validate": "streetvision.api.runs",
     "load_bundle": "streetvision.bundle.predictor",
-    "monitor": "streetvision.monitoring.update",
+    "monitor": "streetvision.api.monitoring",
     "select_threshold_max_mcc": "streetvision.eval.thresholds",
     "train": "streetvision.api.runs",
 }

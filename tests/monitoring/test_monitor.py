@@ -1,12 +1,14 @@
 """`streetvision monitor` on made predictions of a small bundle: updates, interruptions, hostile files, labels, page."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load, save
 
+import streetvision
 from streetvision.bundle import monitor_status
 from streetvision.bundle.format import read_bundle, write_bundle
 from streetvision.bundle.monitor_status import read_status
@@ -25,7 +27,7 @@ from streetvision.contracts.policies import RiskControl, ScrcPolicy
 from streetvision.data.quality import ImageQuality
 from streetvision.monitoring.monitor import Monitor
 from streetvision.monitoring.state import MonitorState
-from streetvision.monitoring.update import monitor
+from streetvision.monitoring.update import update_state
 
 WIDTH, UNITS = 48, 400
 MIXING = np.random.default_rng(7).normal(size=(WIDTH, WIDTH)).astype(np.float32)
@@ -105,11 +107,11 @@ def write(path, rows):
 
 def test_stream_like_the_reference_raises_no_alarm_and_a_shift_does(bundle, reference, tmp_path):
     calm, _ = lines(reference, 1500, 1)
-    status = monitor(bundle, [write(tmp_path / "a.jsonl", calm)], state=tmp_path / "state", seed=1)
+    status = update_state(bundle, [write(tmp_path / "a.jsonl", calm)], state=tmp_path / "state", seed=1)
     assert (status.images, status.units, status.alarms) == (1500, 1500, [])
     assert status.prevalence.low <= 0.5 <= status.prevalence.high
     shifted, _ = lines(reference, 800, 2, feature_shift=6.0, share=0.9, start=5000)
-    status = monitor(bundle, [write(tmp_path / "b.jsonl", shifted)], state=tmp_path / "state", seed=1)
+    status = update_state(bundle, [write(tmp_path / "b.jsonl", shifted)], state=tmp_path / "state", seed=1)
     assert status.alarms == ["images", "scores"]
     assert 1500 < status.tests["images"].alarm_at < 2300
     assert status.recent_prevalence.estimate > 0.55
@@ -124,21 +126,21 @@ def test_a_change_of_quality_alone_raises_an_alarm(bundle, reference, tmp_path):
         row["signals"]["quality"][-1] = None
     for name, rows in (("smaller", smaller), ("png", png)):
         path = write(tmp_path / f"{name}.jsonl", [*calm, *rows])
-        status = monitor(bundle, [path], state=tmp_path / name, seed=1)
+        status = update_state(bundle, [path], state=tmp_path / name, seed=1)
         assert status.alarms == ["quality"]
         assert 300 < status.tests["quality"].alarm_at < 360
 
 
 def test_resumed_and_growing_files_equal_one_update(bundle, reference, tmp_path):
     rows, _ = lines(reference, 900, 3)
-    whole = monitor(bundle, [write(tmp_path / "all.jsonl", rows)], state=tmp_path / "one", seed=4)
+    whole = update_state(bundle, [write(tmp_path / "all.jsonl", rows)], state=tmp_path / "one", seed=4)
     log = tmp_path / "log.jsonl"
     for stop in (250, 600, 900):
         write(log, rows[:stop])
         with log.open("ab") as handle:
             handle.write(b'{"image": "unfin')  # a line that is being written
-        parts = monitor(bundle, [log], state=tmp_path / "parts", seed=4)
-    again = monitor(bundle, [log.rename(tmp_path / "rotated.jsonl")], state=tmp_path / "parts", seed=4)
+        parts = update_state(bundle, [log], state=tmp_path / "parts", seed=4)
+    again = update_state(bundle, [log.rename(tmp_path / "rotated.jsonl")], state=tmp_path / "parts", seed=4)
     assert again == parts
     for name, test in whole.tests.items():
         assert parts.tests[name].log10_martingale == pytest.approx(test.log10_martingale)
@@ -153,24 +155,24 @@ def test_files_with_the_same_first_line_are_one_file_only_if_one_is_the_beginnin
     longer = write(tmp_path / "mon_longer.jsonl", rows[:40])
     tuesday = write(tmp_path / "tue.jsonl", [rows[0], *rows[30:]])
     for number, both in enumerate(([monday, longer], [longer, monday])):
-        assert monitor(bundle, both, state=tmp_path / f"{number}").images == 40
+        assert update_state(bundle, both, state=tmp_path / f"{number}").images == 40
     with pytest.raises(DataError) as error:
-        monitor(bundle, [monday, tuesday], state=tmp_path / "both")
+        update_state(bundle, [monday, tuesday], state=tmp_path / "both")
     assert all(repr(str(path)) in error.value.message for path in (monday, tuesday))
 
-    monitor(bundle, [monday], state=tmp_path / "days")
+    update_state(bundle, [monday], state=tmp_path / "days")
     with pytest.raises(ArtifactError):
-        monitor(bundle, [tuesday], state=tmp_path / "days")
-    assert monitor(bundle, [longer], state=tmp_path / "days").images == 40
+        update_state(bundle, [tuesday], state=tmp_path / "days")
+    assert update_state(bundle, [longer], state=tmp_path / "days").images == 40
     with pytest.raises(ArtifactError):
-        monitor(bundle, [monday], state=tmp_path / "days")
+        update_state(bundle, [monday], state=tmp_path / "days")
 
 
 def test_a_first_line_that_is_too_long_is_an_error(bundle, reference, tmp_path):
     rows, _ = lines(reference, 1, 3)
     path = write(tmp_path / "long.jsonl", [{**rows[0], "more": "x" * 2**16}])
     with pytest.raises(DataError):
-        monitor(bundle, [path], state=tmp_path / "state")
+        update_state(bundle, [path], state=tmp_path / "state")
 
 
 def test_frames_of_a_group_count_once(bundle, reference, tmp_path):
@@ -179,11 +181,11 @@ def test_frames_of_a_group_count_once(bundle, reference, tmp_path):
         (first, *_), _ = lines(reference, 1, 100 + track, group=f"track{track}")
         rows += [{**first, "image": f"track{track}_{frame:02d}.jpg"} for frame in range(30)]
     path = write(tmp_path / "tracks.jsonl", rows)
-    status = monitor(bundle, [path], state=tmp_path / "state", group_pattern=r"(track\d+)_")
+    status = update_state(bundle, [path], state=tmp_path / "state", group_pattern=r"(track\d+)_")
     assert (status.images, status.units, status.without_group, status.alarms) == (1200, 40, 0, [])
     own = write(tmp_path / "own.jsonl", [{**row, "group": row["image"].partition("_")[0]} for row in rows])
-    assert monitor(bundle, [own], state=tmp_path / "own").units == 40
-    assert monitor(bundle, [path], state=tmp_path / "without").without_group == 1200
+    assert update_state(bundle, [own], state=tmp_path / "own").units == 40
+    assert update_state(bundle, [path], state=tmp_path / "without").without_group == 1200
 
 
 def test_an_option_without_effect_is_refused(bundle, reference, tmp_path):
@@ -191,10 +193,10 @@ def test_an_option_without_effect_is_refused(bundle, reference, tmp_path):
     path, state = write(tmp_path / "p.jsonl", rows), tmp_path / "state"
     for options in ({"images": tmp_path}, {"group_pattern": r"(track\d+)_"}):
         with pytest.raises(ConfigError):
-            monitor(bundle, [path], state=state, **options)
+            update_state(bundle, [path], state=state, **options)
         assert not state.exists()
-    assert monitor(bundle, [path], state=state, group_pattern=r"(image)_").units == 1
-    monitor(bundle, [path], state=state, group_pattern=r"(track\d+)_")  # no new predictions
+    assert update_state(bundle, [path], state=state, group_pattern=r"(image)_").units == 1
+    update_state(bundle, [path], state=state, group_pattern=r"(track\d+)_")  # no new predictions
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_wrong_arguments_are_refused_before_the_predictions_are_read(bundle, opt
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     with pytest.raises(ConfigError):
-        monitor(bundle, ["missing.jsonl"], **{"state": "state", **options})
+        update_state(bundle, ["missing.jsonl"], **{"state": "state", **options})
 
 
 def test_labels_withdraw_the_certificate(bundle, reference, tmp_path):
@@ -216,7 +218,7 @@ def test_labels_withdraw_the_certificate(bundle, reference, tmp_path):
     def give(count):
         body = [f"{row['image']},{label}" for row, label in zip(rows[:count], labels[:count], strict=True)]
         file.write_text("image,label\n" + "\n".join([*body, "unknown.jpg,1"]) + "\n")
-        return monitor(bundle, [predictions], state=state, labels=file)
+        return update_state(bundle, [predictions], state=state, labels=file)
 
     first = give(4)
     assert first.withdrawn is None
@@ -233,6 +235,48 @@ def test_labels_withdraw_the_certificate(bundle, reference, tmp_path):
     assert (predictor.predict(image)[0].certified, predictor.predict(image)[0].withdrawn) == (None, status.withdrawn)
     state.write_bytes(b"damaged while serving")
     assert predictor.predict(image)[0].withdrawn is not None
+
+
+def write_labels(path, names, labels):
+    path.write_text("image,label\n" + "".join(f"{name},{label}\n" for name, label in zip(names, labels, strict=True)))
+    return path
+
+
+def test_a_labelled_name_of_two_images_is_an_error(bundle, reference, tmp_path):
+    rows, labels = lines(reference, 40, 5)
+    ride, _ = lines(reference, 40, 6)  # the same names
+    file = write_labels(tmp_path / "labels.csv", [row["image"] for row in rows], labels)
+    files = [write(tmp_path / "monday.jsonl", rows), write(tmp_path / "tuesday.jsonl", ride)]
+    with pytest.raises(DataError, match=re.escape(repr(rows[0]["image"]))):
+        update_state(bundle, files, state=tmp_path / "state", labels=file)
+    assert not (tmp_path / "state").exists()
+    repeated = write(tmp_path / "repeated.jsonl", [*rows, rows[3]])  # the same image once more
+    again = update_state(bundle, [repeated], state=tmp_path / "state", labels=file)
+    assert again.risk == update_state(bundle, files[:1], state=tmp_path / "once", labels=file).risk
+    assert again.risk.labels > 0
+
+
+def test_labels_of_other_names_are_an_error_and_single_ones_a_warning(bundle, reference, tmp_path, caplog):
+    rows, labels = lines(reference, 40, 5)
+    predictions, names = write(tmp_path / "p.jsonl", rows), [row["image"] for row in rows]
+    other = write_labels(tmp_path / "other.csv", [f"camera/{name}" for name in names], labels)
+    with pytest.raises(DataError) as error:
+        update_state(bundle, [predictions], state=tmp_path / "state", labels=other)
+    assert repr(f"camera/{names[0]}") in error.value.message
+    assert repr(names[0]) in error.value.message
+    one = write_labels(tmp_path / "one.csv", [*names, "unknown.jpg"], [*labels, 1])
+    with pytest.warns(UserWarning, match=r"1 labels .*'unknown.jpg'"):
+        streetvision.monitor(bundle, predictions, state=tmp_path / "state", labels=one, progress=False)
+
+
+def test_the_number_of_labels_that_were_used_is_printed(command, bundle, reference, tmp_path):
+    rows, labels = lines(reference, 40, 5)
+    predictions, names = write(tmp_path / "p.jsonl", rows), [row["image"] for row in rows]
+    arguments = ["monitor", "--bundle", bundle, predictions, "--state", tmp_path / "state", "--labels"]
+    _, first, _ = command(*arguments, write_labels(tmp_path / "labels.csv", names[:30], labels[:30]))
+    assert "30 new, 0 known" in first
+    _, second, _ = command(*arguments, write_labels(tmp_path / "labels.csv", names, labels))
+    assert "10 new, 30 known" in second
 
 
 BREAKS = {
@@ -266,14 +310,14 @@ BREAKS = {
 def test_damaged_predictions_are_one_error_and_keep_the_state(kind, bundle, reference, tmp_path):
     rows, _ = lines(reference, 3, 6)
     state = tmp_path / "state"
-    monitor(bundle, [write(tmp_path / "good.jsonl", rows)], state=state)
+    update_state(bundle, [write(tmp_path / "good.jsonl", rows)], state=state)
     before = state.read_bytes()
     more, _ = lines(reference, 2, 7, start=50)
     bad = BREAKS[kind](more[1])
     bad = bad if isinstance(bad, bytes) else json.dumps(bad).encode()
     (tmp_path / "bad.jsonl").write_bytes(json.dumps(more[0]).encode() + b"\n" + bad + b"\n")
     with pytest.raises(DataError) as raised:
-        monitor(bundle, [tmp_path / "bad.jsonl"], state=state)
+        update_state(bundle, [tmp_path / "bad.jsonl"], state=state)
     assert ("--signals" in (raised.value.hint or "")) == (kind == "no signals")
     assert state.read_bytes() == before
 
@@ -282,7 +326,7 @@ def test_damaged_predictions_are_one_error_and_keep_the_state(kind, bundle, refe
 def test_damaged_states_are_one_error_and_are_kept(damage, bundle, reference, tmp_path):
     rows, _ = lines(reference, 50, 8)
     path, state = write(tmp_path / "p.jsonl", rows), tmp_path / "state"
-    monitor(bundle, [path], state=state)
+    update_state(bundle, [path], state=state)
     content = state.read_bytes()
     rng = np.random.default_rng(damage)
     if damage < 6:
@@ -293,7 +337,7 @@ def test_damaged_states_are_one_error_and_are_kept(damage, bundle, reference, tm
         broken[position : position + 8] = b"\xff" * 8
     state.write_bytes(bytes(broken))
     try:
-        status = monitor(bundle, [path], state=state)
+        status = update_state(bundle, [path], state=state)
     except ArtifactError:
         assert state.read_bytes() == bytes(broken)
     else:
@@ -303,11 +347,11 @@ def test_damaged_states_are_one_error_and_are_kept(damage, bundle, reference, tm
 def test_state_of_another_bundle_or_alpha_is_refused(bundle, reference, finished_run, tmp_path):
     rows, _ = lines(reference, 5, 9)
     path, state = write(tmp_path / "p.jsonl", rows), tmp_path / "state"
-    monitor(bundle, [path], state=state)
+    update_state(bundle, [path], state=state)
     with pytest.raises(ConfigError):
-        monitor(bundle, [path], state=state, alpha=0.05)
+        update_state(bundle, [path], state=state, alpha=0.05)
     with pytest.raises(ArtifactError) as error:
-        monitor(finished_run / "export", [path], state=state)
+        update_state(finished_run / "export", [path], state=state)
     assert read_bundle(bundle).manifest.digest[:12] in error.value.message
     with pytest.raises(ArtifactError):
         load_bundle(finished_run / "export").use_monitor_state(state)
@@ -342,7 +386,7 @@ def test_examples_on_the_page_are_files_of_the_folder_of_images(bundle, referenc
     inside = ["photos/sub/c.jpg", str(photos / "b.jpg"), "link/d.jpg"]
     for row, name in zip(rows, [*outside, *inside], strict=True):
         row["image"] = name
-    monitor(
+    update_state(
         bundle, [write(tmp_path / "p.jsonl", rows)], state=tmp_path / "state", report=tmp_path / "page", images="photos"
     )
     page = (tmp_path / "page").read_text()
@@ -352,14 +396,14 @@ def test_examples_on_the_page_are_files_of_the_folder_of_images(bundle, referenc
 def test_names_that_are_not_utf8_are_read(bundle, reference, tmp_path):
     rows, _ = lines(reference, 3, 12)
     rows[1]["image"] = "caf\udce9.jpg"
-    status = monitor(bundle, [write(tmp_path / "p.jsonl", rows)], state=tmp_path / "state")
+    status = update_state(bundle, [write(tmp_path / "p.jsonl", rows)], state=tmp_path / "state")
     assert status.images == 3
 
 
 def test_interrupted_update_leaves_the_state_before(bundle, reference, tmp_path, monkeypatch):
     rows, _ = lines(reference, 200, 10)
     state = tmp_path / "state"
-    monitor(bundle, [write(tmp_path / "a.jsonl", rows[:100])], state=state)
+    update_state(bundle, [write(tmp_path / "a.jsonl", rows[:100])], state=state)
     before = state.read_bytes()
 
     def killed(*_):
@@ -367,7 +411,7 @@ def test_interrupted_update_leaves_the_state_before(bundle, reference, tmp_path,
 
     monkeypatch.setattr(MonitorState, "write", killed)
     with pytest.raises(KeyboardInterrupt):
-        monitor(bundle, [write(tmp_path / "b.jsonl", rows[100:])], state=state)
+        update_state(bundle, [write(tmp_path / "b.jsonl", rows[100:])], state=state)
     assert state.read_bytes() == before
 
 
@@ -408,4 +452,4 @@ def test_old_bundle_without_reference_is_one_error(bundle, finished_run, tmp_pat
     )
     load_bundle(tmp_path / "old")
     with pytest.raises(ArtifactError, match="no monitoring reference"):
-        monitor(tmp_path / "old", [], state=tmp_path / "state")
+        update_state(tmp_path / "old", [], state=tmp_path / "state")

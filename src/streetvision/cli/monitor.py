@@ -25,10 +25,10 @@ def monitor(
 ) -> None:
     """Check predictions for drift; exit code 4 on alarm."""
     from streetvision.monitoring.summary import print_status
-    from streetvision.monitoring.update import monitor as update
+    from streetvision.monitoring.update import update_state
 
     console = open_console()
-    status = update(
+    status = update_state(
         bundle,
         predictions,
         state=state,

@@ -51,27 +51,29 @@ def is_ignored(name: str) -> bool:
 
 
 def search_folder(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> Iterator[FoundFile]:
-    """Yield everything in `folder` and its sub-folders that is not ignored, in the order of the file system.
+    """Yield everything in `folder` and its sub-folders that is not ignored: the files of a folder by name, then its
+    sub-folders by name.
 
     Files with one of the suffixes are to be used. Other files, links to folders, folders of runs and folders that
-    cannot be read are yielded with a reason. Memory holds the sub-folders that are still to be searched.
+    cannot be read are yielded with a reason. Memory holds the names of one folder, and the sub-folders that are still
+    to be searched.
     """
     pending = [str(folder)]
     while pending:
         here = pending.pop()
         try:
-            with os.scandir(here) as entries:
-                for entry in entries:
-                    if is_ignored(entry.name):
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        # The plots of a run are not photographs. Path.is_file raises if the folder is closed.
-                        if os.path.isfile(ArtifactSchema(Path(entry.path)).splits_json):  # noqa: PTH113
-                            yield FoundFile(entry.path, RUN_FOLDER)
-                        else:
-                            pending.append(entry.path)
-                    else:
-                        yield FoundFile(entry.path, _reason_against(entry, suffixes))
+            with os.scandir(here) as listing:
+                entries = sorted((entry for entry in listing if not is_ignored(entry.name)), key=lambda e: e.name)
+            folders: list[str] = []
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    yield FoundFile(entry.path, _reason_against(entry, suffixes))
+                # The plots of a run are not photographs. Path.is_file raises if the folder is closed.
+                elif os.path.isfile(ArtifactSchema(Path(entry.path)).splits_json):  # noqa: PTH113
+                    yield FoundFile(entry.path, RUN_FOLDER)
+                else:
+                    folders.append(entry.path)
+            pending.extend(reversed(folders))
         except OSError as error:
             yield FoundFile(here, f"cannot be read: {error.strerror or error}", unreadable=True)
 

@@ -18,7 +18,7 @@ def print_status(status: MonitorStatus, console: Progress) -> None:
         )
     for name, test in status.tests.items():
         compared = "" if test.reference else "; compared with its own beginning, as the reference is out of fold"
-        alarm = "no alarm" if test.alarm_at is None else f"ALARM at image {test.alarm_at:,}"
+        alarm = "no alarm" if test.alarm_at is None else f"ALARM at image {test.alarm_at:,} of those that count"
         console.line(name, f"{alarm}; log10 of the martingale {test.log10_martingale:.2f}{compared}")
     if status.recent_prevalence is not None and status.suited_threshold is not None:
         console.line(

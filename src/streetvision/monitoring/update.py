@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from streetvision.bundle.format import read_bundle
 from streetvision.bundle.monitor_status import MonitorStatus
@@ -19,8 +20,11 @@ from streetvision.monitoring.monitor import ALPHA, Monitor
 from streetvision.monitoring.report import write_report
 from streetvision.monitoring.rows import BEGIN, PredictionBatch, PredictionFile, list_files, read_batches
 
+SAME_MARGIN = 1e-3
+"""Largest difference of the margins of one image; the size of the batch changes the last digits."""
 
-def monitor(
+
+def update_state(
     bundle: str | Path,
     predictions: Sequence[str | Path],
     *,
@@ -33,30 +37,14 @@ def monitor(
     seed: int | None = None,
     progress: Progress | None = None,
 ) -> MonitorStatus:
-    """Update the state of a stream with new predictions, and report.
+    """Update the state file as `streetvision.monitor`, which has the arguments and the errors.
 
-    What was read before is not read again. The state file is replaced at the end, so after an interruption or an error
-    it is the one before.
-
-    Args:
-        bundle: The bundle that made the predictions.
-        predictions: Folders of `predict --out` with --signals, logs of `serve`, or files of such lines.
-        state: The state file; it is created if it does not exist.
-        labels: CSV with the columns `image`, as in the predictions, and `label`.
-        group_pattern: Regular expression that gives the group of an image from its name.
-        report: HTML page to write.
-        images: Folder with the images, for examples on the page.
-        alpha: Probability that the tests ever raise a false alarm, and the same for the risk.
-        seed: Seed for ties; None: a random one.
-        progress: Shows progress; None: nothing is printed.
-
-    Raises:
-        ArtifactError: The bundle has no reference, or the state or the predictions do not belong to it.
-        DataError: Predictions or labels are damaged.
-        ConfigError: A setting is invalid or has no effect.
+    `progress` shows progress and how many labels were used; None: nothing is printed.
     """
     if images is not None and report is None:
         raise ConfigError("--images has no effect without --report", "add --report FILE, or leave --images out")
+    if images is not None and not user_path(images).is_dir():
+        raise ConfigError(f"--images {str(images)!r} is not a folder", "give the folder with the predicted images")
     if group_pattern is not None:
         try:
             re.compile(group_pattern)
@@ -69,22 +57,28 @@ def monitor(
     running = Monitor(read_bundle(user_path(bundle)), alpha, seed)
     if not path.parent.is_dir():
         raise ConfigError(f"the folder of the state {str(path)!r} does not exist", "create it")
+    shown = progress or Silent()
     with run_lock(path.with_name(f".{path.name}.lock"), option="--state ...", file=path):
         if path.exists():
             running.load(path)
         before = running.status
         files = list_files([user_path(source) for source in predictions], bundle=running.status.bundle)
-        for file in (progress or Silent()).track(files, total=len(files), label="predictions"):
+        for file in shown.track(files, total=len(files), label="predictions"):
             _read_file(running, file, group_pattern)
         if group_pattern is not None:
             _check_pattern(group_pattern, before, running.status)
-        unmatched = 0 if labels is None else _read_labels(running, user_path(labels), files, group_pattern)
+        used = None if labels is None else _read_labels(running, user_path(labels), files, group_pattern)
         status = running.finish()
         if page is not None:
             write_report(page, running, images=None if images is None else user_path(images))
         running.state.write(path, status)
-    if unmatched and progress is not None:
-        progress.warn(f"{unmatched:,} labels name images that are not in these predictions: give their files as well")
+    if used is not None:
+        shown.line("labels", f"{used.new:,} new, {used.known:,} known from earlier updates, {used.unmatched:,} unmatched")
+        if used.unmatched:
+            shown.warn(
+                f"{used.unmatched:,} labels name images that are not in these predictions, for example "
+                f"{used.example!r}: give the files of their predictions as well"
+            )
     return status
 
 
@@ -116,28 +110,55 @@ def _grouped(batch: PredictionBatch, pattern: str | None) -> PredictionBatch:
     return PredictionBatch(**{**vars(batch), "groups": groups})
 
 
-def _read_labels(running: Monitor, path: Path, files: Sequence[PredictionFile], pattern: str | None) -> int:
-    """Add new labels in the order of their file; return the number of labels without a prediction."""
-    pending = {
-        name: label
-        for name, label in _labels(path, running.bundle.manifest.class_names).items()
-        if not running.has_label(name)
-    }
+class _UsedLabels(NamedTuple):
+    """How many labels of a file were used."""
+
+    new: int
+    known: int
+    """Read in an earlier update; they are not counted again."""
+    unmatched: int
+    """Without a prediction in the given files."""
+    example: str
+    """An image without a prediction; empty if there is none."""
+
+
+def _read_labels(running: Monitor, path: Path, files: Sequence[PredictionFile], pattern: str | None) -> _UsedLabels:
+    """Add new labels in the order of their file.
+
+    Raises:
+        DataError: A labelled name has two predictions, or no label names an image of the predictions.
+    """
+    labels = _labels(path, running.bundle.manifest.class_names)
     found: dict[str, tuple[str | None, float, int]] = {}
     components, bundle = len(running.reference.scale), running.status.bundle
-    for file in files if pending else []:
+    predicted: str | None = None
+    for file in files if labels else []:
         end = running.state.files.get(file.key, BEGIN).offset
         for batch, _ in read_batches(file.path, BEGIN, components=components, bundle=bundle, end=end):
             named = _grouped(batch, pattern)
+            predicted = next(iter(named.names), predicted)
             for index, name in enumerate(named.names):
-                if name in pending:
+                if name in labels:
                     row = named.groups[index], float(named.margins[index]), int(named.decisions[index])
-                    found.setdefault(name, row)
-    for name, label in pending.items():
-        if name in found:
-            group, margin, decision = found[name]
-            running.add_label(name, group, label, margin, decision)
-    return len(pending.keys() - found.keys())
+                    other = found.setdefault(name, row)
+                    if other[0] != row[0] or abs(other[1] - row[1]) > SAME_MARGIN:
+                        raise DataError(
+                            f"{name!r} in {str(path)!r} is the name of two predicted images",
+                            "give each image a name that is unique in all predictions",
+                        )
+    known = {name for name in labels if running.has_label(name)}
+    unmatched = [name for name in labels if name not in known and name not in found]
+    if labels and len(unmatched) == len(labels):
+        names = f"; it has {unmatched[0]!r}, the predictions {predicted!r}" if predicted is not None else ""
+        raise DataError(
+            f"no label of {str(path)!r} names an image of these predictions{names}",
+            "write the names as they are in the predictions, and give the files of these predictions",
+        )
+    new = [name for name in labels if name in found and name not in known]
+    for name in new:
+        group, margin, decision = found[name]
+        running.add_label(name, group, labels[name], margin, decision)
+    return _UsedLabels(len(new), len(known), len(unmatched), unmatched[0] if unmatched else "")
 
 
 def _labels(path: Path, class_names: tuple[str, str]) -> dict[str, int]:

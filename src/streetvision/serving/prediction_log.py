@@ -24,6 +24,8 @@ IMAGE_NAME = re.compile(rb'(?<=^\{"image": ")([^"\\]|\\.?)*')
 class PredictionLog:
     """A file to which each prediction is appended as one line of JSON. One server writes to it.
 
+    If the file was renamed or deleted, for example by logrotate, the next line begins a new one.
+
     Args:
         path: The file; created if it does not exist. A line that an earlier process left incomplete is removed.
         bundle: Digest of the bundle, which each line names.
@@ -34,13 +36,13 @@ class PredictionLog:
     """
 
     def __init__(self, path: Path, *, bundle: str) -> None:
-        self._bundle = bundle
+        self._path, self._bundle = path, bundle
         self.errors = 0
         """Number of predictions that could not be written."""
         self._lock = ExitStack()
+        lock = run_lock(path.with_name(f".{path.name}.lock"), option="log=FILE", file=path)
         try:
             self._file = path.open("a+b", buffering=0)
-            lock = run_lock(path.with_name(f".{path.name}.lock"), option="log=FILE", file=path)
             self._lock.enter_context(lock)
             end = self._file.seek(0, os.SEEK_END)
             self._file.seek(0)

@@ -56,8 +56,8 @@ def list_image_refs(sources: Sequence[Path], *, left_out: LeftOut | None = None)
 
     Each image is listed once, except that an index yields a path as often as it has it.
 
-    Folders are searched by the rules of `search_folder` for images, tars and Parquet files with images, in the order of
-    the file system.
+    Folders are searched by the rules and in the order of `search_folder`, for images, tars and Parquet files with
+    images.
 
     Args:
         sources: Image files, folders, tars and Parquet files.
