@@ -200,7 +200,16 @@ def test_an_option_without_effect_is_refused(bundle, reference, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"seed": -1}, {"seed": 2**31}, {"alpha": 0.0}, {"state": "."}, {"report": "."}, {"report": "folder"}]
+    "options",
+    [
+        {"seed": -1},
+        {"seed": 2**31},
+        {"alpha": 0.0},
+        {"state": "."},
+        {"report": "."},
+        {"report": "folder"},
+        {"report": "page.html", "images": "missing"},
+    ],
 )
 def test_wrong_arguments_are_refused_before_the_predictions_are_read(bundle, options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

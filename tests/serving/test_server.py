@@ -468,7 +468,7 @@ def test_a_host_that_is_no_name_is_a_user_error(host):
 
 
 def test_log_has_what_the_monitor_reads_and_no_image(predictor, files, tmp_path):
-    from streetvision.monitoring.update import monitor
+    from streetvision.monitoring.update import update_state
 
     log = tmp_path / "served.jsonl"
     app = create_app(predictor, ServingConfig(log=log))
@@ -485,7 +485,7 @@ def test_log_has_what_the_monitor_reads_and_no_image(predictor, files, tmp_path)
     rows = [json.loads(line) for line in log.read_bytes().splitlines()]
     assert [row["image"] for row in rows[4:]] == ["image-4", "image-5"]
     assert rows[0]["image"] == hashlib.sha256(files[0]).hexdigest()
-    status = monitor(predictor.bundle.folder, [log], state=tmp_path / "state")
+    status = update_state(predictor.bundle.folder, [log], state=tmp_path / "state")
     assert (status.images, status.units, status.without_group) == (6, 4, 2)
 
     interrupted = tmp_path / "interrupted.jsonl"
@@ -494,12 +494,37 @@ def test_log_has_what_the_monitor_reads_and_no_image(predictor, files, tmp_path)
     assert interrupted.read_bytes() == log.read_bytes()
 
 
+PREDICTION = SimpleNamespace(
+    label="a",
+    decision=0,
+    probability=0.5,
+    certified=None,
+    signals=SimpleNamespace(margin=1.0, features=2.0, quality=(3.0,)),
+)
+
+
+@pytest.mark.parametrize("change", ["rename", "rename and create", "delete"])
+def test_a_rotated_log_is_continued_in_a_new_file(change, tmp_path):
+    path, rotated = tmp_path / "served.jsonl", tmp_path / "served.jsonl.1"
+    log = PredictionLog(path, bundle="0" * 64)
+    log.write(PREDICTION, b"", name="first", group=None)
+    path.unlink() if change == "delete" else path.rename(rotated)
+    if change == "rename and create":
+        path.touch()
+    for name in ("second", "third"):
+        log.write(PREDICTION, b"", name=name, group=None)
+    assert [json.loads(line)["image"] for line in path.read_text().splitlines()] == ["second", "third"]
+    assert log.errors == 0
+    path.unlink()
+    path.mkdir()
+    log.write(PREDICTION, b"", name="fourth", group=None)
+    assert log.errors == 1
+
+
 @pytest.mark.parametrize("name", ["image-1", 'a"\\\u00e9', "", "n" * 99])
 def test_an_incomplete_first_line_is_removed(name, tmp_path):
     log, interrupted = tmp_path / "served.jsonl", tmp_path / "interrupted.jsonl"
-    signals = SimpleNamespace(margin=1.0, features=2.0, quality=(3.0,))
-    prediction = SimpleNamespace(label="a", decision=0, probability=0.5, certified=None, signals=signals)
-    PredictionLog(log, bundle="0" * 64).write(prediction, b"image", name=name, group=None)
+    PredictionLog(log, bundle="0" * 64).write(PREDICTION, b"image", name=name, group=None)
     line = log.read_bytes()
     for length in (*range(0, len(line), 7), len(line) - 1):
         interrupted.write_bytes(line[:length])

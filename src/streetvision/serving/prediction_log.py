@@ -24,7 +24,7 @@ IMAGE_NAME = re.compile(rb'(?<=^\{"image": ")([^"\\]|\\.?)*')
 class PredictionLog:
     """A file to which each prediction is appended as one line of JSON. One server writes to it.
 
-    If the file was renamed or deleted, for example by logrotate, the next line begins a new one.
+    After the file was renamed or deleted, for example by logrotate, the next line begins a new file.
 
     Args:
         path: The file; created if it does not exist. A line that an earlier process left incomplete is removed.
@@ -40,9 +40,9 @@ class PredictionLog:
         self.errors = 0
         """Number of predictions that could not be written."""
         self._lock = ExitStack()
-        lock = run_lock(path.with_name(f".{path.name}.lock"), option="log=FILE", file=path)
         try:
             self._file = path.open("a+b", buffering=0)
+            lock = run_lock(path.with_name(f".{path.name}.lock"), option="log=FILE", file=path)
             self._lock.enter_context(lock)
             end = self._file.seek(0, os.SEEK_END)
             self._file.seek(0)
@@ -86,11 +86,20 @@ class PredictionLog:
             row["group"] = group
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         with suppress(OSError):
+            if not self._is_at_its_path():
+                renamed, self._file = self._file, self._path.open("a+b", buffering=0)
+                renamed.close()
             end = self._file.seek(0, os.SEEK_END)
             if self._file.write(line) == len(line):
                 return
             self._file.truncate(end)  # the disk is full, and a part of the line was written
         self.errors += 1  # a prediction is still a prediction; /metrics counts what the log lacks
+
+    def _is_at_its_path(self) -> bool:
+        try:
+            return os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
 
 
 def _bundle(line: bytes) -> str | None:
