@@ -67,7 +67,7 @@ def _ever(rng: np.random.Generator, images: int, alpha: float, seed: int, *, rep
 
 def rate(bundle: Path, images: int) -> None:
     """Print updates a second and the size of the state, with one group an image."""
-    from streetvision.monitoring.update import monitor
+    from streetvision.monitoring.update import update_state
 
     running = Monitor(read_bundle(bundle))
     rng = np.random.default_rng(0)
@@ -81,7 +81,7 @@ def rate(bundle: Path, images: int) -> None:
                 row = {"image": f"{index}.jpg", "label": "None", "decision": 0, "probability": 0.3, "certified": None}
                 handle.write(json.dumps({**row, "signals": signals, "group": f"g{index}"}) + "\n")
         started = time.perf_counter()
-        monitor(bundle, [folder / "p.jsonl"], state=folder / "state")
+        update_state(bundle, [folder / "p.jsonl"], state=folder / "state")
         seconds = time.perf_counter() - started
         size = (folder / "state").stat().st_size
     sys.stdout.write(f"{images / seconds:,.0f} predictions a second; state {size / 1e6:.2f} MB\n")

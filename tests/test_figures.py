@@ -73,11 +73,11 @@ DECISIVE = {
     ),
     "bench training": ("models/module.py", "training"),
     "bench views": ("models/multi_view.py", "models/views.py"),
-    "measured false-alarms": ("monitoring",),
+    "measured false-alarms": ("monitoring/martingale.py", "monitoring/risk.py"),
     "measured fusion": FUSION,
     "measured label-errors": ("labeling/queue.py", "labeling/strategies.py", "training/probe.py"),
     "measured labeling": ("labeling/queue.py", "labeling/strategies.py", "training/probe.py"),
-    "measured monitoring": ("monitoring",),
+    "measured monitoring": ("monitoring/martingale.py", "monitoring/monitor.py", "monitoring/state.py"),
     "measured near-duplicates": ("data/grouping", "data/scan.py"),
     "measured reduced-decoding": DECODING,
     "measured risk": ("calibration/risk_control.py",),
@@ -149,5 +149,7 @@ def test_what_decides_a_figure_is_unchanged_since_its_commit(mark, text):
         assert git("cat-file", "-e", f"{commit}^{{commit}}").returncode == 0, (
             f"{commit} is not a commit of this history"
         )
-        changed = [path for path in git("diff", "--name-only", commit, "--", *paths).stdout.split() if differs(commit, path)]
+        changed = [
+            path for path in git("diff", "--name-only", commit, "--", *paths).stdout.split() if differs(commit, path)
+        ]
         assert changed == [], f"measure {mark} again, or leave it out: {commit} is older than {changed}"

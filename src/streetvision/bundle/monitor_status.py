@@ -24,7 +24,7 @@ class TestStatus(Artifact):
     log10_martingale: float
     log10_maximum: float
     alarm_at: int | None = None
-    """Number, from 1, of the image at which the test raised its alarm, among the images that count; None: it did not."""
+    """Number, from 1, of the image that raised the alarm, among the images that count; None: there was no alarm."""
     alarm_time: float | None = None
     """Time of this image in seconds since 1970, if the predictions have times."""
 

@@ -15,7 +15,10 @@ def train(
     config: ConfigFile = None,
     search: Annotated[
         Path | None,
-        typer.Option("--search", help="A YAML search space; trials are compared on VAL_SELECT (examples/search.yaml)."),
+        typer.Option(
+            "--search",
+            help="A YAML search space; trials are compared on VAL_SELECT or out of fold (examples/search.yaml).",
+        ),
     ] = None,
 ) -> None:
     """Train on images and export a bundle.

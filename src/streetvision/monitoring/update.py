@@ -73,7 +73,9 @@ def update_state(
             write_report(page, running, images=None if images is None else user_path(images))
         running.state.write(path, status)
     if used is not None:
-        shown.line("labels", f"{used.new:,} new, {used.known:,} known from earlier updates, {used.unmatched:,} unmatched")
+        shown.line(
+            "labels", f"{used.new:,} new, {used.known:,} known from earlier updates, {used.unmatched:,} unmatched"
+        )
         if used.unmatched:
             shown.warn(
                 f"{used.unmatched:,} labels name images that are not in these predictions, for example "

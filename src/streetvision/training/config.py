@@ -47,10 +47,9 @@ class LearningConfig(Section):
     """What every training with gradients has: batches, optimizer, tracking."""
 
     batch_size: Count
-    """Rows per batch, over all processes."""
+    """Images per batch, over all processes."""
     gradient_accumulation_steps: Count = 1
-    """Batches per optimizer step: the effective batch has batch_size times as many rows. A contrastive loss compares
-    within a batch only."""
+    """Batches per optimizer step: the effective batch has batch_size times as many images."""
     learning_rate: Rate
     """Peak learning rate of AdamW."""
     weight_decay: NonNegative = 0.01
@@ -80,7 +79,7 @@ class LearningConfig(Section):
 
     @property
     def effective_batch_size(self) -> int:
-        """Rows per optimizer step, over all processes."""
+        """Images per optimizer step, over all processes."""
         return self.batch_size * self.gradient_accumulation_steps
 
     @property
@@ -151,11 +150,12 @@ class FinetuningConfig(BackboneLearningConfig, TrainingConfig):
     """Training on augmented images, through the backbone."""
 
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Rows per forward pass, over all processes: a divisor of batch_size. It saves memory and gives the same step;
+    """Images per forward pass, over all processes: a divisor of batch_size. It saves memory and gives the same step;
     null: batch_size."""
     gate: GateSetting = "on"
-    """on: the head on frozen features ships unless the fine-tuned model has a lower NLL; off: the fine-tuned model
-    ships; only_report: it ships, and both are compared."""
+    """on: the fine-tuned model ships only if its NLL is below that of the probe (the head on frozen features) by at
+    least 0.001, and below that of a constant probability; off: it ships; only_report: it ships, and both are
+    compared."""
 
     @property
     def micro_batches(self) -> int:
