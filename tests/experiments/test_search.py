@@ -9,6 +9,7 @@ import optuna
 import pytest
 from yaml import safe_dump, safe_load
 
+from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError
 from streetvision.experiments import search as searching
 from streetvision.experiments.search import Categorical, Range, SearchConfig, Trial, read_search
@@ -112,7 +113,7 @@ def test_the_next_command_trains_in_the_run_folder_of_the_search(no_training, sc
 def test_trials_have_the_data_of_the_run(no_training, scenes, tmp_path, space, command):
     run = tmp_path / "run"
     of_data = ["data.class_names=[clear,works]", "data.seed=3", "data.grouping.radius=4", "data.fractions.train=0.55"]
-    of_data.append("data.fractions.val_test=0.15")
+    of_data += ["data.fractions.val_test=0.15", "loader.max_megapixels=150"]
     code, _, err = command("train", f"data.root={scenes}", f"run_dir={run}", *MLP, *of_data, "pipeline.phases=[data]")
     assert code == 0, err
     model = [setting for setting in MLP if not setting.startswith("data.")]
@@ -121,6 +122,7 @@ def test_trials_have_the_data_of_the_run(no_training, scenes, tmp_path, space, c
     recorded = read_json(run / "manifest.json")["config"]["DataConfig"]
     config = compose_config([], file=run / "search" / "best.yaml")
     assert config.data.model_dump(mode="json") == recorded
+    assert config.loader.max_megapixels == 150
     assert recorded["class_names"] == ["clear", "works"]
 
 
@@ -138,6 +140,19 @@ def test_trials_have_the_splits_of_the_run_when_images_were_added(one_process, s
     of_trial = {row["sha256"]: row["split"] for row in read_json(trial)["rows"]}
     assert len(of_trial) > len(of_run)
     assert of_run.items() <= of_trial.items()
+
+
+def test_a_search_in_a_run_with_an_adapted_backbone_needs_a_choice(no_training, scenes, tmp_path, space, command):
+    schema = ArtifactSchema(tmp_path / "run")
+    asked = ["train", "--search", space(1), f"data.root={scenes}", f"run_dir={schema.output_dir}", *MLP]
+    schema.manifest("phase4a_explora").parent.mkdir(parents=True)
+    schema.manifest("phase4a_explora").write_text("{}")
+    code, _, err = command(*asked)
+    assert code == 2
+    assert "model.init_from_explora=false" in err
+    assert str(schema.explora_checkpoint) in err
+    assert not (schema.output_dir / "search").exists()
+    assert command(*asked, "model.init_from_explora=false")[0] == 0
 
 
 def test_a_search_on_changed_data_is_another_search(no_training, scenes, tmp_path, space, command):

@@ -64,6 +64,17 @@ def test_a_run_keeps_its_data_after_a_failed_scan(two_places, command, tmp_path,
     assert config.loader.max_megapixels == 7
 
 
+def test_a_run_keeps_its_data_settings_and_its_limit_when_the_photos_move(two_places, command, tmp_path):
+    photos, line = two_places[0] / "photos", ["train", f"run_dir={tmp_path / 'run'}", "pipeline.phases=[data]"]
+    chosen = [r"data.group_pattern=([0-9]+)\.jpg", "loader.max_megapixels=150"]
+    assert command(*line, f"data.root={photos}", *chosen, *TINY_MODEL)[0] == 0
+    moved = f"data.root={photos.rename(tmp_path / 'moved')}"
+    config = resolved(ArtifactSchema(tmp_path / "run"), moved)
+    assert config.data.group_pattern == r"([0-9]+)\.jpg"
+    assert config.loader.max_megapixels == 150
+    assert resolved(ArtifactSchema(tmp_path / "run"), moved, "loader.max_megapixels=9").loader.max_megapixels == 9
+
+
 def test_the_same_data_by_another_path_is_the_same(run, monkeypatch):
     monkeypatch.chdir(run.output_dir.parent)
     assert resolved(run, "data.root=run/scenes").data.root == str(run.scenes_dir)

@@ -122,16 +122,19 @@ def launch_search(search: Path, run: RunConfig, *, console: Console) -> Path:
     Trials see neither VAL_CALIB nor VAL_TEST.
 
     Raises:
-        ConfigError: the space names no setting of phase 1, or an invalid value; nothing has run.
+        ConfigError: the space names no setting of phase 1, or an invalid value, or the run has an adapted backbone that
+            the trials would not use; nothing has run.
         StreetVisionError: no trial finished.
     """
     config = read_search(search)
+    _refuse_ignored_adaptation(run)
     run_config = resolve_run_config(run, console=console)
     home = ArtifactSchema(run_config.root).search_best_yaml.parent
     # The data may be that of an earlier command in this run folder.
     data = run_config.data.model_dump(mode="json", exclude_defaults=True) | {"seed": run_config.data.seed}
     common = {key: value for key, value in run.overrides.items() if not key.startswith(NOT_OF_TRIALS)} | {
         **{f"data.{name}": value for name, value in data.items()},
+        "loader.max_megapixels": run_config.loader.max_megapixels,
         "pipeline.phases": [*dict.fromkeys((*run_config.pipeline.phases, "phase1"))],
     }
     _check_space(config, common)
@@ -149,6 +152,18 @@ def read_search(path: Path) -> SearchConfig:
         SearchConfig,
         hint="examples/search.yaml is such a file: trials, and space with a range or choices of each setting",
     )
+
+
+def _refuse_ignored_adaptation(run: RunConfig) -> None:
+    """A run that starts from its own adapted backbone; trials have other folders and would start from the original."""
+    schema, model = ArtifactSchema(run.root), run.model
+    chosen = model.init_from_explora is False or model.explora_checkpoint_path is not None
+    if schema.manifest("phase4a_explora").is_file() and not run.adapts and not chosen:
+        raise ConfigError(
+            f"{str(schema.output_dir)!r} has an adapted backbone, and the trials would start from the original one",
+            f"set model.explora_checkpoint_path={schema.explora_checkpoint} to start from the adapted one, or "
+            "model.init_from_explora=false",
+        )
 
 
 def _check_space(config: SearchConfig, common: Mapping[str, object]) -> None:

@@ -223,6 +223,7 @@ def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
     if recorded is not None and not _same_path(str(recorded.root), root):
         adopt_data_root(schema, recorded, root, console)
         if not any(key.startswith("data.") for key in config.overrides if key != "data.root"):
+            config = with_recorded_limits(config, schema)
             return config.model_copy(update={"data": recorded.model_copy(update={"root": root})})
     if (
         config.data.root is None
