@@ -1,6 +1,7 @@
 """Cross-validation of the whole chain, through the command line, on tiny data."""
 
 import csv
+import shutil
 import sys
 from dataclasses import replace
 from functools import partial
@@ -57,7 +58,7 @@ def cross_validate(scenes, tmp_path, command):
     return run
 
 
-def test_every_image_is_predicted_once_in_each_repeat(cross_validate, scenes, tmp_path):
+def test_every_image_is_predicted_once_in_each_repeat(cross_validate, scenes, tmp_path, command):
     curve = "cross_validation.learning_curve=[0.5]"
     code, out, content, schema = cross_validate(curve)
     assert code == 0, out
@@ -82,12 +83,29 @@ def test_every_image_is_predicted_once_in_each_repeat(cross_validate, scenes, tm
     for root in (None, scenes):
         assert cross_validate(curve, root=root)[2] == content
     before = schema.cross_validation_json.read_bytes()
+    command("data", "scenes", tmp_path / "other", "scenes.count=24", "scenes.width=64", "scenes.height=64")
     for arguments, root in (([], tmp_path / "other"), (["scenes.count=40"], None)):
         code, out, _, _ = cross_validate(curve, *arguments, root=root)
         assert code == 2
         assert "run_dir=" in out
     assert schema.cross_validation_json.read_bytes() == before
     assert not schema.scenes_dir.exists()
+
+
+def test_finished_chains_are_kept_when_the_images_move(cross_validate, scenes, tmp_path):
+    photos, moved = shutil.copytree(scenes, tmp_path / "photos"), tmp_path / "moved"
+    curve = "cross_validation.learning_curve=[]"
+    chosen = ["data.grouping.radius=4", "data.damaged_images=use", "loader.max_megapixels=150"]
+    code, out, first, schema = cross_validate(curve, *chosen, root=photos)
+    assert code == 0, out
+    photos.rename(moved)
+    for root in (moved, None):
+        code, out, content, _ = cross_validate(curve, root=root)
+        assert code == 0, out
+        assert "4, 4 of them finished before" in out
+        assert content == first | {"data": "moved"}
+    recorded = read_json(schema.cross_validation_data_json)
+    assert (recorded["root"], recorded["damaged_images"], recorded["max_megapixels"]) == (str(moved), "use", 150)
 
 
 @pytest.mark.parametrize("protocol", ["split", "cross_fit"])
@@ -302,6 +320,22 @@ def test_bad_settings_are_one_error(cross_validate, settings, message):
     assert code == 2
     assert message in out
     assert "Traceback" not in out
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing"),
+    [
+        (["pipeline.phases=[phase1,phase2]", "phase5.method=platt"], "phase5 and no phase6"),
+        (["pipeline.phases=[phase1,phase2]", "model.head.kind=mlp"], "phase5 and no phase6"),
+        (["pipeline.phases=[phase1,phase5,phase6]", "phase6.policy=threshold"], "phase2"),
+    ],
+)
+def test_phases_that_make_no_bundle_are_refused_before_the_scan(cross_validate, settings, missing):
+    code, out, _, schema = cross_validate(*settings)
+    assert code == 2
+    assert f"no {missing}" in out
+    assert "has no effect" not in out
+    assert not schema.data_report_json.exists()
 
 
 def test_settings_of_other_commands_are_named(cross_validate):

@@ -13,9 +13,11 @@ from pydantic import Field
 
 from streetvision.bundle.predictor import load_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
-from streetvision.contracts.errors import ArtifactError, DataError, StreetVisionError
+from streetvision.contracts.errors import ArtifactError, ConfigError, DataError, StreetVisionError
 from streetvision.contracts.policies import Artifact, Digest
+from streetvision.contracts.settings import list_setting
 from streetvision.contracts.split_contracts import NO_FOLD, Index, Partition, Protocol, Row, Split
+from streetvision.data.config import CocoConfig
 from streetvision.data.records import group_cell
 from streetvision.data.splitting.partition import assign_folds, unit_name
 from streetvision.data.splitting.splits_json import partition_from_json, partition_to_json
@@ -121,12 +123,26 @@ class Chain:
         write_json_atomic(self.record, result.model_dump(mode="json"))
 
 
+def check_phases(config: RunConfig) -> None:
+    """Raise ConfigError if pipeline.phases lacks a phase that a chain needs: it predicts with its bundle."""
+    needed = ("phase1", "phase5" if config.phase6.policy == "scrc" else "phase2", "phase6")
+    if missing := [phase for phase in needed if phase not in config.pipeline.phases]:
+        raise ConfigError(
+            f"a chain predicts with its bundle, and pipeline.phases has no {' and no '.join(missing)}",
+            f"set {list_setting('pipeline.phases', [*config.pipeline.phases, *missing])}, or leave pipeline.phases out",
+        )
+
+
 def plan_chains(index: Index, config: RunConfig, folder: Path, console: Console) -> Iterator[Chain]:
     """The chains of all repeats and outer folds; those of the learning curve in the first repeat only."""
     settings = config.cross_validation
     given = {key: value for key, value in config.overrides.items() if not key.startswith(OWN_SETTINGS)}
     kept = tuple(format_overrides(given))
-    settings_digest = settings_sha256(config.model_copy(update={"cross_validation": CrossValidationConfig()}))
+    # The fingerprint of the index stands for the place of the images, which may change.
+    data = config.data.model_copy(update={"root": None, "coco": CocoConfig()})
+    settings_digest = settings_sha256(
+        config.model_copy(update={"cross_validation": CrossValidationConfig(), "data": data})
+    )
     base = [code_sha256(), settings_digest, digest_of_weights(config.model)]
 
     def chain(train: Sequence[Row], test: Sequence[Row], repeat: int, fold: int, share: float = 1.0) -> Chain:

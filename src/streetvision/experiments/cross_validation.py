@@ -21,13 +21,14 @@ from streetvision.contracts.policies import EstimateWithInterval
 from streetvision.contracts.settings import no_effect
 from streetvision.contracts.split_contracts import Index, Split
 from streetvision.data.config import DataConfig, LoaderConfig
+from streetvision.data.sources.discovery import is_dataset
 from streetvision.data.splitting.partition import count_units
 from streetvision.eval.cross_validated import cross_validated_difference, cross_validated_intervals
 from streetvision.eval.intervals import Interval
 from streetvision.eval.metrics import all_metrics
 from streetvision.eval.predictions import Predictions
 from streetvision.eval.resampling import Resampling
-from streetvision.experiments.chains import MAX_SOURCE_FOLDS, Chain, plan_chains, train_chain
+from streetvision.experiments.chains import MAX_SOURCE_FOLDS, Chain, check_phases, plan_chains, train_chain
 from streetvision.experiments.cross_validation_report import (
     CrossValidation,
     CurvePoint,
@@ -61,6 +62,15 @@ FEW_IMAGES = 2000
 """Images up to which a chain in memory uses one thread."""
 
 
+class RecordedData(DataConfig):
+    """data.json: the data that a folder belongs to."""
+
+    max_megapixels: float | None = None
+    """loader.max_megapixels."""
+    fingerprint: str | None = None
+    """Of the index."""
+
+
 def launch_cross_validation(
     overrides: Sequence[str], *, file: Path | None, jobs: int | None, console: Console
 ) -> ArtifactSchema:
@@ -73,7 +83,8 @@ def launch_cross_validation(
         console: Receives progress and result.
 
     Raises:
-        ConfigError: A setting, or `jobs`, has no effect here, or the folder has the cross-validation of other data.
+        ConfigError: A setting, or `jobs`, has no effect here, a phase that a chain needs is missing, or the folder has
+            the cross-validation of other data.
         DataError: There are too few groups.
         StreetVisionError: A chain failed.
     """
@@ -82,8 +93,10 @@ def launch_cross_validation(
     if config.run_dir is None:
         folder = folder.with_name(f"{folder.name}-cross-validation")
     schema = ArtifactSchema(folder)
-    if recorded := _recorded_data(schema, config):
-        overrides = [*recorded, *overrides]
+    recorded = None
+    if schema.cross_validation_data_json.is_file():
+        recorded = validate_json(schema.cross_validation_data_json, RecordedData)
+        overrides = [*_recorded_settings(recorded, schema, config), *overrides]
         config = compose_config(overrides, file=file)
     if not any(key.startswith("training") for key in config.overrides):
         overrides = [*overrides, "training=frozen"]
@@ -114,6 +127,7 @@ def launch_cross_validation(
         raise no_effect("--jobs", "the chains only fit a head to features that are computed once", "set training=peft")
     processes = 1 if in_memory else job_count(jobs)
     read = {section for phase in phase_order(config.pipeline.phases, PHASES) for section in phase.config}
+    check_phases(config)
     read |= {SceneConfig, DataConfig, LoaderConfig, CrossValidationConfig}
     warn_without_effect(config, read, "cross-validate", console)
     config = resolve_run_config(config, console=console)
@@ -121,8 +135,15 @@ def launch_cross_validation(
     with run_lock(schema.lock_file):
         grouped = scan_without_splits(config, schema, console)
         index = grouped.index
+        if recorded is not None and not _is_root(recorded, str(config.data.root)):
+            if index.fingerprint != recorded.fingerprint:
+                raise _other_data(recorded, schema, str(config.data.root))
+            console.line(
+                "data", f"moved to {config.data.root}: its {len(index.rows):,} images are those of this folder"
+            )
         _check_units(index, settings)
-        write_json_atomic(schema.cross_validation_data_json, config.data.model_dump(mode="json"))
+        data = {"max_megapixels": config.loader.max_megapixels, "fingerprint": index.fingerprint}
+        write_json_atomic(schema.cross_validation_data_json, config.data.model_dump(mode="json") | data)
         chains = list(plan_chains(index, config, schema.cross_validation_dir / "chains", console))
         started = time.perf_counter()
         waiting = [chain for chain in chains if chain.result() is None]
@@ -149,25 +170,34 @@ def launch_cross_validation(
     return schema
 
 
-def _recorded_data(schema: ArtifactSchema, config: RunConfig) -> list[str]:
-    """Settings of the data that a folder has, as KEY=VALUE, for a command that names no data.
+def _recorded_settings(recorded: RecordedData, schema: ArtifactSchema, config: RunConfig) -> list[str]:
+    """Settings of the data that a folder has, as KEY=VALUE, for a command that names no data or a new place.
 
     Raises:
         ConfigError: The command names other data.
     """
-    if not schema.cross_validation_data_json.is_file():
-        return []
-    recorded = validate_json(schema.cross_validation_data_json, DataConfig)
     if any(key == "data.root" or key.startswith("scenes.") for key in config.overrides):
         root = config.data.root or str(schema.scenes_dir)
-        if Path(root).absolute() != Path(str(recorded.root)).absolute():
-            raise ConfigError(
-                f"{str(schema.output_dir)!r} has the cross-validation on {recorded.root!r}",
-                f"set run_dir=... to another folder for that on {root!r}",
-            )
-        return []
-    settings = format_overrides({"data": recorded.model_dump(mode="json", exclude_defaults=True)})
-    return [setting for setting in settings if setting.partition("=")[0] not in config.overrides]
+        if _is_root(recorded, root):
+            return []
+        if config.data.root is None or is_dataset(root, recorded.class_names):
+            raise _other_data(recorded, schema, root)
+    settings = recorded.model_dump(mode="json", exclude_defaults=True, exclude={"max_megapixels", "fingerprint"})
+    limits = {} if recorded.max_megapixels is None else {"max_megapixels": recorded.max_megapixels}
+    given = format_overrides({"data": settings, "loader": limits})
+    return [setting for setting in given if setting.partition("=")[0] not in config.overrides]
+
+
+def _is_root(recorded: RecordedData, root: str) -> bool:
+    return Path(root).absolute() == Path(str(recorded.root)).absolute()
+
+
+def _other_data(recorded: RecordedData, schema: ArtifactSchema, root: str) -> ConfigError:
+    return ConfigError(
+        f"{str(schema.output_dir)!r} has the cross-validation on {recorded.root!r}, and {root!r} has other images, "
+        "labels or groups",
+        f"set run_dir=... to another folder for that on {root!r}",
+    )
 
 
 def _check_units(index: Index, settings: CrossValidationConfig) -> None:

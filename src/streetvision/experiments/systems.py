@@ -16,7 +16,7 @@ from streetvision.eval.cross_validated import cross_validated_difference, cross_
 from streetvision.eval.predictions import Predictions
 from streetvision.experiments import chains, peers
 from streetvision.experiments.ablation_run import spent_seconds
-from streetvision.experiments.chains import Chain, plan_chains, train_chain
+from streetvision.experiments.chains import Chain, check_phases, plan_chains, train_chain
 from streetvision.experiments.doc_tables import split_page, write_table
 from streetvision.experiments.peers import PEERS, PeerTask
 from streetvision.experiments.request import ExperimentRequest
@@ -235,6 +235,8 @@ def _plan(
     own = [*settings, *(s for s in system.settings if s.partition("=")[0] not in overridden)]
     try:
         config = compose_config([*own, *folds])
+        if system.peer is None:
+            check_phases(config)
     except ConfigError as error:
         raise ConfigError(f"system {system.name!r}: {error.message}", error.hint) from error
     folder = request.out / "cells" / folder_name(name) / folder_name(system.name)
