@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from yaml import safe_dump, safe_load
 
@@ -15,13 +16,13 @@ from streetvision.experiments.ablation import (
     plan_runs,
     requested_table,
 )
-from streetvision.experiments.ablation_run import AblationRun
+from streetvision.experiments.ablation_run import AblationRecord, AblationRun
 from streetvision.experiments.ablation_table import AblationTable
 from streetvision.experiments.request import ExperimentRequest
 from streetvision.experiments.scene_data import drawn_or_given, with_environment
 from streetvision.experiments.tables import packaged_tables, read_table
 from streetvision.io.atomic import read_json
-from streetvision.io.predictions import read_predictions
+from streetvision.io.predictions import PolicyPredictions, read_predictions
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.test_access_log import count_test_accesses
 
@@ -156,7 +157,7 @@ def test_invalid_settings_name_their_pair_before_anything_runs(table, tmp_path, 
 
 
 def test_settings_that_are_the_same_however_written_are_one_run(tmp_path):
-    written = ({"settings": ["training.epochs=3"]}, {"settings": ["training.epochs=0x3"]})
+    written = ({"settings": ["training.epochs=3"]}, {"settings": ["training.epochs=0x3"], "policy": "argmax"})
     pair = {"name": "same", "baseline": written[0], "variant": written[1], "expected": {"mcc": "+0"}}
     content = {"title": "t", "seeds": [0], "data": {"d": ["data.root=photos"]}, "pairs": [pair]}
     (tmp_path / "t.yaml").write_text(safe_dump(content))
@@ -166,6 +167,68 @@ def test_settings_that_are_the_same_however_written_are_one_run(tmp_path):
     assert len(set(plan.values())) == 1
     other = plan_runs(table, table.data, request_of(tmp_path / "t.yaml", tmp_path, overrides=("loader.num_workers=2",)))
     assert {run.root for run in other.values()} == {run.root for run in plan.values()}  # how, not what
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """Plan a table with one pair."""
+
+    def plan(baseline, variant, *overrides):
+        pair = {"name": "one", "baseline": {"settings": baseline}, "variant": {"settings": variant}}
+        content = {"title": "t", "seeds": [0], "data": {"d": ["data.root=photos"]}, "pairs": [pair]}
+        (tmp_path / "t.yaml").write_text(safe_dump(content))
+        request = request_of(tmp_path / "t.yaml", tmp_path, overrides=overrides)
+        return plan_runs(request.table, request.table.data, request)
+
+    return plan
+
+
+def test_arms_that_the_command_makes_the_same_are_refused(planned):
+    assert len(planned(["phase5.method=none"], ["phase5.method=platt"])) == 2
+    with pytest.raises(ConfigError, match="same settings and policy"):
+        planned(["phase5.method=none"], ["phase5.method=platt"], "phase5.method=temperature")
+
+
+@pytest.mark.parametrize("setting", ["data.seed=5", "data.fractions={train: 0.5, val_test: 0.2}"])
+def test_arms_with_other_splits_are_refused_before_anything_runs(planned, setting):
+    with pytest.raises(ConfigError, match="VAL_TEST"):
+        planned([], [setting])
+    assert len(planned([setting], [setting, "phase5.method=none"])) == 2
+
+
+def test_a_pair_without_its_predictions_is_left_out_and_the_others_are_compared(table, tmp_path, command, monkeypatch):
+    """The run of a pair ends without the predictions of its policy."""
+
+    def finished(run, table=table):
+        return AblationRecord(
+            settings_sha256="0" * 64, code_sha256="0" * 64, overrides=(), images_outside_val_test=8, cost=1
+        )
+
+    labels = np.array([0, 1, 0, 1])
+    shipped = PolicyPredictions(
+        "scrc", "single_view", True, list("abcd"), labels, [None] * 4, labels * 0.8, labels == 1
+    )
+    monkeypatch.setattr(AblationRun, "record", finished)
+    monkeypatch.setattr("streetvision.experiments.ablation.read_predictions", lambda _: [shipped])
+    monkeypatch.setattr("streetvision.experiments.ablation.count_test_accesses", lambda _: 1)
+    code, _, err = command("dev", "ablate", table, "--seeds", 1, "--out", tmp_path / "out")
+    assert code == 2
+    assert "left out: threshold on tiny, seed 0" in err
+    assert rows_of(tmp_path / "out", "threshold")["mcc"]["difference"] is None
+    assert rows_of(tmp_path / "out", "calibrator")["mcc"]["difference"] == 0
+
+
+def test_settings_that_a_table_of_pairs_replaces_are_refused(table, tmp_path, command):
+    code, _, err = command("dev", "ablate", table, "pipeline.seed=7", "--out", tmp_path / "out")
+    assert code == 2
+    assert "--seeds" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_of_the_table_cannot_be_selected_with_other_data(table, tmp_path, command):
+    code, _, err = command("dev", "ablate", table, "--data", "tiny", "data.root=photos", "--out", tmp_path / "out")
+    assert code == 2
+    assert "--data has no effect" in err
 
 
 def test_other_weights_in_the_same_file_are_another_run(tmp_path):

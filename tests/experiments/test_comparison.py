@@ -3,9 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from streetvision.contracts.errors import ConfigError
 from streetvision.eval.metrics import all_metrics
-from streetvision.experiments.ablation_page import as_csv, as_markdown, summary_lines
+from streetvision.experiments.ablation_page import as_csv, as_markdown, left_out, summary_lines
 from streetvision.experiments.ablation_table import Arm, Pair
 from streetvision.experiments.comparison import ArmResult, ComparisonSettings, PairResults, compare
 from streetvision.io.predictions import PolicyPredictions
@@ -81,11 +80,13 @@ def test_an_unknown_cost_leaves_its_split_out_of_the_cost_alone():
     assert (rows["cost"].splits, rows["mcc"].splits) == (2, 3)
 
 
-def test_arms_on_different_images_are_refused():
+def test_a_split_on_different_images_is_left_out_and_the_others_are_compared():
     found = results()
     a, _ = found.splits[0]
-    with pytest.raises(ConfigError, match="different images of 'scenes' with seed 0"):
-        compare(replace(found, splits={0: (a, found.splits[1][1])}), SETTINGS)
+    rows = compare(replace(found, splits={**found.splits, 0: (a, found.splits[1][1])}), SETTINGS)
+    assert by_name(rows)["mcc"].splits == 2
+    assert left_out(rows)[0].startswith("thing on scenes, seed 0: the arms have different images")
+    assert by_name(compare(replace(found, splits={0: (a, found.splits[1][1])}), SETTINGS))["mcc"].difference is None
 
 
 def test_the_table_tells_what_was_measured_and_what_was_not():

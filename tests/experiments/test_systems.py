@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -107,6 +108,49 @@ def test_other_weights_in_the_same_file_are_another_cell(scenes, weights, tmp_pa
     before, after = ([cell.key for cell in cells] for cells in planned)
     assert len(before) == len(after) == 4
     assert not set(before) & set(after)
+
+
+def test_a_data_root_replaces_the_data_sets_of_every_system(scenes, tmp_path, command, monkeypatch):
+    planned = []
+    monkeypatch.setattr(systems_module, "execute_cells", lambda cells, *_: planned.extend(cells) or {})
+    systems = [{"name": "first", "data": ["tiny"]}, {"name": "regression", "peer": "scikit-learn", "data": ["absent"]}]
+    command("dev", "ablate", table(tmp_path, systems), f"data.root={scenes}", "--out", tmp_path / "out")
+    assert [cell.system.name for cell in planned] == ["first", "first", "regression", "regression"]
+
+
+@pytest.mark.parametrize("setting", ["cross_validation.folds=3", "cross_validation.leave_out=source", "run_dir=here"])
+def test_settings_that_a_table_of_systems_replaces_are_refused(tmp_path, command, setting):
+    file = table(tmp_path, [{"name": "a"}, {"name": "b"}])
+    code, _, err = command("dev", "ablate", file, setting, "--out", tmp_path / "out")
+    assert code == 2
+    assert "has no effect on this table" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_phases_that_make_no_bundle_are_refused_for_a_system(scenes, tmp_path, command):
+    file = table(tmp_path, [{"name": "a"}, {"name": "b", "settings": ["pipeline.phases=[phase1,phase2]"]}])
+    code, _, err = command("dev", "ablate", file, f"data.root={scenes}", "--out", tmp_path / "out")
+    assert code == 2
+    assert "system 'b'" in err
+
+
+def test_an_interrupted_cell_of_a_tool_starts_from_its_images(scenes, tmp_path, command, monkeypatch):
+    planned, left = [], []
+    monkeypatch.setattr(systems_module, "execute_cells", lambda cells, *_: planned.extend(cells) or {})
+    tools = table(tmp_path, [{"name": "first"}, {"name": "regression", "peer": "scikit-learn"}])
+    command("dev", "ablate", tools, f"data.root={scenes}", "--out", tmp_path / "out")
+    cell = next(cell for cell in planned if cell.system.peer)
+    (cell.chain.run_folder / "features").mkdir(parents=True)
+    monkeypatch.setattr(systems_module, "write_output_to", lambda log: None)
+
+    def predict(task):
+        left.extend(task.folder.iterdir())
+        return np.full(len(task.test), 0.5)
+
+    monkeypatch.setitem(systems_module.PEERS, "scikit-learn", replace(PEERS["scikit-learn"], predict=predict))
+    systems_module.run_cell(cell, 1)
+    assert left == []
+    assert cell.record().seconds is not None
 
 
 @pytest.mark.slow

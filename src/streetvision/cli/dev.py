@@ -36,6 +36,8 @@ def ablate(
 
     folder = out or Path("outputs") / f"ablation_{Path(table).stem}"
     content, settings = read_table(table), tuple(overrides or ())
+    if data and any(setting.startswith("data.root=") for setting in settings):
+        raise ConfigError("--data has no effect when data.root is set", "leave out one of the two")
     if isinstance(content, SystemsTable):
         from streetvision.experiments.systems import launch_systems
 

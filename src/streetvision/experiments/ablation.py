@@ -8,7 +8,7 @@ from pathlib import Path
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError
-from streetvision.experiments.ablation_page import as_csv, as_markdown, summary_lines
+from streetvision.experiments.ablation_page import as_csv, as_markdown, left_out, summary_lines
 from streetvision.experiments.ablation_run import AblationRun, execute_run
 from streetvision.experiments.ablation_table import AblationTable, Arm, Pair
 from streetvision.experiments.comparison import ArmResult, ComparisonSettings, PairResults, compare
@@ -43,10 +43,11 @@ Plan = dict[ArmKey, AblationRun]
 
 
 def launch_ablation(request: ExperimentRequest[AblationTable], console: Console) -> bool:
-    """Run what is missing, then write ablation.json, .csv and .md; False when an arm failed.
+    """Run what is missing, then write ablation.json, .csv and .md; False when a split of a pair is left out.
 
     Raises ConfigError before anything runs when the table or a setting is invalid.
     """
+    request.refuse("pipeline.seed", "set --seeds N, or `seeds` in the table")
     table = requested_table(request)
     if request.page is not None:
         split_page(request.page, request.page_mark)  # fails now and not after hours of runs
@@ -84,8 +85,11 @@ def launch_ablation(request: ExperimentRequest[AblationTable], console: Console)
             write_table(request.page, request.page_mark, markdown)
     for pair, text in summary_lines(rows):
         console.line(pair, text)
+    reasons = left_out(rows)
+    for reason in reasons:
+        console.warn(f"left out: {reason}")
     console.line("table", str(request.out / "ablation.md"))
-    return not failed
+    return not reasons
 
 
 def requested_table(request: ExperimentRequest[AblationTable]) -> AblationTable:
@@ -100,12 +104,17 @@ def requested_table(request: ExperimentRequest[AblationTable]) -> AblationTable:
 def plan_runs(
     table: AblationTable, data: Mapping[str, tuple[str, ...]], request: ExperimentRequest[AblationTable]
 ) -> Plan:
-    """The run of each arm; arms whose composed settings are equal share one run."""
+    """The run of each arm; arms whose composed settings are equal share one run.
+
+    Raises:
+        ConfigError: A setting is invalid, or the arms of a pair are the same or have different splits.
+    """
     overrides = tuple(split_scene_settings(request.overrides)[1])
     plan: Plan = {}
     by_root: dict[Path, AblationRun] = {}
     weights = cache(digest_of_weights)
     for (pair, name), seed in product(table.comparisons, table.seeds):
+        splits = []
         for side, arm in (("baseline", pair.baseline), ("variant", pair.variant)):
             settings = (
                 *ONE_PROCESS,
@@ -120,9 +129,21 @@ def plan_runs(
                 config = _composed(settings)
             except ConfigError as error:
                 raise ConfigError(f"pair {pair.name!r}: {error.message}", error.hint) from error
+            splits.append((config.data.seed, config.data.fractions))
             digest = sha256_json([settings_sha256(config), weights(config.model)])
             root = request.out / "runs" / name / f"seed_{seed}" / digest[:NAME_DIGITS]
             plan[pair.name, name, seed, side] = by_root.setdefault(root, AblationRun(settings, digest, root))
+        if splits[0] != splits[1]:
+            raise ConfigError(
+                f"pair {pair.name!r}: baseline and variant differ in data.seed or data.fractions, so in their VAL_TEST",
+                "move these settings from the arm to the data set",
+            )
+        baseline, variant = (plan[pair.name, name, seed, side] for side in ("baseline", "variant"))
+        if (baseline, pair.baseline.policy) == (variant, pair.variant.policy):
+            raise ConfigError(
+                f"pair {pair.name!r}: baseline and variant have the same settings and policy on {name!r}",
+                "leave the settings that they differ in out of the command, or change the settings of one",
+            )
     return plan
 
 
@@ -162,7 +183,10 @@ def _pair_results(pair: Pair, data: str, plan: Plan, failed: Mapping[AblationRun
         ]
         missing += reasons
         if not reasons:
-            splits[seed] = (_arm_result(baseline, pair.baseline), _arm_result(variant, pair.variant))
+            try:
+                splits[seed] = (_arm_result(baseline, pair.baseline), _arm_result(variant, pair.variant))
+            except ArtifactError as error:
+                missing.append(f"seed {seed}: {'; '.join(str(error).splitlines())}")
     return PairResults(data, pair, splits, tuple(missing))
 
 

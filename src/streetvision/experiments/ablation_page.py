@@ -39,9 +39,14 @@ def as_markdown(rows: Sequence[Row], settings: ComparisonSettings, test_accesses
         cells = [*(name if name != previous else ("", "")), TITLES[row.quantity], *_values(row), row.expected or ""]
         lines.append(f"| {' | '.join(cells)} |")
         previous = name
-    left_out = dict.fromkeys(f"{row.pair} on {row.data}, {reason}" for row in rows for reason in row.missing)
-    lines += ["", *(f"Left out: {reason}." for reason in left_out)] if left_out else []
+    reasons = left_out(rows)
+    lines += ["", *(f"Left out: {reason}." for reason in reasons)] if reasons else []
     return "\n".join(lines) + "\n"
+
+
+def left_out(rows: Sequence[Row]) -> list[str]:
+    """The splits that are left out, each once, with the reason."""
+    return list(dict.fromkeys(f"{row.pair} on {row.data}, {reason}" for row in rows for reason in row.missing))
 
 
 def as_csv(rows: Sequence[Row]) -> str:

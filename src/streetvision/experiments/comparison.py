@@ -7,7 +7,6 @@ from typing import get_args
 
 import numpy as np
 
-from streetvision.contracts.errors import ConfigError
 from streetvision.eval.bootstrap import Difference, PairedPredictions, mean_difference
 from streetvision.eval.intervals import corrected_t_interval
 from streetvision.eval.metrics import all_metrics
@@ -93,19 +92,19 @@ class ComparisonSettings:
 
 
 def compare(results: PairResults, settings: ComparisonSettings) -> list[Row]:
-    """A row for each quantity.
-
-    Raises:
-        ConfigError: the arms of a split were evaluated on different images.
-    """
+    """A row for each quantity; splits on which the arms were evaluated on different images are left out."""
+    splits, missing = {}, [*results.missing]
     for seed, (a, b) in results.splits.items():
         same_paths = a.predictions.paths == b.predictions.paths
-        if not same_paths or not np.array_equal(a.predictions.labels, b.predictions.labels):
-            raise ConfigError(
-                f"the arms of pair {results.pair.name!r} have different images of {results.data!r} with seed {seed}",
-                "move settings of data.* from the arm to the data set",
+        if same_paths and np.array_equal(a.predictions.labels, b.predictions.labels):
+            splits[seed] = (a, b)
+        else:
+            missing.append(
+                f"seed {seed}: the arms have different images in VAL_TEST; move settings of data.* from the arm to the "
+                "data set"
             )
-    image_intervals = _image_intervals(results, settings) if results.splits else {}
+    results = replace(results, splits=splits, missing=tuple(missing))
+    image_intervals = _image_intervals(results, settings) if splits else {}
     return [_row(quantity, results, settings, image_intervals.get(quantity)) for quantity in QUANTITIES]
 
 

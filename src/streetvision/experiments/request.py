@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from streetvision.contracts.errors import ConfigError
+
 Table = TypeVar("Table")
 
 
@@ -22,6 +24,12 @@ class ExperimentRequest(Generic[Table]):
     """Processes at a time; None: one per core, on a GPU one."""
     page: Path | None = None
     """A Markdown page whose copy of the table is updated; a picture is written next to it."""
+
+    def refuse(self, prefix: str, hint: str) -> None:
+        """Raise ConfigError if the command sets a setting with this prefix, which the table replaces."""
+        for key in (override.partition("=")[0] for override in self.overrides):
+            if key.startswith(prefix):
+                raise ConfigError(f"{key} has no effect on this table", hint)
 
     @property
     def page_mark(self) -> str:

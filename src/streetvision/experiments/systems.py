@@ -84,16 +84,17 @@ def launch_systems(request: ExperimentRequest[SystemsTable], console: Console) -
     Raises:
         ConfigError: The table or a setting is invalid; raised before anything is trained.
     """
-    table = request.table
+    request.refuse("cross_validation.", "set `folds` and `seed` in the table, and `groups` of its data sets")
+    request.refuse("run_dir", "set --out: each cell has its own folder below it")
+    table = _requested_table(request)
     if request.page is not None:
         split_page(request.page, request.page_mark)  # fails now and not after hours
     request.out.mkdir(parents=True, exist_ok=True)
     with run_lock(request.out / ".lock", option="--out ..."):
         overridden = {override.partition("=")[0] for override in request.overrides}
-        sets = _data_sets(table, request)
         indexes: dict[str, Index] = {}
         cells: list[Cell] = []
-        for name, data in sets.items():
+        for name, data in table.data.items():
             unexpanded = [s for s in (*table.common, *data.settings) if s.partition("=")[0] not in overridden]
             if (own := with_environment(name, unexpanded, console)) is None:
                 continue
@@ -149,6 +150,8 @@ def execute_cells(cells: Sequence[Cell], jobs: int | None, console: Console) -> 
 def run_cell(cell: Cell, threads: int) -> None:
     """Train, predict the fold and write the record; call it in a process of its own, whose output becomes the log."""
     scratch = cell.chain.run_folder
+    if cell.system.peer is not None:
+        shutil.rmtree(scratch, ignore_errors=True)  # features of an interrupted cell, whose time would not count
     resumed = scratch.exists()
     started = spent_seconds()
     if cell.system.peer is None:
@@ -164,7 +167,7 @@ def run_cell(cell: Cell, threads: int) -> None:
         key=cell.key,
         probabilities=probabilities,
         decisions=decisions,
-        seconds=None if resumed and cell.system.peer is None else spent_seconds() - started,
+        seconds=None if resumed else spent_seconds() - started,
         memory=_peak_memory(),
     )
     write_json_atomic(cell.record_file, record.model_dump(mode="json"))
@@ -202,10 +205,13 @@ def _peak_memory() -> float | None:
     return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
 
 
-def _data_sets(table: SystemsTable, request: ExperimentRequest[SystemsTable]) -> dict[str, SystemsData]:
-    """The data sets of the table, or the one of the command line."""
-    root = request.data_root
-    return table.data if root is None else {Path(root).resolve().name: SystemsData(settings=())}
+def _requested_table(request: ExperimentRequest[SystemsTable]) -> SystemsTable:
+    """The table, with the data of the request instead of its own if there is a data.root."""
+    table, root = request.table, request.data_root
+    if root is None:
+        return table
+    systems = tuple(system.model_copy(update={"data": None}) for system in table.systems)
+    return table.model_copy(update={"data": {Path(root).resolve().name: SystemsData(settings=())}, "systems": systems})
 
 
 def _scan(name: str, settings: Sequence[str], request: ExperimentRequest[SystemsTable], console: Console) -> Index:
