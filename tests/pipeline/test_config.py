@@ -109,6 +109,18 @@ def test_a_wrong_setting_is_an_error_that_names_the_cause(override, message):
 
 
 @pytest.mark.parametrize(
+    "setting", ["run_dir=", "data.labels=", "data.unlabeled=['']", "model.explora_checkpoint_path="]
+)
+def test_an_empty_path_is_refused(setting):
+    key, _, value = setting.partition("=")
+    with pytest.raises(ConfigError, match=f"{key} is an empty path"):
+        compose_config([setting])
+    with pytest.raises(ConfigError, match=f"{key} is an empty path"):
+        compose_config([], base={key: [""] if value else ""})
+    compose_config([f"{key}={'[]' if value else 'null'}"])
+
+
+@pytest.mark.parametrize(
     ("override", "setting"),
     [
         ("data.class_names=None,Roadwork", ["data.class_names=[None,Roadwork]"]),

@@ -183,7 +183,10 @@ def _check(key: str, value: object) -> None:
             raise unknown_name(key, str(value), groups()[key])
     elif key not in all_settings():
         raise unknown_setting(key, groups())
-    if any(isinstance(part, str) and "\0" in part for part in (value if isinstance(value, list) else [value])):
+    parts = value if isinstance(value, list) else [value]
+    if "" in parts and "Path" in str(all_settings()[key].type):
+        raise ConfigError(f"{key} is an empty path", "check whether a shell variable is unset")
+    if any(isinstance(part, str) and "\0" in part for part in parts):
         raise ConfigError(f"{key}={value!r} contains the character NUL", "remove it")
 
 
