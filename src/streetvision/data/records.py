@@ -116,6 +116,17 @@ def group_cell(group: object) -> str:
     return repr(str(name)) if name else ""
 
 
+def repeated_images(images: Sequence["ImageRecord"]) -> tuple[RejectedFile, ...]:
+    """Return the rows, counted from 0, that have path and label of an earlier row: one row is made of them."""
+    first: dict[str, tuple[int, int]] = {}  # path -> row and label
+    repeated = []
+    for number, image in enumerate(images):
+        earlier, label = first.setdefault(image.path, (number, image.label))
+        if earlier != number and label == image.label:
+            repeated.append(RejectedFile(f"row {number}", f"is the same image as row {earlier}"))
+    return tuple(repeated)
+
+
 def group_warnings(images: Sequence["ImageRecord"]) -> list[str]:
     """Return what is unusual in the groups of a data set: images without a group among others, and large groups."""
     return group_count_warnings(Counter(image.group for image in images))

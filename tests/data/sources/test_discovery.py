@@ -93,6 +93,15 @@ class TestFolders:
             RejectedFile("unsure", "is not a class folder (images in it: 1)"),
         }
 
+    @pytest.mark.parametrize("name", ["None/1.jpg", "None/1.heic"])
+    def test_a_class_in_a_format_that_is_not_read(self, tmp_path, name):
+        touch(tmp_path, name, "Roadwork/.a.heic", "Roadwork/a.txt", "Roadwork/b.heic")
+        first = "Roadwork/b.heic" if name.endswith("jpg") else name
+        assert error_of(tmp_path).hint.startswith(f"{first} has a format that is not read (HEIC)")
+        with pytest.raises(DataError) as caught:
+            list_unlabeled([tmp_path / "Roadwork"])
+        assert caught.value.hint.startswith(f"{tmp_path}/Roadwork/b.heic has a format that is not read (HEIC)")
+
     def test_a_missing_class_is_reported_with_the_folders_found(self, tmp_path):
         touch(tmp_path, "none/a.png", "none/b.png", "works/c.png", "roadwork/readme.txt")
         error = error_of(tmp_path)
@@ -494,6 +503,14 @@ class TestDataset:
         rows = [{"image": {"bytes": b"x", "path": None}, "label": value} for value in (0, 1, label)]
         monkeypatch.setattr("streetvision.data.sources.huggingface._examples", lambda *_: iter(rows))
         assert f"row 2: label {label}" in error_of(folder).message
+
+    def test_rows_with_the_same_bytes_are_reported(self, tmp_path, pictures):
+        dataset, folder = self.save(tmp_path / "set", [*pictures[:2], *pictures[:2]], labels=[0, 1, 0, 0])
+        dataset.save_to_disk(folder)
+        listing = listing_of(folder)
+        assert listing.skipped == (RejectedFile("row 2", "is the same image as row 0"),)
+        scan = scan_images(listing, class_names=NAMES)  # rows 1 and 3 have both labels
+        assert (len(scan.index.rows), len(scan.invalid), scan.skipped) == (1, 1, listing.skipped)
 
     def test_a_feature_that_is_missing(self, tmp_path, pictures):
         dataset, folder = self.save(tmp_path / "set", pictures, labels=[0, 1, 1])

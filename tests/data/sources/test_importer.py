@@ -13,7 +13,7 @@ from PIL import Image
 
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.progress import Silent
-from streetvision.data.config import DataConfig
+from streetvision.data.config import CocoConfig, DataConfig
 from streetvision.data.records import RejectedFile
 from streetvision.data.sources import importer
 from streetvision.data.sources.discovery import list_images
@@ -242,6 +242,30 @@ class TestSources:
             run(tmp_path / "a.tar", tmp_path / "index")
 
 
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [("folder", "coco"), ("folder", "hf_split"), ("tar", "coco"), ("tar", "hf_split"), ("dataset", "coco")],
+)
+def test_a_setting_of_another_kind_of_source_is_refused(photos, tmp_path, kind, setting):
+    source = photos
+    if kind == "tar":
+        source = write_tar(tmp_path / "a.tar", samples([{}] * 2))
+    elif kind == "dataset":
+        source = tmp_path / "set"
+        natix_like(2).save_to_disk(str(source))
+    value = "test" if setting == "hf_split" else CocoConfig(min_area=0.1)
+    config = CONFIG.model_copy(update={setting: value})
+    with pytest.raises(DataError, match=rf"data\.{setting}"):
+        import_images(str(source), tmp_path / "index", config=config, progress=Silent())
+    assert import_images(str(source), tmp_path / "index", config=CONFIG, progress=Silent())["rows"]
+
+
+def test_images_with_the_same_bytes_in_the_index_are_reported(tmp_path):
+    files = samples([{}] * 4) | {"4.jpg": photo(0), "4.json": b'{"label": 0}', "5.jpg": photo(9), "5.cls": b"0"}
+    listing = run(write_tar(tmp_path / "a.tar", files), tmp_path / "index")[1]
+    assert listing.skipped == (RejectedFile("row 4", "is the same image as row 0"),)  # row 5 has another label
+
+
 def test_images_whose_text_contradicts_the_label_are_skipped(photos, tmp_path):
     rows = ["None/0.jpg,0,a road", "None/1.jpg,0,Cones!", "Roadwork/0.jpg,1,a CONE", "Roadwork/1.jpg,1,a road"]
     (photos / "index.csv").write_text("\n".join(["path,label,text", *rows, "Roadwork/2.jpg,1,"]))
@@ -385,6 +409,31 @@ class TestResume:
         (photos / "None" / "00.jpg").write_bytes(photo(3))
         with pytest.raises(DataError, match="unfinished import"):
             run(photos, tmp_path / "index")
+
+    @pytest.mark.parametrize("columns", ["group", "source", "weather"])
+    def test_metadata_that_changed_are_rejected(self, photos, tmp_path, monkeypatch, columns):
+        monkeypatch.setattr(importer, "PART_SIZE", 3)
+
+        def write(value):
+            rows = [f"{name}/{number}.jpg,{name},{value}" for name in CONFIG.class_names for number in range(5)]
+            (photos / "index.csv").write_text("\n".join([f"path,label,{columns}", *rows]))
+
+        write("a")
+        append, appended = importer.IndexParts.append, []
+
+        def stop(*arguments, **options):
+            if appended:
+                raise KeyboardInterrupt
+            appended.append(append(*arguments, **options))
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(importer.IndexParts, "append", stop)
+            run(photos, tmp_path / "index")
+        write("b")
+        with pytest.raises(DataError, match="unfinished import"):
+            run(photos, tmp_path / "index")
+        write("a")
+        assert run(photos, tmp_path / "index")[0]["rows"] == 10
 
     def test_columns_and_groups_of_earlier_parts_count(self, tmp_path, monkeypatch):
         monkeypatch.setattr(importer, "PART_SIZE", 2)

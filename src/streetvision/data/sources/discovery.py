@@ -14,7 +14,7 @@ from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import DataError
 from streetvision.contracts.settings import list_setting
 from streetvision.data.config import CLASS_NAMES, HF_SPLIT, CocoConfig
-from streetvision.data.file_search import RUN_FOLDER, files_under, is_ignored, printable, search_folder
+from streetvision.data.file_search import NO_IMAGE, RUN_FOLDER, files_under, is_ignored, printable, search_folder
 from streetvision.data.grouping.name_pattern import groups_by_name
 from streetvision.data.records import (
     ImageListing,
@@ -189,6 +189,7 @@ def list_class_folders(
     labels = {fold_name(name): label for label, name in enumerate(class_names)}
     images: list[ImageRecord] = []
     skipped: list[RejectedFile] = []
+    unread: list[RejectedFile] = []
     counts: dict[str, int] = {}
     loose = 0
     for child in sorted(entry for entry in root.iterdir() if not is_ignored(entry.name)):
@@ -207,14 +208,20 @@ def list_class_folders(
             else:
                 images += [ImageRecord(path, label) for path in paths]
                 skipped += others
+                unread += others if not paths else []
     found = counts | ({"images outside of class folders": loose} if loose else {})
-    hint = partial(_layout_hint, root, counts, class_names=class_names)
+    hint = _unread_hint(unread) or partial(_layout_hint, root, counts, class_names=class_names)
     # The other folder may be the other class under another name.
     one_class = one_class and (
         other_folders or not any(counts[name] for name in counts if fold_name(name) not in labels)
     )
     check_both_classes(root, found, class_names=class_names, hint=hint, one_class=one_class)
     return ImageListing(root, tuple(images), tuple(skipped))
+
+
+def _unread_hint(files: Sequence[RejectedFile]) -> str | None:
+    """The first of the files that may be or have images, and why it is not read; None if there is none."""
+    return next((f"{file.path} {file.reason}" for file in files if file.reason != NO_IMAGE), None)
 
 
 def _layout_hint(root: Path, counts: Mapping[str, int], *, class_names: tuple[str, str]) -> str:
@@ -263,12 +270,13 @@ def list_unlabeled(sources: Sequence[Path], *, group_pattern: str | None = None)
     names_below: dict[str, str] = {}
     skipped: list[RejectedFile] = []
     for source in sources:
-        path = source.absolute()
+        path, others = source.absolute(), list[RejectedFile]()
         folder = path if path.is_dir() else path.parent
         if path.is_dir():
-            names, others = files_under(path, Path("/"))
+            names, left_out = files_under(path, Path("/"))
             records = [ImageRecord(f"/{name}", UNLABELED) for name in names]
-            skipped += [RejectedFile(f"/{file.path}", file.reason) for file in others]
+            others = [RejectedFile(f"/{file.path}", file.reason) for file in left_out]
+            skipped += others
         elif path.suffix.casefold() == ".csv" and path.is_file():
             records = [ImageRecord(name, UNLABELED, group=group) for name, group in list_paths(path)]
         else:
@@ -277,7 +285,8 @@ def list_unlabeled(sources: Sequence[Path], *, group_pattern: str | None = None)
                 "give data.unlabeled, or --images of `streetvision label`, folders or CSVs that exist",
             )
         if not records:
-            raise DataError(f"{str(source)!r} has no images", "remove it from data.unlabeled or --images")
+            hint = _unread_hint(others) or "remove it from data.unlabeled or --images"
+            raise DataError(f"{str(source)!r} has no images", hint)
         for record in records:
             earlier = images.get(record.path, record)
             if len(groups := {earlier.group, record.group} - {None}) > 1:

@@ -19,6 +19,7 @@ from streetvision.data.records import (
     missing_label_warnings,
     parse_group,
     parse_label,
+    repeated_images,
 )
 from streetvision.data.sources.csv_json import ColumnNames
 from streetvision.data.sources.parquet_index import INDEX, LABELS
@@ -68,7 +69,7 @@ def list_dataset(
     hint = f"the split that was read is data.hf_split={split}"
     check_both_classes(root, counts, class_names=class_names, hint=hint, one_class=one_class)
     warnings = missing_label_warnings(texts.elements(), class_names)
-    return ImageListing(import_to, tuple(records), warnings=warnings)
+    return ImageListing(import_to, tuple(records), repeated_images(records), warnings)
 
 
 def stream_dataset(

@@ -226,22 +226,32 @@ def _open_source(source: str, config: DataConfig, consistency: Consistency | Non
                 f"{source!r} has tars ({shards[0].name}) and other labelled images ({other})",
                 "import the tars from a folder of their own",
             )
+        _refuse_settings(source, config, coco="a JSON file of COCO", hf_split="a Hugging Face dataset")
         sizes = [[shard.name, shard.stat().st_size] for shard in shards]
         return _Source(_shard_entries(source, shards, config), 0, sizes)
     if is_dataset(source, config.class_names):
+        _refuse_settings(source, config, coco="a JSON file of COCO")
         return _Source(_dataset_entries(source, config), 0, source)
     listing = list_images(
         source,
         class_names=config.class_names,
         import_to=path,  # not used: the source is not a dataset
+        hf_split=config.hf_split,
         group_column=config.group_column,
         source_column=config.source_column,
         coco=config.coco,
     )
     if consistency is not None:  # before an image is read
         deque(_check_column(_file_entries(listing), consistency, config, source), maxlen=0)
-    names = sha256_json([[record.path, record.label] for record in listing.images])
-    return _Source(_file_entries(listing), len(listing.images), names, listing.skipped, listing.warnings)
+    fields = [[r.path, r.label, r.group, r.source, dict(r.columns)] for r in listing.images]
+    return _Source(_file_entries(listing), len(listing.images), sha256_json(fields), listing.skipped, listing.warnings)
+
+
+def _refuse_settings(source: str, config: DataConfig, **kinds: str) -> None:
+    """Raise DataError for a setting that is not the default and has an effect only on a source of its kind."""
+    for name, kind in kinds.items():
+        if getattr(config, name) != getattr(DataConfig(), name):
+            raise DataError(f"data.{name} has no effect when {source!r} is not {kind}", f"leave data.{name} out")
 
 
 def _other_listing(folder: Path, class_names: tuple[str, str]) -> str | None:

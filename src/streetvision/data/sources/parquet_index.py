@@ -21,6 +21,7 @@ from streetvision.data.records import (
     class_names_hint,
     count_classes,
     parse_group,
+    repeated_images,
 )
 from streetvision.data.sources.csv_json import ColumnNames
 from streetvision.io.atomic import open_atomic
@@ -157,7 +158,7 @@ def list_parquet(
     counts = count_classes(images, class_names)
     hint = f"import images of both classes; {class_names_hint(class_names)}"
     check_both_classes(path, counts, class_names=class_names, hint=hint, one_class=one_class)
-    return ImageListing(path.parent, tuple(images), unnamed_labels=("0", "1"))
+    return ImageListing(path.parent, tuple(images), repeated_images(images), unnamed_labels=("0", "1"))
 
 
 def _image_record(row: dict[str, Any], path: Path) -> ImageRecord:
