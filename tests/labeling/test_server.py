@@ -149,6 +149,21 @@ def test_undo_returns_the_image_and_keeps_both_decisions(client, queue):
     assert page.post("/undo", json={"event": f"{4:032x}", "undoes": f"{9:032x}"}).status_code == 409
 
 
+def test_undo_in_a_later_session_returns_the_image_to_its_queue(client, queue, open_session):
+    page, _ = client()
+    decide(page, queue.images[4])
+    session = open_session()
+    session.queue, session._by_sha256 = Queue(queue.images[5:], None), {i.sha256: i for i in queue.images[5:]}
+    later, digest = TestClient(create_app(session, class_names=NAMES)), queue.images[4].sha256
+    assert later.get(f"/images/{digest}").status_code == 200  # the page requests it before the undo is confirmed
+    assert later.post("/undo", json={"event": f"{2:032x}", "undoes": f"{1:032x}"}).status_code == 200
+    assert shown(later)[0] == digest
+    assert decide(later, queue.images[4], label=0, event=3).json()["total"] == 6
+    first, undo, last = session.store.events
+    assert (undo.undoes, last.label) == (first.event, 0)
+    assert (last.path, last.queue, last.model) == (first.path, first.queue, first.model)
+
+
 def test_the_prediction_is_hidden_until_the_decision_unless_it_is_set(client, queue):
     hidden = client()[0].get("/next", params={"tab": "a"}).json()
     assert "probability" not in hidden["images"][0]

@@ -88,6 +88,10 @@ class Progress:
     """Images on which the models disagree, and that have no label yet; None: no models yet."""
 
 
+def _decided_image(event: LabelEvent) -> QueuedImage:
+    return QueuedImage(event.sha256, event.path, event.group, event.queue, "its decision was undone", None, event.model)
+
+
 class Session:
     """The decisions of one person on a queue. Any number of browser tabs may use it at the same time.
 
@@ -121,8 +125,9 @@ class Session:
         self._lock = threading.Lock()
 
     def image(self, sha256: str) -> QueuedImage | None:
-        """The image with this digest, if it is in the queue."""
-        return self._by_sha256.get(sha256)
+        """The image with this digest, if it is in the queue or this person has decided on it."""
+        decided = self._decided.get(sha256)
+        return self._by_sha256.get(sha256) or (None if decided is None else _decided_image(decided))
 
     def next_images(self, tab: str, count: int) -> list[QueuedImage]:
         """Return the next images for a tab, and start to make those after them ready."""
@@ -229,6 +234,9 @@ class Session:
             )
             self.store.append([LabelEvent.model_validate(withdrawn.model_dump())])
             del self._decided[earlier.sha256]
+            if earlier.sha256 not in self._by_sha256:  # an earlier session has shown it
+                image = self._by_sha256[earlier.sha256] = _decided_image(earlier)
+                self.queue = Queue((image, *self.queue.images), self.queue.worthwhile)
 
     def progress(self) -> Progress:
         """How many images of the queue are decided."""

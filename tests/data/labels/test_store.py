@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from streetvision.contracts.errors import ArtifactError
+from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.data.labels.decisions import decide
 from streetvision.data.labels.store import LabelStore, label_event, read_events
 from streetvision.labeling.agreement import agreements
@@ -89,6 +89,11 @@ def test_other_classes_and_damaged_files_are_rejected(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ArtifactError):
             read_events(path, NAMES)
+
+
+def test_a_file_that_does_not_exist_is_an_error_of_its_setting(tmp_path):
+    with pytest.raises(ConfigError, match="no labels at"):
+        read_events(tmp_path / "labels.parquet", NAMES)
 
 
 KILLED = """

@@ -59,7 +59,8 @@ def read_labels(path: Path, class_names: tuple[str, str]) -> Labels:
     """Return the labels in `data.labels`.
 
     Raises:
-        ArtifactError: The file is missing or damaged, or has labels of other classes.
+        ConfigError: There is no file.
+        ArtifactError: The file is damaged, or has labels of other classes.
     """
     decisions = decide(read_events(labels_path(path), class_names))
     warnings = []

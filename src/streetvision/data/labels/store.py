@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from streetvision.contracts.errors import ArtifactError
+from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.split_contracts import RANDOM_QUEUE
 from streetvision.data.records import fold_name
 from streetvision.data.sources.parquet_index import DAMAGED_PARQUET, open_parquet
@@ -142,8 +142,11 @@ def read_events(path: Path, class_names: tuple[str, str]) -> tuple[LabelEvent, .
     """Return the decisions in a labels.parquet, the oldest first.
 
     Raises:
-        ArtifactError: The file is missing or damaged, or its labels are of other classes.
+        ConfigError: There is no file.
+        ArtifactError: The file is damaged, or its labels are of other classes.
     """
+    if not path.exists():
+        raise ConfigError(f"there are no labels at {str(path)!r}", "set data.labels=...")
     try:
         with open_parquet(path) as file:
             schema = file.schema_arrow
