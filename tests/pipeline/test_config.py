@@ -50,6 +50,8 @@ def test_the_run_folder_is_named_after_the_data():
     assert compose_config([]).root.as_posix() == "outputs/scenes"
     assert compose_config(["data.root=some/photos/"]).root.as_posix() == "outputs/photos"
     assert compose_config(["run_dir=folder"]).root.as_posix() == "folder"
+    for labels in ("some/mine", "some/mine/labels.parquet"):
+        assert compose_config([f"data.labels={labels}"]).root.as_posix() == "outputs/mine-training"
 
 
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1))

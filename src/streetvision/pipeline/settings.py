@@ -157,7 +157,9 @@ class RunConfig(Section):
         if self.run_dir is not None:
             return self.run_dir
         if self.data.root is None and self.data.labels is not None:
-            return Path("outputs") / f"{self.data.labels.resolve().name}-training"  # not the folder of the labels
+            labels = self.data.labels.resolve()
+            folder = labels.parent if labels.name == "labels.parquet" else labels  # as data.labels=FOLDER
+            return Path("outputs") / f"{folder.name}-training"  # not the folder of the labels
         return Path("outputs") / (Path(self.data.root).resolve().name if self.data.root else "scenes")
 
     @property

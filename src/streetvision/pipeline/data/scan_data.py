@@ -1,6 +1,7 @@
 """The scan of data.root, with its report."""
 
 from dataclasses import dataclass, replace
+from itertools import compress
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.phase import Context
@@ -89,7 +90,7 @@ def scan_data(
     )
     scan = replace(scan, skipped=skipped)
     if labels is not None:
-        scan = _without_moved(scan, listing, labels)
+        scan = _without_repeated(_without_moved(scan, listing, labels), listing)
     grouped = GroupedScan.of(scan, config.grouping, context.progress)
     if conflicts := copy_conflicts(grouped.index, grouped.near_duplicates):
         scan = scan.without(conflicts)
@@ -108,6 +109,20 @@ def _without_moved(scan: Scan, listing: ImageListing, labels: Labels) -> Scan:
     moved = added - {image.path for sha256, image in labels.images.items() if sha256 not in found}
     invalid = (file for file in scan.invalid if file.path not in moved or not file.reason.startswith(MISSING_FILE))
     return replace(scan, invalid=tuple(invalid))
+
+
+def _without_repeated(scan: Scan, listing: ImageListing) -> Scan:
+    """The scan without the rows of data.labels whose bytes a row of data.root has: that row has the label."""
+    added = {image.path for image in listing.images if image.queue is not None}
+    rows = scan.index.rows
+    own = {row.sha256 for row in rows if row.path not in added}
+    kept = [row.path not in added or row.sha256 not in own for row in rows]
+    return replace(
+        scan,
+        index=replace(scan.index, rows=tuple(compress(rows, kept))),
+        duplicates=scan.duplicates - kept.count(False),
+        hashes=scan.hashes and scan.hashes.where(kept),
+    )
 
 
 def left_out_warnings(scan: Scan, config: DataConfig) -> list[str]:
