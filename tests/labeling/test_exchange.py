@@ -194,6 +194,14 @@ def test_a_label_is_stored_for_the_image_with_its_name_only(import_cvat):
     assert "front-2.jpg" in text
 
 
+def test_a_pattern_gives_the_imported_images_their_groups(import_cvat, tmp_path):
+    pattern = "data.group_pattern=^([^/]+)/"
+    import_cvat(("rideB/1.jpg", "Roadwork"), ("3.jpg", "None"), options=("--labeler", "ann", pattern))
+    events = read_events(tmp_path / "labels.parquet", NAMES)
+    assert {event.path.rpartition("/")[2]: event.group for event in events} == {"1.jpg": "rideB", "3.jpg": None}
+    assert import_cvat(("2.jpg", "None"), options=("--labeler", "ann", "data.group_pattern=tram"))[0] == 2
+
+
 def test_files_that_are_left_out_are_named(import_cvat, tmp_path):
     import_cvat()
     (tmp_path / "pool" / "4.heic").write_bytes(b"")

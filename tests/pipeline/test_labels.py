@@ -155,8 +155,30 @@ def test_an_image_in_the_data_set_and_in_the_pool_is_one_label(split, photos, tm
     labels = store_labels(tmp_path, pool[:3], "uncertain")
     store_labels(tmp_path, pool[3:], "random", first=100)
     rows, out = split(f"data.root={folder}", f"data.labels={labels}", "data.protocol=split")
-    assert len(rows) == len(before) + 5
+    assert len(rows) == len(before)
+    assert "0 duplicates" in out
     assert "5 labels of data.labels, 2 of them drawn at random" in out
+
+
+def test_confirmed_labels_of_a_data_set_that_is_named_otherwise_change_nothing(split, photos, tmp_path):
+    folder, _ = photos
+    before, _ = split(f"data.root={folder}", "data.protocol=split")
+    (tmp_path / "link").symlink_to(folder)
+    confirmed = [(tmp_path / "link" / row["path"], row["label"]) for row in before]
+    labels = store_labels(tmp_path, confirmed[:30], "suspicious")
+    shutil.rmtree(tmp_path / "run")
+    after, _ = split(f"data.root={folder}", f"data.labels={labels}", "data.protocol=split")
+    assert after == before
+
+
+def test_the_group_of_a_labelled_image_is_the_recorded_one(split, photos, tmp_path):
+    folder, pool = photos
+    labels = store_labels(tmp_path, pool[:4], "random", groups=["ride1", "ride1", "ride2", None])
+    settings = [f"data.root={folder}", f"data.labels={labels}", "data.grouping.by=[column]", "data.source_pattern=."]
+    rows, out = split(*settings, "data.group_pattern=([^/]+)/")
+    group = {row["path"]: row["group"] for row in rows}
+    assert [group[str(path)] for path, _ in pool[:4]] == ["ride1", "ride1", "ride2", None]
+    assert "1 images of data.labels have no group" in out
 
 
 def test_a_correction_changes_train_but_no_evaluation_split(split, photos, tmp_path):

@@ -3,8 +3,8 @@
 The engine calls these functions before every phase, so nothing here loads torch or SciPy.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import astuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import astuple, replace
 from pathlib import Path
 
 from streetvision.bundle.format import BUNDLE_JSON, Bundle, read_bundle
@@ -14,7 +14,8 @@ from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import FileDigest, Gate
 from streetvision.data.config import DataConfig
-from streetvision.data.grouping.name_pattern import apply_patterns
+from streetvision.data.grouping.name_pattern import apply_patterns, groups_by_name
+from streetvision.data.labels.decisions import LabelledImage
 from streetvision.data.labels.listing import Labels, add_labels, labels_path, read_labels
 from streetvision.data.records import ImageListing, ImageRecord
 from streetvision.data.sources.discovery import is_dataset, list_images, list_unlabeled
@@ -248,9 +249,37 @@ def list_data(context: Context, *, one_class: bool = False, labels: Labels | Non
     """Every image in data.root, and those of `labels`; with `one_class`, images of one class alone are accepted."""
     config = context.settings(DataConfig)
     if labels is not None and config.labels is not None and _root(config) == str(config.labels):
-        return apply_patterns(add_labels(ImageListing(Path("/"), ()), labels), config)
-    listing = list_root(config, context.schema.imported_dir, one_class=one_class)
-    return apply_patterns(listing if labels is None else add_labels(listing, labels), config)
+        listing = ImageListing(Path("/"), ())
+    else:
+        listing = list_root(config, context.schema.imported_dir, one_class=one_class)
+    if labels is None:
+        return apply_patterns(listing, config)
+    # The group of a labelled image was recorded with its label: it was matched below the folder of --images.
+    listing = add_labels(apply_group_pattern(listing, labels.images.values(), config), labels)
+    ungrouped = sum(image.queue is not None and image.group is None for image in listing.images)
+    if config.group_pattern is not None and ungrouped:
+        warning = (
+            f"{ungrouped:,} images of data.labels have no group: data.group_pattern takes effect on them when they are "
+            "labelled or imported"
+        )
+        listing = replace(listing, warnings=(*listing.warnings, warning))
+    return apply_patterns(listing, config.model_copy(update={"group_pattern": None}))
+
+
+def apply_group_pattern(
+    listing: ImageListing, others: Iterable[ImageRecord | LabelledImage], config: DataConfig
+) -> ImageListing:
+    """Return the listing of data.root with groups by data.group_pattern.
+
+    If the pattern matches no image of it, this is a warning if any of `others`, which are listed elsewhere, has a
+    group; else it is a DataError.
+    """
+    pattern, names = config.group_pattern, [image.path for image in listing.images]
+    grouped = any(image.group for image in others)
+    if pattern is not None and names and grouped and not any(groups_by_name(names, pattern)):
+        warning = f"data.group_pattern {pattern!r} matches no image of data.root, for example not {names[0]!r}"
+        return replace(listing, warnings=(*listing.warnings, warning))
+    return apply_patterns(listing, config.model_copy(update={"source_pattern": None}))
 
 
 def list_root(config: DataConfig, import_to: Path, *, one_class: bool = False) -> ImageListing:

@@ -1,12 +1,13 @@
 """streetvision label: read the images, plan the queue, and serve the page; exchange labels with other tools."""
 
 import getpass
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
-from itertools import compress, islice
+from itertools import compress
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,8 +17,9 @@ from pydantic import TypeAdapter, ValidationError
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ConfigError, DataError, unknown_name
 from streetvision.contracts.split_contracts import RANDOM_QUEUE, Index, Row, Split
+from streetvision.data.config import DataConfig
 from streetvision.data.grouping.group_rows import group_rows
-from streetvision.data.grouping.name_pattern import apply_patterns
+from streetvision.data.grouping.name_pattern import groups_by_name
 from streetvision.data.grouping.perceptual_hash import PerceptualHashes, join_hashes
 from streetvision.data.labels.decisions import decide, valid_events
 from streetvision.data.labels.listing import labels_path
@@ -43,6 +45,7 @@ from streetvision.labeling.queue import MIXED, STRATEGIES, Candidate, Queue, Que
 from streetvision.labeling.rounds import read_rounds
 from streetvision.labeling.session import Session
 from streetvision.labeling.strategies import FloatArray, reduce_features
+from streetvision.pipeline.artifacts import apply_group_pattern
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
 from streetvision.pipeline.data.scan_data import left_out_warnings
@@ -122,7 +125,8 @@ def serve_labels(overrides: Sequence[str], options: LabelOptions, *, host: str, 
         console.line("labels", str(store.path))
         console.line("page", f"http://{url_host(host)}:{listener.getsockname()[1]}/  (y, n, s: skip, u: undo, z: zoom)")
         run_app(app, listener)
-    console.next_command("streetvision", "train", f"data.labels={store.path}", *overrides)
+    others = [override for override in overrides if not override.startswith("data.labels=")]
+    console.next_command("streetvision", "train", f"data.labels={store.path}", *others)
 
 
 def _config(overrides: Sequence[str], options: LabelOptions) -> RunConfig:
@@ -223,13 +227,15 @@ def _read_images(
 ) -> tuple[tuple[Row, ...], set[str], list[str]]:
     """All images, by absolute path and with groups; copies with both labels; images on which a model abstained."""
     data, limits = config.data, config.loader.limits
-    listed = list_unlabeled((*options.images, *data.unlabeled))
+    listed = list_unlabeled((*options.images, *data.unlabeled), group_pattern=data.group_pattern)
     pool = {image.path: image for image in listed.images}
     abstained: list[str] = []
     if options.predictions is not None:
         found, missing = abstained_images(options.predictions)
         abstained = [str(path) for path in found]
-        pool |= {path: ImageRecord(path, UNLABELED) for path in abstained if path not in pool}
+        others = [path for path in abstained if path not in pool]
+        groups = groups_by_name(others, data.group_pattern) if data.group_pattern else [None] * len(others)
+        pool |= {path: ImageRecord(path, UNLABELED, group=group) for path, group in zip(others, groups, strict=True)}
         if missing:
             console.warn(
                 f"{missing:,} images of {options.predictions} are left out: they are not files of this machine, or "
@@ -240,6 +246,7 @@ def _read_images(
     for image in decide(store.events).images:
         if image.path not in pool and Path(image.path).is_file():
             pool[image.path] = ImageRecord(image.path, UNLABELED, group=image.group)
+    _report_unmatched(tuple(pool.values()), data, console)
     if not pool and data.root is None:
         raise ConfigError(
             "there are no images to label", "give --images FOLDER, --predictions FOLDER or data.root=FOLDER"
@@ -248,30 +255,31 @@ def _read_images(
     hashed = "near_duplicates" in data.grouping.by
     listings: list[ImageListing] = []
     if data.root is not None:
-        listings.append(
-            list_images(
-                data.root,
-                class_names=data.class_names,
-                import_to=store.path.parent / "imported",
-                hf_split=data.hf_split,
-                group_column=data.group_column,
-                source_column=data.source_column,
-                coco=data.coco,
-                one_class=True,
-                other_folders=True,  # they may be images to label
-            )
+        of_root = list_images(
+            data.root,
+            class_names=data.class_names,
+            import_to=store.path.parent / "imported",
+            hf_split=data.hf_split,
+            group_column=data.group_column,
+            source_column=data.source_column,
+            coco=data.coco,
+            one_class=True,
+            other_folders=True,  # they may be images to label
         )
+        listings.append(apply_group_pattern(of_root, pool.values(), data))
     if pool:
         listings.append(ImageListing(Path("/"), tuple(pool.values()), listed.skipped))
-    # As in a training, a pattern has to match in one of the listings, not in each.
-    every = ImageListing(Path("/"), tuple(image for listing in listings for image in listing.images))
-    images = iter(apply_patterns(every, data).images)
     rows: list[Row] = []
+    labels_of: dict[str, set[int]] = defaultdict(set)  # sha256 -> labels of data.root
     hashes: PerceptualHashes | None = None
     warnings: list[str] = []
     for listing in listings:
+        labels_at: dict[str, set[int]] = defaultdict(set)  # path -> listed labels
+        for record in listing.images:
+            labels_at[record.path].add(record.label)
         scan = scan_images(
-            replace(listing, images=tuple(islice(images, len(listing.images)))),
+            # Without labels, so that equal bytes with both labels are not left out.
+            replace(listing, images=tuple(replace(record, label=UNLABELED) for record in listing.images)),
             class_names=data.class_names,
             limits=limits,
             damaged_images=data.damaged_images,
@@ -280,7 +288,9 @@ def _read_images(
         )
         known = {row.sha256 for row in rows}
         new = [row.sha256 not in known for row in scan.index.rows]
-        rows += [replace(row, path=str(scan.index.root / row.path)) for row in compress(scan.index.rows, new)]
+        for row in compress(scan.index.rows, new):
+            labels_of[row.sha256] |= labels_at[row.path]
+            rows.append(replace(row, path=str(scan.index.root / row.path), label=min(labels_at[row.path])))
         if scan.hashes is not None:
             kept = scan.hashes.where(new)
             hashes = kept if hashes is None else join_hashes(hashes, kept)
@@ -300,7 +310,21 @@ def _read_images(
         if {label[path] for path in cluster} >= {0, 1}
         for path in cluster
     }
+    in_conflict |= {row.path for row in index.rows if len(labels_of[row.sha256]) > 1 and row.sha256 not in given}
     return index.rows, in_conflict, abstained
+
+
+def _report_unmatched(pool: Sequence[ImageRecord], data: DataConfig, console: Console) -> None:
+    """Warn if data.group_pattern matches no image to label; without data.root, which it may match, raise DataError."""
+    if data.group_pattern is None or not pool or any(image.group for image in pool):
+        return
+    message = (
+        f"data.group_pattern {data.group_pattern!r} matches no image to label, for example not {pool[0].path!r}: "
+        "it is compared with the path below the folder of --images"
+    )
+    if data.root is None:
+        raise DataError(message, "change data.group_pattern, or leave it out")
+    console.warn(message)
 
 
 def _features(config: RunConfig, rows: Sequence[Row], folder: Path, console: Console) -> FloatArray:
@@ -343,7 +367,8 @@ def import_labels(overrides: Sequence[str], options: LabelOptions, source: Path,
     if not sources:
         raise ConfigError("--import needs the images of the labels", "give --images FOLDER")
     found = READERS[suffix](source, config.data.class_names)
-    listed = list_unlabeled(sources)
+    listed = list_unlabeled(sources, group_pattern=config.data.group_pattern)
+    _report_unmatched(listed.images, config.data, console)
     images = {image.path: image for image in listed.images}
     names = [label.name for label in found]
     matched = match_names(names, list(images))
