@@ -1,6 +1,7 @@
 """Queues: the random share is there, reserved groups are only drawn at random, and wrong labels come first."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -154,6 +155,16 @@ def test_files_that_the_queue_leaves_out_are_named(tmp_path):
         read_pool(compose_config([f"data.root={tmp_path / 'data'}"]), options, store, Console(silent=True))
     text = " ".join(str(warning.message) for warning in warned)
     assert all(name in text for name in ("pool.heic", "None.heic", "work.heic"))
+
+
+def test_images_that_a_training_with_the_labels_evaluates_are_protected(scenes, finished_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "labels-training").mkdir(parents=True)
+    shutil.copy(finished_run / "splits.json", tmp_path / "outputs" / "labels-training")
+    store = LabelStore(tmp_path / "outputs" / "labels" / "labels.parquet", NAMES)
+    options = LabelOptions(images=(scenes,), strategy="random")
+    pool = read_pool(compose_config([]), options, store, Console(silent=True))
+    assert 0 < len(pool.protected & {row.sha256 for row in pool.rows}) < len(pool.rows)
 
 
 def test_the_next_command_has_each_setting_once(command, tmp_path, monkeypatch):

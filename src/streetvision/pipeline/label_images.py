@@ -218,7 +218,7 @@ def read_pool(config: RunConfig, options: LabelOptions, store: LabelStore, conso
         None if features is None else features[order],
         frozenset(abstained),
         frozenset(in_conflict),
-        frozenset(_evaluated_images(config)),
+        frozenset(_evaluated_images(config, store)),
     )
 
 
@@ -341,9 +341,10 @@ def _features(config: RunConfig, rows: Sequence[Row], folder: Path, console: Con
     return reduce_features(features.numpy().astype(np.float32))
 
 
-def _evaluated_images(config: RunConfig) -> set[str]:
-    """sha256 of the images in an evaluation split of the run, if there is one."""
-    path = ArtifactSchema(config.root).splits_json
+def _evaluated_images(config: RunConfig, store: LabelStore) -> set[str]:
+    """sha256 of the images in an evaluation split of the run that trains with these labels, if there is one."""
+    data = config.data.model_copy(update={"labels": store.path})
+    path = ArtifactSchema(config.model_copy(update={"data": data}).root).splits_json
     if not path.is_file():
         return set()
     partition = partition_from_json(read_json(path), path)
