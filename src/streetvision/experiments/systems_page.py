@@ -11,9 +11,12 @@ from streetvision.eval.intervals import Interval
 
 METRICS = {"mcc": "MCC", "roc_auc": "ROC-AUC", "ece": "ECE"}
 """Metric -> its title in the table."""
+MARKERS = "os^D"
 COLORS = (BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", INK, GREY)
 PLOT_HEIGHT = 3.6
 """Inches of the plot of one data set."""
+LEGEND_LINE = 0.2
+"""Inches of one line of the legend, which has two systems."""
 
 
 @dataclass(frozen=True)
@@ -93,26 +96,44 @@ def as_csv(rows: Sequence[SystemRow]) -> str:
 
 def minutes_plot(rows: Sequence[SystemRow]) -> bytes:
     """Return a picture of MCC against minutes, one plot for each data set."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     shown = [row for row in rows if row.metrics is not None and row.minutes is not None]
     names = list(dict.fromkeys(row.data for row in shown))
     systems = list(dict.fromkeys(row.system for row in rows))
-    with new_figure("MCC and time of training", PLOT_HEIGHT * max(1, len(names))) as (figure, png):
+    height = PLOT_HEIGHT * max(1, len(names)) + LEGEND_LINE * -(-len(systems) // 2)
+    with new_figure("MCC and time of training", height) as (figure, png):
+        marks = {}
         if names:
             plots = figure.subplots(len(names), 1, squeeze=False)[:, 0]
             for axes, name in zip(plots, names, strict=True):
                 for row in (row for row in shown if row.data == name):
                     assert row.metrics is not None
-                    mcc, color = row.metrics["mcc"], COLORS[systems.index(row.system) % len(COLORS)]
-                    error = [[mcc.estimate - mcc.low], [mcc.high - mcc.estimate]]
-                    axes.errorbar([row.minutes], [mcc.estimate], yerr=error, color=color, marker="o", capsize=3)
-                    axes.annotate(
-                        row.system, (row.minutes, mcc.estimate), xytext=(6, 4), textcoords="offset points", fontsize=8
+                    mcc, (turn, color) = row.metrics["mcc"], divmod(systems.index(row.system), len(COLORS))
+                    marks[row.system] = axes.errorbar(
+                        [row.minutes],
+                        [mcc.estimate],
+                        yerr=[[mcc.estimate - mcc.low], [mcc.high - mcc.estimate]],
+                        color=COLORS[color],
+                        marker=MARKERS[turn % len(MARKERS)],
+                        capsize=3,
                     )
                 axes.set_title(name, loc="left", fontsize=11)
                 axes.set_xscale("log")
-                axes.margins(x=0.25)
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_major_formatter("{x:g}")
+                axes.xaxis.set_minor_locator(NullLocator())
+                axes.margins(x=0.1)
                 axes.set_ylabel("MCC")
             plots[-1].set_xlabel("minutes for a fold (CPU time; on a GPU wall time)")
+            figure.legend(
+                [marks[system] for system in systems if system in marks],
+                [system for system in systems if system in marks],
+                loc="outside lower left",
+                ncols=2,
+                fontsize=9,
+                frameon=False,
+            )
     return png.getvalue()
 
 
