@@ -60,11 +60,10 @@ def search_folder(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> I
     """
     pending = [str(folder)]
     while pending:
-        here = pending.pop()
+        here, folders = pending.pop(), list[str]()
         try:
             with os.scandir(here) as listing:
                 entries = sorted((entry for entry in listing if not is_ignored(entry.name)), key=lambda e: e.name)
-            folders: list[str] = []
             for entry in entries:
                 if not entry.is_dir(follow_symlinks=False):
                     yield FoundFile(entry.path, _reason_against(entry, suffixes))
@@ -73,9 +72,9 @@ def search_folder(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> I
                     yield FoundFile(entry.path, RUN_FOLDER)
                 else:
                     folders.append(entry.path)
-            pending.extend(reversed(folders))
         except OSError as error:
             yield FoundFile(here, f"cannot be read: {error.strerror or error}", unreadable=True)
+        pending.extend(reversed(folders))
 
 
 def _reason_against(entry: "os.DirEntry[str]", suffixes: Collection[str]) -> str:
