@@ -2,7 +2,7 @@
 
     python -m benchmarks.baseline_script SCENES OUT.pt
 
-Features of a backbone for labelled scenes, scikit-learn's logistic regression on them, a threshold from a grid, and the
+Features of a backbone for labeled scenes, scikit-learn's logistic regression on them, a threshold from a grid, and the
 MCC on held-out scenes. It has no data check, calibration, certificate or records.
 """
 

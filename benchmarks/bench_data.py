@@ -29,7 +29,7 @@ SCENES = 8
 LARGE = (4032, 3024)
 """Width and height of 12 megapixels."""
 GRAIN = 6.0
-"""Standard deviation of the noise, in grey levels: files of about 250 kB."""
+"""Standard deviation of the noise, in gray levels: files of about 250 kB."""
 IMAGE_SIZE, BATCH, CACHE_PIXELS = 224, 16, 256
 
 

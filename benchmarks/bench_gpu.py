@@ -75,7 +75,7 @@ def _training(classifier: Classifier, mode: str, ceiling: float, device: torch.d
         if hardware is fast:
             operations = _operations(learner.to(device), device)
         module = SupervisedModule(learner, config, loss=make_loss(config.loss, (0, 1)), hardware=hardware)
-        seconds[hardware] = _seconds_an_image(module, _labelled())
+        seconds[hardware] = _seconds_an_image(module, _labeled())
     name = f"{VIT}, {mode}: an image, bf16 and compiled"
     return [
         Figure(name, seconds[fast], "fp32, eager", seconds[exact]),
@@ -187,7 +187,7 @@ def _seconds_an_image(module: BaseModule, batches: Repeated, *, warm_up: int = W
     return (ended - started) / ((len(batches) - warm_up) * len(batches.batch[0]))
 
 
-def _labelled() -> Repeated:
+def _labeled() -> Repeated:
     images = torch.randint(0, 256, (BATCH, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
     return Repeated((images, torch.arange(BATCH) % 2), steps=WARM_UP + STEPS)
 

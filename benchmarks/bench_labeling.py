@@ -1,4 +1,4 @@
-"""Replay of labelling: labels of a data set are revealed in the order of a queue.
+"""Replay of labeling: labels of a data set are revealed in the order of a queue.
 
     python -m benchmarks.bench_labeling SETTINGS
 
@@ -109,8 +109,8 @@ def _replay(index: Index, features: FloatArray, test: NDArray[np.bool_], choose:
     for step in range(LABELS // BATCH):
         for position, queue in choose(candidates, features[pool], seed * 1000 + step):
             candidates[position] = replace(candidates[position], label=rows[position].label, queue=queue)
-        labelled = [pool[i] for i, candidate in enumerate(candidates) if candidate.label is not None]
-        curve.append(_mcc(features, index, labelled, test))
+        labeled = [pool[i] for i, candidate in enumerate(candidates) if candidate.label is not None]
+        curve.append(_mcc(features, index, labeled, test))
     return np.array(curve)
 
 
@@ -128,17 +128,17 @@ def _planned(strategy: str) -> Choose:
 
 def _margin(candidates: list[Candidate], features: FloatArray, seed: int) -> list[tuple[int, str]]:
     """The images nearest to the decision of a classifier on the labels so far."""
-    labelled = [i for i, candidate in enumerate(candidates) if candidate.label is not None]
-    unlabelled = [i for i, candidate in enumerate(candidates) if candidate.label is None]
-    labels = [candidates[i].label for i in labelled]
+    labeled = [i for i, candidate in enumerate(candidates) if candidate.label is not None]
+    unlabeled = [i for i, candidate in enumerate(candidates) if candidate.label is None]
+    labels = [candidates[i].label for i in labeled]
     if len(set(labels)) < 2:
-        drawn = np.random.default_rng(seed).permutation(unlabelled)[:BATCH]
+        drawn = np.random.default_rng(seed).permutation(unlabeled)[:BATCH]
         return [(int(i), RANDOM_QUEUE) for i in drawn]
-    scale = np.sqrt(np.square(features[labelled]).sum(axis=1).mean())
+    scale = np.sqrt(np.square(features[labeled]).sum(axis=1).mean())
     model = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=1000)
-    model.fit(features[labelled] / scale, labels)
-    distance = np.abs(model.decision_function(features[unlabelled] / scale))
-    return [(unlabelled[i], "uncertain") for i in np.argsort(distance, kind="stable")[:BATCH]]
+    model.fit(features[labeled] / scale, labels)
+    distance = np.abs(model.decision_function(features[unlabeled] / scale))
+    return [(unlabeled[i], "uncertain") for i in np.argsort(distance, kind="stable")[:BATCH]]
 
 
 STRATEGIES: dict[str, Choose] = {
@@ -149,13 +149,13 @@ STRATEGIES: dict[str, Choose] = {
 }
 
 
-def _mcc(features: FloatArray, index: Index, labelled: list[int], test: NDArray[np.bool_]) -> float:
+def _mcc(features: FloatArray, index: Index, labeled: list[int], test: NDArray[np.bool_]) -> float:
     labels = np.array([row.label for row in index.rows])
-    if len(set(labels[labelled].tolist())) < 2:
+    if len(set(labels[labeled].tolist())) < 2:
         return 0.0
-    scale = np.sqrt(np.square(features[labelled]).sum(axis=1).mean())
+    scale = np.sqrt(np.square(features[labeled]).sum(axis=1).mean())
     model = LogisticRegression(C=STRENGTH, class_weight="balanced", max_iter=1000)
-    model.fit(features[labelled] / scale, labels[labelled])
+    model.fit(features[labeled] / scale, labels[labeled])
     return float(mcc(confusion_counts(labels[test], model.predict(features[test] / scale) == 1)))
 
 

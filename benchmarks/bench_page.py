@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.figures import Curve, Figure
-from streetvision.eval.figures import BLUE, GREY, ORANGE, new_figure
+from streetvision.eval.figures import BLUE, GRAY, ORANGE, new_figure
 from streetvision.experiments.doc_tables import split_page, write_table
 from streetvision.io.atomic import write_bytes_atomic
 
-COLORS = (BLUE, ORANGE, "#009e73", "#cc79a7", GREY)
+COLORS = (BLUE, ORANGE, "#009e73", "#cc79a7", GRAY)
 
 
 def check_place(page: Path, section: str) -> None:
@@ -43,9 +43,9 @@ def growth_picture(curves: Sequence[Curve]) -> bytes:
     most = max(curves, key=lambda curve: curve.exponent)
     with new_figure(f"The steepest cost, in {most.of}, grows as N^{most.exponent:.2f}") as (figure, png):
         axes = figure.subplots()
-        for curve, colour in zip(curves, cycle(COLORS), strict=False):
+        for curve, color in zip(curves, cycle(COLORS), strict=False):
             label = f"{curve.of}: N^{curve.exponent:.2f}"
-            axes.loglog(curve.sizes, curve.seconds, color=colour, marker=".", label=label)
+            axes.loglog(curve.sizes, curve.seconds, color=color, marker=".", label=label)
         axes.set_xlabel("N")
         axes.set_ylabel("seconds")
         axes.legend()

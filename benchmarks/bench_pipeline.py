@@ -1,4 +1,4 @@
-"""`streetvision dev bench pipeline`: from labelled images to an evaluated bundle, compared with a baseline script."""
+"""`streetvision dev bench pipeline`: from labeled images to an evaluated bundle, compared with a baseline script."""
 
 import importlib.util
 import subprocess

@@ -67,10 +67,10 @@ def _bootstraps() -> list[Figure]:
         return [_by_scikit_learn(*_drawn(labels, p, rng.integers(0, ROWS, ROWS))) for _ in range(LOOPED)]
 
     name = f"{RESAMPLES:,} resamples x {len(METRICS)} metrics, {ROWS:,} rows"
-    quick, vectorised = interleaved_median(ours, scipys, repeats=5)
+    quick, vectorized = interleaved_median(ours, scipys, repeats=5)
     again, looped = interleaved_median(ours, loop, repeats=3)
     return [
-        Figure(name, quick, "scipy.stats.bootstrap, vectorised, percentile", vectorised),
+        Figure(name, quick, "scipy.stats.bootstrap, vectorized, percentile", vectorized),
         Figure(name, again, f"a loop over scikit-learn ({LOOPED} resamples, scaled)", looped * RESAMPLES / LOOPED),
     ]
 

@@ -1,9 +1,9 @@
-"""Remove most labels of a data set; the unlabelled images remain available to phase 4a.
+"""Remove most labels of a data set; the unlabeled images remain available to phase 4a.
 
     python scripts/few_labels.py DATA OUT --classes no_roadwork roadwork --keep 0.52 --seed 0
 
-writes OUT/labelled.csv for `data.root` and OUT/unlabelled.csv for `data.unlabeled`. A group keeps or loses its
-labels as a whole, and the fraction of labelled groups is the same in both classes.
+writes OUT/labeled.csv for `data.root` and OUT/unlabeled.csv for `data.unlabeled`. A group keeps or loses its
+labels as a whole, and the fraction of labeled groups is the same in both classes.
 """
 
 import argparse
@@ -33,24 +33,24 @@ def main() -> None:
     groups = [image.group or image.path for image in dataset.images]
     label_of = {group: image.label for group, image in zip(groups, dataset.images, strict=True)}
     rng = np.random.default_rng(arguments.seed)
-    labelled_groups: set[str] = set()
+    labeled_groups: set[str] = set()
     for label in (0, 1):
         of_class = sorted(group for group, group_label in label_of.items() if group_label == label)
-        labelled_groups.update(rng.permutation(of_class)[: round(arguments.keep * len(of_class))].tolist())
+        labeled_groups.update(rng.permutation(of_class)[: round(arguments.keep * len(of_class))].tolist())
 
-    labelled: list[Sequence[object]] = [("path", "label", "group")]
-    unlabelled: list[Sequence[object]] = [("path", "group")]
+    labeled: list[Sequence[object]] = [("path", "label", "group")]
+    unlabeled: list[Sequence[object]] = [("path", "group")]
     for group, image in zip(groups, dataset.images, strict=True):
         path = (dataset.root / image.path).resolve()
-        if group in labelled_groups:
-            labelled.append((path, arguments.classes[image.label], group))
+        if group in labeled_groups:
+            labeled.append((path, arguments.classes[image.label], group))
         else:
-            unlabelled.append((path, group))
+            unlabeled.append((path, group))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("labelled", labelled), ("unlabelled", unlabelled)):
+    for name, rows in (("labeled", labeled), ("unlabeled", unlabeled)):
         with (arguments.out / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows(rows)
-    print(f"{len(labelled_groups)} of {len(label_of)} groups are labelled: {arguments.out / 'labelled.csv'}")  # noqa: T201
+    print(f"{len(labeled_groups)} of {len(label_of)} groups are labeled: {arguments.out / 'labeled.csv'}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -113,22 +113,22 @@ def photographs(folder: Path) -> None:
 
 
 def tracks(folder: Path) -> None:
-    """Recall of neighbouring frames of a track, and merges of different tracks, for several correlation limits."""
+    """Recall of neighboring frames of a track, and merges of different tracks, for several correlation limits."""
     rows = list(csv.DictReader((folder / "index.csv").open()))
     hashes = stack_hashes(compute_hash(read_image(folder / row["path"], decode_size=scan_size)) for row in rows)
     track = np.array([row["group"] for row in rows])
     order = np.lexsort((np.array([row["path"] for row in rows]), track))
-    neighbours = {tuple(sorted(pair)) for pair in pairwise(order) if track[pair[0]] == track[pair[1]]}
+    neighbors = {tuple(sorted(pair)) for pair in pairwise(order) if track[pair[0]] == track[pair[1]]}
     different = sum(int((track != name).sum()) for name in track) // 2
     print_line(f"{len(rows)} crops, {hashes.tiny.mean():.0%} of them under 64 pixels")
     for correlation in (0.90, 0.95, 0.97):
         duplicates = find_near_duplicates(hashes, correlation=correlation)
         pairs = duplicates.pairs
         false = int((track[pairs[:, 0]] != track[pairs[:, 1]]).sum())
-        recall = len(neighbours & set(map(tuple, pairs.tolist()))) / len(neighbours)
+        recall = len(neighbors & set(map(tuple, pairs.tolist()))) / len(neighbors)
         largest = np.bincount(duplicates.clusters).max()
         print_line(
-            f"  correlation {correlation}: {recall:.3f} of neighbours found, {false / different * 1e6:.0f} merges per "
+            f"  correlation {correlation}: {recall:.3f} of neighbors found, {false / different * 1e6:.0f} merges per "
             f"million pairs of different tracks, largest cluster {largest}"
         )
 

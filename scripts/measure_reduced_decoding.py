@@ -5,7 +5,7 @@ python scripts/measure_reduced_decoding.py --index INDEX.csv --weights MODEL.saf
 
 Every image is saved at a size from which a reduction by FACTOR leaves MARGIN times the pixels of the model's input. A
 linear head is fitted in grouped cross-validation. Printed are the differences of pixels (root of the mean square, in
-grey levels) and of probabilities from version 1, and the NLL where the head is fitted and evaluated on version 2. A
+gray levels) and of probabilities from version 1, and the NLL where the head is fitted and evaluated on version 2. A
 JPEG of quality 90, written again, is the yardstick.
 """
 

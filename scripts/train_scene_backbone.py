@@ -2,7 +2,7 @@
 
 A small DINOv3 ViT is trained from random weights on drawn scenes, with seeds that are not used elsewhere. The
 renderer knows where the roadwork is, so every patch has a label. The loss is the cross-entropy of the image plus the
-binary cross-entropy of its patches; a randomly initialised transformer learns much faster from labels per patch than
+binary cross-entropy of its patches; a randomly initialized transformer learns much faster from labels per patch than
 from one label per image.
 
 Shapes: B images, S pixels per side, T patches, G = sqrt(T) patches per side, D width of a token.
@@ -269,7 +269,7 @@ without a download.
   patches, which the renderer provides. The backbone was trained for this task on drawings, so its results are no
   evidence for photographs or for the published DINOv3 weights.
 - Recipe: {epochs} epochs, batches of {batch_size}, AdamW at {learning_rate}, weight decay {weight_decay},
-  {warmup_steps} warm-up steps, cosine decay; random flips, zoom, shift, light and colour; seed {seed}; {precision}.
+  {warmup_steps} warm-up steps, cosine decay; random flips, zoom, shift, light and color; seed {seed}; {precision}.
 - Time: {minutes:.0f} minutes on {machine}, including drawing the scenes.
 - Result on {held_out:,} scenes with other seeds (from {held_out_seed:,}): MCC {mcc:.3f} at threshold 0.5 and ROC-AUC
   {auc:.3f}, with the image head of the training, which does not ship.

@@ -37,13 +37,13 @@ def test_train_cli_runs_one_phase_of_an_existing_run(run_script, finished_run, t
 def test_few_labels_removes_the_labels_of_whole_groups_in_both_classes(run_script, scenes, tmp_path):
     out = tmp_path / "few"
     run_script("few_labels.py", scenes, out, "--keep", "0.25", "--seed", "1")
-    files = [scenes / "index.csv", out / "labelled.csv", out / "unlabelled.csv"]
-    dataset, labelled, unlabelled = (list(csv.DictReader(file.open())) for file in files)
-    assert len(labelled) + len(unlabelled) == len(dataset)
-    assert {row["group"] for row in labelled}.isdisjoint(row["group"] for row in unlabelled)
-    assert "label" not in unlabelled[0]
-    assert {row["label"] for row in labelled} == {"None", "Roadwork"}
-    assert len({row["group"] for row in labelled}) == round(0.25 * len(dataset))  # every scene is its own group
+    files = [scenes / "index.csv", out / "labeled.csv", out / "unlabeled.csv"]
+    dataset, labeled, unlabeled = (list(csv.DictReader(file.open())) for file in files)
+    assert len(labeled) + len(unlabeled) == len(dataset)
+    assert {row["group"] for row in labeled}.isdisjoint(row["group"] for row in unlabeled)
+    assert "label" not in unlabeled[0]
+    assert {row["label"] for row in labeled} == {"None", "Roadwork"}
+    assert len({row["group"] for row in labeled}) == round(0.25 * len(dataset))  # every scene is its own group
 
 
 def test_evaluate_cli_takes_the_path_of_bundle_json(run_script, finished_run, tmp_path):

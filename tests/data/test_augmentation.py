@@ -40,7 +40,7 @@ def test_every_setting_of_the_augmentation_changes_the_image(change):
 
 @pytest.mark.parametrize("low", [0.3, 0.7, 0.9])
 def test_a_crop_keeps_the_configured_share_of_the_area(low):
-    """Row and column of a pixel are its colours, so the crop can be read from the result."""
+    """Row and column of a pixel are its colors, so the crop can be read from the result."""
     row, column = torch.meshgrid(torch.arange(200), torch.arange(200), indexing="ij")
     image = torch.stack([row, column, row]).to(torch.uint8)
     transform = get_train_transforms(PLAIN.model_copy(update={"crop_scale": (low, 1.0)}), image_size=100)

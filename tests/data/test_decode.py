@@ -51,8 +51,8 @@ def png_chunks(*chunks: tuple[bytes, bytes]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def png_header(width: int, height: int, *, bits: int, colour: int) -> tuple[bytes, bytes]:
-    return b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+def png_header(width: int, height: int, *, bits: int, color: int) -> tuple[bytes, bytes]:
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
 
 
 @pytest.mark.parametrize("name", [b"JFIF\0", b"\xff\xda"])
@@ -127,7 +127,7 @@ def test_damaged_exif_is_ignored():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bit_grey_is_scaled_not_clipped(kind):
+def test_sixteen_bit_gray_is_scaled_not_clipped(kind):
     values = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
     image = decode_image(encoded(Image.fromarray(values), kind))
     assert image[0].tolist() == [[0, 0, 1, 1, 128, 255]]
@@ -135,9 +135,9 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(kind):
     assert torch.equal(image[0], image[2])
 
 
-def test_sixteen_bit_colour_keeps_the_high_byte():
+def test_sixteen_bit_color_keeps_the_high_byte():
     raw = b"\x00" + struct.pack(">3H", 65535, 32768, 200)
-    data = png_chunks(png_header(1, 1, bits=16, colour=2), (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
+    data = png_chunks(png_header(1, 1, bits=16, color=2), (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
     assert decode_image(data).flatten().tolist() == [255, 128, 0]
 
 
@@ -169,7 +169,7 @@ def test_alpha_is_put_over_white(kind):
     assert image[0, 0].tolist() == [255, 0, 127]
 
 
-def test_grey_with_alpha_is_put_over_white():
+def test_gray_with_alpha_is_put_over_white():
     assert decode_image(encoded(Image.new("LA", (1, 1), (10, 0)), "PNG")).flatten().tolist() == [255, 255, 255]
 
 
@@ -182,7 +182,7 @@ def test_a_transparent_palette_entry_is_white(kind):
     assert as_array(pixels)[0].tolist() == [[255, 255, 255], [40, 50, 60]]
 
 
-def test_a_transparent_colour_is_white():
+def test_a_transparent_color_is_white():
     image = Image.new("RGB", (2, 1), (10, 20, 30))
     image.putpixel((1, 0), (1, 2, 3))
     pixels = decode_image(encoded(image, "PNG", transparency=(10, 20, 30)))
@@ -190,7 +190,7 @@ def test_a_transparent_colour_is_white():
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P"])
-def test_modes_with_few_colours_become_three_channels(mode):
+def test_modes_with_few_colors_become_three_channels(mode):
     picture = photo().convert(mode)
     np.testing.assert_array_equal(
         as_array(decode_image(encoded(picture, "PNG"))), np.asarray(picture.convert("RGB")).astype(int)
@@ -199,7 +199,7 @@ def test_modes_with_few_colours_become_three_channels(mode):
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_an_animation_gives_its_first_frame(kind):
-    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "lime")]
+    frames = [Image.new("RGB", (20, 10), color) for color in ("red", "lime")]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     image = decode_image(data)
@@ -208,7 +208,7 @@ def test_an_animation_gives_its_first_frame(kind):
 
 
 def test_a_phone_photo_with_two_images_gives_the_first():
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime")]
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "lime")]
     data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
     assert np.abs(as_array(decode_image(data)) - (255, 0, 0)).max() <= 3
 
@@ -243,13 +243,13 @@ def test_bytes_that_are_not_an_image_give_a_plain_reason(data, reason):
 
 
 def test_a_decompression_bomb_is_rejected_by_its_header():
-    bomb = png_chunks(png_header(30_000, 30_000, bits=8, colour=2), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    bomb = png_chunks(png_header(30_000, 30_000, bits=8, color=2), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
     assert reason_of(bomb).startswith("is 900 megapixels; the limit is 20")
     assert "limits.max_megapixels=100" in reason_of(bomb)
 
 
 def tiled_tiff(tile: int) -> bytes:
-    """A grey image of 16 x 16 pixels in one compressed tile of `tile` x `tile`."""
+    """A gray image of 16 x 16 pixels in one compressed tile of `tile` x `tile`."""
     body = zlib.compress(bytes(range(256)) * (tile * tile // 256))
     tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 134, 325: len(body)}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())

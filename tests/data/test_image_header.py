@@ -22,7 +22,7 @@ def encoded(kind: str, **options) -> bytes:
 
 
 def tiff(changes: dict[int, tuple[int, int, bytes]], order: str = "<") -> bytes:
-    """A grey TIFF of 16 x 16 pixels in which some tags have another (type, count, four bytes of the value)."""
+    """A gray TIFF of 16 x 16 pixels in which some tags have another (type, count, four bytes of the value)."""
     body = bytes(range(256))
     entries = {256: 16, 257: 16, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 16, 279: 256}
     table = {tag: (4, 1, struct.pack(f"{order}I", value)) for tag, value in entries.items()} | changes

@@ -34,8 +34,8 @@ def exif(orientation: int) -> Image.Exif:
     return tags
 
 
-def grey(bits: int, *, inverted: bool = False, order: str = "<") -> tuple[bytes, np.ndarray]:
-    """A grey TIFF of 12 or 16 bits, and the expected 8-bit grey values."""
+def gray(bits: int, *, inverted: bool = False, order: str = "<") -> tuple[bytes, np.ndarray]:
+    """A gray TIFF of 12 or 16 bits, and the expected 8-bit gray values."""
     values = np.linspace(0, 2**bits - 1, 256).astype(np.uint16).reshape(16, 16)
     if bits == 16:
         body = values.astype(f"{order}u2").tobytes()
@@ -56,9 +56,9 @@ def grey(bits: int, *, inverted: bool = False, order: str = "<") -> tuple[bytes,
 FILES = {
     "rgba": encoded(Image.fromarray(np.dstack([NOISE, NOISE[..., :1]])), "PNG"),
     "rgba webp": encoded(Image.fromarray(np.dstack([NOISE, NOISE[..., :1]])), "WEBP", lossless=True),
-    "grey alpha": encoded(Image.fromarray(NOISE[..., 0]).convert("LA"), "PNG"),
+    "gray alpha": encoded(Image.fromarray(NOISE[..., 0]).convert("LA"), "PNG"),
     "palette": encoded(Image.fromarray(NOISE).convert("P"), "PNG", transparency=3),
-    "transparent colour": encoded(Image.fromarray(NOISE), "PNG", transparency=tuple(map(int, NOISE[0, 0]))),
+    "transparent color": encoded(Image.fromarray(NOISE), "PNG", transparency=tuple(map(int, NOISE[0, 0]))),
     "orientation jpeg": encoded(Image.fromarray(NOISE), "JPEG", exif=exif(6)),
     "orientation png": encoded(Image.fromarray(NOISE), "PNG", exif=exif(8)),
     "orientation tiff": encoded(Image.fromarray(NOISE), "TIFF", exif=exif(5)),
@@ -66,8 +66,8 @@ FILES = {
     "16 bits": encoded(Image.fromarray(NOISE[..., 0].astype(np.uint16) * 257), "PNG"),
     "16 bits transparent": encoded(Image.fromarray(NOISE[..., 0].astype(np.uint16) * 257), "PNG", transparency=257),
     "16 bits tiff": encoded(Image.fromarray(NOISE[..., 0].astype(np.uint16) * 257), "TIFF"),
-    "12 bits": grey(12)[0],
-    "white is zero": grey(16, inverted=True)[0],
+    "12 bits": gray(12)[0],
+    "white is zero": gray(16, inverted=True)[0],
     "cmyk": encoded(Image.fromarray(NOISE).convert("CMYK"), "JPEG"),
     "black and white": encoded(Image.fromarray(NOISE).convert("1"), "PNG"),
     "animation": encoded(Image.fromarray(NOISE), "GIF", save_all=True, append_images=[Image.new("RGB", (30, 20))]),
@@ -111,8 +111,8 @@ def test_a_pillow_image_has_the_pixels_of_its_file(name, tmp_path):
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("inverted", [False, True])
 @pytest.mark.parametrize("bits", [12, 16])
-def test_grey_is_scaled_by_its_bits_and_its_interpretation_or_refused(bits, inverted, order):
-    data, expected = grey(bits, inverted=inverted, order=order)
+def test_gray_is_scaled_by_its_bits_and_its_interpretation_or_refused(bits, inverted, order):
+    data, expected = gray(bits, inverted=inverted, order=order)
     if (bits, inverted, order) not in {(12, False, "<"), (16, False, "<"), (16, True, "<"), (16, False, ">")}:
         with pytest.raises(DataError, match="not supported"):
             decode_file(data)
@@ -124,7 +124,7 @@ def test_grey_is_scaled_by_its_bits_and_its_interpretation_or_refused(bits, inve
 
 @pytest.mark.parametrize("sample_format", [2, 3, 4])
 def test_pixels_that_are_not_unsigned_integers_are_refused(sample_format):
-    data = bytearray(grey(16)[0])
+    data = bytearray(gray(16)[0])
     place = data.index((278).to_bytes(2, "little"), 8 + 512)  # RowsPerStrip becomes SampleFormat; it has a default
     data[place : place + 2] = (339).to_bytes(2, "little")
     data[place + 8 : place + 12] = sample_format.to_bytes(4, "little")

@@ -64,8 +64,8 @@ def test_rows_have_digest_size_and_the_listed_metadata(tmp_path):
 
 
 def test_brightness_is_the_mean_luminance():
-    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], dtype=torch.uint8)
-    assert [mean_luminance(colour.view(3, 1, 1)) for colour in colours] == [0.299, 0.587, 0.114, 1.0]
+    colors = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], dtype=torch.uint8)
+    assert [mean_luminance(color.view(3, 1, 1)) for color in colors] == [0.299, 0.587, 0.114, 1.0]
     half = torch.tensor([0, 255], dtype=torch.uint8).expand(3, 4, 2)
     assert mean_luminance(half) == 0.5
 

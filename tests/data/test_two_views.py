@@ -9,17 +9,17 @@ from streetvision.data.config import DecodeLimits, PairConfig
 from streetvision.data.two_views import GroupPairDataset, TwoViews
 from streetvision.io.atomic import sha256_file
 
-GREYS = [0, 40, 80, 120, 160, 200]
+GRAYS = [0, 40, 80, 120, 160, 200]
 GROUPS = [0, 1, 0, 1, 0, 2]
 PLAIN = PairConfig(positives="same_group", color_jitter=0, grayscale_p=0, blur=False)
 
 
 @pytest.fixture
 def pairs(tmp_path):
-    """Grey squares, each with its own shade."""
+    """Gray squares, each with its own shade."""
     rows = []
-    for number, (grey, group) in enumerate(zip(GREYS, GROUPS, strict=True)):
-        Image.new("L", (24, 20 + number), grey).convert("RGB").save(tmp_path / f"{number}.png")
+    for number, (gray, group) in enumerate(zip(GRAYS, GROUPS, strict=True)):
+        Image.new("L", (24, 20 + number), gray).convert("RGB").save(tmp_path / f"{number}.png")
         rows.append(Row(f"{number}.png", group, sha256_file(tmp_path / f"{number}.png"), 24, 20 + number, 0.5))
     return GroupPairDataset(
         rows, root=tmp_path, transform=TwoViews(PLAIN, image_size=16), limits=DecodeLimits(), seed=3
@@ -37,8 +37,8 @@ def shades(pairs, epoch, position):
 def test_the_second_view_shows_any_image_of_the_group(pairs):
     for position, group in enumerate(GROUPS):
         drawn = [shades(pairs, epoch, position) for epoch in range(40)]
-        assert {first for first, _ in drawn} == {GREYS[position]}
-        assert {second for _, second in drawn} == {GREYS[p] for p, own in enumerate(GROUPS) if own == group}
+        assert {first for first, _ in drawn} == {GRAYS[position]}
+        assert {second for _, second in drawn} == {GRAYS[p] for p, own in enumerate(GROUPS) if own == group}
 
 
 def test_a_pair_depends_on_epoch_and_position_only(pairs):

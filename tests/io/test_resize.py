@@ -28,7 +28,7 @@ def test_a_number_is_the_side_of_a_square():
 
 
 @given(SIDES, SIDES, st.tuples(st.integers(16, 600), st.integers(16, 600)))
-def test_an_image_fills_the_input_or_is_centred_in_it(height, width, size):
+def test_an_image_fills_the_input_or_is_centered_in_it(height, width, size):
     box = fit_box((height, width), size)
     assert 0 <= box.left < box.right <= size[1]
     assert 0 <= box.top < box.bottom <= size[0]

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from streetvision.contracts.errors import ConfigError, DataError
-from streetvision.data.labels.decisions import LabelledImage
+from streetvision.data.labels.decisions import LabeledImage
 from streetvision.data.labels.listing import read_labels
 from streetvision.data.labels.store import read_events
 from streetvision.labeling.exchange import (
@@ -22,8 +22,8 @@ from tests.labeling.conftest import photo
 
 NAMES = ("None", "Roadwork")
 IMAGES = [
-    LabelledImage("a" * 64, "/photos/north/1.jpg", 1, None, "random"),
-    LabelledImage("b" * 64, "/photos/south/1.jpg", 0, "ride 1", "uncertain"),
+    LabeledImage("a" * 64, "/photos/north/1.jpg", 1, None, "random"),
+    LabeledImage("b" * 64, "/photos/south/1.jpg", 0, "ride 1", "uncertain"),
 ]
 LABEL_STUDIO = [
     {
@@ -86,9 +86,7 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", [".json", ".xml"])
 def test_paths_with_special_characters_are_read_back(tmp_path, suffix):
     names = ["a+b.jpg", "a&b.jpg", "a#1.jpg", "a?d=1.jpg", "50%25.jpg", "ä b;c.jpg", "<a>'b\".jpg"]
-    images = [
-        LabelledImage(f"{number:064x}", f"/photos/{name}", 1, None, "random") for number, name in enumerate(names)
-    ]
+    images = [LabeledImage(f"{number:064x}", f"/photos/{name}", 1, None, "random") for number, name in enumerate(names)]
     path = tmp_path / f"labels{suffix}"
     WRITERS[suffix](path, images, NAMES)
     assert [label.name for label in READERS[suffix](path, NAMES)] == [f"photos/{name}" for name in names]

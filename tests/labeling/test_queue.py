@@ -113,8 +113,8 @@ def test_copies_with_both_labels_and_abstentions_are_shown(pool):
 
 def test_diverse_images_are_of_different_clusters_and_groups():
     rng = np.random.default_rng(0)
-    centres = 50 * np.eye(6)
-    features = reduce_features((np.repeat(centres, 30, axis=0) + rng.normal(size=(180, 6))).astype(np.float32))
+    centers = 50 * np.eye(6)
+    features = reduce_features((np.repeat(centers, 30, axis=0) + rng.normal(size=(180, 6))).astype(np.float32))
     chosen = choose_diverse(features, [i // 3 for i in range(180)], 6)
     assert sorted(chosen // 30) == list(range(6))
     rest = choose_diverse(features, [0] * 180, 3, covered=features[:90])

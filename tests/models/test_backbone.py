@@ -199,7 +199,7 @@ def test_digest_is_stable_across_processes_and_covers_names_types_shapes_and_byt
     assert state_digest(module.to(torch.bfloat16)) != digest
 
 
-def test_normalisation_comes_from_the_preprocessor_configuration(tmp_path: Path) -> None:
+def test_normalization_comes_from_the_preprocessor_configuration(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "vit")
     values = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     (folder / "preprocessor_config.json").write_text(json.dumps(values))

@@ -75,7 +75,7 @@ ALL = torch.ones(1, 3, dtype=torch.bool)
 
 
 def test_modes_in_which_one_positive_tile_decides():
-    """One positive view at 0.993 and nine negative ones at 0.9997: mean and certainty favour the negative class."""
+    """One positive view at 0.993 and nine negative ones at 0.9997: mean and certainty favor the negative class."""
     logits = torch.tensor([[[0.0, 5.0], *[[8.0, 0.0]] * 9]])
     mask, content = torch.ones(1, 10, dtype=torch.bool), torch.ones(1, 10)
     decisions = {

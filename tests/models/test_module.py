@@ -32,12 +32,12 @@ def test_description_and_state_rebuild_the_classifier(pooling, head):
         assert torch.equal(classifier(IMAGES), rebuilt(IMAGES))
 
 
-def test_normalisation_is_a_part_of_the_classifier():
+def test_normalization_is_a_part_of_the_classifier():
     classifier = load_classifier(ModelConfig(backbone=TINY, image_size=32)).eval()
     spec = classifier.backbone.spec
-    normalised = (IMAGES / 255 - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(3, 1, 1)
+    normalized = (IMAGES / 255 - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(3, 1, 1)
     with torch.inference_mode():
-        (tokens,) = classifier.backbone(normalised)
+        (tokens,) = classifier.backbone(normalized)
         torch.testing.assert_close(classifier.embed(IMAGES), tokens[:, 0], rtol=1e-4, atol=1e-4)
 
 
@@ -48,7 +48,7 @@ def test_images_are_prepared_as_the_validation_data(size):
     assert torch.equal(prepared, get_val_transforms(image_size=32)(image))
 
 
-def test_the_normalisation_buffers_are_not_in_the_checkpoint():
+def test_the_normalization_buffers_are_not_in_the_checkpoint():
     names = load_classifier(ModelConfig(backbone=TINY, image_size=32)).state_dict()
     assert {name.split(".")[0] for name in names} == {"backbone", "head"}
 

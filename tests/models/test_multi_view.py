@@ -36,7 +36,7 @@ def test_the_tiles_cover_every_pixel_and_stay_inside(height, width, config):
 
 @settings(max_examples=100)
 @given(st.integers(200, 5000), st.integers(200, 5000), CONFIGS)
-def test_neighbouring_tiles_overlap_as_configured(height, width, config):
+def test_neighboring_tiles_overlap_as_configured(height, width, config):
     _, *tiles = plan_views(height, width, config)
     for tile, following in pairwise(tiles):
         if tile.top == following.top:

@@ -47,7 +47,7 @@ def test_the_backends_agree_within_1e_5():
         torch.testing.assert_close(attend_flex(*inputs()), attend_sdpa(*inputs()), rtol=0, atol=1e-5)
 
 
-def test_distances_are_between_tile_centres_and_0_to_the_global_view():
+def test_distances_are_between_tile_centers_and_0_to_the_global_view():
     distances = torch.from_numpy(view_distances(VIEWS))
     assert distances.shape == (7, 7)
     assert torch.equal(distances, distances.T)

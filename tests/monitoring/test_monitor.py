@@ -251,7 +251,7 @@ def write_labels(path, names, labels):
     return path
 
 
-def test_a_labelled_name_of_two_images_is_an_error(bundle, reference, tmp_path):
+def test_a_labeled_name_of_two_images_is_an_error(bundle, reference, tmp_path):
     rows, labels = lines(reference, 40, 5)
     ride, _ = lines(reference, 40, 6)  # the same names
     file = write_labels(tmp_path / "labels.csv", [row["image"] for row in rows], labels)

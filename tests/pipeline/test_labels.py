@@ -171,7 +171,7 @@ def test_confirmed_labels_of_a_data_set_that_is_named_otherwise_change_nothing(s
     assert after == before
 
 
-def test_the_group_of_a_labelled_image_is_the_recorded_one(split, photos, tmp_path):
+def test_the_group_of_a_labeled_image_is_the_recorded_one(split, photos, tmp_path):
     folder, pool = photos
     labels = store_labels(tmp_path, pool[:4], "random", groups=["ride1", "ride1", "ride2", None])
     settings = [f"data.root={folder}", f"data.labels={labels}", "data.grouping.by=[column]", "data.source_pattern=."]
@@ -204,14 +204,14 @@ def test_a_chosen_image_related_to_an_evaluation_split_is_left_out(split, photos
     assert "were chosen for their label" in out
 
 
-def test_an_image_that_changed_since_it_was_labelled_is_reported(split, photos, tmp_path):
+def test_an_image_that_changed_since_it_was_labeled_is_reported(split, photos, tmp_path):
     folder, pool = photos
     labels = store_labels(tmp_path, pool[:2], "random")
     shutil.copy(pool[5][0], pool[0][0])
     rows, _ = split(f"data.root={folder}", f"data.labels={labels}")
     assert len(rows) == 61
     report = read_json(tmp_path / "run" / "data_report.json")
-    assert report["invalid"] == [{"path": str(pool[0][0]), "reason": "has changed since it was labelled"}]
+    assert report["invalid"] == [{"path": str(pool[0][0]), "reason": "has changed since it was labeled"}]
 
 
 def test_labels_of_a_data_set_that_was_moved_are_used(split, photos, tmp_path):

@@ -80,11 +80,11 @@ def test_a_test_split_that_lost_a_class_is_refused(command, split, photos, tmp_p
     before, _ = split()
     header, *rows = (folder / "index.csv").read_text().splitlines()
     path, label = (header.split(",").index(name) for name in ("path", "label"))
-    relabelled = [row.split(",") for row in rows]
-    for row in relabelled:
+    relabeled = [row.split(",") for row in rows]
+    for row in relabeled:
         if before[row[path]] == "val_test":
             row[label] = "0"
-    (folder / "index.csv").write_text("\n".join([header, *map(",".join, relabelled)]))
+    (folder / "index.csv").write_text("\n".join([header, *map(",".join, relabeled)]))
     code, _, err = command("train", f"data.root={folder}", f"run_dir={tmp_path / 'run'}", "pipeline.phases=[data]")
     assert code == 2
     assert "val_test" in err.lower()

@@ -77,7 +77,7 @@ def test_a_model_that_predicts_one_class_only_ends_with_exit_code_3(phase1):
     assert "predicts one class only" in out
 
 
-def test_the_optimised_training_says_what_a_cpu_leaves_out(phase1):
+def test_the_optimized_training_says_what_a_cpu_leaves_out(phase1):
     code, out, _ = phase1("training=optimization", "training.epochs=1")
     assert code in (0, 3), out
     assert "training.mixed_precision.enabled=" in out

@@ -1,4 +1,4 @@
-"""Metrics on VAL_TEST after active labelling: the interval covers the metric of the whole pool."""
+"""Metrics on VAL_TEST after active labeling: the interval covers the metric of the whole pool."""
 
 from hashlib import sha256
 from pathlib import Path

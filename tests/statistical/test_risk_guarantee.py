@@ -16,8 +16,8 @@ SAMPLING_ERROR = 3 * np.sqrt(CONFIG.delta * (1 - CONFIG.delta) / SETS)
 
 def shares(lo, hi):
     """P(margin < lo) and P(margin >= hi), of positives and of negatives: normal, DISTANCE apart."""
-    centres = {"positive": DISTANCE / 2, "negative": -DISTANCE / 2}
-    return {name: (norm.cdf(lo - c), norm.sf(hi - c)) for name, c in centres.items()}
+    centers = {"positive": DISTANCE / 2, "negative": -DISTANCE / 2}
+    return {name: (norm.cdf(lo - c), norm.sf(hi - c)) for name, c in centers.items()}
 
 
 def true_risk(kind, lo, hi):

@@ -379,4 +379,4 @@ def test_real_weights_under_the_pinned_transformers(real_data, bundle_of, backbo
     found = check_miner(predictor, tmp_path / "miner", signs, python=shutil.which(other))
     assert found.transformers == "4.45.2"
     assert (found.disagreements, found.invalid) == (0, 0)
-    assert found.difference < 0.2  # it resizes through Pillow, a grey level off; the drawn head is steep
+    assert found.difference < 0.2  # it resizes through Pillow, a gray level off; the drawn head is steep

@@ -1,4 +1,4 @@
-"""Scenes depend on their seed only, labels are right, and colours do not reveal them."""
+"""Scenes depend on their seed only, labels are right, and colors do not reveal them."""
 
 import csv
 from pathlib import Path
@@ -16,7 +16,7 @@ from streetvision.contracts.errors import ArtifactError, ConfigError
 from streetvision.contracts.progress import Silent
 from streetvision.synthetic import scenes
 from streetvision.synthetic.canvas import MARK
-from streetvision.synthetic.scenes import SceneConfig, draw_labelled, draw_scene, write_scenes
+from streetvision.synthetic.scenes import SceneConfig, draw_labeled, draw_scene, write_scenes
 from streetvision.synthetic.weather import CONDITIONS
 
 SMALL = SceneConfig(count=8, width=96, height=72)
@@ -66,7 +66,7 @@ def test_the_rate_of_positives_is_as_configured(share: float, least: int, most: 
     ids=["default", "large with small roadwork"],
 )
 def test_roadwork_covers_the_configured_area(config: SceneConfig) -> None:
-    shares = [draw_labelled(seed, 1, config).roadwork_share for seed in range(100, 112)]
+    shares = [draw_labeled(seed, 1, config).roadwork_share for seed in range(100, 112)]
     low, high = config.area_fraction
     assert sum(low <= share <= high for share in shares) >= len(shares) - 1
     assert min(shares) > 0
@@ -88,7 +88,7 @@ def test_the_street_is_the_same_around_the_roadwork() -> None:
 def test_the_mask_covers_the_difference_to_the_scene_without_roadwork() -> None:
     config = SceneConfig(width=160, height=120)
     for seed in range(8):
-        without, marked = draw_labelled(seed, 0, config), draw_labelled(seed, 1, config)
+        without, marked = draw_labeled(seed, 0, config), draw_labeled(seed, 1, config)
         assert without.source == marked.source
         assert not without.roadwork.any()
         difference = np.abs(marked.image.astype(float) - without.image).mean(-1)
@@ -107,7 +107,7 @@ def histograms(image: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_colours_do_not_predict_the_label() -> None:
+def test_colors_do_not_predict_the_label() -> None:
     config = SceneConfig(width=128, height=96)
     drawn = [draw_scene(seed, config) for seed in range(5000, 5600)]
     features = np.stack([histograms(scene.image) for scene in drawn])

@@ -85,7 +85,7 @@ def test_the_solution_is_that_of_a_float64_reference(monkeypatch):
         loss = binary_cross_entropy_with_logits(margins, torch.from_numpy(labels).double())
         loss = (
             loss + 0.1 * (platt.slope * module.weight * scale).square().sum()
-        )  # the penalty is on standardised features
+        )  # the penalty is on standardized features
         loss.backward()
         return loss
 

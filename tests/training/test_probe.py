@@ -45,7 +45,7 @@ def test_a_representation_is_read_from_the_bank_after_a_layer_norm():
 
 
 @pytest.mark.parametrize("class_weights", [(1.0, 1.0), (0.6, 3.0)])
-def test_the_head_minimises_the_penalised_loss(class_weights):
+def test_the_head_minimizes_the_penalised_loss(class_weights):
     features, labels = drawn(60, signal=0.5)
     probe = fitted(features, labels, class_weights=class_weights)
     x = FeatureBank(features, "cls_mean", BLOCKS).read(ONE[0])

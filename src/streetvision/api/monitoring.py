@@ -47,7 +47,7 @@ def monitor(
 
     Raises:
         ArtifactError: The bundle has no reference, or the state or the predictions do not belong to it.
-        DataError: Predictions or labels are damaged, no label names an image of the predictions, or a labelled name
+        DataError: Predictions or labels are damaged, no label names an image of the predictions, or a labeled name
             is that of two images.
         ConfigError: A setting is invalid or has no effect.
     """

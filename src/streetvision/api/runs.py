@@ -79,7 +79,7 @@ class Run:
         return load_bundle(self.artifacts.export_dir, limits=DEFAULT_LIMITS if loader is None else loader.limits)
 
     def evaluate(self, data: PathLike | None = None, *, progress: bool = True, **settings: object) -> Evaluation:
-        """Evaluate the bundle on VAL_TEST of this run, or on another labelled data set.
+        """Evaluate the bundle on VAL_TEST of this run, or on another labeled data set.
 
         Args:
             data: Another data set, as `root` of `train`; None: VAL_TEST. Each access to VAL_TEST is logged.

@@ -75,9 +75,9 @@ def draw_overlay(pixels: Pixels, prediction: Prediction) -> bytes:
         y += legend
     for number, view in enumerate(tiles, start=1):
         box = view.box
-        centre = (left + (box.left + box.right) / 2 * scale, top + (box.top + box.bottom) / 2 * scale)
-        draw.circle(centre, TEXT_PIXELS * 0.8, fill=_color(view.probability), outline=BACKGROUND, width=2)
-        draw.text(centre, str(number), BACKGROUND, font, anchor="mm")
+        center = (left + (box.left + box.right) / 2 * scale, top + (box.top + box.bottom) / 2 * scale)
+        draw.circle(center, TEXT_PIXELS * 0.8, fill=_color(view.probability), outline=BACKGROUND, width=2)
+        draw.text(center, str(number), BACKGROUND, font, anchor="mm")
     number = 0
     for row, images, height in zip(tile_rows, cards, heights, strict=True):
         for column, (view, card) in enumerate(zip(row, images, strict=True)):
@@ -108,8 +108,8 @@ def _heat_map(picture: Image.Image, tiles: Sequence[ViewPrediction], scale: floa
     probability = weighted / np.maximum(total, 1e-9)
     opacity = HEAT * (total / max(float(total.max()), 1e-9))[..., None]
     colors = np.array(COLOR_0) + probability[..., None] * (np.array(COLOR_1) - np.array(COLOR_0))
-    grey = np.asarray(picture.convert("L").convert("RGB"))
-    return Image.fromarray(((1 - opacity) * grey + opacity * colors).round().astype(np.uint8))
+    gray = np.asarray(picture.convert("L").convert("RGB"))
+    return Image.fromarray(((1 - opacity) * gray + opacity * colors).round().astype(np.uint8))
 
 
 def _draw_legend(

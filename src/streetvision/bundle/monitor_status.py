@@ -30,13 +30,13 @@ class TestStatus(Artifact):
 
 
 class RiskStatus(Artifact):
-    """The risk on labelled images."""
+    """The risk on labeled images."""
 
     kind: Literal["fnr", "fpr", "error"]
     limit: Probability | None
     """Risk that the bundle certifies; None: it certifies none."""
     labels: int = Field(ge=0)
-    """Labelled images that count for the risk, one of each group."""
+    """Labeled images that count for the risk, one of each group."""
     errors: int = Field(ge=0)
     lower: Probability
     upper: Probability

@@ -374,6 +374,6 @@ def _layer_norm(x: FloatArray, weights: Mapping[str, NDArray[np.float32]], name:
 
 def _normalise(x: FloatArray) -> FloatArray:
     """A LayerNorm without parameters."""
-    centred = x - x.mean(axis=-1, keepdims=True)
-    result: FloatArray = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
+    centered = x - x.mean(axis=-1, keepdims=True)
+    result: FloatArray = centered / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
     return result

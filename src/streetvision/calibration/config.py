@@ -50,7 +50,7 @@ class Phase5Config(Section):
     calibrated further; another name: this calibrator. Of one group, nothing is selected: the scores stay uncalibrated,
     unless this names a calibrator."""
     selection: Literal["nll", "ece"] = "nll"
-    """auto: the cross-fitted figure to minimise. ece is the rule of the specification; nll selects better."""
+    """auto: the cross-fitted figure to minimize. ece is the rule of the specification; nll selects better."""
     ece_limit: float = Field(default=0.0, ge=0, le=1)
     """auto: tier 2 is tried if the best cross-fitted ECE of tier 1 is above this; 0: always."""
     mcc_guard: float = Field(default=0.02, ge=0, le=1)

@@ -11,7 +11,7 @@ from streetvision.io.user_paths import user_source
 def evaluate(
     bundle: BundlePath,
     overrides: Annotated[list[str] | None, key_value("Settings: evaluation.n_resamples=2000")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="Another labelled data set, as for data.root=.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Another labeled data set, as for data.root=.")] = None,
     mode: Annotated[
         Literal["quick", "comprehensive"] | None,
         typer.Option(help="quick: shipped policy only; comprehensive (default): policies, slices, mistakes."),

@@ -26,7 +26,7 @@ def label(
     ] = None,
     labeler: Annotated[str | None, typer.Option("--labeler", help="Your name; default: that of your account.")] = None,
     second_opinion: Annotated[
-        bool, typer.Option("--second-opinion", help="Show images that others have labelled.")
+        bool, typer.Option("--second-opinion", help="Show images that others have labeled.")
     ] = False,
     show_model: Annotated[
         bool, typer.Option("--show-model", help="Show the prediction before the decision, not after it.")

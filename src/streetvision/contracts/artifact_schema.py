@@ -39,7 +39,7 @@ class ArtifactSchema:
     data_report_json = _ArtifactPath("data_report.json")
     """Files excluded from the index, with reasons."""
     seen_images = _ArtifactPath("seen_images.bin")
-    """Perceptual hashes and split of each row, which the bundle carries to recognise copies of its images."""
+    """Perceptual hashes and split of each row, which the bundle carries to recognize copies of its images."""
     unlabeled_json = _ArtifactPath("unlabeled.json")
     """Images of data.unlabeled: those that phase 4a may use, and the others with reasons."""
     lock_file = _ArtifactPath(".lock")
@@ -63,7 +63,7 @@ class ArtifactSchema:
     explora_metrics_csv = _ArtifactPath("phase4a_explora/metrics.csv")
     """One row per epoch."""
     explora_curve_plot = _ArtifactPath("phase4a_explora/adaptation_curve.png")
-    """Losses, alignment, uniformity and MCC of the nearest neighbours by epoch; the title has the effective rank."""
+    """Losses, alignment, uniformity and MCC of the nearest neighbors by epoch; the title has the effective rank."""
     adaptation_gate_json = _SharedPath("phase4a_explora/gate.json")
     """The comparison of the adapted backbone with the original one, and the share of its weights that ships."""
     explora_logs_dir = _ArtifactPath("phase4a_explora/logs")

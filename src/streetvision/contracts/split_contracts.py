@@ -147,7 +147,7 @@ class NearDuplicateClusters:
     """Row paths of each connected component of the pairs. Rows of one cluster share a split."""
     copies: tuple[tuple[str, ...], ...] = ()
     """The same by the pairs of copies alone: one photograph, so the labels of a cluster must agree. The other pairs are
-    similar views, such as neighbouring frames."""
+    similar views, such as neighboring frames."""
 
 
 @dataclass(frozen=True)

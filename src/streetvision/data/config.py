@@ -20,7 +20,7 @@ HF_SPLIT = "train"
 RADIUS = 12
 """Largest Hamming distance, of 64 bits, between the hashes of near-duplicates."""
 CORRELATION = 0.90
-"""Least normalised cross-correlation of the thumbnails of similar views."""
+"""Least normalized cross-correlation of the thumbnails of similar views."""
 
 
 CLASS_NAMES = ("None", "Roadwork")
@@ -52,9 +52,9 @@ class GroupingConfig(Section):
     """near_duplicates: least correlation of the thumbnails of similar views, 0 to 1. Images under 64 pixels need at
     least 0.97."""
     metres: float = Field(default=30.0, gt=0)
-    """place: largest distance of neighbouring photographs."""
+    """place: largest distance of neighboring photographs."""
     hours: float | None = Field(default=None, gt=0)
-    """place: largest time between neighbouring photographs; null: any."""
+    """place: largest time between neighboring photographs; null: any."""
 
     @model_validator(mode="after")
     def _check_effect(self) -> Self:
@@ -125,7 +125,7 @@ class DataConfig(Section):
     coco: CocoConfig = CocoConfig()
     """How objects of a JSON file in the format of COCO become labels of images."""
     unlabeled: tuple[Path, ...] = ()
-    """Additional unlabelled images for phase4a_explora: folders, or CSVs with the column `path` and, for tracks or
+    """Additional unlabeled images for phase4a_explora: folders, or CSVs with the column `path` and, for tracks or
     rides, `group`."""
     grouping: GroupingConfig = GroupingConfig()
     """Which images belong to one group. A group is never divided between splits."""
@@ -294,10 +294,10 @@ class PairConfig(Section):
     flip_probability: float = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip; 0 if left and right have a meaning."""
     color_jitter: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
-    """Largest relative change of brightness, contrast and saturation; a quarter of it for hue. Use less if the colour
+    """Largest relative change of brightness, contrast and saturation; a quarter of it for hue. Use less if the color
     identifies the object. auto: that of the level."""
     grayscale_p: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
-    """Probability that a view becomes grey. auto: that of the level."""
+    """Probability that a view becomes gray. auto: that of the level."""
     blur: bool = True
     """Blur half of the views, by up to two pixels at 224."""
 

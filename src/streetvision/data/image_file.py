@@ -2,7 +2,7 @@
 
 The header is read first. No pixels are decoded before the format, the number of pixels and the number of scans are
 known to be within the limits. Every format gives the same kind of array: the first frame, three channels, EXIF
-orientation applied, transparency over white, grey of 12 or 16 bits scaled to 8. Colour profiles are not applied. A
+orientation applied, transparency over white, gray of 12 or 16 bits scaled to 8. Color profiles are not applied. A
 decoder may reduce a JPEG, which takes less time than to resize it.
 
 What a decoder finds wrong with a file that it decodes all the same is the `damage` of this file.
@@ -200,7 +200,7 @@ def decode_pillow(
     Most methods of Pillow keep it, and `rotate` and `transpose` do so too; `ImageOps.exif_transpose` removes it.
 
     Raises:
-        UndecodableImage: The image is empty or larger than the limit, or its mode has no scale or no colours.
+        UndecodableImage: The image is empty or larger than the limit, or its mode has no scale or no colors.
     """
     check_area(
         image.width * image.height, limits, plain=_is_plain_jpeg(image) or not isinstance(image, ImageFile.ImageFile)
@@ -428,12 +428,12 @@ def _count_scans(data: bytes, limit: int) -> int:
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
-    """Whether an image is a JPEG that takes three bytes per pixel to decode: 8-bit grey or RGB, but not CMYK."""
+    """Whether an image is a JPEG that takes three bytes per pixel to decode: 8-bit gray or RGB, but not CMYK."""
     return isinstance(image, JpegImageFile) and image.mode in {"L", "RGB"}
 
 
 def _to_rgb(image: Image.Image) -> Pixels:
-    """Any mode to RGB: grey of 12 or 16 bits is scaled, transparency is put over white."""
+    """Any mode to RGB: gray of 12 or 16 bits is scaled, transparency is put over white."""
     if image.mode in {"I", "F"}:
         raise UndecodableImage("has 32-bit pixels of unknown scale")
     bits, white_is_zero = 16, False

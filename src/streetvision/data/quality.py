@@ -23,7 +23,7 @@ class ImageQuality(NamedTuple):
     contrast: float
     """Standard deviation of the luminance."""
     sharpness: float
-    """Standard deviation of the Laplacian at the centre, at the resolution of the decoder, of values from 0 to 1."""
+    """Standard deviation of the Laplacian at the center, at the resolution of the decoder, of values from 0 to 1."""
     jpeg_quality: float | None
     """Estimated quality setting of the encoder, from 1 to 100; None: not a JPEG file."""
 

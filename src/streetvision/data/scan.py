@@ -38,7 +38,7 @@ from streetvision.io.resize import ImageSize
 SCAN_SIDE = 2 * WORKING_SIZE
 """Pixels per side that a large JPEG keeps at least."""
 CHANGED = "has changed since it was labelled"
-"""Reason of an image of data.labels with other bytes than those that were labelled."""
+"""Reason of an image of data.labels with other bytes than those that were labeled."""
 MAX_EXPLAINED = 20
 """Number of missing files for which a similar name is searched."""
 MAX_FILES_IN_ERROR = 3

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.typing import RcKeyType
 
-BLUE, ORANGE, GREEN, GREY, INK, PALE = "#0072b2", "#d55e00", "#009e73", "#80868f", "#22262b", "#dfe3e8"
+BLUE, ORANGE, GREEN, GRAY, INK, PALE = "#0072b2", "#d55e00", "#009e73", "#80868f", "#22262b", "#dfe3e8"
 STYLE: "dict[RcKeyType, Any]" = {
     "axes.axisbelow": True,
-    "axes.edgecolor": GREY,
+    "axes.edgecolor": GRAY,
     "axes.grid": True,
     "axes.labelcolor": INK,
     "axes.spines.right": False,

@@ -1,4 +1,4 @@
-"""Validated predictions of a binary classifier on labelled rows, and the units in which rows are resampled."""
+"""Validated predictions of a binary classifier on labeled rows, and the units in which rows are resampled."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass

@@ -57,7 +57,7 @@ class AblationTable(TableSection):
     common: tuple[str, ...] = ()
     """Settings of all arms; those of a pair or an arm win over them."""
     data: dict[str, tuple[str, ...]] = Field(min_length=1)
-    """Name -> settings: data.root=... of a labelled set, or scenes.*=... of scenes that are drawn once. $NAME is the
+    """Name -> settings: data.root=... of a labeled set, or scenes.*=... of scenes that are drawn once. $NAME is the
     value of that environment variable; without it the data set is left out."""
     pairs: tuple[Pair, ...] = Field(min_length=1)
 

@@ -108,7 +108,7 @@ def launch_cross_validation(
     if config.phase5.method == MAC_CAL or "phase5_maccal" in config.pipeline.phases:
         raise ConfigError(f"cross-validate has no phase5.method={MAC_CAL}", "leave it out")
     if config.data.unlabeled:
-        raise ConfigError("cross-validate uses no unlabelled images", "leave out data.unlabeled")
+        raise ConfigError("cross-validate uses no unlabeled images", "leave out data.unlabeled")
     if config.data.labels is not None:
         raise ConfigError(
             "cross-validate tests on every image, and data.labels may have images that were chosen for their label",

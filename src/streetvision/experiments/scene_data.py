@@ -1,4 +1,4 @@
-"""The data of an experiment: a labelled folder, or scenes that are drawn once."""
+"""The data of an experiment: a labeled folder, or scenes that are drawn once."""
 
 import os
 import re

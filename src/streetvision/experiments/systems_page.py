@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from streetvision.eval.bootstrap import Difference
-from streetvision.eval.figures import BLUE, GREEN, GREY, INK, ORANGE, new_figure
+from streetvision.eval.figures import BLUE, GRAY, GREEN, INK, ORANGE, new_figure
 from streetvision.eval.intervals import Interval
 
 METRICS = {"mcc": "MCC", "roc_auc": "ROC-AUC", "ece": "ECE"}
 """Metric -> its title in the table."""
 MARKERS = "os^D"
-COLORS = (BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", INK, GREY)
+COLORS = (BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", INK, GRAY)
 PLOT_HEIGHT = 3.6
 """Inches of the plot of one data set."""
 LEGEND_LINE = 0.2

@@ -40,7 +40,7 @@ class SystemsData(TableSection):
     """A data set, which is divided into outer folds by groups."""
 
     settings: tuple[str, ...]
-    """data.root=... of labelled images, or scenes.*=... of scenes that are drawn once. $NAME is replaced by that
+    """data.root=... of labeled images, or scenes.*=... of scenes that are drawn once. $NAME is replaced by that
     environment variable; without it the data set is left out."""
     groups: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the groups outside a fold that have labels."""

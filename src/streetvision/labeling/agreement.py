@@ -1,4 +1,4 @@
-"""Agreement of the people who labelled the same images."""
+"""Agreement of the people who labeled the same images."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from streetvision.data.labels.store import LabelEvent
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two people agree on the images that both have labelled."""
+    """How far two people agree on the images that both have labeled."""
 
     labelers: tuple[str, str]
     images: int

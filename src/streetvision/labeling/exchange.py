@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from streetvision.contracts.errors import ConfigError, DataError
-from streetvision.data.labels.decisions import LabelledImage
+from streetvision.data.labels.decisions import LabeledImage
 from streetvision.data.records import image_suffix, parse_label
 from streetvision.io.atomic import parse_json, read_bytes, write_bytes_atomic, write_json_atomic
 
@@ -35,7 +35,7 @@ class ForeignLabel:
     labeler: str | None = None
 
 
-def write_label_studio(path: Path, images: Iterable[LabelledImage], class_names: tuple[str, str]) -> None:
+def write_label_studio(path: Path, images: Iterable[LabeledImage], class_names: tuple[str, str]) -> None:
     """Write tasks with one annotation each, as Label Studio imports them."""
     tasks = [
         {
@@ -103,7 +103,7 @@ def read_label_studio(path: Path, class_names: tuple[str, str]) -> list[ForeignL
     return found
 
 
-def write_cvat(path: Path, images: Iterable[LabelledImage], class_names: tuple[str, str]) -> None:
+def write_cvat(path: Path, images: Iterable[LabeledImage], class_names: tuple[str, str]) -> None:
     """Write an annotations.xml of CVAT for images 1.1 with one tag per image."""
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
@@ -161,7 +161,7 @@ READERS: Mapping[str, Callable[[Path, tuple[str, str]], list[ForeignLabel]]] = {
     ".json": read_label_studio,
     ".xml": read_cvat,
 }
-WRITERS: Mapping[str, Callable[[Path, Iterable[LabelledImage], tuple[str, str]], None]] = {
+WRITERS: Mapping[str, Callable[[Path, Iterable[LabeledImage], tuple[str, str]], None]] = {
     ".json": write_label_studio,
     ".xml": write_cvat,
 }

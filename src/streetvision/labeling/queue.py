@@ -30,7 +30,7 @@ RANDOM_SHARE = 0.1
 RESERVED_SHARE = 0.1
 """Share of the groups that only the random draw takes images from."""
 FEWEST_OF_CLASS = 2
-"""Labelled images of each class from which on a committee is fitted."""
+"""Labeled images of each class from which on a committee is fitted."""
 FOLDS = 5
 SUSPICION_STRENGTH = 10.0
 """Inverse L2 penalty of the classifiers of `label_suspicion`, for features with a squared length of about 1."""
@@ -49,9 +49,9 @@ class Candidate:
     """Absolute."""
     group: str | None = None
     label: int | None = None
-    """Of the data set or of people; None: not labelled."""
+    """Of the data set or of people; None: not labeled."""
     queue: str | None = None
-    """Queue by which people labelled it; None: they did not."""
+    """Queue by which people labeled it; None: they did not."""
     skipped: bool = False
     protected: bool = False
     """In an evaluation split of the run, so that no model may choose it."""
@@ -102,7 +102,7 @@ def plan_queue(
     """Return the images to label next.
 
     Args:
-        candidates: N images, labelled ones included.
+        candidates: N images, labeled ones included.
         features: (N, P); None: neither clusters nor a committee.
         strategy: One of STRATEGIES.
         count: Largest number of images.
@@ -225,7 +225,7 @@ def _committee(
 
 
 def _contradicted(candidates: Sequence[Candidate], features: FloatArray | None) -> list[int]:
-    """Labelled images: copies with both labels, then those whose label a classifier of other groups contradicts."""
+    """Labeled images: copies with both labels, then those whose label a classifier of other groups contradicts."""
     labelled = [i for i, c in enumerate(candidates) if c.label is not None]
     conflicts = [i for i in labelled if candidates[i].in_conflict]
     # A label that a person gave here was contradicted before, or is not in doubt.

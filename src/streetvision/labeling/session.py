@@ -1,4 +1,4 @@
-"""A session of labelling: the queue, the decisions of one person, and images that are made ready in advance."""
+"""A session of labeling: the queue, the decisions of one person, and images that are made ready in advance."""
 
 import logging
 import threading
@@ -116,7 +116,7 @@ class Session:
     ) -> None:
         self.queue, self.store, self.labeler, self._clock = queue, store, labeler, clock
         self._replan, self._planner = replan, ThreadPoolExecutor(1)
-        self._since_plan, self._labelled_at_plan = 0, 0
+        self._since_plan, self._labeled_at_plan = 0, 0
         self.display = DisplayImages(limits)
         self._by_sha256 = {image.sha256: image for image in queue.images}
         self._unreadable: set[str] = set()
@@ -188,9 +188,9 @@ class Session:
             self._since_plan += 1
             if self._replan is not None and self._since_plan >= REPLANNED_AFTER:
                 self._since_plan = 0
-                self._planner.submit(self._plan_again, self._replan, list(self.store.events), self._labelled())
+                self._planner.submit(self._plan_again, self._replan, list(self.store.events), self._labeled())
 
-    def _plan_again(self, replan: Replan, events: Sequence[LabelEvent], labelled: int) -> None:
+    def _plan_again(self, replan: Replan, events: Sequence[LabelEvent], labeled: int) -> None:
         """Replace the images that no tab has received."""
         total = len(self.queue.images)
         try:
@@ -203,11 +203,11 @@ class Session:
             taken = {image.sha256 for image in kept}
             new = [image for image in planned.images if image.sha256 not in taken]
             self.queue = Queue((*kept, *new[: max(total - len(kept), 0)]), planned.worthwhile)
-            self._labelled_at_plan = labelled
+            self._labeled_at_plan = labeled
             # An image that leaves the queue may still be decided on.
             self._by_sha256 |= {image.sha256: image for image in new}
 
-    def _labelled(self) -> int:
+    def _labeled(self) -> int:
         return sum(self._decided[digest].action == "label" for digest in self._by_sha256.keys() & self._decided.keys())
 
     def undo(self, *, event: str, undoes: str) -> None:
@@ -242,7 +242,7 @@ class Session:
         """How many images of the queue are decided."""
         with self._lock:
             decided = [self._decided[sha256] for sha256 in self._by_sha256.keys() & self._decided.keys()]
-            since_plan = self._labelled() - self._labelled_at_plan
+            since_plan = self._labeled() - self._labeled_at_plan
             worthwhile, total = self.queue.worthwhile, len(self.queue.images)
         return Progress(
             len(decided),

@@ -1,6 +1,6 @@
-"""Which images to label next, from frozen features: cluster centres, disagreement of a committee, contradicted labels.
+"""Which images to label next, from frozen features: cluster centers, disagreement of a committee, contradicted labels.
 
-Shapes: N images of the pool, L labelled images, P width of the features, K images to choose.
+Shapes: N images of the pool, L labeled images, P width of the features, K images to choose.
 
 References:
     Committee by bagging: Abe and Mamitsuka, "Query Learning Strategies Using Boosting and Bagging", ICML 1998.
@@ -30,7 +30,7 @@ EPSILON = 1e-6
 
 
 def reduce_features(features: NDArray[np.floating], *, seed: int = 0) -> FloatArray:
-    """Return standardised features (N, P) as at most COMPONENTS principal components; distances are nearly kept."""
+    """Return standardized features (N, P) as at most COMPONENTS principal components; distances are nearly kept."""
     x = features.astype(np.float64)
     x = (x - x.mean(axis=0)) / (x.std(axis=0) + EPSILON)
     count = min(COMPONENTS, *x.shape)
@@ -41,13 +41,13 @@ def reduce_features(features: NDArray[np.floating], *, seed: int = 0) -> FloatAr
 def choose_diverse(
     features: FloatArray, groups: Sequence[object], count: int, *, covered: FloatArray | None = None, seed: int = 0
 ) -> IntArray:
-    """Return at most `count` positions: the images nearest to the centres of as many clusters, the largest first.
+    """Return at most `count` positions: the images nearest to the centers of as many clusters, the largest first.
 
     Args:
         features: (N, P) of the pool.
         groups: Group of each image (N,). A group gives one image while there are others.
         count: K.
-        covered: (L, P) of images that are labelled; clusters that contain one of them are used last. None: none.
+        covered: (L, P) of images that are labeled; clusters that contain one of them are used last. None: none.
         seed: Seed of the clusters.
     """
     count = min(count, len(features))
@@ -83,12 +83,12 @@ def choose_diverse(
 
 @dataclass(frozen=True)
 class Committee:
-    """Logistic regressions, each fitted on a bootstrap sample of the labelled groups."""
+    """Logistic regressions, each fitted on a bootstrap sample of the labeled groups."""
 
     probabilities: FloatArray
     """(MEMBERS, N) probability of class 1 for the images of the pool."""
     consensus: FloatArray
-    """(N,) probability of class 1 by the classifier that was fitted on all labelled groups."""
+    """(N,) probability of class 1 by the classifier that was fitted on all labeled groups."""
 
     @property
     def entropy(self) -> FloatArray:
@@ -107,13 +107,13 @@ class Committee:
 def fit_committee(
     pool: FloatArray, labelled: FloatArray, labels: IntArray, groups: Sequence[object], *, seed: int = 0
 ) -> Committee:
-    """Fit the committee on labelled images of both classes, and predict the pool.
+    """Fit the committee on labeled images of both classes, and predict the pool.
 
     Args:
         pool: (N, P).
-        labelled: (L, P).
+        labeled: (L, P).
         labels: (L,) 0 or 1, with both classes.
-        groups: Group of each labelled image (L,); whole groups are drawn.
+        groups: Group of each labeled image (L,); whole groups are drawn.
         seed: Seed of the bootstrap samples.
     """
     rng = np.random.default_rng(seed)

@@ -146,7 +146,7 @@ class AdapterConfig(Section):
     use_dora: bool = False
     """Adapt magnitude and direction of the weights separately (DoRA)."""
     use_rslora: bool = False
-    """Scale by alpha / sqrt(rank) (rank-stabilised LoRA)."""
+    """Scale by alpha / sqrt(rank) (rank-stabilized LoRA)."""
     init_lora_weights: Literal[True, "gaussian", "pissa"] = True
     """Initial weights: true is PEFT's default (no change at first); pissa: the principal singular vectors."""
     targets: tuple[str, ...] | Literal["all"] = "all"
@@ -280,7 +280,7 @@ class ViewsConfig(Section):
     columns: int = Field(default=5, ge=1, le=16)
     """Tiles from left to right."""
     overlap: float = Field(default=0.2, ge=0, le=0.5)
-    """Overlap of neighbouring tiles, as a share of a tile's side."""
+    """Overlap of neighboring tiles, as a share of a tile's side."""
 
     @property
     def count(self) -> int:

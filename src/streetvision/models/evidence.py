@@ -69,7 +69,7 @@ class EvidenceFusion(nn.Module, ABC):
         return self.pool(F.layer_norm(features, features.shape[-1:]), mask)
 
     def pool(self, inputs: Tensor, mask: Tensor) -> Evidence:
-        """Pool instances whose features (B, T, P) are normalised."""
+        """Pool instances whose features (B, T, P) are normalized."""
         outputs = inputs @ self.weight.T + self.bias
         some = mask.any(dim=1)
         # Without any instance, all of them are kept here, so that no result is NaN; the evidence is then 0.

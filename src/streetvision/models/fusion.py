@@ -191,7 +191,7 @@ class TrainableCVFM(nn.Module):
         return CVFMOutput(single_view(logits, mask) + self.correction(self.dropout(latent)), latent, weights)
 
     def reconstruction_loss(self, latent: Tensor, features: Tensor, mask: Tensor) -> Tensor:
-        """Return the mean squared error between decoded and standardised features, over views that are not masked.
+        """Return the mean squared error between decoded and standardized features, over views that are not masked.
 
         Args:
             latent: (B, L).

@@ -1,4 +1,4 @@
-"""The classifier: a uint8 image is normalised, goes through the backbone, is pooled and becomes two logits.
+"""The classifier: a uint8 image is normalized, goes through the backbone, is pooled and becomes two logits.
 
 Shapes: B images of h x w pixels, T tokens, D their width, P pooled width.
 """
@@ -81,7 +81,7 @@ class ImageClassifier(nn.Module, ABC):
 
 
 class Classifier(ImageClassifier):
-    """The classifier in PyTorch. Normalisation is a part of it, so callers pass raw pixels."""
+    """The classifier in PyTorch. Normalization is a part of it, so callers pass raw pixels."""
 
     mean: Tensor
     std: Tensor
@@ -166,7 +166,7 @@ class PatchTokens(nn.Module):
 
 
 def make_head(config: HeadConfig, width: int) -> nn.Sequential:
-    """Build a head that maps features (B, width) to logits (B, 2). Its first layer standardises each row."""
+    """Build a head that maps features (B, width) to logits (B, 2). Its first layer standardizes each row."""
     layers: list[nn.Module] = [nn.LayerNorm(width), nn.Dropout(config.dropout)]
     if isinstance(config, MlpHeadConfig):
         layers += [nn.Linear(width, config.hidden), nn.GELU(), nn.Dropout(config.dropout)]

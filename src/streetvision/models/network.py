@@ -27,7 +27,7 @@ def any_size(network: nn.Module, image_size: ImageSize) -> nn.Module:  # noqa: A
 
 
 class Backbone(nn.Module):
-    """A network that maps normalised images to tokens; the prefix tokens (CLS, registers) come first.
+    """A network that maps normalized images to tokens; the prefix tokens (CLS, registers) come first.
 
     Args:
         network: A network of transformers or timm.
@@ -49,9 +49,9 @@ class Backbone(nn.Module):
                 parameter.requires_grad_(False)
 
     def forward(self, pixel_values: Tensor, layers: int = 1) -> tuple[Tensor, ...]:
-        """Map normalised pixel_values (B, 3, H, W) to tokens (B, T, D) of each of the last `layers` blocks.
+        """Map normalized pixel_values (B, 3, H, W) to tokens (B, T, D) of each of the last `layers` blocks.
 
-        The final normalisation of the network is applied to the tokens of every block.
+        The final normalization of the network is applied to the tokens of every block.
 
         H and W are multiples of the patch size, else ConfigError is raised. A transformers network accepts any such
         size, a timm network with position embeddings only `spec.image_size`.

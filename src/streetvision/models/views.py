@@ -51,7 +51,7 @@ def plan_views(height: int, width: int, config: ViewsConfig | None) -> list[Box]
 
 
 def view_distances(config: ViewsConfig) -> NDArray[np.float32]:
-    """Return the distances (V, V) between the centres of views, as fractions of the image's side.
+    """Return the distances (V, V) between the centers of views, as fractions of the image's side.
 
     The global view covers the whole image, so its distance to every view is 0.
     """
@@ -124,7 +124,7 @@ def evidence_sharpness(tiles: int) -> float:
 
 
 def _spans(length: int, count: int, overlap: float) -> list[tuple[int, int]]:
-    """`count` spans of equal size from 0 to `length`; neighbours share at least the fraction `overlap` of a span."""
+    """`count` spans of equal size from 0 to `length`; neighbors share at least the fraction `overlap` of a span."""
     # count spans with count - 1 overlaps cover size * (count - (count - 1) * overlap).
     size = min(length, math.ceil(length / (count - (count - 1) * overlap)))
     starts = [round(index * (length - size) / max(count - 1, 1)) for index in range(count)]

@@ -82,18 +82,18 @@ def _auc(negatives: NDArray[np.int64], positives: NDArray[np.int64]) -> float:
 
 def _recalibrate(negatives: FloatArray, positives: FloatArray) -> FloatArray:
     """Return the probability of class 1 by bin (R, G) of the logistic curve that fits the counts (R, G)."""
-    centres = (np.arange(BINS) + 0.5) * (2 * LOGIT_LIMIT / BINS) - LOGIT_LIMIT
+    centers = (np.arange(BINS) + 0.5) * (2 * LOGIT_LIMIT / BINS) - LOGIT_LIMIT
     total = negatives + positives
     intercept, slope = np.zeros(len(total)), np.ones(len(total))
     for _ in range(NEWTON_STEPS):
-        p = expit(intercept[:, None] + slope[:, None] * centres)
+        p = expit(intercept[:, None] + slope[:, None] * centers)
         residual, weight = positives - total * p, total * p * (1 - p)
-        gradient = residual.sum(axis=1), residual @ centres - RIDGE * (slope - 1)
-        a, b, c = weight.sum(axis=1) + RIDGE, weight @ centres, weight @ centres**2 + RIDGE
+        gradient = residual.sum(axis=1), residual @ centers - RIDGE * (slope - 1)
+        a, b, c = weight.sum(axis=1) + RIDGE, weight @ centers, weight @ centers**2 + RIDGE
         determinant = a * c - b**2
         step = (c * gradient[0] - b * gradient[1]) / determinant, (a * gradient[1] - b * gradient[0]) / determinant
         intercept, slope = intercept + np.clip(step[0], -2, 2), slope + np.clip(step[1], -1, 1)
-    return np.asarray(expit(intercept[:, None] + slope[:, None] * centres))
+    return np.asarray(expit(intercept[:, None] + slope[:, None] * centers))
 
 
 def _solve(counts: FloatArray, probabilities: FloatArray, prior: FloatArray) -> FloatArray:

@@ -127,8 +127,8 @@ def _martingale_chart(running: Monitor) -> Chart:
 
 def _probability_chart(running: Monitor) -> Chart:
     history = running.state.history
-    centres = 1 / (1 + np.exp(-((np.arange(BINS) + 0.5) * (2 * LOGIT_LIMIT / BINS) - LOGIT_LIMIT)))
-    mean = history.probability @ centres / np.maximum(history.count, 1)
+    centers = 1 / (1 + np.exp(-((np.arange(BINS) + 0.5) * (2 * LOGIT_LIMIT / BINS) - LOGIT_LIMIT)))
+    mean = history.probability @ centers / np.maximum(history.count, 1)
     return Chart.draw(_positions(running), {"mean probability": mean}, 0.0, 1.0)
 
 

@@ -58,7 +58,7 @@ class MonitorState:
     groups: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, dtype=np.uint32))
     """(U,) sorted hashes of the groups that were counted."""
     seen_labels: set[int] = field(default_factory=set)
-    """Hashes of the labelled images, and of their groups, that were counted."""
+    """Hashes of the labeled images, and of their groups, that were counted."""
     labels: int = 0
     errors: int = 0
     examples: list[tuple[float, str]] = field(default_factory=list)

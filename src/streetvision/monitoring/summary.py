@@ -13,7 +13,7 @@ def print_status(status: MonitorStatus, console: Progress) -> None:
     )
     if status.without_group:
         console.warn(
-            f"{status.without_group:,} images have no group: neighbouring frames of a video would raise false alarms, "
+            f"{status.without_group:,} images have no group: neighboring frames of a video would raise false alarms, "
             "which cannot be detected; set --group-pattern"
         )
     for name, test in status.tests.items():

@@ -128,7 +128,7 @@ def _read_labels(running: Monitor, path: Path, files: Sequence[PredictionFile], 
     """Add new labels in the order of their file.
 
     Raises:
-        DataError: A labelled name has two predictions, or no label names an image of the predictions.
+        DataError: A labeled name has two predictions, or no label names an image of the predictions.
     """
     labels = _labels(path, running.bundle.manifest.class_names)
     found: dict[str, tuple[str | None, float, int]] = {}

@@ -19,7 +19,7 @@ from streetvision.pipeline.interpolation import interpolate
 from streetvision.training.ssl.config import ExPLoRAConfig
 
 FIRST_SHARES = (0.0, 0.5, 1.0)
-NEIGHBOURS: Mapping[float, tuple[float, ...]] = {0.0: (0.25,), 0.5: (0.25, 0.75), 1.0: (0.75,)}
+NEIGHBORS: Mapping[float, tuple[float, ...]] = {0.0: (0.25,), 0.5: (0.25, 0.75), 1.0: (0.75,)}
 """The best of FIRST_SHARES -> the shares that are tried next."""
 
 
@@ -51,7 +51,7 @@ def shipped_weights(
     if config.gate != "off":
         try:
             measure(FIRST_SHARES)
-            measure(NEIGHBOURS[min(losses, key=losses.__getitem__)])
+            measure(NEIGHBORS[min(losses, key=losses.__getitem__)])
         except DataError as error:  # a class with one group
             problem = error.message
     candidates = {share: loss for share, loss in losses.items() if share > 0}

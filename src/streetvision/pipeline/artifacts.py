@@ -15,7 +15,7 @@ from streetvision.contracts.phase import Context
 from streetvision.contracts.policies import FileDigest, Gate
 from streetvision.data.config import DataConfig
 from streetvision.data.grouping.name_pattern import apply_patterns, groups_by_name
-from streetvision.data.labels.decisions import LabelledImage
+from streetvision.data.labels.decisions import LabeledImage
 from streetvision.data.labels.listing import Labels, add_labels, labels_path, read_labels
 from streetvision.data.records import ImageListing, ImageRecord
 from streetvision.data.sources.discovery import is_dataset, list_images, list_unlabeled
@@ -51,7 +51,7 @@ MADE_BY = {
     "phase5": "scrc_params_json",
     "phase6": "bundle_json",
 }
-"""Phase -> the artifact by which its result is recognised, in the order of the data flow."""
+"""Phase -> the artifact by which its result is recognized, in the order of the data flow."""
 POLICY_ARTIFACTS = {
     "scrc": ("scrc_params_json", "scrc_params_pkl"),
     "threshold": ("thresholds_json",),
@@ -215,22 +215,22 @@ def data_digest(context: Context) -> str:
     config = context.settings(DataConfig)
     root = Path(_root(config))
     if config.labels is not None and str(root) == str(config.labels):
-        labelled = ""
+        labeled = ""
     elif not root.exists():
-        labelled = sha256_json(config.root)
+        labeled = sha256_json(config.root)
     elif is_dataset(str(root), config.class_names):
-        labelled = sha256_json([_file_stamp(path) for path in sorted(root.rglob("*"))])
+        labeled = sha256_json([_file_stamp(path) for path in sorted(root.rglob("*"))])
     else:
         listing = list_data(context, one_class=True)
-        labelled = sha256_json(_image_stamps(listing.root, listing.images))
+        labeled = sha256_json(_image_stamps(listing.root, listing.images))
     if config.labels is not None:
         # A label may also replace one of data.root.
         images = read_labels(config.labels, config.class_names).images.values()
         stamps = _image_stamps(Path("/"), [ImageRecord(image.path, image.label) for image in images])
-        labelled = sha256_json([labelled, sha256_file(labels_path(config.labels)), stamps])
+        labeled = sha256_json([labeled, sha256_file(labels_path(config.labels)), stamps])
     if not config.unlabeled:
-        return labelled
-    return sha256_json([labelled, _image_stamps(Path("/"), list_unlabeled(config.unlabeled).images)])
+        return labeled
+    return sha256_json([labeled, _image_stamps(Path("/"), list_unlabeled(config.unlabeled).images)])
 
 
 def _image_stamps(root: Path, images: Sequence[ImageRecord]) -> list[list[object]]:
@@ -254,20 +254,20 @@ def list_data(context: Context, *, one_class: bool = False, labels: Labels | Non
         listing = list_root(config, context.schema.imported_dir, one_class=one_class)
     if labels is None:
         return apply_patterns(listing, config)
-    # The group of a labelled image was recorded with its label: it was matched below the folder of --images.
+    # The group of a labeled image was recorded with its label: it was matched below the folder of --images.
     listing = add_labels(apply_group_pattern(listing, labels.images.values(), config), labels)
     ungrouped = sum(image.queue is not None and image.group is None for image in listing.images)
     if config.group_pattern is not None and ungrouped:
         warning = (
             f"{ungrouped:,} images of data.labels have no group: data.group_pattern takes effect on them when they are "
-            "labelled or imported"
+            "labeled or imported"
         )
         listing = replace(listing, warnings=(*listing.warnings, warning))
     return apply_patterns(listing, config.model_copy(update={"group_pattern": None}))
 
 
 def apply_group_pattern(
-    listing: ImageListing, others: Iterable[ImageRecord | LabelledImage], config: DataConfig
+    listing: ImageListing, others: Iterable[ImageRecord | LabeledImage], config: DataConfig
 ) -> ImageListing:
     """Return the listing of data.root with groups by data.group_pattern.
 

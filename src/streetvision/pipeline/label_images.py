@@ -148,7 +148,7 @@ def _labeler(options: LabelOptions) -> str:
 
 
 def second_opinions(store: LabelStore, labeler: str, count: int, seed: int) -> Queue:
-    """Return images that others have labelled and this person has not, in random order."""
+    """Return images that others have labeled and this person has not, in random order."""
     mine = {sha256 for sha256, who in valid_events(store.events) if who == labeler}
     others: dict[str, LabelEvent] = {}
     for (digest, who), event in valid_events(store.events).items():

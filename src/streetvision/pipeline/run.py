@@ -218,7 +218,7 @@ def resolve_run_config(config: RunConfig, *, console: Console) -> RunConfig:
     if recorded is not None and not names_data:
         config = with_recorded_limits(config, schema)
         return config.with_defaults({"data": dict(recorded), "run_dir": config.root})
-    # Without data.root, the labelled images alone are the data set.
+    # Without data.root, the labeled images alone are the data set.
     root = config.data.root or str(config.data.labels or schema.scenes_dir.absolute())
     if recorded is not None and not _same_path(str(recorded.root), root):
         adopt_data_root(schema, recorded, root, console)

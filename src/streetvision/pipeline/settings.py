@@ -43,7 +43,7 @@ class Phase2Config(Section):
     n_thresholds: int = Field(default=5000, ge=2)
     """Points of the grid in threshold_sweep.csv. The chosen threshold is exact and does not depend on the grid."""
     optimize_metric: Literal["mcc"] = "mcc"
-    """The metric that the threshold maximises."""
+    """The metric that the threshold maximizes."""
     save_sweep_curve: bool = True
     """Write threshold_sweep.csv and mcc_curve.png."""
     target_recall: float = Field(default=0.95, ge=0, le=1)

@@ -15,7 +15,7 @@ from streetvision.io.lock import run_lock
 MAX_LINE_BYTES = 2**16
 """Longest line of a log."""
 FIELDS = {"image", "time", "bundle", "signals"}
-"""Fields of each line, by which a log is recognised."""
+"""Fields of each line, by which a log is recognized."""
 LINE_START = b'{"image": "", "time": '
 """Start of a line, without the name of the image."""
 IMAGE_NAME = re.compile(rb'(?<=^\{"image": ")([^"\\]|\\.?)*')

@@ -97,7 +97,7 @@ def _stages(ours: State, depths: list[int]) -> State:
 
 
 def _mean_block(place: str, ours: State, positions: ImageSize) -> State:
-    """The block added to the last stage: at the center of the map, GAIN times the normalised mean."""
+    """The block added to the last stage: at the center of the map, GAIN times the normalized mean."""
     width = len(ours["layer_norm.weight"])
     pair = torch.cat([torch.eye(width), -torch.eye(width), torch.zeros(2 * width, width)])  # gelu(z) - gelu(-z) = z
     return _block(

@@ -1,9 +1,9 @@
 """Buildings along the street of a drawn scene."""
 
 from streetvision.synthetic.canvas import NEAR, Canvas, Pixel
-from streetvision.synthetic.random_draws import Colour, Dice, mix, scaled
+from streetvision.synthetic.random_draws import Color, Dice, mix, scaled
 
-_WALLS: tuple[Colour, ...] = (
+_WALLS: tuple[Color, ...] = (
     (150, 74, 54),
     (172, 92, 64),
     (196, 170, 136),
@@ -15,7 +15,7 @@ _WALLS: tuple[Colour, ...] = (
     (226, 222, 214),
     (140, 112, 92),
 )
-_AWNINGS: tuple[Colour, ...] = (
+_AWNINGS: tuple[Color, ...] = (
     (238, 104, 20),
     (244, 130, 26),
     (204, 32, 36),
@@ -23,7 +23,7 @@ _AWNINGS: tuple[Colour, ...] = (
     (44, 108, 72),
     (40, 74, 130),
 )
-_WHITE: Colour = (236, 234, 228)
+_WHITE: Color = (236, 234, 228)
 
 
 class Building:
@@ -34,8 +34,8 @@ class Building:
         self.storey = dice.between(2.9, 3.8)
         self.storeys = dice.integer(1, 5)
         self.top = self.storey * (self.storeys + 0.25) + 0.6
-        self.colour = dice.near(dice.pick(_WALLS), 14)
-        self.trim = mix(self.colour, _WHITE, 0.45) if dice.chance(0.6) else scaled(self.colour, 0.7)
+        self.color = dice.near(dice.pick(_WALLS), 14)
+        self.trim = mix(self.color, _WHITE, 0.45) if dice.chance(0.6) else scaled(self.color, 0.7)
         self.shade = 1.0 + 0.18 * side * canvas.light.sun
         self.lit = dice.between(0.15, 0.6) if canvas.light.lamps_lit else 0.0
 
@@ -43,12 +43,12 @@ class Building:
         """Draw the building with its windows."""
         back = self.x + self.side * 12.0
         gable = [(self.x, 0.0), (back, 0.0), (back, self.top), (self.x, self.top)]
-        self.canvas.fill([(x, y, self.near) for x, y in gable], self.colour, shade=0.78)
+        self.canvas.fill([(x, y, self.near) for x, y in gable], self.color, shade=0.78)
         bays = max(1, round((self.far - self.near) / 2.7))
         step = (self.far - self.near) / bays
         for bay in reversed(range(bays)):
             z = self.near + bay * step
-            self._panel(z, z + step, 0.0, self.top, self.colour)
+            self._panel(z, z + step, 0.0, self.top, self.color)
             # Distant bays are too small to show windows.
             if z < 70.0 and self._in_sight(z, z + step):
                 self._bay(z, step)
@@ -73,8 +73,8 @@ class Building:
             corners += [(x, y), (x, y + (first - last) * camera.focal / max(z, NEAR))]
         return corners
 
-    def _panel(self, near: float, far: float, low: float, high: float, colour: Colour) -> None:
-        ink = self.canvas.ink(colour, near, shade=self.shade)
+    def _panel(self, near: float, far: float, low: float, high: float, color: Color) -> None:
+        ink = self.canvas.ink(color, near, shade=self.shade)
         self.canvas.pen.polygon(self._corners(near, far, low, high), fill=ink)
 
     def _window(self, near: float, far: float, low: float, high: float) -> None:
@@ -84,7 +84,7 @@ class Building:
             glow = self.canvas.lamplight(scaled((230.0, 178.0, 84.0), self.dice.between(0.5, 1.05)), near)
             self.canvas.pen.polygon(self._corners(near, far, low, high), fill=glow)
             return
-        glass: Colour = (40, 46, 58)
+        glass: Color = (40, 46, 58)
         # By day the glass reflects the sky.
         if not light.lamps_lit:
             glass = mix((46, 56, 68), light.haze, self.dice.between(0.0, 0.45))
@@ -115,8 +115,8 @@ class Building:
         count = max(4, int(long / 0.45))
         for index in reversed(range(count)):
             near, far = start + long * index / count, start + long * (index + 1) / count
-            colour = _WHITE if striped and index % 2 else cloth
+            color = _WHITE if striped and index % 2 else cloth
             wall, edge = self.x, self.x - self.side * out
-            self.canvas.fill([(wall, high, near), (wall, high, far), (edge, low, far), (edge, low, near)], colour)
+            self.canvas.fill([(wall, high, near), (wall, high, far), (edge, low, far), (edge, low, near)], color)
             drop = [(edge, low, near), (edge, low, far), (edge, low - 0.25, far), (edge, low - 0.25, near)]
-            self.canvas.fill(drop, scaled(colour, 0.85))
+            self.canvas.fill(drop, scaled(color, 0.85))

@@ -3,11 +3,11 @@
 import math
 
 from streetvision.synthetic.canvas import MARK, Canvas, Flat, Frame
-from streetvision.synthetic.random_draws import Colour, Dice, scaled
+from streetvision.synthetic.random_draws import Color, Dice, scaled
 from streetvision.synthetic.roadwork import Item, Livery
 
 
-def _beam(frame: Frame, start: Flat, end: Flat, width: float, colour: Colour) -> None:
+def _beam(frame: Frame, start: Flat, end: Flat, width: float, color: Color) -> None:
     """An arm between two points in (c, b)."""
     length = math.dist(start, end)
     c, b = (end[1] - start[1]) / length * width / 2, -(end[0] - start[0]) / length * width / 2
@@ -17,7 +17,7 @@ def _beam(frame: Frame, start: Flat, end: Flat, width: float, colour: Colour) ->
         (end[0] - c, end[1] - b),
         (start[0] - c, start[1] - b),
     ]
-    frame.extrude(outline, (-0.16, 0.16), colour)
+    frame.extrude(outline, (-0.16, 0.16), color)
 
 
 def digger(dice: Dice, livery: Livery) -> Item:

@@ -1,4 +1,4 @@
-"""Random numbers and colours of the drawn scenes."""
+"""Random numbers and colors of the drawn scenes."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -6,12 +6,12 @@ from typing import TypeVar
 import numpy as np
 
 Item = TypeVar("Item")
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 """Red, green, blue: values from 0 to 255, or one factor per channel."""
 
 
-def mix(first: Colour, second: Colour, share: float) -> Colour:
-    """Blend two colours: 1 - share of `first` and `share` (0 to 1) of `second`."""
+def mix(first: Color, second: Color, share: float) -> Color:
+    """Blend two colors: 1 - share of `first` and `share` (0 to 1) of `second`."""
     keep = 1.0 - share
     return (
         first[0] * keep + second[0] * share,
@@ -20,14 +20,14 @@ def mix(first: Colour, second: Colour, share: float) -> Colour:
     )
 
 
-def scaled(colour: Colour, factor: float) -> Colour:
-    """Multiply a colour: below 1 is darker, above 1 is brighter."""
-    return (colour[0] * factor, colour[1] * factor, colour[2] * factor)
+def scaled(color: Color, factor: float) -> Color:
+    """Multiply a color: below 1 is darker, above 1 is brighter."""
+    return (color[0] * factor, color[1] * factor, color[2] * factor)
 
 
-def as_uint8(colour: Colour) -> tuple[int, int, int]:
-    """Truncate a colour to integers, at most 255."""
-    return (min(255, int(colour[0])), min(255, int(colour[1])), min(255, int(colour[2])))
+def as_uint8(color: Color) -> tuple[int, int, int]:
+    """Truncate a color to integers, at most 255."""
+    return (min(255, int(color[0])), min(255, int(color[1])), min(255, int(color[2])))
 
 
 class Dice:
@@ -73,10 +73,10 @@ class Dice:
         """Element of `choices`, all equally likely."""
         return choices[int(len(choices) * self.unit())]
 
-    def near(self, colour: Colour, spread: float) -> Colour:
-        """Random colour near `colour`: each channel changes by at most `spread`."""
+    def near(self, color: Color, spread: float) -> Color:
+        """Random color near `color`: each channel changes by at most `spread`."""
         return (
-            colour[0] + self.between(-spread, spread),
-            colour[1] + self.between(-spread, spread),
-            colour[2] + self.between(-spread, spread),
+            color[0] + self.between(-spread, spread),
+            color[1] + self.between(-spread, spread),
+            color[2] + self.between(-spread, spread),
         )

@@ -4,28 +4,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from streetvision.synthetic.canvas import MARK, Canvas, Flat, Frame, Span
-from streetvision.synthetic.random_draws import Colour, Dice, mix, scaled
+from streetvision.synthetic.random_draws import Color, Dice, mix, scaled
 from streetvision.synthetic.street_furniture import RED, polygon_about
 from streetvision.synthetic.traffic import BLACK, WHITE
 
 _REFLECT = 0.9
 """How strongly boards and white bands reflect headlamps."""
-_ORANGES: tuple[Colour, ...] = ((238, 104, 20), (244, 130, 26), (226, 82, 24))
-_YELLOWS: tuple[Colour, ...] = ((246, 180, 30), (240, 198, 46), (240, 150, 26))
-_LAMP: Colour = (255, 170, 40)
+_ORANGES: tuple[Color, ...] = ((238, 104, 20), (244, 130, 26), (226, 82, 24))
+_YELLOWS: tuple[Color, ...] = ((246, 180, 30), (240, 198, 46), (240, 150, 26))
+_LAMP: Color = (255, 170, 40)
 
 
 @dataclass(frozen=True)
 class Livery:
-    """The colours of a site, all equally faded."""
+    """The colors of a site, all equally faded."""
 
-    cloth: Colour
-    """Colour of cones and drums."""
-    board: Colour
-    """Colour of the dark stripes of boards."""
-    white: Colour
-    machine: Colour
-    sign: Colour
+    cloth: Color
+    """Color of cones and drums."""
+    board: Color
+    """Color of the dark stripes of boards."""
+    white: Color
+    machine: Color
+    sign: Color
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Item:
 
 
 def draw_livery(dice: Dice) -> Livery:
-    """Draw the colours of a site: new or faded, with orange or red boards."""
+    """Draw the colors of a site: new or faded, with orange or red boards."""
     fade = dice.between(0.0, 0.3)
 
-    def faded(colour: Colour) -> Colour:
-        return mix(dice.near(colour, 10), (156, 146, 134), fade)
+    def faded(color: Color) -> Color:
+        return mix(dice.near(color, 10), (156, 146, 134), fade)
 
     return Livery(
         cloth=faded(dice.pick(_ORANGES)),
@@ -66,13 +66,13 @@ def cone(dice: Dice, livery: Livery) -> Item:
         base = scaled(livery.cloth, 0.62)
         frame.box((-foot, foot), (0.0, 0.05 * tall), (-foot, foot), base)
 
-        def ring(low: float, high: float, colour: Colour, reflect: float) -> None:
+        def ring(low: float, high: float, color: Color, reflect: float) -> None:
             wide, slim = foot * 0.8 * (1.0 - low * 0.88), foot * 0.8 * (1.0 - high * 0.88)
             b, d, p, q = tall * low, tall * high, lean * low * tall, lean * high * tall
-            frame.flat([(p - wide, b), (p + wide, b), (q + slim, d), (q - slim, d)], colour, reflect=reflect)
+            frame.flat([(p - wide, b), (p + wide, b), (q + slim, d), (q - slim, d)], color, reflect=reflect)
             # The right side is darker, so that the cone appears round.
             right = [(p + wide * 0.35, b), (p + wide, b), (q + slim, d), (q + slim * 0.35, d)]
-            frame.flat(right, colour, shade=0.82, reflect=reflect)
+            frame.flat(right, color, shade=0.82, reflect=reflect)
 
         ring(0.05, 1.0, livery.cloth, 0.3)
         for low in (0.34, 0.64)[:bands] if bands == 2 else (0.42,):
@@ -91,13 +91,13 @@ def drum(dice: Dice, livery: Livery) -> Item:
         frame.shadow((-wide, wide * 1.6), (-wide, wide))
         frame.oval((0.0, 0.06), (wide * 1.2, 0.07), BLACK)
         for index in range(5):
-            colour = livery.white if index % 2 else livery.cloth
+            color = livery.white if index % 2 else livery.cloth
             low, high, taper = tall * index / 5, tall * (index + 1) / 5, 1.0 - 0.03 * index
             # Strips of different brightness, so that the drum appears round.
             for left, right, shade in ((-1.0, -0.3, 1.0), (-0.3, 0.45, 0.94), (0.45, 1.0, 0.76)):
                 band = [(left * wide * taper, low + 0.05), (right * wide * taper, low + 0.05)]
                 band += [(right * wide * (taper - 0.02), high + 0.05), (left * wide * (taper - 0.02), high + 0.05)]
-                frame.flat(band, colour, shade=shade, reflect=_REFLECT if index % 2 else 0.3)
+                frame.flat(band, color, shade=shade, reflect=_REFLECT if index % 2 else 0.3)
         frame.oval((0.0, tall + 0.05), (wide * 0.85, 0.05), scaled(livery.cloth, 0.9))
         if lamp:
             frame.oval((0.0, tall + 0.2), (0.1, 0.13), _LAMP)
@@ -107,10 +107,10 @@ def drum(dice: Dice, livery: Livery) -> Item:
     return Item(2 * wide * tall, draw)
 
 
-def _stripes(frame: Frame, a: Span, b: Span, colours: tuple[Colour, Colour], slant: float) -> None:
-    """A board in the plane c = 0 with slanted stripes in two colours."""
+def _stripes(frame: Frame, a: Span, b: Span, colors: tuple[Color, Color], slant: float) -> None:
+    """A board in the plane c = 0 with slanted stripes in two colors."""
     (left, right), (low, high) = a, b
-    frame.flat([(left, low), (right, low), (right, high), (left, high)], colours[1], reflect=_REFLECT)
+    frame.flat([(left, low), (right, low), (right, high), (left, high)], colors[1], reflect=_REFLECT)
     pitch = 0.72 * min(high - low, 0.34)
     shift = (high - low) * slant
     start = left - abs(shift)
@@ -119,7 +119,7 @@ def _stripes(frame: Frame, a: Span, b: Span, colours: tuple[Colour, Colour], sla
         corners = [(foot[0], low), (foot[1], low), (foot[1] + shift, high), (foot[0] + shift, high)]
         # Stripes are clipped at both ends of the board.
         stripe = [(min(max(p, left), right), q) for p, q in corners]
-        frame.flat(stripe, colours[0], reflect=_REFLECT)
+        frame.flat(stripe, colors[0], reflect=_REFLECT)
         start += 2 * pitch
 
 
@@ -162,7 +162,7 @@ def beacon(dice: Dice, livery: Livery) -> Item:
 
 
 def blocks(dice: Dice, livery: Livery) -> Item:
-    """A row of plastic barriers in two alternating colours."""
+    """A row of plastic barriers in two alternating colors."""
     count, yaw = dice.integer(2, 4), dice.between(-0.5, 0.5)
 
     def draw(canvas: Canvas, x: float, z: float) -> None:
@@ -172,11 +172,11 @@ def blocks(dice: Dice, livery: Livery) -> Item:
         order = range(count) if yaw < 0 else reversed(range(count))
         for index in order:
             left = index - count / 2
-            colour = livery.white if index % 2 else livery.board
+            color = livery.white if index % 2 else livery.board
             outline = [(-0.26, 0.0), (0.26, 0.0), (0.14, 0.35), (0.11, 0.9), (-0.11, 0.9), (-0.14, 0.35)]
-            frame.extrude(outline, (left + 0.02, left + 0.98), colour, reflect=0.3)
+            frame.extrude(outline, (left + 0.02, left + 0.98), color, reflect=0.3)
             for a in (left + 0.2, left + 0.62):
-                frame.strip((-0.27, 0.13), (-0.27, 0.03), (a, a + 0.2), scaled(colour, 0.35))
+                frame.strip((-0.27, 0.13), (-0.27, 0.03), (a, a + 0.2), scaled(color, 0.35))
 
     return Item(count * 0.9, draw)
 

@@ -93,10 +93,10 @@ class Scene:
 def draw_scene(seed: int, config: SceneConfig) -> Scene:
     """Draw the scene of a seed; `count` and `first_seed` have no effect on it."""
     label = int(Dice(seed, _LABEL).chance(config.positive_fraction))
-    return draw_labelled(seed, label, config)
+    return draw_labeled(seed, label, config)
 
 
-def draw_labelled(seed: int, label: int, config: SceneConfig) -> Scene:
+def draw_labeled(seed: int, label: int, config: SceneConfig) -> Scene:
     """Draw the scene of a seed with roadwork (label 1) or without (label 0); the street is the same."""
     setting = _set_scene(seed, config)
     canvas = _add_site(setting, seed, config) if label else _draw_props(setting, [])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from streetvision.synthetic.buildings import Building
 from streetvision.synthetic.canvas import Camera, Canvas, Flat
-from streetvision.synthetic.random_draws import Colour, Dice, as_uint8, mix, scaled
+from streetvision.synthetic.random_draws import Color, Dice, as_uint8, mix, scaled
 
 LANE = 3.3
 """Width of a lane, metres."""
@@ -19,7 +19,7 @@ _DEPTHS = tuple(float(z) for z in np.geomspace(1.8, FAR, 22))
 _BLOCKS = 5
 """Largest number of buildings on each side."""
 
-_WHITE: Colour = (236, 234, 228)
+_WHITE: Color = (236, 234, 228)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Street:
     left_kerb: float
     right_kerb: float
     lanes: tuple[float, ...]
-    """Centre of each lane, from left to right."""
+    """Center of each lane, from left to right."""
     own_lane: int
     """Index of the camera's lane; traffic on the lanes left of it is oncoming."""
     pavement: float
@@ -66,7 +66,7 @@ def draw_backdrop(canvas: Canvas, street: Street, dice: Dice) -> None:
 
 @cache
 def cloud_tile() -> Image.Image:
-    """Return a (256, 256) grey image of fractal noise, the same for all scenes."""
+    """Return a (256, 256) gray image of fractal noise, the same for all scenes."""
     generator = np.random.default_rng(20)
     total = np.zeros((256, 256), dtype=np.float32)
     for octave, weight in ((4, 1.0), (8, 0.6), (16, 0.35), (32, 0.2), (64, 0.1)):
@@ -110,18 +110,18 @@ def _draw_skyline(canvas: Canvas, dice: Dice) -> None:
     while x < camera.width:
         step = dice.between(0.02, 0.09) * camera.width
         top = camera.horizon - tall * dice.between(0.3, 1.0)
-        colour = canvas.ink(dice.near((120, 124, 128), 22), FAR * 0.8)
-        canvas.pen.rectangle((x, top, x + step, camera.horizon + 1), fill=colour)
+        color = canvas.ink(dice.near((120, 124, 128), 22), FAR * 0.8)
+        canvas.pen.rectangle((x, top, x + step, camera.horizon + 1), fill=color)
         x += step * dice.between(0.7, 1.2)
 
 
-def _ribbon(canvas: Canvas, low: float, high: float, colour: Colour, depths: Sequence[float] = _DEPTHS) -> None:
+def _ribbon(canvas: Canvas, low: float, high: float, color: Color, depths: Sequence[float] = _DEPTHS) -> None:
     """A band of ground between two values of x, in short pieces that follow the bend and the haze."""
     left = [canvas.camera.pixel(low, 0.0, z) for z in depths]
     right = [canvas.camera.pixel(high, 0.0, z) for z in depths]
     for index in range(len(depths) - 1):
         corners = (left[index], right[index], right[index + 1], left[index + 1])
-        canvas.pen.polygon(corners, fill=canvas.ink(colour, (depths[index] + depths[index + 1]) / 2))
+        canvas.pen.polygon(corners, fill=canvas.ink(color, (depths[index] + depths[index + 1]) / 2))
 
 
 def _draw_ground(canvas: Canvas, street: Street, dice: Dice) -> None:
@@ -141,7 +141,7 @@ def _draw_ground(canvas: Canvas, street: Street, dice: Dice) -> None:
     _draw_markings(canvas, street, dice)
 
 
-def _draw_wear(canvas: Canvas, street: Street, asphalt: Colour, dice: Dice) -> None:
+def _draw_wear(canvas: Canvas, street: Street, asphalt: Color, dice: Dice) -> None:
     """Wheel tracks, patches, manholes and cracks."""
     for middle in street.lanes:
         for wheel in (-0.8, 0.8):
@@ -168,13 +168,13 @@ _OCTAGON: tuple[Flat, ...] = tuple(
 def _draw_markings(canvas: Canvas, street: Street, dice: Dice) -> None:
     """Lane lines, edge lines and sometimes a zebra crossing."""
     paint = scaled(_WHITE, dice.between(0.72, 1.0))
-    centre_paint = dice.pick((paint, paint, (222, 178, 62)))
+    center_paint = dice.pick((paint, paint, (222, 178, 62)))
     for left, right in zip(street.lanes, street.lanes[1:], strict=False):
         x = (left + right) / 2
         # The line between the two directions may be solid and yellow.
         against_traffic = right == street.lanes[street.own_lane]
         if against_traffic and dice.chance(0.6):
-            _ribbon(canvas, x - 0.07, x + 0.07, centre_paint)
+            _ribbon(canvas, x - 0.07, x + 0.07, center_paint)
             continue
         # Dashes of 3 m with gaps of 5 m.
         start = dice.between(0.0, 6.0)
@@ -213,7 +213,7 @@ def aim_camera(width: int, height: int, dice: Dice) -> Camera:
         width=width,
         height=height,
         focal=width * dice.between(0.78, 1.0),
-        centre=width * dice.between(0.38, 0.62),
+        center=width * dice.between(0.38, 0.62),
         horizon=height * dice.between(0.40, 0.52),
         eye=dice.between(1.3, 2.1),
         bend=dice.between(-0.0022, 0.0022),

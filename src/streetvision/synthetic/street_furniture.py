@@ -3,13 +3,13 @@
 import math
 
 from streetvision.synthetic.canvas import Canvas, Flat, Frame
-from streetvision.synthetic.random_draws import Colour, Dice, scaled
+from streetvision.synthetic.random_draws import Color, Dice, scaled
 from streetvision.synthetic.street import Street
 from streetvision.synthetic.traffic import BLACK, WARM, WHITE, Prop, paint, person, tree, vehicle
 
-RED: Colour = (204, 32, 36)
-_YELLOW: Colour = (242, 196, 40)
-_STEEL: Colour = (142, 146, 150)
+RED: Color = (204, 32, 36)
+_YELLOW: Color = (242, 196, 40)
+_STEEL: Color = (142, 146, 150)
 _SIGN_REFLECT = 0.9
 """How strongly a sign reflects headlamps."""
 
@@ -20,8 +20,8 @@ def polygon_about(at: Flat, radius: float, corners: int, turn: float = 0.0) -> l
     return [(at[0] + radius * math.cos(angle), at[1] + radius * math.sin(angle)) for angle in angles]
 
 
-def _plate(frame: Frame, corners: list[Flat], colour: Colour) -> None:
-    frame.flat(corners, colour, reflect=_SIGN_REFLECT)
+def _plate(frame: Frame, corners: list[Flat], color: Color) -> None:
+    frame.flat(corners, color, reflect=_SIGN_REFLECT)
 
 
 def _no_entry(frame: Frame, at: Flat) -> None:
@@ -90,8 +90,8 @@ def ordinary_sign(dice: Dice, x: float, z: float) -> Prop:
 def traffic_light(dice: Dice, x: float, z: float) -> Prop:
     """A traffic light; one lamp is on at any time of day."""
     lit = dice.integer(0, 2)
-    lamps: tuple[Colour, ...] = ((255, 52, 40), (255, 176, 36), (48, 255, 150))
-    dark: tuple[Colour, ...] = ((70, 22, 20), (74, 54, 18), (18, 60, 40))
+    lamps: tuple[Color, ...] = ((255, 52, 40), (255, 176, 36), (48, 255, 150))
+    dark: tuple[Color, ...] = ((70, 22, 20), (74, 54, 18), (18, 60, 40))
 
     def draw(canvas: Canvas) -> None:
         frame = Frame(canvas, x, z)
@@ -124,17 +124,17 @@ def street_lamp(x: float, z: float, side: int) -> Prop:
 
 
 def bin_or_box(dice: Dice, x: float, z: float) -> Prop:
-    """A litter bin, letter box or grit box in a strong colour."""
+    """A litter bin, letter box or grit box in a strong color."""
     wide, tall = dice.between(0.22, 0.5), dice.between(0.7, 1.35)
-    colour, lid = paint(dice, 0.65), dice.between(0.5, 0.9)
+    color, lid = paint(dice, 0.65), dice.between(0.5, 0.9)
 
     def draw(canvas: Canvas) -> None:
         frame = Frame(canvas, x, z + wide)
         frame.shadow((-wide, wide), (-wide, wide))
-        frame.box((-wide, wide), (0.0, tall), (-wide, wide), colour)
-        frame.box((-wide - 0.03, wide + 0.03), (tall, tall + 0.1), (-wide - 0.03, wide + 0.03), scaled(colour, lid))
+        frame.box((-wide, wide), (0.0, tall), (-wide, wide), color)
+        frame.box((-wide - 0.03, wide + 0.03), (tall, tall + 0.1), (-wide - 0.03, wide + 0.03), scaled(color, lid))
         frame.strip(
-            (-wide - 0.01, tall * 0.8), (-wide - 0.01, tall * 0.7), (-wide * 0.6, wide * 0.6), scaled(colour, 0.3)
+            (-wide - 0.01, tall * 0.8), (-wide - 0.01, tall * 0.7), (-wide * 0.6, wide * 0.6), scaled(color, 0.3)
         )
 
     return Prop(z, draw)
@@ -159,7 +159,7 @@ def planter(dice: Dice, x: float, z: float) -> Prop:
 
 
 def parasol(dice: Dice, x: float, z: float) -> Prop:
-    """A café parasol in one or two colours."""
+    """A café parasol in one or two colors."""
     cloth, other = paint(dice, 0.85), dice.pick((WHITE, WHITE, (60, 90, 70)))
     wide, plain = dice.between(1.0, 1.6), dice.chance(0.5)
 
@@ -168,16 +168,16 @@ def parasol(dice: Dice, x: float, z: float) -> Prop:
         frame.bar((0.0, 0.0), (0.0, 2.4), 0.06, (120, 104, 84))
         for index in range(6):
             left, right = -wide + wide * index / 3, -wide + wide * (index + 1) / 3
-            colour = cloth if plain or index % 2 == 0 else other
+            color = cloth if plain or index % 2 == 0 else other
             frame.flat(
-                [(left, 1.95), (right, 1.95), (right * 0.1, 2.6), (left * 0.1, 2.6)], colour, shade=1.0 - 0.04 * index
+                [(left, 1.95), (right, 1.95), (right * 0.1, 2.6), (left * 0.1, 2.6)], color, shade=1.0 - 0.04 * index
             )
 
     return Prop(z, draw)
 
 
 def banded_posts(dice: Dice, x: float, z: float) -> Prop:
-    """A row of permanent bollards, grey or with coloured bands."""
+    """A row of permanent bollards, gray or with colored bands."""
     bands = dice.pick(((RED, WHITE), (WHITE, RED), (_STEEL, _STEEL), (BLACK, WHITE)))
     count, gap = dice.integer(2, 5), dice.between(1.2, 2.0)
 
@@ -220,9 +220,9 @@ def kiosk(dice: Dice, x: float, z: float) -> Prop:
         frame.strip((-0.61, 1.9), (-0.61, 1.0), (-wide + 0.1, wide - 0.1), (58, 50, 44))
         for index in range(8):
             span = (-wide + wide * index / 4, -wide + wide * (index + 1) / 4)
-            colour = WHITE if index % 2 else cloth
-            frame.strip((-0.6, 2.5), (-1.0, 2.0), span, colour, reflect=0.3)
-            frame.strip((-1.0, 2.0), (-1.0, 1.75), span, colour, reflect=0.3)
+            color = WHITE if index % 2 else cloth
+            frame.strip((-0.6, 2.5), (-1.0, 2.0), span, color, reflect=0.3)
+            frame.strip((-1.0, 2.0), (-1.0, 1.75), span, color, reflect=0.3)
 
     return Prop(z, draw)
 

@@ -1,13 +1,13 @@
-"""Vehicles, people and trees of the drawn scenes; many have the colours of roadwork."""
+"""Vehicles, people and trees of the drawn scenes; many have the colors of roadwork."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from streetvision.synthetic.canvas import Canvas, Flat, Frame
-from streetvision.synthetic.random_draws import Colour, Dice, mix, scaled
+from streetvision.synthetic.random_draws import Color, Dice, mix, scaled
 
-WARM: tuple[Colour, ...] = (
+WARM: tuple[Color, ...] = (
     (238, 104, 20),
     (244, 130, 26),
     (226, 82, 24),
@@ -16,8 +16,8 @@ WARM: tuple[Colour, ...] = (
     (240, 198, 46),
     (204, 32, 36),
 )
-"""Colours that roadwork has as well."""
-_COOL: tuple[Colour, ...] = (
+"""Colors that roadwork has as well."""
+_COOL: tuple[Color, ...] = (
     (228, 230, 232),
     (196, 200, 204),
     (130, 134, 140),
@@ -28,11 +28,11 @@ _COOL: tuple[Colour, ...] = (
     (116, 40, 48),
     (150, 140, 120),
 )
-WHITE: Colour = (238, 238, 234)
-BLACK: Colour = (26, 26, 28)
-_GLASS: Colour = (48, 60, 74)
-_TYRE: Colour = (28, 28, 30)
-_SKIN: tuple[Colour, ...] = ((232, 190, 160), (198, 146, 110), (140, 94, 66), (92, 62, 46))
+WHITE: Color = (238, 238, 234)
+BLACK: Color = (26, 26, 28)
+_GLASS: Color = (48, 60, 74)
+_TYRE: Color = (28, 28, 30)
+_SKIN: tuple[Color, ...] = ((232, 190, 160), (198, 146, 110), (140, 94, 66), (92, 62, 46))
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Prop:
     draw: Callable[[Canvas], None]
 
 
-def paint(dice: Dice, warm_share: float) -> Colour:
-    """Draw a new or faded colour; with probability `warm_share` it is one of roadwork."""
-    colour = dice.pick(WARM if dice.chance(warm_share) else _COOL)
-    return mix(dice.near(colour, 12), (156, 146, 134), dice.between(0.0, 0.3))
+def paint(dice: Dice, warm_share: float) -> Color:
+    """Draw a new or faded color; with probability `warm_share` it is one of roadwork."""
+    color = dice.pick(WARM if dice.chance(warm_share) else _COOL)
+    return mix(dice.near(color, 12), (156, 146, 134), dice.between(0.0, 0.3))
 
 
 @dataclass(frozen=True)
@@ -119,28 +119,28 @@ _BODIES = (_CAR, _CAR, _CAR, _HATCH, _HATCH, _VAN, _VAN, _BUS)
 def vehicle(dice: Dice, x: float, z: float, *, yaw: float) -> Prop:
     """A car, van, box truck or bus; its rear is at z for yaw 0, its front faces the camera for yaw pi."""
     body = dice.pick(_BODIES)
-    colour = paint(dice, 0.5)
+    color = paint(dice, 0.5)
     band = dice.near(dice.pick((*WARM, WHITE)), 10) if dice.chance(0.3) else None
     cargo = body is _VAN and dice.chance(0.4)
-    cargo_colour = paint(dice, 0.6)
+    cargo_color = paint(dice, 0.6)
 
     def draw(canvas: Canvas) -> None:
         half = body.length / 2
         frame = Frame(canvas, x, z + half, yaw=yaw)
         painter = _Vehicle(frame, body, half)
-        painter.chassis(colour)
+        painter.chassis(color)
         painter.glass()
         if band is not None:
             painter.band(band)
         if cargo:
-            painter.cargo(cargo_colour)
+            painter.cargo(cargo_color)
         painter.lamps(lit=canvas.light.lamps_lit)
 
     return Prop(z, draw)
 
 
 class _Vehicle:
-    """Draws a body that is centred at the origin of the frame."""
+    """Draws a body that is centered at the origin of the frame."""
 
     def __init__(self, frame: Frame, body: _Body, half: float) -> None:
         self.frame, self.body, self.half = frame, body, half
@@ -149,28 +149,28 @@ class _Vehicle:
     def _at(self, outline: tuple[Flat, ...]) -> list[Flat]:
         return [(c - self.half, b) for c, b in outline]
 
-    def chassis(self, colour: Colour) -> None:
+    def chassis(self, color: Color) -> None:
         """Shadow, underside, painted shell and wheels."""
         wide = self.body.half_width
         self.frame.shadow((-wide, wide), (-self.half, self.half))
         for wheel in self.body.wheels:
             middle = wheel - self.half
             self.frame.box((-wide + 0.05, wide - 0.05), (0.0, 0.45), (middle - 0.3, middle + 0.3), _TYRE)
-        self.frame.extrude(self._at(self.body.outline), self.span, colour)
+        self.frame.extrude(self._at(self.body.outline), self.span, color)
         low, high = 0.3, 0.3 + 0.12 * self.body.outline[2][1]
         for c in (-self.half - 0.01, self.half + 0.01):
-            self.frame.box((-wide + 0.02, wide - 0.02), (low, high), (c - 0.01, c + 0.01), scaled(colour, 0.35))
+            self.frame.box((-wide + 0.02, wide - 0.02), (low, high), (c - 0.01, c + 0.01), scaled(color, 0.35))
         for wheel in self.body.wheels:
             self._wheel(wheel - self.half)
 
     def _wheel(self, c: float) -> None:
-        for radius, colour in (
+        for radius, color in (
             (self.body.tyre * 1.2, (16, 16, 18)),
             (self.body.tyre, _TYRE),
             (self.body.tyre * 0.6, (150, 152, 156)),
         ):
             ring = [(c + radius * p, self.body.tyre + radius * q) for p, q in _CIRCLE]
-            self.frame.sides(ring, (self.span[0] - 0.01, self.span[1] + 0.01), colour)
+            self.frame.sides(ring, (self.span[0] - 0.01, self.span[1] + 0.01), color)
 
     def glass(self) -> None:
         """Draw windscreen, rear window and side windows."""
@@ -183,18 +183,18 @@ class _Vehicle:
         for pane in self.body.side_glass:
             self.frame.sides(self._at(pane), self.span, glass)
 
-    def band(self, colour: Colour) -> None:
+    def band(self, color: Color) -> None:
         """Draw a stripe along the sides and across the rear."""
         low, high = 0.55, 0.8
         c = self.half * 0.94
         self.frame.sides(
-            [(-c, low), (c, low), (c, high), (-c, high)], (self.span[0] - 0.01, self.span[1] + 0.01), colour
+            [(-c, low), (c, low), (c, high), (-c, high)], (self.span[0] - 0.01, self.span[1] + 0.01), color
         )
-        self.frame.strip((-self.half, high), (-self.half, low), (self.span[0] + 0.05, self.span[1] - 0.05), colour)
+        self.frame.strip((-self.half, high), (-self.half, low), (self.span[0] + 0.05, self.span[1] - 0.05), color)
 
-    def cargo(self, colour: Colour) -> None:
+    def cargo(self, color: Color) -> None:
         """Draw the box of a small truck."""
-        self.frame.box((self.span[0] - 0.08, self.span[1] + 0.08), (0.75, 2.9), (-self.half, self.half - 1.9), colour)
+        self.frame.box((self.span[0] - 0.08, self.span[1] + 0.08), (0.75, 2.9), (-self.half, self.half - 1.9), color)
 
     def lamps(self, *, lit: bool) -> None:
         """Draw tail lamps, headlamps and number plates where they are visible."""
@@ -206,15 +206,15 @@ class _Vehicle:
         self.frame.strip((-self.half - 0.02, 0.62), (-self.half - 0.02, 0.5), (-0.26, 0.26), (224, 220, 190))
         self.frame.strip((self.half + 0.02, 0.4), (self.half + 0.02, 0.52), (-0.26, 0.26), (224, 224, 218))
 
-    def _lamp(self, a: float, b: Flat, c: float, colour: Colour, lit_colour: Colour, *, lit: bool) -> None:
+    def _lamp(self, a: float, b: Flat, c: float, color: Color, lit_color: Color, *, lit: bool) -> None:
         outward = 1.0 if c > 0 else -1.0
         _, _, z = self.frame.world((a, 0.0, c))
         if lit and z < self.frame.z:
-            self.frame.shine((a, (b[0] + b[1]) / 2, c), 0.1, lit_colour)
+            self.frame.shine((a, (b[0] + b[1]) / 2, c), 0.1, lit_color)
             return
         ends = ((c + outward * 0.02, b[0]), (c + outward * 0.02, b[1]))
         start, end = ends if outward > 0 else (ends[1], ends[0])
-        self.frame.strip(start, end, (a - 0.13, a + 0.13), colour)
+        self.frame.strip(start, end, (a - 0.13, a + 0.13), color)
 
 
 _CIRCLE: tuple[Flat, ...] = (

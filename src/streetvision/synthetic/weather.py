@@ -11,7 +11,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from streetvision.synthetic.canvas import Canvas, Light
 from streetvision.synthetic.random_draws import Dice, as_uint8, mix, scaled
 
-Grey = NDArray[np.float32]
+Gray = NDArray[np.float32]
 Picture = NDArray[np.uint8]
 _NOISE_TILE = 512
 _GLOW_REDUCTION = 4
@@ -112,14 +112,14 @@ def _glare(canvas: Canvas, size: tuple[int, int], reduction: int) -> Image.Image
         x, y = int(glow.at[0]), int(glow.at[1])
         if not (0 <= x < canvas.camera.width and 0 <= y < canvas.camera.height):
             continue
-        # Any other colour at this pixel means that an object occludes the lamp.
+        # Any other color at this pixel means that an object occludes the lamp.
         if canvas.image.getpixel((x, y)) != glow.core:
             continue
         radius = max(0.7, 1.8 * glow.radius / factor)
         column, row = x / factor, y / factor
         corners = (column - radius, row - radius, column + radius, row + radius)
-        pen.ellipse(corners, fill=as_uint8(scaled(glow.colour, 0.9)))
-    # A narrow and a wide blur together: a bright centre in a faint halo.
+        pen.ellipse(corners, fill=as_uint8(scaled(glow.color, 0.9)))
+    # A narrow and a wide blur together: a bright center in a faint halo.
     halo = ImageChops.add(halo.filter(ImageFilter.BoxBlur(1)), halo.filter(ImageFilter.GaussianBlur(4)), scale=1.2)
     return halo.resize(size, Image.Resampling.BILINEAR)
 
@@ -149,7 +149,7 @@ def _blur(image: Image.Image, dice: Dice) -> Image.Image:
 
 
 @cache
-def _noise() -> Grey:
+def _noise() -> Gray:
     """A tile of standard normal noise; each scene uses it from another offset."""
     generator = np.random.default_rng(21)
     return generator.standard_normal((_NOISE_TILE, _NOISE_TILE), dtype=np.float32)
@@ -174,8 +174,8 @@ def _expose(pixels: Picture, condition: str, dice: Dice) -> Picture:
 
 
 @cache
-def _vignette(height: int, width: int) -> Grey:
-    """Squared distance from the centre (H, W), 1 in the corners."""
+def _vignette(height: int, width: int) -> Gray:
+    """Squared distance from the center (H, W), 1 in the corners."""
     y = np.linspace(-1.0, 1.0, height, dtype=np.float32)[:, None]
     x = np.linspace(-1.0, 1.0, width, dtype=np.float32)[None, :]
     return ((x * x + y * y) / 2.0).astype(np.float32)

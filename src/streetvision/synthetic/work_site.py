@@ -107,7 +107,7 @@ def roadwork_props(street: Street, camera: Camera, target: float, dice: Dice) ->
     middle = dice.between(street.wall(-1) + 0.5, street.wall(1) - 0.5)
     # The anchor is kept inside the image, with the bend of the street taken into account.
     bent = camera.bend * distance**2
-    bounds = [((share - camera.centre / camera.width) * camera.width / camera.focal) for share in (_EDGE, 1.0 - _EDGE)]
+    bounds = [((share - camera.center / camera.width) * camera.width / camera.focal) for share in (_EDGE, 1.0 - _EDGE)]
     anchor = min(max(middle, bounds[0] * distance - bent), bounds[1] * distance - bent)
     return [_prop(item, anchor, distance) for item in placed]
 

@@ -35,7 +35,7 @@ from streetvision.training.probe import grouped_folds
 
 FloatArray = NDArray[np.float64]
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
-"""L2 penalties of the calibrated score that are tried, from the strongest; features are standardised and the loss is
+"""L2 penalties of the calibrated score that are tried, from the strongest; features are standardized and the loss is
 the mean NLL."""
 WORSE_PENALTIES = 2
 """Penalties in a row with a higher NLL than the best before, after which no weaker one is tried."""
@@ -140,7 +140,7 @@ def fit_evidence(
 
 
 def _components(features: Tensor, mask: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Directions (P, R) of standardised features and their mean (P,), from instances drawn at random."""
+    """Directions (P, R) of standardized features and their mean (P,), from instances drawn at random."""
     positions = mask.nonzero()
     drawn = np.random.default_rng(seed).permutation(len(positions))[:ROWS_FOR_COMPONENTS]
     sample = _normalised(features[tuple(positions[drawn].T)])
@@ -181,7 +181,7 @@ def _solve(
     penalty: float,
     iterations: int,
 ) -> None:
-    """Fit `module` to the lowest penalised loss, from its present weights."""
+    """Fit `module` to the lowest penalized loss, from its present weights."""
     parameters, (slope, offset) = list(module.parameters()), calibration
 
     def loss_and_gradient(solution: FloatArray) -> tuple[float, FloatArray]:

@@ -19,7 +19,7 @@ from streetvision.data.splitting.stratified import assign_groups
 FloatArray = NDArray[np.float64]
 FOLDS = 5
 STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(-9, 1))
-"""Inverse penalties that are tried, from the strongest penalty to the weakest; features are standardised."""
+"""Inverse penalties that are tried, from the strongest penalty to the weakest; features are standardized."""
 WORSE_STRENGTHS = 2
 """Penalties in a row with a higher NLL than the best before, after which no weaker one is tried."""
 MAX_ITERATIONS = 2000
@@ -178,7 +178,7 @@ def _out_of_fold_losses(
     features: FloatArray, labels: NDArray[np.int64], weights: FloatArray, folds: Sequence[tuple[NDArray[np.int64], ...]]
 ) -> FloatArray:
     """Weighted NLL (S, N) of each row, predicted by a fit without its group, at the first S of STRENGTHS."""
-    # Standardised once for all folds; this uses no label.
+    # Standardized once for all folds; this uses no label.
     inputs, _ = _coordinates((features - features.mean(axis=0)) / (features.std(axis=0) + EPSILON))
     losses = np.full((len(STRENGTHS), len(labels)), np.nan)
     models = [LogisticRegression(warm_start=True, max_iter=MAX_ITERATIONS, tol=SEARCH_TOLERANCE) for _ in folds]
@@ -250,7 +250,7 @@ def _coordinates(inputs: FloatArray) -> tuple[FloatArray, FloatArray | None]:
 def _fit(
     features: FloatArray, labels: NDArray[np.int64], weights: FloatArray, strength: float
 ) -> tuple[FloatArray, float]:
-    """Weight (P,) and bias for features that are not standardised."""
+    """Weight (P,) and bias for features that are not standardized."""
     mean, scale = features.mean(axis=0), features.std(axis=0) + EPSILON
     inputs, basis = _coordinates((features - mean) / scale)
     model = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=FINAL_TOLERANCE)

@@ -46,7 +46,7 @@ def predictor(finished_run):
 
 
 @pytest.fixture(scope="module")
-def labelled_images(scenes):
+def labeled_images(scenes):
     paths = sorted((scenes / "images").iterdir())[:40]
     return paths, [number % 2 for number in range(40)]
 
@@ -55,31 +55,31 @@ def altered(predictor, change):
     return predictor.with_model(AlteredModel(predictor.model, change))
 
 
-def parity_of(predictor, labelled_images, change):
-    paths, labels = labelled_images
+def parity_of(predictor, labeled_images, change):
+    paths, labels = labeled_images
     expected, actual = (compute_logits(p, paths, Silent()) for p in (predictor, altered(predictor, change)))
     return measure_parity(predictor, expected, actual, labels)
 
 
-def test_equal_logits_have_no_differences(predictor, labelled_images):
-    parity = parity_of(predictor, labelled_images, lambda logits: logits)
+def test_equal_logits_have_no_differences(predictor, labeled_images):
+    parity = parity_of(predictor, labeled_images, lambda logits: logits)
     assert (parity.n, parity.positives) == (40, 20)
     assert (parity.max_logit_difference, parity.max_probability_difference) == (0, 0)
     assert (parity.decision_flips, parity.certified_flips) == (0, 0)
     assert parity.mcc == parity.pytorch_mcc
 
 
-def test_differences_are_those_of_the_worst_image(predictor, labelled_images):
+def test_differences_are_those_of_the_worst_image(predictor, labeled_images):
     shift = np.array([-0.25, 0.25], dtype=np.float32)
-    parity = parity_of(predictor, labelled_images, lambda logits: logits + shift)
+    parity = parity_of(predictor, labeled_images, lambda logits: logits + shift)
     assert parity.max_logit_difference == pytest.approx(0.25, abs=1e-6)
-    before = predictor.predict(labelled_images[0])
-    after = altered(predictor, lambda logits: logits + shift).predict(labelled_images[0])
+    before = predictor.predict(labeled_images[0])
+    after = altered(predictor, lambda logits: logits + shift).predict(labeled_images[0])
     changes = [abs(a.probability - b.probability) for a, b in zip(before, after, strict=True)]
     assert parity.max_probability_difference == pytest.approx(max(changes))
     assert parity.decision_flips == sum(a.decision != b.decision for a, b in zip(before, after, strict=True))
 
 
-def test_logits_that_are_not_finite_are_rejected(predictor, labelled_images):
+def test_logits_that_are_not_finite_are_rejected(predictor, labeled_images):
     with pytest.raises(ArtifactError, match="not finite"):
-        parity_of(predictor, labelled_images, lambda logits: logits * np.float32(np.inf))
+        parity_of(predictor, labeled_images, lambda logits: logits * np.float32(np.inf))

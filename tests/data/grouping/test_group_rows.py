@@ -52,10 +52,10 @@ class TestPlaces:
         located = [replace(row(f"{number}.jpg"), columns=values) for number, values in enumerate(columns)]
         return geo_keys(located, metres=metres, hours=hours)
 
-    def test_neighbours_share_a_key(self):
+    def test_neighbors_share_a_key(self):
         missing = [("", ""), ("nan", "0"), ("52", "N/A ")]
-        first, neighbour, far, *none = self.keys(self.BERLIN, self.NEXT_DOOR, self.ACROSS_TOWN, *missing)
-        assert first == neighbour != far
+        first, neighbor, far, *none = self.keys(self.BERLIN, self.NEXT_DOOR, self.ACROSS_TOWN, *missing)
+        assert first == neighbor != far
         assert none == [None] * 3
 
     def test_the_distance_is_in_metres(self):

@@ -20,10 +20,10 @@ def all_pairs(hashes, others, radius):
 
 
 def clustered_hashes(rng, n):
-    """Hashes around a few centres, so that every distance occurs."""
-    centres = rng.integers(0, 2**64, 5, dtype=np.uint64)[rng.integers(0, 5, n)]
+    """Hashes around a few centers, so that every distance occurs."""
+    centers = rng.integers(0, 2**64, 5, dtype=np.uint64)[rng.integers(0, 5, n)]
     flips = rng.random((n, 64)) < rng.random((n, 1)) * 0.3
-    return centres ^ np.packbits(flips, axis=1).view(np.uint64)[:, 0]
+    return centers ^ np.packbits(flips, axis=1).view(np.uint64)[:, 0]
 
 
 @pytest.mark.parametrize("radius", [0, 1, 3, 4, 8, 12, 15])

@@ -79,8 +79,8 @@ def originals(pictures):
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=50)
 def test_the_hash_equals_that_of_imagehash(seed):
-    grey = np.random.default_rng(seed).integers(0, 256, (32, 32), dtype=np.uint8)
-    assert f"{perceptual_hash(grey):016x}" == str(imagehash.phash(Image.fromarray(grey)))
+    gray = np.random.default_rng(seed).integers(0, 256, (32, 32), dtype=np.uint8)
+    assert f"{perceptual_hash(gray):016x}" == str(imagehash.phash(Image.fromarray(gray)))
 
 
 @pytest.mark.parametrize("alteration", ALTERED)

@@ -430,8 +430,8 @@ class TestLabelsJson:
 def pictures(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("pictures")
     paths = [folder / "a.png", folder / "b.png", folder / "c.png"]
-    for path, colour in zip(paths, ("red", "lime", "blue"), strict=True):
-        Image.new("RGB", (8, 8), colour).save(path)
+    for path, color in zip(paths, ("red", "lime", "blue"), strict=True):
+        Image.new("RGB", (8, 8), color).save(path)
     return paths
 
 

@@ -213,7 +213,7 @@ class TestSources:
         assert f"data.{setting}" in raised.value.hint
         assert not (tmp_path / "index" / "index.parquet").exists()
 
-    def test_tars_next_to_other_labelled_images_are_refused(self, photos, tmp_path):
+    def test_tars_next_to_other_labeled_images_are_refused(self, photos, tmp_path):
         tar = write_tar(photos / "old.tar", {"1.jpg": photo(1), "1.cls": b"1"})
         with pytest.raises(DataError, match=r"old\.tar.*None"):
             run(photos, tmp_path / "index")

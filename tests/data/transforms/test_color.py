@@ -31,7 +31,7 @@ def test_each_factor_equals_torchvision_up_to_one_level(name, peer, factor):
 
 @pytest.mark.parametrize("hue", [0.02, -0.05])
 def test_hue_rotates_in_the_direction_of_torchvision_and_as_far(hue):
-    """Not pixel by pixel: torchvision moves along the colour cube, this function on a circle around grey."""
+    """Not pixel by pixel: torchvision moves along the color cube, this function on a circle around gray."""
     image = picture()
     ours, theirs = (
         (changed.float() - image.float()).flatten()
@@ -41,13 +41,13 @@ def test_hue_rotates_in_the_direction_of_torchvision_and_as_far(hue):
     assert float(ours.norm() / theirs.norm()) == pytest.approx(1.0, abs=0.1)
 
 
-def test_hue_does_not_change_grey():
+def test_hue_does_not_change_gray():
     image = picture()
     rotated = adjust_colors(image, **SAME | {"hue": 0.02})
     luma = torch.tensor(LUMA)[:, None, None]
     assert float(((rotated.float() - image.float()) * luma).sum(dim=0).abs().max()) <= 1
-    grey = image[:1].expand(3, -1, -1)
-    assert max_difference(adjust_colors(grey, **SAME | {"hue": 0.3}), grey) <= 1
+    gray = image[:1].expand(3, -1, -1)
+    assert max_difference(adjust_colors(gray, **SAME | {"hue": 0.3}), gray) <= 1
     there_and_back = adjust_colors(adjust_colors(image, **SAME | {"hue": 0.1}), **SAME | {"hue": -0.1})
     assert max_difference(there_and_back, image) <= 3
 

@@ -30,7 +30,7 @@ def test_every_level_gives_a_square_that_depends_on_the_seed(level):
     assert torch.equal(sent(0), sent(1)) is (level == 0)
 
 
-def test_level_0_is_the_centre_of_the_image():
+def test_level_0_is_the_center_of_the_image():
     halves = torch.zeros(3, 100, 300, dtype=torch.uint8)
     halves[:, :, 100:200] = 200
     assert (distort(halves, 0).int() - 200).abs().max() <= 1
@@ -69,8 +69,8 @@ def test_level_3_adds_noise_and_blur_to_level_2():
 
 def test_chroma_noise_has_its_variance_and_does_not_change_brightness():
     torch.manual_seed(0)
-    grey = torch.full((3, 200, 200), 128, dtype=torch.uint8)
-    noisy = chroma_noise(grey, 0.002).double() / 255
+    gray = torch.full((3, 200, 200), 128, dtype=torch.uint8)
+    noisy = chroma_noise(gray, 0.002).double() / 255
     luma = 0.299 * noisy[0] + 0.587 * noisy[1] + 0.114 * noisy[2]
     assert luma.std() < 1 / 255
     for channel, factor in ((0, 1.402), (2, 1.772)):

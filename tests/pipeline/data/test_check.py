@@ -97,12 +97,12 @@ def test_swapped_labels_are_suspicious(command, scenes, tmp_path):
     folder = shutil.copytree(scenes, tmp_path / "photos")
     lines = (folder / "index.csv").read_text().splitlines()
     path = lines[5].split(",")[0]
-    # A picture full of a colour that only the other class has, many times over.
+    # A picture full of a color that only the other class has, many times over.
     for number, row in enumerate(lines[1:], start=1):
         name, given, *_ = row.split(",")
-        colour = (250, 120, 0) if (given == "1") != (number == 5) else (40, 90, 200)
+        color = (250, 120, 0) if (given == "1") != (number == 5) else (40, 90, 200)
         noise = np.random.default_rng(number).integers(0, 40, (72, 96, 3))
-        Image.fromarray((np.array(colour) - noise).clip(0, 255).astype(np.uint8)).save(folder / name, quality=95)
+        Image.fromarray((np.array(color) - noise).clip(0, 255).astype(np.uint8)).save(folder / name, quality=95)
     page = tmp_path / "page.html"
     settings = ["data.grouping.by=[column]", "model.image_size=64"]
     code, out, err = command("data", "check", folder, *settings, "--labels", "--page", page)

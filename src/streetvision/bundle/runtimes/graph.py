@@ -37,7 +37,7 @@ class GraphOutput(NamedTuple):
 
 
 class Graph(ABC):
-    """An exported graph: uint8 images -> features and logits, or patches. Normalisation is a part of it.
+    """An exported graph: uint8 images -> features and logits, or patches. Normalization is a part of it.
 
     Args:
         folder: Holds the files of the graph.

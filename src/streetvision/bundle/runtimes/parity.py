@@ -1,4 +1,4 @@
-"""Compare an exported bundle with its PyTorch original on labelled images, and reject one that is worse."""
+"""Compare an exported bundle with its PyTorch original on labeled images, and reject one that is worse."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -31,7 +31,7 @@ CELLS = 8
 DETAIL_BLUR = 1 / 50
 """Standard deviation of the blur that is subtracted, as a fraction of the side. The rest are the details."""
 NOISE = 1.0
-"""Grey levels that compression and resampling may add to a cell. They lower the correlation of nearly flat cells."""
+"""Gray levels that compression and resampling may add to a cell. They lower the correlation of nearly flat cells."""
 DETAILED, STRONG = 2.0, 3.0
 """Standard deviations of the details. Cells below the first, such as sky, are not compared."""
 CELL_CORRELATION = 0.4
@@ -41,7 +41,7 @@ AGREEING_CELLS = 0.9
 MIN_CELLS = 12
 """Fewer compared cells are no proof of a copy."""
 DARKEST, BRIGHTEST = 5, 250
-"""Grey levels outside of which a pixel is not compared: a change of brightness has destroyed its details."""
+"""Gray levels outside of which a pixel is not compared: a change of brightness has destroyed its details."""
 MIN_CELL_AREA = 0.3
 """Share of a cell that both images must show."""
 MARGIN = 0.04
@@ -171,7 +171,7 @@ def _normalise(grey: Tensor) -> Tensor:
 
 
 def _correlation(first: Tensor, second: Tensor, maps: Tensor) -> Tensor:
-    """(P,) correlation of normalised images (P, S, S)."""
+    """(P,) correlation of normalized images (P, S, S)."""
     inside = _inside(maps, first.shape[-1])
     second = _warp(second, maps)
     product = (first * second * inside).sum((1, 2))
@@ -202,7 +202,7 @@ def _inside(maps: Tensor, size: int) -> Tensor:
 
 
 def _mapped_points(maps: Tensor, size: int) -> Tensor:
-    """(P, 2, S, S): where the maps take the centre of each pixel, as x and y."""
+    """(P, 2, S, S): where the maps take the center of each pixel, as x and y."""
     by_x, by_y, shift = maps[..., None, None].unbind(2)
     return by_x * _centres(size) + by_y * _centres(size)[:, None] + shift
 
@@ -214,7 +214,7 @@ def _scaling(scale: float) -> Tensor:
 
 @cache
 def _centres(size: int) -> Tensor:
-    """(S,): the centres of the pixels of one axis."""
+    """(S,): the centers of the pixels of one axis."""
     return (torch.arange(size) + 0.5) / size * 2 - 1
 
 

@@ -18,7 +18,7 @@ EARTH_RADIUS = 6_371_000.0
 """Metres."""
 POSITION_HINT = "correct it, or leave it empty if it is unknown"
 MAX_PAIRS = 2**21
-"""Number of neighbouring pairs in memory at a time; more only if one photograph has more neighbours."""
+"""Number of neighboring pairs in memory at a time; more only if one photograph has more neighbors."""
 
 
 def has_position(row: Row) -> bool:
@@ -27,11 +27,11 @@ def has_position(row: Row) -> bool:
 
 
 def geo_keys(rows: Sequence[Row], *, metres: float, hours: float | None) -> list[int | None]:
-    """Return one key per row. Rows have equal keys if a chain of neighbours connects them; None: no position.
+    """Return one key per row. Rows have equal keys if a chain of neighbors connects them; None: no position.
 
-    Neighbours are at most `metres` apart. If `hours` is given, they were also taken at most `hours` apart; an unknown
+    Neighbors are at most `metres` apart. If `hours` is given, they were also taken at most `hours` apart; an unknown
     time is within any limit. Texts such as nan and n/a are unknown positions and times. Distances are used because a
-    grid would separate neighbours on both sides of a border.
+    grid would separate neighbors on both sides of a border.
 
     Raises:
         DataError: No row has a position, or a position or time is not valid.

@@ -1,7 +1,7 @@
 """Find near-duplicates: copies of one photograph, and similar views.
 
 Candidates have similar perceptual hashes. A candidate is a copy if the details of both images agree (`copies`), and a
-similar view if only their thumbnails correlate: neighbouring frames of a ride, or two roads seen by one fixed camera.
+similar view if only their thumbnails correlate: neighboring frames of a ride, or two roads seen by one fixed camera.
 Both kinds are kept in one split. Only copies must have the same label.
 
 A crop is found by comparing whole images with trimmed ones. Images smaller than TINY_SIZE have no reliable hash. Each

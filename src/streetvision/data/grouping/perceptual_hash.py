@@ -27,7 +27,7 @@ WORKING_SIZE = 160
 TRIMS = (0, 4, 8)
 """Pixels of the resized image removed from each edge before hashing: none, 2.5 % and 5 %."""
 BLANK_STD = 2.0
-"""Standard deviation in grey levels below which an image has too little content to be compared."""
+"""Standard deviation in gray levels below which an image has too little content to be compared."""
 
 Hashes = npt.NDArray[np.uint64]
 Thumbnails = npt.NDArray[np.uint8]
@@ -40,7 +40,7 @@ class PerceptualHash:
     hashes: tuple[int, ...]
     """One 64-bit hash for each of TRIMS."""
     thumbnail: Thumbnails
-    """(T, T) grey."""
+    """(T, T) gray."""
     tiny: bool
     """Whether its shorter side is below TINY_SIZE."""
 
@@ -52,7 +52,7 @@ class PerceptualHashes:
     hashes: Hashes
     """(N, len(TRIMS))."""
     thumbnails: Thumbnails
-    """(N, T, T) grey."""
+    """(N, T, T) gray."""
     tiny: npt.NDArray[np.bool_]
     """(N,) whether the shorter side of the image is below TINY_SIZE."""
 
@@ -99,7 +99,7 @@ def join_hashes(first: PerceptualHashes, second: PerceptualHashes) -> Perceptual
 
 
 def perceptual_hash(grey: npt.NDArray[np.uint8]) -> int:
-    """Return the 64-bit pHash of grey (32, 32): which of its 8 x 8 lowest frequencies are above their median.
+    """Return the 64-bit pHash of gray (32, 32): which of its 8 x 8 lowest frequencies are above their median.
 
     The bits have the order of the `imagehash` library, the first one is the highest.
 

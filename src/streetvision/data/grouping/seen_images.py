@@ -1,4 +1,4 @@
-"""The images that a bundle was made from, as hashes: enough to recognise copies of them, far too few to show them.
+"""The images that a bundle was made from, as hashes: enough to recognize copies of them, far too few to show them.
 
 A record is 312 bytes: the perceptual hashes at each of TRIMS, the detail bits of the thumbnail at each of DETAIL_TRIMS,
 and the split. 10,000 images take 3.1 MB. Found are copies that are scaled, encoded again, brighter or darker, or

@@ -9,7 +9,7 @@ from streetvision.data.labels.store import IMPORTED, SECOND_OPINION, LabelEvent
 
 
 @dataclass(frozen=True)
-class LabelledImage:
+class LabeledImage:
     """An image with the label that most people gave it."""
 
     sha256: str
@@ -31,7 +31,7 @@ class LabelledImage:
 class Decisions:
     """What the decisions amount to."""
 
-    images: tuple[LabelledImage, ...]
+    images: tuple[LabeledImage, ...]
     """With a label, in the order of their first decision."""
     disputed: tuple[LabelEvent, ...]
     """The last decision on each image with a tie between the classes."""
@@ -71,5 +71,5 @@ def decide(events: Iterable[LabelEvent]) -> Decisions:
         else:
             last = labels[-1]
             queue = first_queue.get(sha256, SECOND_OPINION)
-            images.append(LabelledImage(sha256, last.path, int(votes[1] > votes[0]), last.group, queue))
+            images.append(LabeledImage(sha256, last.path, int(votes[1] > votes[0]), last.group, queue))
     return Decisions(tuple(images), tuple(disputed), frozenset(skipped))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from streetvision.contracts.split_contracts import Split
-from streetvision.data.labels.decisions import LabelledImage, decide
+from streetvision.data.labels.decisions import LabeledImage, decide
 from streetvision.data.labels.store import read_events
 from streetvision.data.records import ImageListing, ImageRecord
 from streetvision.data.sources.parquet_index import LABELS
@@ -17,7 +17,7 @@ MAX_NAMED = 3
 class Labels:
     """The labels that people gave, by image."""
 
-    images: Mapping[str, LabelledImage]
+    images: Mapping[str, LabeledImage]
     """sha256 -> the image."""
     warnings: tuple[str, ...] = ()
     """What is not used, and why."""
@@ -74,7 +74,7 @@ def read_labels(path: Path, class_names: tuple[str, str]) -> Labels:
 
 
 def add_labels(listing: ImageListing, labels: Labels) -> ImageListing:
-    """Return the listing with the labelled images that it does not have already, by absolute path."""
+    """Return the listing with the labeled images that it does not have already, by absolute path."""
     listed = {str((listing.root / image.path).absolute()) for image in listing.images}
     added = [
         ImageRecord(image.path, image.label, group=image.group, queue=image.queue)

@@ -35,7 +35,7 @@ TABLES = {".csv": list_csv, ".json": list_labels_json, ".parquet": list_parquet}
 """Suffix of a file that lists images -> its reader."""
 
 NO_COCO = CocoConfig()
-MAX_NEIGHBOURS = 1000
+MAX_NEIGHBORS = 1000
 """Names in the parent folder of a path that does not exist that are compared with it, for a hint."""
 MAX_UNLISTED_NAMED = 2
 """Images that a table does not list and the warning names."""
@@ -141,8 +141,8 @@ def list_images(
     if find_shards(path):
         hint = _import_hint(path)
     with suppress(OSError):  # the parent does not exist either, or cannot be listed
-        neighbours = sorted(entry.name for entry in islice(path.parent.iterdir(), MAX_NEIGHBOURS))
-        if kind == "does not exist" and (similar := get_close_matches(path.name, neighbours, n=1)):
+        neighbors = sorted(entry.name for entry in islice(path.parent.iterdir(), MAX_NEIGHBORS))
+        if kind == "does not exist" and (similar := get_close_matches(path.name, neighbors, n=1)):
             hint = f"did you mean {str(path.with_name(similar[0]))!r}?"
     raise DataError(f"data.root {root!r} {kind}", hint)
 

@@ -223,7 +223,7 @@ def _open_source(source: str, config: DataConfig, consistency: Consistency | Non
     if shards := find_shards(path):
         if other := _other_listing(path, config.class_names):
             raise DataError(
-                f"{source!r} has tars ({shards[0].name}) and other labelled images ({other})",
+                f"{source!r} has tars ({shards[0].name}) and other labeled images ({other})",
                 "import the tars from a folder of their own",
             )
         _refuse_settings(source, config, coco="a JSON file of COCO", hf_split="a Hugging Face dataset")

@@ -1,4 +1,4 @@
-"""Random changes of colour as one linear map per pixel, instead of one pass over the image for each change."""
+"""Random changes of color as one linear map per pixel, instead of one pass over the image for each change."""
 
 import math
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey: ITU-R BT.601."""
+"""Weights of red, green and blue in gray: ITU-R BT.601."""
 YIQ = (LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
-"""Grey and the two colour axes of the NTSC standard; a change of hue is a rotation of these axes."""
+"""Gray and the two color axes of the NTSC standard; a change of hue is a rotation of these axes."""
 
 
 class ColorJitter(nn.Module):
@@ -37,14 +37,14 @@ class ColorJitter(nn.Module):
 
 
 def adjust_colors(image: Tensor, *, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
-    """Change the colours of uint8 (3, H, W).
+    """Change the colors of uint8 (3, H, W).
 
     Args:
         image: The image.
         brightness: Factor of all values; 1: no change.
-        contrast: Factor of the distance to the mean grey of the image; 1: no change.
-        saturation: Factor of the distance to the grey of the pixel; 1: no change.
-        hue: Rotation as a fraction of a full turn; grey does not change.
+        contrast: Factor of the distance to the mean gray of the image; 1: no change.
+        saturation: Factor of the distance to the gray of the pixel; 1: no change.
+        hue: Rotation as a fraction of a full turn; gray does not change.
     """
     luma = torch.tensor(LUMA)
     pixels = image.flatten(1).float()  # (3, H * W)
@@ -57,7 +57,7 @@ def adjust_colors(image: Tensor, *, brightness: float, contrast: float, saturati
 
 
 def _hue_matrix(hue: float) -> Tensor:
-    """(3, 3) on red, green and blue: a rotation of the two colour axes of YIQ."""
+    """(3, 3) on red, green and blue: a rotation of the two color axes of YIQ."""
     axes = torch.tensor(YIQ)
     cosine, sine = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)
     rotation = torch.tensor([[1.0, 0.0, 0.0], [0.0, cosine, sine], [0.0, -sine, cosine]])

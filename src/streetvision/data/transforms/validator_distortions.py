@@ -1,8 +1,8 @@
 """Distortions that the subnet's validator applies to an image before it sends a challenge.
 
-A profile names the behaviour of the validator from a date on. Each level is drawn with equal probability.
+A profile names the behavior of the validator from a date on. Each level is drawn with equal probability.
 
-jan2026: Level 0 crops and resizes. Level 1 rotates and crops at random. Level 2 also may reduce colour, contrast and
+jan2026: Level 0 crops and resizes. Level 1 rotates and crops at random. Level 2 also may reduce color, contrast and
     detail. Level 3 does so with two strengths, and may add chroma noise and blur.
 apr2026: As jan2026, but with a letterbox (black bars) instead of crops. That the rotation remained is an assumption.
 may2026: The unchanged image.
@@ -155,7 +155,7 @@ STRENGTHS: Mapping[int, Mapping[str, Sequence[float | None]]] = {
 
 @dataclass(frozen=True)
 class Profile:
-    """Behaviour of the validator from a date on."""
+    """Behavior of the validator from a date on."""
 
     framing: Framing
     levels: tuple[int, ...]

@@ -10,7 +10,7 @@ from streetvision.eval.counts import Counts, FloatArray, ThresholdCounts, confus
 from streetvision.eval.figures import (
     BLUE,
     DASHED,
-    GREY,
+    GRAY,
     HEIGHT,
     INK,
     ORANGE,
@@ -44,7 +44,7 @@ def roc_curve(predictions: Predictions, *, threshold: float, positive: str = "cl
         figure, png = drawn
         axes = figure.add_subplot()
         points = curve.counts(_drawn_positions(curve))
-        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.2, linestyle=DASHED, label="random")
+        axes.plot([0, 1], [0, 1], color=GRAY, linewidth=1.2, linestyle=DASHED, label="random")
         axes.plot(fpr(points), recall(points), color=BLUE, label=f"this model, area {float(area_under_roc(curve)):.3f}")
         mark_threshold(axes, alarm_rate, hit_rate, f"threshold {threshold:.4g}")
         _unit_square(axes, "false alarm rate", f'share of "{positive}" images found (recall)')
@@ -62,7 +62,7 @@ def pr_curve(predictions: Predictions, *, threshold: float, positive: str = "cla
         points = curve.counts(_drawn_positions(curve))
         defined = np.asarray(points.tp + points.fp) > 0  # precision needs a predicted positive
         prevalence = float(curve.positives / counts.total)
-        axes.axhline(prevalence, color=GREY, linewidth=1.2, linestyle=DASHED, label="random")
+        axes.axhline(prevalence, color=GRAY, linewidth=1.2, linestyle=DASHED, label="random")
         axes.plot(
             np.asarray(recall(points))[defined],
             np.asarray(precision(points))[defined],
@@ -128,7 +128,7 @@ def reliability_diagram(
     title = f"Mean calibration error {error:.1%}, {verdict} the range of a calibrated model (up to {chance:.1%})"
     with new_figure(title, HEIGHT + 1.2) as (figure, png):
         axes, histogram = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.2, linestyle=DASHED, label="perfect")
+        axes.plot([0, 1], [0, 1], color=GRAY, linewidth=1.2, linestyle=DASHED, label="perfect")
         if before is not None:
             raw = reliability_bins(Predictions(predictions.labels, before))
             hollow = axes.scatter(raw.probability, raw.frequency, s=40, facecolors="none", edgecolors=ORANGE)
@@ -174,7 +174,7 @@ def risk_coverage_curve(
         axes = figure.subplots()
         axes.fill_between(curve.coverage, curve.low, curve.high, step="pre", color=BLUE, alpha=0.18, linewidth=0)
         axes.plot(curve.coverage, curve.risk, color=BLUE, drawstyle="steps-pre", label="most certain images first")
-        axes.axhline(alpha, color=GREY, linewidth=1.2, linestyle=DASHED, label=f"allowed risk, {alpha:g}")
+        axes.axhline(alpha, color=GRAY, linewidth=1.2, linestyle=DASHED, label=f"allowed risk, {alpha:g}")
         if certified is not None:
             mark_threshold(axes, *certified, "certified rule")
         # Show the allowed risk and the right half of the curve; the left half is noisy.
@@ -197,7 +197,7 @@ def pareto_plot(values: FloatArray, on_front: Sequence[bool], *, names: Sequence
     with new_figure(f"{front.sum()} of {len(values)} candidates are on the Pareto front", 3.6) as (figure, png):
         panels = np.atleast_1d(figure.subplots(1, len(names) - 1))
         for k, axes in enumerate(panels):
-            axes.scatter(*values[~front, k : k + 2].T, s=10, color=GREY, alpha=0.5, label="dominated")
+            axes.scatter(*values[~front, k : k + 2].T, s=10, color=GRAY, alpha=0.5, label="dominated")
             axes.scatter(*values[front, k : k + 2].T, s=18, color=BLUE, label="Pareto front")
             axes.scatter(*values[[selected], k : k + 2].T, s=70, color=ORANGE, zorder=3, label="selected")
             axes.set(xlabel=names[k], ylabel=names[k + 1])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streetvision.eval.figures import BLUE, DASHED, GREY, HEIGHT, ORANGE, legend_above, new_figure
+from streetvision.eval.figures import BLUE, DASHED, GRAY, HEIGHT, ORANGE, legend_above, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ def learning_curve(history: Sequence[Mapping[str, float | int]], *, selected: in
     if "val_select_mcc" not in row:
         with new_figure(f"Loss on TRAIN after {len(history)} epochs: {row['train_loss']:.3f}") as (figure, png):
             axes = figure.subplots()
-            axes.plot(epochs, [row["train_loss"] for row in history], color=GREY, marker=".", label="loss on TRAIN")
+            axes.plot(epochs, [row["train_loss"] for row in history], color=GRAY, marker=".", label="loss on TRAIN")
             _finish((axes,))
         return png.getvalue()
     best = max(float(row["val_select_mcc"]), float(row.get("ema_val_select_mcc", -1.0)))
@@ -34,12 +34,12 @@ def learning_curve(history: Sequence[Mapping[str, float | int]], *, selected: in
         if "ema_val_select_mcc" in row:
             averaged = [row["ema_val_select_mcc"] for row in history]
             above.plot(epochs, averaged, color=ORANGE, marker=".", label="MCC of the averaged weights")
-        below.plot(epochs, [row["train_loss"] for row in history], color=GREY, marker=".", label="loss on TRAIN")
+        below.plot(epochs, [row["train_loss"] for row in history], color=GRAY, marker=".", label="loss on TRAIN")
         below.plot(
             epochs, [row["val_select_nll"] for row in history], color=BLUE, marker=".", label="NLL on VAL_SELECT"
         )
         for axes in (above, below):
-            axes.axvline(selected, color=GREY, linewidth=1.2, linestyle=DASHED)
+            axes.axvline(selected, color=GRAY, linewidth=1.2, linestyle=DASHED)
         _finish((above, below))
     return png.getvalue()
 
@@ -54,11 +54,11 @@ def adaptation_curve(history: Sequence[Mapping[str, float | int]], *, method: st
     title = f"{method}: effective rank of the embeddings {before:.0f} -> {after:.0f}"
     with new_figure(title, HEIGHT + 1.2) as (figure, png):
         above, middle, below = figure.subplots(3, sharex=True)
-        above.plot(epochs[1:], [row["train_loss"] for row in history[1:]], color=GREY, marker=".", label="loss, TRAIN")
+        above.plot(epochs[1:], [row["train_loss"] for row in history[1:]], color=GRAY, marker=".", label="loss, TRAIN")
         above.plot(epochs, [row["select_loss"] for row in history], color=BLUE, marker=".", label="loss, VAL_SELECT")
         middle.plot(epochs, [row["alignment"] for row in history], color=BLUE, marker=".", label="alignment")
         middle.plot(epochs, [row["uniformity"] for row in history], color=ORANGE, marker=".", label="uniformity")
-        below.plot(epochs, [row["knn_mcc"] for row in history], color=GREY, marker=".", label="MCC of 10 neighbors")
+        below.plot(epochs, [row["knn_mcc"] for row in history], color=GRAY, marker=".", label="MCC of 10 neighbors")
         _finish((above, middle, below))
     return png.getvalue()
 

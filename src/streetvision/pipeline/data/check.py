@@ -122,7 +122,7 @@ def _print_near_duplicates(findings: Findings, console: Console) -> None:
         return
     for label, clusters, meaning in (
         ("copies", findings.copies, "the same photograph"),
-        ("similar", findings.similar_views, "similar views, such as neighbouring frames; they stay in one split"),
+        ("similar", findings.similar_views, "similar views, such as neighboring frames; they stay in one split"),
     ):
         found = f"{sum(map(len, clusters))} images in {len(clusters)} clusters" if clusters else "none"
         console.line(label, f"{found} ({meaning})")

@@ -1,4 +1,4 @@
-"""evaluate, evaluate_data: metrics of a bundle on VAL_TEST or on another labelled data set, each with an interval."""
+"""evaluate, evaluate_data: metrics of a bundle on VAL_TEST or on another labeled data set, each with an interval."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""phase2: the threshold that maximises MCC on phase 1's VAL_CALIB scores, with its interval."""
+"""phase2: the threshold that maximizes MCC on phase 1's VAL_CALIB scores, with its interval."""
 
 import numpy as np
 

@@ -44,7 +44,7 @@ from streetvision.training.ssl.head_training import HeadTraining
 from streetvision.training.trainer import TrainerOptions, seed_all, train_module
 
 MAX_KNN_MCC_LOSS = 0.05
-"""Largest loss of the neighbours' MCC without a warning. A harmful adaptation was measured at 0.17."""
+"""Largest loss of the neighbors' MCC without a warning. A harmful adaptation was measured at 0.17."""
 MONITORED_IMAGES = 128
 """Largest number of images of VAL_SELECT on which the loss and the spread of the embeddings are measured."""
 SWAV_LEARNING_MARGIN = 0.02
@@ -130,7 +130,7 @@ def _described(gate: Gate) -> str:
 
 
 def warn_if_neighbours_got_worse(before: float, after: float, progress: Progress) -> None:
-    """Warn if the nearest neighbours in TRAIN predict the labels worse than before; both values are their MCC."""
+    """Warn if the nearest neighbors in TRAIN predict the labels worse than before; both values are their MCC."""
     if before - after > MAX_KNN_MCC_LOSS:
         progress.warn(
             f"nearest neighbours in TRAIN predict labels worse than before (MCC {before:.3f} -> {after:.3f}): keep "

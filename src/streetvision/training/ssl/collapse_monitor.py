@@ -36,7 +36,7 @@ class CollapseMonitor(EpochLogger):
         progress: Shows the progress bar.
         select: Loader of (two views, group ids) of VAL_SELECT; the views are the same in each epoch.
         probe: Loader of (plain images, labels) of TRAIN, for the k-NN MCC.
-        groups: Group of each row of `probe`; neighbours of the same group do not count.
+        groups: Group of each row of `probe`; neighbors of the same group do not count.
         loggers: Lightning loggers that receive every row.
     """
 

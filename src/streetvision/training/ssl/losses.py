@@ -1,7 +1,7 @@
 """Self-supervised losses of the embeddings of two views, and measures of their quality.
 
 Shapes: N images, two views each; D width of an embedding; K prototypes; W processes. The first and the second views are
-(N, D) each, and row i of both belongs to image i. Every loss normalises the embeddings.
+(N, D) each, and row i of both belongs to image i. Every loss normalizes the embeddings.
 """
 
 from typing import Any
@@ -212,7 +212,7 @@ def group_prototype_loss(first: Tensor, second: Tensor, group_ids: Tensor, *, te
 def sinkhorn(scores: Tensor, *, epsilon: float = 0.05, rounds: int = 3) -> Tensor:
     """Return soft assignments (N, K) of rows to prototypes that use all prototypes equally, over all processes.
 
-    This is the alternating normalisation of exp(scores / epsilon) by Sinkhorn and Knopp; every row sums to 1. It works
+    This is the alternating normalization of exp(scores / epsilon) by Sinkhorn and Knopp; every row sums to 1. It works
     on logarithms, because exp of a similarity over 0.05 overflows in half precision, and in float32 at least: an Apple
     GPU has no float64.
     """
