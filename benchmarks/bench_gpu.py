@@ -160,7 +160,7 @@ class Repeated:
 
     @property
     def row_labels(self) -> Sequence[int]:
-        """Of the batch."""
+        """Labels of the batch."""
         return [int(label) for label in self.batch[1]]
 
 

@@ -50,7 +50,7 @@ PHOTOGRAPHS, BATCH, REPEATS = 32, 16, 3
 FITTED, EVALUATED = 200, 500
 """Scenes that fit the head, and scenes for the gate: among 500 one decision is about 0.004 of MCC."""
 STEPS, RATE = 300, 0.01
-"""Of the head's fit."""
+"""Steps and learning rate of the head's fit."""
 PEER = 'transformers.pipeline("image-classification")'
 
 

@@ -16,7 +16,7 @@ from streetvision.models.network import Backbone
 from streetvision.models.transformers_backbone import TransformersArchitecture, build_transformers
 
 WIDTH, DEPTH, HEADS, HIDDEN, SIDE = 384, 12, 6, 1536, 224
-"""Of a ViT-S/16."""
+"""Dimensions of a ViT-S/16."""
 QUIET = 1e-6
 """Scale of what a block in between adds: nothing, but no compiler can know that and leave it out."""
 

@@ -50,7 +50,7 @@ def main() -> None:
     for name, rows in (("labeled", labeled), ("unlabeled", unlabeled)):
         with (arguments.out / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows(rows)
-    print(f"{len(labeled_groups)} of {len(label_of)} groups are labeled: {arguments.out / 'labeled.csv'}")  # noqa: T201
+    print(f"{len(labeled_groups)} of {len(label_of)} groups are labeled: {arguments.out / 'labeled.csv'}")
 
 
 if __name__ == "__main__":

@@ -89,12 +89,12 @@ async def _load(
     await asyncio.gather(record_memory(), *(run_client(number) for number in range(arguments.clients)))
     warm = memory[len(memory) // 3 :]
     rate = statuses[200] / arguments.seconds
-    print(f"without server   {offline_rate:.0f} images/s, decoding included")  # noqa: T201
+    print(f"without server   {offline_rate:.0f} images/s, decoding included")
     share = rate / offline_rate
-    print(f"throughput       {rate:.0f} images/s, {share:.2f} of the rate without server; clients share the cores")  # noqa: T201
-    print(f"99th percentile  {statistics.quantiles(latencies, n=100)[98]:.2f} s")  # noqa: T201
-    print(f"statuses         {dict(sorted(statuses.items()))}; wrong predictions {len(wrong)}")  # noqa: T201
-    print(f"memory           {warm[0]} MB after a third of the time, {warm[-1]} MB at the end, maximum {max(warm)} MB")  # noqa: T201
+    print(f"throughput       {rate:.0f} images/s, {share:.2f} of the rate without server; clients share the cores")
+    print(f"99th percentile  {statistics.quantiles(latencies, n=100)[98]:.2f} s")
+    print(f"statuses         {dict(sorted(statuses.items()))}; wrong predictions {len(wrong)}")
+    print(f"memory           {warm[0]} MB after a third of the time, {warm[-1]} MB at the end, maximum {max(warm)} MB")
 
 
 class Response(NamedTuple):

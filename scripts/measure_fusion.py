@@ -132,7 +132,7 @@ def report(
     for differences in ([a - b for a, b, _ in results], [a[0] - b[0] for a, b in zip(results, of_mil, strict=True)]):
         interval = corrected_t_interval(differences, tested=0.25, level=0.95)
         texts.append(f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]")
-    print(  # noqa: T201
+    print(
         f"{name}: MCC {shipped:.3f}, single view {alone:.3f}, difference {texts[0]}, to mil {texts[1]}; accepted "
         f"{sum(result[2] for result in results)} of {SEEDS}; {costs}",
         [round(result[0], 3) for result in results],
@@ -160,7 +160,7 @@ def main() -> None:
             views = views._replace(features=torch.cat([views.features[:, :1], views.features[order, 1:]], dim=1))
         for seed in range(SEEDS):
             order = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows)))
-            parts = order.split([round(share * len(rows)) for share in (*SHARES, 1 - sum(SHARES))])
+            parts = torch.split(order, [round(share * len(rows)) for share in (*SHARES, 1 - sum(SHARES))])
             train, select, calib, test = parts
             torch.manual_seed(seed)
             model = FusedClassifier(classifier, model.description)

@@ -125,7 +125,7 @@ def main() -> None:
                 folds=options.folds,
                 seeds=options.seeds,
             )
-            print(  # noqa: T201
+            print(
                 f"{name}: {size[0]} x {size[1]}, ROC-AUC {auc:.3f}, best MCC {best:.3f}; features of "
                 f"{len(images[1])} images {seconds:.1f} s, one fit {fit:.1f} s"
             )

@@ -110,7 +110,7 @@ def measure(index: Path, load: Callable[[tuple[int, int]], Classifier]) -> None:
                 changed = features_of(classifier, images)
                 difference = np.abs(out_of_fold(features, changed, labels, groups) - p)
                 refitted = log_loss(labels, out_of_fold(changed, changed, labels, groups))
-                print(  # noqa: T201
+                print(
                     f"{name:<20} pixels {error:.2f}; probabilities mean {difference.mean():.4f}, 95 % "
                     f"{np.quantile(difference, 0.95):.4f}, largest {difference.max():.3f}; "
                     f"NLL {log_loss(labels, p):.4f} -> {refitted:.4f}",

@@ -73,7 +73,7 @@ def run_directory_page() -> str:
     body = next(node for node in source.body if isinstance(node, ast.ClassDef)).body
     for node, following in zip(body, [*body[1:], None], strict=True):
         match node:
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(args=[ast.Constant(value=place)])):
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(args=[ast.Constant(value=str(place))])):
                 text = ""
                 if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
                     text = " ".join(str(following.value.value).split())

@@ -9,19 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-DONE = (
-    *("assets", "bundle", "calibration", "cli", "configs", "contracts", "data", "eval", "experiments", "export", "io"),
-    *("models", "pipeline", "serving", "subnet", "synthetic", "training"),
-)
-"""Packages of streetvision that are rewritten; the others follow."""
-PLACES = (
-    "README.md",
-    "docs",
-    "benchmarks",
-    "examples",
-    "scripts",
-    *(f"src/streetvision/{package}" for package in DONE),
-)
+PLACES = ("README.md", "docs", "benchmarks", "examples", "scripts", "src/streetvision")
 SUFFIXES = {".py", ".md", ".html", ".css", ".j2", ".yaml", ".svg"}
 
 INSTEAD = {

@@ -66,7 +66,7 @@ def test_the_rate_of_positives_is_as_configured(share: float, least: int, most: 
     ids=["default", "large with small roadwork"],
 )
 def test_roadwork_covers_the_configured_area(config: SceneConfig) -> None:
-    shares = [draw_labeled(seed, 1, config).roadwork_share for seed in range(100, 112)]
+    shares = [draw_labeled(seed, 1, config).roadwork.mean() for seed in range(100, 112)]
     low, high = config.area_fraction
     assert sum(low <= share <= high for share in shares) >= len(shares) - 1
     assert min(shares) > 0

@@ -1,4 +1,4 @@
-"""Settings of phase 5, in a module of their own: the code that reads them loads SciPy."""
+"""Settings of phase 5. This module does not import SciPy, so that settings load quickly."""
 
 from typing import Literal, Self, get_args
 

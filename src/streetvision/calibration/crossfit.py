@@ -69,10 +69,10 @@ def crossfit_decisions(
     The other arguments and errors are those of `crossfit`.
 
     Args:
-        fit: As in `crossfit`.
-        rows: As in `crossfit`.
-        folds: As in `crossfit`.
-        seed: As in `crossfit`.
+        fit: Fits and applies a calibrator; see `crossfit`.
+        rows: Rows to score; see `crossfit`.
+        folds: Number of folds; see `crossfit`.
+        seed: Seed of the folds; see `crossfit`.
         prevalence: Share of positives for which the thresholds are optimal; None: that of the other folds.
     """
     probabilities, decisions = np.empty(len(rows.labels)), np.empty(len(rows.labels), dtype=bool)

@@ -17,7 +17,7 @@ drawn from a track. Without a certificate there is no abstention, and the reason
 References:
     Angelopoulos, Bates, Candes, Jordan and Lei 2021, arXiv 2110.01052 (fixed-sequence testing).
     Geifman and El-Yaniv 2017, arXiv 1705.08500 (binomial tail).
-    arXiv 2512.12844 (the name).
+    Selective conformal risk control, 2025, arXiv 2512.12844 (the name).
 """
 
 from collections.abc import Callable, Mapping, Sequence

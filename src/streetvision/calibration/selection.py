@@ -1,7 +1,7 @@
 """Selection of the calibrator by cross-fitted likelihood, in tiers, with guards on MCC and calibration error.
 
-NLL is a proper score; ECE is not. In twelve simulated settings, selection by cross-validated ECE gave a higher NLL in
-all of them, and a higher ECE in most of them. ECE and MCC therefore serve as guards only.
+NLL is a proper score; ECE is not. Selection by cross-validated ECE gives a higher NLL, and mostly a higher ECE as well
+(docs/concepts/calibration.md). ECE and MCC therefore serve as guards only.
 
 References:
     Ferrer and Ramos 2024, arXiv 2408.02841, on proper scores for the evaluation of posterior probabilities.
@@ -89,9 +89,7 @@ def select_tiered(rows: CalibrationSet, config: Phase5Config) -> Selection:
     uncalibrated, *others = candidates
     ensemble = apply_guards(ensemble, uncalibrated, config)
     candidates = [uncalibrated, *(apply_guards(other, uncalibrated, config) for other in others), ensemble]
-    # Every member is a special case of the ensemble, so a lower NLL of one member is mostly noise. In simulations the
-    # candidate with the lowest NLL had nearly four times the excess NLL of the best method, the ensemble less than
-    # three times.
+    # Every member is a special case of the ensemble, so a lower NLL of one member is mostly noise.
     prefer_ensemble = config.selection == "nll" and ensemble.rejected is None and ensemble.nll < uncalibrated.nll
     name = ensemble.name if prefer_ensemble else _best(candidates, config).name
     weights = ensemble_weights(oof, rows.labels) if name == ENSEMBLE else {}

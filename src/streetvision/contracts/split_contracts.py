@@ -35,7 +35,7 @@ class Protocol(StrEnum):
     SPLIT = "split"
     """Each row is TRAIN, VAL_SELECT or VAL_CALIB."""
     CROSS_FIT = "cross_fit"
-    """Each row is in one of several folds, and has each of these roles in turn; see `Partition.in_fold`."""
+    """Each row is in one of several folds; which has one of these roles at a time; see `Partition.in_fold`."""
 
 
 MAY_OPEN: Mapping[str, frozenset[Split]] = MappingProxyType(
@@ -107,11 +107,11 @@ class Row:
     columns: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Other columns of the index, such as weather or camera; evaluation slices by each."""
     queue: str | None = None
-    """Queue of `streetvision label` that chose the image for its label; None: the label is from the data set."""
+    """Queue of `streetvision label` that selected the image; None: the label is from the data set."""
 
     @property
     def train_only(self) -> bool:
-        """Whether the image was chosen for its label and not drawn at random: on such images, metrics are biased."""
+        """Whether a model selected the image for labeling. Metrics on such images are biased."""
         return self.queue not in (None, RANDOM_QUEUE)
 
 

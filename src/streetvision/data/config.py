@@ -1,4 +1,4 @@
-"""Settings of the data, in a module of their own: the code that reads them loads torch."""
+"""Settings of the data. This module does not import torch, so that settings load quickly."""
 
 import re
 from collections.abc import Mapping

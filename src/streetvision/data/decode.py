@@ -20,7 +20,7 @@ def decode_image(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> torch
         (3, H, W) uint8 RGB, channels last in memory: a resize is fastest on this layout.
 
     Raises:
-        UndecodableImage: As `decode_pixels`.
+        UndecodableImage: See `decode_pixels`.
     """
     return as_tensor(decode_pixels(data, limits=limits))
 
@@ -31,7 +31,7 @@ def read_image(
     """Decode the image file `path` to (3, H, W) uint8 RGB; see `decode_file` for the arguments.
 
     Raises:
-        UndecodableImage: As `decode_file`; the message names the path.
+        UndecodableImage: See `decode_file`; the message names the path.
     """
     return as_tensor(read_file(path, limits=limits, decode_size=decode_size).pixels)
 
@@ -49,7 +49,7 @@ def read_row(
     See `decode_file` for the arguments.
 
     Raises:
-        UndecodableImage: As `decode_file`, or the file is missing or has changed; the message names the path.
+        UndecodableImage: See `decode_file`, or the file is missing or has changed; the message names the path.
     """
     data = read_recorded(root, row, limits=limits)
     try:

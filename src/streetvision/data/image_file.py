@@ -177,8 +177,8 @@ def read_file(
     """Decode the image file `path`; see `decode_file` for the arguments.
 
     Raises:
-        UndecodableImage: As `decode_file`; the message names the path.
-        MachineError: As `decode_file`.
+        UndecodableImage: See `decode_file`; the message names the path.
+        MachineError: See `decode_file`.
     """
     try:
         return decode_file(read_image_bytes(path, limits=limits), limits=limits, decode_size=decode_size)

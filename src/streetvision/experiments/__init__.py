@@ -1,1 +1,1 @@
-"""Work over many runs: search and ablation."""
+"""Work over many runs: search, ablation, cross-validation and comparison with other tools."""

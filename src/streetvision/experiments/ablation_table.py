@@ -3,21 +3,16 @@
 from collections import Counter
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from streetvision.contracts.errors import ConfigError, unknown_name
+from streetvision.contracts.settings import Section
 
 Quantity = Literal["mcc", "ece", "reward", "cost"]
 """MCC and ECE on VAL_TEST, the subnet reward there, and the time from the images to the bundle."""
 
 
-class TableSection(BaseModel):
-    """A part of a table; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Arm(TableSection):
+class Arm(Section):
     """One side of a pair: an ordinary run, and which of its policies is compared."""
 
     settings: tuple[str, ...] = ()
@@ -26,7 +21,7 @@ class Arm(TableSection):
     """shipped: the bundle's; argmax: the larger logit of the single view; threshold: phase 2's on the single view."""
 
 
-class Pair(TableSection):
+class Pair(Section):
     """Two arms that differ in one thing; every difference is the variant minus the baseline."""
 
     name: str
@@ -38,7 +33,7 @@ class Pair(TableSection):
     """With it."""
     data: tuple[str, ...] | None = None
     """Names of data sets; null takes all."""
-    expected: dict[Quantity, str] = {}
+    expected: dict[Quantity, str] = Field(default_factory=dict)
     """The gain that the specification expects; printed next to the measured one."""
 
     @model_validator(mode="after")
@@ -48,7 +43,7 @@ class Pair(TableSection):
         return self
 
 
-class AblationTable(TableSection):
+class AblationTable(Section):
     """A table of pairs."""
 
     title: str

@@ -59,7 +59,7 @@ class ChainResult(Artifact):
     protocol: str
     threshold: float
     probabilities: list[float] = Field(min_length=1)
-    """Of class 1, in the order of the index."""
+    """Probabilities of class 1, in the order of the index."""
     decisions: list[bool]
 
 

@@ -68,7 +68,7 @@ class RecordedData(DataConfig):
     max_megapixels: float | None = None
     """loader.max_megapixels."""
     fingerprint: str | None = None
-    """Of the index."""
+    """Digest of the index."""
 
 
 def launch_cross_validation(
@@ -111,7 +111,7 @@ def launch_cross_validation(
         raise ConfigError("cross-validate uses no unlabeled images", "leave out data.unlabeled")
     if config.data.labels is not None:
         raise ConfigError(
-            "cross-validate tests on every image, and data.labels may have images that were chosen for their label",
+            "cross-validate tests on every image, and data.labels may have images that a model selected for labeling",
             "leave out data.labels",
         )
     if config.model.init_from_explora and config.model.explora_checkpoint_path is None and not config.adapts:

@@ -30,7 +30,7 @@ def with_environment(name: str, settings: Sequence[str], console: Console) -> tu
 
 def no_data_sets() -> ConfigError:
     """Return the error of a table none of whose data sets is left."""
-    return ConfigError("no data set of the table is at hand", "set the environment variables that it names")
+    return ConfigError("no data set of the table is available", "set the environment variables that it names")
 
 
 def drawn_or_given(

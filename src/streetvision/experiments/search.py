@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from yaml import safe_dump
 
 from streetvision.contracts.artifact_schema import ArtifactSchema
 from streetvision.contracts.errors import ArtifactError, ConfigError, StreetVisionError
-from streetvision.contracts.settings import Seed
+from streetvision.contracts.settings import Section, Seed
 from streetvision.io.atomic import read_bytes, sha256_json, write_bytes_atomic, write_text_atomic
 from streetvision.io.lock import run_lock
 from streetvision.io.manifests import code_sha256, read_manifest
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SEARCHABLE = ("training", "model", "augmentation", "phase4a")
 """Sections that phase 1 and the adaptation before it use. Trials on different splits could not be compared."""
 TRIAL_PHASES = frozenset({"data", "phase4a_explora", "phase1"})
-"""Phases that a trial runs, as far as they are requested."""
+"""Phases that a trial runs, if they are requested."""
 NOT_OF_TRIALS = ("run_dir", "scenes.", "data.")
 """Settings of the command that trials do not get; they get the settings of the data of the run."""
 PRUNED, USER_ERROR = 4, 2
@@ -43,17 +43,11 @@ STARTUP, WARMUP_EPOCHS = 5, 1
 Value = bool | int | float | str | None
 
 
-class SearchSection(BaseModel):
-    """A part of a search file; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Range(SearchSection):
+class Range(Section):
     """Numbers between two ends, both included; integers when both ends are integers."""
 
-    low: int | float = Field(allow_inf_nan=False)
-    high: int | float = Field(allow_inf_nan=False)
+    low: int | float
+    high: int | float
     log: bool = False
     """Sample on a logarithmic scale."""
 
@@ -66,7 +60,7 @@ class Range(SearchSection):
         return FloatDistribution(self.low, self.high, log=self.log)
 
 
-class Categorical(SearchSection):
+class Categorical(Section):
     """One of several values."""
 
     choices: tuple[Value, ...] = Field(min_length=2)
@@ -78,7 +72,7 @@ class Categorical(SearchSection):
         return CategoricalDistribution(self.choices)
 
 
-class SearchConfig(SearchSection):
+class SearchConfig(Section):
     """The content of `--search FILE`."""
 
     trials: int = Field(ge=1)
@@ -90,7 +84,7 @@ class SearchConfig(SearchSection):
     prune: bool = True
     """Stop a trial whose best VAL_SELECT MCC is below the median of the other trials at that epoch."""
     seed: Seed = 0
-    """Of the sampler."""
+    """Seed of the sampler."""
 
 
 @dataclass(frozen=True)

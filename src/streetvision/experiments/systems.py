@@ -44,7 +44,7 @@ class CellRecord(Artifact):
     key: Digest
     """Digest of everything that affects it."""
     probabilities: list[float] = Field(min_length=1)
-    """Of class 1, for the images of the fold in the order of the index."""
+    """Probabilities of class 1, for the images of the fold in the order of the index."""
     decisions: list[bool]
     seconds: float | None
     """For training and prediction: CPU time, on a GPU wall time. None if it was interrupted."""

@@ -30,7 +30,7 @@ class SystemRow:
     metrics: Mapping[str, Interval] | None = None
     """By name, over the images of all folds; None if a fold failed."""
     difference: Difference | None = None
-    """MCC minus that of the first system; None for the first system."""
+    """MCC minus that of the first system; None for the first system, and where that has no result."""
     minutes: float | None = None
     """Mean time of a fold."""
     memory: float | None = None
@@ -52,8 +52,8 @@ def as_markdown(rows: Sequence[SystemRow], *, folds: int) -> str:
     lines = [
         f"Each image is predicted once, by a model that was trained on the other {folds - 1} of {folds} folds of whole "
         "groups; all systems have the same folds. Intervals at 95 %, from resampled groups. Differences are paired: "
-        "the system's MCC minus that of the first. Minutes are CPU time, on a GPU wall time, of training and "
-        "prediction for one fold.",
+        "the system's MCC minus that of the first; there are none if the first has no result. Minutes are CPU time, on "
+        "a GPU wall time, of training and prediction for one fold.",
         "",
         "| data | system | MCC | difference | ROC-AUC | ECE | minutes | memory |",
         "|---" * 8 + "|",

@@ -6,8 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from streetvision.contracts.errors import ConfigError, unknown_name
-from streetvision.contracts.settings import Seed
-from streetvision.experiments.ablation_table import TableSection
+from streetvision.contracts.settings import Section, Seed
 from streetvision.experiments.peers import PEERS
 
 
@@ -16,7 +15,7 @@ def folder_name(name: str) -> str:
     return re.sub(r"\W+", "_", name)
 
 
-class System(TableSection):
+class System(Section):
     """One system: this product, or another tool."""
 
     name: str
@@ -36,7 +35,7 @@ class System(TableSection):
         return self
 
 
-class SystemsData(TableSection):
+class SystemsData(Section):
     """A data set, which is divided into outer folds by groups."""
 
     settings: tuple[str, ...]
@@ -48,7 +47,7 @@ class SystemsData(TableSection):
     """Passes over the images by tools that fine-tune."""
 
 
-class SystemsTable(TableSection):
+class SystemsTable(Section):
     """A comparison of systems by cross-validation: the same images, folds and cores."""
 
     title: str

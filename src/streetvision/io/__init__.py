@@ -1,1 +1,1 @@
-"""Reading and writing of files: atomic writes, digests and validation."""
+"""Reading and writing of files (atomic writes, digests, validation), resizing of images, and processes."""

@@ -26,7 +26,7 @@ def read_arrays(path: Path, *, name: str, hint: str, limit: int | None = None) -
     Args:
         path: The file.
         name: What the file is, for the message.
-        hint: Of the error.
+        hint: Hint of the error.
         limit: Largest size of the file in bytes.
 
     Raises:

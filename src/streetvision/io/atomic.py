@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -185,15 +186,26 @@ def sha256_json(value: object) -> str:
 
 
 def remove_stray_temps(root: Path) -> None:
-    """Delete the temporary files under `root` whose process no longer runs."""
+    """Delete the temporary files under `root` whose process no longer runs; on Windows, those of this process only."""
     for path in root.rglob(f".*{TEMP_SUFFIX}"):
         match = TEMP_NAME.fullmatch(path.name)
         if match is None or not path.is_file():
             continue
         pid = int(match["pid"])
-        in_use = pid != os.getpid() and Path("/proc", str(pid)).exists()
-        if not in_use:
+        if pid == os.getpid() or not _may_run(pid):
             path.unlink(missing_ok=True)
+
+
+def _may_run(pid: int) -> bool:
+    if sys.platform == "win32":
+        return True  # os.kill would end the process
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # it is another user's
+    return True
 
 
 def _cannot_read(path: Path, error: OSError) -> ArtifactError:

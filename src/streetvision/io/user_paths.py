@@ -27,7 +27,7 @@ def user_source(source: str | os.PathLike[str]) -> str:
     """Return a data set that a user gave: a path as `user_path` returns it; hf://owner/name stays as it is.
 
     Raises:
-        ConfigError: As for `user_path`.
+        ConfigError: See `user_path`.
     """
     text = os.fspath(source)
     return text if "://" in text else str(user_path(text))

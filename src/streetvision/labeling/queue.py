@@ -30,12 +30,12 @@ RANDOM_SHARE = 0.1
 RESERVED_SHARE = 0.1
 """Share of the groups that only the random draw takes images from."""
 FEWEST_OF_CLASS = 2
-"""Labeled images of each class from which on a committee is fitted."""
+"""Labeled images of each class that fitting a committee needs."""
 FOLDS = 5
 SUSPICION_STRENGTH = 10.0
 """Inverse L2 penalty of the classifiers of `label_suspicion`, for features with a squared length of about 1."""
 SUSPICIOUS_FROM = 0.5
-"""Probability of the other class from which on a label is shown as suspicious."""
+"""Probability of the other class at or above which a label is shown as suspicious."""
 MIXED = "mixed"
 STRATEGIES = (MIXED, "diverse", "uncertain", "abstained", "suspicious", RANDOM_QUEUE)
 
@@ -49,7 +49,7 @@ class Candidate:
     """Absolute."""
     group: str | None = None
     label: int | None = None
-    """Of the data set or of people; None: not labeled."""
+    """Label of the data set or of people; None: not labeled."""
     queue: str | None = None
     """Queue by which people labeled it; None: they did not."""
     skipped: bool = False
@@ -77,7 +77,7 @@ class QueuedImage:
     reason: str
     """Why it is in the queue. It does not reveal what the model predicts."""
     probability: float | None = None
-    """Of class 1 by the model; None: no model."""
+    """Probability of class 1 by the model; None: no model."""
     model: str | None = None
     """Digest of the model."""
 
@@ -110,7 +110,7 @@ def plan_queue(
     """
     reserved = reserved_units(candidates)
     open_ = [i for i, c in enumerate(candidates) if c.label is None and not c.skipped]
-    # Before any image was chosen for its label, all groups may be drawn.
+    # Before a model selected any image for labeling, all groups may be drawn.
     unbiased = strategy == RANDOM_QUEUE and {c.queue for c in candidates} <= {None, RANDOM_QUEUE}
     drawable = [i for i in open_ if unbiased or candidates[i].unit in reserved]
     drawable.sort(key=lambda i: sha256(f"{seed} {candidates[i].sha256}".encode()).digest())

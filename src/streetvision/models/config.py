@@ -1,4 +1,4 @@
-"""Settings of the models, in a module of their own: the code that reads them loads torch."""
+"""Settings of the models. This module does not import torch, so that settings load quickly."""
 
 from collections.abc import Mapping
 from pathlib import Path

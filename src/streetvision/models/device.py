@@ -59,7 +59,7 @@ def job_count(jobs: int | None) -> int:
 
 @contextmanager
 def hardware_settings(model: nn.Module, config: HardwareConfig, device: torch.device) -> Iterator[None]:
-    """Apply `channels_last` to the model for good, and `tf32` to the CUDA device until the block ends.
+    """Apply `channels_last` to the model permanently, and `tf32` to the CUDA device until the block ends.
 
     TF32 is restored afterwards, so that scores computed after a training are not rounded because of it.
     """

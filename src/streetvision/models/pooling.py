@@ -63,6 +63,6 @@ class Pooling:
         self._prefix_tokens = spec.prefix_tokens
 
     def __call__(self, blocks: Sequence[Tensor]) -> Tensor:
-        """Map the tokens (B, T, D) of L blocks to (B, P): for each block in turn, its poolings in turn."""
+        """Map the tokens (B, T, D) of L blocks to (B, P): the poolings of the first block in order, and so on."""
         pooled = [POOLINGS[part](tokens, self._prefix_tokens) for tokens in blocks for part in self.parts]
         return torch.cat(pooled, dim=1)

@@ -53,7 +53,7 @@ def estimate_prevalence(
         counts: (G,) number of images of the stream by bin.
         reference: (M,) bins of the reference.
         labels: (M,) 0 or 1.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
         The estimate; None if the stream is empty, the reference has too few images of a class, or does not separate

@@ -22,7 +22,7 @@ FloatArray = NDArray[np.float64]
 LISTED = 8
 """Rows of the table of what moved."""
 WIDTH, HEIGHT = 700.0, 200.0
-"""Of a chart, in units of its SVG."""
+"""Size of a chart, in units of its SVG."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ IntArray = NDArray[np.int64]
 PRIOR = 0.5
 """Both parameters of the beta distribution."""
 ITERATIONS = 50
-"""Of the bisection, which halves the error each time."""
+"""Steps of the bisection; each halves the error."""
 
 
 def log_evidence_above(errors: ArrayLike, n: ArrayLike, risk: float) -> NDArray[np.float64]:

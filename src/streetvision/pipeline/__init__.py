@@ -1,1 +1,1 @@
-"""The phases of a run, their order, and the command that starts them."""
+"""The phases of a run, their order, and the commands on a run: training, labeling, export and reports."""

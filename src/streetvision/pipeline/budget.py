@@ -32,7 +32,7 @@ from streetvision.training.precision import lightning_precision
 from streetvision.training.trainer import seed_all
 
 FEWEST_EPOCHS, MOST_EPOCHS = 3, 16
-"""Of training.epochs=null. A budget may allow fewer."""
+"""Epochs with training.epochs=null. A budget may allow fewer."""
 ENOUGH_IMAGES = 4800
 """Images that the epochs of training.epochs=null have in all."""
 EVALUATION_SHARE = 0.5
@@ -92,8 +92,8 @@ def affordable_size(
 
     Args:
         initial: With the size of the input that the images need.
-        context: Of phase 1.
-        config: Has the budget.
+        context: Context of phase 1.
+        config: Settings with the time budget.
         work: Images of the fine-tuning; True: the size is new, and the features of the first heads are computed again.
     """
     epochs, minutes = affordable_epochs(initial, context, config, work(False))
@@ -138,9 +138,9 @@ def affordable_epochs(classifier: Classifier, context: Context, config: AutoConf
     run that resumes trains as many epochs.
 
     Args:
-        classifier: Is timed.
-        context: Of phase 1.
-        config: Has the budget.
+        classifier: Classifier whose steps are timed.
+        context: Context of phase 1.
+        config: Settings with the time budget.
         work: Images of the fine-tuning.
     """
     if config.budget_minutes == 0:

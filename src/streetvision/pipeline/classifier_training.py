@@ -76,9 +76,9 @@ def train(context: Context, config: TrainingConfig, classifier: Classifier) -> T
     """Train on TRAIN, select on VAL_SELECT, and save the checkpoints, the description and the metrics.
 
     Args:
-        context: Of phase 1, under split or in a fold of cross_fit.
+        context: Context of phase 1, under split or in a fold of cross_fit.
         config: Settings of the training.
-        classifier: Is trained.
+        classifier: Classifier to train; changed in place.
     """
     probe = None
     if is_solvable(context.settings(ModelConfig).head, config.loss):
@@ -137,10 +137,10 @@ def within_budget(
     """Return the settings with as many epochs as the budget allows; those of frozen if it does not allow one.
 
     Args:
-        config: Has the budget.
-        context: Of phase 1.
+        config: Settings with the time budget.
+        context: Context of phase 1.
         epochs: The result of `affordable_epochs`, as `minutes`.
-        minutes: Of these epochs, or of one if there are none; 0: unknown.
+        minutes: Duration of these epochs, or of one if there are none; 0: unknown.
         what: Names the training in the message.
     """
     budget = f"training.budget_minutes={config.budget_minutes:g}"
@@ -235,7 +235,7 @@ def _save(
     Args:
         fitted: The training.
         classifier: The classifier that was trained.
-        context: Of phase 1.
+        context: Context of phase 1.
         config: Settings of the training.
         start: What the best fine-tuned weights are interpolated and compared with. None: there is no probe.
 

@@ -58,7 +58,7 @@ def fold_model_digests(
     """Return the digest of the model of each fold, as `ScoresRef.fold_models` has it.
 
     Args:
-        schema: Of the run.
+        schema: Schema of the run.
         classifier: The one that ships.
         n_folds: Number of folds.
         fusion: The fusion of views that ships; a trained one has weights in each fold.
@@ -85,7 +85,7 @@ def save_out_of_fold(
     """Save the out-of-fold logits (M, 2) of the rows of the first folds as the scores of VAL_CALIB.
 
     Args:
-        context: Of a phase that opens TRAIN, outside the folds.
+        context: Context of a phase that opens TRAIN, outside the folds.
         logits: Each row by the model of its fold.
         artifacts: Names of the files of the scores.
         classifier: The one that ships.
@@ -114,7 +114,7 @@ def check_fold_models(schema: ArtifactSchema, scores: ScoresRef, classifier: Cla
     """Check that the models of the folds are those that made `scores`, and that their mean is the head that ships.
 
     Args:
-        schema: Of the run.
+        schema: Schema of the run.
         scores: The scores that the exported policy was fitted on.
         classifier: The classifier that ships.
 

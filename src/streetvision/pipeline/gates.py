@@ -36,7 +36,7 @@ def calibrated_predictions(logits: Tensor, rows: Sequence[Row], *, seed: int) ->
     Args:
         logits: (N, 2).
         rows: N rows, of two groups at least.
-        seed: Of the folds of the calibration.
+        seed: Seed of the folds of the calibration.
     """
     labels, groups = np.array([row.label for row in rows]), [row.group or row.sha256 for row in rows]
     p = crossfit(
@@ -76,7 +76,7 @@ def decide(
         progress: Receives a warning where the stage ships and is not better, or where nothing can be compared.
         share: Share of the weights of the stage in the candidate; None for a stage without shares.
         details: Further figures for gate.json.
-        addition: Is added to the reason.
+        addition: Text that is added to the reason.
         level: Confidence with which the stage must be better.
     """
     figures: dict[str, Any] = {}

@@ -18,7 +18,7 @@ def initial_classifier(context: Context, *, tokens: int = TOKENS) -> Classifier:
     """A classifier with a new head from torch's global generator, on the adapted backbone if there is one.
 
     Args:
-        context: Of phase 1.
+        context: Context of phase 1.
         tokens: Number of patches of an image where the settings leave it open.
 
     Raises:

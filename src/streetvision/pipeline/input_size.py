@@ -14,9 +14,9 @@ from streetvision.models.config import AUTO, ModelConfig
 from streetvision.models.module import fixed_size
 
 TOKENS = 560
-"""Of model.image_tokens=auto."""
+"""Patches with model.image_tokens=auto."""
 FEWER_TOKENS = 280
-"""Of model.image_tokens=auto, for a fine-tuning that the budget is too short for with TOKENS."""
+"""Patches with model.image_tokens=auto, for a fine-tuning that the budget is too short for with TOKENS."""
 LARGEST_PATCH = 16
 """Pixels per side that count as one token of the budget for networks with a larger stride."""
 

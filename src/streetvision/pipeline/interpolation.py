@@ -34,7 +34,7 @@ class Interpolated:
     gate: Gate
     """The decision; its share of the fine-tuned weights is 0 if the probe ships."""
     predictions: Predictions | None
-    """Of VAL_SELECT by the weights that ship, uncalibrated; None for training.gate=off."""
+    """Predictions on VAL_SELECT by the weights that ship, uncalibrated; None for training.gate=off."""
 
     @property
     def share(self) -> float:
@@ -65,8 +65,8 @@ def pick_share(
     Args:
         tuned: State dict after fine-tuning, with adapters merged.
         start: State dict that fine-tuning started from.
-        context: Of phase 1.
-        config: Has the setting of the gate.
+        context: Context of phase 1.
+        config: Settings with `gate`.
         description: The classifier that was fine-tuned.
         logits_of_probe: (M, 2) of VAL_SELECT by the probe, which is the share 0 and may have another size of the input;
             None for training.gate=off.

@@ -33,7 +33,7 @@ from streetvision.models.views import ViewArrays
 from streetvision.pipeline.scores import open_classifier, rows_of_folds
 
 SEED = 0
-"""Of the order of the images."""
+"""Seed of the order of the images."""
 
 
 def save_reference(context: Context, scores: Scores) -> Path:

@@ -92,7 +92,7 @@ def fit_probe_head(
 
     Args:
         classifier: Its backbone is used; it is frozen and does not change.
-        context: Of phase 1.
+        context: Context of phase 1.
         representation: The features that the head reads, of those that the settings allow, chosen before; None: they
             are chosen, and probe.json and the head are written.
     """

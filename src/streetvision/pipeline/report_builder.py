@@ -209,7 +209,7 @@ def summary_lines(report: Report) -> list[str]:
         of_folds = report["out_of_fold"]
         other_level = "" if of_folds["level"] == report["level"] else f"; {level_text(of_folds['level'])} intervals"
         folds = [
-            f"Out of fold, {of_folds['images']:,} images that the folds of cross_fit held out in turn{other_level}",
+            f"Out of fold, {of_folds['images']:,} images, each scored by a model without its fold{other_level}",
             f"  MCC    {text('mcc', of_folds['metrics'])}   ROC-AUC {text('roc_auc', of_folds['metrics'])}   "
             f"ECE {text('ece', of_folds['metrics'])}",
             f"  {better_evidence(report)}",

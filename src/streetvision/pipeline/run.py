@@ -48,7 +48,7 @@ COLLAPSED_WARNING = (
 
 
 def launch_training(config: RunConfig, *, console: Console, only: Collection[str] | None = None) -> ArtifactSchema:
-    """Run the phases of `config`, or `only` these of them, and return the paths of the run.
+    """Run the phases of `config`, or only those in `only`, and return the paths of the run.
 
     With torchrun, rank 0 runs the phases. The other ranks take part in training only.
     """

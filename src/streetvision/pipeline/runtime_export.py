@@ -277,7 +277,7 @@ def _compare(predictor: Predictor, model: GraphModel, context: Context, most: in
 
 
 def _run_context(bundle: Path, overrides: Sequence[str], console: Console) -> Context:
-    """The splits of the run around the bundle, as far as an export may open them, and its limits of image files."""
+    """The splits of the run around the bundle that an export may open, and its limits of image files."""
     folder = bundle_folder(bundle)
     config = compose_config(overrides, base={"run_dir": str(folder.absolute().parent)})
     keys = config.overrides.keys() - {"data.root"}

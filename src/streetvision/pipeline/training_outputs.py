@@ -1,4 +1,4 @@
-"""Helpers of the training phases for what they write: metrics.csv, and the check of merged adapters."""
+"""metrics.csv of a training, and the check of merged adapters."""
 
 import csv
 import io

@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 FIELD = "image"
 MEGABYTE = 1_000_000
 MAX_FILES, MAX_FIELDS = 1, 4
-"""Of a form."""
+"""Largest number of files and of other fields in a form."""
 FORM_LIMITS = {
     "Too many files": "the form has more than one file: send one image per request",
     "Too many fields": f"the form has more than {MAX_FIELDS} fields other than the file",

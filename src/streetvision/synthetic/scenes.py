@@ -84,11 +84,6 @@ class Scene:
     roadwork: NDArray[np.bool_]
     """(H, W): True where roadwork is visible."""
 
-    @property
-    def roadwork_share(self) -> float:
-        """Fraction of the image in which roadwork is visible, 0 to 1."""
-        return float(self.roadwork.mean())
-
 
 def draw_scene(seed: int, config: SceneConfig) -> Scene:
     """Draw the scene of a seed; `count` and `first_seed` have no effect on it."""

@@ -1,4 +1,4 @@
-"""Settings of the supervised trainings, in a module of their own: the code that reads them loads Lightning."""
+"""Settings of phases 1, 4c and MaC-Cal. This module does not import Lightning, so that settings load quickly."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -211,7 +211,7 @@ class AutoConfig(LayerDecayConfig):
 
     mode: Literal["auto"] = "auto"
     epochs: Count | None = None
-    """Passes over the training images; null: 3 to 16, the fewer the more images there are."""
+    """Passes over the training images; null: 3 to 16, fewer for more images."""
     batch_size: Count = 16
     learning_rate: Rate = 1e-4
     layer_decay: float = Field(default=1.0, gt=0, le=1)

@@ -27,7 +27,7 @@ SEARCH_TOLERANCE, FINAL_TOLERANCE = 1e-2, 1e-6
 """Largest gradient at which lbfgs stops, in the cross-validation and in the final fit."""
 EPSILON = 1e-6
 NORM_EPSILON = 1e-5
-"""Of torch's LayerNorm."""
+"""Epsilon of torch's LayerNorm."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Candidate:
     difference: float
     """NLL minus that of the first candidate."""
     standard_error: float
-    """Of the difference, by groups."""
+    """Standard error of the difference, by groups."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class FeatureBank:
     """The pooled tokens of several blocks, from which any representation is read.
 
     Args:
-        features: (N, L * K * D), as `Pooling` orders them: for each block in turn, its poolings in turn.
+        features: (N, L * K * D), in the order of `Pooling`: all poolings of a block, then those of the next.
         pooling: The K poolings, joined by an underscore.
         layers: L.
     """

@@ -1,1 +1,1 @@
-"""Runtimes that execute a bundle: PyTorch, ONNX Runtime, OpenVINO."""
+"""Exported runtimes of a bundle, ONNX Runtime and OpenVINO, and their comparison with PyTorch."""

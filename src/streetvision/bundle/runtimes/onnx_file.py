@@ -26,7 +26,7 @@ MESSAGES: Mapping[str, Mapping[int, str]] = {
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
     "TensorProto": {},
 }
-"""Message -> number of a field -> its message, as far as a tensor can be in it."""
+"""Message -> number of a field -> its message, for the fields that can contain a tensor."""
 EXTERNAL_DATA, DATA_LOCATION = 13, 14
 """Fields of a TensorProto: the entries about another file, and whether the tensor is in one (0: it is not)."""
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5

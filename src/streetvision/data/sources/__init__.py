@@ -1,1 +1,1 @@
-"""Images from folders, tables, tar archives, Parquet files and Hugging Face datasets."""
+"""Images from folders, tables, COCO, tar archives, Parquet files and Hugging Face datasets."""

@@ -39,7 +39,7 @@ class ColumnNames:
     source: str | None = None
 
     def resolve(self, present: Iterable[str], where: str) -> dict[str, str]:
-        """Map 'group' and 'source' to the columns that hold them, in any case, as far as they exist.
+        """Map 'group' and 'source' to the columns that hold them, in any case; a missing one is left out.
 
         Raises:
             DataError: A given column does not exist.

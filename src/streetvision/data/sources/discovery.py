@@ -261,7 +261,7 @@ def list_unlabeled(sources: Sequence[Path], *, group_pattern: str | None = None)
 
     Args:
         sources: Folders, or CSVs with the column path and optionally group.
-        group_pattern: As data.group_pattern, for images without a group; their path starts at the folder or the CSV.
+        group_pattern: The setting data.group_pattern, for images without a group; paths start at the folder or CSV.
 
     Raises:
         DataError: A source has no images, or two sources give one image different groups.

@@ -14,7 +14,7 @@ from streetvision.data.image_header import is_bounded_exif
 
 
 def read_exif(data: bytes) -> dict[str, str]:
-    """Return the columns taken (ISO 8601, local time), latitude and longitude (degrees), as far as the file has them.
+    """Return the columns taken (ISO 8601, local time), latitude and longitude (degrees), if the file has them.
 
     Only the header is read. Damaged or impossible values are left out.
     """

@@ -85,7 +85,7 @@ def stream_dataset(
     Parquet files and hub datasets are streamed: one row is in memory at a time. `texts` counts labels that are text.
 
     Raises:
-        DataError: As for `list_dataset`.
+        DataError: See `list_dataset`.
     """
     dataset = _load(root, split)
     for name in ("image", "label"):

@@ -75,7 +75,7 @@ class _Source:
     total: int
     """Number of entries; 0 if it is not known."""
     identity: object
-    """JSON value that changes when the entries change, as far as that is known before they are read."""
+    """JSON value that changes when the entries change, if that is known before they are read."""
     skipped: tuple[RejectedFile, ...] = ()
     """Files at the same place that are not entries."""
     warnings: tuple[str, ...] = ()

@@ -200,7 +200,7 @@ class TarReader:
             extended, problem, pending = {}, "", b""
 
     def _is_inside(self, position: int) -> bool:
-        """Whether a position is in the archive, as far as its length is known."""
+        """Whether a position is in the archive; True if its length is unknown."""
         longest = self._length if self._length is not None else self._limit
         return longest is None or position <= longest
 

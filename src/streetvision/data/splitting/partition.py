@@ -111,7 +111,7 @@ def make_folds(
         existing_folds: sha256 -> fold of rows that were assigned before, or NO_FOLD for VAL_TEST; they and their groups
             keep it. If a class would be missing from a fold, only VAL_TEST is kept.
         near_duplicates: Clusters that the groups must contain.
-        keep_test: As in `make_partition`.
+        keep_test: Previous VAL_TEST; see `make_partition`.
 
     Raises:
         DataError: VAL_TEST, or one of FEWEST_FOLDS folds, would lack a class.
@@ -126,7 +126,7 @@ def make_folds(
         names = [*(f"fold {fold}" for fold in range(count)), str(Split.VAL_TEST)]
         shares = np.array([(1 - test) / count] * count + [test])
         existing = {sha256: count if fold == NO_FOLD else fold for sha256, fold in known.items()}
-        # Rows that were chosen for their label do not affect where the others are; their groups are not in VAL_TEST.
+        # Rows that a model selected for labeling do not affect where the others are; their groups are not in VAL_TEST.
         others = [row for row in index.rows if unit_name(row) not in chosen]
         of_others = _assign(
             others, shares, names=names, seed=seed, existing=existing, closed=count if keep_test else None
@@ -230,7 +230,7 @@ def _places_of_random_rows(
 ) -> dict[str, int]:
     """sha256 -> place, of new rows that `streetvision label` drew at random, and of their groups.
 
-    The labels have no effect: rows that were chosen for their label are in TRAIN, so a stratified assignment would
+    The labels have no effect: rows that a model selected are in TRAIN, so a stratified assignment would
     give the other splits what TRAIN lacks, and they would not have the classes in the proportion of the pool.
     """
     if not any(row.queue == RANDOM_QUEUE for row in rows):

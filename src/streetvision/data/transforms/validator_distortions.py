@@ -1,6 +1,6 @@
 """Distortions that the subnet's validator applies to an image before it sends a challenge.
 
-A profile names the behavior of the validator from a date on. Each level is drawn with equal probability.
+A profile names the behavior of the validator since a date. Each level is drawn with equal probability.
 
 jan2026: Level 0 crops and resizes. Level 1 rotates and crops at random. Level 2 also may reduce color, contrast and
     detail. Level 3 does so with two strengths, and may add chroma noise and blur.
@@ -155,7 +155,7 @@ STRENGTHS: Mapping[int, Mapping[str, Sequence[float | None]]] = {
 
 @dataclass(frozen=True)
 class Profile:
-    """Behavior of the validator from a date on."""
+    """Behavior of the validator since a date."""
 
     framing: Framing
     levels: tuple[int, ...]

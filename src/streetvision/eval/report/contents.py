@@ -64,7 +64,7 @@ class Selective(TypedDict):
     predicted: int
     """Images without an abstention."""
     counts: CountsRow
-    """Of the predicted images."""
+    """Confusion matrix of the predicted images."""
     risk: Figure
     """Among the predicted images."""
 
@@ -91,7 +91,7 @@ class Mistake(TypedDict):
     label: int
     """0 or 1."""
     probability: float
-    """Of class 1."""
+    """Probability of class 1."""
     thumbnail: NotRequired[str]
     """Key of its image."""
 

@@ -1,1 +1,1 @@
-"""Data check and data import."""
+"""From photographs to splits: scan, check, import and partition."""

@@ -55,7 +55,7 @@ def partition_rows(
         roles: sha256 -> split of rows that keep it under split.
         folds: sha256 -> fold, or NO_FOLD, of rows that keep it under cross_fit.
         progress: Receives the choice of auto.
-        keep_test: As in `make_partition`.
+        keep_test: Previous VAL_TEST; see `make_partition`.
 
     Raises:
         DataError: A split or a fold would lack a class.

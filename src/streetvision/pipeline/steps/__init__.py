@@ -1,1 +1,1 @@
-"""One module a phase: read artifacts, call one floor down, write artifacts."""
+"""The code of the phases: each reads artifacts, calls the packages of the layers below, and writes artifacts."""

@@ -74,7 +74,7 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     """Train in each fold, save the scores of all rows, and save the model that ships.
 
     Args:
-        context: Of phase 1, outside the folds.
+        context: Context of phase 1, outside the folds.
         classifier: With a new head.
         started: Time at which the phase started.
     """
@@ -98,8 +98,8 @@ def run_cross_fit(context: Context, classifier: Classifier, started: float) -> O
     if isinstance(config, AutoConfig):
         config, n_folds, initial = _within_budget(initial, config, context)
     in_folds = torch.tensor(context.fold_of_evaluated_rows) < n_folds
+    # The evaluated rows of the folds in which a fine-tuned model is trained.
     compared = rows_of_folds(context, Split.TRAIN, n_folds)
-    """The evaluated rows of the folds in which a fine-tuned model is trained."""
 
     logits, tuned_ships, merge_error = None, False, None
     gate: Gate | None = None

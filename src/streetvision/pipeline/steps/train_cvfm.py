@@ -288,8 +288,8 @@ def _cross_fit_evidence(
     trained on too well for anything to be learnt from their tiles.
 
     Args:
-        context: Of the phase.
-        settings: Of the candidate.
+        context: Context of the phase.
+        settings: Settings of the candidate.
         model: The fused classifier that ships; its fusion is fitted in place.
         parts: Views of the rows of each fold.
         single_view: (M, 2) out-of-fold logits.

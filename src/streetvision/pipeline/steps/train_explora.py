@@ -44,11 +44,11 @@ from streetvision.training.ssl.head_training import HeadTraining
 from streetvision.training.trainer import TrainerOptions, seed_all, train_module
 
 MAX_KNN_MCC_LOSS = 0.05
-"""Largest loss of the neighbors' MCC without a warning. A harmful adaptation was measured at 0.17."""
+"""Largest loss of the neighbors' MCC without a warning."""
 MONITORED_IMAGES = 128
 """Largest number of images of VAL_SELECT on which the loss and the spread of the embeddings are measured."""
 SWAV_LEARNING_MARGIN = 0.02
-"""Nats by which SwAV's loss must be below that of collapse: 0.001 was measured for collapse, 0.05 for learning."""
+"""Nats by which SwAV's loss must be below that of collapse."""
 
 
 def run(context: Context) -> Outcome:

@@ -1,4 +1,4 @@
-"""Settings of phase 4a, in a module of their own: the code that reads them loads Lightning."""
+"""Settings of phase 4a. This module does not import Lightning, so that settings load quickly."""
 
 from typing import Annotated, Literal, Self
 

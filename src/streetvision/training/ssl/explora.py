@@ -75,7 +75,7 @@ class TwoViewEmbeddings(NamedTuple):
     targets: tuple[Tensor, Tensor] | None
     """Embeddings (B, D) by the momentum target, for methods that have one."""
     group_ids: Tensor
-    """(B,) integers; images with the same id are no negatives of each other."""
+    """(B,) integers; images with the same id are not negatives of each other."""
 
 
 class Method(nn.Module):
@@ -165,7 +165,7 @@ class DIET(Method):
     """Recognition, from each view, of its image among all that are trained on. The group ids are numbers of images.
 
     References:
-        arXiv 2509.06990.
+        Rodas et al. 2025, arXiv 2509.06990 (DIET-CP).
     """
 
     def __init__(self, config: DIETConfig, n_images: int) -> None:

@@ -35,7 +35,7 @@ class SimCLRLoss(nn.Module):
         ConfigError: The temperature is not above 0.
 
     References:
-        Chen et al. 2020, arXiv 2002.05709, equation 1. Images of one group are no negatives of each other, as in
+        Chen et al. 2020, arXiv 2002.05709, equation 1. Images of one group are not negatives of each other, as in
         Khosla et al. 2020, arXiv 2004.11362.
     """
 
@@ -51,7 +51,7 @@ class SimCLRLoss(nn.Module):
         Args:
             first: First views (N, D).
             second: Second views (N, D).
-            group_ids: Integers (N,); images with the same id are no negatives. None: every image is its own group.
+            group_ids: Integers (N,); images with the same id are not negatives. None: every image is its own group.
         """
         first, second = (F.normalize(_at_least_float32(view), dim=1) for view in (first, second))
         count, offset = len(first), len(first) * _rank()
