@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from streetvision.cli.errors import report_errors
+from streetvision.cli.errors import flushed_output, report_errors
 
 
 def message_of(error: Exception, capsys) -> str:
@@ -54,6 +54,16 @@ def test_too_little_memory_of_a_gpu_is_named_with_a_setting(capsys):
     message = message_of(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), capsys)
     assert "GPU" in message
     assert "training.micro_batch_size" in message
+
+
+def test_a_pipe_to_a_process_that_was_killed_is_not_standard_output(capsys):
+    ours, other = multiprocessing.Pipe()
+    other.close()
+    with pytest.raises(SystemExit), flushed_output():
+        ours.send("task")
+    message = capsys.readouterr().err
+    assert "worker process" in message
+    assert "standard output" not in message
 
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.EACCES, errno.ENOSPC])

@@ -23,6 +23,7 @@ ALARM = 4
 INTERRUPTED = 130
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 NO_PERMISSION = {errno.EACCES, errno.EPERM}
+KILLED_WORKER_HINT = "run the same command again to resume; a smaller loader.num_workers needs less memory"
 GPU_MEMORY_HINT = (
     "set loader.batch_size=8, for fine-tuning training.micro_batch_size=4, or a smaller model.image_tokens"
 )
@@ -71,10 +72,7 @@ def report_errors(*, debug: bool) -> Iterator[None]:
         # A killed worker reports itself in these two ways, with no type of its own.
         if not (isinstance(error, BrokenExecutor) or "DataLoader worker" in str(error)):
             raise
-        _exit_with(
-            "a worker process was killed",
-            "run the same command again to resume; a smaller loader.num_workers needs less memory",
-        )
+        _exit_with("a worker process was killed", KILLED_WORKER_HINT)
 
 
 def _is_about_shared_memory(error: BaseException) -> bool:
@@ -111,6 +109,8 @@ def flushed_output() -> Iterator[None]:
     except OSError as error:
         if error.filename is not None or error.errno not in {errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF}:
             raise
+        if any("multiprocessing" in Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__)):
+            _exit_with("a worker process was killed", KILLED_WORKER_HINT)
         # The interpreter flushes again when it ends, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _exit_with(f"standard output cannot be written: {error.strerror}", None)
