@@ -15,7 +15,11 @@ from streetvision.contracts.policies import (
 MODEL, OTHER = "a" * 64, "b" * 64
 SCORES = ScoresRef(sha256=OTHER, model_sha256=MODEL, split="val_calib", n=10, positives=4)
 INTERVAL = ThresholdInterval(low=0.3, high=0.5, level=0.95, n_resamples=1000, units=10)
-POLICY = ThresholdPolicy(threshold=0.4, interval=INTERVAL, metrics={"mcc": 0.9}, operating_points={}, scores=SCORES)
+POINTS = {
+    "data": OperatingPoint(threshold=0.4, metrics={"mcc": 0.9}),
+    "balanced": OperatingPoint(threshold=0.6, metrics={"mcc": 0.8}),
+}
+POLICY = ThresholdPolicy(threshold=0.4, interval=INTERVAL, metrics={"mcc": 0.9}, operating_points=POINTS, scores=SCORES)
 BUNDLE = {
     "policy_type": "threshold",
     "policy": POLICY.model_dump(),
@@ -131,7 +135,7 @@ def test_a_fusion_that_the_policy_was_not_fitted_on_is_rejected(change, message)
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), float("inf")])
 def test_a_threshold_is_a_probability(threshold):
     with pytest.raises(ValidationError):
-        ThresholdPolicy(threshold=threshold, interval=INTERVAL, metrics={}, operating_points={}, scores=SCORES)
+        ThresholdPolicy(threshold=threshold, interval=INTERVAL, metrics={}, operating_points=POINTS, scores=SCORES)
 
 
 RISK = {"kind": "fnr", "alpha": 0.05, "delta": 0.1, "reason": "", "n": 60, "units": "rows"}
@@ -152,10 +156,6 @@ def test_the_lower_bound_is_at_most_the_upper_bound():
         RiskControl.model_validate(RISK | {"certified": True, "lo": 2.0, "hi": 1.0})
 
 
-POINTS = {
-    "data": OperatingPoint(threshold=0.4, metrics={"mcc": 0.9}),
-    "balanced": OperatingPoint(threshold=0.6, metrics={"mcc": 0.8}),
-}
 SCRC = {
     "policy_type": "scrc",
     "scrc_params": {
@@ -180,10 +180,12 @@ def test_both_policies_have_a_balanced_threshold():
     assert threshold.balanced_threshold == ScrcPolicy.model_validate(SCRC).balanced_threshold == 0.6
 
 
-def test_a_policy_without_a_balanced_point_is_an_assertion_error():
-    broken = POLICY.model_copy(update={"operating_points": {"balanced": None}})
-    with pytest.raises(AssertionError, match="only the operating point fpr"):
-        broken.balanced_threshold  # noqa: B018
+@pytest.mark.parametrize("points", [{}, {"balanced": None}])
+def test_a_policy_without_a_balanced_point_is_rejected(points):
+    with pytest.raises(ValidationError, match="balanced"):
+        ThresholdPolicy(threshold=0.4, interval=INTERVAL, metrics={}, operating_points=points, scores=SCORES)
+    with pytest.raises(ValidationError, match="balanced"):
+        ScrcPolicy.model_validate(SCRC | {"scrc_params": SCRC["scrc_params"] | {"operating_points": points}})
 
 
 def test_a_bundle_may_contain_either_policy():

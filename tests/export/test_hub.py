@@ -1,12 +1,15 @@
 """The export for the Hugging Face Hub: a model card with valid metadata, and the unchanged bundle."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from streetvision import load_bundle
+from streetvision.bundle.format import read_bundle
 from streetvision.contracts.artifact_schema import ArtifactSchema
+from streetvision.export.hub import Card, model_card
 from streetvision.io.atomic import read_json
 from tests.conftest import edit_bundle_json
 
@@ -47,6 +50,19 @@ def test_the_card_has_the_metrics_of_the_evaluation_and_the_bundle_loads(finishe
     code, _, err = command(*arguments)
     assert code == 2
     assert "is not an empty folder" in err
+
+
+@pytest.mark.parametrize("name", ["none", "platt"])
+def test_the_card_says_calibrated_only_if_the_bundle_is(finished_run, name):
+    bundle = read_bundle(finished_run / "export")
+    params = bundle.manifest.policy.scrc_params
+    calibrator = params.calibrator.model_copy(update={"name": name})
+    policy = bundle.manifest.policy.model_copy(
+        update={"scrc_params": params.model_copy(update={"calibrator": calibrator})}
+    )
+    bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"policy": policy}))
+    head, body = metadata(model_card(bundle, Card(name="ours", license="mit"), None))
+    assert ("calibrated" in head["tags"], "calibrated probability" in body) == (name != "none", name != "none")
 
 
 def test_a_folder_with_files_of_the_system_is_empty(finished_run, command, tmp_path):

@@ -167,8 +167,10 @@ def test_images_that_a_training_with_the_labels_evaluates_are_protected(scenes, 
     assert 0 < len(pool.protected & {row.sha256 for row in pool.rows}) < len(pool.rows)
 
 
-def test_the_next_command_has_each_setting_once(command, tmp_path, monkeypatch):
-    monkeypatch.setattr("streetvision.serving.launch.run_app", lambda *_: None)
+@pytest.mark.parametrize("labeled", [True, False])
+def test_the_next_command_has_each_setting_once_if_there_are_labels(command, tmp_path, monkeypatch, labeled):
+    labels = tmp_path / "mine" / "labels.parquet"
+    monkeypatch.setattr("streetvision.serving.launch.run_app", lambda *_: labels.touch() if labeled else None)
     (tmp_path / "pool").mkdir()
     photo(tmp_path / "pool" / "1.jpg", 1)
     settings = [f"data.labels={tmp_path / 'mine'}", "data.seed=3"]
@@ -176,8 +178,8 @@ def test_the_next_command_has_each_setting_once(command, tmp_path, monkeypatch):
         "label", "--images", tmp_path / "pool", "--queue", "random", "--labeler", "ann", "--port", 0, *settings
     )
     assert code == 0, err
-    next_line = next(line for line in out.splitlines() if "streetvision train" in line)
-    assert next_line.split()[-3:] == ["train", f"data.labels={tmp_path / 'mine' / 'labels.parquet'}", "data.seed=3"]
+    commands = [line.split()[-3:] for line in out.splitlines() if "streetvision train" in line]
+    assert commands == ([["train", f"data.labels={labels}", "data.seed=3"]] if labeled else [])
 
 
 @pytest.mark.parametrize("dataset", [False, True])

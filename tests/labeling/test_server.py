@@ -224,11 +224,14 @@ def test_agreement_of_two_people_is_served(client, queue):
     assert (pair["images"], pair["agreed"], pair["kappa"]) == (3, 2, pytest.approx(0.4))
 
 
-def test_a_command_continues_after_its_server_is_interrupted():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_continues_after_its_server_is_stopped(number):
     @asynccontextmanager
     async def interrupted(_):
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         yield
 
+    before = signal.getsignal(signal.SIGTERM)
     with open_listener("127.0.0.1", 0) as listener:
         run_app(FastAPI(lifespan=interrupted), listener)
+    assert signal.getsignal(signal.SIGTERM) is before

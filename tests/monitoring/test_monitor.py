@@ -265,6 +265,17 @@ def test_a_labeled_name_of_two_images_is_an_error(bundle, reference, tmp_path):
     assert again.risk.labels > 0
 
 
+def test_equal_digests_are_one_image_though_its_margin_depends_on_the_batch(bundle, reference, tmp_path):
+    rows, labels = lines(reference, 40, 5)
+    for index, row in enumerate(rows):
+        row["image"] = f"{index:064x}"
+    signals = rows[3]["signals"]
+    again = rows[3] | {"signals": signals | {"margin": signals["margin"] + 0.02}}
+    file = write_labels(tmp_path / "labels.csv", [row["image"] for row in rows], labels)
+    status = update_state(bundle, [write(tmp_path / "p.jsonl", [*rows, again])], state=tmp_path / "state", labels=file)
+    assert status.risk.labels > 0
+
+
 def test_labels_of_other_names_are_an_error_and_single_ones_a_warning(bundle, reference, tmp_path, caplog):
     rows, labels = lines(reference, 40, 5)
     predictions, names = write(tmp_path / "p.jsonl", rows), [row["image"] for row in rows]

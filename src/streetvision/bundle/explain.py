@@ -65,7 +65,9 @@ def draw_overlay(pixels: Pixels, prediction: Prediction) -> bytes:
     legend = 2 * LINE + 2 * MARGIN if tiles else 0
     overlay = Image.new("RGB", (WIDTH, top + picture.height + MARGIN + legend + sum(heights)), BACKGROUND)
     draw, font = ImageDraw.Draw(overlay), ImageFont.load_default(TEXT_PIXELS)
-    draw.text((MARGIN, MARGIN), f"{prediction.label}, p = {prediction.probability:.3f}", TEXT_COLOR, font)
+    draw.text(
+        (MARGIN, MARGIN), f"{prediction.label}; probability of class 1: {prediction.probability:.3f}", TEXT_COLOR, font
+    )
     draw.text((MARGIN, MARGIN + LINE), f"whole image: {_view_text(whole)}", TEXT_COLOR, font)
     left = (WIDTH - picture.width) // 2
     overlay.paste(_heat_map(picture, views, scale), (left, top))

@@ -4,9 +4,11 @@ Every model rejects unknown fields and non-finite numbers. A policy stores the d
 on and of the model that produced them, so a mismatch between artifacts is detected.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -20,6 +22,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Precision = Literal["fp32", "bf16", "int8"]
 """Number format of an exported graph."""
+_Points = TypeVar("_Points", bound=Mapping[str, object])
 
 
 class Artifact(BaseModel):
@@ -108,6 +111,12 @@ class OperatingPoint(Artifact):
     """Metrics at the threshold, on the scores that it was fitted on."""
 
 
+def _with_balanced(points: _Points) -> _Points:
+    if points.get("balanced") is None:
+        raise ValueError("operating_points must have a point 'balanced'")
+    return points
+
+
 class ThresholdPolicy(Artifact):
     """thresholds.json: a threshold on the softmax probability of class 1."""
 
@@ -118,7 +127,7 @@ class ThresholdPolicy(Artifact):
     interval: ThresholdInterval
     metrics: dict[str, float | int | None]
     """Metrics at the threshold, on the scores that it was fitted on. None: undefined for these scores."""
-    operating_points: dict[str, OperatingPoint | None]
+    operating_points: Annotated[dict[str, OperatingPoint | None], AfterValidator(_with_balanced)]
     """balanced: highest MCC at prevalence 1/2. recall: lowest FPR at the target recall.
 
     fpr: lowest FNR at the target FPR; None if no threshold reaches the target."""
@@ -128,7 +137,7 @@ class ThresholdPolicy(Artifact):
     def balanced_threshold(self) -> float:
         """The threshold with the highest MCC at prevalence 1/2."""
         point = self.operating_points["balanced"]
-        assert point is not None, "only the operating point fpr may be None"
+        assert point is not None, "validated"
         return point.threshold
 
 
@@ -224,7 +233,7 @@ class ScrcParams(Artifact):
     """Weights of the members of an ensemble; empty for other calibrators."""
     threshold: Probability
     """MCC-optimal threshold of the classifier without abstention, at the prevalence of the data."""
-    operating_points: dict[str, OperatingPoint]
+    operating_points: Annotated[dict[str, OperatingPoint], AfterValidator(_with_balanced)]
     """data: equal to `threshold`. balanced: for prevalence 1/2. Both are means of the optima of resamples."""
     risk_control: RiskControl
     candidates: tuple[CandidateMetrics, ...]

@@ -12,9 +12,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from streetvision.bundle.format import BUNDLE_JSON, Bundle, check_export_folder, read_bundle
+from streetvision.calibration.config import UNCALIBRATED
 from streetvision.contracts.policies import ScrcPolicy
 from streetvision.eval.report.html import environment
-from streetvision.io.atomic import write_text_atomic
+from streetvision.io.atomic import open_atomic, write_text_atomic
 
 BUNDLE_FOLDER = "bundle"
 """The bundle has its own folder next to the card, because a bundle with unexpected files is rejected."""
@@ -86,7 +87,8 @@ def write_hub(bundle: Bundle, folder: Path, card: Card, report: EvaluationSummar
     (folder / BUNDLE_FOLDER).mkdir(parents=True)
     try:
         for name in (*bundle.manifest.files, BUNDLE_JSON):
-            shutil.copyfile(bundle.folder / name, folder / BUNDLE_FOLDER / name)
+            with (bundle.folder / name).open("rb") as original, open_atomic(folder / BUNDLE_FOLDER / name) as copy:
+                shutil.copyfileobj(original, copy)
         read_bundle(folder / BUNDLE_FOLDER)
         write_text_atomic(folder / "README.md", model_card(bundle, card, report))
     except BaseException:
@@ -96,11 +98,13 @@ def write_hub(bundle: Bundle, folder: Path, card: Card, report: EvaluationSummar
 
 def model_card(bundle: Bundle, card: Card, report: EvaluationSummary | None) -> str:
     """Render README.md: metadata for the Hub as YAML front matter, then Markdown."""
+    policy = bundle.manifest.policy
+    calibrated = isinstance(policy, ScrcPolicy) and policy.scrc_params.calibrator.name != UNCALIBRATED
     metadata: dict[str, object] = {
         "license": card.license,
         "library_name": "streetvision",
         "pipeline_tag": "image-classification",
-        "tags": ["streetvision", "image-classification", "calibrated"],
+        "tags": ["streetvision", "image-classification", *(["calibrated"] if calibrated else [])],
     }
     metrics: dict[str, MetricEstimate] = {}
     if report is not None:
@@ -121,6 +125,7 @@ def model_card(bundle: Bundle, card: Card, report: EvaluationSummary | None) -> 
         environment("streetvision.export")
         .get_template("model_card.md.j2")
         .render(
+            calibrated=calibrated,
             metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True),
             card=card,
             bundle_folder=BUNDLE_FOLDER,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import cache
@@ -117,9 +118,8 @@ def _parse(override: str) -> tuple[str, object]:
     """Split KEY=VALUE. The value of a text setting is taken literally, that of any other setting is parsed as YAML."""
     key, equals, text = override.partition("=")
     if not equals:
-        raise ConfigError(
-            f"{override!r} is not a setting", "write settings as KEY=VALUE, for example training.epochs=5"
-        )
+        example = f"data.root={shlex.quote(override)}" if Path(override).exists() else "training.epochs=5"
+        raise ConfigError(f"{override!r} is not a setting", f"write settings as KEY=VALUE, for example {example}")
     if _is_text(key) and text != "null":
         return key, text
     try:

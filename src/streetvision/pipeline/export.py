@@ -97,7 +97,8 @@ def export_miner(request: ExportRequest, console: Console) -> None:
     console.line(
         "differences",
         f"the miner stretches images whose aspect ratio is more than {MAX_STRETCH:g} times that of the input, or less "
-        f"than 1/{MAX_STRETCH:g} (the bundle pads them), and drops transparency (the bundle puts it over white)",
+        f"than 1/{MAX_STRETCH:g} (the bundle pads them), drops transparency (the bundle puts it over white) "
+        "and clips gray of 16 bits (the bundle scales it)",
     )
     if miner.transformers != PINNED:
         console.warn(

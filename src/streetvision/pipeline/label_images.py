@@ -125,6 +125,9 @@ def serve_labels(overrides: Sequence[str], options: LabelOptions, *, host: str, 
         console.line("labels", str(store.path))
         console.line("page", f"http://{url_host(host)}:{listener.getsockname()[1]}/  (y, n, s: skip, u: undo, z: zoom)")
         run_app(app, listener)
+    if not store.path.exists():
+        console.line("labels", "none: no image was labeled")
+        return
     others = [override for override in overrides if not override.startswith("data.labels=")]
     console.next_command("streetvision", "train", f"data.labels={store.path}", *others)
 

@@ -212,6 +212,7 @@ def summary_lines(report: Report) -> list[str]:
             f"Out of fold, {of_folds['images']:,} images, each scored by a model without its fold{other_level}",
             f"  MCC    {text('mcc', of_folds['metrics'])}   ROC-AUC {text('roc_auc', of_folds['metrics'])}   "
             f"ECE {text('ece', of_folds['metrics'])}",
+            f"  recall {text('recall', of_folds['metrics'])}   false alarm rate {text('fpr', of_folds['metrics'])}",
             f"  {better_evidence(report)}",
         ]
     rate = f"recall {text('recall')}" if positives else f"false alarm rate {text('fpr')}"

@@ -2,9 +2,11 @@
 
 import ipaddress
 import os
+import signal
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -29,8 +31,9 @@ def serve_bundle(bundle: Path, overrides: Sequence[str], *, host: str, port: int
     with open_listener(host, port) as listener:
         app = create_app(load_bundle(bundle), config)
         address = f"http://{url_host(host)}:{listener.getsockname()[1]}/"
-        console.line("serving", f"{address}  (at most {config.max_in_flight} requests in flight)")
-        run_app(app, listener)
+        with suppress(KeyboardInterrupt):  # between this line and the start of the server
+            console.line("serving", f"{address}  (at most {config.max_in_flight} requests in flight)")
+            run_app(app, listener)
 
 
 def key_from_environment() -> str | None:
@@ -75,13 +78,26 @@ def url_host(host: str) -> str:
 
 
 def run_app(app: FastAPI, listener: socket.socket) -> None:
-    """Serve an application until interrupted."""
+    """Serve an application until interrupted or terminated."""
     import uvicorn
 
     # h11 limits the length of the headers; uvicorn's other parser, httptools, does not.
     settings = uvicorn.Config(app, http="h11", log_level="warning", server_header=False)
-    with suppress(KeyboardInterrupt):  # the server raises it again after it has shut down
+    # The server shuts down at a signal, and raises it again afterwards.
+    with suppress(KeyboardInterrupt), _ignored_sigterm():
         uvicorn.Server(settings).run(sockets=[listener])
+
+
+@contextmanager
+def _ignored_sigterm() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def is_loopback(host: str) -> bool:

@@ -20,7 +20,7 @@ from streetvision.io.atomic import write_text_atomic
 from streetvision.models.config import ModelConfig
 from streetvision.pipeline.config import compose_config
 from streetvision.pipeline.console import Console
-from streetvision.pipeline.data.findings import Findings, find_problems
+from streetvision.pipeline.data.findings import CONFOUNDED_AUC, Findings, find_problems
 from streetvision.pipeline.data.page import render_findings
 from streetvision.pipeline.settings import refuse_settings_of_options, warn_without_effect
 
@@ -54,7 +54,8 @@ def check_data(
     counts = [sum(row.label == label for row in rows) for label in (0, 1)]
     groups = {row.group for row in rows if row.group is not None}
     console.line("images", f"{len(rows)}: {counts[0]} {names[0]}, {counts[1]} {names[1]}")
-    console.line("groups", f"{len(groups)}" if groups else "none: every image is split on its own")
+    grouped = sum(row.group is not None for row in rows)
+    console.line("groups", f"{len(groups)}, of {grouped} images" if groups else "none: every image is split on its own")
     console.line("duplicates", f"{scan.duplicates} images have the content of another one; they stay in one split")
     _print_near_duplicates(findings, console)
     _print_embedding_duplicates(findings, console)
@@ -171,8 +172,7 @@ def _print_metadata(findings: Findings, console: Console) -> None:
     if auc is None:
         console.line("metadata", "too few groups to check whether size and brightness reveal the label")
         return
-    console.line(
-        "metadata", f"size and brightness alone: ROC-AUC {auc:.2f} (0.50 or less: they do not reveal the label)"
-    )
+    meaning = f"0.5 is chance; above {CONFOUNDED_AUC:g} they reveal the label"
+    console.line("metadata", f"size and brightness alone: ROC-AUC {auc:.2f} ({meaning})")
     if findings.confounded:
         console.warn("size or brightness reveals the label: use the same cameras and hours for both classes")
