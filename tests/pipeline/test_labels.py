@@ -211,7 +211,7 @@ def test_an_image_that_changed_since_it_was_labeled_is_reported(split, photos, t
     rows, _ = split(f"data.root={folder}", f"data.labels={labels}")
     assert len(rows) == 61
     report = read_json(tmp_path / "run" / "data_report.json")
-    assert report["invalid"] == [{"path": str(pool[0][0]), "reason": "has changed since it was labeled"}]
+    assert report["invalid"] == [{"path": str(pool[0][0]), "reason": "has changed since it was labelled"}]
 
 
 def test_labels_of_a_data_set_that_was_moved_are_used(split, photos, tmp_path):

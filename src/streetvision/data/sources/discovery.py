@@ -247,7 +247,7 @@ def _layout_hint(root: Path, counts: Mapping[str, int], *, class_names: tuple[st
         labels = {fold_name(name): label for label, name in enumerate(class_names)}
         filled.sort(key=lambda name: labels.get(fold_name(name), 0.5))  # a known class keeps its place
         setting, swapped = (list_setting("data.class_names", names) for names in (filled, filled[::-1]))
-        return f"to find {filled[1]!r} set {setting}, to find {filled[0]!r} set {swapped}: the negative class is first"
+        return f"set {setting} to find {filled[1]!r}, or {swapped} to find {filled[0]!r}"
     return f"each class is a folder under data.root, or an index.csv lists path,label; {class_names_hint(class_names)}"
 
 
