@@ -86,7 +86,8 @@ def parse_label(text: str, *, class_names: tuple[str, str], where: str, found: I
         texts = {fold_name(other): other.strip() for other in found if fold_name(other) not in MISSING}
         listed = sorted(texts.values())[:8]
         if len(texts) == 2 and not texts.keys() & labels.keys():
-            hint = f"set {list_setting('data.class_names', listed)}, the negative class first"
+            setting, swapped = (list_setting("data.class_names", names) for names in (listed, listed[::-1]))
+            hint = f"set {setting} to find {listed[1]!r}, or {swapped} to find {listed[0]!r}"
         else:
             hint = class_names_hint(class_names) + (f"; labels in this file: {', '.join(listed)}" if listed else "")
         if folded in MISSING:
