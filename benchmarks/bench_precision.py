@@ -9,7 +9,7 @@ from lightning.pytorch.plugins import MixedPrecision, Precision
 from benchmarks.figures import Figure, interleaved_medians
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import ModelConfig
-from streetvision.models.device import has_bf16
+from streetvision.models.device import has_fast_bf16
 from streetvision.models.module import Classifier, load_classifier
 from streetvision.training.precision import lightning_precision
 
@@ -23,7 +23,7 @@ BATCH = 16
 
 def bench_precision(backbones: tuple[BackboneConfig, ...] = BACKBONES) -> Iterator[Figure]:
     """Two figures of each backbone; none where the CPU does not compute in bf16."""
-    if not has_bf16(CPU):
+    if not has_fast_bf16(CPU):
         return
     for backbone in backbones:
         classifier = load_classifier(ModelConfig(backbone=backbone)).train()

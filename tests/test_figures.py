@@ -93,13 +93,6 @@ DECISIVE = {
     "measured thresholds": ("eval/stability.py", "eval/thresholds.py"),
 }
 """Mark -> files and folders of the package that the figures depend on."""
-SAME_RESULT = {
-    # The processor was not recorded. AMX is inferred: fine-tuning took 49 ms an image in bf16, the Trainer 90 in fp32.
-    ("ef4846753", "models/device.py"): "with AMX the automatic precision is bf16 as before",
-    ("1f93cfbbd", "models/device.py"): "bench pipeline trains with training=frozen, which has no automatic precision",
-    ("1f93cfbbd", "bundle/runtimes/openvino_graph.py"): "a function it calls has another name",
-}
-"""Commit and changed file -> why the figures of this commit are those of the present code."""
 
 
 def blocks():
@@ -164,8 +157,6 @@ def test_what_decides_a_figure_is_unchanged_since_its_commit(mark, text):
             f"{commit} is not a commit of this history"
         )
         changed = [
-            path
-            for path in git("diff", "--name-only", commit, "--", *paths).stdout.split()
-            if (commit, path.removeprefix("src/streetvision/")) not in SAME_RESULT and differs(commit, path)
+            path for path in git("diff", "--name-only", commit, "--", *paths).stdout.split() if differs(commit, path)
         ]
         assert changed == [], f"measure {mark} again, or leave it out: {commit} is older than {changed}"

@@ -13,7 +13,7 @@ SMALL = BackboneConfig(source="timm", name="test_vit", pretrained=False)
 
 
 def test_every_backbone_stands_beside_autocast_and_fp32(monkeypatch):
-    monkeypatch.setattr(bench_precision, "has_bf16", lambda _: True)
+    monkeypatch.setattr(bench_precision, "has_fast_bf16", lambda _: True)
     monkeypatch.setattr(bench_precision, "BATCH", 2)
     figures = list(bench_precision.bench_precision((SMALL,)))
     assert [figure.baseline for figure in figures] == ["bf16 by torch's autocast", "fp32"]
@@ -22,7 +22,7 @@ def test_every_backbone_stands_beside_autocast_and_fp32(monkeypatch):
 
 
 def test_nothing_is_timed_where_bf16_is_emulated(monkeypatch):
-    monkeypatch.setattr(bench_precision, "has_bf16", lambda _: False)
+    monkeypatch.setattr(bench_precision, "has_fast_bf16", lambda _: False)
     assert list(bench_precision.bench_precision((SMALL,))) == []
 
 

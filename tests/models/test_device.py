@@ -8,21 +8,10 @@ from streetvision.contracts.errors import ConfigError
 from streetvision.contracts.progress import Silent
 from streetvision.models import device as device_module
 from streetvision.models.config import CompilerConfig, HardwareConfig
-from streetvision.models.device import hardware_settings, has_bf16, has_fast_bf16
+from streetvision.models.device import hardware_settings
 from streetvision.models.module import create_model_with_compile
 from streetvision.training.config import FullConfig, MixedPrecisionConfig
 from tests.training.test_trainer import interrupted, run
-
-
-@pytest.mark.parametrize(
-    ("avx512", "amx", "native", "fast"),
-    [(False, False, False, False), (True, False, True, False), (True, True, True, True)],
-)
-def test_a_cpu_with_bf16_is_faster_in_it_only_with_amx(monkeypatch, avx512, amx, native, fast):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert (has_bf16(torch.device("cpu")), has_fast_bf16(torch.device("cpu"))) == (native, fast)
-    assert not has_bf16(torch.device("mps"))
 
 
 def test_without_compile_the_model_itself_is_returned():

@@ -2,6 +2,8 @@
 
 import json
 import re
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from streetvision.bundle.reference import (
     reference_bytes,
 )
 from streetvision.contracts.errors import ArtifactError, ConfigError, DataError
-from streetvision.contracts.policies import RiskControl, ScrcPolicy
+from streetvision.contracts.policies import RiskControl, RuntimeRef, ScrcPolicy
 from streetvision.data.quality import ImageQuality
 from streetvision.monitoring.monitor import Monitor
 from streetvision.monitoring.state import MonitorState
@@ -265,15 +267,29 @@ def test_a_labeled_name_of_two_images_is_an_error(bundle, reference, tmp_path):
     assert again.risk.labels > 0
 
 
-def test_equal_digests_are_one_image_though_its_margin_depends_on_the_batch(bundle, reference, tmp_path):
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_equal_digests_are_one_image_where_margins_depend_on_the_batch(
+    bundle, reference, tmp_path, monkeypatch, precision
+):
+    exported = read_bundle(bundle)
+    runtime = RuntimeRef.model_construct(name="onnx", precision=precision)
+    exported = replace(exported, manifest=exported.manifest.model_copy(update={"runtime": runtime}))
+    monkeypatch.setattr("streetvision.monitoring.update.read_bundle", lambda _: exported)
     rows, labels = lines(reference, 40, 5)
     for index, row in enumerate(rows):
         row["image"] = f"{index:064x}"
     signals = rows[3]["signals"]
     again = rows[3] | {"signals": signals | {"margin": signals["margin"] + 0.02}}
     file = write_labels(tmp_path / "labels.csv", [row["image"] for row in rows], labels)
-    status = update_state(bundle, [write(tmp_path / "p.jsonl", [*rows, again])], state=tmp_path / "state", labels=file)
-    assert status.risk.labels > 0
+    with nullcontext() if precision == "int8" else pytest.raises(DataError, match="unique"):
+        predictions = write(tmp_path / "p.jsonl", [*rows, again])
+        assert update_state(bundle, [predictions], state=tmp_path / "state", labels=file).risk.labels > 0
+
+
+def test_a_chart_of_one_window_has_a_point(bundle, reference, tmp_path):
+    rows, _ = lines(reference, 10, 5)
+    update_state(bundle, [write(tmp_path / "p.jsonl", rows)], state=tmp_path / "state", report=tmp_path / "page.html")
+    assert re.search(r'<circle class="line1" cx="[\d.]+" cy="-?[\d.]+"', (tmp_path / "page.html").read_text())
 
 
 def test_labels_of_other_names_are_an_error_and_single_ones_a_warning(bundle, reference, tmp_path, caplog):

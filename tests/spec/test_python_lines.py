@@ -358,11 +358,11 @@ def test_accumulation_multiplies_the_effective_batch():
 
 
 @spec(52)
-def test_bf16_is_selected_where_it_is_faster(monkeypatch):
+def test_bf16_is_selected_where_the_device_has_it(monkeypatch):
     from streetvision.training import precision
 
-    for faster, expected in ((True, "bf16-mixed"), (False, "32-true")):
-        monkeypatch.setattr(precision, "has_fast_bf16", lambda _, faster=faster: faster)
+    for has_it, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(precision, "has_fast_bf16", lambda _, has_it=has_it: has_it)
         assert precision.lightning_precision("auto", torch.device("cpu")).precision == expected
 
 

@@ -20,22 +20,13 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Return whether the device computes in bfloat16 natively; emulation would be slower than fp32."""
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return has_fast_bf16(device)
-
-
 def has_fast_bf16(device: torch.device) -> bool:
-    """Return whether the device trains faster in bfloat16 than in fp32.
-
-    A CPU does with AMX. With the bf16 instructions of AVX-512 alone a step takes longer than in fp32:
-    `streetvision dev bench training` compares them on this machine.
-    """
+    """Return whether the device computes in bfloat16 natively; emulation would be slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
 
 
 def uses_compiler(config: HardwareConfig) -> bool:

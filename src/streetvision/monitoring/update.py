@@ -23,7 +23,7 @@ from streetvision.monitoring.rows import BEGIN, PredictionBatch, PredictionFile,
 SAME_MARGIN = 1e-3
 """Largest difference of the margins of one image; the size of the batch changes the last digits."""
 IMAGE_DIGEST = re.compile("[0-9a-f]{64}")
-"""The name that the server gives an image. Its margins may differ more in int8, whose ranges are those of a batch."""
+"""The name that the server gives an image: equal names are equal images."""
 
 
 def update_state(
@@ -136,6 +136,8 @@ def _read_labels(running: Monitor, path: Path, files: Sequence[PredictionFile], 
     found: dict[str, tuple[str | None, float, int]] = {}
     components, bundle = len(running.reference.scale), running.status.bundle
     predicted: str | None = None
+    runtime = running.bundle.manifest.runtime
+    ranges_of_batch = runtime is not None and (runtime.name, runtime.precision) == ("onnx", "int8")
     for file in files if labels else []:
         end = running.state.files.get(file.key, BEGIN).offset
         for batch, _ in read_batches(file.path, BEGIN, components=components, bundle=bundle, end=end):
@@ -145,7 +147,9 @@ def _read_labels(running: Monitor, path: Path, files: Sequence[PredictionFile], 
                 if name in labels:
                     row = named.groups[index], float(named.margins[index]), int(named.decisions[index])
                     other = found.setdefault(name, row)
-                    same_image = abs(other[1] - row[1]) <= SAME_MARGIN or IMAGE_DIGEST.fullmatch(name)
+                    same_image = abs(other[1] - row[1]) <= SAME_MARGIN or (
+                        ranges_of_batch and IMAGE_DIGEST.fullmatch(name)
+                    )
                     if other[0] != row[0] or not same_image:
                         raise DataError(
                             f"{name!r} in {str(path)!r} is the name of two predicted images",

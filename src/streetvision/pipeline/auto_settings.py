@@ -33,7 +33,7 @@ def _training_settings(config: LearningConfig, section: str) -> Iterator[tuple[s
     device = pick_device()
     if not (isinstance(config, TrainingConfig) and config.mode == "frozen") and config.precision == "auto":
         fast = has_fast_bf16(device)
-        reason = f"this {device.type} {'is' if fast else 'is not'} faster in bf16 than in fp32"
+        reason = f"this {device.type} {'computes' if fast else 'does not compute'} in bf16 natively"
         yield f"{section}.mixed_precision.enabled={'true' if fast else 'false'}", reason
 
 

@@ -39,9 +39,8 @@ def describe_device() -> str:
     """The device that models run on, for example `cpu: 2 cores, fp32 only`."""
     import torch
 
-    from streetvision.models.device import has_bf16, has_fast_bf16, pick_device
+    from streetvision.models.device import has_fast_bf16, pick_device
 
     device = pick_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{usable_cores()} cores"
-    precision = "faster in bf16" if has_fast_bf16(device) else "with bf16" if has_bf16(device) else "fp32 only"
-    return f"{device.type}: {name}, {precision}"
+    return f"{device.type}: {name}, {'with bf16' if has_fast_bf16(device) else 'fp32 only'}"

@@ -31,8 +31,7 @@ class MixedPrecisionConfig(Section):
     """Mixed precision of a training through the backbone."""
 
     enabled: bool | Literal["auto"] = "auto"
-    """true: compute in `dtype` where that is safe; false: fp32; auto: true if that is faster (a
-    GPU with bf16, a CPU with AMX)."""
+    """true: compute in `dtype` where that is safe; false: fp32; auto: true if the device computes in bf16 natively."""
     dtype: Literal["bf16"] = "bf16"
     """The lower precision. fp16 is not offered: it overflows with DINOv3."""
 

@@ -1,4 +1,4 @@
-"""Precision of a training: fp32, or bf16 where that is faster. fp16 is not offered: it overflows with DINOv3."""
+"""Precision of a training: fp32, or bf16 where the device has it. fp16 is not offered: it overflows with DINOv3."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from streetvision.training.config import PrecisionName
 
 
 def lightning_precision(name: PrecisionName, device: torch.device) -> Precision:
-    """Return the precision plugin for Lightning's Trainer; `auto` is bf16 where that is faster."""
+    """Return the precision plugin for Lightning's Trainer; `auto` is bf16 where the device has it, else fp32."""
     if name == "fp32" or (name == "auto" and not has_fast_bf16(device)):
         return Precision()
     return Bf16OnCpu() if device.type == "cpu" else MixedPrecision("bf16-mixed", device.type)

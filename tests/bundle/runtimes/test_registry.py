@@ -15,7 +15,7 @@ from streetvision.bundle.runtimes.registry import RUNTIMES, open_graph, write_gr
 from streetvision.contracts.errors import ArtifactError, ConfigError, MachineError
 from streetvision.models.backbone import BackboneConfig
 from streetvision.models.config import MlpHeadConfig, ModelConfig
-from streetvision.models.device import has_bf16
+from streetvision.models.device import has_fast_bf16
 from streetvision.models.module import load_classifier
 from streetvision.models.network import seeded
 
@@ -23,7 +23,7 @@ SIZE = (64, 96)
 CLOSE = {"fp32": 1e-5, "bf16": 0.05, "int8": 0.3}
 """Largest difference of a logit; the logits of these models have a range of about 1."""
 RUNTIME_PRECISIONS = [(name, precision) for name, graph in RUNTIMES.items() for precision in graph.precisions]
-BF16 = has_bf16(torch.device("cpu"))
+BF16 = has_fast_bf16(torch.device("cpu"))
 
 
 def classifier(width=32, pooling="cls_mean"):
@@ -158,7 +158,7 @@ def test_nncf_that_is_not_installed_is_reported(program, monkeypatch, tmp_path):
 
 
 def test_bf16_is_not_written_on_a_cpu_that_cannot_measure_it(program, monkeypatch, tmp_path):
-    monkeypatch.setattr("streetvision.models.device.has_bf16", lambda _: False)
+    monkeypatch.setattr("streetvision.models.device.has_fast_bf16", lambda _: False)
     with pytest.raises(ConfigError, match="does not compute in bf16"):
         RUNTIMES["openvino"].write(program, tmp_path, "bf16", [])
 

@@ -60,9 +60,9 @@ class OpenvinoGraph(Graph):
         """Write both files; raises ConfigError for bf16 on a CPU that does not compute in bf16."""
         import torch
 
-        from streetvision.models.device import has_bf16
+        from streetvision.models.device import has_fast_bf16
 
-        if precision == "bf16" and not has_bf16(torch.device("cpu")):
+        if precision == "bf16" and not has_fast_bf16(torch.device("cpu")):
             raise ConfigError(
                 "this CPU does not compute in bf16, so the rounding cannot be measured here",
                 "export on a CPU with bf16 (see streetvision doctor), or set --precision int8",
